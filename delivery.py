@@ -1,0 +1,200 @@
+"""The worker that joins the store and the mailer: claim, send, settle, and when to try again.
+
+Any number of processes run it. What they share lies in MongoDB; a process that dies lets its leases run out, and
+another takes its e-mails over. Delivery is at least once: between the server's 250 and the settling, a death
+sends an e-mail again, with the same `Message-ID`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from mailer import Letter, Mailer, Outcome, Verdict
+from schemas import Settings
+from store import Mail, Store, Unavailable
+
+log = logging.getLogger("notifier.delivery")
+
+CLAIM_USERS: Final = 16
+"""Users whose e-mails are claimed at once; as many again may be waiting, so that the connections never idle."""
+POLL: Final = 1.0
+"""Seconds between two looks for what falls due, or was owed by another process; a fifth more or less each time."""
+STOP_GRACE: Final = 3.0
+"""Seconds that conversations under way are given when the process stops, and then the settling of the others."""
+ALARM_INTERVAL: Final = 60.0
+"""Seconds between two logged errors about one fault of the configuration."""
+
+
+@asynccontextmanager
+async def running_delivery(store: Store, settings: Settings, owed: asyncio.Event) -> AsyncIterator[Delivery]:
+    """Deliver in the background; at the end, finish or give back what is under way."""
+    mailer = Mailer(settings)
+    delivery = Delivery(store, mailer, settings, owed)
+    tasks = [asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())]
+    try:
+        yield delivery
+    finally:
+        await delivery.stop(tasks)
+        await mailer.close()
+
+
+class Delivery:
+    """Delivers what is owed. `owed` is set by whoever owes an e-mail in this process."""
+
+    def __init__(self, store: Store, mailer: Mailer, settings: Settings, owed: asyncio.Event) -> None:
+        self._store = store
+        self._mailer = mailer
+        self._settings = settings
+        self._owed = owed
+        self._slots = asyncio.Semaphore(settings.smtp_connections)
+        self._stopping = False
+        self._held: dict[asyncio.Task[None], Mail] = {}
+        self._lease_ends: dict[str, float] = {}
+        self._next_alarm = 0.0
+
+    async def run(self) -> None:
+        """Claim and deliver, for ever."""
+        while True:
+            busy = len(self._held) >= CLAIM_USERS or not self._mailer.breaker.closed
+            if self._held and busy:
+                await asyncio.wait(self._held, return_when=asyncio.FIRST_COMPLETED)
+            elif wait := self._mailer.breaker.wait():
+                await asyncio.sleep(wait)
+            elif not await self._claim():
+                await self._pause()
+
+    async def keep_leases(self) -> None:
+        """Extend what is held long before it runs out, for ever."""
+        while True:
+            await asyncio.sleep(self._settings.lease / 3)
+            mails = [mail for mail in self._held.values() if mail.id in self._lease_ends]
+            if mails:
+                ends = time.monotonic() + self._settings.lease
+                try:
+                    await self._store.extend(mails, self._settings.lease)
+                except Exception as exc:  # noqa: BLE001 - the lease is still long: the next turn may succeed
+                    log.warning("the leases could not be extended: %s", type(exc).__name__)
+                else:
+                    self._lease_ends.update({mail.id: ends for mail in mails if mail.id in self._lease_ends})
+
+    async def stop(self, loops: Iterable[asyncio.Task[None]]) -> None:
+        """Stop claiming; let the conversations under way end, for a while; give everything else back."""
+        self._stopping = True
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        if self._held:
+            await asyncio.wait(self._held, timeout=STOP_GRACE)
+            for task in self._held:
+                task.cancel()
+        if self._held:
+            await asyncio.wait(self._held, timeout=STOP_GRACE)
+
+    async def _claim(self) -> bool:
+        """Claim what is due, if anything, and start to deliver it."""
+        self._owed.clear()
+        users = CLAIM_USERS if self._mailer.breaker.closed else 1
+        ends = time.monotonic() + self._settings.lease  # counted from before the request: never later than the store's
+        try:
+            mails = await self._store.claim(users, self._settings.lease)
+        except Unavailable:
+            log.warning("MongoDB is unavailable: no e-mails can be claimed")
+            return False
+        except Exception:
+            log.exception("unexpected error: no e-mails can be claimed")
+            return False
+        for mail in mails:
+            self._lease_ends[mail.id] = ends
+            task = asyncio.create_task(self._deliver(mail))
+            self._held[task] = mail
+            task.add_done_callback(self._forget)
+        return bool(mails)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        mail = self._held.pop(task)
+        self._lease_ends.pop(mail.id, None)
+
+    async def _pause(self) -> None:
+        """Wait for the next poll, or until something is owed; meanwhile let go of idle connections."""
+        await self._mailer.close_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL * random.uniform(0.8, 1.2)):
+                await self._owed.wait()
+
+    async def _deliver(self, mail: Mail) -> None:
+        try:
+            outcome = await self._send(mail)
+        except asyncio.CancelledError:
+            outcome = Outcome(Verdict.AMBIGUOUS, "stopped", "The service was stopped while it was sending.")
+        except Exception:
+            # A fault of ours must neither lose the e-mail nor send it for ever.
+            log.exception("e-mail %s: unexpected error", mail.id)
+            outcome = Outcome(Verdict.TRANSIENT, "internal error", "The service failed to send it.")
+        if outcome is not None:
+            await self._settle(mail, outcome)
+
+    async def _send(self, mail: Mail) -> Outcome | None:
+        if mail.dead:  # by a worker that died before it was buried
+            return Outcome(Verdict.PERMANENT, "dead", mail.error or "")
+        async with self._slots:
+            if self._stopping:
+                return Outcome(Verdict.CONNECTION, "stopped", "The service was stopped before it was sent.")
+            if time.monotonic() >= self._lease_ends[mail.id]:  # we were frozen, or MongoDB was: it is another's now
+                return None
+            return await self._mailer.send(Letter(mail.id, mail.key, mail.at, mail.email))
+
+    async def _settle(self, mail: Mail, outcome: Outcome) -> None:
+        """Settle until MongoDB confirms it. Token and id make it safe however often and late it is done."""
+        settle = self._settlement(mail, outcome)
+        while True:
+            try:
+                held = await settle()
+            except Unavailable:
+                log.warning("e-mail %s: MongoDB is unavailable, it cannot be settled yet", mail.id)
+            except Exception:
+                log.exception("e-mail %s: unexpected error, it is left to its lease", mail.id)
+                return
+            else:
+                self._report(mail, outcome, held=held)
+                return
+
+    def _settlement(self, mail: Mail, outcome: Outcome) -> Callable[[], Awaitable[bool]]:
+        store, tries = self._store, mail.tries + 1
+        match outcome.verdict:
+            case Verdict.SENT:
+                return lambda: store.settle_sent(mail)
+            case Verdict.CONNECTION | Verdict.CONFIGURATION:
+                return lambda: store.settle_retry(mail, 0, mail.tries, outcome.detail)
+            case Verdict.PERMANENT:
+                return lambda: store.settle_dead(mail, mail.tries if mail.dead else tries, outcome.detail)
+            case Verdict.TRANSIENT | Verdict.AMBIGUOUS:
+                give_up = mail.at + timedelta(hours=self._settings.mail_give_up_hours)
+                if datetime.now(UTC) >= give_up:
+                    return lambda: store.settle_dead(mail, tries, f"Given up: {outcome.detail}")
+                delay = self._delay(mail, outcome.verdict)
+                return lambda: store.settle_retry(mail, delay, tries, outcome.detail)
+
+    def _delay(self, mail: Mail, verdict: Verdict) -> float:
+        """Return the seconds until the next attempt (RFC 5321, section 4.5.4.1), spread so that they do not gather."""
+        schedule = self._settings.mail_retry_minutes
+        delay = 60 * schedule[min(mail.tries, len(schedule) - 1)] * random.uniform(0.8, 1.2)
+        return max(delay, 60 * self._settings.mail_ambiguous_minutes) if verdict is Verdict.AMBIGUOUS else delay
+
+    def _report(self, mail: Mail, outcome: Outcome, *, held: bool) -> None:
+        lost = "" if held else "; its lease was lost"
+        if outcome.verdict is Verdict.CONFIGURATION:
+            if time.monotonic() < self._next_alarm:
+                return
+            self._next_alarm = time.monotonic() + ALARM_INTERVAL
+            log.error("no e-mail is sent until the SMTP settings are mended, and none is lost: %s", outcome.status)
+        else:
+            level = logging.INFO if outcome.verdict is Verdict.SENT else logging.WARNING
+            log.log(level, "e-mail %s %s: %s (%s)%s", mail.id, mail.key, outcome.verdict.value, outcome.status, lost)

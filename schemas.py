@@ -1,0 +1,428 @@
+"""All data that comes from outside: settings, requests, and the limits they are held to.
+
+Everything is validated here, once. What leaves this module is trusted by every other one.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import re
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from email.utils import parseaddr
+from pathlib import Path
+from typing import Any, Final, Self, cast
+
+from environs import Env, EnvValidationError
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate
+from marshmallow import fields as mf
+
+BODY_LIMIT: Final = 64 * 1024
+"""Bytes of a request body."""
+DATA_LIMIT: Final = 16 * 1024
+"""Bytes of `data`, serialised as compact UTF-8 JSON."""
+DATA_DEPTH: Final = 32
+"""Levels of nesting in `data`; the object itself is the first."""
+PAGE_LIMIT: Final = 1000
+INT64_MAX: Final = 2**63 - 1
+
+JSONObject = dict[str, Any]
+
+
+class Key(enum.Enum):
+    """What happened, and with it what is done: record it for the user, e-mail the user, or both."""
+
+    stored: bool
+    mailed: bool
+
+    def __new__(cls, value: str, stored: bool, mailed: bool) -> Self:  # noqa: FBT001 - the table below reads well
+        """Keep the two flags beside the value that travels."""
+        member = object.__new__(cls)
+        member._value_ = value
+        member.stored = stored
+        member.mailed = mailed
+        return member
+
+    # the value, whether it is stored, whether it is mailed
+    REGISTRATION = "registration", False, True
+    NEW_MESSAGE = "new_message", True, False
+    NEW_POST = "new_post", True, False
+    NEW_LOGIN = "new_login", True, True
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """A valid `POST /create`. Ids are 24 lower-case hex digits."""
+
+    user_id: str
+    key: Key
+    target_id: str | None = None
+    data: JSONObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """A valid `GET /list`."""
+
+    user_id: str
+    skip: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadQuery:
+    """A valid `POST /read`. `notification_id` is opaque: an unknown one is not found, never invalid."""
+
+    user_id: str
+    notification_id: str
+
+
+class ObjectIdField(mf.String):
+    """24 hex digits of either case, loaded in lower case."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, attr, data, **kwargs)
+        if not re.fullmatch("[0-9a-fA-F]{24}", text):
+            raise ValidationError("Not a valid ObjectId.")
+        return text.lower()
+
+
+class QueryInteger(mf.Integer):
+    """Decimal digits; `int()` would also take `1_0`, ` 1 ` and the digits of every script."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        if not re.fullmatch("-?[0-9]{1,19}", str(value)):
+            raise self.make_error("invalid", input=value)
+        return int(value)
+
+
+class DataField(mf.Field[JSONObject]):
+    """An object that MongoDB stores and JSON gives back unchanged; names every fault at once."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> JSONObject:
+        if not isinstance(value, dict):
+            raise ValidationError("Not an object.")
+        faults = sorted(set(_faults(value, 1)))
+        if faults:
+            raise ValidationError(faults)
+        if len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()) > DATA_LIMIT:
+            raise ValidationError(f"Larger than {DATA_LIMIT // 1024} KiB of JSON.")
+        return value
+
+
+def _faults(value: Any, depth: int) -> Iterator[str]:  # noqa: C901 - a table
+    match value:
+        case dict() | list() if depth > DATA_DEPTH:
+            yield f"Nested deeper than {DATA_DEPTH} levels."
+        case dict():
+            for name, item in value.items():
+                if name.startswith("$"):  # {"$ref": ..} would come back as a DBRef and break the list
+                    yield "A name must not start with '$'."
+                if "\0" in name:  # BSON ends a name at NUL
+                    yield "A name must not contain NUL."
+                yield from _faults(name, depth)
+                yield from _faults(item, depth + 1)
+        case list():
+            for item in value:
+                yield from _faults(item, depth + 1)
+        case str() if not _is_unicode(value):
+            yield "A text must not contain a lone surrogate."
+        case int() if not -INT64_MAX - 1 <= value <= INT64_MAX:
+            yield "An integer must fit in 64 bits."
+        case float() if not math.isfinite(value):
+            yield "A number must be finite."
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encodable(text: str) -> None:
+    if not _is_unicode(text):
+        raise ValidationError("Not valid Unicode.")
+
+
+class CreateSchema(Schema):
+    """The body of `POST /create`. A field that is not known is refused: a typo must not pass."""
+
+    class Meta:
+        """Refuse unknown fields."""
+
+        unknown = RAISE
+
+    user_id = ObjectIdField(required=True)
+    target_id = ObjectIdField(allow_none=True)
+    key = mf.Enum(Key, by_value=True, required=True)
+    data = DataField(allow_none=True)
+
+    @post_load
+    def _make(self, values: dict[str, Any], **_: object) -> Create:
+        return Create(**values)
+
+
+class ListSchema(Schema):
+    """The query of `GET /list`. A parameter that is not known is ignored."""
+
+    class Meta:
+        """Ignore unknown parameters."""
+
+        unknown = EXCLUDE
+
+    user_id = ObjectIdField(required=True)
+    skip = QueryInteger(load_default=0, validate=validate.Range(0, INT64_MAX))
+    limit = QueryInteger(load_default=10, validate=validate.Range(0, PAGE_LIMIT))
+
+    @post_load
+    def _make(self, values: dict[str, Any], **_: object) -> ListQuery:
+        return ListQuery(**values)
+
+
+class ReadSchema(Schema):
+    """The query of `POST /read`. A parameter that is not known is ignored."""
+
+    class Meta:
+        """Ignore unknown parameters."""
+
+        unknown = EXCLUDE
+
+    user_id = ObjectIdField(required=True)
+    notification_id = mf.String(required=True, validate=[validate.Length(1, 128), _encodable])
+
+    @post_load
+    def _make(self, values: dict[str, Any], **_: object) -> ReadQuery:
+        return ReadQuery(**values)
+
+
+def parse_json(text: str) -> object:
+    """Parse JSON as RFC 8259 has it, more strictly than `json.loads`.
+
+    `NaN` and `Infinity` are not JSON. A name given twice is refused: whichever value were taken, the
+    sender may have meant the other (RFC 8259, section 4).
+
+    Raises `ValueError` with a sentence for people.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a number")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JSONObject:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object gives a name twice")
+    return found
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+class Security(enum.Enum):
+    """How the SMTP connection is secured."""
+
+    AUTO = "auto"
+    TLS = "tls"
+    STARTTLS = "starttls"
+    NONE = "none"
+
+
+class SettingsError(Exception):
+    """Some variables are missing or wrong; `faults` maps each name to what is wrong with it."""
+
+    def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
+        """Name every fault in the message."""
+        self.faults = faults
+        lines = [f"  {name}: {' '.join(faults[name])}" for name in sorted(faults)]
+        super().__init__("The configuration is not valid:\n" + "\n".join(lines))
+
+
+def _address(value: str) -> None:
+    """Take one address, `user@host` or `Name <user@host>`."""
+    address = parseaddr(value)[1]
+    if address != value and not value.rstrip().endswith(f"<{address}>"):
+        raise ValidationError("Not a valid email address.")
+    validate.Email()(address)
+    if not value.isprintable():
+        raise ValidationError("Not a valid email address.")
+
+
+def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: bool = False, **parse_options: Any) -> Any:
+    metadata = {"help": help_, "parse": parse, "options": parse_options}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
+
+
+def _all_positive(values: list[float]) -> None:
+    for value in values:
+        POSITIVE(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration; each field is the environment variable of the same name in capitals."""
+
+    host: str = _setting("address to listen on; 127.0.0.1 in a local run", default="0.0.0.0")  # noqa: S104 - a container's
+    port: int = _setting("port to listen on", "int", 8080, validate=validate.Range(1, 65535))
+    email: str = _setting(
+        "address of the users that the service creates; required", default="", validate=validate.Email()
+    )
+    db_uri: str = _setting(
+        "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required", default="", secret=True
+    )
+    notifications_limit: int = _setting(
+        "notifications kept for a user; the oldest leave", "int", 100, validate=validate.Range(1, 10_000)
+    )
+    smtp_host: str = _setting("SMTP server; required", default="")
+    smtp_port: int = _setting("port of the SMTP server", "int", 465, validate=validate.Range(1, 65535))
+    smtp_login: str | None = _setting("login at the SMTP server; none means no authentication")
+    smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True)
+    smtp_from: str = _setting(
+        "sender, user@host or Name <user@host>; default SMTP_LOGIN if it is an address, else EMAIL", validate=_address
+    )
+    smtp_security: Security = _setting(
+        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, where offered, on any other; "
+        "a password never goes over the network in the clear unless none is said",
+        "enum",
+        Security.AUTO,
+        enum=Security,
+        by_value=True,
+    )
+    smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's", "path")
+    smtp_connections: int = _setting("connections held at once", "int", 4, validate=validate.Range(1, 100))
+    smtp_connect_timeout: float = _setting(
+        "seconds to connect, secure the connection and log in", "float", 30.0, validate=POSITIVE
+    )
+    smtp_command_timeout: float = _setting("seconds for the reply to a command", "float", 30.0, validate=POSITIVE)
+    smtp_data_timeout: float = _setting("seconds for the reply to a message", "float", 120.0, validate=POSITIVE)
+    mail_retry_minutes: Sequence[float] = _setting(
+        "minutes before each new attempt; the last one repeats",
+        "list",
+        (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0),
+        subcast=float,
+        validate=[validate.Length(min=1), _all_positive],
+    )
+    mail_ambiguous_minutes: float = _setting(
+        "minutes, at the least, before an e-mail is sent again that the server may have taken",
+        "float",
+        5.0,
+        validate=POSITIVE,
+    )
+    mail_give_up_hours: float = _setting(
+        "hours after which an e-mail that cannot be delivered becomes a dead letter", "float", 48.0, validate=POSITIVE
+    )
+    log_level: str = _setting(
+        "DEBUG, INFO, WARNING or ERROR",
+        default="INFO",
+        validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}."),
+    )
+
+    @property
+    def local(self) -> bool:
+        """Whether this is a local run, on an embedded MongoDB and mailbox."""
+        return not (self.db_uri or self.smtp_host)
+
+    @property
+    def lease(self) -> float:
+        """Seconds that an e-mail is leased: longer than the longest conversation about it can take."""
+        commands = 4 * self.smtp_command_timeout  # on a kept connection MAIL; on a new one MAIL, RCPT, DATA
+        return self.smtp_connect_timeout + commands + self.smtp_data_timeout + 5.0
+
+    @property
+    def sender(self) -> tuple[str, str]:
+        """Display name (may be empty) and address that e-mails come from."""
+        return parseaddr(self.smtp_from)
+
+
+LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
+REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
+
+
+def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(".env")) -> Settings:
+    """Read the environment, then `env_file` for what it leaves unset. An empty value counts as unset.
+
+    With neither `DB_URI` nor `SMTP_HOST` these are the settings of a local run (`Settings.local`).
+    `uri_fault` says what is wrong with a MongoDB connection string, or `None`.
+
+    Raises `SettingsError` that lists every fault.
+    """
+    env = Env(eager=False)
+    env.read_env(env_file, recurse=False)
+    given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "").strip()}
+    local = given.isdisjoint({"db_uri", "smtp_host"})
+    values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
+    for f in fields(Settings):
+        if f.name in given:
+            values[f.name] = getattr(env, f.metadata["parse"])(f.name.upper(), **f.metadata["options"])
+    faults: dict[str, Sequence[str]] = {}
+    try:
+        env.seal()
+    except EnvValidationError as exc:
+        faults = {name: _messages(found) for name, found in cast("Mapping[str, Any]", exc.error_messages).items()}
+    if not local:
+        faults |= {name: ["Missing."] for name in REQUIRED if name.lower() not in given}
+    if "db_uri" in given and (fault := uri_fault(values["db_uri"])):
+        faults["DB_URI"] = [fault]
+    if ("smtp_login" in given) != ("smtp_password" in given):
+        faults["SMTP_LOGIN" if "smtp_password" in given else "SMTP_PASSWORD"] = [
+            "Missing; SMTP_LOGIN and SMTP_PASSWORD go together."
+        ]
+    if values["smtp_ca_file"] and (fault := _ca_fault(values["smtp_ca_file"])):
+        faults["SMTP_CA_FILE"] = [fault]
+    if faults:
+        raise SettingsError(faults)
+    if not values["smtp_from"]:
+        login = values["smtp_login"] or ""
+        values["smtp_from"] = login if is_address(login) else values["email"]
+    return Settings(**values)
+
+
+def _messages(found: Sequence[str | int]) -> Sequence[str]:
+    """Make sentences of what environs says: of a list it keeps but the index of each wrong item."""
+    return [message if isinstance(message, str) else f"Item {message + 1} is not valid." for message in found]
+
+
+def is_address(value: str) -> bool:
+    """Say whether this is one address, `user@host` or `Name <user@host>`."""
+    try:
+        _address(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _ca_fault(path: Path) -> str | None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as exc:  # ssl.SSLError is one
+        return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
+    return None
+
+
+def describe_settings() -> str:
+    """Describe every variable, for `--help`."""
+    lines = []
+    for f in fields(Settings):
+        default = f.default
+        shown = (
+            ",".join(f"{item:g}" for item in default)
+            if isinstance(default, tuple)
+            else getattr(default, "value", default)
+        )
+        lines.append(f"  {f.name.upper():<20} {f.metadata['help']}" + (f" (default {shown})" if shown else ""))
+    return "\n".join(lines)

@@ -1,0 +1,398 @@
+"""MongoDB: every query, and the only knowledge of the shape of a user's document.
+
+```
+{ _id: ObjectId, email: "...",
+  notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest first
+  outbox: [ {id, key, at, next_at, tries, token, error, dead} ]                      e-mails owed
+  mail_due: Date }                             min(outbox.next_at); absent when nothing is owed
+```
+
+One document is what MongoDB changes atomically, so all that a request must leave behind is written by one
+update of the user's own document. Fields that are not named here belong to other programs.
+
+An e-mail is leased by moving its `next_at` to the end of the lease and putting a token beside it: a worker
+that dies simply lets it fall due again. The clock of leases and retries is the server's (`$$NOW`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from bson import ObjectId
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
+from pymongo import ReadPreference, ReturnDocument, WriteConcern, uri_parser
+from pymongo.errors import (
+    ConfigurationError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
+from pymongo.read_concern import ReadConcern
+
+from schemas import Create, JSONObject, ListQuery, ReadQuery, Settings
+
+T = TypeVar("T")
+Collection = AsyncIOMotorCollection[dict[str, Any]]
+
+DEADLINE: Final = 10.0
+"""Seconds within which an operation is repeated before `Unavailable` is raised."""
+ATTEMPT_TIMEOUT_MS: Final = 4000
+"""Of one attempt, so that a reply which never comes leaves time for another."""
+CLAIM_WINDOW: Final = 32
+"""Due documents looked at to claim some of them: workers that choose at random rarely choose the same."""
+OUTBOX_LIMIT: Final = 20
+"""E-mails owed to one user. A bound in the filter of the write, never a slice: what is owed is not dropped."""
+INT32_MAX: Final = 2**31 - 1
+TOO_LARGE_CODES: Final = frozenset({10334, 17419, 17420})  # BSONObjectTooLarge, and an update that would make one
+
+NOTIFICATIONS: Final = {"$ifNull": ["$notifications", []]}
+IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}
+HAS_DUE_MAIL: Final = {  # without $exists an absent mail_due compares low, and is due
+    "mail_due": {"$exists": True},
+    "$expr": {"$lte": ["$mail_due", "$$NOW"]},
+}
+
+
+class StoreError(Exception):
+    """The base of what this module raises."""
+
+
+class Unavailable(StoreError):
+    """MongoDB could not be reached, or did not confirm in time. What was asked may still be done."""
+
+
+class OutboxFull(Unavailable):
+    """The user is owed `OUTBOX_LIMIT` e-mails already; nothing was written."""
+
+
+class TooLarge(StoreError):
+    """The user's document would pass MongoDB's limit of 16 MiB; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a user's notifications, newest first, and the counts of all and of the unread."""
+
+    elements: int
+    new: int
+    list: list[JSONObject]
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """An e-mail that is owed, leased by `token`. `email` is as the user's document has it, if it has one."""
+
+    user_id: str
+    id: str
+    key: str
+    at: datetime
+    tries: int
+    token: str
+    error: str | None
+    dead: bool
+    email: object
+
+
+def uri_fault(uri: str) -> str | None:
+    """Say what is wrong with a connection string, without repeating any of it; `None` when nothing is."""
+    if uri.startswith("mongodb+srv://"):
+        return None  # its hosts are in DNS, which is asked at the start, not here
+    try:
+        uri_parser.parse_uri(uri, warn=False)
+    except (InvalidURI, ConfigurationError, ValueError):
+        return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
+    return None
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """Connect, create what indexes are missing, and close at the end.
+
+    Raises `Unavailable` when MongoDB does not answer.
+    """
+    client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
+        settings.db_uri,
+        appname="notifier",
+        tz_aware=True,
+        timeoutMS=ATTEMPT_TIMEOUT_MS,
+        serverSelectionTimeoutMS=ATTEMPT_TIMEOUT_MS,
+    )
+    try:
+        database = client.get_default_database("notifier").with_options(
+            # Whatever the URI leaves out or says: acknowledged means on disk on a majority, and a list
+            # shows what was acknowledged before it.
+            write_concern=WriteConcern(w="majority", j=True),
+            read_preference=ReadPreference.PRIMARY,
+        )
+        store = Store(database["users"], database["dead_mail"], settings)
+        await store.create_indexes()
+        yield store
+    finally:
+        client.close()
+
+
+class Store:
+    """The users' documents, and the letters that could not be delivered."""
+
+    def __init__(self, users: Collection, dead_mail: Collection, settings: Settings) -> None:
+        """Use these two collections."""
+        self._users = users
+        self._dead_mail = dead_mail
+        self._limit = settings.notifications_limit
+        self._email = settings.email
+
+    async def create_indexes(self) -> None:
+        """Create the index that finds due e-mails. Any number of replicas may do so at once."""
+        await _persist(lambda: self._users.create_index("mail_due", sparse=True))
+
+    async def create(self, new: Create) -> None:
+        """Record the notification and the owed e-mail, whichever `new.key` asks for, creating a missing user.
+
+        One atomic upsert. When it returns, all of it is on disk on a majority.
+
+        Raises `OutboxFull`, `TooLarge`, or `Unavailable`; after the last the write may or may not be there.
+        """
+        id_, now = str(ObjectId()), datetime.now(UTC)
+        update = self._creation(new, id_, now)
+        attempts = itertools.count()
+        conditions: dict[str, Any] = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}} if new.key.mailed else {}
+
+        async def attempt() -> None:
+            if next(attempts):  # the attempt before may have been applied, and its reply lost
+                conditions.update({"notifications.id": {"$ne": id_}, "outbox.id": {"$ne": id_}})
+            if not await self._upsert(new.user_id, conditions, update):
+                await self._explain(new.user_id, id_)
+
+        await _persist(attempt)
+
+    def _creation(self, new: Create, id_: str, now: datetime) -> JSONObject:
+        pushes: JSONObject = {}
+        update: JSONObject = {"$setOnInsert": {"email": self._email}, "$push": pushes}
+        if new.key.stored:
+            notification: JSONObject = {
+                "id": id_,
+                "timestamp": int(now.timestamp()),
+                "is_new": True,
+                "user_id": new.user_id,
+                "key": new.key.value,
+            }
+            if new.target_id is not None:
+                notification["target_id"] = new.target_id
+            if new.data is not None:
+                notification["data"] = new.data
+            pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
+        if new.key.mailed:
+            pushes["outbox"] = owed_mail(id_, new.key.value, now)
+            update["$min"] = {"mail_due": now}
+        return update
+
+    async def _upsert(self, user_id: str, conditions: JSONObject, update: JSONObject) -> bool:
+        """Update the user's document, creating a missing one; say whether the conditions held."""
+        filter_ = {"_id": ObjectId(user_id), **conditions}
+        try:
+            await self._users.find_one_and_update(
+                filter_, update, {"_id": 1}, upsert=True, return_document=ReturnDocument.AFTER
+            )
+        except DuplicateKeyError:
+            # A condition failed, so the server tried to insert; or another upsert inserted in between. Only a
+            # filter of nothing but _id is repeated by the server itself. Without upsert there are no two meanings.
+            return await self._users.find_one_and_update(filter_, update, {"_id": 1}) is not None
+        return True
+
+    async def _explain(self, user_id: str, id_: str) -> None:
+        """Return if the creation `id_` was applied by an earlier attempt, else raise why it could not be.
+
+        Majority read concern: what a deposed primary alone has seen must not count as done.
+        """
+        users = self._users.with_options(read_concern=ReadConcern("majority"))
+        user = await users.find_one({"_id": ObjectId(user_id)}, {"notifications.id": 1, "outbox.id": 1}) or {}
+        outbox = user.get("outbox", [])
+        if any(item["id"] == id_ for item in itertools.chain(user.get("notifications", []), outbox)):
+            return
+        if len(outbox) >= OUTBOX_LIMIT:
+            raise OutboxFull
+        raise _Changed  # the reason has gone meanwhile: try again
+
+    async def list(self, query: ListQuery) -> Page:
+        """Return a page and the counts, all three from one read; an unknown user's are empty.
+
+        Raises `Unavailable`.
+        """
+        unread = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
+        skip = min(query.skip, INT32_MAX)  # $slice takes no more, and no document holds as many
+        projection = {
+            "_id": 0,
+            "elements": {"$size": NOTIFICATIONS},
+            "new": {"$size": unread},
+            "list": {"$slice": [NOTIFICATIONS, skip, query.limit]} if query.limit else {"$literal": []},
+        }
+        found = await _persist(lambda: self._users.find_one({"_id": ObjectId(query.user_id)}, projection))
+        return Page(**found) if found else Page(0, 0, [])
+
+    async def mark_read(self, query: ReadQuery) -> bool:
+        """Mark a notification as read; say whether that user has it.
+
+        Raises `Unavailable`.
+        """
+        filter_ = {"_id": ObjectId(query.user_id), "notifications.id": query.notification_id}
+        update = {"$set": {"notifications.$.is_new": False}}
+        result = await _persist(lambda: self._users.update_one(filter_, update))
+        return bool(result.matched_count)
+
+    # --- the outbox: claim, then settle each e-mail once ----------------------------------------------
+
+    async def claim(self, users: int, lease: float) -> Sequence[Mail]:
+        """Lease the due e-mails of at most `users` users for `lease` seconds.
+
+        No other worker claims them until the lease ends. Raises `Unavailable`.
+        """
+        due = self._users.find(HAS_DUE_MAIL, {"_id": 1}).sort("mail_due").limit(CLAIM_WINDOW)
+        ids = [user["_id"] for user in await _persist(lambda: due.clone().to_list(None))]
+        if not ids:
+            return []
+        chosen = {"$in": random.sample(ids, min(users, len(ids)))}
+        token = str(ObjectId())
+        claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _later(lease)})
+        await _persist(lambda: self._users.update_many({"_id": chosen, **HAS_DUE_MAIL}, claim))
+        claimed = self._users.find({"_id": chosen, "outbox.token": token}, {"email": 1, "outbox": 1})
+        return [
+            Mail(
+                user_id=str(user["_id"]),
+                email=user.get("email"),
+                dead=item.get("dead", False),
+                **{name: item[name] for name in ("id", "key", "at", "tries", "token", "error")},
+            )
+            for user in await _persist(lambda: claimed.clone().to_list(None))
+            for item in user["outbox"]
+            if item["token"] == token
+        ]
+
+    async def extend(self, mails: Sequence[Mail], lease: float) -> None:
+        """Let the leases end `lease` seconds from now. Those that were lost stay lost. Raises `Unavailable`."""
+        tokens = list({mail.token for mail in mails})
+        ids = list({mail.id for mail in mails})
+        held = {"$and": [{"$in": ["$$this.token", tokens]}, {"$in": ["$$this.id", ids]}]}
+        filter_ = {"_id": {"$in": list({ObjectId(mail.user_id) for mail in mails})}, "outbox.token": {"$in": tokens}}
+        extension = _rewrite_outbox(held, {"next_at": _later(lease)})
+        await _persist(lambda: self._users.update_many(filter_, extension))
+
+    async def settle_sent(self, mail: Mail) -> bool:
+        """Owe the e-mail no longer; say whether the lease was still held. Raises `Unavailable`."""
+        return await self._settle(mail, None)
+
+    async def settle_retry(self, mail: Mail, delay: float, tries: int, error: str | None) -> bool:
+        """Give the lease back: the e-mail falls due in `delay` seconds. Raises `Unavailable`."""
+        return await self._settle(
+            mail, {"token": None, "next_at": _later(delay), "tries": tries, "error": {"$literal": error}}
+        )
+
+    async def settle_dead(self, mail: Mail, tries: int, error: str) -> bool:
+        """Move the e-mail to the dead letters, with the reason; say whether the lease was still held.
+
+        In three steps, each of which may be the last one before a crash: it is marked dead under its
+        lease; its letter is written; it is owed no longer. Whoever finds one marked finishes with `bury`.
+
+        Raises `Unavailable`.
+        """
+        if not await self._settle(mail, {"dead": True, "tries": tries, "error": {"$literal": error}}):
+            return False
+        await self.bury(mail, tries, error)
+        return True
+
+    async def bury(self, mail: Mail, tries: int, error: str | None) -> None:
+        """Write the dead letter of an e-mail that is marked dead, once, and owe it no longer. Raises `Unavailable`."""
+        letter = {
+            "user_id": mail.user_id,
+            "email": mail.email,
+            "key": mail.key,
+            "at": mail.at,
+            "tries": tries,
+            "error": error,
+        }
+        update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
+        await _persist(lambda: self._dead_mail.update_one({"_id": mail.id}, update, upsert=True))
+        await self._settle(mail, None)
+
+    async def _settle(self, mail: Mail, change: JSONObject | None) -> bool:
+        ours = {"$and": [{"$eq": ["$$this.id", mail.id]}, {"$eq": ["$$this.token", mail.token]}]}
+        filter_ = {
+            "_id": ObjectId(mail.user_id),
+            "outbox": {"$elemMatch": {"id": mail.id, "token": mail.token}},
+        }
+        result = await _persist(lambda: self._users.update_one(filter_, _rewrite_outbox(ours, change)))
+        return bool(result.matched_count)
+
+
+def owed_mail(id_: str, key: str, at: datetime) -> JSONObject:
+    """Make an element of the outbox that is due at once."""
+    return {"id": id_, "key": key, "at": at, "next_at": at, "tries": 0, "token": None, "error": None}
+
+
+def _later(seconds: float) -> JSONObject:
+    return {"$add": ["$$NOW", round(seconds * 1000)]}
+
+
+def _rewrite_outbox(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
+    """Merge `change` into the chosen elements, or remove them, and keep `mail_due` true to what is left."""
+    merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
+    outbox = (
+        {"$map": {"input": "$outbox", "in": merged}}
+        if change is not None
+        else {"$filter": {"input": "$outbox", "cond": {"$not": [chosen]}}}
+    )
+    return [
+        {"$set": {"outbox": outbox}},
+        {"$set": {"mail_due": {"$ifNull": [{"$min": "$outbox.next_at"}, "$$REMOVE"]}}},
+    ]
+
+
+class _Changed(StoreError):
+    """The document changed between two looks at it; look again."""
+
+
+async def _persist(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeat an operation that MongoDB could not do or confirm, until the deadline.
+
+    An operation given to this must be safe to repeat after it was applied and its reply lost.
+
+    Raises `Unavailable`, `TooLarge`, or what means a fault of ours.
+    """
+    cause: Exception | None = None
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                try:
+                    return await attempt()
+                except _Changed as exc:
+                    cause = exc
+                except PyMongoError as exc:
+                    if not _means_unavailable(exc):
+                        raise
+                    cause = exc
+                await asyncio.sleep(random.uniform(0.05, 0.25))
+    except TimeoutError as exc:
+        raise Unavailable from (cause or exc)
+    except DocumentTooLarge as exc:
+        raise TooLarge from exc
+    except OperationFailure as exc:
+        if exc.code in TOO_LARGE_CODES:
+            raise TooLarge from exc
+        raise
+
+
+def _means_unavailable(exc: PyMongoError) -> bool:
+    return isinstance(exc, ConnectionFailure | ExecutionTimeout | WriteConcernError) or exc.has_error_label(
+        "RetryableWriteError"
+    )

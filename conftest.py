@@ -43,7 +43,15 @@ def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
     with mongod.client() as client:
         name = f"test_{uuid.uuid4().hex}"
         yield client[name]
+        assert_outboxes_consistent(client[name])
         client.drop_database(name)
+
+
+def assert_outboxes_consistent(database: Database[dict[str, Any]]) -> None:
+    """Check promise I9 of every user: `mail_due` is when the first e-mail is due, and absent when none is owed."""
+    for user in database.users.find():
+        due = [item["next_at"] for item in user.get("outbox", [])]
+        assert user.get("mail_due") == (min(due) if due else None)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from mailer import Letter, Mailer, Outcome, Verdict
@@ -176,17 +175,22 @@ class Delivery:
             case Verdict.PERMANENT:
                 return lambda: store.settle_dead(mail, mail.tries if mail.dead else tries, outcome.detail)
             case Verdict.TRANSIENT | Verdict.AMBIGUOUS:
-                give_up = mail.at + timedelta(hours=self._settings.mail_give_up_hours)
-                if datetime.now(UTC) >= give_up:
+                delay = self._delay(mail.tries)
+                if self._waited(mail.tries) + delay > 3600 * self._settings.mail_give_up_hours:
                     return lambda: store.settle_dead(mail, tries, f"Given up: {outcome.detail}")
-                delay = self._delay(mail, outcome.verdict)
-                return lambda: store.settle_retry(mail, delay, tries, outcome.detail)
+                if outcome.verdict is Verdict.AMBIGUOUS:
+                    delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
+                spread = delay * random.uniform(0.8, 1.2)  # what failed together must not come back together
+                return lambda: store.settle_retry(mail, spread, tries, outcome.detail)
 
-    def _delay(self, mail: Mail, verdict: Verdict) -> float:
-        """Return the seconds until the next attempt (RFC 5321, section 4.5.4.1), spread so that they do not gather."""
+    def _delay(self, tries: int) -> float:
+        """Return the seconds from the attempt after `tries` others to the next (RFC 5321, section 4.5.4.1)."""
         schedule = self._settings.mail_retry_minutes
-        delay = 60 * schedule[min(mail.tries, len(schedule) - 1)] * random.uniform(0.8, 1.2)
-        return max(delay, 60 * self._settings.mail_ambiguous_minutes) if verdict is Verdict.AMBIGUOUS else delay
+        return 60 * schedule[min(tries, len(schedule) - 1)]
+
+    def _waited(self, tries: int) -> float:
+        """Return the seconds that an e-mail has been tried for; an outage of the server does not count."""
+        return sum(self._delay(n) for n in range(tries))
 
     def _report(self, mail: Mail, outcome: Outcome, *, held: bool) -> None:
         lost = "" if held else "; its lease was lost"

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from marshmallow import ValidationError
+from marshmallow import Schema, ValidationError
+from multidict import MultiMapping
 
 import schemas
 import store
@@ -29,6 +30,7 @@ MAIL_OWED: Final = web.AppKey("MAIL_OWED", asyncio.Event)
 """Set when an e-mail was owed, so that the delivery need not wait for its next poll."""
 
 CREATE: Final = schemas.CreateSchema()
+CREATE_HEADERS: Final = schemas.CreateHeaders()
 LIST: Final = schemas.ListSchema()
 READ: Final = schemas.ReadSchema()
 SUCCESS: Final = {"success": True}
@@ -39,16 +41,17 @@ JSON: Final = partial(json.dumps, default=str)
 
 async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
-    new: schemas.Create = CREATE.load(await _read_object(request))
-    await request.app[STORE].create(new)
+    body = await _read_object(request)
+    new, headers = _load((CREATE, body), (CREATE_HEADERS, _single(request.headers)))
+    replayed = await request.app[STORE].create(new, headers.get("idempotency_key"))
     if new.key.mailed:
         request.app[MAIL_OWED].set()
-    return web.json_response(SUCCESS, status=201)
+    return web.json_response(SUCCESS, status=201, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
 
 async def list_(request: web.Request) -> web.Response:
     """Return a page of a user's notifications, and the counts."""
-    query: schemas.ListQuery = LIST.load(_query(request))
+    query: schemas.ListQuery = LIST.load(_single(request.query))
     page = await request.app[STORE].list(query)
     data = {"elements": page.elements, "new": page.new, "request": asdict(query), "list": page.list}
     return web.json_response({"success": True, "data": data}, dumps=JSON)
@@ -56,7 +59,7 @@ async def list_(request: web.Request) -> web.Response:
 
 async def read(request: web.Request) -> web.Response:
     """Mark a notification as read."""
-    query: schemas.ReadQuery = READ.load(_query(request))
+    query: schemas.ReadQuery = READ.load(_single(request.query))
     if not await request.app[STORE].mark_read(query):
         raise Problem(404, "The user has no such notification.")
     return web.json_response(SUCCESS)
@@ -89,10 +92,23 @@ async def _read_object(request: web.Request) -> Mapping[str, Any]:
     return body
 
 
-def _query(request: web.Request) -> dict[str, object]:
-    """Give a parameter that is repeated as a list, which no field takes: it must not be guessed which was meant."""
-    query = request.query
-    return {name: values[0] if len(values := query.getall(name)) == 1 else values for name in query}
+def _single(values: MultiMapping[str]) -> dict[str, object]:
+    """Give a name that is repeated its list, which no field takes: it must not be guessed which one was meant."""
+    return {name: found[0] if len(found := values.getall(name)) == 1 else found for name in values}
+
+
+def _load(*parts: tuple[Schema, Mapping[str, Any]]) -> list[Any]:
+    """Validate every part of a request, and name the faults of all of them at once."""
+    loaded: list[Any] = []
+    errors: dict[str, Any] = {}
+    for schema, values in parts:
+        try:
+            loaded.append(schema.load(values))
+        except ValidationError as exc:
+            errors |= exc.messages_dict
+    if errors:
+        raise ValidationError(errors)
+    return loaded
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -134,6 +150,9 @@ def _problem_of(exc: Exception) -> Problem:  # noqa: PLR0911 - a table
             return exc
         case ValidationError():
             return Problem(422, "The request is not valid.", errors=exc.messages_dict)
+        case store.KeyReused():
+            errors = {"Idempotency-Key": ["Was used with another body before."]}
+            return Problem(422, "The request is not valid.", errors=errors)
         case store.TooLarge():
             return Problem(413, "The user's document has no room for this notification.")
         case store.OutboxFull():

@@ -30,6 +30,8 @@ FOLDER: Final = Path(".notifier")
 DATABASE: Final = FOLDER / "db"
 MAILBOX: Final = FOLDER / "mail"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
+DB_URI_FILE: Final = FOLDER / "db_uri"
+"""For the other commands, such as `dead`, while the local run runs."""
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 15.0
 
@@ -57,9 +59,11 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
     async with _mongod() as port, _mailbox() as smtp_port:
         log.info("MongoDB on port %d keeps its data in %s", port, DATABASE)
         log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
+        db_uri = f"mongodb://127.0.0.1:{port}/notifier?directConnection=true"
+        DB_URI_FILE.write_text(db_uri)
         yield replace(
             settings,
-            db_uri=f"mongodb://127.0.0.1:{port}/notifier?directConnection=true",
+            db_uri=db_uri,
             smtp_host="127.0.0.1",
             smtp_port=smtp_port,
             smtp_security=Security.NONE,

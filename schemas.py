@@ -6,6 +6,7 @@ Everything is validated here, once. What leaves this module is trusted by every 
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import math
 import re
@@ -64,6 +65,11 @@ class Create:
     key: Key
     target_id: str | None = None
     data: JSONObject | None = None
+
+    def fingerprint(self) -> str:
+        """Return a hash of all but the user, the same for bodies that mean the same."""
+        meaning = json.dumps([self.key.value, self.target_id, self.data], sort_keys=True)
+        return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +174,20 @@ class CreateSchema(Schema):
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> Create:
         return Create(**values)
+
+
+class CreateHeaders(Schema):
+    """The headers of `POST /create` (draft-ietf-httpapi-idempotency-key-header; its quotes may be there or not)."""
+
+    class Meta:
+        """Ignore every other header."""
+
+        unknown = EXCLUDE
+
+    idempotency_key = mf.String(
+        data_key="Idempotency-Key",
+        validate=validate.Regexp(r"[\x21-\x7e]{1,255}\Z", error="Not 1 to 255 visible ASCII characters."),
+    )
 
 
 class ListSchema(Schema):

@@ -4,7 +4,8 @@
 { _id: ObjectId, email: "...",
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest first
   outbox: [ {id, key, at, next_at, tries, token, error, dead} ]                      e-mails owed
-  mail_due: Date }                             min(outbox.next_at); absent when nothing is owed
+  mail_due: Date,                              min(outbox.next_at); absent when nothing is owed
+  recent: [ {k, h} ] }                         the last idempotency keys, with a hash of what was asked, newest last
 ```
 
 One document is what MongoDB changes atomically, so all that a request must leave behind is written by one
@@ -55,6 +56,8 @@ CLAIM_WINDOW: Final = 32
 OUTBOX_LIMIT: Final = 20
 """E-mails owed to one user. A bound in the filter of the write, never a slice: what is owed is not dropped."""
 INT32_MAX: Final = 2**31 - 1
+RECENT_LIMIT: Final = 32
+"""Idempotency keys remembered of a user."""
 TOO_LARGE_CODES: Final = frozenset({10334, 17419, 17420})  # BSONObjectTooLarge, and an update that would make one
 
 NOTIFICATIONS: Final = {"$ifNull": ["$notifications", []]}
@@ -75,6 +78,10 @@ class Unavailable(StoreError):
 
 class OutboxFull(Unavailable):
     """The user is owed `OUTBOX_LIMIT` e-mails already; nothing was written."""
+
+
+class KeyReused(StoreError):
+    """The idempotency key came with something else before; nothing was written."""
 
 
 class TooLarge(StoreError):
@@ -157,27 +164,31 @@ class Store:
         """Create the index that finds due e-mails. Any number of replicas may do so at once."""
         await _persist(lambda: self._users.create_index("mail_due", sparse=True))
 
-    async def create(self, new: Create) -> None:
+    async def create(self, new: Create, idempotency_key: str | None = None) -> bool:
         """Record the notification and the owed e-mail, whichever `new.key` asks for, creating a missing user.
 
-        One atomic upsert. When it returns, all of it is on disk on a majority.
+        One atomic upsert. When it returns, all of it is on disk on a majority. It returns whether that was so
+        before: a key that is among the user's last `RECENT_LIMIT` has no second effect.
 
-        Raises `OutboxFull`, `TooLarge`, or `Unavailable`; after the last the write may or may not be there.
+        Raises `OutboxFull`, `KeyReused`, `TooLarge`, or `Unavailable`; only after the last it may have been written.
         """
         id_, now = str(ObjectId()), datetime.now(UTC)
-        update = self._creation(new, id_, now)
-        attempts = itertools.count()
+        # A mail without a notification leaves no trace of its own once it is sent: its id is remembered as a key.
+        key = idempotency_key or (None if new.key.stored else id_)
+        update = self._creation(new, id_, now, key)
         conditions: dict[str, Any] = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}} if new.key.mailed else {}
+        if idempotency_key:
+            conditions["recent.k"] = {"$ne": key}
+        attempts = itertools.count()
 
-        async def attempt() -> None:
+        async def attempt() -> bool:
             if next(attempts):  # the attempt before may have been applied, and its reply lost
-                conditions.update({"notifications.id": {"$ne": id_}, "outbox.id": {"$ne": id_}})
-            if not await self._upsert(new.user_id, conditions, update):
-                await self._explain(new.user_id, id_)
+                conditions.update({"notifications.id": {"$ne": id_}, "recent.k": {"$ne": key or id_}})
+            return not await self._upsert(new.user_id, conditions, update) and await self._explain(new, id_, key)
 
-        await _persist(attempt)
+        return await _persist(attempt)
 
-    def _creation(self, new: Create, id_: str, now: datetime) -> JSONObject:
+    def _creation(self, new: Create, id_: str, now: datetime, key: str | None) -> JSONObject:
         pushes: JSONObject = {}
         update: JSONObject = {"$setOnInsert": {"email": self._email}, "$push": pushes}
         if new.key.stored:
@@ -196,6 +207,8 @@ class Store:
         if new.key.mailed:
             pushes["outbox"] = owed_mail(id_, new.key.value, now)
             update["$min"] = {"mail_due": now}
+        if key:
+            pushes["recent"] = {"$each": [{"k": key, "h": new.fingerprint()}], "$slice": -RECENT_LIMIT}
         return update
 
     async def _upsert(self, user_id: str, conditions: JSONObject, update: JSONObject) -> bool:
@@ -211,19 +224,27 @@ class Store:
             return await self._users.find_one_and_update(filter_, update, {"_id": 1}) is not None
         return True
 
-    async def _explain(self, user_id: str, id_: str) -> None:
-        """Return if the creation `id_` was applied by an earlier attempt, else raise why it could not be.
+    async def _explain(self, new: Create, id_: str, key: str | None) -> bool:
+        """Say what a condition that failed means: `False`, an earlier attempt of `id_` was applied; `True`, a replay.
 
         Majority read concern: what a deposed primary alone has seen must not count as done.
+
+        Raises `OutboxFull` or `KeyReused`; `_Changed` when no reason is left by now.
         """
         users = self._users.with_options(read_concern=ReadConcern("majority"))
-        user = await users.find_one({"_id": ObjectId(user_id)}, {"notifications.id": 1, "outbox.id": 1}) or {}
+        fields = {"notifications.id": 1, "outbox.id": 1, "recent": 1}
+        user = await users.find_one({"_id": ObjectId(new.user_id)}, fields) or {}
         outbox = user.get("outbox", [])
-        if any(item["id"] == id_ for item in itertools.chain(user.get("notifications", []), outbox)):
-            return
+        if any(item.get("id") == id_ for item in itertools.chain(user.get("notifications", []), outbox)):
+            return False
+        for item in user.get("recent", []):
+            if item["k"] == key:
+                if item["h"] != new.fingerprint():
+                    raise KeyReused
+                return key != id_
         if len(outbox) >= OUTBOX_LIMIT:
             raise OutboxFull
-        raise _Changed  # the reason has gone meanwhile: try again
+        raise _Changed
 
     async def list(self, query: ListQuery) -> Page:
         """Return a page and the counts, all three from one read; an unknown user's are empty.
@@ -324,6 +345,32 @@ class Store:
         update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
         await _persist(lambda: self._dead_mail.update_one({"_id": mail.id}, update, upsert=True))
         await self._settle(mail, None)
+
+    # --- dead letters, for people ---------------------------------------------------------------------
+
+    async def dead_letters(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
+        """Return these dead letters, or all, oldest first. Raises `Unavailable`."""
+        letters = self._dead_mail.find({} if ids is None else {"_id": {"$in": ids}}).sort("died_at")
+        return await _persist(lambda: letters.clone().to_list(None))
+
+    async def owe_again(self, letter: JSONObject) -> bool:
+        """Owe a dead letter again, from its first attempt on; say `False` when its user is gone.
+
+        Raises `OutboxFull`, or `Unavailable`.
+        """
+        id_, user = letter["_id"], {"_id": ObjectId(letter["user_id"])}
+        room = {"outbox.id": {"$ne": id_}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
+        mail = owed_mail(id_, letter["key"], letter["at"]) | {"next_at": datetime.now(UTC)}
+        update = {"$push": {"outbox": mail}, "$min": {"mail_due": mail["next_at"]}}
+        result = await _persist(lambda: self._users.update_one({**user, **room}, update))
+        if not result.matched_count:
+            found = await _persist(lambda: self._users.find_one(user, {"outbox.id": 1}))
+            if found is None:
+                return False
+            if all(item["id"] != id_ for item in found.get("outbox", [])):
+                raise OutboxFull
+        await _persist(lambda: self._dead_mail.delete_one({"_id": id_}))
+        return True
 
     async def _settle(self, mail: Mail, change: JSONObject | None) -> bool:
         ours = {"$and": [{"$eq": ["$$this.id", mail.id]}, {"$eq": ["$$this.token", mail.token]}]}

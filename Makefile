@@ -1,8 +1,9 @@
 # Needs python3 (3.11 or later) and make; everything else is installed into .venv.
 PYTHON ?= python3
+SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: help run test lint format clean
+.PHONY: help run test soak lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -12,7 +13,10 @@ run: .venv/installed  ## start the service; with no .env on an embedded MongoDB 
 	@$(BIN)/python notifier.py
 
 test: .venv/installed  ## run every test, on a real MongoDB and a real SMTP server
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: .venv/installed  ## break everything at random for SECONDS on each topology, then check every promise
+	$(BIN)/python soak.py --seconds $(SECONDS)
 
 lint: .venv/installed  ## ruff and mypy, strict
 	$(BIN)/ruff check .

@@ -12,9 +12,9 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 from mailer import Letter, Mailer, Outcome, Verdict
 from schemas import Settings
@@ -27,6 +27,7 @@ CLAIM_USERS: Final = 16
 POLL: Final = 1.0
 """Seconds between two looks for what falls due, or was owed by another process; a fifth more or less each time."""
 STOP_GRACE: Final = 3.0
+SETTLE_GRACE: Final = 2.0
 """Seconds that conversations under way are given when the process stops, and then the settling of the others."""
 ALARM_INTERVAL: Final = 60.0
 """Seconds between two logged errors about one fault of the configuration."""
@@ -37,11 +38,11 @@ async def running_delivery(store: Store, settings: Settings, owed: asyncio.Event
     """Deliver in the background; at the end, finish or give back what is under way."""
     mailer = Mailer(settings)
     delivery = Delivery(store, mailer, settings, owed)
-    tasks = [asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())]
+    run, keeper = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
     try:
         yield delivery
     finally:
-        await delivery.stop(tasks)
+        await delivery.stop(run, keeper)
         await mailer.close()
 
 
@@ -54,48 +55,57 @@ class Delivery:
         self._settings = settings
         self._owed = owed
         self._slots = asyncio.Semaphore(settings.smtp_connections)
-        self._stopping = False
+        self._stopped = asyncio.Event()
         self._held: dict[asyncio.Task[None], Mail] = {}
+        self._talking: set[asyncio.Task[None]] = set()
         self._lease_ends: dict[str, float] = {}
         self._next_alarm = 0.0
 
     async def run(self) -> None:
-        """Claim and deliver, for ever."""
-        while True:
-            busy = len(self._held) >= CLAIM_USERS or not self._mailer.breaker.closed
-            if self._held and busy:
-                await asyncio.wait(self._held, return_when=asyncio.FIRST_COMPLETED)
-            elif wait := self._mailer.breaker.wait():
-                await asyncio.sleep(wait)
-            elif not await self._claim():
-                await self._pause()
+        """Claim and deliver, until stopped."""
+        while not self._stopped.is_set():
+            try:
+                await self._turn()
+            except Exception:
+                log.exception("unexpected error: e-mails wait")
+                await self._sleep(POLL)
+
+    async def _turn(self) -> None:
+        busy = len(self._held) >= CLAIM_USERS or not self._mailer.breaker.closed
+        if self._held and busy:
+            await asyncio.wait(self._held, return_when=asyncio.FIRST_COMPLETED)
+        elif wait := self._mailer.breaker.wait():
+            await self._sleep(wait)
+        elif not await self._claim():
+            await self._pause()
 
     async def keep_leases(self) -> None:
         """Extend what is held long before it runs out, for ever."""
         while True:
             await asyncio.sleep(self._settings.lease / 3)
-            mails = [mail for mail in self._held.values() if mail.id in self._lease_ends]
-            if mails:
-                ends = time.monotonic() + self._settings.lease
-                try:
-                    await self._store.extend(mails, self._settings.lease)
-                except Exception as exc:  # noqa: BLE001 - the lease is still long: the next turn may succeed
-                    log.warning("the leases could not be extended: %s", type(exc).__name__)
-                else:
-                    self._lease_ends.update({mail.id: ends for mail in mails if mail.id in self._lease_ends})
+            now = time.monotonic()
+            # What has run out may be another's by now, and must not look as if it were ours.
+            mails = [mail for mail in self._held.values() if self._lease_ends[mail.id] > now]
+            if not mails:
+                continue
+            try:
+                await self._store.extend(mails, self._settings.lease)
+            except Exception as exc:  # noqa: BLE001 - the lease is still long: the next turn may succeed
+                log.warning("the leases could not be extended: %s", type(exc).__name__)
+            else:
+                ends = dict.fromkeys((mail.id for mail in mails), now + self._settings.lease)
+                self._lease_ends.update((id_, end) for id_, end in ends.items() if id_ in self._lease_ends)
 
-    async def stop(self, loops: Iterable[asyncio.Task[None]]) -> None:
+    async def stop(self, run: asyncio.Task[None], keeper: asyncio.Task[None]) -> None:
         """Stop claiming; let the conversations under way end, for a while; give everything else back."""
-        self._stopping = True
-        for task in loops:
+        self._stopped.set()
+        self._owed.set()
+        for task in self._held.keys() - self._talking:
             task.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
-        if self._held:
-            await asyncio.wait(self._held, timeout=STOP_GRACE)
-            for task in self._held:
-                task.cancel()
-        if self._held:
-            await asyncio.wait(self._held, timeout=STOP_GRACE)
+        await asyncio.wait({run, *self._held}, timeout=STOP_GRACE)
+        for task in {run, keeper, *self._held}:
+            task.cancel()
+        await asyncio.wait({run, keeper, *self._held}, timeout=SETTLE_GRACE)
 
     async def _claim(self) -> bool:
         """Claim what is due, if anything, and start to deliver it."""
@@ -119,6 +129,7 @@ class Delivery:
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         mail = self._held.pop(task)
+        self._talking.discard(task)
         self._lease_ends.pop(mail.id, None)
 
     async def _pause(self) -> None:
@@ -128,11 +139,19 @@ class Delivery:
             async with asyncio.timeout(POLL * random.uniform(0.8, 1.2)):
                 await self._owed.wait()
 
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but wake up to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+
     async def _deliver(self, mail: Mail) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
-            outcome = await self._send(mail)
+            outcome = await self._send(mail, task)
         except asyncio.CancelledError:
-            outcome = Outcome(Verdict.AMBIGUOUS, "stopped", "The service was stopped while it was sending.")
+            verdict = Verdict.AMBIGUOUS if task in self._talking else Verdict.CONNECTION
+            outcome = Outcome(verdict, "stopped", "The service was stopped.")
         except Exception:
             # A fault of ours must neither lose the e-mail nor send it for ever.
             log.exception("e-mail %s: unexpected error", mail.id)
@@ -140,14 +159,15 @@ class Delivery:
         if outcome is not None:
             await self._settle(mail, outcome)
 
-    async def _send(self, mail: Mail) -> Outcome | None:
+    async def _send(self, mail: Mail, task: asyncio.Task[None]) -> Outcome | None:
         if mail.dead:  # by a worker that died before it was buried
             return Outcome(Verdict.PERMANENT, "dead", mail.error or "")
         async with self._slots:
-            if self._stopping:
-                return Outcome(Verdict.CONNECTION, "stopped", "The service was stopped before it was sent.")
+            if self._stopped.is_set():
+                return Outcome(Verdict.CONNECTION, "stopped", "The service was stopped.")
             if time.monotonic() >= self._lease_ends[mail.id]:  # we were frozen, or MongoDB was: it is another's now
                 return None
+            self._talking.add(task)
             return await self._mailer.send(Letter(mail.id, mail.key, mail.at, mail.email))
 
     async def _settle(self, mail: Mail, outcome: Outcome) -> None:
@@ -193,7 +213,7 @@ class Delivery:
         return sum(self._delay(n) for n in range(tries))
 
     def _report(self, mail: Mail, outcome: Outcome, *, held: bool) -> None:
-        lost = "" if held else "; its lease was lost"
+        lost = "" if held else "; it was settled before, or is another's now"
         if outcome.verdict is Verdict.CONFIGURATION:
             if time.monotonic() < self._next_alarm:
                 return

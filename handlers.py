@@ -34,7 +34,6 @@ CREATE_HEADERS: Final = schemas.CreateHeaders()
 LIST: Final = schemas.ListSchema()
 READ: Final = schemas.ReadSchema()
 SUCCESS: Final = {"success": True}
-RETRY_AFTER: Final = "5"
 JSON: Final = partial(json.dumps, default=str)
 """What other programs keep in the array may hold types that JSON has not; it must not break the list."""
 
@@ -155,10 +154,13 @@ def _problem_of(exc: Exception) -> Problem:  # noqa: PLR0911 - a table
             return Problem(422, "The request is not valid.", errors=errors)
         case store.TooLarge():
             return Problem(413, "The user's document has no room for this notification.")
+        case store.Conflict():
+            log.error("MongoDB refuses a write because of what the collection holds: %s", exc.__cause__)
+            return Problem(409, "The users' collection does not admit this: see the service's log.")
         case store.OutboxFull():
-            return _unavailable("The user is owed too many e-mails that could not be delivered yet.")
+            return _unavailable("The user is owed too many e-mails that could not be delivered yet.", retry_after=60)
         case store.Unavailable():
-            return _unavailable("The database did not confirm in time.")
+            return _unavailable("The database did not confirm in time.", retry_after=5)
         case web.HTTPException():
             headers = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else None
             return Problem(exc.status, DETAILS.get(exc.status, exc.reason), headers=headers)
@@ -167,8 +169,8 @@ def _problem_of(exc: Exception) -> Problem:  # noqa: PLR0911 - a table
             return Problem(500, "The service failed to handle this request.")
 
 
-def _unavailable(detail: str) -> Problem:
-    return Problem(503, detail, headers={"Retry-After": RETRY_AFTER})
+def _unavailable(detail: str, *, retry_after: int) -> Problem:
+    return Problem(503, detail, headers={"Retry-After": str(retry_after)})
 
 
 def _render(problem: Problem) -> web.Response:

@@ -6,6 +6,7 @@ Production never imports this.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import shutil
@@ -32,7 +33,7 @@ MAILBOX: Final = FOLDER / "mail"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
 DB_URI_FILE: Final = FOLDER / "db_uri"
 """For the other commands, such as `dead`, while the local run runs."""
-START_TIMEOUT: Final = 30.0
+START_TIMEOUT: Final = 20.0
 STOP_TIMEOUT: Final = 15.0
 
 # The shell becomes mongod, so that its process is ours to wait for. What stays behind of it waits for the end of our
@@ -66,6 +67,8 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
             db_uri=db_uri,
             smtp_host="127.0.0.1",
             smtp_port=smtp_port,
+            smtp_login=None,
+            smtp_password=None,
             smtp_security=Security.NONE,
         )
 
@@ -103,7 +106,8 @@ async def _mongod() -> AsyncIterator[int]:
     try:
         yield port
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
         except TimeoutError:
@@ -121,7 +125,8 @@ async def _start_mongod(path: str, port: int) -> Process:
                     if await _becomes_primary(process, port):
                         return process
                 except BaseException:
-                    process.kill()
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
                     raise
                 if process.returncode != DATABASE_IN_USE:
                     raise LocalRunError(_why_mongod_failed(process.returncode))
@@ -137,7 +142,7 @@ async def _spawn(path: str, port: int) -> Process:
         *("--dbpath", str(DATABASE), "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"),
         *("--replSet", "local", "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25"),
     ]
-    with MONGOD_LOG.open("wb") as output:
+    with MONGOD_LOG.open("ab") as output:
         return await asyncio.create_subprocess_exec(
             *("sh", "-c", TIED_TO_US, "sh", path, *arguments),
             stdin=PIPE,
@@ -148,7 +153,7 @@ async def _spawn(path: str, port: int) -> Process:
 
 
 def _why_mongod_failed(code: int | None) -> str:
-    output = MONGOD_LOG.read_text(errors="replace")
+    output = MONGOD_LOG.read_text(errors="replace")[-2000:]
     if "libcurl" in output:
         return "MongoDB needs the library libcurl4: install it (on Debian and Ubuntu: apt-get install libcurl4)."
     return f"MongoDB ended with exit code {code}. See {MONGOD_LOG}."

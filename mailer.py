@@ -20,11 +20,10 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import Final, cast
 
-import idna
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException
-from marshmallow import ValidationError, validate
+from marshmallow import ValidationError
 
-from schemas import Security, Settings
+from schemas import Security, Settings, envelope_address
 
 MESSAGE_POLICY: Final = {False: policy.SMTP, True: policy.SMTPUTF8}
 MESSAGES_A_CONNECTION: Final = 100
@@ -32,6 +31,8 @@ CONNECTION_AGE: Final = 300.0
 CONNECTION_IDLE: Final = 30.0
 """Messages, seconds and seconds after which a connection is not used again: servers close them unasked."""
 QUIT_TIMEOUT: Final = 1.0
+DETAIL_LIMIT: Final = 500
+"""Characters of a server's reply that are kept."""
 
 
 class Stage(enum.Enum):
@@ -61,16 +62,22 @@ class Verdict(enum.Enum):
 
 
 VERDICTS: Final = (
-    # stages, what code and enhanced code match, and what that means; the first that fits
+    # stages, what the reply begins with, and what that means; the first that fits
     (Stage, r"421", Verdict.CONNECTION),  # "service not available, closing transmission channel"
     (Stage, r"503|530|534|535|538", Verdict.CONFIGURATION),  # AUTH is wrong, or is wanted first (RFC 4954)
-    (Stage, r"5\d\d 5\.(1\.[78]|7\.(57|60|8|9|1[13]))$", Verdict.CONFIGURATION),  # our sender or login, said late
+    (Stage, r"5\d\d 5\.(1\.[78]|7\.(57|60|8|9|1[13]))\b", Verdict.CONFIGURATION),  # our sender or login, said late
+    (
+        Stage,
+        r"5.*(sender address rejected|not owned by user|relay access denied|relaying denied|unable to relay)",
+        Verdict.CONFIGURATION,
+    ),  # as Postfix, Sendmail and Exchange say it, at RCPT and with no code of its own
     ({Stage.CONNECT}, r"5", Verdict.CONFIGURATION),
     ({Stage.CONNECT}, r"", Verdict.CONNECTION),
     ({Stage.MAIL}, r"552|5\d\d 5\.3\.4", Verdict.PERMANENT),  # the message is too large
     ({Stage.MAIL}, r"5", Verdict.CONFIGURATION),  # the sender is refused
     (Stage, r"5", Verdict.PERMANENT),
     (Stage, r"4", Verdict.TRANSIENT),
+    ({Stage.DATA}, r"", Verdict.AMBIGUOUS),  # neither yes nor no to a message that it has
     (Stage, r"", Verdict.CONNECTION),  # not SMTP
 )
 
@@ -117,36 +124,37 @@ class Breaker:
         self.fault = ""
         self._delay = 0.0
         self._until = 0.0
-        self._probing = False
+        self._probe: object = None
 
     def wait(self) -> float:
         """Return the seconds until a probe may be sent; 0 when one may be now."""
         return max(0.0, self._until - time.monotonic())
 
-    def admits(self) -> bool:
-        """Say whether to go on; who is let through while it is not closed has to tell how it went."""
-        if self.closed:
-            return True
-        if self._probing or self.wait():
-            return False
-        self._probing = True
-        return True
+    def admit(self) -> object | None:
+        """Return a ticket to go on with, or `None`. Whoever has one must tell how it went."""
+        if not self.closed and (self._probe or self.wait()):
+            return None
+        ticket = object()
+        if not self.closed:
+            self._probe = ticket
+        return ticket
 
-    def succeed(self) -> None:
-        """Close: the server can be worked with."""
-        self.closed, self._probing, self._delay = True, False, 0.0
+    def succeed(self, ticket: object) -> None:
+        """Close, if this was the probe: the server can be worked with."""
+        if ticket is self._probe:
+            self.closed, self._probe, self._delay = True, None, 0.0
 
-    def fail(self, fault: str) -> None:
-        """Open. Those who were let through together before the first failed count as one."""
-        self.fault = fault
-        if self.closed or self._probing:
+    def fail(self, ticket: object, fault: str) -> None:
+        """Open. Those who were let through together count as one, and say nothing of a probe after them."""
+        if self.closed or ticket is self._probe:
+            self.closed, self._probe, self.fault = False, None, fault
             self._delay = min(max(self.FIRST, self._delay * 2), self.LONGEST)
             self._until = time.monotonic() + self._delay
-        self.closed = self._probing = False
 
-    def abandon(self) -> None:
+    def abandon(self, ticket: object) -> None:
         """Give up a probe that nothing was learnt from."""
-        self._probing = False
+        if ticket is self._probe:
+            self._probe = None
 
 
 @dataclass(slots=True)
@@ -203,21 +211,24 @@ class Mailer:
 
         It takes at most the connect timeout, four command timeouts and the data timeout of the settings.
         """
+        if not letter.to:
+            return Outcome(Verdict.PERMANENT, "no address", "The user's document has no e-mail address.")
         try:
             to = envelope_address(letter.to)
-        except ValueError as exc:
-            return Outcome(Verdict.PERMANENT, "no address", str(exc))
-        if not self.breaker.admits():
+        except ValidationError:
+            return Outcome(Verdict.PERMANENT, "no address", "The e-mail address in the user's document is not valid.")
+        ticket = self.breaker.admit()
+        if ticket is None:
             return Outcome(Verdict.CONNECTION, "not tried", self.breaker.fault)
         try:
             outcome = await self._send(letter, to)
         except BaseException:
-            self.breaker.abandon()
+            self.breaker.abandon(ticket)
             raise
         if outcome.verdict in {Verdict.CONNECTION, Verdict.CONFIGURATION}:
-            self.breaker.fail(outcome.detail)
+            self.breaker.fail(ticket, outcome.detail)
         else:
-            self.breaker.succeed()
+            self.breaker.succeed(ticket)
         return outcome
 
     async def _send(self, letter: Letter, to: str) -> Outcome:
@@ -266,9 +277,7 @@ class Mailer:
             if self.breaker.wait():
                 raise SMTPFault(Verdict.CONNECTION, self.breaker.fault)
             settings = self._settings
-            security = settings.smtp_security
-            if security is Security.AUTO and settings.smtp_port == 465:
-                security = Security.TLS
+            security = settings.security
             smtp = SMTP(
                 hostname=settings.smtp_host,
                 port=settings.smtp_port,
@@ -341,21 +350,6 @@ class Mailer:
         await asyncio.gather(*(connection.quit() for connection in kept))
 
 
-def envelope_address(value: object) -> str:
-    """Return the one address of this value with its domain in A-labels (RFC 5890).
-
-    Raises `ValueError` with the reason why no mail can go there.
-    """
-    if not value:
-        raise ValueError("The user's document has no e-mail address.")
-    try:
-        validate.Email()(cast("str", value))
-        local, domain = str(value).rsplit("@", 1)
-        return f"{local}@{idna.encode(domain, uts46=True).decode()}"
-    except (ValidationError, TypeError, idna.IDNAError):
-        raise ValueError("The e-mail address in the user's document is not valid.") from None
-
-
 def compose(letter: Letter, sender: Address, to: str) -> EmailMessage:
     """Make the message: its subject and its body are the key of the notification."""
     message = EmailMessage()
@@ -373,15 +367,22 @@ def _judge(exc: Exception, stage: Stage) -> Outcome:
     if isinstance(exc, SMTPFault):
         return Outcome(exc.verdict, str(exc), str(exc))
     if isinstance(exc, SMTPResponseException):
-        enhanced = re.match(r"[245]\.\d{1,3}\.\d{1,3}\b", exc.message)
-        status = f"{exc.code} {enhanced[0]}" if enhanced else str(exc.code)
-        verdict = next(what for stages, reply, what in VERDICTS if stage in stages and re.match(reply, status))
-        return Outcome(verdict, f"{status} at {stage.value}", f"{stage.value}: {exc.code} {exc.message}")
-    if stage is Stage.DATA:
+        # A reply may be in any charset and of any length: what is kept must fit into a document.
+        reply = f"{exc.code} {exc.message}".encode("utf-8", "replace").decode()[:DETAIL_LIMIT]
+        matches = (
+            what
+            for stages, start, what in VERDICTS
+            if stage in stages and re.match(start, reply, re.IGNORECASE | re.DOTALL)
+        )
+        codes = re.match(r"-?\d+( [245]\.\d{1,3}\.\d{1,3}\b)?", reply)
+        return Outcome(next(matches), f"{codes[0] if codes else ''} at {stage.value}", f"{stage.value}: {reply}")
+    if isinstance(exc, ValueError) and not isinstance(exc, OSError):
+        verdict = Verdict.PERMANENT  # an address that cannot be put into a command
+    elif stage is Stage.DATA:
         verdict = Verdict.AMBIGUOUS
     elif any(isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError) for e in (exc, exc.__cause__)):
         verdict = Verdict.CONFIGURATION  # a certificate we do not trust, or no TLS where we expect it
     else:
         verdict = Verdict.CONNECTION
-    text = f"{stage.value}: {type(exc.__cause__ or exc).__name__}: {exc}"
+    text = f"{stage.value}: {type(exc.__cause__ or exc).__name__}: {exc}"[:DETAIL_LIMIT]
     return Outcome(verdict, text, text)

@@ -9,6 +9,7 @@ import enum
 import hashlib
 import json
 import math
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
+import idna
+from dotenv import dotenv_values
 from environs import Env, EnvValidationError
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate
 from marshmallow import fields as mf
@@ -270,14 +273,29 @@ class SettingsError(Exception):
         super().__init__("The configuration is not valid:\n" + "\n".join(lines))
 
 
-def _address(value: str) -> None:
+def envelope_address(value: object) -> str:
+    """Return the one address of this value, with the domain in A-labels where it is international (RFC 5890).
+
+    Raises `marshmallow.ValidationError` for whatever is not exactly one address.
+    """
+    try:
+        validate.Email(error="Not a valid email address.")(cast("str", value))
+        local, domain = str(value).rsplit("@", 1)
+        return f"{local}@{domain if domain.isascii() else idna.encode(domain, uts46=True).decode()}"
+    except (TypeError, idna.IDNAError):
+        raise ValidationError("Not a valid email address.") from None
+
+
+def _sender(value: str) -> None:
     """Take one address, `user@host` or `Name <user@host>`."""
     address = parseaddr(value)[1]
-    if address != value and not value.rstrip().endswith(f"<{address}>"):
+    if not value.isprintable() or (address != value and not value.rstrip().endswith(f"<{address}>")):
         raise ValidationError("Not a valid email address.")
-    validate.Email()(address)
-    if not value.isprintable():
-        raise ValidationError("Not a valid email address.")
+    envelope_address(address)
+
+
+def _recipient(value: str) -> None:
+    envelope_address(value)
 
 
 def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: bool = False, **parse_options: Any) -> Any:
@@ -299,9 +317,7 @@ class Settings:
 
     host: str = _setting("address to listen on; 127.0.0.1 in a local run", default="0.0.0.0")  # noqa: S104 - a container's
     port: int = _setting("port to listen on", "int", 8080, validate=validate.Range(1, 65535))
-    email: str = _setting(
-        "address of the users that the service creates; required", default="", validate=validate.Email()
-    )
+    email: str = _setting("address of the users that the service creates; required", default="", validate=_recipient)
     db_uri: str = _setting(
         "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required", default="", secret=True
     )
@@ -313,7 +329,7 @@ class Settings:
     smtp_login: str | None = _setting("login at the SMTP server; none means no authentication")
     smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True)
     smtp_from: str = _setting(
-        "sender, user@host or Name <user@host>; default SMTP_LOGIN if it is an address, else EMAIL", validate=_address
+        "sender, user@host or Name <user@host>; default SMTP_LOGIN if it is an address, else EMAIL", validate=_sender
     )
     smtp_security: Security = _setting(
         "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, where offered, on any other; "
@@ -358,6 +374,11 @@ class Settings:
         return not (self.db_uri or self.smtp_host)
 
     @property
+    def security(self) -> Security:
+        """How the SMTP connection is secured: `SMTP_SECURITY`, where `auto` on the port of SMTPS is TLS (RFC 8314)."""
+        return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
+
+    @property
     def lease(self) -> float:
         """Seconds that an e-mail is leased: longer than the longest conversation about it can take."""
         commands = 4 * self.smtp_command_timeout  # on a kept connection MAIL; on a new one MAIL, RCPT, DATA
@@ -370,7 +391,21 @@ class Settings:
 
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
+LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
+TOGETHER: Final = "Missing; SMTP_LOGIN and SMTP_PASSWORD go together."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
+
+
+class _Variables(Env):
+    """The environment, then a file for what is unset or empty there, both as they stand: passwords may hold `${`."""
+
+    def __init__(self, env_file: Path) -> None:
+        super().__init__(eager=False)
+        values = {**dotenv_values(env_file, interpolate=False), **{k: v for k, v in os.environ.items() if v.strip()}}
+        self._given = {name: value for name, value in values.items() if value and value.strip()}
+
+    def _get_value(self, env_key: str, default: Any) -> Any:  # as environs' own FileAwareEnv does
+        return self._given.get(env_key, default)
 
 
 def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(".env")) -> Settings:
@@ -381,9 +416,11 @@ def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(
 
     Raises `SettingsError` that lists every fault.
     """
-    env = Env(eager=False)
-    env.read_env(env_file, recurse=False)
-    given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "").strip()}
+    try:
+        env = _Variables(env_file)
+    except UnicodeDecodeError:
+        raise SettingsError({str(env_file): ["Not UTF-8."]}) from None
+    given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "")}
     local = given.isdisjoint({"db_uri", "smtp_host"})
     values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
     for f in fields(Settings):
@@ -396,14 +433,14 @@ def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(
         faults = {name: _messages(found) for name, found in cast("Mapping[str, Any]", exc.error_messages).items()}
     if not local:
         faults |= {name: ["Missing."] for name in REQUIRED if name.lower() not in given}
-    if "db_uri" in given and (fault := uri_fault(values["db_uri"])):
-        faults["DB_URI"] = [fault]
-    if ("smtp_login" in given) != ("smtp_password" in given):
-        faults["SMTP_LOGIN" if "smtp_password" in given else "SMTP_PASSWORD"] = [
-            "Missing; SMTP_LOGIN and SMTP_PASSWORD go together."
-        ]
-    if values["smtp_ca_file"] and (fault := _ca_fault(values["smtp_ca_file"])):
-        faults["SMTP_CA_FILE"] = [fault]
+    for name, fault in (
+        ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
+        ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
+        ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
+        ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
+    ):
+        if fault:
+            faults[name] = [fault]
     if faults:
         raise SettingsError(faults)
     if not values["smtp_from"]:
@@ -420,7 +457,7 @@ def _messages(found: Sequence[str | int]) -> Sequence[str]:
 def is_address(value: str) -> bool:
     """Say whether this is one address, `user@host` or `Name <user@host>`."""
     try:
-        _address(value)
+        _sender(value)
     except ValidationError:
         return False
     return True

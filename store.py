@@ -23,9 +23,10 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+import pymongo
 from bson import ObjectId
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
 from pymongo import ReadPreference, ReturnDocument, WriteConcern, uri_parser
@@ -35,7 +36,6 @@ from pymongo.errors import (
     DocumentTooLarge,
     DuplicateKeyError,
     ExecutionTimeout,
-    InvalidURI,
     OperationFailure,
     PyMongoError,
     WriteConcernError,
@@ -51,16 +51,23 @@ DEADLINE: Final = 10.0
 """Seconds within which an operation is repeated before `Unavailable` is raised."""
 ATTEMPT_TIMEOUT_MS: Final = 4000
 """Of one attempt, so that a reply which never comes leaves time for another."""
+CLOSE_TIMEOUT: Final = 1.0
 CLAIM_WINDOW: Final = 32
 """Due documents looked at to claim some of them: workers that choose at random rarely choose the same."""
 OUTBOX_LIMIT: Final = 20
 """E-mails owed to one user. A bound in the filter of the write, never a slice: what is owed is not dropped."""
+NOBODY: Final = "0" * 24
+"""The token of an e-mail that is not leased, as long as any: a claim must not need room that a document has not."""
+CLOCK_TOLERANCE: Final = timedelta(minutes=1)
+"""A new e-mail has been due for so long, so that it is due at once by MongoDB's clock though ours be ahead."""
 INT32_MAX: Final = 2**31 - 1
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered of a user."""
 TOO_LARGE_CODES: Final = frozenset({10334, 17419, 17420})  # BSONObjectTooLarge, and an update that would make one
+BAD_VALUE: Final = 2  # such as a push to what is no array
+ACCESS_CODES: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed: mended at MongoDB, without a restart
 
-NOTIFICATIONS: Final = {"$ifNull": ["$notifications", []]}
+NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}
 HAS_DUE_MAIL: Final = {  # without $exists an absent mail_due compares low, and is due
     "mail_due": {"$exists": True},
@@ -82,6 +89,10 @@ class OutboxFull(Unavailable):
 
 class KeyReused(StoreError):
     """The idempotency key came with something else before; nothing was written."""
+
+
+class Conflict(StoreError):
+    """What the users' collection holds, or a unique index of it, does not admit the write; nothing was written."""
 
 
 class TooLarge(StoreError):
@@ -118,7 +129,9 @@ def uri_fault(uri: str) -> str | None:
         return None  # its hosts are in DNS, which is asked at the start, not here
     try:
         uri_parser.parse_uri(uri, warn=False)
-    except (InvalidURI, ConfigurationError, ValueError):
+    except OSError:
+        return "A file that the MongoDB connection string names cannot be read."
+    except (PyMongoError, ValueError):
         return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
     return None
 
@@ -129,13 +142,16 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
     Raises `Unavailable` when MongoDB does not answer.
     """
-    client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
-        settings.db_uri,
-        appname="notifier",
-        tz_aware=True,
-        timeoutMS=ATTEMPT_TIMEOUT_MS,
-        serverSelectionTimeoutMS=ATTEMPT_TIMEOUT_MS,
-    )
+    try:
+        client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
+            settings.db_uri,
+            appname="notifier",
+            tz_aware=True,
+            timeoutMS=ATTEMPT_TIMEOUT_MS,
+            serverSelectionTimeoutMS=ATTEMPT_TIMEOUT_MS,
+        )
+    except ConfigurationError as exc:  # a mongodb+srv:// that DNS does not know
+        raise Unavailable from exc
     try:
         database = client.get_default_database("notifier").with_options(
             # Whatever the URI leaves out or says: acknowledged means on disk on a majority, and a list
@@ -147,6 +163,12 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         await store.create_indexes()
         yield store
     finally:
+        await asyncio.to_thread(_close, client)
+
+
+def _close(client: AsyncIOMotorClient[dict[str, Any]]) -> None:
+    """Close the client. It would block on telling the server that its sessions end, however long that takes."""
+    with pymongo.timeout(CLOSE_TIMEOUT):
         client.close()
 
 
@@ -205,8 +227,8 @@ class Store:
                 notification["data"] = new.data
             pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
         if new.key.mailed:
-            pushes["outbox"] = owed_mail(id_, new.key.value, now)
-            update["$min"] = {"mail_due": now}
+            pushes["outbox"] = mail = owed_mail(id_, new.key.value, now)
+            update["$min"] = {"mail_due": mail["next_at"]}
         if key:
             pushes["recent"] = {"$each": [{"k": key, "h": new.fingerprint()}], "$slice": -RECENT_LIMIT}
         return update
@@ -218,7 +240,9 @@ class Store:
             await self._users.find_one_and_update(
                 filter_, update, {"_id": 1}, upsert=True, return_document=ReturnDocument.AFTER
             )
-        except DuplicateKeyError:
+        except DuplicateKeyError as exc:
+            if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
+                raise Conflict from exc  # a unique index on the e-mail address, say: a second new user cannot have it
             # A condition failed, so the server tried to insert; or another upsert inserted in between. Only a
             # filter of nothing but _id is repeated by the server itself. Without upsert there are no two meanings.
             return await self._users.find_one_and_update(filter_, update, {"_id": 1}) is not None
@@ -292,8 +316,7 @@ class Store:
             Mail(
                 user_id=str(user["_id"]),
                 email=user.get("email"),
-                dead=item.get("dead", False),
-                **{name: item[name] for name in ("id", "key", "at", "tries", "token", "error")},
+                **{name: item[name] for name in ("id", "key", "at", "tries", "token", "error", "dead")},
             )
             for user in await _persist(lambda: claimed.clone().to_list(None))
             for item in user["outbox"]
@@ -316,7 +339,7 @@ class Store:
     async def settle_retry(self, mail: Mail, delay: float, tries: int, error: str | None) -> bool:
         """Give the lease back: the e-mail falls due in `delay` seconds. Raises `Unavailable`."""
         return await self._settle(
-            mail, {"token": None, "next_at": _later(delay), "tries": tries, "error": {"$literal": error}}
+            mail, {"token": NOBODY, "next_at": _later(delay), "tries": tries, "error": {"$literal": error}}
         )
 
     async def settle_dead(self, mail: Mail, tries: int, error: str) -> bool:
@@ -360,7 +383,7 @@ class Store:
         """
         id_, user = letter["_id"], {"_id": ObjectId(letter["user_id"])}
         room = {"outbox.id": {"$ne": id_}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-        mail = owed_mail(id_, letter["key"], letter["at"]) | {"next_at": datetime.now(UTC)}
+        mail = owed_mail(id_, letter["key"], letter["at"])
         update = {"$push": {"outbox": mail}, "$min": {"mail_due": mail["next_at"]}}
         result = await _persist(lambda: self._users.update_one({**user, **room}, update))
         if not result.matched_count:
@@ -373,18 +396,34 @@ class Store:
         return True
 
     async def _settle(self, mail: Mail, change: JSONObject | None) -> bool:
+        """Change or remove an e-mail whose lease is held. Where the document has no room, the error is left out."""
         ours = {"$and": [{"$eq": ["$$this.id", mail.id]}, {"$eq": ["$$this.token", mail.token]}]}
         filter_ = {
             "_id": ObjectId(mail.user_id),
             "outbox": {"$elemMatch": {"id": mail.id, "token": mail.token}},
         }
-        result = await _persist(lambda: self._users.update_one(filter_, _rewrite_outbox(ours, change)))
+        try:
+            result = await _persist(lambda: self._users.update_one(filter_, _rewrite_outbox(ours, change)))
+        except TooLarge:
+            if change is None or change["error"] is None:
+                raise
+            return await self._settle(mail, {**change, "error": None})
         return bool(result.matched_count)
 
 
 def owed_mail(id_: str, key: str, at: datetime) -> JSONObject:
-    """Make an element of the outbox that is due at once."""
-    return {"id": id_, "key": key, "at": at, "next_at": at, "tries": 0, "token": None, "error": None}
+    """Make an element of the outbox that is due at once; `at` is when it was first owed."""
+    next_at = datetime.now(UTC) - CLOCK_TOLERANCE
+    return {
+        "id": id_,
+        "key": key,
+        "at": at,
+        "next_at": next_at,
+        "tries": 0,
+        "token": NOBODY,
+        "error": None,
+        "dead": False,
+    }
 
 
 def _later(seconds: float) -> JSONObject:
@@ -436,10 +475,14 @@ async def _persist(attempt: Callable[[], Awaitable[T]]) -> T:
     except OperationFailure as exc:
         if exc.code in TOO_LARGE_CODES:
             raise TooLarge from exc
+        if exc.code == BAD_VALUE:
+            raise Conflict from exc
         raise
 
 
 def _means_unavailable(exc: PyMongoError) -> bool:
-    return isinstance(exc, ConnectionFailure | ExecutionTimeout | WriteConcernError) or exc.has_error_label(
-        "RetryableWriteError"
+    return (
+        isinstance(exc, ConnectionFailure | ExecutionTimeout | WriteConcernError)
+        or exc.has_error_label("RetryableWriteError")
+        or (isinstance(exc, OperationFailure) and exc.code in ACCESS_CODES)
     )

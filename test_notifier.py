@@ -33,7 +33,7 @@ from conftest import Client, Start
 from local import LocalRunError, find_mongod
 from notifier import create_app
 from schemas import BODY_LIMIT, Security, Settings, SettingsError, load_settings
-from store import open_store, uri_fault
+from store import NOBODY, open_store, uri_fault
 from testbed import MailServer, Mongod, eventually, eventually_async, free_port, smtp_server
 
 DB = Database[dict[str, Any]]
@@ -203,6 +203,18 @@ async def test_a_document_without_room_is_413_and_unchanged(client: Client, data
     assert response.status == 413
     await problem(response)
     assert "notifications" not in user(database)
+
+
+async def test_what_the_collection_does_not_admit_is_409(client: Client, database: DB) -> None:
+    database.users.create_index("email", unique=True)
+    await create(client, USER)
+    response = await client.post("/create", json={"user_id": OTHER, "key": "new_message"})
+    assert response.status == 409
+    await problem(response)
+    database.users.insert_one({"_id": ObjectId("0" * 24), "email": "x", "notifications": "not ours"})
+    response = await client.post("/create", json={"user_id": "0" * 24, "key": "new_message"})
+    assert response.status == 409
+    assert (await list_(client, "0" * 24))["list"] == []
 
 
 # --- list and read --------------------------------------------------------------------------------
@@ -513,7 +525,7 @@ async def test_a_stop_finishes_what_is_being_sent_and_gives_back_the_rest(
     await client.close()
     assert len(mail.received) == 1
     owed = [item for user in database.users.find() for item in user["outbox"]]
-    assert [item["token"] for item in owed] == [None, None]
+    assert [item["token"] for item in owed] == [NOBODY, NOBODY]
     await start()
     await settled(database)
     assert len(set(mail.ids)) == len(mail.ids) == 3
@@ -650,11 +662,12 @@ VARIABLES = {field.name.upper() for field in dataclasses.fields(Settings)}
 
 def test_the_specifications_own_variables_are_enough(environment: Callable[..., Settings]) -> None:
     env_file = "".join(f"{name}={value}\n" for name, value in COMPLETE.items())
-    env_file += "PORT=80\nSMTP_PORT=465\nSMTP_LOGIN=me@example.com\nSMTP_PASSWORD='p w#\"'\n"
+    env_file += "PORT=80\nSMTP_PORT=465\nSMTP_LOGIN=me@example.com\nSMTP_PASSWORD='p w#\"${HOME}'\n"
     settings = environment(env_file)
     assert not settings.local
     assert (settings.host, settings.port, settings.smtp_port) == ("0.0.0.0", 80, 465)
-    assert (settings.smtp_from, settings.smtp_password) == ("me@example.com", 'p w#"')
+    assert (settings.smtp_from, settings.smtp_password) == ("me@example.com", 'p w#"${HOME}')
+    assert settings.security is Security.TLS
     assert "p w#" not in repr(settings)
 
 
@@ -662,6 +675,8 @@ def test_the_environment_goes_before_the_file_and_empty_is_unset(environment: Ca
     settings = environment("PORT=1\nEMAIL=file@example.com", **COMPLETE, PORT="2", SMTP_LOGIN="", SMTP_PORT=" ")
     assert (settings.port, settings.email) == (2, "test@example.com")
     assert (settings.smtp_login, settings.smtp_port) == (None, 465)
+    assert environment(PORT="", env_file="PORT=3").port == 3
+    assert replace(settings, smtp_port=587).security is Security.AUTO
     assert settings.smtp_from == "test@example.com"
 
 
@@ -680,6 +695,7 @@ def test_nothing_configured_is_a_local_run_on_loopback(environment: Callable[...
         ({**COMPLETE, "DB_URI": "mongodb://user:hunter2@/@x"}, {"DB_URI"}),
         ({**COMPLETE, "PORT": "http"}, {"PORT"}),
         ({**COMPLETE, "PORT": "65536"}, {"PORT"}),
+        ({**COMPLETE, "DB_URI": "mongodb://x/?tls=true&tlsCAFile=/nothing"}, {"DB_URI"}),
         ({**COMPLETE, "EMAIL": "nobody"}, {"EMAIL"}),
         ({**COMPLETE, "SMTP_LOGIN": "x"}, {"SMTP_PASSWORD"}),
         ({**COMPLETE, "SMTP_PASSWORD": "hunter2"}, {"SMTP_LOGIN"}),
@@ -747,7 +763,7 @@ def test_help_explains_every_variable(tmp_path: Path) -> None:
 def test_the_documentation_names_every_variable() -> None:
     for file in ("README.md", ".env.example"):
         text = (HERE / file).read_text()
-        assert [name for name in VARIABLES if name not in text] == []
+        assert [name for name in VARIABLES if not re.search(rf"\b{name}\b", text)] == []
 
 
 # --- the local run --------------------------------------------------------------------------------
@@ -822,6 +838,14 @@ def test_a_killed_local_run_takes_its_mongod_along(tmp_path: Path) -> None:
         assert not mongods_of(tmp_path)
 
     eventually(gone)
+
+
+def test_a_second_local_run_in_the_folder_says_so(tmp_path: Path) -> None:
+    local = LocalRun(tmp_path)
+    done = run(cwd=tmp_path, PORT=str(free_port()))
+    assert (done.returncode, "another local run" in done.stderr) == (1, True)
+    assert local.get("/list?user_id=" + USER)
+    local.end(signal.SIGTERM)
 
 
 def test_without_a_mongod_the_local_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,13 @@ class Mongod:
         assert self._process
         os.kill(self._process.pid, number)
 
+    def alive(self) -> bool:
+        """Say whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """Kill it as a power failure would: without a chance to tidy up."""
-        if self._process and self._process.poll() is None:
+        if self._process and self.alive():
             self.signal(signal.SIGKILL)
             self._process.wait()
 
@@ -289,6 +293,7 @@ class Proxy:
                     if self._fault == "before":
                         return
                     replies.cancel()
+                    await asyncio.wait({replies})
                     up_writer.write(message)
                     await _read_message(up_reader)
                     if self._fault == "after":

@@ -1,0 +1,810 @@
+"""What the service survives. Each promise of the README's "What is promised" is shown by a test named after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtplib import SMTPResponseException
+from bson import ObjectId, encode
+from pymongo.database import Database
+
+import store
+from conftest import Client, Start, assert_outboxes_consistent
+from delivery import Delivery, running_delivery
+from mailer import Mailer, Stage, Verdict, _judge
+from schemas import Create, Key, Security, Settings
+from store import NOBODY, Mail, OutboxFull, open_store
+from test_notifier import HERE, OTHER, USER, create, list_, nothing_owed, problem, settled, user
+from testbed import (
+    Drop,
+    MailServer,
+    Mongod,
+    Proxy,
+    Service,
+    eventually,
+    eventually_async,
+    free_port,
+    initiate,
+    smtp_server,
+)
+
+DB = Database[dict[str, Any]]
+Script = Callable[[str, str], Awaitable[str | None]]
+
+
+@pytest.fixture(scope="session")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+    """Return a MongoDB server that is no replica set: the driver repeats nothing on it."""
+    server = Mongod(tmp_path_factory.mktemp("standalone"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["standalone", "replica set"])
+def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongod) -> Mongod:
+    return standalone if request.param == "standalone" else mongod
+
+
+HEARTBEATS = "heartbeatFrequencyMS=500"
+"""A server that only pretends to step down does not tell its clients when it is back: they must look."""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up on MongoDB after 2 s, so that tests of giving up are short."""
+    monkeypatch.setattr(store, "DEADLINE", 2.0)
+    monkeypatch.setattr(store, "ATTEMPT_TIMEOUT_MS", 700)
+
+
+@contextmanager
+def failing(mongod: Mongod, commands: list[str], mode: object = "alwaysOn", **fault: Any) -> Iterator[None]:
+    """Let the server fail these commands of the service."""
+    with mongod.client() as client:
+        data = {"failCommands": commands, "appName": "notifier", **fault}
+        client.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
+        try:
+            yield
+        finally:
+            client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+async def owe(client: Client, count: int) -> None:
+    """Owe e-mails to as many users."""
+    await asyncio.gather(*(create(client, f"{n:024x}", "registration") for n in range(count)))
+
+
+def owed(database: DB) -> list[dict[str, Any]]:
+    return [item for user in database.users.find() for item in user.get("outbox", [])]
+
+
+def scripted(replies: dict[str, list[str | None]]) -> Script:
+    """Give these replies at each stage, one after another, and then accept."""
+    left = {stage: list(found) for stage, found in replies.items()}
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        reply = left[stage].pop(0) if left.get(stage) else None
+        if reply == "drop":
+            raise Drop
+        if reply == "hang":
+            await asyncio.sleep(30)
+        return reply
+
+    return script
+
+
+# --- I1: each 201 is one notification --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.parametrize("key", [Key.NEW_MESSAGE, Key.NEW_LOGIN, Key.REGISTRATION])
+@pytest.mark.usefixtures("impatient")
+async def test_i1_i2_a_lost_reply_applies_once(
+    start: Start, any_mongod: Mongod, mail: MailServer, fault: str, key: Key
+) -> None:
+    name = f"lost_{ObjectId()}"
+    proxy = Proxy(any_mongod.port)
+    async with proxy.running():
+        client = await start(db_uri=f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true")
+        for existing in (False, True):
+            proxy.break_next("findAndModify", fault)
+            await create(client, USER, key.value, data={"existing": existing})
+        assert proxy.faults == 2
+        with any_mongod.client() as direct:
+            await settled(direct[name])
+            notifications = user(direct[name]).get("notifications", [])
+            assert [item["data"]["existing"] for item in notifications] == [True, False][: 2 * key.stored]
+            assert len(set(mail.ids)) == 2 * key.mailed
+            assert max(Counter(mail.ids).values(), default=1) == 1
+            direct.drop_database(name)
+        await client.close()
+
+
+async def test_i1_the_upsert_race_loses_nothing(client: Client, database: DB) -> None:
+    """A filter of more than `_id` makes racing upserts fail with E11000, which does not mean that they are done."""
+    users = [f"{n:024x}" for n in range(40)]
+    await asyncio.gather(*(create(client, user_id, "new_login", data={"n": n}) for user_id in users for n in range(5)))
+    for user_id in users:
+        assert sorted(item["data"]["n"] for item in user(database, user_id)["notifications"]) == list(range(5))
+    await settled(database)
+
+
+@pytest.mark.parametrize("replica_set", [None, "killed"])
+async def test_i1_what_was_acknowledged_survives_kill_9_of_mongod(
+    start: Start, tmp_path: Path, replica_set: str | None
+) -> None:
+    server = Mongod(tmp_path / "db", replica_set)
+    server.start()
+    if replica_set:
+        initiate([server], replica_set)
+    uri = f"mongodb://{server.address}/killed?w=1&journal=false"  # what the service must not be talked into
+    client = await start(db_uri=uri, notifications_limit=10_000)
+    acknowledged: list[int] = []
+    statuses: Counter[int] = Counter()
+    numbers = iter(range(1_000_000))
+    end = time.monotonic() + 2.5
+
+    async def load(user_id: str) -> None:
+        while time.monotonic() < end:
+            n = next(numbers)
+            body = {"user_id": user_id, "key": "new_message", "data": {"n": n}}
+            response = await client.post("/create", json=body)
+            statuses[response.status] += 1
+            if response.status == 201:
+                acknowledged.append(n)
+
+    async def kill() -> None:
+        await asyncio.sleep(1)
+        server.kill()
+        await asyncio.to_thread(server.start)
+
+    await asyncio.gather(kill(), *(load(f"{n:024x}") for n in range(16)))
+    assert statuses.keys() <= {201, 503}
+    with server.client() as direct:
+        stored = Counter(
+            item["data"]["n"] for found in direct.killed.users.find() for item in found.get("notifications", [])
+        )
+    assert [n for n in acknowledged if n not in stored] == []
+    assert [n for n, times in stored.items() if times > 1] == []
+    assert len(acknowledged) > 100
+    await client.close()
+    server.kill()
+
+
+# --- I6: what is not a 201 has at most one effect; with a key a retry makes it exactly one ----------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"errorCode": 91},
+        {"errorCode": 189},
+        {"errorCode": 50},
+        {"errorCode": 18},
+        {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}},
+        {"writeConcernError": {"code": 91, "errmsg": "shutting down"}},
+        {"closeConnection": True},
+        {"blockConnection": True, "blockTimeMS": 3000, "errorCode": 91},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("impatient")
+async def test_i6_a_database_that_fails_is_503_with_retry_after_and_a_retry_is_one_effect(
+    start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
+) -> None:
+    client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
+    body = {"user_id": USER, "key": "new_login"}
+    headers = {"Idempotency-Key": "k-1"}
+    with failing(mongod, ["findAndModify", "update", "find"], **fault):
+        requests = (
+            client.post("/create", json=body, headers=headers),
+            client.get(f"/list?user_id={USER}"),
+            client.post(f"/read?user_id={USER}&notification_id=x"),
+        )
+        for response in await asyncio.gather(*requests):
+            if "writeConcernError" in fault and response.method == "GET":
+                continue  # a read has no write concern
+            assert (response.status, response.headers["Retry-After"]) == (503, "5")
+            await problem(response)
+    assert len((database.users.find_one() or {}).get("notifications", [])) <= 1
+    assert (await client.post("/create", json=body, headers=headers)).status == 201
+    assert len(user(database)["notifications"]) == 1
+    await settled(database)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_i6_an_exhausted_pool_is_503(start: Start, settings: Settings, mongod: Mongod) -> None:
+    client = await start(db_uri=f"{settings.db_uri}?maxPoolSize=1&waitQueueTimeoutMS=100&{HEARTBEATS}")
+    with failing(mongod, ["find", "findAndModify"], blockConnection=True, blockTimeMS=2500):
+        requests = (client.post("/create", json={"user_id": USER, "key": "new_post"}) for _ in range(20))
+        assert {response.status for response in await asyncio.gather(*requests)} <= {503, 201}
+        assert (await client.get(f"/list?user_id={USER}")).status == 503
+    await create(client)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_i6_a_frozen_mongod_is_503_and_recovers(start: Start, tmp_path: Path) -> None:
+    server = Mongod(tmp_path / "db")
+    server.start()
+    client = await start(db_uri=f"mongodb://{server.address}/frozen")
+    server.signal(signal.SIGSTOP)
+    requests = (client.post("/create", json={"user_id": USER, "key": "new_post"}) for _ in range(50))
+    started = time.monotonic()
+    assert {response.status for response in await asyncio.gather(*requests)} == {503}
+    assert time.monotonic() - started < 4
+    server.signal(signal.SIGCONT)
+    await asyncio.sleep(1)
+    await create(client)
+    await client.close()
+    server.kill()
+
+
+async def test_i6_a_key_makes_any_number_of_requests_one_effect_also_at_once(client: Client, database: DB) -> None:
+    for key, keep in (("new_login", 1), ("registration", 0)):
+        body = {"user_id": USER, "key": key, "target_id": "A" * 24}
+        headers = {"Idempotency-Key": f'"{key}-8e03978e"'}
+        responses = await asyncio.gather(*(client.post("/create", json=body, headers=headers) for _ in range(20)))
+        assert {response.status for response in responses} == {201}
+        replays = Counter(response.headers.get("Idempotent-Replayed") for response in responses)
+        assert replays == {"true": 19, None: 1}
+        assert len(user(database).get("notifications", [])) == 1
+        del keep
+        body["target_id"] = "a" * 24  # the same thing in other words
+        response = await client.post("/create", json={**body, "data": None}, headers=headers)
+        assert (response.status, response.headers["Idempotent-Replayed"]) == (201, "true")
+    await settled(database)
+
+
+async def test_i6_a_key_with_another_body_is_422_and_has_no_effect(client: Client, database: DB) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = {"user_id": USER, "key": "new_message", "data": {"n": 1}}
+    assert (await client.post("/create", json=first, headers=headers)).status == 201
+    for other in ({**first, "data": {"n": 2}}, {**first, "key": "new_post"}, {**first, "target_id": "a" * 24}):
+        response = await client.post("/create", json=other, headers=headers)
+        assert response.status == 422
+        assert (await problem(response))["errors"].keys() == {"Idempotency-Key"}
+    assert len(user(database)["notifications"]) == 1
+    assert (await client.post("/create", json={**first, "user_id": OTHER}, headers=headers)).status == 201
+
+
+async def test_i6_the_last_32_keys_are_remembered(client: Client, database: DB) -> None:
+    body = {"user_id": USER, "key": "new_message"}
+    for n in range(33):
+        assert (await client.post("/create", json=body, headers={"Idempotency-Key": f"k{n}"})).status == 201
+    for n, replayed in ((32, "true"), (1, "true"), (0, None)):
+        response = await client.post("/create", json=body, headers={"Idempotency-Key": f"k{n}"})
+        assert response.headers.get("Idempotent-Replayed") == replayed
+    assert len(user(database)["recent"]) == 32
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ü"])
+async def test_a_bad_key_is_named_with_every_other_fault(client: Client, key: str) -> None:
+    response = await client.post("/create", json={"user_id": USER}, headers={"Idempotency-Key": key})
+    assert response.status == 422
+    assert (await problem(response))["errors"].keys() == {"key", "Idempotency-Key"}
+
+
+# --- I2, I3: each owed e-mail is delivered or a dead letter, under one Message-ID and Date ------------
+
+
+async def test_i2_i3_a_worker_killed_between_the_250_and_the_settling_sends_the_same_mail_again(
+    settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    service = await running_service(settings, tmp_path)
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        if stage == "DATA" and not mail.received:
+            service.kill()
+        return None
+
+    mail.script = script
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+    await eventually_async(lambda: count(mail.received, 1))
+    service.restart()
+    await eventually_async(lambda: count(mail.received, 2), 30)
+    await settled(database)
+    service.kill()
+    first, second = (message for _, message in mail.received)
+    assert first["Message-ID"] == second["Message-ID"]
+    assert first["Date"] == second["Date"]
+    assert database.dead_mail.count_documents({}) == 0
+
+
+async def count(items: list[Any], expected: int) -> None:
+    assert len(items) == expected
+
+
+async def running_service(settings: Settings, folder: Path, **variables: object) -> Service:
+    """Start the service as a process with these settings, and leases of the least length."""
+    service = Service(
+        folder,
+        DB_URI=settings.db_uri,
+        EMAIL=settings.email,
+        SMTP_HOST=settings.smtp_host,
+        SMTP_PORT=settings.smtp_port,
+        SMTP_LOGIN=settings.smtp_login,
+        SMTP_PASSWORD=settings.smtp_password,
+        SMTP_CA_FILE=settings.smtp_ca_file,
+        SMTP_SECURITY=settings.smtp_security.value,
+        **{
+            "SMTP_CONNECT_TIMEOUT": 0.5,
+            "SMTP_COMMAND_TIMEOUT": 0.2,
+            "SMTP_DATA_TIMEOUT": 0.5,
+            "MAIL_RETRY_MINUTES": 0.01,
+            "MAIL_AMBIGUOUS_MINUTES": 0.01,
+            **variables,
+        },
+    )
+    await asyncio.to_thread(eventually, service.answers)
+    return service
+
+
+@pytest.mark.parametrize(
+    ("replies", "deliveries"),
+    [
+        pytest.param({"RCPT": ["451 4.3.0 later"]}, 1, id="451, then 250"),
+        pytest.param({"MAIL": [None, None, None, "421 4.7.0 too many"]}, 1, id="421 at the fourth MAIL"),
+        pytest.param({"MAIL": ["421 4.3.2 shutting down"] * 2}, 1, id="421 at MAIL"),
+        pytest.param({"MAIL": ["drop"]}, 1, id="drop at MAIL"),
+        pytest.param({"RCPT": ["hang"]}, 1, id="hang at RCPT"),
+        pytest.param({"DATA": ["452 4.3.1 full"]}, 1, id="452 after the dot"),
+        pytest.param({"DATA": ["drop"]}, 1, id="drop after the dot"),
+        pytest.param({"DATA": ["hang"]}, 1, id="hang after the dot"),
+        pytest.param({"DATA": ["250 OK and drop"]}, 2, id="taken, and drop before the 250"),
+        pytest.param({"MAIL": ["999 what"]}, 1, id="nonsense"),
+    ],
+)
+async def test_i2_i3_a_fault_of_the_server_delays_an_e_mail_and_never_kills_it(
+    start: Start, database: DB, mail: MailServer, replies: dict[str, list[str | None]], deliveries: int
+) -> None:
+    mail.script = scripted(replies)
+    client = await start(smtp_connections=1, smtp_command_timeout=0.3, smtp_data_timeout=0.3)
+    for n in range(5):
+        await create(client, f"{n:024x}", "registration")
+        await asyncio.sleep(0.02)
+    await settled(database)
+    assert database.dead_mail.count_documents({}) == 0
+    assert len(set(mail.ids)) == 5
+    assert 5 <= len(mail.ids) <= 4 + deliveries
+    assert len({(message["Message-ID"], message["Date"]) for _, message in mail.received}) == 5
+
+
+LATIN_1 = "5.1.1 Empf\udce4nger unbekannt"
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "message", "verdict"),
+    [
+        (Stage.CONNECT, 421, "busy", Verdict.CONNECTION),
+        (Stage.CONNECT, 554, "no service here", Verdict.CONFIGURATION),
+        (Stage.CONNECT, 454, "4.7.0 temporary authentication failure", Verdict.CONNECTION),
+        (Stage.CONNECT, 535, "5.7.8 authentication failed", Verdict.CONFIGURATION),
+        (Stage.MAIL, 451, "later", Verdict.TRANSIENT),
+        (Stage.MAIL, 421, "closing", Verdict.CONNECTION),
+        (Stage.MAIL, 552, "5.3.4 too large", Verdict.PERMANENT),
+        (Stage.MAIL, 550, "sender refused", Verdict.CONFIGURATION),
+        (Stage.RCPT, 550, LATIN_1, Verdict.PERMANENT),
+        (Stage.RCPT, 503, "5.5.1 authenticate first", Verdict.CONFIGURATION),
+        (Stage.RCPT, 553, "5.7.1 <a@b.c>: Sender address rejected: not owned by user x", Verdict.CONFIGURATION),
+        (Stage.RCPT, 554, "5.7.1 <a@b.c>: Relay access denied", Verdict.CONFIGURATION),
+        (Stage.RCPT, 354, "what", Verdict.CONNECTION),
+        (Stage.DATA, 550, "5.1.8 bad sender\n5.1.8 indeed", Verdict.CONFIGURATION),
+        (Stage.DATA, 554, "5.7.1 spam", Verdict.PERMANENT),
+        (Stage.DATA, 250 - 50, "taken, in a way", Verdict.AMBIGUOUS),
+        (Stage.DATA, -1, "\udcff", Verdict.AMBIGUOUS),
+    ],
+)
+def test_each_reply_means_what_the_table_says(stage: Stage, code: int, message: str, verdict: Verdict) -> None:
+    outcome = _judge(SMTPResponseException(code, message), stage)
+    assert outcome.verdict is verdict
+    assert "@" not in outcome.status
+    outcome.detail.encode()
+
+
+async def test_i2_a_document_with_hardly_any_room_still_gets_its_mail_out(
+    client: Client, database: DB, mail: MailServer
+) -> None:
+    await create(client, OTHER, "registration")
+    await settled(database)
+    mail.script = scripted({"RCPT": ["451 " + "long " * 80]})
+    mail.received.clear()
+    profile = {"_id": ObjectId(USER), "email": "ann@example.com", "blob": b""}
+    room = len(encode(profile)) + 420  # for what `create` writes, and hardly more
+    database.users.insert_one({**profile, "blob": b"x" * (16 * 1024 * 1024 - room)})
+    response = await client.post("/create", json={"user_id": USER, "key": "registration"})
+    assert response.status == 201
+    await settled(database)
+    assert [recipient for recipient, _ in mail.received] == ["ann@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [("RCPT", "550 5.1.1 unknown"), ("RCPT", "552 5.2.2 full"), ("DATA", "554 5.7.1 spam"), ("RCPT", "553 no")],
+)
+async def test_i2_a_permanent_refusal_is_one_dead_letter_at_once(
+    client: Client, database: DB, mail: MailServer, stage: str, reply: str
+) -> None:
+    mail.script = scripted({stage: [reply]})
+    await create(client, key="registration")
+    await settled(database)
+    (letter,) = database.dead_mail.find()
+    assert (letter["error"], letter["tries"], mail.received) == (f"{stage}: {reply}", 1, [])
+
+
+async def test_i2_a_refusal_is_not_hidden_by_a_server_that_hangs_afterwards(
+    client: Client, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> str:
+        await asyncio.sleep(30)
+        return "250 OK"
+
+    monkeypatch.setattr(MailServer, "handle_RSET", hang, raising=False)
+    mail.script = scripted({"RCPT": ["550 5.1.1 unknown"]})
+    started = time.monotonic()
+    await create(client, key="registration")
+    await settled(database)
+    assert database.dead_mail.count_documents({}) == 1
+    assert time.monotonic() - started < 1.5
+
+
+async def test_i2_an_e_mail_is_given_up_when_it_was_tried_for_long_enough(
+    start: Start, database: DB, mail: MailServer
+) -> None:
+    mail.script = scripted({"RCPT": ["451 4.2.0 later"] * 100})
+    client = await start(mail_retry_minutes=(0.001, 0.002), mail_give_up_hours=0.0066 / 60)
+    await create(client, key="registration")
+    await settled(database)
+    (letter,) = database.dead_mail.find()
+    assert letter["tries"] == 4  # tried after 0.001, 0.003 and 0.005 minutes; 0.007 were too many
+    assert letter["error"] == "Given up: RCPT: 451 4.2.0 later"
+
+
+async def test_i2_a_death_between_the_dead_letter_and_the_settling_leaves_one_dead_letter(
+    settings: Settings, database: DB, start: Start, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(settings) as worker:
+        await worker.create(Create(USER, Key.REGISTRATION))
+        (claimed,) = await worker.claim(1, 0.1)
+        settle = worker._settle
+
+        async def settle_or_die(mail: Mail, change: dict[str, Any] | None) -> bool:
+            if change is None:  # the last step: it is owed no longer
+                raise asyncio.CancelledError
+            return await settle(mail, change)
+
+        monkeypatch.setattr(worker, "_settle", settle_or_die)
+        with pytest.raises(asyncio.CancelledError):
+            await worker.settle_dead(claimed, 1, "RCPT: 550")
+    assert (database.dead_mail.count_documents({}), len(owed(database))) == (1, 1)
+    await start()
+    await settled(database)
+    (letter,) = database.dead_mail.find()
+    assert (letter["error"], mail.received) == ("RCPT: 550", [])
+
+
+# --- I4, I5: leases -----------------------------------------------------------------------------------
+
+
+async def test_i4_eight_workers_send_each_of_1000_mails_once(start: Start, database: DB, mail: MailServer) -> None:
+    clients = [await start(smtp_connections=2) for _ in range(8)]
+    for block in range(0, 1000, 100):
+        await asyncio.gather(
+            *(create(clients[n % 8], f"{n // 10:024x}", "registration") for n in range(block, block + 100))
+        )
+    await settled(database)
+    assert len(mail.received) == 1000
+    assert set(Counter(mail.ids).values()) == {1}
+
+
+async def test_i4_i5_a_lease_belongs_to_one_worker_and_one_that_lost_it_changes_nothing(
+    settings: Settings, database: DB
+) -> None:
+    async with open_store(settings) as one, open_store(settings) as other:
+        await one.create(Create(USER, Key.REGISTRATION))
+        (lost,) = await one.claim(1, 0.3)
+        assert await other.claim(1, 60) == []
+        await one.extend([lost], 0.6)
+        await asyncio.sleep(0.4)
+        assert await other.claim(1, 60) == []
+        await asyncio.sleep(0.3)
+        (held,) = await other.claim(1, 60)
+        assert held.id == lost.id
+        before = user(database)
+        assert not await one.settle_sent(lost)
+        assert not await one.settle_retry(lost, 0, 7, "late")
+        assert not await one.settle_dead(lost, 7, "late")
+        await one.extend([lost], 3600)
+        assert user(database) == before
+        assert database.dead_mail.count_documents({}) == 0
+        assert await other.settle_sent(held)
+    nothing_owed(database)
+
+
+async def test_i4_a_lease_is_extended_while_a_conversation_runs(
+    settings: Settings, database: DB, mail: MailServer
+) -> None:
+    async def script(stage: str, _recipient: str) -> str | None:
+        await asyncio.sleep(1.0 if stage == "DATA" else 0)
+        return None
+
+    mail.script = script
+
+    class Short(Settings):
+        lease = 0.5
+
+    short = Short(**{name: getattr(settings, name) for name in Settings.__dataclass_fields__})
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        mailer = Mailer(short)
+        delivery = Delivery(direct, mailer, short, asyncio.Event())
+        loops = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
+        await eventually_async(lambda: count(list(delivery._held), 1))
+        for _ in range(16):
+            assert await direct.claim(1, 60) == []
+            await asyncio.sleep(0.05)
+        await settled(database)
+        await delivery.stop(*loops)
+        await mailer.close()
+    assert len(mail.received) == 1
+
+
+async def test_i5_a_lease_that_ran_out_is_not_extended_and_its_e_mail_not_sent(
+    settings: Settings, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        claim = direct.claim
+
+        async def claim_too_late(users: int, lease: float) -> Sequence[Mail]:
+            mails = await claim(users, lease)
+            monkeypatch.setattr(time, "monotonic", lambda: monotonic() + settings.lease)
+            return mails
+
+        monotonic = time.monotonic
+        monkeypatch.setattr(direct, "claim", claim_too_late)
+        async with running_delivery(direct, settings, asyncio.Event()):
+            await asyncio.sleep(0.5)
+    assert mail.received == []
+    assert len(owed(database)) == 1
+
+
+async def test_a_stop_while_claiming_gives_the_leases_back(start: Start, mongod: Mongod, database: DB) -> None:
+    client = await start(smtp_port=free_port())
+    with failing(mongod, ["update"], blockConnection=True, blockTimeMS=500):
+        await create(client, key="registration")
+        await asyncio.sleep(0.2)
+        await client.close()
+    assert [(item["token"], item["tries"]) for item in owed(database)] == [(NOBODY, 0)]
+
+
+async def test_i5_a_worker_frozen_past_its_lease_sends_and_changes_nothing_when_it_wakes(
+    settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    """Twelve e-mails wait in the frozen worker for its one connection; another takes them over."""
+    frozen = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1, SMTP_DATA_TIMEOUT=1)
+    reached = asyncio.Event()
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        if stage == "DATA" and not reached.is_set():
+            reached.set()
+            await asyncio.sleep(0.5)
+        return None
+
+    async with open_store(settings) as direct:
+        await direct.create(Create(OTHER, Key.REGISTRATION))  # proves the connection, so that many are claimed at once
+        await settled(database)
+        mail.script = script
+        mail.received.clear()
+        for n in range(12):
+            await direct.create(Create(f"{n:024x}", Key.REGISTRATION))
+        await reached.wait()
+        frozen.signal(signal.SIGSTOP)
+        other = await running_service(settings, tmp_path)
+        await settled_within(database, 40)
+        sent = len(mail.received)
+        frozen.signal(signal.SIGCONT)
+        await asyncio.sleep(2)
+        for service in (frozen, other):
+            service.kill()
+    assert len(set(mail.ids)) == 12
+    assert len(mail.received) == sent <= 13  # only what it was just sending may go out twice
+    assert database.dead_mail.count_documents({}) == 0
+
+
+async def settled_within(database: DB, seconds: float) -> None:
+    async def check() -> None:
+        nothing_owed(database)
+
+    await eventually_async(check, seconds)
+
+
+async def test_sigterm_while_sending_finishes_that_mail_and_gives_back_the_others(
+    settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    service = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1, SMTP_DATA_TIMEOUT=3)
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        if stage == "DATA":
+            service.signal(signal.SIGTERM)
+            await asyncio.sleep(1)
+        return None
+
+    mail.script = script
+    async with open_store(settings) as direct:
+        for _ in range(3):
+            await direct.create(Create(USER, Key.REGISTRATION))
+    started = time.monotonic()
+    assert await asyncio.to_thread(service.process.wait, 10) == 0
+    assert time.monotonic() - started < 9
+    assert len(mail.received) == 1
+    assert [item["token"] for item in owed(database)] == [NOBODY, NOBODY]
+
+
+# --- I7: a fault of our configuration kills no e-mail -------------------------------------------------
+
+
+async def test_i7_a_wrong_password_is_tried_once_a_probe_interval_and_kills_no_e_mail(
+    start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("testbed.PASSWORD", "another")
+    client = await start()
+    await owe(client, 30)
+    await asyncio.sleep(3.6)
+    assert 2 <= mail.logins <= 3  # at 0, 1 and 3 s
+    assert (len(owed(database)), database.dead_mail.count_documents({})) == (30, 0)
+    assert {item["tries"] for item in owed(database)} == {0}
+    alarms = [record for record in caplog.records if record.levelname == "ERROR" and "SMTP" in record.message]
+    assert len(alarms) == 1
+    monkeypatch.undo()
+    await settled(database)
+    assert len(set(mail.ids)) == len(mail.ids) == 30
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[int]:
+    """Listen, and never say a word."""
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("fault", ["certificate", "no STARTTLS", "plaintext", "hanging greeting", "no AUTH", "clear"])
+async def test_i7_a_server_we_cannot_work_with_kills_no_e_mail_and_gets_no_password(
+    start: Start, database: DB, server_tls: ssl.SSLContext, fault: str
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        changes: dict[str, Any] = {"smtp_connect_timeout": 0.3}
+        mail = MailServer()
+        if fault == "hanging greeting":
+            changes["smtp_port"] = await stack.enter_async_context(silent_server())
+        else:
+            tls = server_tls if fault in {"certificate", "no AUTH"} else None
+            await stack.enter_async_context(smtp_server(tls, auth=fault != "no AUTH", mail_server=mail))
+            changes["smtp_port"] = mail.port
+        if fault == "certificate":
+            changes["smtp_ca_file"] = None
+        if fault in {"no STARTTLS", "clear"}:
+            changes["smtp_security"] = Security.STARTTLS if fault == "no STARTTLS" else Security.AUTO
+        client = await start(**changes)
+        await owe(client, 5)
+        await asyncio.sleep(1.5)
+        assert [item["tries"] for item in owed(database)] == [0] * 5
+        assert any(item["error"] for item in owed(database))
+        assert (database.dead_mail.count_documents({}), mail.received, mail.logins) == (0, [], 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("MAIL", "550 5.7.1 sender not allowed"),
+        ("MAIL", "530 5.7.0 authentication required"),
+        ("RCPT", "530 5.7.0 authentication required"),
+        ("DATA", "550 5.7.60 client may not send as this sender"),
+    ],
+)
+async def test_i7_a_refused_sender_kills_no_e_mail(
+    client: Client, database: DB, mail: MailServer, stage: str, reply: str
+) -> None:
+    mail.script = scripted({stage: [reply] * 2})
+    await owe(client, 5)
+    await settled(database)
+    assert (len(set(mail.ids)), database.dead_mail.count_documents({})) == (5, 0)
+
+
+# --- I8: the outbox is bounded without silent loss ------------------------------------------------------
+
+
+async def test_i8_the_twentyfirst_owed_e_mail_is_503_and_all_twenty_arrive(
+    start: Start, database: DB, server_tls: ssl.SSLContext
+) -> None:
+    port = free_port()
+    client = await start(smtp_port=port)
+    body = {"user_id": USER, "key": "new_login"}
+    responses = await asyncio.gather(*(client.post("/create", json=body) for _ in range(30)))
+    assert Counter(response.status for response in responses) == {201: 20, 503: 10}
+    for response in responses:
+        if response.status == 503:
+            assert "Retry-After" in response.headers
+            assert "e-mails" in (await problem(response))["detail"]
+    assert (await list_(client))["elements"] == 20
+    await create(client, key="new_message")
+    async with smtp_server(server_tls, port=port) as mail:
+        await settled(database)
+        assert len(set(mail.ids)) == len(mail.ids) == 20
+    await create(client, key="new_login")
+
+
+# --- dead letters are for people ------------------------------------------------------------------------
+
+
+async def command(settings: Settings, *arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(HERE / "notifier.py"), *arguments),
+        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_dead_letters_are_listed_and_owed_again_while_a_replica_runs(
+    client: Client, settings: Settings, database: DB, mail: MailServer
+) -> None:
+    assert await command(settings, "dead") == (0, "There are no dead letters.\n", "")
+    mail.script = scripted({"RCPT": ["550 5.1.1 unknown", "550 5.1.1 unknown"]})
+    for user_id in (USER, OTHER):
+        await create(client, user_id, "registration")
+    await settled(database)
+    first, second = database.dead_mail.find()
+    code, out, _ = await command(settings, "dead")
+    assert code == 0
+    assert all(text in out for text in (first["_id"], USER, OTHER, "registration", "RCPT: 550 5.1.1 unknown"))
+    code, out, _ = await command(settings, "dead", "--json")
+    assert out.count('"error": "RCPT: 550 5.1.1 unknown"') == len(out.splitlines()) == 2
+    code, out, err = await command(settings, "retry", first["_id"], "nonsense")
+    assert (code, out) == (1, "Owed again: 1.\n")
+    assert "nonsense" in err
+    await settled(database)
+    assert mail.ids == [first["_id"]]
+    database.users.delete_one({"_id": ObjectId(second["user_id"])})
+    code, out, err = await command(settings, "retry", "--all")
+    assert (code, out) == (1, "Owed again: 0.\n")
+    assert "gone" in err
+    assert [letter["_id"] for letter in database.dead_mail.find()] == [second["_id"]]
+
+
+async def test_a_retry_that_died_halfway_owes_the_e_mail_once(settings: Settings, database: DB) -> None:
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        (claimed,) = await direct.claim(1, 60)
+        await direct.settle_dead(claimed, 1, "x")
+        (letter,) = await direct.dead_letters()
+        assert await direct.owe_again(letter)
+        database.dead_mail.insert_one(letter)  # as if it had not come to delete it
+        assert await direct.owe_again(letter)
+        assert (len(owed(database)), database.dead_mail.count_documents({})) == (1, 0)
+        for _ in range(19):
+            await direct.create(Create(USER, Key.REGISTRATION))
+        with pytest.raises(OutboxFull):
+            await direct.owe_again({**letter, "_id": "another"})
+        assert_outboxes_consistent(database)

@@ -100,8 +100,6 @@ class Delivery:
         """Stop claiming; let the conversations under way end, for a while; give everything else back."""
         self._stopped.set()
         self._owed.set()
-        for task in self._held.keys() - self._talking:
-            task.cancel()
         await asyncio.wait({run, *self._held}, timeout=STOP_GRACE)
         for task in {run, keeper, *self._held}:
             task.cancel()

@@ -326,8 +326,7 @@ class Store:
     async def extend(self, mails: Sequence[Mail], lease: float) -> None:
         """Let the leases end `lease` seconds from now. Those that were lost stay lost. Raises `Unavailable`."""
         tokens = list({mail.token for mail in mails})
-        ids = list({mail.id for mail in mails})
-        held = {"$and": [{"$in": ["$$this.token", tokens]}, {"$in": ["$$this.id", ids]}]}
+        held = {"$in": ["$$this.token", tokens]}
         filter_ = {"_id": {"$in": list({ObjectId(mail.user_id) for mail in mails})}, "outbox.token": {"$in": tokens}}
         extension = _rewrite_outbox(held, {"next_at": _later(lease)})
         await _persist(lambda: self._users.update_many(filter_, extension))
@@ -397,7 +396,7 @@ class Store:
 
     async def _settle(self, mail: Mail, change: JSONObject | None) -> bool:
         """Change or remove an e-mail whose lease is held. Where the document has no room, the error is left out."""
-        ours = {"$and": [{"$eq": ["$$this.id", mail.id]}, {"$eq": ["$$this.token", mail.token]}]}
+        ours = {"$eq": ["$$this.id", mail.id]}
         filter_ = {
             "_id": ObjectId(mail.user_id),
             "outbox": {"$elemMatch": {"id": mail.id, "token": mail.token}},

@@ -417,13 +417,16 @@ def test_each_reply_means_what_the_table_says(stage: Stage, code: int, message: 
 async def test_i2_a_document_with_hardly_any_room_still_gets_its_mail_out(
     client: Client, database: DB, mail: MailServer
 ) -> None:
+    profile = {"email": "ann@example.com", "blob": b"", "outbox": [], "recent": []}
+    database.users.insert_one({"_id": ObjectId(OTHER), **profile})
+    before = len(encode(user(database, OTHER)))
+    mail.script = scripted({"MAIL": ["451 wait"], "RCPT": ["451 " + "long " * 80]})
     await create(client, OTHER, "registration")
+    room = len(encode(user(database, OTHER))) - before  # what `create` takes, and not a byte more
     await settled(database)
-    mail.script = scripted({"RCPT": ["451 " + "long " * 80]})
     mail.received.clear()
-    profile = {"_id": ObjectId(USER), "email": "ann@example.com", "blob": b""}
-    room = len(encode(profile)) + 420  # for what `create` writes, and hardly more
-    database.users.insert_one({**profile, "blob": b"x" * (16 * 1024 * 1024 - room)})
+    mail.script = scripted({"RCPT": ["451 " + "long " * 80]})
+    database.users.insert_one({"_id": ObjectId(USER), **profile, "blob": b"x" * (16 * 1024 * 1024 - before - room)})
     response = await client.post("/create", json={"user_id": USER, "key": "registration"})
     assert response.status == 201
     await settled(database)
@@ -673,6 +676,24 @@ async def test_i7_a_wrong_password_is_tried_once_a_probe_interval_and_kills_no_e
     assert len(set(mail.ids)) == len(mail.ids) == 30
 
 
+async def test_i7_one_probe_at_a_time_is_sent_to_a_server_that_refuses_us(
+    client: Client, database: DB, mail: MailServer
+) -> None:
+    tried = []
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        tried.append(stage)
+        await asyncio.sleep(0.1)
+        return "550 5.7.1 sender refused"
+
+    mail.script = script
+    await asyncio.gather(*(create(client, key="registration") for _ in range(10)))
+    await asyncio.sleep(3.6)
+    assert 2 <= len(tried) <= 3  # at 0, 1 and 3 s
+    mail.script = None
+    await settled(database)
+
+
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[int]:
     """Listen, and never say a word."""
@@ -697,12 +718,16 @@ async def test_i7_a_server_we_cannot_work_with_kills_no_e_mail_and_gets_no_passw
             changes["smtp_port"] = await stack.enter_async_context(silent_server())
         else:
             tls = server_tls if fault in {"certificate", "no AUTH"} else None
-            await stack.enter_async_context(smtp_server(tls, auth=fault != "no AUTH", mail_server=mail))
+            await stack.enter_async_context(
+                smtp_server(tls, auth=fault not in {"no AUTH", "no STARTTLS"}, mail_server=mail)
+            )
             changes["smtp_port"] = mail.port
         if fault == "certificate":
             changes["smtp_ca_file"] = None
         if fault in {"no STARTTLS", "clear"}:
             changes["smtp_security"] = Security.STARTTLS if fault == "no STARTTLS" else Security.AUTO
+        if fault == "no STARTTLS":
+            changes |= {"smtp_login": None, "smtp_password": None}  # even so not in the clear
         client = await start(**changes)
         await owe(client, 5)
         await asyncio.sleep(1.5)

@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from pymongo.database import Database
 
 from notifier import create_app
-from schemas import Security, Settings
+from settings import Security, Settings
 from testbed import LOGIN, PASSWORD, MailServer, Mongod, initiate, smtp_server
 
 logging.getLogger("mail.log").setLevel(logging.ERROR)

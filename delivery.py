@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Final, cast
 
 from mailer import Letter, Mailer, Outcome, Verdict
-from schemas import Settings
+from settings import Settings
 from store import Mail, Store, Unavailable
 
 log = logging.getLogger("notifier.delivery")

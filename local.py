@@ -23,7 +23,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from schemas import Security, Settings
+from settings import Security, Settings
 
 log = logging.getLogger("notifier.local")
 

@@ -23,7 +23,8 @@ from typing import Final, cast
 from aiosmtplib import SMTP, SMTPException, SMTPResponseException
 from marshmallow import ValidationError
 
-from schemas import Security, Settings, envelope_address
+from schemas import envelope_address
+from settings import Security, Settings
 
 MESSAGE_POLICY: Final = {False: policy.SMTP, True: policy.SMTPUTF8}
 MESSAGES_A_CONNECTION: Final = 100

@@ -16,7 +16,8 @@ from aiohttp import web
 
 import handlers
 from delivery import running_delivery
-from schemas import BODY_LIMIT, Settings, SettingsError, describe_settings, load_settings
+from schemas import BODY_LIMIT
+from settings import Settings, SettingsError, describe_settings, load_settings
 from store import OutboxFull, Store, Unavailable, open_store, uri_fault
 
 log = logging.getLogger("notifier")

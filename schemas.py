@@ -1,4 +1,4 @@
-"""All data that comes from outside: settings, requests, and the limits they are held to.
+"""All data that comes from outside with a request, or from a user's document, and the limits it is held to.
 
 Everything is validated here, once. What leaves this module is trusted by every other one.
 """
@@ -9,18 +9,12 @@ import enum
 import hashlib
 import json
 import math
-import os
 import re
-import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from email.utils import parseaddr
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
 import idna
-from dotenv import dotenv_values
-from environs import Env, EnvValidationError
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate
 from marshmallow import fields as mf
 
@@ -55,9 +49,6 @@ class Key(enum.Enum):
     NEW_MESSAGE = "new_message", True, False
     NEW_POST = "new_post", True, False
     NEW_LOGIN = "new_login", True, True
-
-
-# --- requests -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,28 +242,6 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JSONObject:
     return found
 
 
-# --- settings -------------------------------------------------------------------------------------
-
-
-class Security(enum.Enum):
-    """How the SMTP connection is secured."""
-
-    AUTO = "auto"
-    TLS = "tls"
-    STARTTLS = "starttls"
-    NONE = "none"
-
-
-class SettingsError(Exception):
-    """Some variables are missing or wrong; `faults` maps each name to what is wrong with it."""
-
-    def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
-        """Name every fault in the message."""
-        self.faults = faults
-        lines = [f"  {name}: {' '.join(faults[name])}" for name in sorted(faults)]
-        super().__init__("The configuration is not valid:\n" + "\n".join(lines))
-
-
 def envelope_address(value: object) -> str:
     """Return the one address of this value, with the domain in A-labels where it is international (RFC 5890).
 
@@ -284,202 +253,3 @@ def envelope_address(value: object) -> str:
         return f"{local}@{domain if domain.isascii() else idna.encode(domain, uts46=True).decode()}"
     except (TypeError, idna.IDNAError):
         raise ValidationError("Not a valid email address.") from None
-
-
-def _sender(value: str) -> None:
-    """Take one address, `user@host` or `Name <user@host>`."""
-    address = parseaddr(value)[1]
-    if not value.isprintable() or (address != value and not value.rstrip().endswith(f"<{address}>")):
-        raise ValidationError("Not a valid email address.")
-    envelope_address(address)
-
-
-def _recipient(value: str) -> None:
-    envelope_address(value)
-
-
-def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: bool = False, **parse_options: Any) -> Any:
-    metadata = {"help": help_, "parse": parse, "options": parse_options}
-    return field(default=default, repr=not secret, metadata=metadata)
-
-
-POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
-
-
-def _all_positive(values: list[float]) -> None:
-    for value in values:
-        POSITIVE(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The whole configuration; each field is the environment variable of the same name in capitals."""
-
-    host: str = _setting("address to listen on; 127.0.0.1 in a local run", default="0.0.0.0")  # noqa: S104 - a container's
-    port: int = _setting("port to listen on", "int", 8080, validate=validate.Range(1, 65535))
-    email: str = _setting("address of the users that the service creates; required", default="", validate=_recipient)
-    db_uri: str = _setting(
-        "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required", default="", secret=True
-    )
-    notifications_limit: int = _setting(
-        "notifications kept for a user; the oldest leave", "int", 100, validate=validate.Range(1, 10_000)
-    )
-    smtp_host: str = _setting("SMTP server; required", default="")
-    smtp_port: int = _setting("port of the SMTP server", "int", 465, validate=validate.Range(1, 65535))
-    smtp_login: str | None = _setting("login at the SMTP server; none means no authentication")
-    smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True)
-    smtp_from: str = _setting(
-        "sender, user@host or Name <user@host>; default SMTP_LOGIN if it is an address, else EMAIL", validate=_sender
-    )
-    smtp_security: Security = _setting(
-        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, where offered, on any other; "
-        "a password never goes over the network in the clear unless none is said",
-        "enum",
-        Security.AUTO,
-        enum=Security,
-        by_value=True,
-    )
-    smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's", "path")
-    smtp_connections: int = _setting("connections held at once", "int", 4, validate=validate.Range(1, 100))
-    smtp_connect_timeout: float = _setting(
-        "seconds to connect, secure the connection and log in", "float", 30.0, validate=POSITIVE
-    )
-    smtp_command_timeout: float = _setting("seconds for the reply to a command", "float", 30.0, validate=POSITIVE)
-    smtp_data_timeout: float = _setting("seconds for the reply to a message", "float", 120.0, validate=POSITIVE)
-    mail_retry_minutes: Sequence[float] = _setting(
-        "minutes before each new attempt; the last one repeats",
-        "list",
-        (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0),
-        subcast=float,
-        validate=[validate.Length(min=1), _all_positive],
-    )
-    mail_ambiguous_minutes: float = _setting(
-        "minutes, at the least, before an e-mail is sent again that the server may have taken",
-        "float",
-        5.0,
-        validate=POSITIVE,
-    )
-    mail_give_up_hours: float = _setting(
-        "hours after which an e-mail that cannot be delivered becomes a dead letter", "float", 48.0, validate=POSITIVE
-    )
-    log_level: str = _setting(
-        "DEBUG, INFO, WARNING or ERROR",
-        default="INFO",
-        validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}."),
-    )
-
-    @property
-    def local(self) -> bool:
-        """Whether this is a local run, on an embedded MongoDB and mailbox."""
-        return not (self.db_uri or self.smtp_host)
-
-    @property
-    def security(self) -> Security:
-        """How the SMTP connection is secured: `SMTP_SECURITY`, where `auto` on the port of SMTPS is TLS (RFC 8314)."""
-        return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
-
-    @property
-    def lease(self) -> float:
-        """Seconds that an e-mail is leased: longer than the longest conversation about it can take."""
-        commands = 4 * self.smtp_command_timeout  # on a kept connection MAIL; on a new one MAIL, RCPT, DATA
-        return self.smtp_connect_timeout + commands + self.smtp_data_timeout + 5.0
-
-    @property
-    def sender(self) -> tuple[str, str]:
-        """Display name (may be empty) and address that e-mails come from."""
-        return parseaddr(self.smtp_from)
-
-
-LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
-LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
-TOGETHER: Final = "Missing; SMTP_LOGIN and SMTP_PASSWORD go together."
-REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
-
-
-class _Variables(Env):
-    """The environment, then a file for what is unset or empty there, both as they stand: passwords may hold `${`."""
-
-    def __init__(self, env_file: Path) -> None:
-        super().__init__(eager=False)
-        values = {**dotenv_values(env_file, interpolate=False), **{k: v for k, v in os.environ.items() if v.strip()}}
-        self._given = {name: value for name, value in values.items() if value and value.strip()}
-
-    def _get_value(self, env_key: str, default: Any) -> Any:  # as environs' own FileAwareEnv does
-        return self._given.get(env_key, default)
-
-
-def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(".env")) -> Settings:
-    """Read the environment, then `env_file` for what it leaves unset. An empty value counts as unset.
-
-    With neither `DB_URI` nor `SMTP_HOST` these are the settings of a local run (`Settings.local`).
-    `uri_fault` says what is wrong with a MongoDB connection string, or `None`.
-
-    Raises `SettingsError` that lists every fault.
-    """
-    try:
-        env = _Variables(env_file)
-    except UnicodeDecodeError:
-        raise SettingsError({str(env_file): ["Not UTF-8."]}) from None
-    given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "")}
-    local = given.isdisjoint({"db_uri", "smtp_host"})
-    values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
-    for f in fields(Settings):
-        if f.name in given:
-            values[f.name] = getattr(env, f.metadata["parse"])(f.name.upper(), **f.metadata["options"])
-    faults: dict[str, Sequence[str]] = {}
-    try:
-        env.seal()
-    except EnvValidationError as exc:
-        faults = {name: _messages(found) for name, found in cast("Mapping[str, Any]", exc.error_messages).items()}
-    if not local:
-        faults |= {name: ["Missing."] for name in REQUIRED if name.lower() not in given}
-    for name, fault in (
-        ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
-        ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
-        ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
-        ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
-    ):
-        if fault:
-            faults[name] = [fault]
-    if faults:
-        raise SettingsError(faults)
-    if not values["smtp_from"]:
-        login = values["smtp_login"] or ""
-        values["smtp_from"] = login if is_address(login) else values["email"]
-    return Settings(**values)
-
-
-def _messages(found: Sequence[str | int]) -> Sequence[str]:
-    """Make sentences of what environs says: of a list it keeps but the index of each wrong item."""
-    return [message if isinstance(message, str) else f"Item {message + 1} is not valid." for message in found]
-
-
-def is_address(value: str) -> bool:
-    """Say whether this is one address, `user@host` or `Name <user@host>`."""
-    try:
-        _sender(value)
-    except ValidationError:
-        return False
-    return True
-
-
-def _ca_fault(path: Path) -> str | None:
-    try:
-        ssl.create_default_context(cafile=path)
-    except OSError as exc:  # ssl.SSLError is one
-        return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
-    return None
-
-
-def describe_settings() -> str:
-    """Describe every variable, for `--help`."""
-    lines = []
-    for f in fields(Settings):
-        default = f.default
-        shown = (
-            ",".join(f"{item:g}" for item in default)
-            if isinstance(default, tuple)
-            else getattr(default, "value", default)
-        )
-        lines.append(f"  {f.name.upper():<20} {f.metadata['help']}" + (f" (default {shown})" if shown else ""))
-    return "\n".join(lines)

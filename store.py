@@ -42,7 +42,8 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from schemas import Create, JSONObject, ListQuery, ReadQuery, Settings
+from schemas import Create, JSONObject, ListQuery, ReadQuery
+from settings import Settings
 
 T = TypeVar("T")
 Collection = AsyncIOMotorCollection[dict[str, Any]]

@@ -24,7 +24,8 @@ import store
 from conftest import Client, Start, assert_outboxes_consistent
 from delivery import Delivery, running_delivery
 from mailer import Mailer, Stage, Verdict, _judge
-from schemas import Create, Key, Security, Settings
+from schemas import Create, Key
+from settings import Security, Settings
 from store import NOBODY, Mail, OutboxFull, open_store
 from test_notifier import HERE, OTHER, USER, create, list_, nothing_owed, problem, settled, user
 from testbed import (

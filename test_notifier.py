@@ -32,7 +32,8 @@ from pymongo.database import Database
 from conftest import Client, Start
 from local import LocalRunError, find_mongod
 from notifier import create_app
-from schemas import BODY_LIMIT, Security, Settings, SettingsError, load_settings
+from schemas import BODY_LIMIT
+from settings import Security, Settings, SettingsError, load_settings
 from store import NOBODY, open_store, uri_fault
 from testbed import MailServer, Mongod, eventually, eventually_async, free_port, smtp_server
 

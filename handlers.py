@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from hashlib import blake2b
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Final
@@ -20,6 +21,7 @@ from aiohttp.typedefs import Handler
 from marshmallow import Schema, ValidationError
 from multidict import MultiMapping
 
+import auth
 import schemas
 import store
 
@@ -28,6 +30,10 @@ log = logging.getLogger("notifier.http")
 STORE: Final = web.AppKey("STORE", store.Store)
 MAIL_OWED: Final = web.AppKey("MAIL_OWED", asyncio.Event)
 """Set when an e-mail was owed, so that the delivery need not wait for its next poll."""
+
+GATE: Final = web.AppKey("GATE", auth.Gate)
+DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
+"""Set when the service is about to stop, and should be sent no more requests."""
 
 CREATE: Final = schemas.CreateSchema()
 CREATE_HEADERS: Final = schemas.CreateHeaders()
@@ -40,6 +46,7 @@ JSON: Final = partial(json.dumps, default=str)
 
 async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
+    _caller(request).must_be_backend()
     body = await _read_object(request)
     new, headers = _load((CREATE, body), (CREATE_HEADERS, _single(request.headers)))
     replayed = await request.app[STORE].create(new, headers.get("idempotency_key"))
@@ -49,18 +56,42 @@ async def create(request: web.Request) -> web.Response:
 
 
 async def list_(request: web.Request) -> web.Response:
-    """Return a page of a user's notifications, and the counts."""
+    """Return a page of a user's notifications, and the counts; nothing to a poller who has them already."""
+    caller = _caller(request)
     query: schemas.ListQuery = LIST.load(_single(request.query))
+    caller.must_act_for(query.user_id)
     page = await request.app[STORE].list(query)
-    data = {"elements": page.elements, "new": page.new, "request": asdict(query), "list": page.list}
-    return web.json_response({"success": True, "data": data}, dumps=JSON)
+    asked = {name: value for name, value in asdict(query).items() if value is not None}
+    data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
+    body = JSON({"success": True, "data": data})
+    etag = blake2b(body.encode(), digest_size=12).hexdigest()
+    known = {tag.value for tag in request.if_none_match or ()}
+    response = web.Response(status=304) if known & {etag, "*"} else web.json_response(text=body)
+    response.etag = etag
+    response.headers["Cache-Control"] = "private, no-cache"  # that is: keep it, but ask whether it still holds
+    return response
 
 
 async def read(request: web.Request) -> web.Response:
-    """Mark a notification as read."""
+    """Mark notifications as read: one, or those that have something in common."""
+    caller = _caller(request)
     query: schemas.ReadQuery = READ.load(_single(request.query))
-    if not await request.app[STORE].mark_read(query):
+    caller.must_act_for(query.user_id)
+    if not await request.app[STORE].mark_read(query) and query.field == "id":
         raise Problem(404, "The user has no such notification.")
+    return web.json_response(SUCCESS)
+
+
+async def healthz(_: web.Request) -> web.Response:
+    """Answer: the process is alive, and its event loop turns."""
+    return web.json_response(SUCCESS)
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """Answer whether requests should be sent here. A mail server that is down is no reason not to: the outbox waits."""
+    if request.app[DRAINING].is_set():
+        raise _unavailable("The service is stopping.", retry_after=5)
+    await request.app[STORE].ping()
     return web.json_response(SUCCESS)
 
 
@@ -68,7 +99,15 @@ ROUTES: Final = (
     web.post("/create", create),
     web.get("/list", list_),
     web.post("/read", read),
+    web.get("/healthz", healthz),
+    web.get("/readyz", readyz),
 )
+FOR_BROWSERS: Final = ("/list", "/read")
+"""What pages of other origins may call, where `CORS_ORIGINS` names them."""
+
+
+def _caller(request: web.Request) -> auth.Caller:
+    return request.app[GATE].identify(request.headers.getall("Authorization", []))
 
 
 async def _read_object(request: web.Request) -> Mapping[str, Any]:
@@ -143,12 +182,17 @@ DETAILS: Final = {
 """What aiohttp itself raises."""
 
 
-def _problem_of(exc: Exception) -> Problem:  # noqa: PLR0911 - a table
+def _problem_of(exc: Exception) -> Problem:  # noqa: C901, PLR0911 - a table
     match exc:
         case Problem():
             return exc
         case ValidationError():
             return Problem(422, "The request is not valid.", errors=exc.messages_dict)
+        case auth.Unauthenticated():
+            error = f', error="{exc.error}"' if exc.error else ""
+            return Problem(401, f"{exc}", headers={"WWW-Authenticate": f'Bearer realm="notifier"{error}'})
+        case auth.Forbidden():
+            return Problem(403, f"{exc}")
         case store.KeyReused():
             errors = {"Idempotency-Key": ["Was used with another body before."]}
             return Problem(422, "The request is not valid.", errors=errors)

@@ -7,14 +7,16 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
+import aiohttp_cors
 from aiohttp import web
 
 import handlers
+from auth import Gate
 from delivery import running_delivery
 from schemas import BODY_LIMIT
 from settings import Settings, SettingsError, describe_settings, load_settings
@@ -31,11 +33,26 @@ def create_app(settings: Settings) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
     app = web.Application(middlewares=[handlers.middleware], client_max_size=BODY_LIMIT)
     app[SETTINGS] = settings
+    app[handlers.GATE] = Gate(settings)
+    app[handlers.DRAINING] = asyncio.Event()
     app.add_routes(handlers.ROUTES)
+    if settings.cors_origins:
+        allow_cors(app, settings.cors_origins)
     if settings.local:
         app.cleanup_ctx.append(local_run)
     app.cleanup_ctx.extend([mongodb, delivery])
     return app
+
+
+def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
+    """Let the pages of these origins call what a browser may call."""
+    options = aiohttp_cors.ResourceOptions(
+        allow_headers=("Authorization", "If-None-Match", "X-Request-ID"), expose_headers=("ETag", "X-Request-ID")
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route in list(app.router.routes()):
+        if route.resource and route.resource.canonical in handlers.FOR_BROWSERS:
+            cors.add(route)
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:

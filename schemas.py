@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
 import idna
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate, validates_schema
 from marshmallow import fields as mf
 
 BODY_LIMIT: Final = 64 * 1024
@@ -25,6 +25,7 @@ DATA_LIMIT: Final = 16 * 1024
 DATA_DEPTH: Final = 32
 """Levels of nesting in `data`; the object itself is the first."""
 PAGE_LIMIT: Final = 1000
+READ_BY: Final = ("notification_id", "target_id", "key", "all")
 INT64_MAX: Final = 2**63 - 1
 
 JSONObject = dict[str, Any]
@@ -68,19 +69,21 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """A valid `GET /list`."""
+    """A valid `GET /list`; `is_new` keeps only the unread, or only the read."""
 
     user_id: str
     skip: int
     limit: int
+    is_new: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadQuery:
-    """A valid `POST /read`. `notification_id` is opaque: an unknown one is not found, never invalid."""
+    """A valid `POST /read`: those of the user's notifications whose `field` has this value; without a field, all."""
 
     user_id: str
-    notification_id: str
+    field: str | None = None
+    value: str | None = None
 
 
 class ObjectIdField(mf.String):
@@ -100,6 +103,13 @@ class QueryInteger(mf.Integer):
         if not re.fullmatch("-?[0-9]{1,19}", str(value)):
             raise self.make_error("invalid", input=value)
         return int(value)
+
+
+class QueryBoolean(mf.Boolean):
+    """`true` or `false`, and none of the many other words that marshmallow takes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(truthy={"true"}, falsy={"false"}, **kwargs)
 
 
 class DataField(mf.Field[JSONObject]):
@@ -195,6 +205,7 @@ class ListSchema(Schema):
     user_id = ObjectIdField(required=True)
     skip = QueryInteger(load_default=0, validate=validate.Range(0, INT64_MAX))
     limit = QueryInteger(load_default=10, validate=validate.Range(0, PAGE_LIMIT))
+    is_new = QueryBoolean()
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> ListQuery:
@@ -202,7 +213,7 @@ class ListSchema(Schema):
 
 
 class ReadSchema(Schema):
-    """The query of `POST /read`. A parameter that is not known is ignored."""
+    """The query of `POST /read`: a user and one of four ways to say which. A parameter that is not known is ignored."""
 
     class Meta:
         """Ignore unknown parameters."""
@@ -210,11 +221,30 @@ class ReadSchema(Schema):
         unknown = EXCLUDE
 
     user_id = ObjectIdField(required=True)
-    notification_id = mf.String(required=True, validate=[validate.Length(1, 128), _encodable])
+    notification_id = mf.String(validate=[validate.Length(1, 128), _encodable])
+    target_id = ObjectIdField()
+    key = mf.Enum(Key, by_value=True)
+    all = QueryBoolean(validate=validate.OneOf([True], error="Must be true, or left out."))
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _one_way(self, _: object, original: Mapping[str, Any], **__: object) -> None:
+        given = [name for name in READ_BY if name in original]
+        if len(given) != 1:
+            message = f"Give exactly one of {', '.join(READ_BY)}."
+            raise ValidationError({name: [message] for name in given or ["notification_id"]})
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> ReadQuery:
-        return ReadQuery(**values)
+        user_id = values.pop("user_id")
+        ((name, value),) = values.items()
+        match name:
+            case "all":
+                return ReadQuery(user_id)
+            case "key":
+                return ReadQuery(user_id, "key", value.value)
+            case "notification_id":
+                return ReadQuery(user_id, "id", value)
+        return ReadQuery(user_id, name, value)
 
 
 def parse_json(text: str) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -54,12 +55,25 @@ def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: boo
     return field(default=default, repr=not secret, metadata=metadata)
 
 
+SECRET_LENGTH: Final = 32
+"""Bytes of a secret, at the least: as many as HMAC-SHA-256 has (RFC 7518, section 3.2)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
 
 
 def _all_positive(values: list[float]) -> None:
     for value in values:
         POSITIVE(value)
+
+
+def _long_secrets(values: list[str]) -> None:
+    if any(len(value.encode()) < SECRET_LENGTH for value in values):
+        raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
+
+
+def _origins(values: list[str]) -> None:
+    for value in values:
+        if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
+            raise ValidationError("Not an origin such as https://app.example.com.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +127,24 @@ class Settings:
     mail_give_up_hours: float = _setting(
         "hours after which an e-mail that cannot be delivered becomes a dead letter", "float", 48.0, validate=POSITIVE
     )
+    api_keys: Sequence[str] = _setting(
+        "keys, comma-separated, one of which a backend must send as Authorization: Bearer KEY; none means an open API",
+        "list",
+        (),
+        secret=True,
+        validate=[validate.Length(min=1), _long_secrets],
+    )
+    user_token_secret: str | None = _setting(
+        "secret that signs the tokens (JWT, HS256) of single users for /list and /read; needs API_KEYS",
+        secret=True,
+        validate=lambda value: _long_secrets([value]),
+    )
+    cors_origins: Sequence[str] = _setting(
+        "origins, comma-separated, whose pages may call /list and /read, such as https://app.example.com",
+        "list",
+        (),
+        validate=_origins,
+    )
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",
         default="INFO",
@@ -143,6 +175,8 @@ class Settings:
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
 LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
+TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
+NEEDS_KEYS: Final = "Missing; without keys the API is open, and USER_TOKEN_SECRET protects nothing."
 TOGETHER: Final = "Missing; SMTP_LOGIN and SMTP_PASSWORD go together."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
 
@@ -187,6 +221,7 @@ def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(
     for name, fault in (
         ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
+        ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
         ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
         ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
     ):

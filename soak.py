@@ -242,7 +242,7 @@ def check(ledger: Ledger, mail: MailServer, setup: Setup) -> dict[str, int]:
             user.get("mail_due") != min((item["next_at"] for item in user.get("outbox", [])), default=None)
             for user in users.values()
         ),
-        "answers that are no answer": sum(
+        "answers that are neither 201 nor 503": sum(
             times for status, times in ledger.statuses.items() if status not in {"201", "503", "no answer"}
         ),
     }
@@ -262,6 +262,20 @@ def _registrations_lost(
     return sum(max(0, times - len(found[user_id] - logins)) for user_id, times in promised.items())
 
 
+def unexpected_errors(folder: Path) -> Counter[str]:
+    """Count what the workers logged with a stack trace, by its last line."""
+    found: Counter[str] = Counter()
+    for log in folder.glob("service-*.log"):
+        trace = False
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("Traceback"):
+                trace = True
+            elif trace and line[:1].isalpha():
+                found[line[:300]] += 1
+                trace = False
+    return found
+
+
 async def soak(topology: str, seconds: float) -> bool:
     """Run one topology; say whether every promise was kept."""
     ledger, mail = Ledger(), MailServer()
@@ -279,10 +293,13 @@ async def soak(topology: str, seconds: float) -> bool:
             await _storm(ledger, mail, setup, workers, seconds)
             owed = await _settle(setup, workers)
             broken = {"I2 users still owed an e-mail": owed, **check(ledger, mail, setup)}
+            failures = unexpected_errors(folder)
         finally:
             for worker in workers:
                 worker.kill()
     _report(topology, seconds, ledger, mail, broken)
+    for failure, times in failures.items():
+        print(f"  {times} times in the logs: {failure}")
     return not any(broken.values())
 
 

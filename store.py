@@ -50,6 +50,7 @@ Collection = AsyncIOMotorCollection[dict[str, Any]]
 
 DEADLINE: Final = 10.0
 """Seconds within which an operation is repeated before `Unavailable` is raised."""
+PING_DEADLINE: Final = 2.0
 ATTEMPT_TIMEOUT_MS: Final = 4000
 """Of one attempt, so that a reply which never comes leaves time for another."""
 CLOSE_TIMEOUT: Final = 1.0
@@ -277,25 +278,33 @@ class Store:
         Raises `Unavailable`.
         """
         unread = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
+        read = {"$filter": {"input": NOTIFICATIONS, "cond": {"$ne": ["$$this.is_new", True]}}}
+        listed = {None: NOTIFICATIONS, True: unread, False: read}[query.is_new]
         skip = min(query.skip, INT32_MAX)  # $slice takes no more, and no document holds as many
         projection = {
             "_id": 0,
             "elements": {"$size": NOTIFICATIONS},
             "new": {"$size": unread},
-            "list": {"$slice": [NOTIFICATIONS, skip, query.limit]} if query.limit else {"$literal": []},
+            "list": {"$slice": [listed, skip, query.limit]} if query.limit else {"$literal": []},
         }
         found = await _persist(lambda: self._users.find_one({"_id": ObjectId(query.user_id)}, projection))
         return Page(**found) if found else Page(0, 0, [])
 
     async def mark_read(self, query: ReadQuery) -> bool:
-        """Mark a notification as read; say whether that user has it.
+        """Mark the notifications that are meant as read; say whether the user has any such.
 
         Raises `Unavailable`.
         """
-        filter_ = {"_id": ObjectId(query.user_id), "notifications.id": query.notification_id}
-        update = {"$set": {"notifications.$.is_new": False}}
-        result = await _persist(lambda: self._users.update_one(filter_, update))
+        meant = {query.field: query.value} if query.field else {"id": {"$exists": True}}
+        filter_ = {"_id": ObjectId(query.user_id), "notifications": {"$elemMatch": meant}}
+        update = {"$set": {"notifications.$[meant].is_new": False}}
+        filters = [{f"meant.{name}": value for name, value in meant.items()}]
+        result = await _persist(lambda: self._users.update_one(filter_, update, array_filters=filters))
         return bool(result.matched_count)
+
+    async def ping(self) -> None:
+        """Return if MongoDB takes writes. Raises `Unavailable`."""
+        await _persist(lambda: self._users.database.command("ping"), PING_DEADLINE)
 
     # --- the outbox: claim, then settle each e-mail once ----------------------------------------------
 
@@ -448,7 +457,7 @@ class _Changed(StoreError):
     """The document changed between two looks at it; look again."""
 
 
-async def _persist(attempt: Callable[[], Awaitable[T]]) -> T:
+async def _persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = None) -> T:
     """Repeat an operation that MongoDB could not do or confirm, until the deadline.
 
     An operation given to this must be safe to repeat after it was applied and its reply lost.
@@ -457,7 +466,7 @@ async def _persist(attempt: Callable[[], Awaitable[T]]) -> T:
     """
     cause: Exception | None = None
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(deadline or DEADLINE):
             while True:
                 try:
                     return await attempt()

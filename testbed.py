@@ -298,7 +298,8 @@ class Proxy:
                     await _read_message(up_reader)
                     if self._fault == "after":
                         return
-                    await asyncio.sleep(60)
+                    await asyncio.sleep(60)  # longer than anybody waits
+                    return
                 up_writer.write(message)
         finally:
             replies.cancel()

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Final, cast
 
 from mailer import Letter, Mailer, Outcome, Verdict
+from metrics import Metrics
 from settings import Settings
 from store import Mail, Store, Unavailable
 
@@ -34,10 +35,14 @@ ALARM_INTERVAL: Final = 60.0
 
 
 @asynccontextmanager
-async def running_delivery(store: Store, settings: Settings, owed: asyncio.Event) -> AsyncIterator[Delivery]:
+async def running_delivery(
+    store: Store, settings: Settings, owed: asyncio.Event, metrics: Metrics
+) -> AsyncIterator[Delivery]:
     """Deliver in the background; at the end, finish or give back what is under way."""
     mailer = Mailer(settings)
-    delivery = Delivery(store, mailer, settings, owed)
+    metrics.connections.set_function(lambda: mailer.connections)
+    metrics.breaker.set_function(lambda: bool(mailer.breaker.fault) and not mailer.breaker.closed)
+    delivery = Delivery(store, mailer, settings, owed, metrics)
     run, keeper = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
     try:
         yield delivery
@@ -49,7 +54,8 @@ async def running_delivery(store: Store, settings: Settings, owed: asyncio.Event
 class Delivery:
     """Delivers what is owed. `owed` is set by whoever owes an e-mail in this process."""
 
-    def __init__(self, store: Store, mailer: Mailer, settings: Settings, owed: asyncio.Event) -> None:
+    def __init__(self, store: Store, mailer: Mailer, settings: Settings, owed: asyncio.Event, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._store = store
         self._mailer = mailer
         self._settings = settings
@@ -170,7 +176,7 @@ class Delivery:
 
     async def _settle(self, mail: Mail, outcome: Outcome) -> None:
         """Settle until MongoDB confirms it. Token and id make it safe however often and late it is done."""
-        settle = self._settlement(mail, outcome)
+        what, settle = self._settlement(mail, outcome)
         while True:
             try:
                 held = await settle()
@@ -180,26 +186,27 @@ class Delivery:
                 log.exception("e-mail %s: unexpected error, it is left to its lease", mail.id)
                 return
             else:
-                self._report(mail, outcome, held=held)
+                self._report(mail, outcome, what, held=held)
                 return
 
-    def _settlement(self, mail: Mail, outcome: Outcome) -> Callable[[], Awaitable[bool]]:
+    def _settlement(self, mail: Mail, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
+        """Return what this outcome makes of the e-mail (sent, retried, dead or waiting), and how it is settled."""
         store, tries = self._store, mail.tries + 1
         match outcome.verdict:
             case Verdict.SENT:
-                return lambda: store.settle_sent(mail)
+                return "sent", lambda: store.settle_sent(mail)
             case Verdict.CONNECTION | Verdict.CONFIGURATION:
-                return lambda: store.settle_retry(mail, 0, mail.tries, outcome.detail)
+                return "waiting", lambda: store.settle_retry(mail, 0, mail.tries, outcome.detail)
             case Verdict.PERMANENT:
-                return lambda: store.settle_dead(mail, mail.tries if mail.dead else tries, outcome.detail)
+                return "dead", lambda: store.settle_dead(mail, mail.tries if mail.dead else tries, outcome.detail)
             case Verdict.TRANSIENT | Verdict.AMBIGUOUS:
                 delay = self._delay(mail.tries)
                 if self._waited(mail.tries) + delay > 3600 * self._settings.mail_give_up_hours:
-                    return lambda: store.settle_dead(mail, tries, f"Given up: {outcome.detail}")
+                    return "dead", lambda: store.settle_dead(mail, tries, f"Given up: {outcome.detail}")
                 if outcome.verdict is Verdict.AMBIGUOUS:
                     delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
                 spread = delay * random.uniform(0.8, 1.2)  # what failed together must not come back together
-                return lambda: store.settle_retry(mail, spread, tries, outcome.detail)
+                return "retried", lambda: store.settle_retry(mail, spread, tries, outcome.detail)
 
     def _delay(self, tries: int) -> float:
         """Return the seconds from the attempt after `tries` others to the next (RFC 5321, section 4.5.4.1)."""
@@ -210,13 +217,26 @@ class Delivery:
         """Return the seconds that an e-mail has been tried for; an outage of the server does not count."""
         return sum(self._delay(n) for n in range(tries))
 
-    def _report(self, mail: Mail, outcome: Outcome, *, held: bool) -> None:
-        lost = "" if held else "; it was settled before, or is another's now"
+    def _report(self, mail: Mail, outcome: Outcome, what: str, *, held: bool) -> None:
+        """Count and log an outcome: no address, and nothing of the server's text, which may hold one."""
+        self._metrics.emails.labels(what, outcome.verdict.value).inc()
+        if outcome.verdict is Verdict.SENT:
+            self._metrics.delivery.observe(max(0.0, time.time() - mail.at.timestamp()))
         if outcome.verdict is Verdict.CONFIGURATION:
             if time.monotonic() < self._next_alarm:
                 return
             self._next_alarm = time.monotonic() + ALARM_INTERVAL
             log.error("no e-mail is sent until the SMTP settings are mended, and none is lost: %s", outcome.status)
-        else:
-            level = logging.INFO if outcome.verdict is Verdict.SENT else logging.WARNING
-            log.log(level, "e-mail %s %s: %s (%s)%s", mail.id, mail.key, outcome.verdict.value, outcome.status, lost)
+            return
+        log.log(
+            logging.INFO if outcome.verdict is Verdict.SENT else logging.WARNING,
+            "e-mail %s %s: %s, %s (%s)%s",
+            *(mail.id, mail.key, what, outcome.verdict.value, outcome.status),
+            "" if held else "; it was settled before, or is another's now",
+            extra={
+                "email_id": mail.id,
+                "outcome": what,
+                "reason": outcome.verdict.value,
+                "request_id": mail.request_id,
+            },
+        )

@@ -6,8 +6,11 @@ Every failure is a problem of RFC 9457, with the envelope of the successes in it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -15,8 +18,9 @@ from hashlib import blake2b
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Final
+from uuid import uuid4
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from marshmallow import Schema, ValidationError
 from multidict import MultiMapping
@@ -24,6 +28,7 @@ from multidict import MultiMapping
 import auth
 import schemas
 import store
+from metrics import CONTENT_TYPE, Metrics
 
 log = logging.getLogger("notifier.http")
 
@@ -31,6 +36,8 @@ STORE: Final = web.AppKey("STORE", store.Store)
 MAIL_OWED: Final = web.AppKey("MAIL_OWED", asyncio.Event)
 """Set when an e-mail was owed, so that the delivery need not wait for its next poll."""
 
+METRICS: Final = web.AppKey("METRICS", Metrics)
+REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 GATE: Final = web.AppKey("GATE", auth.Gate)
 DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
 """Set when the service is about to stop, and should be sent no more requests."""
@@ -49,7 +56,7 @@ async def create(request: web.Request) -> web.Response:
     _caller(request).must_be_backend()
     body = await _read_object(request)
     new, headers = _load((CREATE, body), (CREATE_HEADERS, _single(request.headers)))
-    replayed = await request.app[STORE].create(new, headers.get("idempotency_key"))
+    replayed = await request.app[STORE].create(new, headers.get("idempotency_key"), request[REQUEST_ID])
     if new.key.mailed:
         request.app[MAIL_OWED].set()
     return web.json_response(SUCCESS, status=201, headers={"Idempotent-Replayed": "true"} if replayed else None)
@@ -95,12 +102,25 @@ async def readyz(request: web.Request) -> web.Response:
     return web.json_response(SUCCESS)
 
 
+async def metrics(request: web.Request) -> web.Response:
+    """Return what Prometheus asks for; what only MongoDB knows is NaN while it is away."""
+    _caller(request).must_be_backend()
+    instruments = request.app[METRICS]
+    backlog: tuple[float, float] = (math.nan, math.nan)
+    with contextlib.suppress(store.Unavailable):
+        backlog = await request.app[STORE].backlog()
+    instruments.owed.set(backlog[0])
+    instruments.oldest.set(backlog[1])
+    return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
 ROUTES: Final = (
     web.post("/create", create),
     web.get("/list", list_),
     web.post("/read", read),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
+    web.get("/metrics", metrics),
 )
 FOR_BROWSERS: Final = ("/list", "/read")
 """What pages of other origins may call, where `CORS_ORIGINS` names them."""
@@ -234,13 +254,31 @@ def _render(problem: Problem) -> web.Response:
 
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every failure as a problem, and log one line a request: no query, no body, no address."""
+    """Answer every failure as a problem; count, time and log every request: no query, no body, no address."""
     started = perf_counter()
+    given = request.headers.get("X-Request-ID", "")
+    request[REQUEST_ID] = request_id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid4().hex
     try:
         response = await handler(request)
     except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem
         response = _render(_problem_of(exc))
+    seconds = perf_counter() - started
+    response.headers["X-Request-ID"] = request_id
+    if request.headers.get("Origin"):
+        response.headers["Vary"] = "Origin"  # which aiohttp-cors leaves out
     resource = request.match_info.route.resource
-    path = resource.canonical if resource else "-"  # what the client wrote does not belong into a log
-    log.info("%s %s %d %.1f ms", request.method, path, response.status, (perf_counter() - started) * 1e3)
+    route = resource.canonical if resource else "-"  # what the client wrote does not belong into a log, or a label
+    method = request.method if request.method in hdrs.METH_ALL else "-"
+    request.app[METRICS].requests.labels(route, method, response.status).observe(seconds)
+    log.info(
+        "%s %s %d %.1f ms",
+        *(method, route, response.status, seconds * 1e3),
+        extra={
+            "method": method,
+            "route": route,
+            "status": response.status,
+            "seconds": seconds,
+            "request_id": request_id,
+        },
+    )
     return response

@@ -206,6 +206,12 @@ class Mailer:
         self._from = Address(display_name=name, username=local, domain=domain)
         self._kept: list[Connection] = []
         self._connecting = asyncio.Lock()
+        self._busy = 0
+
+    @property
+    def connections(self) -> int:
+        """Count the open connections, and those being opened."""
+        return len(self._kept) + self._busy
 
     async def send(self, letter: Letter) -> Outcome:
         """Send a letter and say what became of it. It raises nothing but the cancellation of its task.
@@ -221,11 +227,14 @@ class Mailer:
         ticket = self.breaker.admit()
         if ticket is None:
             return Outcome(Verdict.CONNECTION, "not tried", self.breaker.fault)
+        self._busy += 1
         try:
             outcome = await self._send(letter, to)
         except BaseException:
             self.breaker.abandon(ticket)
             raise
+        finally:
+            self._busy -= 1
         if outcome.verdict in {Verdict.CONNECTION, Verdict.CONFIGURATION}:
             self.breaker.fail(ticket, outcome.detail)
         else:

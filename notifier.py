@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import aiohttp_cors
 from aiohttp import web
+from pythonjsonlogger.json import JsonFormatter
 
 import handlers
 from auth import Gate
+from commands import fail, parse_arguments, run_command
 from delivery import running_delivery
+from metrics import Metrics
 from schemas import BODY_LIMIT
-from settings import Settings, SettingsError, describe_settings, load_settings
-from store import OutboxFull, Store, Unavailable, open_store, uri_fault
+from settings import Settings, SettingsError, load_settings
+from store import Unavailable, open_store, uri_fault
 
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
-SHUTDOWN_TIMEOUT: Final = 3.0
-"""Seconds that requests under way are given; with those of the delivery less than the 10 that Docker waits."""
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+NOT_READY: Final = 1.0
+SHUTDOWN_TIMEOUT: Final = 2.0
+"""Seconds after SIGTERM in which requests are still taken, though `/readyz` says not to send them; and seconds that
+those under way are then given. With those of the delivery they are less than the 10 that Docker waits."""
 
 
 def create_app(settings: Settings) -> web.Application:
@@ -34,13 +38,14 @@ def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[handlers.middleware], client_max_size=BODY_LIMIT)
     app[SETTINGS] = settings
     app[handlers.GATE] = Gate(settings)
+    app[handlers.METRICS] = Metrics()
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes(handlers.ROUTES)
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins)
     if settings.local:
         app.cleanup_ctx.append(local_run)
-    app.cleanup_ctx.extend([mongodb, delivery])
+    app.cleanup_ctx.extend([mongodb, delivery, event_loop])
     return app
 
 
@@ -53,6 +58,20 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
     for route in list(app.router.routes()):
         if route.resource and route.resource.canonical in handlers.FOR_BROWSERS:
             cors.add(route)
+
+
+async def drain_on_sigterm(app: web.Application) -> None:
+    """On SIGTERM, say first that no more requests should be sent, and stop a moment later (in place of aiohttp's)."""
+
+    def stop() -> None:
+        raise web.GracefulExit
+
+    def drain() -> None:
+        app[handlers.DRAINING].set()
+        loop.call_later(NOT_READY, stop)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, drain)
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
@@ -81,7 +100,13 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
 async def delivery(app: web.Application) -> AsyncIterator[None]:
     """Deliver e-mails in the background."""
     app[handlers.MAIL_OWED] = owed = asyncio.Event()
-    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed):
+    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[handlers.METRICS]):
+        yield
+
+
+async def event_loop(app: web.Application) -> AsyncIterator[None]:
+    """Measure how late the event loop is."""
+    async with app[handlers.METRICS].measuring_lag():
         yield
 
 
@@ -101,26 +126,8 @@ def announce(settings: Settings, _: str) -> None:
         print(LOCAL_RUN.format(host=settings.host, port=settings.port), flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="notifier.py",
-        description="In-app notifications and e-mail for users in MongoDB, over HTTP. Without a command, it serves.",
-        epilog="Environment variables (or lines of a file .env):\n"
-        f"{describe_settings()}\n\n"
-        "With neither DB_URI nor SMTP_HOST it runs on an embedded MongoDB and mailbox, under .notifier/.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", metavar="")
-    dead = commands.add_parser("dead", help="list the e-mails that could not be delivered, and why")
-    dead.add_argument("--json", action="store_true", help="one JSON object a line")
-    retry = commands.add_parser("retry", help="owe dead letters again")
-    which = retry.add_mutually_exclusive_group(required=True)
-    which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as `dead` lists them")
-    which.add_argument("--all", action="store_true", help="every dead letter")
-    return parser.parse_args(arguments)
+    if not settings.api_keys and settings.host not in LOOPBACK:
+        log.warning("API_KEYS is not set: whoever reaches %s port %d may do everything", settings.host, settings.port)
 
 
 def main(arguments: list[str]) -> int:
@@ -132,14 +139,15 @@ def main(arguments: list[str]) -> int:
     try:
         settings = load_settings(uri_fault)
     except SettingsError as exc:
-        return _fail(f"{exc}", 2)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("pymongo").setLevel(logging.WARNING)
+        return fail(f"{exc}", 2)
+    configure_logging(settings.log_level)
     try:
         if options.command:
-            return asyncio.run(run_command(options, settings))
+            return run_command(options, settings)
+        app = create_app(settings)
+        app.on_startup.append(drain_on_sigterm)
         web.run_app(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             access_log=None,
@@ -147,70 +155,19 @@ def main(arguments: list[str]) -> int:
             shutdown_timeout=SHUTDOWN_TIMEOUT,
         )
     except Unavailable:
-        return _fail("MongoDB cannot be reached, or does not confirm a write: see DB_URI.")
+        return fail("MongoDB cannot be reached, or does not confirm a write: see DB_URI.")
     except OSError as exc:
-        return _fail(f"The service cannot start: {exc}.")
+        return fail(f"The service cannot start: {exc}.")
     return 0
 
 
-async def run_command(options: argparse.Namespace, settings: Settings) -> int:
-    """Run a command on the configured database, or on that of the local run that is running.
-
-    Raises `Unavailable`.
-    """
-    if settings.local:
-        from local import DB_URI_FILE  # noqa: PLC0415 - the container has it not
-
-        if not DB_URI_FILE.exists():
-            return _fail("There is no local run in this folder; set DB_URI, EMAIL and SMTP_HOST for any other.")
-        settings = replace(settings, db_uri=DB_URI_FILE.read_text())
-    async with open_store(settings) as store:
-        if options.command == "dead":
-            return await list_dead(store, as_json=options.json)
-        return await retry_dead(store, None if options.all else options.ids)
-
-
-async def list_dead(store: Store, *, as_json: bool) -> int:
-    """Print the dead letters, oldest first."""
-    letters = await store.dead_letters()
-    if as_json:
-        for letter in letters:
-            _say(json.dumps(letter, default=str))
-    elif letters:
-        row = "{_id:24}  {died_at:%Y-%m-%d %H:%M}  {user_id:24}  {key:12}  {tries:>5}  {email}  {error}"
-        _say(
-            "id                        died (UTC)        user_id                   key           tries  address, reason"
-        )
-        for letter in letters:
-            _say(row.format(**letter | {"email": letter["email"] or "-"}))
-    else:
-        _say("There are no dead letters.")
-    return 0
-
-
-async def retry_dead(store: Store, ids: list[str] | None) -> int:
-    """Owe these dead letters again, or all."""
-    letters = await store.dead_letters(ids)
-    failures = dict.fromkeys(set(ids or ()) - {letter["_id"] for letter in letters}, "there is no such dead letter")
-    for letter in letters:
-        try:
-            if not await store.owe_again(letter):
-                failures[letter["_id"]] = "its user is gone"
-        except OutboxFull:
-            failures[letter["_id"]] = "its user is owed too many e-mails already; try again later"
-    for id_, reason in sorted(failures.items()):
-        _fail(f"{id_}: {reason}.")
-    _say(f"Owed again: {len(letters) - len(failures.keys() & {letter['_id'] for letter in letters})}.")
-    return 1 if failures else 0
-
-
-def _say(line: str) -> None:
-    print(line)  # noqa: T201 - what the command is for
-
-
-def _fail(message: str, code: int = 1) -> int:
-    print(message, file=sys.stderr)  # noqa: T201 - for whoever starts it
-    return code
+def configure_logging(level: str) -> None:
+    """Log for people on a terminal, and JSON, a line each, for anything else."""
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(form) if sys.stderr.isatty() else JsonFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("pymongo").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ class Mail:
     token: str
     error: str | None
     dead: bool
+    request_id: str | None
     email: object
 
 
@@ -188,18 +189,19 @@ class Store:
         """Create the index that finds due e-mails. Any number of replicas may do so at once."""
         await _persist(lambda: self._users.create_index("mail_due", sparse=True))
 
-    async def create(self, new: Create, idempotency_key: str | None = None) -> bool:
+    async def create(self, new: Create, idempotency_key: str | None = None, request_id: str | None = None) -> bool:
         """Record the notification and the owed e-mail, whichever `new.key` asks for, creating a missing user.
 
         One atomic upsert. When it returns, all of it is on disk on a majority. It returns whether that was so
-        before: a key that is among the user's last `RECENT_LIMIT` has no second effect.
+        before: a key that is among the user's last `RECENT_LIMIT` has no second effect. `request_id` is kept with an
+        e-mail, to trace it by.
 
         Raises `OutboxFull`, `KeyReused`, `TooLarge`, or `Unavailable`; only after the last it may have been written.
         """
         id_, now = str(ObjectId()), datetime.now(UTC)
         # A mail without a notification leaves no trace of its own once it is sent: its id is remembered as a key.
         key = idempotency_key or (None if new.key.stored else id_)
-        update = self._creation(new, id_, now, key)
+        update = self._creation(new, id_, now, key, request_id)
         conditions: dict[str, Any] = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}} if new.key.mailed else {}
         if idempotency_key:
             conditions["recent.k"] = {"$ne": key}
@@ -212,7 +214,7 @@ class Store:
 
         return await _persist(attempt)
 
-    def _creation(self, new: Create, id_: str, now: datetime, key: str | None) -> JSONObject:
+    def _creation(self, new: Create, id_: str, now: datetime, key: str | None, request_id: str | None) -> JSONObject:
         pushes: JSONObject = {}
         update: JSONObject = {"$setOnInsert": {"email": self._email}, "$push": pushes}
         if new.key.stored:
@@ -230,6 +232,8 @@ class Store:
             pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
         if new.key.mailed:
             pushes["outbox"] = mail = owed_mail(id_, new.key.value, now)
+            if request_id:
+                mail["request_id"] = request_id
             update["$min"] = {"mail_due": mail["next_at"]}
         if key:
             pushes["recent"] = {"$each": [{"k": key, "h": new.fingerprint()}], "$slice": -RECENT_LIMIT}
@@ -306,6 +310,15 @@ class Store:
         """Return if MongoDB takes writes. Raises `Unavailable`."""
         await _persist(lambda: self._users.database.command("ping"), PING_DEADLINE)
 
+    async def backlog(self) -> tuple[int, float]:
+        """Return how many e-mails are owed, and the age in seconds of the oldest. Raises `Unavailable`."""
+        counted = {"_id": None, "owed": {"$sum": {"$size": "$outbox"}}, "oldest": {"$min": {"$min": "$outbox.at"}}}
+        age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
+        owing = {"mail_due": {"$exists": True}}
+        pipeline: list[JSONObject] = [{"$match": owing}, {"$group": counted}, {"$project": {"owed": 1, "age": age}}]
+        found = await _persist(lambda: self._users.aggregate(pipeline).to_list(None), PING_DEADLINE)
+        return (found[0]["owed"], max(0.0, found[0]["age"])) if found else (0, 0.0)
+
     # --- the outbox: claim, then settle each e-mail once ----------------------------------------------
 
     async def claim(self, users: int, lease: float) -> Sequence[Mail]:
@@ -327,6 +340,7 @@ class Store:
                 user_id=str(user["_id"]),
                 email=user.get("email"),
                 **{name: item[name] for name in ("id", "key", "at", "tries", "token", "error", "dead")},
+                request_id=item.get("request_id"),
             )
             for user in await _persist(lambda: claimed.clone().to_list(None))
             for item in user["outbox"]
@@ -373,10 +387,17 @@ class Store:
             "at": mail.at,
             "tries": tries,
             "error": error,
+            "request_id": mail.request_id,
         }
         update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
         await _persist(lambda: self._dead_mail.update_one({"_id": mail.id}, update, upsert=True))
         await self._settle(mail, None)
+
+    async def mails_of(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
+        """Return the e-mails that a user is owed, and the user's dead letters, oldest first. Raises `Unavailable`."""
+        user = await _persist(lambda: self._users.find_one({"_id": ObjectId(user_id)}, {"outbox": 1})) or {}
+        letters = self._dead_mail.find({"user_id": user_id}).sort("died_at")
+        return user.get("outbox", []), await _persist(lambda: letters.clone().to_list(None))
 
     # --- dead letters, for people ---------------------------------------------------------------------
 

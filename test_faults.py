@@ -24,6 +24,7 @@ import store
 from conftest import Client, Start, assert_outboxes_consistent
 from delivery import Delivery, running_delivery
 from mailer import Mailer, Stage, Verdict, _judge
+from metrics import Metrics
 from schemas import Create, Key
 from settings import Security, Settings
 from store import NOBODY, Mail, OutboxFull, open_store
@@ -553,7 +554,7 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
     async with open_store(settings) as direct:
         await direct.create(Create(USER, Key.REGISTRATION))
         mailer = Mailer(short)
-        delivery = Delivery(direct, mailer, short, asyncio.Event())
+        delivery = Delivery(direct, mailer, short, asyncio.Event(), Metrics())
         loops = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
         await eventually_async(lambda: count(list(delivery._held), 1))
         for _ in range(16):
@@ -579,7 +580,7 @@ async def test_i5_a_lease_that_ran_out_is_not_extended_and_its_e_mail_not_sent(
 
         monotonic = time.monotonic
         monkeypatch.setattr(direct, "claim", claim_too_late)
-        async with running_delivery(direct, settings, asyncio.Event()):
+        async with running_delivery(direct, settings, asyncio.Event(), Metrics()):
             await asyncio.sleep(0.5)
     assert mail.received == []
     assert len(owed(database)) == 1
@@ -781,10 +782,14 @@ async def test_i8_the_twentyfirst_owed_e_mail_is_503_and_all_twenty_arrive(
 # --- dead letters are for people ------------------------------------------------------------------------
 
 
+EXTRA: dict[str, str] = {}
+"""Variables that a test adds to those of its commands."""
+
+
 async def command(settings: Settings, *arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(HERE / "notifier.py"), *arguments),
-        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost"},
+        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost", **EXTRA},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

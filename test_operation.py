@@ -1,0 +1,319 @@
+"""What those need who run the service: who may call, what it tells, and the commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from bson import ObjectId
+from pymongo.database import Database
+
+from auth import sign_token
+from conftest import Client, Start
+from notifier import configure_logging
+from settings import Settings
+from test_faults import command, failing, running_service, scripted
+from test_notifier import OTHER, TARGET, USER, create, list_, problem, settled
+from testbed import MailServer, Mongod, free_port
+
+DB = Database[dict[str, Any]]
+KEY = "k" * 32
+OLD_KEY = "ö" * 16
+SECRET = "s" * 32
+PROTECTED = {"api_keys": (KEY, OLD_KEY), "user_token_secret": SECRET}
+
+
+def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+    claims = {"sub": USER, "exp": int(time.time()) + 60, **claims}
+    return jwt.encode({name: value for name, value in claims.items() if value is not None}, secret, algorithm)
+
+
+NOW = int(time.time())
+CREDENTIALS = {
+    "none": None,
+    "not bearer": f"Basic {KEY}",
+    "empty": "Bearer ",
+    "wrong key": "Bearer " + "x" * 32,
+    "not ASCII": "Bearer \udcff\udcfe",
+    "key": f"Bearer {KEY}",
+    "old key": f"bearer {OLD_KEY}",
+    "user's token": f"Bearer {token()}",
+    "user's token in capitals": f"Bearer {token(sub=USER.upper())}",
+    "other user's token": f"Bearer {token(sub=OTHER)}",
+    "expired token": f"Bearer {token(exp=NOW - 1)}",
+    "token without exp": f"Bearer {token(exp=None)}",
+    "token without sub": f"Bearer {token(sub=None)}",
+    "token with a sub that is no user": f"Bearer {token(sub='admin')}",
+    "token of the future": f"Bearer {token(nbf=NOW + 600)}",
+    "token signed by another": f"Bearer {token(secret='t' * 32)}",
+    "alg none": f"Bearer {token(secret='', algorithm='none')}",
+    "alg HS512": f"Bearer {token(secret=SECRET * 2, algorithm='HS512')}",
+}
+BACKEND = {"key", "old key"}
+ROUTES = ["POST /create", "GET /list", "POST /read", "GET /metrics", "GET /healthz", "GET /readyz"]
+FORBIDDEN = {"other user's token"}
+OWN = {"user's token", "user's token in capitals"}
+
+
+@pytest.mark.filterwarnings("ignore:The HMAC key")
+@pytest.mark.parametrize("name", CREDENTIALS)
+@pytest.mark.parametrize(
+    "route", ["POST /create", "GET /list", "POST /read", "GET /metrics", "GET /healthz", "GET /readyz"]
+)
+async def test_who_may_call_what(start: Start, route: str, name: str) -> None:
+    client = await start(**PROTECTED)
+    body = {"user_id": USER, "key": "new_message"}
+    headers = {"Authorization": value} if (value := CREDENTIALS[name]) is not None else {}
+    method, path = route.split()
+    if path in {"/list", "/read"}:
+        path += f"?user_id={USER}&all=true"
+    response = await client.request(method, path, headers=headers, json=body if path == "/create" else None)
+    if route.endswith("z") or name in BACKEND or (name in OWN and "user_id" in path):
+        assert response.status in {200, 201}
+    elif name in OWN | FORBIDDEN:
+        assert response.status == 403
+        await problem(response)
+    else:
+        assert (response.status, response.headers["WWW-Authenticate"][:6]) == (401, "Bearer")
+        assert KEY not in str(await problem(response))
+
+
+async def test_who_may_not_call_is_told_before_what_is_wrong_with_the_request(start: Start) -> None:
+    client = await start(**PROTECTED)
+    assert (await client.post("/create", data=b"nonsense")).status == 401
+    assert (await client.get("/list")).status == 401
+    two = [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")]
+    assert (await client.get(f"/list?user_id={USER}", headers=two)).status == 401
+
+
+async def test_pages_of_other_origins_may_list_and_read(start: Start) -> None:
+    client = await start(**PROTECTED, cors_origins=("https://app.example.com",))
+    asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
+    for origin, allowed in (("https://app.example.com", "https://app.example.com"), ("https://evil.example", None)):
+        response = await client.options("/list", headers={"Origin": origin, **asked})
+        assert response.headers.get("Access-Control-Allow-Origin") == allowed
+        response = await client.get(f"/list?user_id={USER}", headers={"Origin": origin})
+        assert response.status == 401
+        assert response.headers.get("Access-Control-Allow-Origin") == allowed
+        assert response.headers["Vary"] == "Origin"
+    response = await client.options("/create", headers={"Origin": "https://app.example.com", **asked})
+    assert response.status == 405
+
+
+# --- read more than one, list less ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ({"target_id": TARGET.upper()}, {1, 3}),
+        ({"key": "new_post"}, {0, 1}),
+        ({"all": "true"}, set()),
+        ({"target_id": "f" * 24}, {0, 1, 2, 3}),
+        ({"key": "registration"}, {0, 1, 2, 3}),
+    ],
+)
+async def test_read_marks_those_that_are_meant(client: Client, query: dict[str, str], left: set[int]) -> None:
+    for n, (key, target_id) in enumerate(
+        [("new_message", TARGET), ("new_message", None), ("new_post", TARGET), ("new_post", OTHER)]
+    ):
+        await create(client, USER, key, target_id=target_id, data={"n": n})
+        await create(client, OTHER, key, target_id=target_id)
+    left = {0, 1} if query == {"key": "new_post"} else left
+    for _ in range(2):
+        response = await client.post("/read", params={"user_id": USER, **query})
+        assert (response.status, await response.json()) == (200, {"success": True})
+    unread = await list_(client, USER, is_new="true")
+    assert {item["data"]["n"] for item in unread["list"]} == left
+    assert (unread["elements"], unread["new"], unread["request"]["is_new"]) == (4, len(left), True)
+    read = await list_(client, USER, is_new="false", limit=1)
+    assert len(read["list"]) == (len(left) < 4)
+    assert (await list_(client, OTHER))["new"] == 4
+
+
+async def test_read_of_a_user_without_a_document_is_200_unless_it_names_a_notification(client: Client) -> None:
+    assert (await client.post(f"/read?user_id={USER}&all=true")).status == 200
+    assert (await client.post(f"/read?user_id={USER}&notification_id=x")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "errors"),
+    [
+        ("", {"notification_id"}),
+        ("&notification_id=x&all=true", {"notification_id", "all"}),
+        ("&target_id=x&key=y", {"target_id", "key"}),
+        ("&all=false", {"all"}),
+        ("&all=1", {"all"}),
+        ("&key=new_post&key=new_post", {"key"}),
+        ("&target_id=", {"target_id"}),
+    ],
+)
+async def test_read_wants_exactly_one_way_to_say_which(client: Client, query: str, errors: set[str]) -> None:
+    response = await client.post(f"/read?user_id={USER}{query}")
+    assert response.status == 422
+    assert (await problem(response))["errors"].keys() == errors
+
+
+async def test_a_poller_gets_304_until_something_changes(client: Client) -> None:
+    await create(client)
+    url = f"/list?user_id={USER}"
+    first = await client.get(url)
+    same = await client.get(url, headers={"If-None-Match": f'"x", {first.headers["ETag"]}'})
+    assert (same.status, await same.read(), same.headers["ETag"]) == (304, b"", first.headers["ETag"])
+    await client.post(f"/read?user_id={USER}&all=true")
+    changed = await client.get(url, headers={"If-None-Match": first.headers["ETag"]})
+    assert changed.status == 200
+    assert changed.headers["ETag"] != first.headers["ETag"]
+
+
+# --- what it tells -----------------------------------------------------------------------------------
+
+
+async def test_it_is_alive_and_unready_while_mongodb_is_away_and_a_dead_mail_server_changes_nothing(
+    start: Start, mongod: Mongod
+) -> None:
+    client = await start(smtp_port=free_port())
+    await create(client, key="new_login")
+    assert (await client.get("/readyz")).status == 200
+    with failing(mongod, ["ping"], errorCode=91):
+        assert (await client.get("/healthz")).status == 200
+        response = await client.get("/readyz")
+        assert response.status == 503
+        await problem(response)
+
+
+async def metric(client: Client, line: str) -> float:
+    text = await (await client.get("/metrics")).text()
+    found = re.search(rf"^{re.escape(line)} (.+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+async def test_metrics_count_requests_and_e_mails_and_name_nobody(
+    client: Client, database: DB, mail: MailServer
+) -> None:
+    mail.script = scripted({"RCPT": ["451 later", "550 5.1.1 no"]})
+    await create(client, USER, "registration")
+    await create(client, OTHER, "registration")
+    await settled(database)
+    await client.get("/nothing/" + USER)
+    await client.request("BREW", "/list")
+    assert await metric(client, 'notifier_emails_total{outcome="sent",reason="sent"}') == 1
+    assert await metric(client, 'notifier_emails_total{outcome="retried",reason="transient"}') == 1
+    assert await metric(client, 'notifier_emails_total{outcome="dead",reason="permanent"}') == 1
+    created = 'notifier_http_request_duration_seconds_count{method="POST",route="/create",status="201"}'
+    assert await metric(client, created) == 2
+    assert await metric(client, "notifier_email_delivery_seconds_count") == 1
+    assert await metric(client, "notifier_smtp_breaker_open") == 0
+    text = await (await client.get("/metrics")).text()
+    assert "BREW" not in text
+    assert USER not in text
+    assert "@" not in text
+
+
+async def test_metrics_tell_what_is_owed(start: Start, mongod: Mongod) -> None:
+    client = await start(smtp_port=free_port())
+    assert await metric(client, "notifier_emails_owed") == 0
+    for _ in range(3):
+        await create(client, key="registration")
+    await asyncio.sleep(1.1)
+    assert await metric(client, "notifier_emails_owed") == 3
+    assert await metric(client, "notifier_oldest_email_owed_seconds") >= 1
+    assert await metric(client, "notifier_smtp_breaker_open") == 1
+    with failing(mongod, ["aggregate"], errorCode=91):
+        text = await (await client.get("/metrics")).text()
+    assert "notifier_emails_owed NaN" in text
+
+
+@pytest.mark.parametrize(("given", "kept"), [("trace-1.a_B", True), ("x" * 65, False), ("a b", False), ("", False)])
+async def test_a_request_id_is_answered_and_kept_with_the_e_mail(
+    start: Start, database: DB, given: str, kept: bool
+) -> None:
+    client = await start(smtp_port=free_port())
+    body = {"user_id": USER, "key": "registration"}
+    response = await client.post("/create", json=body, headers={"X-Request-ID": given} if given else {})
+    answered = response.headers["X-Request-ID"]
+    assert (answered == given) == kept
+    (owed,) = (database.users.find_one() or {})["outbox"]
+    assert owed["request_id"] == answered
+
+
+async def test_logs_trace_an_e_mail_to_its_request_and_hold_no_address(
+    client: Client, database: DB, mail: MailServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    mail.script = scripted({"RCPT": ["550 5.1.1 <secret@example.com> no"]})
+    database.users.insert_one({"_id": ObjectId(USER), "email": "secret@example.com"})
+    headers = {"X-Request-ID": "trace-me"}
+    body = {"user_id": USER, "key": "registration", "data": {"password": "hunter2"}}
+    await client.post("/create", json=body, headers=headers)
+    await settled(database)
+    ours = [record for record in caplog.records if getattr(record, "request_id", "") == "trace-me"]
+    assert {record.name for record in ours} == {"notifier.http", "notifier.delivery"}
+    text = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("notifier"))
+    assert not re.search(r"@|hunter2|correct horse", text)
+
+
+def test_logs_are_json_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        configure_logging("INFO")
+        logging.getLogger("notifier").info("%s", "a\nb", extra={"request_id": "x"})
+    finally:
+        root.handlers = handlers
+    line = json.loads(capsys.readouterr().err)
+    assert (line["message"], line["levelname"], line["request_id"]) == ("a\nb", "INFO", "x")
+
+
+async def test_sigterm_makes_it_unready_first_and_ends_it_within_8_seconds(settings: Settings, tmp_path: Path) -> None:
+    service = await running_service(settings, tmp_path, API_KEYS=KEY)
+    started = time.monotonic()
+    service.signal(signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 503")
+    writer.close()
+    assert await asyncio.to_thread(service.process.wait, 10) == 0
+    assert time.monotonic() - started < 8
+
+
+# --- commands ----------------------------------------------------------------------------------------
+
+
+async def test_the_mails_of_a_user_are_shown(start: Start, settings: Settings, database: DB, mail: MailServer) -> None:
+    client = await start()
+    assert (await command(settings, "mail", USER))[1] == "The user is owed no e-mail, and none died.\n"
+    mail.script = scripted({"RCPT": ["550 5.1.1 no"]})
+    await create(client, key="registration")
+    await settled(database)
+    await client.close()
+    await create(await start(smtp_port=free_port()), key="new_login")
+    await asyncio.sleep(0.3)
+    code, out, _ = await command(settings, "mail", USER.upper())
+    assert code == 0
+    owed, dead = out.splitlines()
+    assert re.search(r"new_login .* next attempt .* request \w{32}  connect: ", owed)
+    assert re.search(r"registration .* died .* request \w{32}  RCPT: 550 5.1.1 no", dead)
+    code, _, err = await command(settings, "mail", "nobody")
+    assert (code, "24 hex digits" in err) == (2, True)
+
+
+async def test_a_token_is_printed_for_trying(start: Start, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = await command(settings, "token", USER)
+    assert (code, err) == (1, "USER_TOKEN_SECRET is not set.\n")
+    client = await start(**PROTECTED)
+    monkeypatch.setattr("test_faults.EXTRA", {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET})
+    code, out, _ = await command(settings, "token", USER, "--ttl", "60")
+    assert code == 0
+    response = await client.get(f"/list?user_id={USER}", headers={"Authorization": f"Bearer {out.strip()}"})
+    assert response.status == 200
+    assert jwt.decode(sign_token(SECRET, USER, 5), SECRET, ["HS256"])["sub"] == USER

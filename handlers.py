@@ -47,6 +47,7 @@ CREATE_HEADERS: Final = schemas.CreateHeaders()
 LIST: Final = schemas.ListSchema()
 READ: Final = schemas.ReadSchema()
 SUCCESS: Final = {"success": True}
+BODY_TIMEOUT: Final = 30.0
 JSON: Final = partial(json.dumps, default=str)
 """What other programs keep in the array may hold types that JSON has not; it must not break the list."""
 
@@ -138,7 +139,11 @@ async def _read_object(request: web.Request) -> Mapping[str, Any]:
     if (request.charset or "utf-8").lower() not in {"utf-8", "utf8", "us-ascii", "ascii"}:
         raise Problem(400, "The body must be JSON in UTF-8; its Content-Type declares another charset.")
     try:
-        body = schemas.parse_json((await request.read()).decode())
+        async with asyncio.timeout(BODY_TIMEOUT):
+            raw = await request.read()
+        body = schemas.parse_json(raw.decode())
+    except TimeoutError:
+        raise Problem(408, f"The body did not come within {BODY_TIMEOUT:.0f} s.") from None
     except UnicodeDecodeError:
         raise Problem(400, "The body is not JSON: it is not UTF-8.") from None
     except ValueError as exc:

@@ -359,6 +359,15 @@ async def test_a_charset_that_is_not_that_of_json_is_400(client: Client, databas
     assert database.users.count_documents({}) == 0
 
 
+async def test_a_body_that_does_not_come_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.BODY_TIMEOUT", 0.2)
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    assert (await reader.readline()).split()[1] == b"408"
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_a_body_that_is_not_compressed_as_declared_is_400(client: Client) -> None:
     response = await client.post("/create", data=with_(), headers={"Content-Encoding": "gzip"})
     assert response.status == 400

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from conftest import Client, Start
 from notifier import configure_logging
 from settings import Settings
 from test_faults import command, failing, running_service, scripted
-from test_notifier import OTHER, TARGET, USER, create, list_, problem, settled
+from test_notifier import HERE, OTHER, TARGET, USER, create, list_, problem, settled
 from testbed import MailServer, Mongod, free_port
 
 DB = Database[dict[str, Any]]
@@ -317,3 +320,38 @@ async def test_a_token_is_printed_for_trying(start: Start, settings: Settings, m
     response = await client.get(f"/list?user_id={USER}", headers={"Authorization": f"Bearer {out.strip()}"})
     assert response.status == 200
     assert jwt.decode(sign_token(SECRET, USER, 5), SECRET, ["HS256"])["sub"] == USER
+
+
+# --- the clients of the README ------------------------------------------------------------------------
+
+
+def example(language: str) -> str:
+    clients = (HERE / "README.md").read_text().split("### Clients")[1].split("\n## ")[0]
+    found = re.search(rf"```{language}\n(.*?)```", clients, re.DOTALL)
+    assert found
+    return found[1]
+
+
+async def run_example(client: Client, program: str, code: str) -> str:
+    """Run an example of the README as it stands, but for the address."""
+    process = await asyncio.create_subprocess_exec(
+        *(*program.split(), code.replace("http://127.0.0.1:8080", str(client.make_url("")).rstrip("/"))),
+        env={"PATH": os.environ["PATH"], "API_KEY": KEY, "USER_TOKEN_SECRET": SECRET},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
+async def test_the_clients_of_the_readme_work(start: Start) -> None:
+    client = await start(**PROTECTED)
+    assert json.loads(await run_example(client, "sh -c", example("sh"))) == {"success": True}
+    signed = await run_example(client, f"{sys.executable} -c", example("python"))
+    code = f"const token = {signed.strip()!r};" + example("js")
+    out = await run_example(client, "node --input-type=module -e", code)
+    assert out.startswith("2 unread of 2")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = await (await client.get(f"/list?user_id={USER}", headers=headers)).json()
+    assert body["data"]["new"] == 0

@@ -19,6 +19,7 @@ from typing import Final, cast
 from mailer import Letter, Mailer, Outcome, Verdict
 from settings import Settings
 from store import Mail, Store, Unavailable
+from templates import Content, RenderError, Templates
 
 log = logging.getLogger("notifier.delivery")
 
@@ -52,6 +53,7 @@ class Delivery:
     def __init__(self, store: Store, mailer: Mailer, settings: Settings, owed: asyncio.Event) -> None:
         self._store = store
         self._mailer = mailer
+        self._templates = Templates(settings.templates_dir)
         self._settings = settings
         self._owed = owed
         self._slots = asyncio.Semaphore(settings.smtp_connections)
@@ -166,7 +168,16 @@ class Delivery:
             if time.monotonic() >= self._lease_ends[mail.id]:  # we were frozen, or MongoDB was: it is another's now
                 return None
             self._talking.add(task)
-            return await self._mailer.send(Letter(mail.id, mail.key, mail.at, mail.email))
+            return await self._mailer.send(Letter(mail.id, mail.at, mail.email, self._content(mail)))
+
+    def _content(self, mail: Mail) -> Content:
+        """Say what the templates make of it; where they fail, what it says without any."""
+        try:
+            return self._templates.render(mail.fields())
+        except RenderError as exc:
+            reason = type(exc.__cause__).__name__  # its message may hold data
+            log.warning("e-mail %s: its template failed, it is sent plainly: %s: %s", mail.id, exc, reason)
+            return Content(mail.key, mail.key)
 
     async def _settle(self, mail: Mail, outcome: Outcome) -> None:
         """Settle until MongoDB confirms it. Token and id make it safe however often and late it is done."""

@@ -7,18 +7,21 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Final
 
 from aiohttp import web
+from marshmallow import ValidationError
 
 import handlers
 from delivery import running_delivery
-from schemas import BODY_LIMIT
+from schemas import BODY_LIMIT, CreateSchema, parse_json
 from settings import Settings, SettingsError, describe_settings, load_settings
 from store import OutboxFull, Store, Unavailable, open_store, uri_fault
+from templates import RenderError, Templates
 
 log = logging.getLogger("notifier")
 
@@ -103,6 +106,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     which = retry.add_mutually_exclusive_group(required=True)
     which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as `dead` lists them")
     which.add_argument("--all", action="store_true", help="every dead letter")
+    preview = commands.add_parser("preview", help="show the e-mail that the templates make of a notification")
+    preview.add_argument("key", metavar="KEY")
+    preview.add_argument("--data", metavar="JSON", default="null", help="what POST /create has in `data`")
+    preview.add_argument("--target-id", metavar="ID", help="and in `target_id`")
     return parser.parse_args(arguments)
 
 
@@ -119,6 +126,8 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pymongo").setLevel(logging.WARNING)
     try:
+        if options.command == "preview":
+            return preview_mail(options, settings)
         if options.command:
             return asyncio.run(run_command(options, settings))
         web.run_app(
@@ -185,6 +194,25 @@ async def retry_dead(store: Store, ids: list[str] | None) -> int:
         _fail(f"{id_}: {reason}.")
     _say(f"Owed again: {len(letters) - len(failures.keys() & {letter['_id'] for letter in letters})}.")
     return 1 if failures else 0
+
+
+def preview_mail(options: argparse.Namespace, settings: Settings) -> int:
+    """Print what an e-mail would say. It needs no MongoDB."""
+    given = {"key": options.key, "target_id": options.target_id}
+    try:
+        new = CreateSchema().load(given | {"user_id": "0" * 24, "data": parse_json(options.data)})
+        fields = asdict(new) | {"key": new.key.value, "id": "0" * 24, "timestamp": int(time.time())}
+        content = Templates(settings.templates_dir).render(fields)
+    except ValidationError as exc:
+        return _fail("; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items()))
+    except ValueError as exc:
+        return _fail(f"data: not JSON: {exc}.")
+    except RenderError as exc:
+        return _fail(f"{exc}: {exc.__cause__}; the e-mail would be sent plainly.")
+    _say(f"Subject: {content.subject}\n\n{content.text}")
+    if content.html:
+        _say(f"\n--- as HTML ---\n\n{content.html}")
+    return 0
 
 
 def _say(line: str) -> None:

@@ -22,7 +22,7 @@ from testbed import Mongod, Service, eventually, free_port, initiate
 
 USER: Final = "638f394d4b7243fc0399ea67"
 RATE: Final = 100
-"""Requests a second of the good client: open loop, so that a request which waits does not keep others from being late."""
+"""Requests a second of the good client: an open loop, so that one which waits keeps no other from being late."""
 ROUNDS: Final = 3
 SECONDS: Final = 6.0
 WARM_UP: Final = 1.0
@@ -145,9 +145,8 @@ def hostile() -> int:
                 p99s[name].append(found[int(len(found) * 0.99)])
     base = statistics.median(p99s[None])
     print(f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores; {RATE} lists/s\n")
-    print(
-        f"| {'beside':<24} | p50 ms | p99 ms | p99 ÷ undisturbed |\n| {'-' * 24} | -----: | -----: | ----------------: |"
-    )
+    print(f"| {'beside':<24} | p50 ms | p99 ms | p99 ÷ undisturbed |")
+    print(f"| {'-' * 24} | -----: | -----: | ----------------: |")
     for name in names:
         p50, p99 = statistics.median(p50s[name]), statistics.median(p99s[name])
         print(f"| {name or 'nobody':<24} | {p50 * 1e3:6.1f} | {p99 * 1e3:6.1f} | {p99 / base:17.2f} |")

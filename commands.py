@@ -6,14 +6,16 @@ import argparse
 import asyncio
 import json
 import sys
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 
 from marshmallow import ValidationError
 
 from auth import sign_token
-from schemas import ObjectIdField
+from schemas import CreateSchema, ObjectIdField, parse_json
 from settings import Settings, describe_settings
 from store import NOBODY, OutboxFull, Store, open_store
+from templates import RenderError, Templates
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -38,6 +40,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     token = commands.add_parser("token", help="print a token for trying; USER_TOKEN_SECRET signs it")
     token.add_argument("user_id", metavar="USER_ID", type=object_id)
     token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600, help="how long it is valid (default 3600)")
+    preview = commands.add_parser("preview", help="show the e-mail that the templates make of a notification")
+    preview.add_argument("key", metavar="KEY")
+    preview.add_argument("--data", metavar="JSON", default="null", help="what POST /create has in `data`")
+    preview.add_argument("--target-id", metavar="ID", help="and in `target_id`")
     return parser.parse_args(arguments)
 
 
@@ -53,6 +59,8 @@ def run_command(options: argparse.Namespace, settings: Settings) -> int:
     """Run the command; return 0, or 1 when it could not be done. Raises `Unavailable`."""
     if options.command == "token":
         return print_token(options, settings)
+    if options.command == "preview":
+        return preview_mail(options, settings)
     return asyncio.run(run_on_store(options, settings))
 
 
@@ -73,6 +81,25 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
         if options.command == "dead":
             return await list_dead(store, as_json=options.json)
         return await retry_dead(store, None if options.all else options.ids)
+
+
+def preview_mail(options: argparse.Namespace, settings: Settings) -> int:
+    """Print what an e-mail would say. It needs no MongoDB."""
+    given = {"key": options.key, "target_id": options.target_id}
+    try:
+        new = CreateSchema().load(given | {"user_id": "0" * 24, "data": parse_json(options.data)})
+        fields = asdict(new) | {"key": new.key.value, "id": "0" * 24, "timestamp": int(time.time())}
+        content = Templates(settings.templates_dir).render(fields)
+    except ValidationError as exc:
+        return fail("; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items()))
+    except ValueError as exc:
+        return fail(f"data: not JSON: {exc}.")
+    except RenderError as exc:
+        return fail(f"{exc}: {exc.__cause__}; the e-mail would be sent plainly.")
+    _say(f"Subject: {content.subject}\n\n{content.text}")
+    if content.html:
+        _say(f"\n--- as HTML ---\n\n{content.html}")
+    return 0
 
 
 def print_token(options: argparse.Namespace, settings: Settings) -> int:

@@ -20,6 +20,7 @@ from mailer import Letter, Mailer, Outcome, Verdict
 from metrics import Metrics
 from settings import Settings
 from store import Mail, Store, Unavailable
+from templates import Content, RenderError, Templates
 
 log = logging.getLogger("notifier.delivery")
 
@@ -58,6 +59,7 @@ class Delivery:
         self._metrics = metrics
         self._store = store
         self._mailer = mailer
+        self._templates = Templates(settings.templates_dir)
         self._settings = settings
         self._owed = owed
         self._slots = asyncio.Semaphore(settings.smtp_connections)
@@ -172,7 +174,16 @@ class Delivery:
             if time.monotonic() >= self._lease_ends[mail.id]:  # we were frozen, or MongoDB was: it is another's now
                 return None
             self._talking.add(task)
-            return await self._mailer.send(Letter(mail.id, mail.key, mail.at, mail.email))
+            return await self._mailer.send(Letter(mail.id, mail.at, mail.email, self._content(mail)))
+
+    def _content(self, mail: Mail) -> Content:
+        """Say what the templates make of it; where they fail, what it says without any."""
+        try:
+            return self._templates.render(mail.fields())
+        except RenderError as exc:
+            reason = type(exc.__cause__).__name__  # its message may hold data
+            log.warning("e-mail %s: its template failed, it is sent plainly: %s: %s", mail.id, exc, reason)
+            return Content(mail.key, mail.key)
 
     async def _settle(self, mail: Mail, outcome: Outcome) -> None:
         """Settle until MongoDB confirms it. Token and id make it safe however often and late it is done."""

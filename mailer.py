@@ -25,8 +25,11 @@ from marshmallow import ValidationError
 
 from schemas import envelope_address
 from settings import Security, Settings
+from templates import Content
 
 MESSAGE_POLICY: Final = {False: policy.SMTP, True: policy.SMTPUTF8}
+CONTENT_POLICY: Final = policy.default.clone(cte_type="7bit")
+"""Not every server takes a text that is not ASCII as it is (RFC 6152)."""
 MESSAGES_A_CONNECTION: Final = 100
 CONNECTION_AGE: Final = 300.0
 CONNECTION_IDLE: Final = 30.0
@@ -88,9 +91,9 @@ class Letter:
     """An e-mail to send. `id` and `at` make its `Message-ID` and `Date`, the same at every attempt."""
 
     id: str
-    key: str
     at: datetime
     to: object
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,15 +364,17 @@ class Mailer:
 
 
 def compose(letter: Letter, sender: Address, to: str) -> EmailMessage:
-    """Make the message: its subject and its body are the key of the notification."""
-    message = EmailMessage()
+    """Make the message: a text, or a text and the same in HTML for programs that show it."""
+    message = EmailMessage(CONTENT_POLICY)
     message["From"] = sender
     message["To"] = to
-    message["Subject"] = letter.key
+    message["Subject"] = letter.content.subject
     message["Date"] = format_datetime(letter.at)
     message["Message-ID"] = f"<{letter.id}@{sender.domain}>"
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(letter.key + "\n")
+    message.set_content(letter.content.text + "\n")
+    if letter.content.html:
+        message.add_alternative(letter.content.html + "\n", subtype="html")
     return message
 
 

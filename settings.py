@@ -17,6 +17,7 @@ from environs import Env, EnvValidationError
 from marshmallow import ValidationError, validate
 
 from schemas import envelope_address
+from templates import Templates, TemplatesError
 
 
 class Security(enum.Enum):
@@ -145,6 +146,7 @@ class Settings:
         (),
         validate=_origins,
     )
+    templates_dir: Path | None = _setting("directory of templates for the e-mails; none means plain ones", "path")
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",
         default="INFO",
@@ -222,6 +224,7 @@ def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(
         ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
+        ("TEMPLATES_DIR", _templates_fault(values["templates_dir"])),
         ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
         ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
     ):
@@ -254,6 +257,14 @@ def _ca_fault(path: Path) -> str | None:
         ssl.create_default_context(cafile=path)
     except OSError as exc:  # ssl.SSLError is one
         return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
+    return None
+
+
+def _templates_fault(folder: Path | None) -> str | None:
+    try:
+        Templates(folder)
+    except TemplatesError as exc:
+        return f"{exc}"
     return None
 
 

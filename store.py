@@ -3,7 +3,7 @@
 ```
 { _id: ObjectId, email: "...",
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest first
-  outbox: [ {id, key, at, next_at, tries, token, error, dead} ]                      e-mails owed
+  outbox: [ {id, key, at, next_at, tries, token, error, dead, target_id?, data?} ]   e-mails owed
   mail_due: Date,                              min(outbox.next_at); absent when nothing is owed
   recent: [ {k, h} ] }                         the last idempotency keys, with a hash of what was asked, newest last
 ```
@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -63,6 +63,8 @@ NOBODY: Final = "0" * 24
 CLOCK_TOLERANCE: Final = timedelta(minutes=1)
 """A new e-mail has been due for so long, so that it is due at once by MongoDB's clock though ours be ahead."""
 INT32_MAX: Final = 2**31 - 1
+ABOUT: Final = ("target_id", "data")
+"""What a notification, an owed e-mail and a dead letter hold only when the request had it."""
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered of a user."""
 TOO_LARGE_CODES: Final = frozenset({10334, 17419, 17420})  # BSONObjectTooLarge, and an update that would make one
@@ -124,6 +126,13 @@ class Mail:
     dead: bool
     request_id: str | None
     email: object
+    target_id: str | None = None
+    data: JSONObject | None = None
+
+    def fields(self) -> JSONObject:
+        """Return the fields of the notification that it is about."""
+        about = {name: getattr(self, name) for name in ("id", "user_id", "key", *ABOUT)}
+        return about | {"timestamp": int(self.at.timestamp())}
 
 
 def uri_fault(uri: str) -> str | None:
@@ -215,6 +224,7 @@ class Store:
         return await _persist(attempt)
 
     def _creation(self, new: Create, id_: str, now: datetime, key: str | None, request_id: str | None) -> JSONObject:
+        about = _about({"target_id": new.target_id, "data": new.data})
         pushes: JSONObject = {}
         update: JSONObject = {"$setOnInsert": {"email": self._email}, "$push": pushes}
         if new.key.stored:
@@ -224,16 +234,12 @@ class Store:
                 "is_new": True,
                 "user_id": new.user_id,
                 "key": new.key.value,
+                **about,
             }
-            if new.target_id is not None:
-                notification["target_id"] = new.target_id
-            if new.data is not None:
-                notification["data"] = new.data
             pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
         if new.key.mailed:
-            pushes["outbox"] = mail = owed_mail(id_, new.key.value, now)
-            if request_id:
-                mail["request_id"] = request_id
+            traced = {"request_id": request_id} if request_id else {}
+            pushes["outbox"] = mail = owed_mail(id_, new.key.value, now, about | traced)
             update["$min"] = {"mail_due": mail["next_at"]}
         if key:
             pushes["recent"] = {"$each": [{"k": key, "h": new.fingerprint()}], "$slice": -RECENT_LIMIT}
@@ -341,6 +347,7 @@ class Store:
                 email=user.get("email"),
                 **{name: item[name] for name in ("id", "key", "at", "tries", "token", "error", "dead")},
                 request_id=item.get("request_id"),
+                **_about(item),
             )
             for user in await _persist(lambda: claimed.clone().to_list(None))
             for item in user["outbox"]
@@ -388,6 +395,7 @@ class Store:
             "tries": tries,
             "error": error,
             "request_id": mail.request_id,
+            **_about(mail.fields()),
         }
         update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
         await _persist(lambda: self._dead_mail.update_one({"_id": mail.id}, update, upsert=True))
@@ -413,7 +421,7 @@ class Store:
         """
         id_, user = letter["_id"], {"_id": ObjectId(letter["user_id"])}
         room = {"outbox.id": {"$ne": id_}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-        mail = owed_mail(id_, letter["key"], letter["at"])
+        mail = owed_mail(id_, letter["key"], letter["at"], _about(letter))
         update = {"$push": {"outbox": mail}, "$min": {"mail_due": mail["next_at"]}}
         result = await _persist(lambda: self._users.update_one({**user, **room}, update))
         if not result.matched_count:
@@ -441,7 +449,7 @@ class Store:
         return bool(result.matched_count)
 
 
-def owed_mail(id_: str, key: str, at: datetime) -> JSONObject:
+def owed_mail(id_: str, key: str, at: datetime, about: JSONObject) -> JSONObject:
     """Make an element of the outbox that is due at once; `at` is when it was first owed."""
     next_at = datetime.now(UTC) - CLOCK_TOLERANCE
     return {
@@ -453,7 +461,12 @@ def owed_mail(id_: str, key: str, at: datetime) -> JSONObject:
         "token": NOBODY,
         "error": None,
         "dead": False,
+        **about,
     }
+
+
+def _about(item: Mapping[str, Any]) -> JSONObject:
+    return {name: item[name] for name in ABOUT if item.get(name) is not None}
 
 
 def _later(seconds: float) -> JSONObject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import random
 import signal
 import sys
@@ -263,16 +264,13 @@ def _registrations_lost(
 
 
 def unexpected_errors(folder: Path) -> Counter[str]:
-    """Count what the workers logged with a stack trace, by its last line."""
+    """Count what the workers logged with a stack trace, by its last lines."""
     found: Counter[str] = Counter()
     for log in folder.glob("service-*.log"):
-        trace = False
         for line in log.read_text(errors="replace").splitlines():
-            if line.startswith("Traceback"):
-                trace = True
-            elif trace and line[:1].isalpha():
-                found[line[:300]] += 1
-                trace = False
+            with contextlib.suppress(ValueError):
+                if trace := json.loads(line).get("exc_info"):
+                    found[" <- ".join(reversed(trace.splitlines()[-3:]))[:500]] += 1
     return found
 
 

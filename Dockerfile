@@ -7,7 +7,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 WORKDIR /app
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
-COPY notifier.py handlers.py store.py mailer.py delivery.py schemas.py settings.py ./
+COPY notifier.py handlers.py openapi.py docs.py store.py mailer.py delivery.py schemas.py settings.py ./
 
 USER 65532:65532
 EXPOSE 8080

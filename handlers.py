@@ -20,6 +20,7 @@ from aiohttp.typedefs import Handler
 from marshmallow import Schema, ValidationError
 from multidict import MultiMapping
 
+import docs
 import schemas
 import store
 
@@ -28,6 +29,8 @@ log = logging.getLogger("notifier.http")
 STORE: Final = web.AppKey("STORE", store.Store)
 MAIL_OWED: Final = web.AppKey("MAIL_OWED", asyncio.Event)
 """Set when an e-mail was owed, so that the delivery need not wait for its next poll."""
+DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
+"""The OpenAPI document of the service."""
 
 CREATE: Final = schemas.CreateSchema()
 CREATE_HEADERS: Final = schemas.CreateHeaders()
@@ -64,10 +67,23 @@ async def read(request: web.Request) -> web.Response:
     return web.json_response(SUCCESS)
 
 
+async def openapi(request: web.Request) -> web.Response:
+    """Return the OpenAPI document."""
+    return web.json_response(request.app[DOCUMENT])
+
+
+async def read_docs(request: web.Request) -> web.Response:
+    """Return the OpenAPI document as a page."""
+    text = docs.page(request.app[DOCUMENT])
+    return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": docs.POLICY})
+
+
 ROUTES: Final = (
     web.post("/create", create),
     web.get("/list", list_),
     web.post("/read", read),
+    web.get("/openapi.json", openapi),
+    web.get("/docs", read_docs),
 )
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 
 import handlers
+import openapi
 from delivery import running_delivery
 from schemas import BODY_LIMIT
 from settings import Settings, SettingsError, describe_settings, load_settings
@@ -31,6 +32,7 @@ def create_app(settings: Settings) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
     app = web.Application(middlewares=[handlers.middleware], client_max_size=BODY_LIMIT)
     app[SETTINGS] = settings
+    app[handlers.DOCUMENT] = openapi.describe(handlers.ROUTES)
     app.add_routes(handlers.ROUTES)
     if settings.local:
         app.cleanup_ctx.append(local_run)

@@ -26,6 +26,7 @@ from marshmallow import Schema, ValidationError
 from multidict import MultiMapping
 
 import auth
+import docs
 import schemas
 import store
 from metrics import CONTENT_TYPE, Metrics
@@ -35,6 +36,8 @@ log = logging.getLogger("notifier.http")
 STORE: Final = web.AppKey("STORE", store.Store)
 MAIL_OWED: Final = web.AppKey("MAIL_OWED", asyncio.Event)
 """Set when an e-mail was owed, so that the delivery need not wait for its next poll."""
+DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
+"""The OpenAPI document of the service."""
 
 METRICS: Final = web.AppKey("METRICS", Metrics)
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
@@ -115,6 +118,17 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
+async def openapi(request: web.Request) -> web.Response:
+    """Return the OpenAPI document."""
+    return web.json_response(request.app[DOCUMENT])
+
+
+async def read_docs(request: web.Request) -> web.Response:
+    """Return the OpenAPI document as a page."""
+    text = docs.page(request.app[DOCUMENT])
+    return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": docs.POLICY})
+
+
 ROUTES: Final = (
     web.post("/create", create),
     web.get("/list", list_),
@@ -122,6 +136,8 @@ ROUTES: Final = (
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
     web.get("/metrics", metrics),
+    web.get("/openapi.json", openapi),
+    web.get("/docs", read_docs),
 )
 FOR_BROWSERS: Final = ("/list", "/read")
 """What pages of other origins may call, where `CORS_ORIGINS` names them."""

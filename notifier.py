@@ -15,6 +15,7 @@ from aiohttp import web
 from pythonjsonlogger.json import JsonFormatter
 
 import handlers
+import openapi
 from auth import Gate
 from commands import fail, parse_arguments, run_command
 from delivery import running_delivery
@@ -40,6 +41,7 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.GATE] = Gate(settings)
     app[handlers.METRICS] = Metrics()
     app[handlers.DRAINING] = asyncio.Event()
+    app[handlers.DOCUMENT] = openapi.describe(handlers.ROUTES)
     app.add_routes(handlers.ROUTES)
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins)

@@ -26,6 +26,7 @@ DATA_DEPTH: Final = 32
 """Levels of nesting in `data`; the object itself is the first."""
 PAGE_LIMIT: Final = 1000
 READ_BY: Final = ("notification_id", "target_id", "key", "all")
+OBJECT_ID: Final = "[0-9a-fA-F]{24}"
 INT64_MAX: Final = 2**63 - 1
 
 JSONObject = dict[str, Any]
@@ -91,7 +92,7 @@ class ObjectIdField(mf.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         text: str = super()._deserialize(value, attr, data, **kwargs)
-        if not re.fullmatch("[0-9a-fA-F]{24}", text):
+        if not re.fullmatch(OBJECT_ID, text):
             raise ValidationError("Not a valid ObjectId.")
         return text.lower()
 
@@ -162,6 +163,9 @@ def _encodable(text: str) -> None:
         raise ValidationError("Not valid Unicode.")
 
 
+USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
+
+
 class CreateSchema(Schema):
     """The body of `POST /create`. A field that is not known is refused: a typo must not pass."""
 
@@ -170,10 +174,25 @@ class CreateSchema(Schema):
 
         unknown = RAISE
 
-    user_id = ObjectIdField(required=True)
-    target_id = ObjectIdField(allow_none=True)
-    key = mf.Enum(Key, by_value=True, required=True)
-    data = DataField(allow_none=True)
+    user_id = ObjectIdField(required=True, metadata=USER_ID)
+    target_id = ObjectIdField(allow_none=True, metadata={"description": "What the notification is about."})
+    key = mf.Enum(
+        Key,
+        by_value=True,
+        required=True,
+        metadata={
+            "type": "string",
+            "description": "What happened: `new_message`, `new_post` and `new_login` are kept for `/list`, "
+            "`registration` and `new_login` are e-mailed.",
+        },
+    )
+    data = DataField(
+        allow_none=True,
+        metadata={
+            "description": f"Given back by `/list` as it came. At most {DATA_LIMIT // 1024} KiB of JSON and "
+            f"{DATA_DEPTH} levels; names without NUL and not beginning with `$`; integers of 64 bits."
+        },
+    )
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> Create:
@@ -190,7 +209,12 @@ class CreateHeaders(Schema):
 
     idempotency_key = mf.String(
         data_key="Idempotency-Key",
-        validate=validate.Regexp(r"[\x21-\x7e]{1,255}\Z", error="Not 1 to 255 visible ASCII characters."),
+        # `$`, as `\Z` is Python's alone: the newline that it lets through cannot be in a header
+        validate=validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters."),
+        metadata={
+            "description": "New for every notification. Among the last 32 of a user, the same key and body have "
+            "no second effect."
+        },
     )
 
 
@@ -202,10 +226,16 @@ class ListSchema(Schema):
 
         unknown = EXCLUDE
 
-    user_id = ObjectIdField(required=True)
-    skip = QueryInteger(load_default=0, validate=validate.Range(0, INT64_MAX))
-    limit = QueryInteger(load_default=10, validate=validate.Range(0, PAGE_LIMIT))
-    is_new = QueryBoolean()
+    user_id = ObjectIdField(required=True, metadata=USER_ID)
+    skip = QueryInteger(
+        load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to pass over."}
+    )
+    limit = QueryInteger(
+        load_default=10,
+        validate=validate.Range(0, PAGE_LIMIT),
+        metadata={"description": "How many to return; 0 for only the counts."},
+    )
+    is_new = QueryBoolean(metadata={"description": "List only the unread, or only the read."})
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> ListQuery:
@@ -220,11 +250,16 @@ class ReadSchema(Schema):
 
         unknown = EXCLUDE
 
-    user_id = ObjectIdField(required=True)
-    notification_id = mf.String(validate=[validate.Length(1, 128), _encodable])
-    target_id = ObjectIdField()
-    key = mf.Enum(Key, by_value=True)
-    all = QueryBoolean(validate=validate.OneOf([True], error="Must be true, or left out."))
+    user_id = ObjectIdField(required=True, metadata=USER_ID)
+    notification_id = mf.String(
+        validate=[validate.Length(1, 128), _encodable],
+        metadata={"description": "This one, by the `id` that `/list` gave."},
+    )
+    target_id = ObjectIdField(metadata={"description": "All about this entity."})
+    key = mf.Enum(Key, by_value=True, metadata={"description": "All with this key."})
+    all = QueryBoolean(
+        validate=validate.OneOf([True], error="Must be true, or left out."), metadata={"description": "All there are."}
+    )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _one_way(self, _: object, original: Mapping[str, Any], **__: object) -> None:

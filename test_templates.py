@@ -274,8 +274,9 @@ def test_only_html_is_escaped_also_through_a_layout(write: Write) -> None:
 def test_as_much_as_the_limit_is_rendered_and_no_more(write: Write) -> None:
     folder = write({"new_login.txt": "{{ 'x' * data.n }}"})
     assert len(render(folder, {"n": RENDERED_LIMIT}).text) == RENDERED_LIMIT
-    with pytest.raises(RenderError):
+    with pytest.raises(RenderError) as raised:
         render(folder, {"n": RENDERED_LIMIT + 1})
+    assert "repeats" in str(raised.value.__cause__)  # not made first, and then found too large
 
 
 @pytest.mark.parametrize("key", ["registration", "new_message", "new_post", "new_login"])

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import ClientResponse
 from bson import ObjectId
 from jsonschema import Draft202012Validator
+from jsonschema import ValidationError as JSONSchemaError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pymongo.database import Database
 
@@ -25,6 +26,7 @@ from auth import sign_token
 from conftest import Client, Start
 from settings import Settings
 from test_faults import running_service
+from test_notifier import BAD_BODIES
 from testbed import free_port
 
 DB = Database[dict[str, Any]]
@@ -234,6 +236,22 @@ BODIES = [
 async def test_an_example_of_a_body_is_accepted(client: Client, operation: str, body: dict[str, Any]) -> None:
     method, path = operation.split()
     assert (await client.request(method, path, json=body)).status < 300
+
+
+BEYOND_SCHEMAS = {"depth 900", "lone surrogate", "lone surrogate in a name", "17 KB of data"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(case.values[0], id=case.id)
+        for case in BAD_BODIES
+        if case.values[1] == 422 and case.id not in BEYOND_SCHEMAS
+    ],
+)
+def test_a_body_that_the_service_refuses_is_none_that_the_document_allows(body: bytes) -> None:
+    with pytest.raises(JSONSchemaError):
+        conforms(json.loads(body), {"$ref": "#/components/schemas/Create"})
 
 
 def test_the_examples_of_answers_and_fields_are_what_their_schemas_say() -> None:

@@ -108,7 +108,11 @@ class Delivery:
         """Stop claiming; let the conversations under way end, for a while; give everything else back."""
         self._stopped.set()
         self._owed.set()
-        await asyncio.wait({run, *self._held}, timeout=STOP_GRACE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_GRACE):
+                # A claim under way brings new tasks; one that is cancelled before it began would give nothing back.
+                while pending := {task for task in (run, *self._held) if not task.done()}:
+                    await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         for task in {run, keeper, *self._held}:
             task.cancel()
         await asyncio.wait({run, keeper, *self._held}, timeout=SETTLE_GRACE)

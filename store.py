@@ -161,6 +161,9 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             tz_aware=True,
             timeoutMS=ATTEMPT_TIMEOUT_MS,
             serverSelectionTimeoutMS=ATTEMPT_TIMEOUT_MS,
+            # Its new retries, after a connection that could not be made, send a standalone server the transaction
+            # number of a retryable write, which it refuses (PyMongo 4.20). Ours, below, do not.
+            max_adaptive_retries=0,
         )
     except ConfigurationError as exc:  # a mongodb+srv:// that DNS does not know
         raise Unavailable from exc

@@ -69,8 +69,9 @@ async def drain_on_sigterm(app: web.Application) -> None:
         raise web.GracefulExit
 
     def drain() -> None:
-        app[handlers.DRAINING].set()
-        loop.call_later(NOT_READY, stop)
+        if not app[handlers.DRAINING].is_set():
+            app[handlers.DRAINING].set()
+            loop.call_later(NOT_READY, stop)
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, drain)

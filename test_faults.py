@@ -643,8 +643,10 @@ async def test_sigterm_while_sending_finishes_that_mail_and_gives_back_the_other
 
     async def script(stage: str, _recipient: str) -> str | None:
         if stage == "DATA":
+            service.signal(signal.SIGTERM)  # and again, as an impatient orchestrator would
+            await asyncio.sleep(0.5)
             service.signal(signal.SIGTERM)
-            await asyncio.sleep(1)
+            await asyncio.sleep(1.5)
         return None
 
     mail.script = script
@@ -652,7 +654,7 @@ async def test_sigterm_while_sending_finishes_that_mail_and_gives_back_the_other
         for _ in range(3):
             await direct.create(Create(USER, Key.REGISTRATION))
     started = time.monotonic()
-    assert await asyncio.to_thread(service.process.wait, 10) == 0
+    assert await asyncio.to_thread(service.process.wait, 10) == 0, service.log()
     assert time.monotonic() - started < 9
     assert len(mail.received) == 1
     assert [item["token"] for item in owed(database)] == [NOBODY, NOBODY]

@@ -25,7 +25,7 @@ from notifier import configure_logging
 from settings import Settings
 from test_faults import command, failing, running_service, scripted
 from test_notifier import HERE, OTHER, TARGET, USER, create, list_, problem, settled
-from testbed import MailServer, Mongod, free_port
+from testbed import MailServer, Mongod, eventually_async, free_port
 
 DB = Database[dict[str, Any]]
 KEY = "k" * 32
@@ -258,8 +258,12 @@ async def test_logs_trace_an_e_mail_to_its_request_and_hold_no_address(
     body = {"user_id": USER, "key": "registration", "data": {"password": "hunter2"}}
     await client.post("/create", json=body, headers=headers)
     await settled(database)
-    ours = [record for record in caplog.records if getattr(record, "request_id", "") == "trace-me"]
-    assert {record.name for record in ours} == {"notifier.http", "notifier.delivery"}
+
+    async def traced() -> None:
+        ours = [record for record in caplog.records if getattr(record, "request_id", "") == "trace-me"]
+        assert {record.name for record in ours} == {"notifier.http", "notifier.delivery"}
+
+    await eventually_async(traced)
     text = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("notifier"))
     assert not re.search(r"@|hunter2|correct horse", text)
 

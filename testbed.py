@@ -335,6 +335,10 @@ class Service:
                 stderr=output,
             )
 
+    def log(self) -> str:
+        """Return what it has logged."""
+        return (self._folder / f"service-{self.port}.log").read_text()
+
     def answers(self) -> None:
         """Fail unless it listens."""
         socket.create_connection(("127.0.0.1", self.port), 1).close()

@@ -19,6 +19,8 @@ table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3rem .6rem; border: 1px solid #ddd; text-align: left; vertical-align: top; }
 code, pre { font: .9rem/1.4 monospace; background: #f5f5f5; overflow-wrap: anywhere; }
 pre { padding: .6rem; overflow: auto; }
+h2 code { font-size: 1.3rem; background: none; }
+td p:first-child { margin-top: 0; }
 """
 POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}'; "
@@ -41,6 +43,11 @@ def page(document: JSONObject) -> str:
         _text(document["info"]["description"]),
         '<p>For programs: <a href="/openapi.json">/openapi.json</a>.</p>',
         *(_section(name, operation) for name, operation in operations),
+        "<h2>Callers</h2>",
+        *(
+            _text(f"`{name}`: {scheme['description']}")
+            for name, scheme in document["components"]["securitySchemes"].items()
+        ),
         "<h2>Schemas</h2>",
         *(f'<h3 id="{name}">{name}</h3>{_json(schema)}' for name, schema in document["components"]["schemas"].items()),
         "</body></html>\n",
@@ -54,6 +61,8 @@ def _section(name: str, operation: JSONObject) -> str:
         f"<p><strong>{escape(operation['summary'])}.</strong></p>{_text(operation.get('description', ''))}",
         _table(("parameter", "in", "", "meaning", "schema"), map(_parameter, operation.get("parameters", ()))),
     ]
+    if callers := [f"`{name}`" for caller in operation.get("security", ()) for name in caller]:
+        parts.insert(2, _text(f"Authorization: Bearer {' or '.join(callers)}, where the API is not open."))
     if body := operation.get("requestBody"):
         parts.append(f"<p>Body:</p>{_content(body['content'])}")
     parts.append(_table(("status", "meaning", "answer"), map(_answer, operation["responses"].items())))
@@ -79,7 +88,7 @@ def _content(content: JSONObject) -> str:
 
 
 def _headers(headers: JSONObject) -> str:
-    return "".join(f"<p><code>{name}</code>: {escape(it['description'])}</p>" for name, it in headers.items())
+    return "".join(_text(f"`{name}`: {it['description']}") for name, it in headers.items() if name != "X-Request-ID")
 
 
 def _schema(schema: JSONObject) -> str:

@@ -19,6 +19,10 @@ import schemas
 from schemas import INT64_MAX, JSONObject
 
 VERSION: Final = "0.1.0"
+ABOUT: Final = (
+    "In-app notifications and e-mail for users in MongoDB. Every answer has an `X-Request-ID`: that of the request, "
+    "if it had a good one, else a new one."
+)
 PROBLEM_TYPE: Final = "application/problem+json"
 
 
@@ -300,7 +304,7 @@ def describe(routes: Iterable[web.RouteDef]) -> JSONObject:
     Raises `KeyError` for a route that `OPERATIONS` has not.
     """
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
-    info = {"description": "In-app notifications and e-mail for users in MongoDB."}
+    info = {"description": ABOUT}
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info=info)
     converter: Any = plugin.converter  # which APISpec made
     converter.add_attribute_function(_own_field)

@@ -12,8 +12,8 @@ COPY notifier.py commands.py handlers.py auth.py metrics.py store.py mailer.py d
 USER 65532:65532
 EXPOSE 8080
 
-# Any answer of HTTP will do: it lives. The service itself says 503 while MongoDB is away, and recovers without a restart.
+# Alive, not ready: a restart would not bring MongoDB back, and the service recovers without one.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", \
-    "import os, http.client as h; c = h.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/'); c.getresponse()"]
+    "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/healthz', timeout=4)"]
 
 CMD ["python", "notifier.py"]

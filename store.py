@@ -70,6 +70,9 @@ RECENT_LIMIT: Final = 32
 TOO_LARGE_CODES: Final = frozenset({10334, 17419, 17420})  # BSONObjectTooLarge, and an update that would make one
 BAD_VALUE: Final = 2  # such as a push to what is no array
 ACCESS_CODES: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed: mended at MongoDB, without a restart
+RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+"""Those of the retryable writes specification: a server that steps down says one of them in a write error, too, which
+the driver does not label."""
 
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}
@@ -530,5 +533,5 @@ def _means_unavailable(exc: PyMongoError) -> bool:
     return (
         isinstance(exc, ConnectionFailure | ExecutionTimeout | WriteConcernError)
         or exc.has_error_label("RetryableWriteError")
-        or (isinstance(exc, OperationFailure) and exc.code in ACCESS_CODES)
+        or (isinstance(exc, OperationFailure) and exc.code in ACCESS_CODES | RETRYABLE_CODES)
     )

@@ -19,6 +19,7 @@ import pytest
 from aiosmtplib import SMTPResponseException
 from bson import ObjectId, encode
 from pymongo.database import Database
+from pymongo.errors import WriteError
 
 import store
 from conftest import Client, Start, assert_outboxes_consistent
@@ -227,6 +228,16 @@ async def test_i6_a_database_that_fails_is_503_with_retry_after_and_a_retry_is_o
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_i6_a_step_down_in_a_write_error_is_503(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a race on a real replica set makes the server say it so; the soak did."""
+
+    def step_down(*_: object, **__: object) -> None:
+        raise WriteError("Not primary while writing to x.users", 189)
+
+    monkeypatch.setattr("motor.core.AgnosticCollection.update_one", step_down)
+    assert (await client.post(f"/read?user_id={USER}&all=true")).status == 503
+
+
 async def test_i6_an_exhausted_pool_is_503(start: Start, settings: Settings, mongod: Mongod) -> None:
     client = await start(db_uri=f"{settings.db_uri}?maxPoolSize=1&waitQueueTimeoutMS=100&{HEARTBEATS}")
     with failing(mongod, ["find", "findAndModify"], blockConnection=True, blockTimeMS=2500):

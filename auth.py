@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import jwt
+from jwt.types import Options
 
 from settings import Settings
 
 ALGORITHM: Final = "HS256"
+OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
+LEEWAY: Final = 30
+"""Seconds that the clocks of the signer and of this machine may differ by."""
 
 
 class Unauthenticated(Exception):
@@ -78,7 +82,7 @@ class Gate:
         if not self._secret:
             raise Unauthenticated("The key is not valid.", "invalid_token")
         try:
-            claims = jwt.decode(token, self._secret, algorithms=[ALGORITHM], options={"require": ["exp", "sub"]})
+            claims = jwt.decode(token, self._secret, [ALGORITHM], OPTIONS, leeway=LEEWAY)
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("The token has expired.", "invalid_token") from None
         except jwt.InvalidTokenError:

@@ -39,12 +39,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     mail.add_argument("user_id", metavar="USER_ID", type=object_id)
     token = commands.add_parser("token", help="print a token for trying; USER_TOKEN_SECRET signs it")
     token.add_argument("user_id", metavar="USER_ID", type=object_id)
-    token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600, help="how long it is valid (default 3600)")
+    token.add_argument("--ttl", metavar="SECONDS", type=ttl, default=3600, help="how long it is valid (default 3600)")
     preview = commands.add_parser("preview", help="show the e-mail that the templates make of a notification")
     preview.add_argument("key", metavar="KEY")
     preview.add_argument("--data", metavar="JSON", default="null", help="what POST /create has in `data`")
     preview.add_argument("--target-id", metavar="ID", help="and in `target_id`")
     return parser.parse_args(arguments)
+
+
+def ttl(text: str) -> int:
+    """Take a time to live, in seconds, of at most a year."""
+    if not (text.isdecimal() and len(text) < 10 and 0 < int(text) <= 31_536_000):
+        raise argparse.ArgumentTypeError("not 1 to 31536000 seconds")
+    return int(text)
 
 
 def object_id(text: str) -> str:
@@ -70,8 +77,10 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
     Raises `Unavailable`.
     """
     if settings.local:
-        from local import DB_URI_FILE  # noqa: PLC0415 - the container has it not
-
+        try:
+            from local import DB_URI_FILE  # noqa: PLC0415 - the container has it not
+        except ModuleNotFoundError:
+            return fail("Nothing is configured: set DB_URI, EMAIL and SMTP_HOST.")
         if not DB_URI_FILE.exists():
             return fail("There is no local run in this folder; set DB_URI, EMAIL and SMTP_HOST for any other.")
         settings = replace(settings, db_uri=DB_URI_FILE.read_text())
@@ -162,7 +171,8 @@ async def retry_dead(store: Store, ids: list[str] | None) -> int:
 
 
 def _say(line: str) -> None:
-    print(line)  # noqa: T201 - what the command is for
+    """Print a line; what a server said in it must not steer the terminal."""
+    print("".join(c if c.isprintable() or c == "\n" else "?" for c in line))  # noqa: T201 - what the command is for
 
 
 def fail(message: str, code: int = 1) -> int:

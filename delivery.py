@@ -28,8 +28,8 @@ CLAIM_USERS: Final = 16
 """Users whose e-mails are claimed at once; as many again may be waiting, so that the connections never idle."""
 POLL: Final = 1.0
 """Seconds between two looks for what falls due, or was owed by another process; a fifth more or less each time."""
-STOP_GRACE: Final = 3.0
-SETTLE_GRACE: Final = 2.0
+STOP_GRACE: Final = 2.5
+SETTLE_GRACE: Final = 1.0
 """Seconds that conversations under way are given when the process stops, and then the settling of the others."""
 ALARM_INTERVAL: Final = 60.0
 """Seconds between two logged errors about one fault of the configuration."""

@@ -59,7 +59,7 @@ async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
     _caller(request).must_be_backend()
     body = await _read_object(request)
-    new, headers = _load((CREATE, body), (CREATE_HEADERS, _single(request.headers)))
+    new, headers = _load((CREATE, body), (CREATE_HEADERS, _single(request.headers, "Idempotency-Key")))
     replayed = await request.app[STORE].create(new, headers.get("idempotency_key"), request[REQUEST_ID])
     if new.key.mailed:
         request.app[MAIL_OWED].set()
@@ -77,7 +77,7 @@ async def list_(request: web.Request) -> web.Response:
     body = JSON({"success": True, "data": data})
     etag = blake2b(body.encode(), digest_size=12).hexdigest()
     known = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if known & {etag, "*"} else web.json_response(text=body)
+    response = web.Response(status=304) if etag in known else web.json_response(text=body)
     response.etag = etag
     response.headers["Cache-Control"] = "private, no-cache"  # that is: keep it, but ask whether it still holds
     return response
@@ -164,16 +164,20 @@ async def _read_object(request: web.Request) -> Mapping[str, Any]:
         raise Problem(400, "The body is not JSON: it is not UTF-8.") from None
     except ValueError as exc:
         raise Problem(400, f"The body is not JSON: {exc}.") from None
-    except web.RequestPayloadError:
+    except (web.RequestPayloadError, ConnectionResetError):
         raise Problem(400, "The body could not be read as its headers describe it.") from None
     if not isinstance(body, dict):
         raise Problem(400, "The body is not a JSON object.")
     return body
 
 
-def _single(values: MultiMapping[str]) -> dict[str, object]:
-    """Give a name that is repeated its list, which no field takes: it must not be guessed which one was meant."""
-    return {name: found[0] if len(found := values.getall(name)) == 1 else found for name in values}
+def _single(values: MultiMapping[str], *names: str) -> dict[str, object]:
+    """Return these values, or all: of a name that is repeated the list, which no field takes.
+
+    It must not be guessed which of them was meant. Headers are looked up by name, as their names come in any case.
+    """
+    found = {name: values.getall(name, []) for name in names or values}
+    return {name: given[0] if len(given) == 1 else given for name, given in found.items() if given}
 
 
 def _load(*parts: tuple[Schema, Mapping[str, Any]]) -> list[Any]:
@@ -240,7 +244,7 @@ def _problem_of(exc: Exception) -> Problem:  # noqa: C901, PLR0911 - a table
         case store.TooLarge():
             return Problem(413, "The user's document has no room for this notification.")
         case store.Conflict():
-            log.error("MongoDB refuses a write because of what the collection holds: %s", exc.__cause__)
+            log.error("MongoDB refuses a write because of what the collection holds: %s", exc)
             return Problem(409, "The users' collection does not admit this: see the service's log.")
         case store.OutboxFull():
             return _unavailable("The user is owed too many e-mails that could not be delivered yet.", retry_after=60)

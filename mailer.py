@@ -34,7 +34,7 @@ MESSAGES_A_CONNECTION: Final = 100
 CONNECTION_AGE: Final = 300.0
 CONNECTION_IDLE: Final = 30.0
 """Messages, seconds and seconds after which a connection is not used again: servers close them unasked."""
-QUIT_TIMEOUT: Final = 1.0
+QUIT_TIMEOUT: Final = 0.5
 DETAIL_LIMIT: Final = 500
 """Characters of a server's reply that are kept."""
 

@@ -273,7 +273,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     "GET /readyz": Operation(
         summary="Whether requests should be sent here",
-        answers={200: Answer(description="MongoDB takes writes.", schema=_ref("Success"), examples={"ready": SUCCESS})},
+        answers={200: Answer(description="MongoDB answers.", schema=_ref("Success"), examples={"ready": SUCCESS})},
         problems=WRONG_METHOD | {503: "MongoDB does not answer, or the service is about to stop."},
     ),
     "GET /metrics": Operation(

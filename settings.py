@@ -67,7 +67,7 @@ def _all_positive(values: list[float]) -> None:
 
 
 def _long_secrets(values: list[str]) -> None:
-    if any(len(value.encode()) < SECRET_LENGTH for value in values):
+    if any(len(value.encode("utf-8", "surrogateescape")) < SECRET_LENGTH for value in values):
         raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
 
 
@@ -133,6 +133,7 @@ class Settings:
         "list",
         (),
         secret=True,
+        subcast=str.strip,
         validate=[validate.Length(min=1), _long_secrets],
     )
     user_token_secret: str | None = _setting(
@@ -144,6 +145,7 @@ class Settings:
         "origins, comma-separated, whose pages may call /list and /read, such as https://app.example.com",
         "list",
         (),
+        subcast=str.strip,
         validate=_origins,
     )
     templates_dir: Path | None = _setting("directory of templates for the e-mails; none means plain ones", "path")

@@ -3,7 +3,7 @@
 ```
 { _id: ObjectId, email: "...",
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest first
-  outbox: [ {id, key, at, next_at, tries, token, error, dead, target_id?, data?} ]   e-mails owed
+  outbox: [ {id, key, at, next_at, tries, token, error, dead, request_id?, target_id?, data?} ]   owed
   mail_due: Date,                              min(outbox.next_at); absent when nothing is owed
   recent: [ {k, h} ] }                         the last idempotency keys, with a hash of what was asked, newest last
 ```
@@ -53,7 +53,7 @@ DEADLINE: Final = 10.0
 PING_DEADLINE: Final = 2.0
 ATTEMPT_TIMEOUT_MS: Final = 4000
 """Of one attempt, so that a reply which never comes leaves time for another."""
-CLOSE_TIMEOUT: Final = 1.0
+CLOSE_TIMEOUT: Final = 0.5
 CLAIM_WINDOW: Final = 32
 """Due documents looked at to claim some of them: workers that choose at random rarely choose the same."""
 OUTBOX_LIMIT: Final = 20
@@ -244,8 +244,7 @@ class Store:
             }
             pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
         if new.key.mailed:
-            traced = {"request_id": request_id} if request_id else {}
-            pushes["outbox"] = mail = owed_mail(id_, new.key.value, now, about | traced)
+            pushes["outbox"] = mail = owed_mail(id_, new.key.value, now, about | _traced(request_id))
             update["$min"] = {"mail_due": mail["next_at"]}
         if key:
             pushes["recent"] = {"$each": [{"k": key, "h": new.fingerprint()}], "$slice": -RECENT_LIMIT}
@@ -260,7 +259,9 @@ class Store:
             )
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
-                raise Conflict from exc  # a unique index on the e-mail address, say: a second new user cannot have it
+                raise Conflict(
+                    "a unique index"
+                ) from exc  # a unique index on the e-mail address, say: a second new user cannot have it
             # A condition failed, so the server tried to insert; or another upsert inserted in between. Only a
             # filter of nothing but _id is repeated by the server itself. Without upsert there are no two meanings.
             return await self._users.find_one_and_update(filter_, update, {"_id": 1}) is not None
@@ -319,17 +320,21 @@ class Store:
         return bool(result.matched_count)
 
     async def ping(self) -> None:
-        """Return if MongoDB takes writes. Raises `Unavailable`."""
+        """Return if MongoDB answers. Raises `Unavailable`."""
         await _persist(lambda: self._users.database.command("ping"), PING_DEADLINE)
 
     async def backlog(self) -> tuple[int, float]:
         """Return how many e-mails are owed, and the age in seconds of the oldest. Raises `Unavailable`."""
-        counted = {"_id": None, "owed": {"$sum": {"$size": "$outbox"}}, "oldest": {"$min": {"$min": "$outbox.at"}}}
+        counted = {
+            "_id": None,
+            "owed": {"$sum": {"$size": {"$ifNull": ["$outbox", []]}}},
+            "oldest": {"$min": {"$min": "$outbox.at"}},
+        }
         age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
         owing = {"mail_due": {"$exists": True}}
         pipeline: list[JSONObject] = [{"$match": owing}, {"$group": counted}, {"$project": {"owed": 1, "age": age}}]
         found = await _persist(lambda: self._users.aggregate(pipeline).to_list(None), PING_DEADLINE)
-        return (found[0]["owed"], max(0.0, found[0]["age"])) if found else (0, 0.0)
+        return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
 
     # --- the outbox: claim, then settle each e-mail once ----------------------------------------------
 
@@ -427,7 +432,7 @@ class Store:
         """
         id_, user = letter["_id"], {"_id": ObjectId(letter["user_id"])}
         room = {"outbox.id": {"$ne": id_}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-        mail = owed_mail(id_, letter["key"], letter["at"], _about(letter))
+        mail = owed_mail(id_, letter["key"], letter["at"], _about(letter) | _traced(letter.get("request_id")))
         update = {"$push": {"outbox": mail}, "$min": {"mail_due": mail["next_at"]}}
         result = await _persist(lambda: self._users.update_one({**user, **room}, update))
         if not result.matched_count:
@@ -453,6 +458,10 @@ class Store:
                 raise
             return await self._settle(mail, {**change, "error": None})
         return bool(result.matched_count)
+
+
+def _traced(request_id: str | None) -> JSONObject:
+    return {"request_id": request_id} if request_id else {}
 
 
 def owed_mail(id_: str, key: str, at: datetime, about: JSONObject) -> JSONObject:
@@ -525,13 +534,13 @@ async def _persist(attempt: Callable[[], Awaitable[T]], deadline: float | None =
         if exc.code in TOO_LARGE_CODES:
             raise TooLarge from exc
         if exc.code == BAD_VALUE:
-            raise Conflict from exc
+            raise Conflict("a field of another type") from exc
         raise
 
 
 def _means_unavailable(exc: PyMongoError) -> bool:
     return (
-        isinstance(exc, ConnectionFailure | ExecutionTimeout | WriteConcernError)
+        isinstance(exc, ConnectionFailure | ConfigurationError | ExecutionTimeout | WriteConcernError)
         or exc.has_error_label("RetryableWriteError")
         or (isinstance(exc, OperationFailure) and exc.code in ACCESS_CODES | RETRYABLE_CODES)
     )

@@ -234,10 +234,11 @@ async def test_i6_a_step_down_in_a_write_error_is_503(client: Client, monkeypatc
     def step_down(*_: object, **__: object) -> None:
         raise WriteError("Not primary while writing to x.users", 189)
 
-    monkeypatch.setattr("motor.core.AgnosticCollection.update_one", step_down)
+    monkeypatch.setattr("motor.motor_asyncio.AsyncIOMotorCollection.update_one", step_down)
     assert (await client.post(f"/read?user_id={USER}&all=true")).status == 503
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_i6_an_exhausted_pool_is_503(start: Start, settings: Settings, mongod: Mongod) -> None:
     client = await start(db_uri=f"{settings.db_uri}?maxPoolSize=1&waitQueueTimeoutMS=100&{HEARTBEATS}")
     with failing(mongod, ["find", "findAndModify"], blockConnection=True, blockTimeMS=2500):
@@ -281,7 +282,7 @@ async def test_i6_a_key_makes_any_number_of_requests_one_effect_also_at_once(cli
 
 
 async def test_i6_a_key_with_another_body_is_422_and_has_no_effect(client: Client, database: DB) -> None:
-    headers = {"Idempotency-Key": "k"}
+    headers = {"idempotency-key": "k"}  # as HTTP/2 has it
     first = {"user_id": USER, "key": "new_message", "data": {"n": 1}}
     assert (await client.post("/create", json=first, headers=headers)).status == 201
     for other in ({**first, "data": {"n": 2}}, {**first, "key": "new_post"}, {**first, "target_id": "a" * 24}):

@@ -206,12 +206,15 @@ async def test_a_document_without_room_is_413_and_unchanged(client: Client, data
     assert "notifications" not in user(database)
 
 
-async def test_what_the_collection_does_not_admit_is_409(client: Client, database: DB) -> None:
+async def test_what_the_collection_does_not_admit_is_409(
+    client: Client, database: DB, caplog: pytest.LogCaptureFixture
+) -> None:
     database.users.create_index("email", unique=True)
     await create(client, USER)
     response = await client.post("/create", json={"user_id": OTHER, "key": "new_message"})
     assert response.status == 409
     await problem(response)
+    assert "@" not in caplog.text
     database.users.insert_one({"_id": ObjectId("0" * 24), "email": "x", "notifications": "not ours"})
     response = await client.post("/create", json={"user_id": "0" * 24, "key": "new_message"})
     assert response.status == 409
@@ -725,6 +728,7 @@ def test_nothing_configured_is_a_local_run_on_loopback(environment: Callable[...
         ({**COMPLETE, "USER_TOKEN_SECRET": "x" * 32}, {"API_KEYS"}),
         ({**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRET": "hunter2"}, {"USER_TOKEN_SECRET"}),
         ({**COMPLETE, "CORS_ORIGINS": "*"}, {"CORS_ORIGINS"}),
+        ({**COMPLETE, "API_KEYS": "x" * 32 + ", " + " " * 40}, {"API_KEYS"}),
         (
             {"DB_URI": "x", "PORT": "x", "SMTP_LOGIN": "x", "SMTP_SECURITY": "x"},
             {"DB_URI", "PORT", "SMTP_PASSWORD", "SMTP_SECURITY", "EMAIL", "SMTP_HOST"},

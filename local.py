@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import shutil
 import socket
+import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,8 @@ MONGOD_LOG: Final = FOLDER / "mongod.log"
 DB_URI_FILE: Final = FOLDER / "db_uri"
 """For the other commands, such as `dead`, while the local run runs."""
 START_TIMEOUT: Final = 20.0
+IN_USE_TIMEOUT: Final = 8.0
+"""Seconds in which an orphaned MongoDB closes its files; after that it is none."""
 STOP_TIMEOUT: Final = 15.0
 
 # The shell becomes mongod, so that its process is ours to wait for. What stays behind of it waits for the end of our
@@ -117,6 +120,7 @@ async def _mongod() -> AsyncIterator[int]:
 
 
 async def _start_mongod(path: str, port: int) -> Process:
+    patience = time.monotonic() + IN_USE_TIMEOUT
     try:
         async with asyncio.timeout(START_TIMEOUT):
             while True:
@@ -130,11 +134,11 @@ async def _start_mongod(path: str, port: int) -> Process:
                     raise
                 if process.returncode != DATABASE_IN_USE:
                     raise LocalRunError(_why_mongod_failed(process.returncode))
+                if time.monotonic() > patience:
+                    raise LocalRunError(f"{FOLDER} is in use: is another local run running in this folder?")
                 await asyncio.sleep(0.2)  # one that was orphaned a moment ago is still closing its files
     except TimeoutError:
-        raise LocalRunError(
-            f"MongoDB did not start in {START_TIMEOUT:.0f} s. Is another local run using {FOLDER}? See {MONGOD_LOG}."
-        ) from None
+        raise LocalRunError(f"MongoDB did not start in {START_TIMEOUT:.0f} s. See {MONGOD_LOG}.") from None
 
 
 async def _spawn(path: str, port: int) -> Process:

@@ -33,8 +33,8 @@ LISTEN_BACKLOG: Final = 4096
 NOT_READY: Final = 1.0
 SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds after SIGTERM in which requests are still taken, though `/readyz` says not to send them; and seconds that
-those under way are then given (aiohttp spends them twice). With those of the delivery, the mailer and the store they are
-less than 8, and Docker waits for 10."""
+those under way are then given (aiohttp spends them twice). With those of the delivery, the mailer and the store they
+are less than 8, and Docker waits for 10."""
 
 
 def create_app(settings: Settings) -> web.Application:

@@ -283,6 +283,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     started = perf_counter()
     given = request.headers.get("X-Request-ID", "")
     request[REQUEST_ID] = request_id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid4().hex
+    await asyncio.sleep(0)  # a connection that pipelines has its turn with the others, and not all of it at once
     try:
         response = await handler(request)
     except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem

@@ -35,7 +35,7 @@ clean:  ## remove .venv and caches; the data of local runs, in .notifier/, stays
 		|| { echo "Python 3.11 or later is needed; PYTHON=/path/to/it says which one to use."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv."; exit 1; }
-	@echo "Installing into .venv (about 80 MB to download, once) ..."
+	@echo "Installing into .venv, once; this may take a minute ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

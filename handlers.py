@@ -227,7 +227,8 @@ DETAILS: Final = {
 """What aiohttp itself raises."""
 
 
-def _problem_of(exc: Exception) -> Problem:  # noqa: C901, PLR0911 - a table
+def _problem_of(exc: Exception, request_id: str) -> Problem:  # noqa: C901, PLR0911 - a table
+    traced = {"request_id": request_id}
     match exc:
         case Problem():
             return exc
@@ -244,7 +245,7 @@ def _problem_of(exc: Exception) -> Problem:  # noqa: C901, PLR0911 - a table
         case store.TooLarge():
             return Problem(413, "The user's document has no room for this notification.")
         case store.Conflict():
-            log.error("MongoDB refuses a write because of what the collection holds: %s", exc)
+            log.error("MongoDB refuses a write because of what the collection holds: %s", exc, extra=traced)
             return Problem(409, "The users' collection does not admit this: see the service's log.")
         case store.OutboxFull():
             return _unavailable("The user is owed too many e-mails that could not be delivered yet.", retry_after=60)
@@ -254,7 +255,7 @@ def _problem_of(exc: Exception) -> Problem:  # noqa: C901, PLR0911 - a table
             headers = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else None
             return Problem(exc.status, DETAILS.get(exc.status, exc.reason), headers=headers)
         case _:
-            log.error("unexpected error", exc_info=exc)
+            log.error("unexpected error", exc_info=exc, extra=traced)
             return Problem(500, "The service failed to handle this request.")
 
 
@@ -287,7 +288,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     try:
         response = await handler(request)
     except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem
-        response = _render(_problem_of(exc))
+        response = _render(_problem_of(exc, request_id))
     seconds = perf_counter() - started
     response.headers["X-Request-ID"] = request_id
     if request.headers.get("Origin"):

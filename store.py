@@ -79,9 +79,9 @@ QUEUE_LIMIT: Final = 4096
 SHARED_LIMIT: Final = 50
 DUPLICATE_KEY: Final = 11000
 ACCESS_CODES: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed: mended at MongoDB, without a restart
-RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 388, 9001, 10107, 11600, 11602, 13435, 13436})
 """Those of the retryable writes specification: a server that steps down says one of them in a write error, too, which
-the driver does not label."""
+the driver does not label. And TransactionTooLargeForCache, of a server that has much to do."""
 
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}

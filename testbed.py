@@ -54,7 +54,7 @@ class Mongod:
             self._process = subprocess.Popen(  # noqa: S603 - our own words
                 [
                     *(find_mongod(), "--dbpath", str(self._folder), "--port", str(self.port)),
-                    *("--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"),
+                    *("--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"),
                     *("--oplogSize", "64", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                     *self._arguments,
@@ -67,7 +67,13 @@ class Mongod:
 
     def client(self) -> MongoClient[dict[str, Any]]:
         """Return a client of this server alone."""
-        return MongoClient(self.address, directConnection=True, serverSelectionTimeoutMS=500, tz_aware=True)
+        return MongoClient(
+            self.address,
+            directConnection=True,
+            serverSelectionTimeoutMS=500,
+            tz_aware=True,
+            datetime_conversion="DATETIME_AUTO",
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal: SIGKILL, SIGSTOP, SIGCONT."""

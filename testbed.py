@@ -328,7 +328,8 @@ class Service:
     def __init__(self, folder: Path, **variables: object) -> None:
         self.port = free_port()
         self._folder = folder
-        self._variables = {name: str(value) for name, value in variables.items()}
+        given = {name: str(value) for name, value in variables.items()}
+        self.environment = {**os.environ, **given, "HOST": "127.0.0.1", "PORT": str(self.port)}
         self.process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -336,7 +337,7 @@ class Service:
             return subprocess.Popen(  # noqa: S603 - our own words
                 [sys.executable, str(Path(__file__).parent / "notifier.py")],
                 cwd=self._folder,
-                env={**os.environ, **self._variables, "HOST": "127.0.0.1", "PORT": str(self.port)},
+                env=self.environment,
                 stdout=output,
                 stderr=output,
             )

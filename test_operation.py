@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -356,12 +357,11 @@ async def test_workers_share_the_port_and_their_metrics_and_one_that_dies_is_rep
 
     await eventually_async(replaced)
     assert await counted(service) == 60
-    arguments = [sys.executable, HERE / "notifier.py"]
-    second = await asyncio.to_thread(
-        subprocess.run, arguments, env=service.environment, cwd=tmp_path, capture_output=True
-    )
+    arguments = [sys.executable, str(HERE / "notifier.py")]
+    run = partial(subprocess.run, arguments, env=service.environment, cwd=tmp_path, capture_output=True)
+    second = await asyncio.to_thread(run)
     assert second.returncode == 1
-    assert b"cannot start" in second.stderr
+    assert "cannot start" in second.stderr.decode()
     service.signal(signal.SIGTERM)
     assert await asyncio.to_thread(service.process.wait, 10) == 0
     assert not alive(before)

@@ -358,10 +358,10 @@ async def test_workers_share_the_port_and_their_metrics_and_one_that_dies_is_rep
     await eventually_async(replaced)
     assert await counted(service) == 60
     arguments = [sys.executable, str(HERE / "notifier.py")]
-    run = partial(subprocess.run, arguments, env=service.environment, cwd=tmp_path, capture_output=True)
+    run = partial(subprocess.run, arguments, env=service.environment, cwd=tmp_path, capture_output=True, text=True)
     second = await asyncio.to_thread(run)
     assert second.returncode == 1
-    assert "cannot start" in second.stderr.decode()
+    assert "cannot start" in second.stderr
     service.signal(signal.SIGTERM)
     assert await asyncio.to_thread(service.process.wait, 10) == 0
     assert not alive(before)

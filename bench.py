@@ -1,186 +1,191 @@
-"""Measurements: `python bench.py hostile` shows what bad clients do to the good ones."""
+"""Measurements of the service, beside what bounds it: `make bench`.
+
+A real MongoDB, wrk as the load, the service as a process of its own. What is compared takes turns, in rounds, so that
+ratios hold on a noisy machine; figures are medians over the rounds.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import multiprocessing
-import platform
-import resource
+import itertools
+import math
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
-import aiohttp
+from bench_ceilings import THREADS, bulk
+from bench_hostile import hostile
+from bench_load import DATA, LIST, READ, LoadError, Sample, Workload, find_wrk, post
+from bench_report import Table
+from bench_run import FULL, QUICK, Bench
 
-from testbed import Mongod, Service, eventually, free_port, initiate
+AT: Final = 64
+"""Connections at which what is compared is compared."""
+KEYS: Final = {
+    "stored": ["new_post"],
+    "mailed": ["registration"],
+    "mixed": ["registration", "new_message", "new_post", "new_login"],
+}
+Samples = dict[tuple[str, int, str], list[Sample]]
+"""What was measured of (workload, connections, server), round by round."""
 
-USER: Final = "638f394d4b7243fc0399ea67"
-RATE: Final = 100
-"""Requests a second of the good client: an open loop, so that one which waits keeps no other from being late."""
-ROUNDS: Final = 3
-SECONDS: Final = 6.0
-WARM_UP: Final = 1.0
-
-
-# --- bad clients -----------------------------------------------------------------------------------
-
-
-async def _connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", port)
-
-
-async def idle(port: int) -> None:
-    """Hold 10,000 connections, or what the limit of file descriptors leaves, and say nothing."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = [await _connect(port) for _ in range(min(10_000, soft - 100))]
-    await asyncio.Event().wait()
-    del held
+# --- create, list, read ----------------------------------------------------------------------------
 
 
-async def slowloris(port: int) -> None:
-    """Send the headers of 500 requests, a byte a second each."""
+def create(bench: Bench) -> None:
+    """Measure creates: of what is stored, of what is e-mailed, and of all keys in turn."""
+    size = bench.size
+    workloads = [Workload(name, [post(key=key, data=DATA) for key in keys], size.users) for name, keys in KEYS.items()]
 
-    async def one() -> None:
-        _, writer = await _connect(port)
-        writer.write(b"GET /list HTTP/1.1\r\n")
-        while True:
-            writer.write(b"x")
-            await asyncio.sleep(1)
+    def reset() -> None:
+        grown = {"$or": [{f"notifications.{size.items}": {"$exists": True}}, {"outbox": {"$exists": True}}]}
+        shorten = {"notifications": {"$each": [], "$slice": size.items}}
+        gone = dict.fromkeys(("outbox", "mail_due", "recent"), 1)
+        bench.users().update_many(grown, {"$push": shorten, "$unset": gone})
 
-    await asyncio.gather(*(one() for _ in range(500)))
-
-
-async def slow_body(port: int) -> None:
-    """Send 50 bodies of 64 KiB, byte by byte, 100 bytes a second each."""
-
-    async def one() -> None:
-        _, writer = await _connect(port)
-        writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n")
-        while True:
-            writer.write(b" ")
-            await asyncio.sleep(0.01)
-
-    await asyncio.gather(*(one() for _ in range(50)))
+    samples = _compare(bench, "create", workloads, reset)
+    target = bench.report.target
+    target("creates/s at 64 connections ÷ bare", _ratio(samples, "stored", AT, "rps"))
+    target("create p50 at 1 connection ÷ bare", _ratio(samples, "stored", 1, "p50"))
+    target("create p99 at 64 connections ÷ bare", _ratio(samples, "stored", AT, "p99"))
+    rates = bench.report.rates
+    target(
+        "creates/s at 64 connections ÷ mongod's own bulk rate", rates["create", "service"] / rates["create", "mongod"]
+    )
 
 
-async def pipelining(port: int) -> None:
-    """Send 1000 requests at once over one connection, and again as soon as they are answered."""
-    reader, writer = await _connect(port)
-    while True:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-        for _ in range(1000):
-            await reader.readuntil(b'{"success": true}')
+def list_(bench: Bench) -> None:
+    """Measure lists of 10 notifications out of all that a user has."""
+    samples = _compare(bench, "list", [Workload("list", [LIST], bench.size.users)], lambda: None)
+    bench.report.target("lists/s at 64 connections ÷ bare", _ratio(samples, "list", AT, "rps"))
 
 
-BAD_CLIENTS: Final[dict[str, Callable[[int], Awaitable[None]]]] = {
-    "10,000 idle connections": idle,
-    "slow headers": slowloris,
-    "slow bodies": slow_body,
-    "pipelining": pipelining,
+def read(bench: Bench) -> None:
+    """Measure marks of one notification as read, hardly any of them a second time."""
+
+    def reset() -> None:
+        bench.users().update_many({"notifications.is_new": False}, {"$set": {"notifications.$[].is_new": True}})
+
+    workload = Workload("read", [READ], bench.size.users, bench.size.items)
+    samples = _compare(bench, "read", [workload], reset)
+    bench.report.target("reads/s at 64 connections ÷ bare", _ratio(samples, "read", AT, "rps"))
+
+
+def _compare(bench: Bench, operation: str, workloads: Sequence[Workload], reset: Callable[[], None]) -> Samples:
+    """Compare the service with what bounds it; `reset` makes the users as they were, before each measurement."""
+    size, first = bench.size, workloads[0].name
+    samples: Samples = defaultdict(list)
+    bench.fill(size.users, size.items)
+    with bench.service() as service, bench.ceiling("bare") as bare, bench.ceiling("null") as null:
+        for server in (service, bare, null):
+            bench.measure(server, workloads[0], max(size.connections), 1)  # its pool of connections grows
+        for turn in range(size.rounds):
+            for workload, connections in itertools.product(workloads, size.connections):
+                for server in (service, bare, null) if workload is workloads[0] else (service, bare):
+                    bench.say(f"{workload.name}, {connections} connections, {server.name}", turn)
+                    reset()
+                    sample = bench.measure(server, workload, connections)
+                    samples[workload.name, connections, server.name].append(sample)
+            for batch in size.batches:
+                bench.say(f"mongod, {batch} in a command", turn)
+                reset()
+                samples[first, THREADS, f"mongod, {batch} in a command"].append(_bulk(bench, workloads[0], batch))
+    medians = {key: Sample.median(found) for key, found in samples.items()}
+    for (name, connections, which), median in medians.items():
+        if name == first and (connections == AT or which.startswith("mongod")):
+            key = operation, which.split(",")[0]
+            bench.report.rates[key] = max(median.rps, bench.report.rates.get(key, 0.0))
+    header = ("load", "connections", "server", "requests/s", "p50 ms", "p99 ms", "CPU µs", "MongoDB's CPU µs")
+    rows = [(*key, *astuple(medians[key])) for key in sorted(medians, key=lambda key: (key[0] != first, key))]
+    bench.report.tables.append(Table(operation, _NOTE.format(size=size), header, rows))
+    return samples
+
+
+_NOTE: Final = """\
+Among {size.users:,} users with {size.items} notifications each, which every measurement of {size.seconds} s finds as
+they were; {size.rounds} rounds. CPU is that of the server's process and of MongoDB's, for one request."""
+
+
+def _bulk(bench: Bench, workload: Workload, batch: int) -> Sample:
+    """Measure MongoDB's own rate."""
+    before = bench.mongod.cpu()
+    done, seconds = bulk(bench.users(), workload, batch, bench.size.seconds)
+    cpu = (bench.mongod.cpu() - before) / done * 1e6
+    return Sample(rps=done / seconds, p50=math.nan, p99=math.nan, cpu=math.nan, db_cpu=cpu)
+
+
+def _ratio(samples: Samples, workload: str, connections: int, figure: str) -> float:
+    """Return the service's figure over that of bare: the median of the rounds' ratios."""
+    pairs = zip(samples[workload, connections, "service"], samples[workload, connections, "bare"], strict=True)
+    ratios: list[float] = [getattr(service, figure) / getattr(bare, figure) for service, bare in pairs]
+    return statistics.median(ratios)
+
+
+# --- what is measured ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """What measures it, and about how many seconds that takes: in full, and quickly."""
+
+    measure: Callable[[Bench], None]
+    seconds: float
+    quick: float
+
+
+PARTS: Final = {
+    "create": Part(create, 270, 20),
+    "list": Part(list_, 110, 9),
+    "read": Part(read, 110, 9),
 }
 
 
-def _run_bad_client(name: str, port: int) -> None:
-    asyncio.run(BAD_CLIENTS[name](port))  # type: ignore[arg-type]
-
-
-@contextmanager
-def bad_client(name: str | None, port: int) -> Iterator[None]:
-    """Run a bad client as a process of its own, or none."""
-    if name is None:
-        yield
-        return
-    process = multiprocessing.get_context("spawn").Process(target=_run_bad_client, args=(name, port), daemon=True)
-    process.start()
-    time.sleep(3)  # until it has all of its connections
-    try:
-        yield
-    finally:
-        process.kill()
-        process.join()
-
-
-# --- the good client -------------------------------------------------------------------------------
-
-
-async def latencies(port: int) -> list[float]:
-    """Return the seconds from when each request was due to its answer."""
-    found: list[float] = []
-    url = f"http://127.0.0.1:{port}/list?user_id={USER}"
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16)) as session:
-
-        async def one(due: float) -> None:
-            async with session.get(url) as response:
-                await response.read()
-                response.raise_for_status()
-            found.append(time.perf_counter() - due)
-
-        started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for n in range(int((WARM_UP + SECONDS) * RATE)):
-                due = started + n / RATE
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                group.create_task(one(due))
-    return sorted(found[int(WARM_UP * RATE) :])
-
-
-def hostile() -> int:
-    """Measure the good client alone and beside each bad one, in turn, and print the medians of the rounds."""
-    names: list[str | None] = [None, *BAD_CLIENTS]
-    p50s: dict[str | None, list[float]] = {name: [] for name in names}
-    p99s: dict[str | None, list[float]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _service(Path(folder)) as service:
-        for n in range(ROUNDS):
+def run(names: Sequence[str], output: Path, *, quick: bool) -> None:
+    """Measure these parts, print the report, and write it with its picture into the folder `output`."""
+    find_wrk()
+    command = " ".join(["bench.py", *(["--quick"] if quick else []), *([] if names == list(PARTS) else names)])
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        estimates = [PARTS[name].quick if quick else PARTS[name].seconds for name in names]
+        bench = Bench(QUICK if quick else FULL, Path(folder), estimates, command)
+        try:
             for name in names:
-                print(f"round {n + 1} of {ROUNDS}: {name or 'undisturbed'}", file=sys.stderr, flush=True)
-                with bad_client(name, service.port):
-                    found = asyncio.run(latencies(service.port))
-                p50s[name].append(statistics.median(found))
-                p99s[name].append(found[int(len(found) * 0.99)])
-    base = statistics.median(p99s[None])
-    print(f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores; {RATE} lists/s\n")
-    print(f"| {'beside':<24} | p50 ms | p99 ms | p99 ÷ undisturbed |")
-    print(f"| {'-' * 24} | -----: | -----: | ----------------: |")
-    for name in names:
-        p50, p99 = statistics.median(p50s[name]), statistics.median(p99s[name])
-        print(f"| {name or 'nobody':<24} | {p50 * 1e3:6.1f} | {p99 * 1e3:6.1f} | {p99 / base:17.2f} |")
-    return 0
-
-
-@contextmanager
-def _service(folder: Path) -> Iterator[Service]:
-    """Run the service on a MongoDB of its own."""
-    mongod = Mongod(folder / "db", "bench")
-    mongod.start()
-    initiate([mongod], "bench")
-    service = Service(
-        folder,
-        DB_URI=f"mongodb://{mongod.address}/bench",
-        EMAIL="bench@example.com",
-        SMTP_HOST="127.0.0.1",
-        SMTP_PORT=free_port(),
-        LOG_LEVEL="WARNING",
-    )
-    try:
-        eventually(service.answers, 30)
-        yield service
-    finally:
-        service.kill()
-        mongod.kill()
+                bench.begin(name)
+                PARTS[name].measure(bench)
+        finally:
+            bench.close()
+    output.mkdir(parents=True, exist_ok=True)
+    text = bench.report.markdown("bench.svg" if bench.report.draw(output / "bench.svg") else None)
+    (output / "bench.md").write_text(text)
+    print(text)
+    print(f"Written to {output}.", file=sys.stderr)
 
 
 def main() -> int:
-    """Run a measurement."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["hostile"])
-    parser.parse_args()
-    return hostile()
+    """Measure what is asked for; returns 1 when a server did not answer as it should."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", help=f"all (default), {', '.join(PARTS)}, or hostile: bad clients")
+    parser.add_argument("--quick", action="store_true", help="tiny: to see that it works, not how fast")
+    parser.add_argument("--output", type=Path, help="folder for bench.md and bench.svg; docs/ after a full run of all")
+    options = parser.parse_args()
+    if options.part == ["hostile"]:
+        return hostile()
+    if unknown := set(options.part) - {"all", *PARTS}:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    names = [name for name in PARTS if name in options.part or "all" in options.part or not options.part]
+    whole = names == list(PARTS) and not options.quick
+    docs = Path(__file__).with_name("docs")
+    output = options.output or (docs if whole else Path(tempfile.mkdtemp(prefix="bench-")))
+    try:
+        run(names, output, quick=options.quick)
+    except LoadError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, TypeVar
 
 import psutil
 
@@ -112,11 +112,6 @@ class Sample:
     cpu: float
     db_cpu: float
 
-    @classmethod
-    def median(cls, samples: Sequence[Self]) -> Self:
-        """Return the median of each figure."""
-        return cls(*(statistics.median(getattr(sample, f.name) for sample in samples) for f in fields(cls)))
-
 
 def find_wrk() -> str:
     """Return the path of wrk; raises `LoadError` that says how to get it."""
@@ -185,6 +180,14 @@ class Late:
     def saturated(self) -> bool:
         """Whether the server could not keep up: what waits grows for as long as the load lasts."""
         return self.rps < 0.95 * self.offered or self.p99 > 1000
+
+
+Figures = TypeVar("Figures", Sample, Late)
+
+
+def median(found: Sequence[Figures]) -> Figures:
+    """Return the median of each figure."""
+    return type(found[0])(*map(statistics.median, zip(*map(astuple, found), strict=True)))
 
 
 def open_loop(server: Server, workload: Workload, rate: float, seconds: float) -> Late:

@@ -84,7 +84,7 @@ class Report:
     """Of the targets."""
     rates: dict[tuple[str, str], float] = field(default_factory=dict)
     """Requests a second at 64 connections of an operation and a server: (operation, server)."""
-    late: dict[tuple[str, str], Sequence[Late]] = field(default_factory=dict)
+    late: dict[tuple[str, str], list[Late]] = field(default_factory=dict)
     """Open loops of an operation and a server, from the lowest rate to the highest."""
 
     def target(self, name: str, value: float) -> None:

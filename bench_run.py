@@ -33,6 +33,8 @@ class Size:
     rounds: int
     seconds: int
     """Of one measurement."""
+    open_seconds: int
+    """Of one open loop."""
     connections: Sequence[int]
     users: int
     items: int
@@ -58,6 +60,7 @@ class Size:
 FULL: Final = Size(
     rounds=3,
     seconds=2,
+    open_seconds=4,
     connections=(1, 8, 64, 256),
     users=10_000,
     items=25,
@@ -74,17 +77,18 @@ FULL: Final = Size(
 QUICK: Final = Size(
     rounds=1,
     seconds=1,
+    open_seconds=1,
     connections=(1, 64),
     users=200,
     items=25,
     batches=(64,),
-    loads=(0.1, 0.5),
-    limits=(20, 100),
+    loads=(0.5,),
+    limits=(20,),
     crowds=(100, 1_000),
     owed=100,
-    data=(0, 16),
-    mails=50,
-    drained=100,
+    data=(16,),
+    mails=300,
+    drained=300,
     requests=(500, 1_000),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import signal
 import statistics
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trustme
+from pymongo.errors import PyMongoError
 
 from bench_ceilings import THREADS, bulk
 from bench_hostile import hostile
@@ -42,7 +44,7 @@ from bench_load import (
     open_loop,
     post,
 )
-from bench_report import Table
+from bench_report import Report, Table
 from bench_run import FULL, QUICK, Bench
 from testbed import LOGIN, PASSWORD
 
@@ -123,14 +125,15 @@ def _compare(bench: Bench, operation: str, workloads: Sequence[Workload], reset:
             key = operation, which.split(",")[0]
             bench.report.rates[key] = max(sample.rps, bench.report.rates.get(key, 0.0))
     header = ("load", "connections", "server", "requests/s", "p50 ms", "p99 ms", "CPU µs", "MongoDB's CPU µs")
-    rows = [(*key, *astuple(medians[key])) for key in sorted(medians, key=lambda key: (key[0] != first, key))]
+    rows = [(*key, *astuple(sample)) for key, sample in medians.items()]
     bench.report.tables.append(Table(operation, _NOTE.format(size=size), header, rows))
     return samples
 
 
 _NOTE: Final = """\
 Among {size.users:,} users with {size.items} notifications each, which every measurement of {size.seconds} s finds as
-they were; {size.rounds} rounds. CPU is that of the server's process and of MongoDB's, for one request."""
+they were. Rounds: {size.rounds}. CPU is that of the server's process and of MongoDB's, for one request. Percentiles are
+wrk's, which adds what a slow answer kept it from asking."""
 
 
 def _bulk(bench: Bench, workload: Workload, batch: int) -> Sample:
@@ -226,7 +229,7 @@ def _grow(bench: Bench, rows: list[tuple[str | float, ...]], what: str, cases: S
             bench.say(f"{what}: making {case.users:,} users for {case.name}")
             bench.fill(case.users, case.items, database, data=case.data, due=case.due)
             services.append(stack.enter_context(bench.service(database, NOTIFICATIONS_LIMIT=case.items)))
-        for turn in range(bench.size.rounds):
+        for turn in range(bench.size.growth_rounds):
             for n, case in enumerate(cases):
                 bench.say(f"{what}: {case.name}", turn)
                 body = {"key": "new_post"} | ({"data": case.data} if case.data else {})
@@ -278,9 +281,10 @@ def mails(bench: Bench) -> None:
         for turn, (way, senders) in itertools.product(range(size.rounds), ways.items()):
             bench.say(f"{size.mails:,} e-mails, {way}", turn)
             found[way].append(_drain(bench, sink, size.mails, senders))
-        for processes in (1, 2):
-            bench.say(f"{size.drained:,} e-mails by {processes} processes")
-            found[f"drain by {processes} processes"] = [_drain(bench, sink, size.drained, (service,) * processes)]
+        for senders in ((service,), (service, service)):
+            way = f"service, processes: {len(senders)}"
+            bench.say(f"{size.drained:,} e-mails, {way}")
+            found[way] = [_drain(bench, sink, size.drained, senders)]
     for way, drains in found.items():
         rows.append((way, *(statistics.median(column) for column in zip(*map(astuple, drains), strict=True))))
     once, each, _ = list(found.values())[:3]
@@ -325,7 +329,6 @@ def _drain(
 
     with ExitStack() as stack:
         measured = [*(stack.enter_context(sender()) for sender in senders), sink, bench.mongod]
-        time.sleep(1)  # until all look for what is due
         now, deadline = datetime.now(UTC), time.monotonic() + 60 + mails / 20
         users.update_many(owing, {"$set": {"mail_due": now, "outbox.0.next_at": now}})
         counted = wait(mails)
@@ -416,35 +419,47 @@ class Part:
 
 
 PARTS: Final = {
-    "create": Part(create, 270, 20),
+    "create": Part(create, 220, 20),
     "list": Part(list_, 110, 9),
     "read": Part(read, 110, 9),
-    "load": Part(load, 200, 15),
-    "growth": Part(growth, 270, 30),
-    "mails": Part(mails, 180, 10),
-    "process": Part(process, 420, 8),
-    "workers": Part(workers, 50, 8),
+    "load": Part(load, 200, 7),
+    "growth": Part(growth, 300, 22),
+    "mails": Part(mails, 200, 16),
+    "process": Part(process, 420, 6),
+    "workers": Part(workers, 45, 9),
 }
 
 
-def run(names: Sequence[str], output: Path, *, quick: bool) -> None:
-    """Measure these parts, print the report, and write it with its picture into the folder `output`."""
-    find_wrk()
+def run(names: Sequence[str], *, quick: bool) -> tuple[Report, list[str]]:
+    """Measure these parts; return what was found, and what went wrong with those that failed."""
     command = " ".join(["bench.py", *(["--quick"] if quick else []), *([] if names == list(PARTS) else names)])
+    estimates = [PARTS[name].quick if quick else PARTS[name].seconds for name in names]
+    failures = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        estimates = [PARTS[name].quick if quick else PARTS[name].seconds for name in names]
         bench = Bench(QUICK if quick else FULL, Path(folder), estimates, command)
         try:
+            bench.start()
+            if quick:
+                bench.report.machine.append(("quick", "tiny counts: these figures say that it works, not how fast"))
             for name in names:
                 bench.begin(name)
-                PARTS[name].measure(bench)
+                try:
+                    PARTS[name].measure(bench)
+                except (LoadError, OSError, PyMongoError) as exc:
+                    failures.append(f"{name}: {exc}")
+                    bench.say(f"failed: {exc}")
         finally:
             bench.close()
-    output.mkdir(parents=True, exist_ok=True)
-    text = bench.report.markdown("bench.svg" if bench.report.draw(output / "bench.svg") else None)
-    (output / "bench.md").write_text(text)
+    return bench.report, failures
+
+
+def write(report: Report, folder: Path) -> None:
+    """Print the report, and write it and its picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = report.markdown("bench.svg" if report.draw(folder / "bench.svg") else None)
+    (folder / "bench.md").write_text(text)
     print(text)
-    print(f"Written to {output}.", file=sys.stderr)
+    print(f"Written to {folder}.", file=sys.stderr)
 
 
 def main() -> int:
@@ -452,22 +467,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", help=f"all (default), {', '.join(PARTS)}, or hostile: bad clients")
     parser.add_argument("--quick", action="store_true", help="tiny: to see that it works, not how fast")
-    parser.add_argument("--output", type=Path, help="folder for bench.md and bench.svg; docs/ after a full run of all")
+    parser.add_argument("--output", type=Path, help="folder of bench.md and bench.svg; docs/ after a full run of all")
     options = parser.parse_args()
     if options.part == ["hostile"]:
         return hostile()
     if unknown := set(options.part) - {"all", *PARTS}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     names = [name for name in PARTS if name in options.part or "all" in options.part or not options.part]
-    whole = names == list(PARTS) and not options.quick
-    docs = Path(__file__).with_name("docs")
-    output = options.output or (docs if whole else Path(tempfile.mkdtemp(prefix="bench-")))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended then, too
     try:
-        run(names, output, quick=options.quick)
+        find_wrk()
+        report, failures = run(names, quick=options.quick)
     except LoadError as exc:
         print(exc, file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        return 130
+    whole = names == list(PARTS) and not options.quick and not failures
+    write(report, options.output or (Path(__file__).with_name("docs") if whole else Path(tempfile.mkdtemp("-bench"))))
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ITEM: Final = "N" * 24
 """What stands in a request, or in a document, for the id of a user and the id of one of the user's notifications."""
 TARGET: Final = "0399ea67638f394d4b7243fc"
 DATA: Final = {"post": "638f394d4b7243fc0399ea67", "by": "Ann"}
-CONNECTIONS: Final = 128
+CONNECTIONS: Final = 64
 """Of the open loop at most; a request that finds none free waits, and is late for the time that it waits."""
 PATIENCE: Final = 5.0
 """Seconds after the end of an open loop in which answers still count."""
@@ -131,9 +131,12 @@ def closed_loop(server: Server, mongod: Server, workload: Workload, connections:
         command = [find_wrk(), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", script.name]
         url = f"http://127.0.0.1:{server.port}"
         before, db_before = server.cpu(), mongod.cpu()
-        result = subprocess.run(  # noqa: S603 - our own words
-            [*command, url], capture_output=True, text=True, timeout=seconds + 30, check=False
-        )
+        try:
+            result = subprocess.run(  # noqa: S603 - our own words
+                [*command, url], capture_output=True, text=True, timeout=seconds + 30, check=False
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise LoadError(f"wrk hangs at {server.name}.{_tail(server)}") from exc
     cpu, db_cpu = server.cpu() - before, mongod.cpu() - db_before
     if result.returncode:
         raise LoadError(f"wrk failed at {server.name}: {result.stdout}{result.stderr}{_tail(server)}")

@@ -17,6 +17,7 @@ from typing import Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import HashableList
 
 from bench_load import Late
 
@@ -37,14 +38,14 @@ TARGETS: Final[dict[str, tuple[tuple[Callable[[float, float], bool], str], float
     "RSS after 1e6 requests ÷ after 1e5": (AT_MOST, 1.1, ""),
     "start to first answer": (AT_MOST, 1.0, " s"),
 }
-SERVERS: Final = {"service": "#2a6fbb", "bare": "#d1862a", "mongod": "#4a8f5c", "null": "#a8a8a8"}
-"""The colours of what is compared."""
-LABELS: Final = {
-    "service": "notifier",
-    "bare": "one driver call a request",
-    "mongod": "ceiling: MongoDB in bulk",
-    "null": "ceiling: no database",
+SERVERS: Final = {
+    # what is compared: its name and its colour in the picture
+    "service": ("notifier", "#2a6fbb"),
+    "bare": ("one driver call a request", "#d1862a"),
+    "mongod": ("ceiling: MongoDB in bulk", "#9a9a9a"),
+    "null": ("ceiling: no database", "#c8c8c8"),
 }
+OPERATIONS: Final = {"create": "POST /create", "list": "GET /list", "read": "POST /read"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def number(value: float) -> str:
 class Report:
     """What was found so far."""
 
-    machine: Sequence[tuple[str, str]]
+    machine: list[tuple[str, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     found: dict[str, float] = field(default_factory=dict)
     """Of the targets."""
@@ -111,42 +112,46 @@ class Report:
 
     def draw(self, path: Path) -> bool:
         """Draw the picture if there is what it shows; say whether there was."""
-        if not self.rates or not self.late:
+        drawn = {(operation, server) for operation in OPERATIONS for server in SERVERS}
+        if not drawn <= self.rates.keys() or ("create", "bare") not in self.late:
             return False
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "notifier", "font.size": 9}):
-            figure = Figure(figsize=(10, 3.6), layout="constrained")
-            rates, latency = figure.subplots(1, 2)
-            self._draw_rates(rates)
-            self._draw_latency(latency)
+            figure = Figure(figsize=(10, 4.2), layout="constrained")
+            layout: list[HashableList[str]] = [[operation, "latency"] for operation in OPERATIONS]
+            panels = figure.subplot_mosaic(layout, width_ratios=[5, 4])
+            figure.set_facecolor("white")  # also on a dark page
+            for operation in OPERATIONS:
+                self._draw_rates(panels[operation], operation)
+            self._draw_latency(panels["latency"])
             figure.savefig(path, metadata={"Date": None})
         return True
 
-    def _draw_rates(self, axes: Axes) -> None:
-        operations = list(dict.fromkeys(operation for operation, _ in self.rates))
-        for i, (server, colour) in enumerate(SERVERS.items()):
-            values = [self.rates.get((operation, server), 0.0) for operation in operations]
-            bars = axes.bar([x + (i - 1.5) * 0.2 for x in range(len(operations))], values, 0.2, color=colour)
-            bars.set_label(LABELS[server])
-            axes.bar_label(bars, [number(round(value, -1)) for value in values], fontsize=7, padding=1)
-        axes.set_xticks(range(len(operations)), [f"POST /{o}" if o != "list" else "GET /list" for o in operations])
-        axes.set_title("requests a second, 64 connections", loc="left")
-        axes.margins(y=0.25)
-        axes.legend(frameon=False, ncols=2, fontsize=8, loc="upper left")
-        axes.spines[["top", "right"]].set_visible(False)
+    def _draw_rates(self, axes: Axes, operation: str) -> None:
+        axes.set_title(f"{OPERATIONS[operation]}: requests a second at 64 connections", loc="left", fontsize=9)
+        values = [self.rates[operation, server] for server in SERVERS]
+        bars = axes.barh([label for label, _ in SERVERS.values()], values, color=[c for _, c in SERVERS.values()])
+        axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.xaxis.set_visible(False)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
 
     def _draw_latency(self, axes: Axes) -> None:
-        for (operation, server), points in self.late.items():
-            if operation != "create":
-                continue
-            x = [point.offered for point in points]
-            for percentile, line in (("p50", "-"), ("p99", ":")):
-                y = [getattr(point, percentile) for point in points]
-                axes.plot(x, y, line, marker="o", markersize=3, color=SERVERS[server])
-                axes.annotate(f"{LABELS[server]}, {percentile}", (x[-1], y[-1]), (4, 0), textcoords="offset points")
+        for server in ("service", "bare"):
+            label, colour = SERVERS[server]
+            points = self.late["create", server]
+            for percentile, line in (("p99", ":"), ("p50", "-")):
+                latencies = [getattr(point, percentile) for point in points]
+                offered = [point.offered for point in points]
+                axes.plot(
+                    offered, latencies, line, marker="o", markersize=3, color=colour, label=f"{label}, {percentile}"
+                )
+        axes.set_title("POST /create: ms since the request was due", loc="left", fontsize=9)
+        axes.set_xlabel("requests offered a second, at random moments")
         axes.set_yscale("log")
-        axes.set_ylabel("ms since the request was due")
-        axes.set_xlabel("creates offered a second")
-        axes.set_title("latency against offered load", loc="left")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(left=0)
+        axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.4, -0.15))
         axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -35,6 +35,8 @@ class Size:
     """Of one measurement."""
     open_seconds: int
     """Of one open loop."""
+    growth_rounds: int
+    """Of what grows, as its ratios are near 1."""
     connections: Sequence[int]
     users: int
     items: int
@@ -61,6 +63,7 @@ FULL: Final = Size(
     rounds=3,
     seconds=2,
     open_seconds=4,
+    growth_rounds=5,
     connections=(1, 8, 64, 256),
     users=10_000,
     items=25,
@@ -78,6 +81,7 @@ QUICK: Final = Size(
     rounds=1,
     seconds=1,
     open_seconds=1,
+    growth_rounds=1,
     connections=(1, 64),
     users=200,
     items=25,
@@ -87,8 +91,8 @@ QUICK: Final = Size(
     crowds=(100, 1_000),
     owed=100,
     data=(16,),
-    mails=300,
-    drained=300,
+    mails=150,
+    drained=150,
     requests=(500, 1_000),
 )
 
@@ -97,18 +101,25 @@ class Bench:
     """One run. Whatever it starts has ended when what started it is left."""
 
     def __init__(self, size: Size, folder: Path, estimates: Sequence[float], command: str) -> None:
-        """Start MongoDB, with files in `folder`; `estimates` are the seconds that each part will take."""
+        """Keep files in `folder`; `estimates` are the seconds that each part will take."""
         self.size = size
         self.folder = folder
         self._estimates = list(estimates)
         self._part = ""
         self._began = self._started = time.monotonic()
         self._mongod = Mongod(folder / "db", "bench", cache_gb=2 if size is FULL else 0.25, oplog_mb=1024)
+        self.client = self._mongod.client()
+        self.report = Report()
+        self._command = command
+
+    def start(self) -> None:
+        """Start MongoDB."""
         self._mongod.start()
         initiate([self._mongod], "bench")
-        self.client = self._mongod.client()
-        self.mongod = Server("mongod", self._mongod.port, psutil.Process(self._mongod.pid), folder / "db/mongod.out")
-        self.report = Report(machine(self.client.server_info()["version"], folder, command))
+        self.mongod = Server(
+            "mongod", self._mongod.port, psutil.Process(self._mongod.pid), self.folder / "db/mongod.out"
+        )
+        self.report.machine = machine(self.client.server_info()["version"], self.folder, self._command)
 
     def close(self) -> None:
         """End MongoDB."""

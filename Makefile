@@ -3,7 +3,7 @@ PYTHON ?= python3
 SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: help run test soak lint format clean
+.PHONY: help run test soak bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -17,6 +17,9 @@ test: .venv/installed  ## run every test, on a real MongoDB and a real SMTP serv
 
 soak: .venv/installed  ## break everything at random for SECONDS on each topology, then check every promise
 	$(BIN)/python soak.py --seconds $(SECONDS)
+
+bench: .venv/installed  ## measure everything beside what bounds it, for docs/bench.md; QUICK=1 only sees that it works
+	$(BIN)/python bench.py $(if $(QUICK),--quick)
 
 lint: .venv/installed  ## ruff and mypy, strict
 	$(BIN)/ruff check .

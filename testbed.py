@@ -40,11 +40,14 @@ def free_port() -> int:
 class Mongod:
     """A MongoDB server that can be killed, frozen and started again with its data."""
 
-    def __init__(self, folder: Path, replica_set: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, replica_set: str | None = None, *, cache_gb: float = 0.25, oplog_mb: int = 64
+    ) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._folder = folder
-        self._arguments = ["--replSet", replica_set] if replica_set else []
+        self._arguments = ["--wiredTigerCacheSizeGB", str(cache_gb), "--oplogSize", str(oplog_mb)]
+        self._arguments += ["--replSet", replica_set] if replica_set else []
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -54,8 +57,12 @@ class Mongod:
             self._process = subprocess.Popen(  # noqa: S603 - our own words
                 [
                     *(find_mongod(), "--dbpath", str(self._folder), "--port", str(self.port)),
+<<<<<<< HEAD
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"),
                     *("--oplogSize", "64", "--setParameter", "enableTestCommands=1"),
+=======
+                    *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
+>>>>>>> 243ca40c493c11d7d6c6486f5d8fb91227fb00c5
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                     *self._arguments,
                 ],
@@ -64,6 +71,12 @@ class Mongod:
             )
         with self.client() as client:
             eventually(lambda: client.admin.command("ping"))
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        assert self._process
+        return self._process.pid
 
     def client(self) -> MongoClient[dict[str, Any]]:
         """Return a client of this server alone."""

@@ -41,7 +41,7 @@ class Mongod:
     """A MongoDB server that can be killed, frozen and started again with its data."""
 
     def __init__(
-        self, folder: Path, replica_set: str | None = None, *, cache_gb: float = 0.25, oplog_mb: int = 64
+        self, folder: Path, replica_set: str | None = None, *, cache_gb: float = 0.5, oplog_mb: int = 64
     ) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -57,12 +57,7 @@ class Mongod:
             self._process = subprocess.Popen(  # noqa: S603 - our own words
                 [
                     *(find_mongod(), "--dbpath", str(self._folder), "--port", str(self.port)),
-<<<<<<< HEAD
-                    *("--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"),
-                    *("--oplogSize", "64", "--setParameter", "enableTestCommands=1"),
-=======
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
->>>>>>> 243ca40c493c11d7d6c6486f5d8fb91227fb00c5
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                     *self._arguments,
                 ],

@@ -225,6 +225,29 @@ async def test_i1_i2_a_lost_reply_to_a_shared_write_applies_each_once(
         await client.close()
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [{"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}, {"closeConnection": True}],
+    ids=["not on a majority", "no reply"],
+)
+@pytest.mark.usefixtures("impatient")
+async def test_i6_what_a_shared_write_does_not_confirm_is_nobodys_201(
+    start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
+) -> None:
+    client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
+    users = [f"{n:024x}" for n in range(20)]
+
+    async def all_create() -> set[int]:
+        bodies = ({"user_id": user_id, "key": "new_post"} for user_id in users)
+        answers = (client.post("/create", json=body, headers={"Idempotency-Key": "k"}) for body in bodies)
+        return {answer.status for answer in await asyncio.gather(*answers)}
+
+    with failing(mongod, ["findAndModify", "update"], **fault):
+        assert await all_create() == {503}
+    assert await all_create() == {201}
+    assert [len(user(database, user_id)["notifications"]) for user_id in users] == [1] * 20
+
+
 async def test_i6_a_client_that_leaves_takes_no_neighbour_along(client: Client, database: DB) -> None:
     server = client.server
     users = [f"{n:024x}" for n in range(20)]

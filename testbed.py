@@ -41,7 +41,7 @@ class Mongod:
     """A MongoDB server that can be killed, frozen and started again with its data."""
 
     def __init__(
-        self, folder: Path, replica_set: str | None = None, *, cache_gb: float = 0.25, oplog_mb: int = 64
+        self, folder: Path, replica_set: str | None = None, *, cache_gb: float = 0.5, oplog_mb: int = 64
     ) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -75,7 +75,13 @@ class Mongod:
 
     def client(self) -> MongoClient[dict[str, Any]]:
         """Return a client of this server alone."""
-        return MongoClient(self.address, directConnection=True, serverSelectionTimeoutMS=500, tz_aware=True)
+        return MongoClient(
+            self.address,
+            directConnection=True,
+            serverSelectionTimeoutMS=500,
+            tz_aware=True,
+            datetime_conversion="DATETIME_AUTO",
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal: SIGKILL, SIGSTOP, SIGCONT."""
@@ -330,7 +336,8 @@ class Service:
     def __init__(self, folder: Path, **variables: object) -> None:
         self.port = free_port()
         self._folder = folder
-        self._variables = {name: str(value) for name, value in variables.items()}
+        given = {name: str(value) for name, value in variables.items()}
+        self.environment = {**os.environ, **given, "HOST": "127.0.0.1", "PORT": str(self.port)}
         self.process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -338,7 +345,7 @@ class Service:
             return subprocess.Popen(  # noqa: S603 - our own words
                 [sys.executable, str(Path(__file__).parent / "notifier.py")],
                 cwd=self._folder,
-                env={**os.environ, **self._variables, "HOST": "127.0.0.1", "PORT": str(self.port)},
+                env=self.environment,
                 stdout=output,
                 stderr=output,
             )

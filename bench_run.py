@@ -109,7 +109,7 @@ class Bench:
         self._began = self._started = time.monotonic()
         self._mongod = Mongod(folder / "db", "bench", cache_gb=2 if size is FULL else 0.25, oplog_mb=1024)
         self.client = self._mongod.client()
-        self.report = Report()
+        self.report = Report(judged=size is FULL)
         self._command = command
 
     def start(self) -> None:

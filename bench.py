@@ -75,7 +75,7 @@ def create(bench: Bench) -> None:
     samples = _compare(bench, "create", workloads, reset)
     target = bench.report.target
     target("creates/s at 64 connections ÷ bare", _ratio(samples, "stored", AT, "rps"))
-    target("create p50 at 1 connection ÷ bare", _ratio(samples, "stored", 1, "p50"))
+    target("create p50 at 1 connection ÷ bare", _ratio(samples, "stored", size.connections[0], "p50"))
     target("create p99 at 64 connections ÷ bare", _ratio(samples, "stored", AT, "p99"))
     rates = bench.report.rates
     target(

@@ -77,8 +77,9 @@ def number(value: float) -> str:
 
 @dataclass
 class Report:
-    """What was found so far."""
+    """What was found so far. A quick run is not judged: it measures less than the names of the targets say."""
 
+    judged: bool = True
     machine: list[tuple[str, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     found: dict[str, float] = field(default_factory=dict)
@@ -106,6 +107,8 @@ class Report:
         for name, ((compare, sign), bound, unit) in TARGETS.items():
             value = self.found.get(name)
             met = "not measured" if value is None else "yes" if compare(value, bound) else "**no**"
+            if not self.judged:
+                value, met = None, "not judged"
             rows.append((name, "" if value is None else f"{value:.2f}{unit}", f"{sign} {bound:g}{unit}", met))
         note = "Medians over the rounds of one run; ratios are the median of the rounds' ratios."
         return Table("Targets", note, ("what", "measured", "target", "met"), rows)

@@ -82,7 +82,7 @@ QUICK: Final = Size(
     seconds=1,
     open_seconds=1,
     growth_rounds=1,
-    connections=(1, 64),
+    connections=(64,),
     users=200,
     items=25,
     batches=(64,),
@@ -109,7 +109,7 @@ class Bench:
         self._began = self._started = time.monotonic()
         self._mongod = Mongod(folder / "db", "bench", cache_gb=2 if size is FULL else 0.25, oplog_mb=1024)
         self.client = self._mongod.client()
-        self.report = Report()
+        self.report = Report(judged=size is FULL)
         self._command = command
 
     def start(self) -> None:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from email import policy
-from email.headerregistry import Address
+from email.headerregistry import Address, HeaderRegistry
 from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import Final, cast
@@ -27,8 +27,22 @@ from schemas import envelope_address
 from settings import Security, Settings
 from templates import Content
 
+
+class _HeaderClasses(HeaderRegistry):
+    """The registry, with the class of each header kept: to make it anew each time takes half of `compose`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[str, type] = {}
+
+    def __getitem__(self, name: str) -> type:
+        if name not in self._made:
+            self._made[name] = super().__getitem__(name)
+        return self._made[name]
+
+
 MESSAGE_POLICY: Final = {False: policy.SMTP, True: policy.SMTPUTF8}
-CONTENT_POLICY: Final = policy.default.clone(cte_type="7bit")
+CONTENT_POLICY: Final = policy.default.clone(cte_type="7bit", header_factory=_HeaderClasses())
 """Not every server takes a text that is not ASCII as it is (RFC 6152)."""
 MESSAGES_A_CONNECTION: Final = 100
 CONNECTION_AGE: Final = 300.0

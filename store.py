@@ -146,7 +146,7 @@ class _Write:
     """A write to one document that may share a call with others. Without upsert it must be safe to repeat."""
 
     filter: JSONObject
-    update: JSONObject
+    update: JSONObject | list[JSONObject]
     upsert: bool = False
     array_filters: list[Mapping[str, Any]] | None = None
 
@@ -242,6 +242,7 @@ class Store:
         self._limit = settings.notifications_limit
         self._email = settings.email
         self._write = Batcher(self._write_together, flights=WRITES_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
+        self._settlements = Batcher(self._write_together, flights=1, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
         self._lists = Batcher(
             self._fetch,
             flights=LISTS_AT_ONCE,
@@ -532,12 +533,12 @@ class Store:
             "outbox": {"$elemMatch": {"id": mail.id, "token": mail.token}},
         }
         try:
-            result = await _persist(lambda: self._users.update_one(filter_, _rewrite_outbox(ours, change)))
+            # In batches of their own: what is owed must not wait behind what is asked, nor be turned away with it.
+            return await _persist(lambda: self._settlements(_Write(filter_, _rewrite_outbox(ours, change))))
         except TooLarge:
             if change is None or change["error"] is None:
                 raise
             return await self._settle(mail, {**change, "error": None})
-        return bool(result.matched_count)
 
 
 def _page(query: ListQuery) -> JSONObject:

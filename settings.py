@@ -148,6 +148,7 @@ class Settings:
         subcast=str.strip,
         validate=_origins,
     )
+    demo: bool = _setting("1 serves the demo page at / (a local run always does)", "bool", default=False)
     templates_dir: Path | None = _setting("directory of templates for the e-mails; none means plain ones", "path")
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",

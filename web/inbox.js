@@ -1,4 +1,4 @@
-// <notifier-inbox>: a bell with a live inbox. The README tells its attributes, variables and events.
+// <notifier-inbox>, a bell with a live inbox; its attributes, variables and events are in the README.
 const TEXTS = {
 	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
 	empty: "Nothing here yet.", error: "No connection. Trying again…", undone: "That did not work.",
@@ -6,10 +6,10 @@ const TEXTS = {
 };
 const UNITS = { year: 31536e3, month: 2592e3, week: 604800, day: 86400, hour: 3600, minute: 60 };
 const PAGE = 20, TIMEOUT = 15e3, SILENCE = 45e3; // the server breaks its own every 15 s
-const SHEET = new CSSStyleSheet(); // a Content-Security-Policy lets it pass, unlike <style>
+const SHEET = new CSSStyleSheet(); // no <style>, for the page's Content-Security-Policy
 SHEET.replaceSync(`
-:host{display:inline-block;color-scheme:light dark;--bg:var(--notifier-background,Canvas);
---accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
+:host{display:inline-block;color-scheme:light dark}
+div,button{--bg:var(--notifier-background,Canvas);--accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
 :host([hidden]),[hidden],:is(p,#badge):empty{display:none!important}
 button{font:inherit;color:inherit;background:none;border:0;border-radius:.5rem;cursor:pointer}
 button:hover{background:#8882}
@@ -24,22 +24,22 @@ color:var(--notifier-color,CanvasText);background:var(--bg);border:1px solid #88
 header{position:sticky;top:0;z-index:1;display:flex;padding:.5rem .5rem .5rem 1rem;background:var(--bg)}
 strong{flex:1;align-self:center}
 #all,#more{color:var(--accent);padding:.4rem .6rem}
+[aria-disabled=true]{opacity:.5}
 #more{display:block;margin:.3rem auto}
 p{margin:0;padding:1rem}
 ul{margin:0;padding:0}
 li{display:block;border-top:1px solid #8885}
-li button{position:relative;width:100%;padding:.7rem 1rem .7rem 2rem;border-radius:0;text-align:start;overflow-wrap:anywhere}
+li button{width:100%;padding:.7rem 1rem;border-radius:0;text-align:start;overflow-wrap:anywhere}
 b,li span{display:block;font-weight:400}
-b:first-letter{text-transform:uppercase}
 .new b{font-weight:650}
-.new:before{content:"";position:absolute;left:.8rem;top:1.1rem;border:.25rem solid var(--accent);border-radius:1em}
+.new b:before{content:"● "/"";color:var(--accent)}
 li span,time{opacity:.75;font-size:.85em}
-i,#status{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+i,#status{position:fixed;clip-path:inset(50%)}
 @media(max-width:30rem){#panel{inset:auto 0 0!important;width:auto;border-radius:.8rem .8rem 0 0}}
 `);
-const HTML = `<button id=bell part=bell popovertarget=panel aria-controls=panel><slot><svg viewBox="0 0 24 24"
+const HTML = `<button id=bell part=bell popovertarget=panel aria-controls=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
 fill=none stroke=currentColor stroke-width=1.8 stroke-linejoin=round><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
-</svg></slot><span id=badge part=badge></span></button><div id=status role=status></div>
+</svg></slot><span id=badge></span></button><div id=status role=status></div>
 <div id=panel part=panel popover autofocus tabindex=-1 role=dialog aria-labelledby=title><header><strong id=title></strong>
 <button id=all></button></header><p id=note></p><ul id=list role=list></ul><button id=more></button></div>
 <template id=row><li><button><i></i> <b dir=auto></b><span dir=auto></span><time></time></button></li></template>`;
@@ -47,12 +47,12 @@ const show = (value) => (typeof value == "object" ? JSON.stringify(value) : `${v
 
 function inbox(host) {
 	const root = host.attachShadow({ mode: "open" });
-	let items = [], total = 0, unread = 0, size = PAGE, loaded, fault, etag, rows = new Map();
+	let items = [], total = 0, unread = 0, size = PAGE, loaded, fault, rows = new Map();
 	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, failures = 0, writes = 0;
 	root.adoptedStyleSheets = [SHEET];
 	root.innerHTML = HTML;
 	const [bell, badge, status, panel, title, all, note, list, more, template] = root.querySelectorAll("[id]");
-	all.onclick = () => unread && read(items, "all=true", unread);
+	all.onclick = () => unread && read(items.filter((item) => item.is_new), "all=true", unread);
 	more.onclick = () => {
 		size += PAGE;
 		refresh();
@@ -61,13 +61,14 @@ function inbox(host) {
 		const { right, bottom } = bell.getBoundingClientRect();
 		panel.style = `--x:${right}px;--y:${bottom}px`;
 		bell.ariaExpanded = newState == "open";
-		if (fault || !streams) start();
+		if (fault || !streams) wake();
 	};
 
 	const get = (name) => host.getAttribute(name);
 	const text = (name, value) => (get(`text-${name}`) ?? TEXTS[name]).replace("{}", () => value);
 	const label = ({ key, data }) =>
-		get(`label-${key}`)?.replace(/{(\w+)}/g, (_, name) => show(data?.[name])) ?? show(key).replaceAll("_", " ");
+		get(`label-${key}`)?.replace(/{(\w+)}/g, (_, name) => show(data?.[name])) ??
+		show(key).replaceAll("_", " ").replace(/^./, (first) => first.toUpperCase());
 	const emit = (type, detail) => host.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
 	const fail = (name) => {
 		fault = name;
@@ -75,13 +76,11 @@ function inbox(host) {
 		render();
 	};
 
-	async function call(path, { headers, ...options }, ...signals) {
-		const token = get("token"), base = (get("src") ?? new URL(".", import.meta.url).href).replace(/\/?$/, "/");
-		const response = await fetch(`${base}${path}&user_id=${encodeURIComponent(get("user-id"))}`, {
-			...options, cache: "no-store", signal: AbortSignal.any(signals),
-			headers: { ...headers, ...(token && { Authorization: `Bearer ${token}` }) },
-		});
-		if (response.ok || response.status == 304) return response;
+	async function call(path, options, ...signals) {
+		const token = get("token"), headers = token ? { Authorization: `Bearer ${token}` } : {};
+		const url = new URL(`${path}&user_id=${encodeURIComponent(get("user-id"))}`, new URL(get("src") ?? "", import.meta.url));
+		const response = await fetch(url, { ...options, headers, signal: AbortSignal.any(signals) });
+		if (response.ok) return response;
 		if (/40[13]/.test(response.status) && token == get("token")) {
 			run.abort(); // until there is another token
 			failures++;
@@ -91,24 +90,18 @@ function inbox(host) {
 		throw response;
 	}
 
-	// Lists and writes take turns. A list that was asked for before a write is dropped: the write asks for another.
+	// Lists and writes take turns. What was listed before a write is dropped: after it follows another list.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
 	function sync() {
 		const asked = writes, { signal } = run;
 		return inTurn(async () => {
-			const headers = { "If-None-Match": etag?.[size] ?? '""' };
-			const response = await call(`list?limit=${size}`, { headers }, signal, AbortSignal.timeout(TIMEOUT));
-			const data = response.status != 304 && (await response.json()).data;
+			// The browser's own cache sends If-None-Match and understands 304.
+			const response = await call(`list?limit=${size}`, {}, signal, AbortSignal.timeout(TIMEOUT));
+			const { data } = await response.json(), known = data.list.findIndex(({ id }) => rows.has(id));
 			if (signal.aborted || asked != writes) return;
-			if (fault != "undone") fault = "";
-			let fresh = [];
-			if (data) {
-				const { elements, list } = data, known = list.findIndex(({ id }) => rows.has(id));
-				if (loaded) fresh = list.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new);
-				etag = { [size]: response.headers.get("ETag") };
-				[items, total, unread, loaded] = [list, elements, data.new, true];
-			}
+			const fresh = loaded ? data.list.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new) : [];
+			[items, total, unread, loaded, fault] = [data.list, data.elements, data.new, true];
 			render();
 			for (const item of fresh.reverse()) {
 				status.textContent = `${text("unread", unread)}: ${label(item)}`;
@@ -123,26 +116,18 @@ function inbox(host) {
 	const refresh = () => sync().catch(() => {});
 
 	async function read(marked, query, count) {
-		marked = marked.filter((item) => item.is_new);
+		let undone;
 		const mark = (is_new, by) => {
 			for (const item of marked) item.is_new = is_new;
 			unread += by;
 			render();
 		};
 		writes++;
-		fault = "";
 		mark(false, -count);
-		await inTurn(() => call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(TIMEOUT))).catch(() => {
-			mark(true, count);
-			if (!run.signal.aborted) fail("undone");
-		});
-		refresh();
-	}
-
-	function start() {
-		run.abort();
-		streams = true;
-		again(failures > 1 ? 500 * 2 ** failures : 0); // bad token after bad token
+		const post = () => call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(TIMEOUT));
+		await inTurn(post).catch(() => mark(true, (undone = count)));
+		await refresh();
+		if (undone && !run.signal.aborted) fail("undone");
 	}
 
 	function again(wait) {
@@ -150,36 +135,41 @@ function inbox(host) {
 		timer = setTimeout(live, Math.min(wait, SILENCE));
 	}
 
+	function start(wait) {
+		run.abort();
+		streams = true;
+		again(wait);
+	}
+	const wake = () => start(0);
+
 	// A browser holds six HTTP/1.1 connections to a host, for all its tabs: a hidden one has none.
 	async function live() {
 		run.abort();
-		document[`${host.isConnected ? "add" : "remove"}EventListener`]("visibilitychange", start);
-		if (!host.isConnected || document.hidden || !get("user-id")) return;
+		if (!host.isConnected) return;
+		document.addEventListener("visibilitychange", wake, { once: true });
+		if (document.hidden || !get("user-id")) return;
 		const { signal } = (run = new AbortController());
-		let wait = retry;
+		let wait, rest = "";
 		try {
 			await sync();
-			if (streams) await stream(signal);
+			if (!streams) return again((get("poll") || 15) * 1000, (failures = 0));
+			again(SILENCE);
+			const { body } = await call("stream?", {}, signal), reader = body.pipeThrough(new TextDecoderStream()).getReader();
+			for (let chunk; !(chunk = await reader.read()).done; again(SILENCE)) {
+				const lines = /[^]*[\r\n]|/.exec((rest += chunk.value))[0];
+				rest = rest.slice(lines.length);
+				retry = /^retry: ?(\d+)/m.exec(lines)?.[1] ?? retry;
+				failures = 0;
+				if (/^data/m.test(lines)) await sync(); // the list says what has changed
+				render();
+			}
+			wait = retry;
 		} catch ({ status }) {
 			if (signal.aborted) return;
 			if ([404, 405, 501].includes(status)) streams = false;
 			wait = 1000 * 2 ** failures++;
 		}
-		again(streams ? wait * (1 + Math.random()) : (get("poll") || 15) * 1000);
-	}
-
-	// All that is heard here is that there is another list, and that the server lives.
-	async function stream(signal) {
-		again(SILENCE);
-		const { body } = await call("stream?", {}, signal), reader = body.pipeThrough(new TextDecoderStream()).getReader();
-		for (let rest = "", chunk; !(chunk = await reader.read()).done; again(SILENCE)) {
-			const lines = /[^]*[\r\n]|/.exec((rest += chunk.value))[0];
-			rest = rest.slice(lines.length);
-			retry = /^retry: ?(\d+)/m.exec(lines)?.[1] ?? retry;
-			failures = 0;
-			if (/^data/m.test(lines)) await sync();
-			render(); // the times, too
-		}
+		again(wait * (1 + Math.random()));
 	}
 
 	function render() {
@@ -202,18 +192,18 @@ function inbox(host) {
 	}
 
 	function fill(button, item) {
-		const { id, key, data, is_new, timestamp } = item, [flag, what, details, time] = button.children;
-		button.className = is_new ? "new" : "";
+		const [flag, what, details, time] = button.children;
+		button.className = item.is_new ? "new" : "";
 		button.onclick = () => {
 			emit("notifier-select", item);
-			if (item.is_new) read([item], `notification_id=${encodeURIComponent(id)}`, 1);
+			if (item.is_new) read([item], `notification_id=${encodeURIComponent(item.id)}`, 1);
 		};
-		flag.textContent = is_new ? text("new") : "";
+		flag.textContent = item.is_new ? text("new") : "";
 		what.textContent = label(item);
-		const shown = Object.entries((get(`label-${key}`) ? 0 : data) ?? {});
-		details.textContent = shown.map(([name, value]) => `${name}: ${show(value)}`).join(" · ").slice(0, 200);
+		const shown = Object.entries((get(`label-${item.key}`) ? 0 : item.data) ?? {});
+		details.textContent = shown.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
 		try {
-			const date = new Date(timestamp * 1000), age = Math.max(0, (Date.now() - date) / 1000);
+			const date = new Date(item.timestamp * 1000), age = Math.max(0, (Date.now() - date) / 1000);
 			const [unit, size] = Object.entries(UNITS).find(([, size]) => age >= size) ?? ["second", 60];
 			const lang = document.documentElement.lang || [];
 			time.textContent = new Intl.RelativeTimeFormat(lang, { numeric: "auto" }).format(-Math.floor(age / size), unit);
@@ -221,9 +211,9 @@ function inbox(host) {
 	}
 
 	return (reset) => {
-		if (reset) [items, total, unread, size, loaded, fault, etag, failures] = [[], 0, 0, PAGE];
+		if (reset) [items, total, unread, failures, size, loaded, fault] = [[], 0, 0, 0, PAGE];
 		render();
-		start();
+		start(500 * 2 ** failures - 1000); // not at once with one bad token after the other
 	};
 }
 

@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 LAG_INTERVAL: Final = 0.5
 DELIVERY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
+STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
@@ -44,10 +45,22 @@ class Metrics:
         )
         self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be worked with.")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.")
+        self.streams = self._gauge("notifier_streams_open", "Open streams of inboxes.")
+        self.stream_events = self._counter("notifier_stream_events", "Events sent on streams.")
+        self.streams_dropped = self._counter("notifier_streams_dropped", "Streams broken off as nobody read them.")
+        self.stream_lag = Histogram(
+            "notifier_stream_lag_seconds",
+            "From the write of a change, by MongoDB's clock, to its event being sent, by ours.",
+            buckets=STREAM_LAG_BUCKETS,
+            registry=self._registry,
+        )
         self.lag = self._gauge("notifier_event_loop_lag_seconds", "How late the event loop was at the last look.")
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self._registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self._registry)
 
     def render(self) -> bytes:
         """Return all of them in the text format of Prometheus."""

@@ -61,6 +61,7 @@ function inbox(host) {
 		const { right, bottom } = bell.getBoundingClientRect();
 		panel.style = `--x:${right}px;--y:${bottom}px`;
 		bell.ariaExpanded = newState == "open";
+		if (newState == "closed" && root.activeElement) bell.focus();
 		if (fault || !streams) wake();
 	};
 

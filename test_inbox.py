@@ -1,0 +1,608 @@
+"""The bell and the demo page, in a real browser: what they show, what they survive, and whom they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import time
+from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from aiohttp.typedefs import Handler
+from axe_playwright_python.async_playwright import Axe
+from bson import ObjectId
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, async_playwright, expect
+from pymongo.database import Database
+
+from auth import sign_token
+from conftest import Client, Start
+from settings import Settings
+from test_faults import running_service
+from test_notifier import HERE, USER, LocalRun
+from test_operation import KEY, SECRET
+from testbed import Mongod, Service, eventually_async
+
+DB = Database[dict[str, Any]]
+PATIENCE = 20_000
+"""Milliseconds that the browser is given for what should take a moment: the machine may be busy."""
+expect.set_options(timeout=PATIENCE)
+
+
+# --- the site, the service and the browser ------------------------------------------------------------
+
+
+class Site:
+    """A web site of another origin than the service, with a strict Content-Security-Policy, that embeds the bell."""
+
+    def __init__(self) -> None:
+        self.html = ""
+        self.service = ""
+        self.origin = ""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Site]:
+        app = web.Application()
+        app.router.add_get("/", self._page)
+        async with TestServer(app) as server:
+            self.origin = str(server.make_url("")).rstrip("/")
+            yield self
+
+    async def _page(self, _: web.Request) -> web.Response:
+        policy = f"default-src 'none'; script-src {self.service}; connect-src {self.service}; frame-ancestors 'none'"
+        return web.Response(text=self.html, content_type="text/html", headers={"Content-Security-Policy": policy})
+
+    def embed(self, service: str, content: str = "", lang: str = "en", **attributes: str) -> None:
+        """Make its page one with the bell."""
+        self.service = service
+        given = {"user-id": USER} | {name.replace("__", "-"): value for name, value in attributes.items()}
+        written = " ".join(f'{name}="{escape(value)}"' for name, value in given.items())
+        self.html = (
+            f'<!DOCTYPE html><html lang="{lang}"><meta charset="utf-8"><title>A site</title>'
+            '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+            f'<script type="module" src="{service}/inbox.js"></script>'
+            f"<main><h1>A site</h1><notifier-inbox {written}></notifier-inbox>{content}</main>"
+        )
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with Site().running() as running:
+        yield running
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    path = shutil.which("chromium")
+    if not path:
+        pytest.fail("These tests need a Chromium: apt-get install chromium", pytrace=False)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    async with await browser.new_context() as context:
+        yield context
+
+
+class Server:
+    """The service as a process, and what a backend does with it."""
+
+    def __init__(self, process: Service, session: aiohttp.ClientSession) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{process.port}"
+        self._session = session
+
+    async def create(self, key: str = "new_message", **fields: Any) -> None:
+        async with self._session.post(f"{self.url}/create", json={"user_id": USER, "key": key, **fields}) as response:
+            assert response.status == 201, await response.text()
+
+    async def metric(self, name: str) -> float:
+        async with self._session.get(f"{self.url}/metrics") as response:
+            found = re.search(rf"^{name} (.+)$", await response.text(), re.MULTILINE)
+            return float(found[1]) if found else 0.0
+
+    async def has_streams(self, count: int) -> None:
+        assert await self.metric("notifier_streams_open") == count
+
+    def asked(self, route: str, status: int) -> int:
+        """Count the answers in the log."""
+        return self.process.log().count(f" {route} {status} ")
+
+
+Serve = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+async def serve(settings: Settings, site: Site, tmp_path: Path) -> AsyncIterator[Serve]:
+    """Return what starts the service, so that pages of the site may call it."""
+    started: list[Service] = []
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
+
+        async def start(db_uri: str = settings.db_uri, **variables: object) -> Server:
+            changed = replace(settings, db_uri=db_uri)
+            service = await running_service(changed, tmp_path, CORS_ORIGINS=site.origin, **variables)
+            started.append(service)
+            return Server(service, session)
+
+        yield start
+    for service in started:
+        service.kill()
+
+
+@pytest.fixture
+async def server(serve: Serve) -> Server:
+    return await serve()
+
+
+def bell(page: Page) -> Locator:
+    return page.get_by_role("button", name="Notifications")
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("notifier-inbox li")
+
+
+def panel(page: Page) -> Locator:
+    return page.get_by_role("dialog", name="Notifications")
+
+
+async def unread(page: Page, count: int) -> None:
+    """Wait until the bell says so many, to those who see and to those who do not."""
+    await expect(page.locator("notifier-inbox #badge")).to_have_text(str(count) if count else "")
+    name = f"Notifications, {count} unread" if count else "Notifications"
+    await expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()
+
+
+async def opened(context: BrowserContext, url: str) -> Page:
+    """Open a page that keeps what the bell tells it, and fails the test when a script of it does."""
+    page = await context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(error.message))
+    await page.add_init_script("""
+        window.told = [];
+        for (const type of ["notification", "notifier-unauthorized", "notifier-select"])
+            addEventListener(type, ({ detail }) => told.push([type, detail?.data?.n ?? detail?.key ?? null]));
+        addEventListener("securitypolicyviolation", ({ violatedDirective }) => told.push(["CSP", violatedDirective]));
+    """)
+    await page.goto(url)
+    assert faults == []
+    return page
+
+
+async def told(page: Page) -> list[list[Any]]:
+    events: list[list[Any]] = await page.evaluate("told")
+    return events
+
+
+# --- live ---------------------------------------------------------------------------------------------
+
+
+async def test_what_is_created_appears_in_all_tabs_and_what_is_read_in_one_is_read_in_the_other(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create(data={"n": 0})
+    site.embed(server.url)
+    one, two = [await opened(context, site.origin) for _ in range(2)]
+    for page in (one, two):
+        await unread(page, 1)
+    await eventually_async(lambda: server.has_streams(2))
+    for n in (1, 2):
+        await server.create(data={"n": n})
+    for page in (one, two):
+        await unread(page, 3)
+        await bell(page).click()
+        await expect(rows(page)).to_have_count(3)
+        await expect(rows(page).first).to_have_text(re.compile(r"Unread:\s*New messagen: 2now"))
+    await rows(one).nth(1).click()
+    for page in (one, two):
+        await unread(page, 2)
+        await expect(page.locator("notifier-inbox .new")).to_have_count(2)
+        await expect(rows(page).nth(1)).not_to_contain_text("Unread")
+    await two.get_by_role("button", name="Mark all as read").click()
+    for page in (one, two):
+        await unread(page, 0)
+        await expect(page.locator("notifier-inbox .new")).to_have_count(0)
+    assert await told(two) == [["notification", 1], ["notification", 2]]
+    assert [event for event in await told(one) if event[0] != "notification"] == [["notifier-select", 1]]
+
+
+async def test_load_more_shows_all_of_them_once_also_while_new_ones_arrive(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    for n in range(45):
+        await server.create(data={"n": n})
+    site.embed(server.url)
+    page = await opened(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(20)
+    more = page.get_by_role("button", name="Load more")
+    await asyncio.gather(more.click(), server.create(data={"n": 45}))
+    await expect(rows(page)).to_have_count(40)
+    await more.focus()
+    await page.keyboard.press("Enter")
+    await expect(rows(page)).to_have_count(46)
+    await expect(more).to_be_hidden()
+    await expect(panel(page)).to_be_focused()
+    shown = [int(n) for text in await rows(page).all_inner_texts() for n in re.findall(r"n: (\d+)", text)]
+    assert shown == list(range(45, -1, -1))
+    await unread(page, 46)
+    assert await told(page) == [["notification", 45]]
+
+
+async def test_it_survives_a_killed_server_and_says_so(server: Server, site: Site, context: BrowserContext) -> None:
+    await server.create()
+    site.embed(server.url)
+    page = await opened(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(1)
+    server.process.kill()
+    await expect(page.get_by_text("No connection. Trying again")).to_have_count(2)  # to read, and to hear
+    await expect(rows(page)).to_have_count(1)
+    server.process.restart()
+    await expect(panel(page).get_by_text("No connection")).to_be_hidden()
+    await server.create(data={"n": 1})
+    await expect(rows(page)).to_have_count(2)
+    assert await told(page) == [["notification", 1]]
+
+
+async def test_an_expired_token_is_told_and_a_new_one_taken(serve: Serve, site: Site, context: BrowserContext) -> None:
+    server = await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    soon = -30 + 3  # the service allows clocks to differ by 30 s
+    site.embed(server.url, token=sign_token(SECRET, USER, soon))
+    page = await opened(context, site.origin)
+    await bell(page).click()
+    await expect(page.get_by_text("Nothing here yet.")).to_be_visible()
+    await expect(panel(page).get_by_text("Please sign in again.")).to_be_visible()
+    await eventually_async(lambda: server.has_streams(0))
+    assert await told(page) == [["notifier-unauthorized", None]]
+    await server.create(data={"n": 1})
+    inbox = page.locator("notifier-inbox")
+    await inbox.evaluate("(inbox, token) => inbox.setAttribute('token', token)", sign_token(SECRET, USER, 60))
+    await expect(rows(page)).to_have_count(1)
+    await expect(panel(page).get_by_text("Please sign in again.")).to_be_hidden()
+    await eventually_async(lambda: server.has_streams(1))
+    await server.create(data={"n": 2})
+    await expect(rows(page)).to_have_count(2)
+    assert await told(page) == [["notifier-unauthorized", None], ["notification", 1], ["notification", 2]]
+
+
+async def test_what_fails_is_undone(server: Server, site: Site, context: BrowserContext) -> None:
+    for n in range(2):
+        await server.create(data={"n": n})
+    site.embed(server.url)
+    page = await opened(context, site.origin)
+    refused = asyncio.Event()
+
+    async def refuse(route: Route) -> None:
+        await refused.wait()
+        await route.abort()
+
+    await page.route("**/read?*", refuse)
+    await bell(page).click()
+    await rows(page).first.click()
+    await unread(page, 1)
+    await page.get_by_role("button", name="Mark all as read").click()
+    await unread(page, 0)
+    await server.create(data={"n": 2})  # whose list knows nothing of the two clicks
+    refused.set()
+    await unread(page, 3)
+    await expect(panel(page).get_by_text("That did not work.")).to_be_visible()
+    await page.unroute("**/read?*")
+    await page.get_by_role("button", name="Mark all as read").click()
+    await unread(page, 0)
+    await expect(panel(page).get_by_text("That did not work.")).to_be_hidden()
+
+
+async def test_where_there_are_no_streams_it_polls_and_mostly_hears_that_nothing_changed(
+    serve: Serve, site: Site, context: BrowserContext, tmp_path: Path
+) -> None:
+    mongod = Mongod(tmp_path / "standalone")
+    await asyncio.to_thread(mongod.start)
+    try:
+        server = await serve(f"mongodb://{mongod.address}/test")
+        site.embed(server.url, poll="0.2")
+        page = await opened(context, site.origin)
+        await unread(page, 0)
+        await server.create(data={"n": 1})
+        await unread(page, 1)
+        await bell(page).click()
+        await rows(page).first.click()
+        await unread(page, 0)
+
+        async def polled() -> None:
+            assert server.asked("/list", 304) > 5
+
+        await eventually_async(polled)
+        assert server.asked("/stream", 501) <= 2  # at the start, and when the panel was opened
+        assert await told(page) == [["notification", 1], ["notifier-select", 1]]
+    finally:
+        mongod.kill()
+
+
+async def test_a_hidden_tab_and_a_bell_that_was_removed_hold_no_stream(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url)
+    page = await opened(context, site.origin)
+    await eventually_async(lambda: server.has_streams(1))
+    await show(page, hidden=True)
+    await eventually_async(lambda: server.has_streams(0))
+    await server.create(data={"n": 1})
+    await show(page, hidden=False)
+    await unread(page, 1)
+    await eventually_async(lambda: server.has_streams(1))
+    await page.evaluate("window.inbox = document.querySelector('notifier-inbox'); inbox.remove()")
+    await eventually_async(lambda: server.has_streams(0))
+    await server.create(data={"n": 2})
+    await page.evaluate("document.body.append(inbox)")
+    await unread(page, 2)
+    assert await told(page) == [["notification", 1], ["notification", 2]]
+
+
+async def show(page: Page, *, hidden: bool) -> None:
+    """Hide the page, or show it: a headless browser does neither."""
+    await page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+async def test_another_user_never_sees_what_the_first_one_got(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create(data={"n": 1})
+    site.embed(server.url)
+    page = await opened(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(1)
+    left = await page.locator("notifier-inbox").evaluate(
+        "(inbox) => { inbox.setAttribute('user-id', 'f'.repeat(24)); return inbox.shadowRoot.querySelectorAll('li').length }"
+    )
+    assert left == 0
+    await unread(page, 0)
+    await expect(page.get_by_text("Nothing here yet.")).to_be_visible()
+
+
+# --- what the stream may look like ----------------------------------------------------------------------
+
+
+class Script:
+    """A server in place of the service, whose stream comes in pieces of any size; after a "!" it awaits a list."""
+
+    def __init__(self, site: Site, *pieces: bytes) -> None:
+        self.lists = 0
+        self.ends: list[float] = []
+        self.starts: list[float] = []
+        self._site = site
+        self._pieces = pieces
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        app = web.Application(middlewares=[self._cors])
+        app.router.add_get("/inbox.js", self._module)
+        app.router.add_get("/list", self._list)
+        app.router.add_get("/stream", self._stream)
+        async with TestServer(app) as server:
+            yield str(server.make_url("")).rstrip("/")
+
+    @web.middleware
+    async def _cors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/stream":
+            return await handler(request)
+        response = await handler(request)
+        response.headers["Access-Control-Allow-Origin"] = self._site.origin
+        return response
+
+    async def _module(self, _: web.Request) -> web.Response:
+        return web.Response(body=(HERE / "web/inbox.js").read_bytes(), content_type="text/javascript")
+
+    async def _list(self, _: web.Request) -> web.Response:
+        self.lists += 1
+        return web.json_response({"data": {"elements": 0, "new": 0, "list": []}})
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        self.starts.append(time.monotonic())
+        headers = {"Content-Type": "text/event-stream", "Access-Control-Allow-Origin": self._site.origin}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        for piece in self._pieces:
+            expected = self.lists + piece.count(b"!")
+            await response.write(piece.replace(b"!", b""))
+            await asyncio.sleep(0.01)  # so that it travels alone
+            await eventually_async(partial(self.has_listed, expected))
+        self.ends.append(time.monotonic())
+        return response
+
+    async def has_listed(self, count: int) -> None:
+        assert self.lists == count
+
+    async def has_started(self, count: int) -> None:
+        assert len(self.starts) >= count
+
+
+async def test_the_stream_is_understood_in_pieces_of_any_size(site: Site, context: BrowserContext) -> None:
+    script = Script(
+        site,
+        *(b"ret", b"ry: 6", b"0\r", b"\n\r\n", b": keep-alive\r\n\r\n", b": data\n\n"),
+        *(b"event: inbox\r\nda", b"ta: {}\r\n\r\n!", b": keep-alive\n\n", b"\n"),
+        b"event: inbox\ndata: {}\n\nevent: inbox\ndata: {}\n\n!",
+        *(bytes([byte]) for byte in "event: inbox\ndata: {\"\": \"ö\"}".encode()),
+        b"\n\n!",
+    )
+    async with script.running() as service:
+        site.embed(service)
+        await opened(context, site.origin)
+        await eventually_async(lambda: script.has_started(5))
+        await eventually_async(partial(script.has_listed, 4 * 5))
+
+
+async def test_a_stream_of_which_nothing_is_heard_is_given_up(site: Site, context: BrowserContext) -> None:
+    script = Script(site, b": hello\n\n", b"!!")
+    async with script.running() as service:
+        site.embed(service)
+        page = await context.new_page()
+        await page.clock.install()
+        await page.goto(site.origin)
+        await eventually_async(lambda: script.has_started(1))
+        await page.clock.run_for(44_000)
+        assert len(script.starts) == 1
+        await page.clock.run_for(2_000)
+        await eventually_async(lambda: script.has_started(2))
+
+
+# --- who uses it ------------------------------------------------------------------------------------------
+
+HOSTILE = "<img src=x onerror=\"told.push(['HACKED'])\"><script>told.push(['HACKED'])</script>"
+
+
+async def test_keys_and_data_are_text_and_nothing_else(
+    server: Server, site: Site, context: BrowserContext, database: DB
+) -> None:
+    odd = [
+        {"id": "a", "is_new": True, "key": HOSTILE, "data": {HOSTILE: HOSTILE, "list": [HOSTILE]}, "timestamp": 1},
+        {"id": "b", "is_new": True, "key": "new_login", "data": {"city": HOSTILE}, "timestamp": "yesterday"},
+        {"id": HOSTILE, "key": None, "data": "none", "timestamp": 1e300},
+        {"id": "d", "is_new": False, "key": {"a": 1}, "data": None},
+        {"id": "e", "is_new": False, "key": "$&", "data": {"x": None, "y": "z" * 10_000}, "timestamp": -1},
+    ]
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifications": odd})
+    site.embed(server.url, label__new_login="Sign-in from {city}, {nothing}", text__unread="<b>{}</b>")
+    page = await opened(context, site.origin)
+    await page.locator("notifier-inbox #bell").click()
+    await expect(rows(page)).to_have_count(5)
+    await expect(rows(page).nth(0)).to_contain_text(f"{HOSTILE}: {HOSTILE} · list: [")
+    await expect(rows(page).nth(1)).to_contain_text(f"Sign-in from {HOSTILE}, ")
+    assert len(await rows(page).nth(4).inner_text()) < 300
+    await expect(page.locator("notifier-inbox").locator("img, script")).to_have_count(0)
+    await expect(page.locator("notifier-inbox #bell")).to_have_accessible_name("Notifications, <b>2</b>")
+    assert await told(page) == []
+
+
+async def test_everything_can_be_done_with_the_keyboard_alone(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    for n in range(25):
+        await server.create(data={"n": n})
+    site.embed(server.url, content="<button>After</button>")
+    page = await opened(context, site.origin)
+    await unread(page, 25)
+    press = page.keyboard.press
+    await press("Tab")
+    await expect(bell(page)).to_be_focused()
+    await expect(bell(page)).to_have_attribute("aria-expanded", "false")
+    await press("Enter")
+    await expect(bell(page)).to_have_attribute("aria-expanded", "true")
+    await expect(panel(page)).to_be_focused()
+    await press("Tab")
+    await expect(page.get_by_role("button", name="Mark all as read")).to_be_focused()
+    await press("Tab")
+    await press("Tab")
+    second = rows(page).nth(1).get_by_role("button")
+    await expect(second).to_be_focused()
+    await server.create(data={"n": 25})
+    await expect(rows(page).nth(2).get_by_role("button")).to_be_focused()  # where one was, one stays
+    await press("Space")
+    await unread(page, 25)
+    await expect(rows(page).nth(2)).not_to_contain_text("Unread")
+    await press("Escape")
+    await expect(panel(page)).to_be_hidden()
+    await expect(bell(page)).to_be_focused()
+    await expect(bell(page)).to_have_attribute("aria-expanded", "false")
+    await press("Space")
+    await expect(panel(page)).to_be_focused()
+    await press("Shift+Tab")
+    await expect(bell(page)).to_be_focused()
+    await press("Enter")
+    await expect(panel(page)).to_be_hidden()
+    await press("Tab")
+    await expect(page.get_by_role("button", name="After")).to_be_focused()
+
+
+async def test_a_screen_reader_is_told_of_what_is_new(server: Server, site: Site, context: BrowserContext) -> None:
+    site.embed(server.url, label__new_login="Sign-in from {city}")
+    page = await opened(context, site.origin)
+    await unread(page, 0)
+    status = page.get_by_role("status")
+    await expect(status).to_have_text("")
+    await server.create("new_login", data={"city": "Oslo"})
+    await expect(status).to_have_text("1 unread: Sign-in from Oslo")
+    await bell(page).click()
+    await expect(rows(page).first.get_by_role("button")).to_have_accessible_name("Unread: Sign-in from Oslo now")
+
+
+SCHEMES = ["light", "dark"]
+
+
+async def accessible(page: Page) -> None:
+    """Have axe-core look at the page, with the whole of its rules."""
+    found = (await Axe().run(page)).response
+    assert [(rule["id"], rule["nodes"]) for rule in found["violations"]] == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_axe_finds_nothing_in_the_bell(
+    server: Server, site: Site, browser: Browser, scheme: Literal["light", "dark"]
+) -> None:
+    for n in range(21):
+        await server.create(data={"n": n, "text": "some text that is longer than a line of the panel can be"})
+    site.embed(server.url)
+    async with await browser.new_context(color_scheme=scheme, bypass_csp=True) as context:
+        page = await opened(context, site.origin)
+        await unread(page, 21)
+        await accessible(page)
+        await bell(page).click()
+        await rows(page).first.click()
+        await unread(page, 20)
+        await accessible(page)
+        await page.get_by_role("button", name="Mark all as read").click()
+        await unread(page, 0)
+        await accessible(page)
+
+
+async def test_texts_times_and_icon_are_the_pages_own(server: Server, site: Site, context: BrowserContext) -> None:
+    await server.create("new_post", data={"author": "Ann"})
+    given = {"text__title": "Mitteilungen", "text__unread": "{} neue", "text__all": "Alle gelesen", "text__new": "Neu:"}
+    site.embed(server.url, lang="de", label__new_post="Beitrag von {author}", **given)
+    site.html = site.html.replace("></notifier-inbox>", "><i id=own>!</i></notifier-inbox>")
+    page = await opened(context, site.origin)
+    await page.clock.install()
+    await page.get_by_role("button", name="Mitteilungen, 1 neue").click()
+    await expect(page.locator("#own")).to_be_visible()
+    await expect(page.get_by_role("button", name="Alle gelesen")).to_be_visible()
+    await expect(rows(page).first).to_have_text(re.compile("Neu: Beitrag von Annjetzt"))
+    await page.clock.set_system_time(datetime.now(UTC) + timedelta(days=2))
+    await server.create("new_post", data={"author": "Ben"})
+    await expect(rows(page).nth(1)).to_contain_text("vorgestern")
+
+
+async def test_nothing_moves_and_high_contrast_shows_what_is_unread(
+    server: Server, site: Site, browser: Browser
+) -> None:
+    await server.create()
+    site.embed(server.url)
+    async with await browser.new_context(forced_colors="active", reduced_motion="reduce") as context:
+        page = await opened(context, site.origin)
+        await bell(page).click()
+        await expect(rows(page).first).to_contain_text("Unread")
+        assert await page.evaluate("document.getAnimations({ subtree: true }).length") == 0
+        mark = await rows(page).locator("b").evaluate("(b) => getComputedStyle(b, '::before').content")
+        assert mark.startswith('"●')

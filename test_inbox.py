@@ -7,12 +7,15 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from functools import partial
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +28,7 @@ from aiohttp.typedefs import Handler
 from axe_playwright_python.async_playwright import Axe
 from bson import ObjectId
 from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, async_playwright, expect
+from pymongo import MongoClient
 from pymongo.database import Database
 
 from auth import sign_token
@@ -49,6 +53,7 @@ class Site:
 
     def __init__(self) -> None:
         self.html = ""
+        self.script = ""
         self.service = ""
         self.origin = ""
 
@@ -56,13 +61,18 @@ class Site:
     async def running(self) -> AsyncIterator[Site]:
         app = web.Application()
         app.router.add_get("/", self._page)
+        app.router.add_get("/own.js", self._own)
         async with TestServer(app) as server:
             self.origin = str(server.make_url("")).rstrip("/")
             yield self
 
     async def _page(self, _: web.Request) -> web.Response:
-        policy = f"default-src 'none'; script-src {self.service}; connect-src {self.service}; frame-ancestors 'none'"
-        return web.Response(text=self.html, content_type="text/html", headers={"Content-Security-Policy": policy})
+        policy = f"default-src 'none'; script-src 'self' {self.service}; connect-src 'self' {self.service}"
+        text = self.html + ("<script type=module src=/own.js></script>" if self.script else "")
+        return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": policy})
+
+    async def _own(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.script, content_type="text/javascript")
 
     def embed(self, service: str, content: str = "", lang: str = "en", **attributes: str) -> None:
         """Make its page one with the bell."""
@@ -606,3 +616,295 @@ async def test_nothing_moves_and_high_contrast_shows_what_is_unread(
         assert await page.evaluate("document.getAnimations({ subtree: true }).length") == 0
         mark = await rows(page).locator("b").evaluate("(b) => getComputedStyle(b, '::before').content")
         assert mark.startswith('"●')
+
+
+# --- the demo page ----------------------------------------------------------------------------------------
+
+
+async def demo(context: BrowserContext, url: str) -> Page:
+    page = await opened(context, url)
+    await expect(page.get_by_role("heading", name="Create a notification")).to_be_visible()
+    return page
+
+
+async def test_a_newcomer_sees_the_whole_service_work(browser: Browser, tmp_path: Path) -> None:
+    local = await asyncio.to_thread(LocalRun, tmp_path)
+    try:
+        url = f"http://127.0.0.1:{local.port}/"
+        assert f"Open {url} in a browser" in (tmp_path / "output").read_text()
+        async with await browser.new_context() as context:
+            page = await demo(context, url)
+            await expect(page.get_by_text("None yet.")).to_be_visible()
+            await page.get_by_role("button", name="Create", exact=True).click()
+            await expect(page.get_by_text("Created.")).to_be_visible()
+            await unread(page, 1)
+            mails = page.locator("#mails li")
+            await expect(mails).to_have_count(1)
+            await expect(mails).to_contain_text("to user@example.com")
+            await page.get_by_label("What happened").select_option("registration")
+            await page.get_by_role("button", name="Create", exact=True).click()
+            await expect(mails).to_have_count(2)
+            await expect(mails.first).to_contain_text("registration")
+            await unread(page, 1)
+            curl = await page.locator("#curl").inner_text()
+            assert (await asyncio.to_thread(run_shell, curl)) == {"success": True}
+            assert [event for event in await told(page) if event[0] == "CSP"] == []
+    finally:
+        local.end(signal.SIGTERM)
+
+
+def run_shell(line: str) -> object:
+    return json.loads(subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=30).stdout)  # noqa: S607
+
+
+async def test_the_demo_shows_each_fault_at_its_field(serve: Serve, context: BrowserContext) -> None:
+    server = await serve(DEMO="1")
+    page = await demo(context, server.url)
+    user, about = page.get_by_label("User"), page.get_by_label("About (target_id, optional)")
+    await user.fill("x")
+    await about.fill("y")
+    await page.get_by_role("button", name="Create", exact=True).click()
+    for field in (user, about):
+        await expect(field).to_have_attribute("aria-invalid", "true")
+        await expect(field).to_have_accessible_description("Not a valid ObjectId.")
+    await expect(user).to_be_focused()
+    await user.fill(USER)
+    await about.fill("")
+    data = page.get_by_label("Data (a JSON object, optional)")
+    await data.fill("{nonsense")
+    await page.get_by_role("button", name="Create", exact=True).click()
+    await expect(data).to_have_accessible_description(re.compile("Not JSON"))
+    await expect(user).to_have_attribute("aria-invalid", "false")
+    await data.fill('{"it\'s": "fine"}')
+    await page.get_by_role("button", name="Create", exact=True).click()
+    await unread(page, 1)
+    await expect(page.locator("#mailbox")).to_be_hidden()
+    assert (await asyncio.to_thread(run_shell, await page.locator("#curl").inner_text())) == {"success": True}
+    server.process.kill()
+    await page.get_by_role("button", name="Create", exact=True).click()
+    await expect(page.get_by_text("The service cannot be reached.")).to_be_visible()
+
+
+async def test_the_demo_asks_for_a_key_where_there_are_keys(serve: Serve, context: BrowserContext) -> None:
+    server = await serve(DEMO="1", API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    await server.create()
+    page = await demo(context, server.url)
+    await page.get_by_label("One of API_KEYS, or a user's token").fill(KEY)
+    await page.get_by_role("button", name="Use it").click()
+    await unread(page, 1)
+    await expect(page.locator("#access")).to_be_hidden()
+    await page.get_by_role("button", name="Create", exact=True).click()
+    await unread(page, 2)
+    assert await page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_axe_finds_nothing_in_the_demo(
+    serve: Serve, browser: Browser, scheme: Literal["light", "dark"], tmp_path: Path
+) -> None:
+    local = await asyncio.to_thread(LocalRun, tmp_path)
+    try:
+        async with await browser.new_context(color_scheme=scheme, bypass_csp=True) as context:
+            page = await demo(context, f"http://127.0.0.1:{local.port}/")
+            await page.get_by_label("About (target_id, optional)").fill("y")
+            await page.get_by_role("button", name="Create", exact=True).click()
+            await accessible(page)
+            await page.get_by_label("About (target_id, optional)").fill("")
+            await page.get_by_role("button", name="Create", exact=True).click()
+            await unread(page, 1)
+            await expect(page.locator("#mails li")).to_have_count(1)
+            await expect(page.locator(".toast")).to_have_count(0)
+            await accessible(page)
+    finally:
+        local.end(signal.SIGTERM)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+PICTURES = {
+    "inbox": {"viewport": {"width": 1100, "height": 700}},
+    "inbox-dark": {"viewport": {"width": 1100, "height": 700}, "color_scheme": "dark"},
+    "inbox-phone": {"viewport": {"width": 390, "height": 700}},
+}
+AGES = (90, 3 * 60, 50 * 60, 26 * 3600, 3 * 86_400)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+async def test_it_fits_desktop_and_phone(browser: Browser, tmp_path: Path, name: str) -> None:
+    """Look at the demo page; with SCREENSHOTS=docs in the environment the pictures of the README are made anew."""
+    local = await asyncio.to_thread(LocalRun, tmp_path, TEMPLATES_DIR=str(HERE / "examples/templates"))
+    try:
+        async with await browser.new_context(**PICTURES[name]) as context:  # type: ignore[arg-type]
+            await seed(local, tmp_path)
+            page = await demo(context, f"http://127.0.0.1:{local.port}/")
+            await page.get_by_role("button", name="Create", exact=True).click()
+            await expect(page.locator("#mails strong")).to_have_text("New sign-in from Oslo")
+            await expect(page.locator(".toast")).to_have_count(0)
+            await unread(page, 4)
+            await bell(page).click()
+            await expect(rows(page)).to_have_count(6)
+            width = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            box = await panel(page).bounding_box()
+            view = page.viewport_size
+            assert box
+            assert view
+            assert width <= 0
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= view["width"]
+            assert box["y"] + box["height"] <= view["height"] + 1
+            folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+            await page.screenshot(path=folder / f"{name}.png")
+    finally:
+        local.end(signal.SIGTERM)
+
+
+async def seed(local: LocalRun, folder: Path) -> None:
+    """Give the user notifications of some age."""
+    said = [
+        ("new_message", {"from": "Ann", "text": "Are you coming on Friday? There are two tickets left."}),
+        ("new_post", {"author": "Ben", "title": "How we moved house"}),
+        ("new_login", {"city": "Bergen"}),
+        ("new_message", {"from": "Cem", "text": "Thank you!"}),
+        ("new_post", {"author": "Dee", "title": "Bread without kneading"}),
+    ]
+    for key, data in reversed(said):
+        await asyncio.to_thread(local.get, "/create", json.dumps({"user_id": USER, "key": key, "data": data}).encode())
+    with MongoClient[dict[str, Any]]((folder / ".notifier/db_uri").read_text()) as client:
+        users = client.get_default_database()["users"]
+        for n, age in enumerate(AGES):
+            users.update_one({}, {"$inc": {f"notifications.{n}.timestamp": -age}})
+            users.update_one({}, {"$set": {f"notifications.{n}.is_new": n < 3}})
+    for mail in (folder / ".notifier/mail").glob("*.eml"):
+        mail.unlink()
+
+
+# --- how it is served ---------------------------------------------------------------------------------------
+
+
+def test_the_module_is_under_10_kb_without_dependencies_and_sets_markup_but_once() -> None:
+    text = (HERE / "web/inbox.js").read_text()
+    assert len(text.encode()) < 10_000
+    assert not re.search(r"^import\b|import\(|require\(|eval|insertAdjacent|outerHTML|https?:", text, re.MULTILINE)
+    assert len(re.findall("innerHTML", text)) == 1
+    assert not re.search(r"innerHTML = `[^`]*\$\{", text)
+
+
+async def test_the_module_is_public_and_revalidated_and_the_demo_is_not_there(client: Client) -> None:
+    response = await client.get("/inbox.js", headers={"Origin": "https://anything.example"})
+    assert (response.status, response.content_type, response.charset) == (200, "text/javascript", "utf-8")
+    assert await response.read() == (HERE / "web/inbox.js").read_bytes()
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"].startswith("public, max-age=")
+    etag = response.headers["ETag"]
+    assert re.fullmatch('"[0-9a-f]{24}"', etag)
+    for known in (etag, f'W/{etag}, "x"', "*"):
+        again = await client.get("/inbox.js", headers={"If-None-Match": known})
+        assert (again.status, await again.read(), again.headers["ETag"]) == (304, b"", etag)
+        assert again.headers["Cache-Control"] == response.headers["Cache-Control"]
+    assert (await client.get("/inbox.js", headers={"If-None-Match": '"x"'})).status == 200
+    assert (await client.head("/inbox.js")).status == 200
+    assert (await client.post("/inbox.js")).status == 405
+    for path in ("/", "/demo.js", "/demo.css", "/demo.svg", "/demo/mails", "/web/inbox.js"):
+        assert (await client.get(path)).status == 404
+
+
+async def test_the_demo_is_served_with_strict_headers_and_no_mailbox(start: Start) -> None:
+    client = await start(demo=True, api_keys=(KEY,))
+    for path, media_type in (("/", "text/html"), ("/demo.js", "text/javascript"), ("/demo.css", "text/css")):
+        response = await client.get(path)
+        assert (response.status, response.content_type) == (200, media_type)
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Cache-Control"] == "no-cache"
+    headers = (await client.get("/")).headers
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(headers["Content-Security-Policy"].split("; "))
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert (await client.get("/demo/mails")).status == 404
+
+
+async def test_the_mailbox_of_a_local_run_is_for_backends_and_survives_odd_files(tmp_path: Path) -> None:
+    local = await asyncio.to_thread(LocalRun, tmp_path, API_KEYS=KEY)
+    try:
+        mailbox = tmp_path / ".notifier/mail"
+        (mailbox / "1.eml").write_bytes(b"Subject: =?utf-8?q?=F0?=\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff")
+        (mailbox / "2.eml").write_bytes(b"")
+        (mailbox / "3.eml").mkdir()
+        (mailbox / "4.eml").write_bytes(b"Subject: a\r\nTo: b@c.example\r\nContent-Type: text/html\r\n\r\n<b>c</b>")
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{local.port}") as session:
+            assert (await session.get("/demo/mails")).status == 401
+            response = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
+            assert response.status == 200
+            mails = (await response.json())["mails"]
+        assert {"file": ".notifier/mail/4.eml", "to": "b@c.example", "subject": "a", "text": "", "html": True} == mails[0]
+    finally:
+        local.end(signal.SIGTERM)
+
+
+async def test_the_container_has_all_that_the_service_needs(serve: Serve, tmp_path: Path) -> None:
+    """Run the service of nothing but what the Dockerfile copies, as far as .dockerignore lets it."""
+    ignored = (HERE / ".dockerignore").read_text().splitlines()
+    image = tmp_path / "image"
+    image.mkdir()
+    for line in re.findall(r"^COPY (.+)$", (HERE / "Dockerfile").read_text(), re.MULTILINE):
+        *sources, target = line.split()
+        for source in sources:
+            name = source.rstrip("/")
+            assert f"!{name}" in ignored
+            if (HERE / name).is_dir():
+                shutil.copytree(HERE / name, image / target)
+            else:
+                shutil.copy(HERE / name, image)
+    assert {path.name for path in (HERE / "web").iterdir()} == {path.name for path in (image / "web").iterdir()}
+    code = "import notifier, settings; print(len(notifier.create_app(settings.Settings(demo=True)).router.routes()))"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=image)
+    assert await process.wait() == 0
+
+
+# --- the examples of the README -----------------------------------------------------------------------------
+
+
+def example(language: str) -> str:
+    section = (HERE / "README.md").read_text().split("## A bell in your own page")[1].split("\n## ")[0]
+    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert found
+    return found[1]
+
+
+async def run_example(*command: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, env={"PATH": os.environ["PATH"], "USER_TOKEN_SECRET": SECRET}, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode().strip()
+
+
+async def test_the_lines_of_the_readme_embed_the_bell(serve: Serve, site: Site, context: BrowserContext) -> None:
+    tokens = [
+        await run_example(sys.executable, "-c", example("python")),
+        await run_example("node", "--input-type=module", "-e", example("js")),
+    ]
+    server = await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    await server.create()
+    site.service = server.url
+    handed_out = iter(tokens)
+
+    async def hand_out(route: Route) -> None:
+        await route.fulfill(body=next(handed_out))
+
+    await context.route("**/notifier-token", hand_out)
+    html = example("html").replace("https://notifications.example.com", server.url)
+    script = re.findall('<script type="module">(.*?)</script>', html, re.DOTALL)
+    assert len(script) == 1
+    site.html = f"<!DOCTYPE html><title>x</title>{html.replace(script[0], '')}"
+    site.script = f"const toast = (text) => told.push(['toast', text]);{script[0]}"
+    page = await opened(context, site.origin)
+    await unread(page, 1)  # by the first token, which the page fetched as its own was none
+    await server.create("new_post")
+    await unread(page, 2)
+    assert ["toast", "new_post"] in await told(page)
+    await page.locator("notifier-inbox").evaluate("(inbox) => inbox.setAttribute('token', 'expired')")
+    await server.create()
+    await unread(page, 3)
+    assert next(handed_out, None) is None

@@ -1,16 +1,16 @@
-// <notifier-inbox>, a bell with a live inbox; its attributes, variables and events are in the README.
+// <notifier-inbox>, a bell with a live inbox: see the README.
 const TEXTS = {
 	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
 	empty: "Nothing here yet.", error: "No connection. Trying again…", undone: "That did not work.",
 	unauthorized: "Please sign in again.",
 };
-const UNITS = { year: 31536e3, month: 2592e3, week: 604800, day: 86400, hour: 3600, minute: 60 };
-const PAGE = 20, TIMEOUT = 15e3, SILENCE = 45e3; // the server breaks its own every 15 s
-const SHEET = new CSSStyleSheet(); // no <style>, for the page's Content-Security-Policy
+const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
+const PAGE = 20, TIMEOUT = 15e3, SILENCE = 45e3; // of a stream, which speaks every 15 s
+const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
 :host{display:inline-block;color-scheme:light dark}
 div,button{--bg:var(--notifier-background,Canvas);--accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
-:host([hidden]),[hidden],:is(p,#badge):empty{display:none!important}
+:host([hidden]),[hidden],:is(#note,#badge):empty{display:none!important}
 button{font:inherit;color:inherit;background:none;border:0;border-radius:.5rem;cursor:pointer}
 button:hover{background:#8882}
 :focus-visible{outline:2px solid var(--accent);outline-offset:-2px}
@@ -19,14 +19,13 @@ svg{width:1.5em}
 #badge{position:absolute;top:0;right:0;min-width:.8em;padding:0 .3em;border:1px solid #0000;border-radius:1em;
 font:700 .7rem/1.3 system-ui;color:var(--bg);background:var(--accent)}
 #panel{inset:auto;top:min(var(--y),24vh);left:clamp(.5rem,var(--x) - 24rem,100vw - 24.5rem);margin:0;
-padding:0;width:24rem;max-height:75vh;overflow:auto;font-size:.9375rem;line-height:1.4;text-align:start;
+padding:0;width:24rem;max-height:75vh;overflow:auto;font-size:.9375rem;line-height:1.4;
 color:var(--notifier-color,CanvasText);background:var(--bg);border:1px solid #8888;border-radius:.8rem;box-shadow:0 .5rem 2rem #0004}
 header{position:sticky;top:0;z-index:1;display:flex;padding:.5rem .5rem .5rem 1rem;background:var(--bg)}
 strong{flex:1;align-self:center}
 #all,#more{color:var(--accent);padding:.4rem .6rem}
-[aria-disabled=true]{opacity:.5}
 #more{display:block;margin:.3rem auto}
-p{margin:0;padding:1rem}
+#note{padding:1rem}
 ul{margin:0;padding:0}
 li{display:block;border-top:1px solid #8885}
 li button{width:100%;padding:.7rem 1rem;border-radius:0;text-align:start;overflow-wrap:anywhere}
@@ -35,14 +34,8 @@ b,li span{display:block;font-weight:400}
 .new b:before{content:"● "/"";color:var(--accent)}
 li span,time{opacity:.75;font-size:.85em}
 i,#status{position:fixed;clip-path:inset(50%)}
-@media(max-width:30rem){#panel{inset:auto 0 0!important;width:auto;border-radius:.8rem .8rem 0 0}}
+@media(max-width:30rem){#panel{inset:auto 0 0!important;width:auto}}
 `);
-const HTML = `<button id=bell part=bell popovertarget=panel aria-controls=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
-fill=none stroke=currentColor stroke-width=1.8 stroke-linejoin=round><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
-</svg></slot><span id=badge></span></button><div id=status role=status></div>
-<div id=panel part=panel popover autofocus tabindex=-1 role=dialog aria-labelledby=title><header><strong id=title></strong>
-<button id=all></button></header><p id=note></p><ul id=list role=list></ul><button id=more></button></div>
-<template id=row><li><button><i></i> <b dir=auto></b><span dir=auto></span><time></time></button></li></template>`;
 const show = (value) => (typeof value == "object" ? JSON.stringify(value) : `${value ?? ""}`).slice(0, 200);
 
 function inbox(host) {
@@ -50,9 +43,14 @@ function inbox(host) {
 	let items = [], total = 0, unread = 0, size = PAGE, loaded, fault, rows = new Map();
 	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, failures = 0, writes = 0;
 	root.adoptedStyleSheets = [SHEET];
-	root.innerHTML = HTML;
+	root.innerHTML = `<button id=bell part=bell popovertarget=panel aria-controls=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
+fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
+</svg></slot><span id=badge></span></button><div id=status role=status></div>
+<div id=panel part=panel popover autofocus tabindex=-1 role=dialog aria-labelledby=title><header><strong id=title></strong>
+<button id=all></button></header><div id=note></div><ul id=list role=list></ul><button id=more></button></div>
+<template id=row><li><button><i></i> <b dir=auto></b><span dir=auto></span><time></time></button></li></template>`;
 	const [bell, badge, status, panel, title, all, note, list, more, template] = root.querySelectorAll("[id]");
-	all.onclick = () => unread && read(items.filter((item) => item.is_new), "all=true", unread);
+	all.onclick = () => read(items.filter((item) => item.is_new), "all=true", unread);
 	more.onclick = () => {
 		size += PAGE;
 		refresh();
@@ -62,11 +60,11 @@ function inbox(host) {
 		panel.style = `--x:${right}px;--y:${bottom}px`;
 		bell.ariaExpanded = newState == "open";
 		if (newState == "closed" && root.activeElement) bell.focus();
-		if (fault || !streams) wake();
+		if (fault || !streams) start();
 	};
 
 	const get = (name) => host.getAttribute(name);
-	const text = (name, value) => (get(`text-${name}`) ?? TEXTS[name]).replace("{}", () => value);
+	const text = (name, value) => (get(`text-${name}`) ?? TEXTS[name]).replace("{}", value);
 	const label = ({ key, data }) =>
 		get(`label-${key}`)?.replace(/{(\w+)}/g, (_, name) => show(data?.[name])) ??
 		show(key).replaceAll("_", " ").replace(/^./, (first) => first.toUpperCase());
@@ -83,7 +81,7 @@ function inbox(host) {
 		const response = await fetch(url, { ...options, headers, signal: AbortSignal.any(signals) });
 		if (response.ok) return response;
 		if (/40[13]/.test(response.status) && token == get("token")) {
-			run.abort(); // until there is another token
+			run.abort();
 			failures++;
 			fail("unauthorized");
 			emit("notifier-unauthorized");
@@ -91,13 +89,12 @@ function inbox(host) {
 		throw response;
 	}
 
-	// Lists and writes take turns. What was listed before a write is dropped: after it follows another list.
+	// Lists and writes take turns. A list from before a write is dropped: another one follows it.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
 	function sync() {
 		const asked = writes, { signal } = run;
 		return inTurn(async () => {
-			// The browser's own cache sends If-None-Match and understands 304.
 			const response = await call(`list?limit=${size}`, {}, signal, AbortSignal.timeout(TIMEOUT));
 			const { data } = await response.json(), known = data.list.findIndex(({ id }) => rows.has(id));
 			if (signal.aborted || asked != writes) return;
@@ -128,7 +125,7 @@ function inbox(host) {
 		const post = () => call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(TIMEOUT));
 		await inTurn(post).catch(() => mark(true, (undone = count)));
 		await refresh();
-		if (undone && !run.signal.aborted) fail("undone");
+		if (undone && !fault) fail("undone");
 	}
 
 	function again(wait) {
@@ -139,15 +136,14 @@ function inbox(host) {
 	function start(wait) {
 		run.abort();
 		streams = true;
-		again(wait);
+		again(+wait || 0);
 	}
-	const wake = () => start(0);
 
-	// A browser holds six HTTP/1.1 connections to a host, for all its tabs: a hidden one has none.
+	// A browser has six HTTP/1.1 connections to a host for all its tabs: a hidden one keeps none.
 	async function live() {
 		run.abort();
 		if (!host.isConnected) return;
-		document.addEventListener("visibilitychange", wake, { once: true });
+		document.addEventListener("visibilitychange", start, { once: true });
 		if (document.hidden || !get("user-id")) return;
 		const { signal } = (run = new AbortController());
 		let wait, rest = "";
@@ -167,7 +163,7 @@ function inbox(host) {
 			wait = retry;
 		} catch ({ status }) {
 			if (signal.aborted) return;
-			if ([404, 405, 501].includes(status)) streams = false;
+			if (/40[45]|501/.test(status)) streams = false;
 			wait = 1000 * 2 ** failures++;
 		}
 		again(wait * (1 + Math.random()));
@@ -177,44 +173,39 @@ function inbox(host) {
 		const held = root.activeElement, known = rows;
 		for (const part of [title, all, more]) part.textContent = text(part.id);
 		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
-		badge.textContent = unread > 99 ? "99+" : unread || "";
-		all.ariaDisabled = !unread;
+		badge.textContent = unread || "";
+		all.hidden = !unread;
 		note.textContent = fault ? text(fault) : loaded && !total ? text("empty") : "";
 		more.hidden = size >= Math.min(total, 1000);
 		rows = new Map();
 		items.forEach((item, index) => {
 			const row = known.get(item.id) ?? template.content.firstChild.cloneNode(true), at = list.children[index];
 			rows.set(item.id, row);
-			fill(row.firstChild, item);
 			if (at != row) list.insertBefore(row, at ?? null);
+			const [flag, what, details, time] = row.firstChild.children;
+			row.className = item.is_new ? "new" : "";
+			row.onclick = () => {
+				emit("notifier-select", item);
+				if (item.is_new) read([item], `notification_id=${encodeURIComponent(item.id)}`, 1);
+			};
+			flag.textContent = item.is_new ? text("new") : "";
+			what.textContent = label(item);
+			const pairs = get(`label-${item.key}`) ? [] : Object.entries(item.data ?? {});
+			details.textContent = pairs.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
+			try {
+				const age = Math.max(0, Date.now() / 1000 - item.timestamp), lang = document.documentElement.lang || [];
+				const [unit, size] = Object.entries(UNITS).find(([, size]) => age >= size) ?? ["second", 60];
+				time.textContent = new Intl.RelativeTimeFormat(lang, { numeric: "auto" }).format(-Math.floor(age / size), unit);
+			} catch {} // what is no time
 		});
 		while (list.children[items.length]) list.lastChild.remove();
 		if (held?.checkVisibility() === false) panel.focus();
 	}
 
-	function fill(button, item) {
-		const [flag, what, details, time] = button.children;
-		button.className = item.is_new ? "new" : "";
-		button.onclick = () => {
-			emit("notifier-select", item);
-			if (item.is_new) read([item], `notification_id=${encodeURIComponent(item.id)}`, 1);
-		};
-		flag.textContent = item.is_new ? text("new") : "";
-		what.textContent = label(item);
-		const shown = Object.entries((get(`label-${item.key}`) ? 0 : item.data) ?? {});
-		details.textContent = shown.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
-		try {
-			const date = new Date(item.timestamp * 1000), age = Math.max(0, (Date.now() - date) / 1000);
-			const [unit, size] = Object.entries(UNITS).find(([, size]) => age >= size) ?? ["second", 60];
-			const lang = document.documentElement.lang || [];
-			time.textContent = new Intl.RelativeTimeFormat(lang, { numeric: "auto" }).format(-Math.floor(age / size), unit);
-		} catch {} // other programs may keep any timestamp
-	}
-
 	return (reset) => {
 		if (reset) [items, total, unread, failures, size, loaded, fault] = [[], 0, 0, 0, PAGE];
 		render();
-		start(500 * 2 ** failures - 1000); // not at once with one bad token after the other
+		start(500 * 2 ** failures - 1000);
 	};
 }
 

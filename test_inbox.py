@@ -660,7 +660,7 @@ def run_shell(line: str) -> object:
 async def test_the_demo_shows_each_fault_at_its_field(serve: Serve, context: BrowserContext) -> None:
     server = await serve(DEMO="1")
     page = await demo(context, server.url)
-    user, about = page.get_by_label("User"), page.get_by_label("About (target_id, optional)")
+    user, about = page.get_by_label("User", exact=True), page.get_by_label("About (target_id, optional)")
     await user.fill("x")
     await about.fill("y")
     await page.get_by_role("button", name="Create", exact=True).click()

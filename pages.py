@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 from handlers import GATE
 
 FOLDER: Final = Path(__file__).parent / "web"
-READ_MAILBOX: Final = web.AppKey("READ_MAILBOX", Callable[[], list[dict[str, Any]]])
+READ_MAILBOX: Final[web.AppKey[Callable[[], list[dict[str, Any]]]]] = web.AppKey("READ_MAILBOX")
 """Returns the newest e-mails of a local run; absent in any other."""
 
 MODULE_HEADERS: Final = {

@@ -385,7 +385,10 @@ async def test_another_user_never_sees_what_the_first_one_got(
     await bell(page).click()
     await expect(rows(page)).to_have_count(1)
     left = await page.locator("notifier-inbox").evaluate(
-        "(inbox) => { inbox.setAttribute('user-id', 'f'.repeat(24)); return inbox.shadowRoot.querySelectorAll('li').length }"
+        """(inbox) => {
+            inbox.setAttribute("user-id", "f".repeat(24));
+            return inbox.shadowRoot.querySelectorAll("li").length;
+        }"""
     )
     assert left == 0
     await unread(page, 0)
@@ -455,7 +458,7 @@ async def test_the_stream_is_understood_in_pieces_of_any_size(site: Site, contex
         *(b"ret", b"ry: 6", b"0\r", b"\n\r\n", b": keep-alive\r\n\r\n", b": data\n\n"),
         *(b"event: inbox\r\nda", b"ta: {}\r\n\r\n!", b": keep-alive\n\n", b"\n"),
         b"event: inbox\ndata: {}\n\nevent: inbox\ndata: {}\n\n!",
-        *(bytes([byte]) for byte in "event: inbox\ndata: {\"\": \"ö\"}".encode()),
+        *(bytes([byte]) for byte in 'event: inbox\ndata: {"": "ö"}'.encode()),
         b"\n\n!",
     )
     async with script.running() as service:
@@ -700,7 +703,7 @@ async def test_the_demo_asks_for_a_key_where_there_are_keys(serve: Serve, contex
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_axe_finds_nothing_in_the_demo(
-    serve: Serve, browser: Browser, scheme: Literal["light", "dark"], tmp_path: Path
+    browser: Browser, scheme: Literal["light", "dark"], tmp_path: Path
 ) -> None:
     local = await asyncio.to_thread(LocalRun, tmp_path)
     try:
@@ -722,8 +725,8 @@ async def test_axe_finds_nothing_in_the_demo(
 # --- pictures ---------------------------------------------------------------------------------------------
 
 PICTURES = {
-    "inbox": {"viewport": {"width": 1100, "height": 700}},
-    "inbox-dark": {"viewport": {"width": 1100, "height": 700}, "color_scheme": "dark"},
+    "inbox": {"viewport": {"width": 1280, "height": 700}},
+    "inbox-dark": {"viewport": {"width": 1280, "height": 700}, "color_scheme": "dark"},
     "inbox-phone": {"viewport": {"width": 390, "height": 700}},
 }
 AGES = (90, 3 * 60, 50 * 60, 26 * 3600, 3 * 86_400)
@@ -827,7 +830,9 @@ async def test_the_mailbox_of_a_local_run_is_for_backends_and_survives_odd_files
     local = await asyncio.to_thread(LocalRun, tmp_path, API_KEYS=KEY)
     try:
         mailbox = tmp_path / ".notifier/mail"
-        (mailbox / "1.eml").write_bytes(b"Subject: =?utf-8?q?=F0?=\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff")
+        (mailbox / "1.eml").write_bytes(
+            b"Subject: =?utf-8?q?=F0?=\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff"
+        )
         (mailbox / "2.eml").write_bytes(b"")
         (mailbox / "3.eml").mkdir()
         (mailbox / "4.eml").write_bytes(b"Subject: a\r\nTo: b@c.example\r\nContent-Type: text/html\r\n\r\n<b>c</b>")
@@ -836,12 +841,13 @@ async def test_the_mailbox_of_a_local_run_is_for_backends_and_survives_odd_files
             response = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
             assert response.status == 200
             mails = (await response.json())["mails"]
-        assert {"file": ".notifier/mail/4.eml", "to": "b@c.example", "subject": "a", "text": "", "html": True} == mails[0]
+        html = {"file": ".notifier/mail/4.eml", "to": "b@c.example", "subject": "a", "text": "", "html": True}
+        assert mails[0] == html
     finally:
         local.end(signal.SIGTERM)
 
 
-async def test_the_container_has_all_that_the_service_needs(serve: Serve, tmp_path: Path) -> None:
+async def test_the_container_has_all_that_the_service_needs(tmp_path: Path) -> None:
     """Run the service of nothing but what the Dockerfile copies, as far as .dockerignore lets it."""
     ignored = (HERE / ".dockerignore").read_text().splitlines()
     image = tmp_path / "image"

@@ -265,7 +265,7 @@ async def test_it_survives_a_killed_server_and_says_so(server: Server, site: Sit
     await expect(page.get_by_text("No connection. Trying again")).to_have_count(2)  # to read, and to hear
     await expect(rows(page)).to_have_count(1)
     server.process.restart()
-    await expect(panel(page).get_by_text("No connection")).to_be_hidden()
+    await expect(page.get_by_text("No connection")).to_have_count(0)
     await server.create(data={"n": 1})
     await expect(rows(page)).to_have_count(2)
     assert await told(page) == [["notification", 1]]
@@ -455,7 +455,7 @@ class Script:
 async def test_the_stream_is_understood_in_pieces_of_any_size(site: Site, context: BrowserContext) -> None:
     script = Script(
         site,
-        *(b"ret", b"ry: 6", b"0\r", b"\n\r\n", b": keep-alive\r\n\r\n", b": data\n\n"),
+        *(b"ret", b"ry: 10", b"0\r", b"\n\r\n", b": keep-alive\r\n\r\n", b": data\n\n"),
         *(b"event: inbox\r\nda", b"ta: {}\r\n\r\n!", b": keep-alive\n\n", b"\n"),
         b"event: inbox\ndata: {}\n\nevent: inbox\ndata: {}\n\n!",
         *(bytes([byte]) for byte in 'event: inbox\ndata: {"": "ö"}'.encode()),
@@ -547,6 +547,21 @@ async def test_everything_can_be_done_with_the_keyboard_alone(
     await press("Enter")
     await expect(panel(page)).to_be_hidden()
     await press("Tab")
+    await expect(page.get_by_role("button", name="After")).to_be_focused()
+
+
+async def test_a_click_elsewhere_closes_the_panel_and_goes_where_it_went(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url, content='<p align="right"><button>After</button></p>')
+    page = await opened(context, site.origin)
+    await bell(page).click()
+    await expect(panel(page)).to_be_visible()
+    await page.mouse.click(5, 500)
+    await expect(panel(page)).to_be_hidden()
+    await bell(page).click()
+    await page.get_by_role("button", name="After").click()
+    await expect(panel(page)).to_be_hidden()
     await expect(page.get_by_role("button", name="After")).to_be_focused()
 
 

@@ -5,12 +5,12 @@ const TEXTS = {
 	unauthorized: "Please sign in again.",
 };
 const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
-const PAGE = 20, TIMEOUT = 15e3, SILENCE = 45e3; // of a stream, which speaks every 15 s
+const PAGE = 20, SILENCE = 45e3; // of a stream, which speaks every 15 s
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
 :host{display:inline-block;color-scheme:light dark}
 div,button{--bg:var(--notifier-background,Canvas);--accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
-:host([hidden]),[hidden],:is(#note,#badge):empty{display:none!important}
+:host([hidden]),[hidden],#note:empty,#badge:empty{display:none!important}
 button{font:inherit;color:inherit;background:none;border:0;border-radius:.5rem;cursor:pointer}
 button:hover{background:#8882}
 :focus-visible{outline:2px solid var(--accent);outline-offset:-2px}
@@ -29,8 +29,8 @@ strong{flex:1;align-self:center}
 ul{margin:0;padding:0}
 li{display:block;border-top:1px solid #8885}
 li button{width:100%;padding:.7rem 1rem;border-radius:0;text-align:start;overflow-wrap:anywhere}
-b,li span{display:block;font-weight:400}
-.new b{font-weight:650}
+b,li span{display:block}
+li:not(.new) b{font-weight:400}
 .new b:before{content:"● "/"";color:var(--accent)}
 li span,time{opacity:.75;font-size:.85em}
 i,#status{position:fixed;clip-path:inset(50%)}
@@ -49,7 +49,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 <div id=panel part=panel popover autofocus tabindex=-1 role=dialog aria-labelledby=title><header><strong id=title></strong>
 <button id=all></button></header><div id=note></div><ul id=list role=list></ul><button id=more></button></div>
 <template id=row><li><button><i></i> <b dir=auto></b><span dir=auto></span><time></time></button></li></template>`;
-	const [bell, badge, status, panel, title, all, note, list, more, template] = root.querySelectorAll("[id]");
+	const [bell, badge, status, panel, title, all, note, list, more, sample] = root.querySelectorAll("[id]");
 	all.onclick = () => read(items.filter((item) => item.is_new), "all=true", unread);
 	more.onclick = () => {
 		size += PAGE;
@@ -67,7 +67,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	const text = (name, value) => (get(`text-${name}`) ?? TEXTS[name]).replace("{}", value);
 	const label = ({ key, data }) =>
 		get(`label-${key}`)?.replace(/{(\w+)}/g, (_, name) => show(data?.[name])) ??
-		show(key).replaceAll("_", " ").replace(/^./, (first) => first.toUpperCase());
+		show(key).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
 	const emit = (type, detail) => host.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
 	const fail = (name) => {
 		fault = name;
@@ -89,15 +89,16 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		throw response;
 	}
 
-	// Lists and writes take turns. A list from before a write is dropped: another one follows it.
+	// Lists and writes take turns. A list from before a write is dropped: another follows.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
 	function sync() {
 		const asked = writes, { signal } = run;
 		return inTurn(async () => {
-			const response = await call(`list?limit=${size}`, {}, signal, AbortSignal.timeout(TIMEOUT));
+			const response = await call(`list?limit=${size}`, {}, signal, AbortSignal.timeout(15e3));
 			const { data } = await response.json(), known = data.list.findIndex(({ id }) => rows.has(id));
 			if (signal.aborted || asked != writes) return;
+			if (fault) status.textContent = "";
 			const fresh = loaded ? data.list.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new) : [];
 			[items, total, unread, loaded, fault] = [data.list, data.elements, data.new, true];
 			render();
@@ -122,8 +123,9 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		};
 		writes++;
 		mark(false, -count);
-		const post = () => call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(TIMEOUT));
-		await inTurn(post).catch(() => mark(true, (undone = count)));
+		const sent = call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(15e3));
+		const done = sent.catch(() => mark(true, (undone = count)));
+		await inTurn(() => done);
 		await refresh();
 		if (undone && !fault) fail("undone");
 	}
@@ -149,15 +151,18 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		let wait, rest = "";
 		try {
 			await sync();
-			if (!streams) return again((get("poll") || 15) * 1000, (failures = 0));
+			if (!streams) {
+				failures = 0;
+				return again((get("poll") || 15) * 1000);
+			}
 			again(SILENCE);
 			const { body } = await call("stream?", {}, signal), reader = body.pipeThrough(new TextDecoderStream()).getReader();
 			for (let chunk; !(chunk = await reader.read()).done; again(SILENCE)) {
 				const lines = /[^]*[\r\n]|/.exec((rest += chunk.value))[0];
 				rest = rest.slice(lines.length);
-				retry = /^retry: ?(\d+)/m.exec(lines)?.[1] ?? retry;
+				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
 				failures = 0;
-				if (/^data/m.test(lines)) await sync(); // the list says what has changed
+				if (/^data/m.test(lines)) await sync(); // to see what
 				render();
 			}
 			wait = retry;
@@ -179,10 +184,10 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		more.hidden = size >= Math.min(total, 1000);
 		rows = new Map();
 		items.forEach((item, index) => {
-			const row = known.get(item.id) ?? template.content.firstChild.cloneNode(true), at = list.children[index];
+			const row = known.get(item.id) ?? sample.content.firstChild.cloneNode(true), at = list.children[index];
 			rows.set(item.id, row);
 			if (at != row) list.insertBefore(row, at ?? null);
-			const [flag, what, details, time] = row.firstChild.children;
+			const [flag, what, extra, time] = row.firstChild.children;
 			row.className = item.is_new ? "new" : "";
 			row.onclick = () => {
 				emit("notifier-select", item);
@@ -191,12 +196,12 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			flag.textContent = item.is_new ? text("new") : "";
 			what.textContent = label(item);
 			const pairs = get(`label-${item.key}`) ? [] : Object.entries(item.data ?? {});
-			details.textContent = pairs.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
+			extra.textContent = pairs.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
 			try {
 				const age = Math.max(0, Date.now() / 1000 - item.timestamp), lang = document.documentElement.lang || [];
 				const [unit, size] = Object.entries(UNITS).find(([, size]) => age >= size) ?? ["second", 60];
 				time.textContent = new Intl.RelativeTimeFormat(lang, { numeric: "auto" }).format(-Math.floor(age / size), unit);
-			} catch {} // what is no time
+			} catch {} // no time
 		});
 		while (list.children[items.length]) list.lastChild.remove();
 		if (held?.checkVisibility() === false) panel.focus();

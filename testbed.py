@@ -40,11 +40,11 @@ def free_port() -> int:
 class Mongod:
     """A MongoDB server that can be killed, frozen and started again with its data."""
 
-    def __init__(self, folder: Path, replica_set: str | None = None) -> None:
+    def __init__(self, folder: Path, replica_set: str | None = None, *arguments: str) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._folder = folder
-        self._arguments = ["--replSet", replica_set] if replica_set else []
+        self._arguments = [*(("--replSet", replica_set) if replica_set else ()), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

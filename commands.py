@@ -28,6 +28,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "With neither DB_URI nor SMTP_HOST it runs on an embedded MongoDB and mailbox, under .notifier/.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # workers.py starts itself so
     commands = parser.add_subparsers(dest="command", metavar="")
     dead = commands.add_parser("dead", help="list the e-mails that could not be delivered, and why")
     dead.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -41,8 +41,8 @@ async def running_delivery(
 ) -> AsyncIterator[Delivery]:
     """Deliver in the background; at the end, finish or give back what is under way."""
     mailer = Mailer(settings)
-    metrics.connections.set_function(lambda: mailer.connections)
-    metrics.breaker.set_function(lambda: bool(mailer.breaker.fault) and not mailer.breaker.closed)
+    metrics.watch(metrics.connections, lambda: mailer.connections)
+    metrics.watch(metrics.breaker, lambda: bool(mailer.breaker.fault) and not mailer.breaker.closed)
     delivery = Delivery(store, mailer, settings, owed, metrics)
     run, keeper = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
     try:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict
-from functools import partial
 from hashlib import blake2b
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Final
 from uuid import uuid4
 
+import orjson
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from marshmallow import Schema, ValidationError
@@ -60,10 +58,9 @@ VANISHED_MS: Final = 30_000
 """For how long what was sent may stay unacknowledged; the kernel itself would try for a quarter of an hour."""
 SEND_BUFFER: Final = 64 * 1024
 """Bytes that the kernel may hold for a stream; of itself it would take megabytes for a client that does not read."""
-SUCCESS: Final = {"success": True}
+SUCCESS: Final = b'{"success": true}'
 BODY_TIMEOUT: Final = 30.0
-JSON: Final = partial(json.dumps, default=str)
-"""What other programs keep in the array may hold types that JSON has not; it must not break the list."""
+JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
 
 async def create(request: web.Request) -> web.Response:
@@ -74,7 +71,7 @@ async def create(request: web.Request) -> web.Response:
     replayed = await request.app[STORE].create(new, headers.get("idempotency_key"), request[REQUEST_ID])
     if new.key.mailed:
         request.app[MAIL_OWED].set()
-    return web.json_response(SUCCESS, status=201, headers={"Idempotent-Replayed": "true"} if replayed else None)
+    return _answer(SUCCESS, 201, {"Idempotent-Replayed": "true"} if replayed else None)
 
 
 async def list_(request: web.Request) -> web.Response:
@@ -83,12 +80,15 @@ async def list_(request: web.Request) -> web.Response:
     query: schemas.ListQuery = LIST.load(_single(request.query))
     caller.must_act_for(query.user_id)
     page = await request.app[STORE].list(query)
-    asked = {name: value for name, value in asdict(query).items() if value is not None}
+    asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
+    if query.is_new is not None:
+        asked["is_new"] = query.is_new
     data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
-    body = JSON({"success": True, "data": data})
-    etag = blake2b(body.encode(), digest_size=12).hexdigest()
+    # What other programs keep in the array may hold types that JSON has not; it must not break the list.
+    body = orjson.dumps({"success": True, "data": data}, default=str)
+    etag = blake2b(body, digest_size=12).hexdigest()
     known = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if etag in known else web.json_response(text=body)
+    response = web.Response(status=304) if etag in known else _answer(body)
     response.etag = etag
     response.headers["Cache-Control"] = "private, no-cache"  # that is: keep it, but ask whether it still holds
     return response
@@ -101,7 +101,7 @@ async def read(request: web.Request) -> web.Response:
     caller.must_act_for(query.user_id)
     if not await request.app[STORE].mark_read(query) and query.field == "id":
         raise Problem(404, "The user has no such notification.")
-    return web.json_response(SUCCESS)
+    return _answer(SUCCESS)
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -141,7 +141,7 @@ def _bound_buffers(request: web.Request) -> None:
 
 async def healthz(_: web.Request) -> web.Response:
     """Answer: the process is alive, and its event loop turns."""
-    return web.json_response(SUCCESS)
+    return _answer(SUCCESS)
 
 
 async def readyz(request: web.Request) -> web.Response:
@@ -149,7 +149,7 @@ async def readyz(request: web.Request) -> web.Response:
     if request.app[DRAINING].is_set():
         raise _unavailable("The service is stopping.", retry_after=5)
     await request.app[STORE].ping()
-    return web.json_response(SUCCESS)
+    return _answer(SUCCESS)
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -188,6 +188,10 @@ ROUTES: Final = (
 )
 FOR_BROWSERS: Final = ("/list", "/read", "/stream")
 """What pages of other origins may call, where `CORS_ORIGINS` names them."""
+
+
+def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
 
 
 def _caller(request: web.Request) -> auth.Caller:
@@ -296,6 +300,8 @@ def _problem_of(exc: Exception, request_id: str) -> Problem:  # noqa: C901, PLR0
             return Problem(409, "The users' collection does not admit this: see the service's log.")
         case store.OutboxFull():
             return _unavailable("The user is owed too many e-mails that could not be delivered yet.", retry_after=60)
+        case store.Busy():
+            return _unavailable("Too many requests wait for the database.", retry_after=1)
         case store.NotReplicated():
             return Problem(
                 501, "MongoDB must be a replica set for this, one of a single member is enough: see the README."

@@ -27,6 +27,7 @@ from metrics import Metrics
 from schemas import BODY_LIMIT
 from settings import Settings, SettingsError, load_settings
 from store import Unavailable, open_store, uri_fault
+from workers import supervise
 
 log = logging.getLogger("notifier")
 
@@ -83,8 +84,14 @@ async def drain_on_sigterm(app: web.Application) -> None:
             app[handlers.LIVE].close()
             loop.call_later(NOT_READY, stop)
 
+    def supervisor_ended() -> None:
+        loop.remove_reader(sys.stdin)
+        drain()
+
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, drain)
+    if app[SETTINGS].workers > 1:
+        loop.add_reader(sys.stdin, supervisor_ended)
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
@@ -170,6 +177,8 @@ def main(arguments: list[str]) -> int:
     try:
         if options.command:
             return run_command(options, settings)
+        if settings.workers > 1 and not options.worker:
+            return asyncio.run(supervise(settings))
         app = create_app(settings)
         app.on_startup.append(drain_on_sigterm)
         web.run_app(
@@ -177,6 +186,7 @@ def main(arguments: list[str]) -> int:
             host=settings.host,
             port=settings.port,
             access_log=None,
+            reuse_port=options.worker,
             backlog=LISTEN_BACKLOG,
             print=partial(announce, settings),
             shutdown_timeout=SHUTDOWN_TIMEOUT,

@@ -153,6 +153,7 @@ class Settings:
     )
     demo: bool = _setting("1 serves the demo page at / (a local run always does)", "bool", default=False)
     templates_dir: Path | None = _setting("directory of templates for the e-mails; none means plain ones", "path")
+    workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",
         default="INFO",
@@ -185,6 +186,7 @@ LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@
 LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
 TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
 NEEDS_KEYS: Final = "Missing; without keys the API is open, and USER_TOKEN_SECRET protects nothing."
+ALONE: Final = "More than one need DB_URI and SMTP_HOST: a local run is one process."
 TOGETHER: Final = "Missing; SMTP_LOGIN and SMTP_PASSWORD go together."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
 
@@ -230,6 +232,7 @@ def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(
         ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
+        ("WORKERS", ALONE if local and values["workers"] > 1 else None),
         ("TEMPLATES_DIR", _templates_fault(values["templates_dir"])),
         ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
         ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),

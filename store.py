@@ -25,14 +25,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import pymongo
 from bson import ObjectId
 from bson.timestamp import Timestamp
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
-from pymongo import ReadPreference, ReturnDocument, WriteConcern, uri_parser
+from pymongo import ReadPreference, UpdateOne, WriteConcern, uri_parser
 from pymongo.errors import (
+    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
     CursorNotFound,
@@ -42,9 +45,11 @@ from pymongo.errors import (
     OperationFailure,
     PyMongoError,
     WriteConcernError,
+    WriteError,
 )
 from pymongo.read_concern import ReadConcern
 
+from batcher import Batcher, QueueFull
 from schemas import Create, JSONObject, ListQuery, ReadQuery
 from settings import Settings
 
@@ -70,12 +75,16 @@ ABOUT: Final = ("target_id", "data")
 """What a notification, an owed e-mail and a dead letter hold only when the request had it."""
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered of a user."""
-TOO_LARGE_CODES: Final = frozenset({10334, 17419, 17420})  # BSONObjectTooLarge, and an update that would make one
-BAD_VALUE: Final = 2  # such as a push to what is no array
+WRITES_AT_ONCE: Final = int(__import__("os").environ.get("WF", "1"))
+LISTS_AT_ONCE: Final = int(__import__("os").environ.get("LF", "2"))
+BATCH_LIMIT: Final = 100
+QUEUE_LIMIT: Final = 4096
+SHARED_LIMIT: Final = 50
+DUPLICATE_KEY: Final = 11000
 ACCESS_CODES: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed: mended at MongoDB, without a restart
-RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 388, 9001, 10107, 11600, 11602, 13435, 13436})
 """Those of the retryable writes specification: a server that steps down says one of them in a write error, too, which
-the driver does not label."""
+the driver does not label. And TransactionTooLargeForCache, of a server that has much to do."""
 
 NOT_REPLICATED: Final = 40573  # the $changeStream stage is only supported on replica sets
 CHANGE_WAIT_MS: Final = 500
@@ -131,6 +140,10 @@ class OutboxFull(Unavailable):
     """The user is owed `OUTBOX_LIMIT` e-mails already; nothing was written."""
 
 
+class Busy(Unavailable):
+    """More requests wait for MongoDB than may. What was asked may still be done, if this was not its first attempt."""
+
+
 class KeyReused(StoreError):
     """The idempotency key came with something else before; nothing was written."""
 
@@ -151,6 +164,16 @@ class HistoryLost(StoreError):
     """The change stream cannot go on where it ended: what happened since is not known."""
 
 
+REFUSALS: Final[Mapping[int | None, Callable[[], StoreError]]] = {
+    2: partial(Conflict, "a field of another type"),  # BadValue, such as a push to what is no array
+    121: partial(Conflict, "a validator of the collection"),  # DocumentValidationFailure
+    10334: TooLarge,  # BSONObjectTooLarge
+    17419: TooLarge,  # an update that would make one
+    17420: TooLarge,
+}
+"""What MongoDB refuses for good, by its error code."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some of a user's notifications, newest first, and the counts of all and of the unread."""
@@ -158,6 +181,22 @@ class Page:
     elements: int
     new: int
     list: list[JSONObject]
+
+
+EMPTY: Final = Page(0, 0, [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A write to one document that may share a call with others. Without upsert it must be safe to repeat."""
+
+    filter: JSONObject
+    update: JSONObject
+    upsert: bool = False
+    array_filters: list[Mapping[str, Any]] | None = None
+
+    def model(self) -> UpdateOne:
+        return UpdateOne(self.filter, self.update, upsert=self.upsert, array_filters=self.array_filters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +267,9 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             settings.db_uri,
             appname="notifier",
             tz_aware=True,
+            # What other programs store must not break the reading of it, nor of what is read in the same call.
+            datetime_conversion="DATETIME_AUTO",
+            unicode_decode_error_handler="replace",
             timeoutMS=ATTEMPT_TIMEOUT_MS,
             serverSelectionTimeoutMS=ATTEMPT_TIMEOUT_MS,
             # Its new retries, after a connection that could not be made, send a standalone server the transaction
@@ -266,6 +308,14 @@ class Store:
         self._seen: Timestamp | None = None
         self._limit = settings.notifications_limit
         self._email = settings.email
+        self._write = Batcher(self._write_together, flights=WRITES_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
+        self._lists = Batcher(
+            self._fetch,
+            flights=LISTS_AT_ONCE,
+            most=BATCH_LIMIT,
+            queue=QUEUE_LIMIT,
+            kind=attrgetter("is_new", "skip", "limit"),
+        )
 
     async def create_indexes(self) -> None:
         """Create the index that finds due e-mails. Any number of replicas may do so at once."""
@@ -321,9 +371,7 @@ class Store:
         """Update the user's document, creating a missing one; say whether the conditions held."""
         filter_ = {"_id": ObjectId(user_id), **conditions}
         try:
-            await self._users.find_one_and_update(
-                filter_, update, {"_id": 1}, upsert=True, return_document=ReturnDocument.AFTER
-            )
+            await self._write(_Write(filter_, update, upsert=True))
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
                 raise Conflict(
@@ -331,8 +379,38 @@ class Store:
                 ) from exc  # a unique index on the e-mail address, say: a second new user cannot have it
             # A condition failed, so the server tried to insert; or another upsert inserted in between. Only a
             # filter of nothing but _id is repeated by the server itself. Without upsert there are no two meanings.
-            return await self._users.find_one_and_update(filter_, update, {"_id": 1}) is not None
+            return await self._write_alone(_Write(filter_, update))
         return True
+
+    async def _write_together(self, writes: Sequence[_Write]) -> Sequence[bool | Exception]:
+        """Make writes in one call, each atomic and for itself; say of each whether it found its document, or failed."""
+        if len(writes) == 1:
+            return [await self._write_alone(writes[0])]
+        done: Mapping[str, Any]
+        try:
+            done = (await self._users.bulk_write([write.model() for write in writes], ordered=False)).bulk_api_result
+        except BulkWriteError as exc:
+            done = exc.details
+        outcomes: list[bool | Exception] = [True] * len(writes)
+        for concern in done["writeConcernErrors"]:
+            outcomes = [WriteConcernError(concern["errmsg"], concern["code"])] * len(writes)
+        for error in done["writeErrors"]:
+            outcomes[error["index"]] = _write_error(error)
+        if done["nMatched"] + done["nUpserted"] + len(done["writeErrors"]) < len(writes):
+            # Some found nothing, and a bulk write does not say which: not an upsert, that finds or fails.
+            for n in [n for n, write in enumerate(writes) if outcomes[n] is True and not write.upsert]:
+                try:
+                    outcomes[n] = await self._write_alone(writes[n])
+                except PyMongoError as exc:
+                    outcomes[n] = exc
+        return outcomes
+
+    async def _write_alone(self, write: _Write) -> bool:
+        if write.upsert:
+            await self._users.find_one_and_update(write.filter, write.update, {"_id": 1}, upsert=True)
+            return True
+        result = await self._users.update_one(write.filter, write.update, array_filters=write.array_filters)
+        return bool(result.matched_count)
 
     async def _explain(self, new: Create, id_: str, key: str | None) -> bool:
         """Say what a condition that failed means: `False`, an earlier attempt of `id_` was applied; `True`, a replay.
@@ -361,17 +439,21 @@ class Store:
 
         Raises `Unavailable`.
         """
-        read = {"$filter": {"input": NOTIFICATIONS, "cond": {"$ne": ["$$this.is_new", True]}}}
-        listed = {None: NOTIFICATIONS, True: UNREAD, False: read}[query.is_new]
-        skip = min(query.skip, INT32_MAX)  # $slice takes no more, and no document holds as many
-        projection = {
-            "_id": 0,
-            "elements": {"$size": NOTIFICATIONS},
-            "new": {"$size": UNREAD},
-            "list": {"$slice": [listed, skip, query.limit]} if query.limit else {"$literal": []},
-        }
-        found = await _persist(lambda: self._users.find_one({"_id": ObjectId(query.user_id)}, projection))
-        return Page(**found) if found else Page(0, 0, [])
+        if query.limit > SHARED_LIMIT:
+            return (await _persist(lambda: self._fetch([query])))[0]
+        return await _persist(lambda: self._lists(query))
+
+    async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
+        """Return the same page of some users' notifications by one query."""
+        users = {ObjectId(query.user_id) for query in queries}
+        projection = _page(queries[0])
+        if len(users) == 1:
+            user = await self._users.find_one({"_id": users.pop()}, projection)
+            found = [user] if user else []
+        else:
+            found = await self._users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
+        pages = {str(user.pop("_id")): Page(**user) for user in found}
+        return [pages.get(query.user_id, EMPTY) for query in queries]
 
     async def mark_read(self, query: ReadQuery) -> bool:
         """Mark the notifications that are meant as read; say whether the user has any such.
@@ -381,9 +463,8 @@ class Store:
         meant = {query.field: query.value} if query.field else {"id": {"$exists": True}}
         filter_ = {"_id": ObjectId(query.user_id), "notifications": {"$elemMatch": meant}}
         update = {"$set": {"notifications.$[meant].is_new": False}}
-        filters = [{f"meant.{name}": value for name, value in meant.items()}]
-        result = await _persist(lambda: self._users.update_one(filter_, update, array_filters=filters))
-        return bool(result.matched_count)
+        filters: list[Mapping[str, Any]] = [{f"meant.{name}": value for name, value in meant.items()}]
+        return await _persist(lambda: self._write(_Write(filter_, update, array_filters=filters)))
 
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
@@ -594,6 +675,28 @@ class Store:
         return bool(result.matched_count)
 
 
+def _page(query: ListQuery) -> JSONObject:
+    """Return the projection that makes a `Page` of a user's document."""
+    read = {"$filter": {"input": NOTIFICATIONS, "cond": {"$ne": ["$$this.is_new", True]}}}
+    listed = {None: NOTIFICATIONS, True: UNREAD, False: read}[query.is_new]
+    skip = min(query.skip, INT32_MAX)  # $slice takes no more, and no document holds as many
+    return {
+        "elements": {"$size": NOTIFICATIONS},
+        "new": {"$size": UNREAD},
+        "list": {"$slice": [listed, skip, query.limit]} if query.limit else {"$literal": []},
+    }
+
+
+def _write_error(error: JSONObject) -> PyMongoError:
+    """Make of a write's error in a batch what the driver would have raised had it been alone.
+
+    Without the write itself, which holds what does not belong into a log.
+    """
+    details = {name: value for name, value in error.items() if name != "op"}
+    kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
+    return kind(error["errmsg"], error["code"], details)
+
+
 def _traced(request_id: str | None) -> JSONObject:
     return {"request_id": request_id} if request_id else {}
 
@@ -678,13 +781,13 @@ async def _persist(attempt: Callable[[], Awaitable[T]], deadline: float | None =
                 await asyncio.sleep(random.uniform(0.05, 0.25))
     except TimeoutError as exc:
         raise Unavailable from (cause or exc)
+    except QueueFull as exc:
+        raise Busy from exc
     except DocumentTooLarge as exc:
         raise TooLarge from exc
     except OperationFailure as exc:
-        if exc.code in TOO_LARGE_CODES:
-            raise TooLarge from exc
-        if exc.code == BAD_VALUE:
-            raise Conflict("a field of another type") from exc
+        if refusal := REFUSALS.get(exc.code):
+            raise refusal() from exc
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import ssl
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from mailer import Mailer, Stage, Verdict, _judge
 from metrics import Metrics
 from schemas import Create, Key
 from settings import Security, Settings
-from store import NOBODY, Mail, OutboxFull, open_store
-from test_notifier import HERE, OTHER, USER, create, list_, nothing_owed, problem, settled, user
+from store import NOBODY, OUTBOX_LIMIT, Mail, OutboxFull, open_store
+from test_notifier import HERE, OTHER, USER, create, list_, nothing_owed, problem, read, settled, user
 from testbed import (
     Drop,
     MailServer,
@@ -124,6 +126,126 @@ async def test_i1_i2_a_lost_reply_applies_once(
             assert max(Counter(mail.ids).values(), default=1) == 1
             direct.drop_database(name)
         await client.close()
+
+
+def far_from_due(n: int) -> dict[str, Any]:
+    return store.owed_mail(f"{n:024x}", "registration", datetime.now(UTC), {}) | {
+        "next_at": datetime(2100, 1, 1, tzinfo=UTC)
+    }
+
+
+def updates(mongod: Mongod) -> int:
+    """Return how many update commands the server has got."""
+    with mongod.client() as direct:
+        total: int = direct.admin.command("serverStatus")["metrics"]["commands"]["update"]["total"]
+        return total
+
+
+async def test_i1_who_share_a_write_have_each_their_own_outcome(client: Client, database: DB, mongod: Mongod) -> None:
+    """All that can become of a create, among as many for whom nothing is wrong."""
+    wide, odd, owed_much, replayed = (f"{n:024x}" for n in range(100, 104))
+    mails = [far_from_due(n) for n in range(OUTBOX_LIMIT)]
+    database.users.insert_one({"_id": ObjectId(wide), "blob": b"x" * (16 * 1024 * 1024 - 1000)})
+    database.users.insert_many(
+        [
+            {"_id": ObjectId(odd), "notifications": "not ours"},
+            {"_id": ObjectId(owed_much), "outbox": mails, "mail_due": mails[0]["next_at"]},
+        ]
+    )
+    once, changed = ({"user_id": replayed, "key": "new_post", "data": {"x": n}} for n in range(2))
+    key = {"Idempotency-Key": "k"}
+    assert (await client.post("/create", json=once, headers=key)).status == 201
+    plain = [{"user_id": f"{n:024x}", "key": "new_login", "data": {"n": n}} for n in range(40)]
+    requests = [
+        ({"user_id": wide, "key": "new_post", "data": {"a": "x" * 2000}}, {}, 413),
+        ({"user_id": odd, "key": "new_post"}, {}, 409),
+        ({"user_id": owed_much, "key": "new_login"}, {}, 503),
+        (once, key, 201),
+        (changed, key, 422),
+        *((body, {}, 201) for body in plain),
+    ]
+    before = updates(mongod)
+    for _ in range(3):
+        answers = [client.post("/create", json=body, headers=headers) for body, headers, _ in requests * 2]
+        statuses = [answer.status for answer in await asyncio.gather(*answers)]
+        assert statuses == [status for *_, status in requests * 2]
+    assert updates(mongod) - before < 3 * 2 * len(requests) / 2
+    for body in plain:
+        assert [item["data"] for item in user(database, str(body["user_id"]))["notifications"]] == [body["data"]] * 6
+    assert len(user(database, replayed)["notifications"]) == 1
+    assert "notifications" not in user(database, owed_much) | user(database, wide)
+    database.users.delete_one({"_id": ObjectId(owed_much)})
+    await settled(database)
+
+
+async def test_i1_who_share_a_write_are_each_told_whether_it_found_something(client: Client, database: DB) -> None:
+    users = [f"{n:024x}" for n in range(30)]
+    await asyncio.gather(*(create(client, user_id) for user_id in users))
+    ids = [user(database, user_id)["notifications"][0]["id"] for user_id in users]
+    expected = [200 if n % 3 else 404 for n in range(30)]
+    marks = (read(client, id_ if n % 3 else "unknown", users[n]) for n, id_ in enumerate(ids))
+    assert await asyncio.gather(*marks) == expected
+    assert [200 - 200 * user(database, u)["notifications"][0]["is_new"] for u in users] == [
+        200 if status == 200 else 0 for status in expected
+    ]
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.parametrize("key", [Key.NEW_MESSAGE, Key.NEW_LOGIN, Key.REGISTRATION])
+@pytest.mark.usefixtures("impatient")
+async def test_i1_i2_a_lost_reply_to_a_shared_write_applies_each_once(
+    start: Start, any_mongod: Mongod, mail: MailServer, fault: str, key: Key
+) -> None:
+    name = f"lost_{ObjectId()}"
+    proxy = Proxy(any_mongod.port)
+    async with proxy.running():
+        client = await start(db_uri=f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true")
+        users = [f"{n:024x}" for n in range(20)]
+        for existing in (False, True):
+            proxy.break_next("updates", fault)
+            await asyncio.gather(*(create(client, user_id, key.value, data={"old": existing}) for user_id in users))
+        assert proxy.faults == 2
+        with any_mongod.client() as direct:
+            await settled(direct[name])
+            for user_id in users:
+                notifications = user(direct[name], user_id).get("notifications", [])
+                assert [item["data"]["old"] for item in notifications] == [True, False][: 2 * key.stored]
+            assert len(set(mail.ids)) == 2 * len(users) * key.mailed
+            assert max(Counter(mail.ids).values(), default=1) == 1
+            direct.drop_database(name)
+        await client.close()
+
+
+async def test_i6_a_client_that_leaves_takes_no_neighbour_along(client: Client, database: DB) -> None:
+    server = client.server
+    users = [f"{n:024x}" for n in range(20)]
+    writers = []
+    for user_id in users[:10]:
+        _, writer = await asyncio.open_connection(server.host, server.port)
+        body = json.dumps({"user_id": user_id, "key": "new_post"}).encode()
+        writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        writers.append(writer)
+    answers = [asyncio.create_task(create(client, user_id)) for user_id in users[10:]]
+    for writer in writers:
+        await asyncio.sleep(0)
+        writer.transport.abort()
+    await asyncio.gather(*answers)
+    assert all(len(user(database, user_id)["notifications"]) == 1 for user_id in users[10:])
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_i6_when_too_many_wait_the_others_are_503_at_once(
+    start: Start, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "QUEUE_LIMIT", 5)
+    client = await start()
+    with failing(mongod, ["findAndModify", "update"], blockConnection=True, blockTimeMS=300):
+        posts = [client.post("/create", json={"user_id": f"{n:024x}", "key": "new_post"}) for n in range(60)]
+        answers = await asyncio.gather(*posts)
+    statuses = Counter(answer.status for answer in answers)
+    assert statuses.keys() == {201, 503}
+    assert {answer.headers.get("Retry-After") for answer in answers} == {None, "1"}
+    assert database.users.count_documents({}) == statuses[201]
 
 
 async def test_i1_the_upsert_race_loses_nothing(client: Client, database: DB) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from bson import ObjectId
+from bson.datetime_ms import DatetimeMS
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -250,9 +252,13 @@ async def test_a_user_without_a_document_lists_as_empty(client: Client, database
 
 
 async def test_what_other_programs_keep_in_the_array_does_not_break_the_list(client: Client, database: DB) -> None:
-    foreign = {"id": "old", "is_new": True, "target_id": ObjectId(TARGET)}
+    foreign = {"id": "old", "is_new": True, "target_id": ObjectId(TARGET), "x": math.nan, "y": DatetimeMS(2**62)}
     database.users.insert_one({"_id": ObjectId(USER), "notifications": [foreign]})
-    assert (await list_(client))["list"] == [{"id": "old", "is_new": True, "target_id": TARGET}]
+    await create(client, OTHER)
+    pages = await asyncio.gather(*(list_(client, user_id) for user_id in [OTHER, USER, OTHER, USER, OTHER]))
+    assert [page["elements"] for page in pages] == [1] * 5
+    ((found,),) = [pages[1]["list"]]
+    assert found == {"id": "old", "is_new": True, "target_id": TARGET, "x": None, "y": found["y"]}
     assert await read(client, "old") == 200
 
 
@@ -571,13 +577,14 @@ async def test_indexes_may_be_created_by_several_replicas_at_once(settings: Sett
 
 
 LIMIT = 4
+USERS = [f"{n:024x}" for n in range(6)]
 
 
 class Model:
     """The notifications of every user, newest first, as the specification has them."""
 
     def __init__(self) -> None:
-        self.users: dict[str, list[dict[str, Any]]] = {USER: [], OTHER: []}
+        self.users: dict[str, list[dict[str, Any]]] = {user_id: [] for user_id in USERS}
 
     def create(self, user_id: str, n: int) -> None:
         self.users[user_id] = [{"n": n, "is_new": True}, *self.users[user_id]][:LIMIT]
@@ -593,7 +600,7 @@ class Model:
 
 
 class Comparison(RuleBasedStateMachine):
-    """Does the same to the service and to the model."""
+    """Does the same to the service and to the model; to the service for several users at once, so that calls share."""
 
     settings: Settings
 
@@ -613,25 +620,44 @@ class Comparison(RuleBasedStateMachine):
         self.loop.run_until_complete(self.client.close())
         self.loop.close()
 
-    users = st.sampled_from([USER, OTHER])
+    @rule(
+        plans=st.dictionaries(
+            st.sampled_from(USERS),
+            st.lists(
+                st.one_of(
+                    st.tuples(
+                        st.just("create"), st.integers(0, 2**63 - 1), st.sampled_from(["new_message", "new_post"])
+                    ),
+                    st.tuples(st.just("read"), st.integers(0, LIMIT)),
+                    st.tuples(st.just("list"), st.integers(0, LIMIT + 1), st.integers(0, LIMIT + 1)),
+                ),
+                min_size=1,
+                max_size=8,
+            ),
+            min_size=1,
+        )
+    )
+    def at_once(self, plans: dict[str, list[tuple[Any, ...]]]) -> None:
+        async def one_after_another(user_id: str, plan: list[tuple[Any, ...]]) -> None:
+            for operation, *arguments in plan:
+                await getattr(self, operation)(user_id, *arguments)
 
-    @rule(user_id=users, n=st.integers(), key=st.sampled_from(["new_message", "new_post"]))
-    def create(self, user_id: str, n: int, key: str) -> None:
-        n %= 2**63
-        self.loop.run_until_complete(create(self.client, user_id, key, data={"n": n}))
+        async def all_users() -> None:
+            await asyncio.gather(*(one_after_another(user_id, plan) for user_id, plan in plans.items()))
+
+        self.loop.run_until_complete(all_users())
+
+    async def create(self, user_id: str, n: int, key: str) -> None:
+        await create(self.client, user_id, key, data={"n": n})
         self.model.create(user_id, n)
 
-    @rule(user_id=users, index=st.integers(0, LIMIT))
-    def read(self, user_id: str, index: int) -> None:
-        page = self.loop.run_until_complete(list_(self.client, user_id))
+    async def read(self, user_id: str, index: int) -> None:
+        page = await list_(self.client, user_id)
         id_ = page["list"][index]["id"] if index < len(page["list"]) else "unknown"
-        assert self.loop.run_until_complete(read(self.client, id_, user_id)) == (
-            200 if self.model.read(user_id, index) else 404
-        )
+        assert await read(self.client, id_, user_id) == (200 if self.model.read(user_id, index) else 404)
 
-    @rule(user_id=users, skip=st.integers(0, LIMIT + 1), limit=st.integers(0, LIMIT + 1))
-    def list(self, user_id: str, skip: int, limit: int) -> None:
-        page = self.loop.run_until_complete(list_(self.client, user_id, skip=skip, limit=limit))
+    async def list(self, user_id: str, skip: int, limit: int) -> None:
+        page = await list_(self.client, user_id, skip=skip, limit=limit)
         items = [{"n": item["data"]["n"], "is_new": item["is_new"]} for item in page["list"]]
         assert (page["elements"], page["new"], items) == self.model.list(user_id, skip, limit)
 

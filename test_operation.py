@@ -9,14 +9,18 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+from aiohttp import ClientSession, TCPConnector
 from bson import ObjectId
 from pymongo.database import Database
 
@@ -28,7 +32,7 @@ from settings import Settings
 from store import open_store
 from test_faults import command, failing, running_service, scripted
 from test_notifier import HERE, OTHER, TARGET, USER, create, list_, problem, settled
-from testbed import MailServer, Mongod, eventually_async, free_port
+from testbed import MailServer, Mongod, Service, eventually_async, free_port
 
 DB = Database[dict[str, Any]]
 KEY = "k" * 32
@@ -295,6 +299,91 @@ async def test_sigterm_makes_it_unready_first_and_ends_it_within_8_seconds(setti
     writer.close()
     assert await asyncio.to_thread(service.process.wait, 10) == 0
     assert time.monotonic() - started < 8
+
+
+# --- several processes on one port ---------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+async def fetch(service: Service, path: str) -> str:
+    async with (
+        ClientSession(connector=TCPConnector(force_close=True)) as session,
+        session.get(f"http://127.0.0.1:{service.port}{path}") as response,
+    ):
+        response.raise_for_status()
+        return await response.text()
+
+
+async def counted(service: Service) -> int:
+    found = re.search(
+        r"^notifier_http_request_duration_seconds_count{.*/list.*} (\d+)",
+        await fetch(service, "/metrics"),
+        re.MULTILINE,
+    )
+    return int(found[1]) if found else 0
+
+
+async def test_workers_share_the_port_and_their_metrics_and_one_that_dies_is_replaced(
+    settings: Settings, tmp_path: Path
+) -> None:
+    service = await running_service(settings, tmp_path, WORKERS=3)
+
+    async def three() -> None:
+        assert len(children(service.process.pid)) == 3
+        assert service.log().count("listening on") >= 3
+
+    await eventually_async(three)
+    await asyncio.gather(*(fetch(service, f"/list?user_id={USER}") for _ in range(60)))
+    assert [await counted(service) for _ in range(5)] == [60] * 5
+    before = children(service.process.pid)
+    os.kill(before[0], signal.SIGKILL)
+
+    async def replaced() -> None:
+        now = children(service.process.pid)
+        assert len(now) == 3
+        assert before[0] not in now
+
+    await eventually_async(replaced)
+    assert await counted(service) == 60
+    arguments = [sys.executable, str(HERE / "notifier.py")]
+    run = partial(subprocess.run, arguments, env=service.environment, cwd=tmp_path, capture_output=True, text=True)
+    second = await asyncio.to_thread(run)
+    assert second.returncode == 1
+    assert "cannot start" in second.stderr
+    service.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(service.process.wait, 10) == 0
+    assert not alive(before)
+
+
+async def test_workers_end_with_their_supervisor(settings: Settings, tmp_path: Path) -> None:
+    service = await running_service(settings, tmp_path, WORKERS=2)
+    workers = children(service.process.pid)
+    service.kill()
+
+    async def gone() -> None:
+        assert not alive(workers)
+
+    await eventually_async(gone)
+
+
+def test_workers_that_cannot_start_end_the_start_with_one_sentence_each(tmp_path: Path) -> None:
+    service = Service(
+        tmp_path, WORKERS=2, EMAIL="a@example.com", SMTP_HOST="x", DB_URI=f"mongodb://127.0.0.1:{free_port()}"
+    )
+    assert service.process.wait(30) == 1
+    assert set(service.log().splitlines()) == {"MongoDB cannot be reached, or does not confirm a write: see DB_URI."}
 
 
 # --- commands ----------------------------------------------------------------------------------------

@@ -40,11 +40,11 @@ def free_port() -> int:
 class Mongod:
     """A MongoDB server that can be killed, frozen and started again with its data."""
 
-    def __init__(self, folder: Path, replica_set: str | None = None) -> None:
+    def __init__(self, folder: Path, replica_set: str | None = None, *arguments: str) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._folder = folder
-        self._arguments = ["--replSet", replica_set] if replica_set else []
+        self._arguments = [*(("--replSet", replica_set) if replica_set else ()), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -54,7 +54,7 @@ class Mongod:
             self._process = subprocess.Popen(  # noqa: S603 - our own words
                 [
                     *(find_mongod(), "--dbpath", str(self._folder), "--port", str(self.port)),
-                    *("--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"),
+                    *("--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"),
                     *("--oplogSize", "64", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                     *self._arguments,
@@ -67,7 +67,13 @@ class Mongod:
 
     def client(self) -> MongoClient[dict[str, Any]]:
         """Return a client of this server alone."""
-        return MongoClient(self.address, directConnection=True, serverSelectionTimeoutMS=500, tz_aware=True)
+        return MongoClient(
+            self.address,
+            directConnection=True,
+            serverSelectionTimeoutMS=500,
+            tz_aware=True,
+            datetime_conversion="DATETIME_AUTO",
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal: SIGKILL, SIGSTOP, SIGCONT."""
@@ -322,7 +328,8 @@ class Service:
     def __init__(self, folder: Path, **variables: object) -> None:
         self.port = free_port()
         self._folder = folder
-        self._variables = {name: str(value) for name, value in variables.items()}
+        given = {name: str(value) for name, value in variables.items()}
+        self.environment = {**os.environ, **given, "HOST": "127.0.0.1", "PORT": str(self.port)}
         self.process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -330,7 +337,7 @@ class Service:
             return subprocess.Popen(  # noqa: S603 - our own words
                 [sys.executable, str(Path(__file__).parent / "notifier.py")],
                 cwd=self._folder,
-                env={**os.environ, **self._variables, "HOST": "127.0.0.1", "PORT": str(self.port)},
+                env=self.environment,
                 stdout=output,
                 stderr=output,
             )

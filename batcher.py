@@ -1,0 +1,95 @@
+"""Group commit: calls that wait at the same moment share one.
+
+The technique is that of database logs (DeWitt et al., "Implementation Techniques for Main Memory Database Systems",
+SIGMOD 1984, section 5.2): whoever finds nothing under way goes at once, and those who come meanwhile go together, next.
+There is no timer, so nobody waits for company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class QueueFull(Exception):
+    """More calls wait than may; this one was not made."""
+
+
+class Batcher(Generic[Item, Result]):
+    """Makes calls in batches of at most `most` items of a kind, with `flights` batches under way at once.
+
+    `run` takes the items of a batch and returns as many outcomes, in order: a result, or the exception that the
+    caller of this one item gets. What it raises, all of them get. At most `queue` items wait.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        flights: int,
+        most: int,
+        queue: int,
+        kind: Callable[[Item], Hashable] = lambda _: None,
+    ) -> None:
+        self._run = run
+        self._flights = flights
+        self._most = most
+        self._free = queue
+        self._kind = kind
+        self._waiting: dict[Hashable, deque[tuple[Item, asyncio.Future[Result]]]] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, item: Item) -> Result:
+        """Return what came of `item`. Who is cancelled leaves the queue, but not a batch that is under way.
+
+        Raises `QueueFull`, or what `run` raised or returned for it.
+        """
+        if not self._free:
+            raise QueueFull
+        self._free -= 1
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.setdefault(self._kind(item), deque()).append((item, future))
+        if len(self._under_way) < self._flights:
+            loop.call_soon(self._depart)  # after all who come in the same turn of the event loop
+        return await future
+
+    def _depart(self) -> None:
+        while self._waiting and len(self._under_way) < self._flights:
+            if batch := self._next_batch():
+                task = asyncio.create_task(self._fly(batch))
+                self._under_way.add(task)
+                task.add_done_callback(self._arrived)
+
+    def _arrived(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._depart()
+
+    def _next_batch(self) -> Sequence[tuple[Item, asyncio.Future[Result]]]:
+        """Take the first of a kind off the queue; what is left of it waits behind the other kinds."""
+        kind = next(iter(self._waiting))
+        queue = self._waiting.pop(kind)
+        leaving = [queue.popleft() for _ in range(min(self._most, len(queue)))]
+        self._free += len(leaving)
+        if queue:
+            self._waiting[kind] = queue
+        return [(item, future) for item, future in leaving if not future.done()]
+
+    async def _fly(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        outcomes: Sequence[Result | Exception]
+        try:
+            outcomes = await self._run([item for item, _ in batch])
+        except Exception as exc:  # noqa: BLE001 - it is the callers'
+            outcomes = [exc] * len(batch)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)

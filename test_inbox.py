@@ -99,7 +99,8 @@ async def browser() -> AsyncIterator[Browser]:
     if not path:
         pytest.fail("These tests need a Chromium: apt-get install chromium", pytrace=False)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # which root cannot have
+        browser = await playwright.chromium.launch(executable_path=path, args=sandbox)
         yield browser
         await browser.close()
 

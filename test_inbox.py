@@ -320,6 +320,54 @@ async def test_what_fails_is_undone(server: Server, site: Site, context: Browser
     await expect(panel(page).get_by_text("That did not work.")).to_be_hidden()
 
 
+async def test_a_mark_is_undone_also_without_a_connection(server: Server, site: Site, context: BrowserContext) -> None:
+    await server.create()
+    site.embed(server.url)
+    page = await opened(context, site.origin)
+    await bell(page).click()
+    await unread(page, 1)
+    await context.set_offline(offline=True)
+    await rows(page).first.click()
+    await expect(panel(page).get_by_text("No connection.")).to_be_visible()
+    await unread(page, 1)
+    await context.set_offline(offline=False)
+    await expect(panel(page).get_by_text("No connection.")).to_be_hidden()
+    await rows(page).first.click()
+    await unread(page, 0)
+
+
+async def test_a_list_from_before_a_click_does_not_undo_it(server: Server, site: Site, context: BrowserContext) -> None:
+    for n in range(2):
+        await server.create(data={"n": n})
+    site.embed(server.url)
+    page = await opened(context, site.origin)
+    await unread(page, 2)
+    await page.evaluate("""
+        window.counts = [];
+        const badge = document.querySelector("notifier-inbox").shadowRoot.querySelector("#badge");
+        new MutationObserver(() => counts.at(-1) === badge.textContent || counts.push(badge.textContent))
+            .observe(badge, { childList: true });
+    """)
+    held, released = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        response = await route.fetch()
+        held.set()
+        await released.wait()
+        await route.fulfill(response=response)
+
+    await page.route("**/list?*", hold, times=1)
+    await server.create(data={"n": 2})
+    await held.wait()
+    await bell(page).click()
+    async with page.expect_response("**/read?*"):
+        await rows(page).last.click()
+    released.set()
+    await expect(rows(page)).to_have_count(3)
+    await unread(page, 2)
+    assert await page.evaluate("counts.filter(Boolean)") == ["1", "2"]
+
+
 async def test_where_there_are_no_streams_it_polls_and_mostly_hears_that_nothing_changed(
     serve: Serve, site: Site, context: BrowserContext, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	all.onclick = () => read(items.filter((item) => item.is_new), "all=true", unread);
 	more.onclick = () => {
 		size += PAGE;
-		refresh();
+		sync();
 	};
 	panel.onbeforetoggle = ({ newState }) => {
 		const { right, bottom } = bell.getBoundingClientRect();
@@ -106,13 +106,12 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 				status.textContent = `${text("unread", unread)}: ${label(item)}`;
 				emit("notification", item);
 			}
-		}).catch((error) => {
-			if (!signal.aborted) fail("error");
-			throw error;
+		}).catch(() => {
+			if (signal.aborted) return;
+			fail("error");
+			start(2000 * 2 ** failures++ * Math.random());
 		});
 	}
-
-	const refresh = () => sync().catch(() => {});
 
 	async function read(marked, query, count) {
 		let undone;
@@ -126,7 +125,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		const sent = call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(15e3));
 		const done = sent.catch(() => mark(true, (undone = count)));
 		await inTurn(() => done);
-		await refresh();
+		await sync();
 		if (undone && !fault) fail("undone");
 	}
 
@@ -151,6 +150,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		let wait, rest = "";
 		try {
 			await sync();
+			if (signal.aborted) return;
 			if (!streams) {
 				failures = 0;
 				return again((get("poll") || 15) * 1000);
@@ -162,7 +162,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 				rest = rest.slice(lines.length);
 				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
 				failures = 0;
-				if (/^data/m.test(lines)) await sync(); // to see what
+				if (/^data/m.test(lines)) await sync();
 				render();
 			}
 			wait = retry;

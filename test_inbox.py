@@ -68,7 +68,8 @@ class Site:
 
     async def _page(self, _: web.Request) -> web.Response:
         policy = f"default-src 'none'; script-src 'self' {self.service}; connect-src 'self' {self.service}"
-        text = self.html + ("<script type=module src=/own.js></script>" if self.script else "")
+        own = "<script type=module src=/own.js></script><script" if self.script else "<script"
+        text = self.html.replace("<script", own, 1)
         return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": policy})
 
     async def _own(self, _: web.Request) -> web.Response:
@@ -366,6 +367,25 @@ async def test_a_list_from_before_a_click_does_not_undo_it(server: Server, site:
     await expect(rows(page)).to_have_count(3)
     await unread(page, 2)
     assert await page.evaluate("counts.filter(Boolean)") == ["1", "2"]
+
+
+async def test_a_token_that_comes_in_the_middle_of_an_event_is_used_at_once(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url, token="old")
+    page = await opened(context, site.origin)
+    await eventually_async(lambda: server.has_streams(1))
+    await unread(page, 0)
+    held = asyncio.Event()
+
+    async def hold(_: Route) -> None:
+        held.set()
+
+    await page.route("**/list?*", hold, times=1)
+    await server.create()
+    await held.wait()
+    await page.locator("notifier-inbox").evaluate("(inbox) => inbox.setAttribute('token', 'new')")
+    await unread(page, 1)
 
 
 async def test_where_there_are_no_streams_it_polls_and_mostly_hears_that_nothing_changed(

@@ -1,11 +1,11 @@
 // <notifier-inbox>, a bell with a live inbox: see the README.
 const TEXTS = {
 	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
-	empty: "Nothing here yet.", error: "No connection. Trying again…", undone: "That did not work.",
+	empty: "Nothing here yet.", error: "No connection. Trying again.", undone: "That did not work.",
 	unauthorized: "Please sign in again.",
 };
 const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
-const PAGE = 20, SILENCE = 45e3; // of a stream, which speaks every 15 s
+const PAGE = 20, SILENCE = 45e3; // of a stream; 15 s are usual
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
 :host{display:inline-block;color-scheme:light dark}
@@ -89,7 +89,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		throw response;
 	}
 
-	// Lists and writes take turns. A list from before a write is dropped: another follows.
+	// Lists and writes take turns. A list from before a write is dropped.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
 	function sync() {
@@ -140,7 +140,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		again(+wait || 0);
 	}
 
-	// A browser has six HTTP/1.1 connections to a host for all its tabs: a hidden one keeps none.
+	// A browser has six HTTP/1.1 connections to a host: a hidden tab keeps none.
 	async function live() {
 		run.abort();
 		if (!host.isConnected) return;
@@ -157,7 +157,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			}
 			again(SILENCE);
 			const { body } = await call("stream?", {}, signal), reader = body.pipeThrough(new TextDecoderStream()).getReader();
-			for (let chunk; !(chunk = await reader.read()).done; again(SILENCE)) {
+			for (let chunk; !(chunk = await reader.read()).done; signal.aborted || again(SILENCE)) {
 				const lines = /[^]*[\r\n]|/.exec((rest += chunk.value))[0];
 				rest = rest.slice(lines.length);
 				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
@@ -171,7 +171,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			if (/40[45]|501/.test(status)) streams = false;
 			wait = 1000 * 2 ** failures++;
 		}
-		again(wait * (1 + Math.random()));
+		signal.aborted || again(wait * (1 + Math.random()));
 	}
 
 	function render() {

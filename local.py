@@ -17,8 +17,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from pymongo import AsyncMongoClient
@@ -205,6 +208,27 @@ async def _mailbox() -> AsyncIterator[int]:
     )
     async with server:
         yield server.sockets[0].getsockname()[1]
+
+
+def read_mailbox(count: int = 20) -> list[dict[str, Any]]:
+    """Return what the newest e-mails of the mailbox say, newest first. Their HTML stays in the files."""
+    newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:count]
+    return [mail for path in newest if (mail := _read_mail(path))]
+
+
+def _read_mail(path: Path) -> dict[str, Any] | None:
+    try:
+        message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)
+        body = message.get_body(("plain",))
+        return {
+            "file": f"{path}",
+            "to": str(message["To"] or ""),
+            "subject": str(message["Subject"] or ""),
+            "text": str(body.get_content()) if body else "",
+            "html": message.get_body(("html",)) is not None,
+        }
+    except (OSError, LookupError, ValueError):  # it was deleted meanwhile, or is none that we wrote
+        return None
 
 
 class _Mailbox:

@@ -18,6 +18,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 import handlers
 import openapi
+import pages
 from auth import Gate
 from commands import fail, parse_arguments, run_command
 from delivery import running_delivery
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.DRAINING] = asyncio.Event()
     app[handlers.DOCUMENT] = openapi.describe(handlers.ROUTES)
     app.add_routes(handlers.ROUTES)
+    app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins)
     if settings.local:
@@ -95,7 +97,7 @@ async def drain_on_sigterm(app: web.Application) -> None:
 async def local_run(app: web.Application) -> AsyncIterator[None]:
     """Run on an embedded MongoDB and mailbox."""
     try:
-        from local import LocalRunError, embedded  # noqa: PLC0415 - the container has not what it needs
+        from local import LocalRunError, embedded, read_mailbox  # noqa: PLC0415 - the container has not what it needs
     except ModuleNotFoundError:
         sys.exit(
             "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST; or install requirements-dev.txt to run locally."
@@ -103,6 +105,7 @@ async def local_run(app: web.Application) -> AsyncIterator[None]:
     try:
         async with embedded(app[SETTINGS]) as settings:
             app[SETTINGS] = settings
+            app[pages.READ_MAILBOX] = read_mailbox
             yield
     except LocalRunError as exc:
         sys.exit(f"{exc}")
@@ -142,7 +145,7 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
 
 LOCAL_RUN: Final = """\
 This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
-Listening on http://{host}:{port} - try it (Ctrl-C stops):
+Open http://{host}:{port}/ in a browser and see it work, or try it here (Ctrl-C stops):
 
   curl -d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "new_login"}}' http://{host}:{port}/create
   curl 'http://{host}:{port}/list?user_id=638f394d4b7243fc0399ea67'

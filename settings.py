@@ -151,6 +151,7 @@ class Settings:
     stream_limit: int = _setting(
         "streams of inboxes that the process holds open at once", "int", 10_000, validate=validate.Range(1, 1_000_000)
     )
+    demo: bool = _setting("1 serves the demo page at / (a local run always does)", "bool", default=False)
     templates_dir: Path | None = _setting("directory of templates for the e-mails; none means plain ones", "path")
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
     log_level: str = _setting(

@@ -820,7 +820,7 @@ def test_the_documentation_names_every_variable() -> None:
 class LocalRun:
     """`python notifier.py` with nothing configured, in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
         self.port = free_port()
         environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
@@ -828,11 +828,11 @@ class LocalRun:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "notifier.py")],
                 cwd=folder,
-                env=environment | {"PORT": str(self.port)},
+                env=environment | variables | {"PORT": str(self.port)},
                 stdout=output,
                 stderr=output,
             )
-        eventually(lambda: self.get("/list?user_id=" + USER), 30)
+        eventually(lambda: self.get("/healthz"), 30)
 
     def get(self, path: str, data: bytes | None = None) -> dict[str, Any]:
         with urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=20) as response:

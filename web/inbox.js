@@ -1,0 +1,223 @@
+// <notifier-inbox>, a bell with a live inbox: see the README.
+const TEXTS = {
+	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
+	empty: "Nothing here yet.", error: "No connection. Trying again.", undone: "That did not work.",
+	unauthorized: "Please sign in again.",
+};
+const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
+const PAGE = 20, SILENCE = 45e3; // of a stream; 15 s are usual
+const SHEET = new CSSStyleSheet();
+SHEET.replaceSync(`
+:host{display:inline-block;color-scheme:light dark}
+div,button{--bg:var(--notifier-background,Canvas);--accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
+:host([hidden]),[hidden],#note:empty,#badge:empty{display:none!important}
+button{font:inherit;color:inherit;background:none;border:0;border-radius:.5rem;cursor:pointer}
+button:hover{background:#8882}
+:focus-visible{outline:2px solid var(--accent);outline-offset:-2px}
+#bell{display:flex;position:relative;padding:.5rem}
+svg{width:1.5em}
+#badge{position:absolute;top:0;right:0;min-width:.8em;padding:0 .3em;border:1px solid #0000;border-radius:1em;
+font:700 .7rem/1.3 system-ui;color:var(--bg);background:var(--accent)}
+#panel{inset:auto;top:min(var(--y),24vh);left:clamp(.5rem,var(--x) - 24rem,100vw - 24.5rem);margin:0;
+padding:0;width:24rem;max-height:75vh;overflow:auto;font-size:.9375rem;line-height:1.4;
+color:var(--notifier-color,CanvasText);background:var(--bg);border:1px solid #8888;border-radius:.8rem;box-shadow:0 .5rem 2rem #0004}
+header{position:sticky;top:0;z-index:1;display:flex;padding:.5rem .5rem .5rem 1rem;background:var(--bg)}
+strong{flex:1;align-self:center}
+#all,#more{color:var(--accent);padding:.4rem .6rem}
+#more{display:block;margin:.3rem auto}
+#note{padding:1rem}
+ul{margin:0;padding:0}
+li{display:block;border-top:1px solid #8885}
+li button{width:100%;padding:.7rem 1rem;border-radius:0;text-align:start;overflow-wrap:anywhere}
+b,li span{display:block}
+li:not(.new) b{font-weight:400}
+.new b:before{content:"● "/"";color:var(--accent)}
+li span,time{opacity:.75;font-size:.85em}
+i,#status{position:fixed;clip-path:inset(50%)}
+@media(max-width:30rem){#panel{inset:auto 0 0!important;width:auto}}
+`);
+const show = (value) => (typeof value == "object" ? JSON.stringify(value) : `${value ?? ""}`).slice(0, 200);
+
+function inbox(host) {
+	const root = host.attachShadow({ mode: "open" });
+	let items = [], total = 0, unread = 0, size = PAGE, loaded, fault, rows = new Map();
+	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, failures = 0, writes = 0;
+	root.adoptedStyleSheets = [SHEET];
+	root.innerHTML = `<button id=bell part=bell popovertarget=panel aria-controls=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
+fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
+</svg></slot><span id=badge></span></button><div id=status role=status></div>
+<div id=panel part=panel popover autofocus tabindex=-1 role=dialog aria-labelledby=title><header><strong id=title></strong>
+<button id=all></button></header><div id=note></div><ul id=list role=list></ul><button id=more></button></div>
+<template id=row><li><button><i></i> <b dir=auto></b><span dir=auto></span><time></time></button></li></template>`;
+	const [bell, badge, status, panel, title, all, note, list, more, sample] = root.querySelectorAll("[id]");
+	all.onclick = () => read(items.filter((item) => item.is_new), "all=true", unread);
+	more.onclick = () => {
+		size += PAGE;
+		sync();
+	};
+	panel.onbeforetoggle = ({ newState }) => {
+		const { right, bottom } = bell.getBoundingClientRect();
+		panel.style = `--x:${right}px;--y:${bottom}px`;
+		bell.ariaExpanded = newState == "open";
+		if (newState == "closed" && root.activeElement) bell.focus();
+		if (fault || !streams) start();
+	};
+
+	const get = (name) => host.getAttribute(name);
+	const text = (name, value) => (get(`text-${name}`) ?? TEXTS[name]).replace("{}", value);
+	const label = ({ key, data }) =>
+		get(`label-${key}`)?.replace(/{(\w+)}/g, (_, name) => show(data?.[name])) ??
+		show(key).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+	const emit = (type, detail) => host.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
+	const fail = (name) => {
+		fault = name;
+		status.textContent = text(name);
+		render();
+	};
+
+	async function call(path, options, ...signals) {
+		const token = get("token"), headers = token ? { Authorization: `Bearer ${token}` } : {};
+		const url = new URL(`${path}&user_id=${encodeURIComponent(get("user-id"))}`, new URL(get("src") ?? "", import.meta.url));
+		const response = await fetch(url, { ...options, headers, signal: AbortSignal.any(signals) });
+		if (response.ok) return response;
+		if (/40[13]/.test(response.status) && token == get("token")) {
+			run.abort();
+			failures++;
+			fail("unauthorized");
+			emit("notifier-unauthorized");
+		}
+		throw response;
+	}
+
+	// Lists and writes take turns. A list from before a write is dropped.
+	const inTurn = (task) => (queue = queue.then(task, task));
+
+	function sync() {
+		const asked = writes, { signal } = run;
+		return inTurn(async () => {
+			const response = await call(`list?limit=${size}`, {}, signal, AbortSignal.timeout(15e3));
+			const { data } = await response.json(), known = data.list.findIndex(({ id }) => rows.has(id));
+			if (signal.aborted || asked != writes) return;
+			if (fault) status.textContent = "";
+			const fresh = loaded ? data.list.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new) : [];
+			[items, total, unread, loaded, fault] = [data.list, data.elements, data.new, true];
+			render();
+			for (const item of fresh.reverse()) {
+				status.textContent = `${text("unread", unread)}: ${label(item)}`;
+				emit("notification", item);
+			}
+		}).catch(() => {
+			if (signal.aborted) return;
+			fail("error");
+			start(2000 * 2 ** failures++ * Math.random());
+		});
+	}
+
+	async function read(marked, query, count) {
+		let undone;
+		const mark = (is_new, by) => {
+			for (const item of marked) item.is_new = is_new;
+			unread += by;
+			render();
+		};
+		writes++;
+		mark(false, -count);
+		const sent = call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(15e3));
+		const done = sent.catch(() => mark(true, (undone = count)));
+		await inTurn(() => done);
+		await sync();
+		if (undone && !fault) fail("undone");
+	}
+
+	function again(wait) {
+		clearTimeout(timer);
+		timer = setTimeout(live, Math.min(wait, SILENCE));
+	}
+
+	function start(wait) {
+		run.abort();
+		streams = true;
+		again(+wait || 0);
+	}
+
+	// A browser has six HTTP/1.1 connections to a host: a hidden tab keeps none.
+	async function live() {
+		run.abort();
+		if (!host.isConnected) return;
+		document.addEventListener("visibilitychange", start, { once: true });
+		if (document.hidden || !get("user-id")) return;
+		const { signal } = (run = new AbortController());
+		let wait, rest = "";
+		try {
+			await sync();
+			if (signal.aborted) return;
+			if (!streams) {
+				failures = 0;
+				return again((get("poll") || 15) * 1000);
+			}
+			again(SILENCE);
+			const { body } = await call("stream?", {}, signal), reader = body.pipeThrough(new TextDecoderStream()).getReader();
+			for (let chunk; !(chunk = await reader.read()).done; signal.aborted || again(SILENCE)) {
+				const lines = /[^]*[\r\n]|/.exec((rest += chunk.value))[0];
+				rest = rest.slice(lines.length);
+				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
+				failures = 0;
+				if (/^data/m.test(lines)) await sync();
+				render();
+			}
+			wait = retry;
+		} catch ({ status }) {
+			if (signal.aborted) return;
+			if (/40[45]|501/.test(status)) streams = false;
+			wait = 1000 * 2 ** failures++;
+		}
+		signal.aborted || again(wait * (1 + Math.random()));
+	}
+
+	function render() {
+		const held = root.activeElement, known = rows;
+		for (const part of [title, all, more]) part.textContent = text(part.id);
+		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
+		badge.textContent = unread || "";
+		all.hidden = !unread;
+		note.textContent = fault ? text(fault) : loaded && !total ? text("empty") : "";
+		more.hidden = size >= Math.min(total, 1000);
+		rows = new Map();
+		items.forEach((item, index) => {
+			const row = known.get(item.id) ?? sample.content.firstChild.cloneNode(true), at = list.children[index];
+			rows.set(item.id, row);
+			if (at != row) list.insertBefore(row, at ?? null);
+			const [flag, what, extra, time] = row.firstChild.children;
+			row.className = item.is_new ? "new" : "";
+			row.onclick = () => {
+				emit("notifier-select", item);
+				if (item.is_new) read([item], `notification_id=${encodeURIComponent(item.id)}`, 1);
+			};
+			flag.textContent = item.is_new ? text("new") : "";
+			what.textContent = label(item);
+			const pairs = get(`label-${item.key}`) ? [] : Object.entries(item.data ?? {});
+			extra.textContent = pairs.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
+			try {
+				const age = Math.max(0, Date.now() / 1000 - item.timestamp), lang = document.documentElement.lang || [];
+				const [unit, size] = Object.entries(UNITS).find(([, size]) => age >= size) ?? ["second", 60];
+				time.textContent = new Intl.RelativeTimeFormat(lang, { numeric: "auto" }).format(-Math.floor(age / size), unit);
+			} catch {} // no time
+		});
+		while (list.children[items.length]) list.lastChild.remove();
+		if (held?.checkVisibility() === false) panel.focus();
+	}
+
+	return (reset) => {
+		if (reset) [items, total, unread, failures, size, loaded, fault] = [[], 0, 0, 0, PAGE];
+		render();
+		start(500 * 2 ** failures - 1000);
+	};
+}
+
+customElements.define("notifier-inbox", class extends HTMLElement {
+	static observedAttributes = ["user-id", "token", "src"];
+	#update = inbox(this);
+	connectedCallback() { this.#update(); }
+	disconnectedCallback() { this.#update(); }
+	attributeChangedCallback(name, old, now) { this.#update(name != "token" && old != now); }
+});

@@ -46,6 +46,7 @@ from bench_load import (
 )
 from bench_report import Report, Table
 from bench_run import FULL, QUICK, Bench
+from bench_streams import streams
 from testbed import LOGIN, PASSWORD
 
 AT: Final = 64
@@ -427,6 +428,7 @@ PARTS: Final = {
     "mails": Part(mails, 200, 16),
     "process": Part(process, 420, 6),
     "workers": Part(workers, 45, 9),
+    "streams": Part(streams, 90, 15),
 }
 
 

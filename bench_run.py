@@ -57,6 +57,9 @@ class Size:
     drained: int
     requests: Sequence[int]
     """After which memory is looked at."""
+    streams: Sequence[int]
+    """Streams that others hold while a page is looked at."""
+    looks: int
 
 
 FULL: Final = Size(
@@ -76,6 +79,8 @@ FULL: Final = Size(
     mails=2_000,
     drained=10_000,
     requests=(100_000, 1_000_000),
+    streams=(0, 100, 1_000),
+    looks=100,
 )
 QUICK: Final = Size(
     rounds=1,
@@ -94,6 +99,8 @@ QUICK: Final = Size(
     mails=150,
     drained=150,
     requests=(500, 1_000),
+    streams=(0, 20),
+    looks=5,
 )
 
 

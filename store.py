@@ -75,11 +75,15 @@ ABOUT: Final = ("target_id", "data")
 """What a notification, an owed e-mail and a dead letter hold only when the request had it."""
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered of a user."""
-WRITES_AT_ONCE: Final = int(__import__("os").environ.get("WF", "1"))
-LISTS_AT_ONCE: Final = int(__import__("os").environ.get("LF", "2"))
+WRITES_AT_ONCE: Final = 1
+LISTS_AT_ONCE: Final = 2
+"""Shared calls under way. More at a time are smaller: the sum of their work grows, and nobody is answered sooner."""
 BATCH_LIMIT: Final = 100
+"""Requests that share a call. A body has at most 64 KiB, so that a batch stays far below the 48 MB of a message."""
 QUEUE_LIMIT: Final = 4096
+"""Requests that wait to share a call; more are turned away."""
 SHARED_LIMIT: Final = 50
+"""Notifications in a page of a shared list: who asks for more goes alone, and makes nobody wait."""
 DUPLICATE_KEY: Final = 11000
 ACCESS_CODES: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed: mended at MongoDB, without a restart
 RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 388, 9001, 10107, 11600, 11602, 13435, 13436})

@@ -1,6 +1,6 @@
 """Who may call: backends by a key, the browser of one user by a short-lived token (RFC 6750, RFC 7519).
 
-| caller | `/create`, `/metrics` | `/list`, `/read` |
+| caller | `/create`, `/metrics` | `/list`, `/read`, `/stream` |
 | --- | --- | --- |
 | with one of `API_KEYS` | yes | yes, for every user |
 | with a token signed by `USER_TOKEN_SECRET` | no | for the user in `sub` alone |
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -41,9 +42,10 @@ class Forbidden(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: a backend, which may act for everybody, or one user."""
+    """Who calls: a backend, which may act for everybody, or one user; `until` when, in Unix time."""
 
     user_id: str | None = None
+    until: float = math.inf
 
     def must_be_backend(self) -> None:
         """Raise `Forbidden` unless it is one."""
@@ -89,7 +91,7 @@ class Gate:
             raise Unauthenticated("The key or token is not valid.", "invalid_token") from None
         if not re.fullmatch("[0-9a-fA-F]{24}", claims["sub"]):
             raise Unauthenticated("The token's sub is not a user_id.", "invalid_token")
-        return Caller(claims["sub"].lower())
+        return Caller(claims["sub"].lower(), int(claims["exp"]) + LEEWAY)
 
 
 def sign_token(secret: str, user_id: str, ttl: int) -> str:

@@ -37,6 +37,15 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
     server.kill()
 
 
+@pytest.fixture(scope="session")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+    """Return a MongoDB server that is no replica set: the driver repeats nothing on it."""
+    server = Mongod(tmp_path_factory.mktemp("standalone"))
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.fixture
 def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
     """Return a database of its own for a test."""

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import re
+import socket
 from collections.abc import Mapping
 from hashlib import blake2b
 from http import HTTPStatus
@@ -25,6 +26,7 @@ from multidict import MultiMapping
 
 import auth
 import docs
+import live
 import schemas
 import store
 from metrics import CONTENT_TYPE, Metrics
@@ -32,6 +34,7 @@ from metrics import CONTENT_TYPE, Metrics
 log = logging.getLogger("notifier.http")
 
 STORE: Final = web.AppKey("STORE", store.Store)
+LIVE: Final = web.AppKey("LIVE", live.Live)
 MAIL_OWED: Final = web.AppKey("MAIL_OWED", asyncio.Event)
 """Set when an e-mail was owed, so that the delivery need not wait for its next poll."""
 DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
@@ -39,6 +42,7 @@ DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
 
 METRICS: Final = web.AppKey("METRICS", Metrics)
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+STARTED: Final = web.RequestKey("STARTED", float)
 GATE: Final = web.AppKey("GATE", auth.Gate)
 DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
 """Set when the service is about to stop, and should be sent no more requests."""
@@ -47,6 +51,13 @@ CREATE: Final = schemas.CreateSchema()
 CREATE_HEADERS: Final = schemas.CreateHeaders()
 LIST: Final = schemas.ListSchema()
 READ: Final = schemas.ReadSchema()
+STREAM: Final = schemas.StreamSchema()
+EVENT_STREAM: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+VANISHED: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482; Linux has it
+VANISHED_MS: Final = 30_000
+"""For how long what was sent may stay unacknowledged; the kernel itself would try for a quarter of an hour."""
+SEND_BUFFER: Final = 64 * 1024
+"""Bytes that the kernel may hold for a stream; of itself it would take megabytes for a client that does not read."""
 SUCCESS: Final = b'{"success": true}'
 BODY_TIMEOUT: Final = 30.0
 JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
@@ -93,6 +104,41 @@ async def read(request: web.Request) -> web.Response:
     return _answer(SUCCESS)
 
 
+async def stream(request: web.Request) -> web.StreamResponse:
+    """Send a user's inbox, and again after each change, as an event stream (WHATWG HTML, section 9.2).
+
+    With aiohttp's own response: aiohttp-sse writes its comments from a second task, waits for a client that does not
+    read only after each 64 KiB, and without a deadline.
+    """
+    caller = _caller(request)
+    user_id = STREAM.load(_single(request.query))["user_id"]
+    caller.must_act_for(user_id)
+    async with request.app[LIVE].listen(user_id, lambda: request.transport is None) as listener:
+        response = web.StreamResponse(headers=EVENT_STREAM)
+        response.force_close()  # a client that comes back should be free to find another process
+        _finish(request, response)
+        try:
+            _bound_buffers(request)
+            if writer := await response.prepare(request):
+                await request.app[LIVE].send(listener, writer, caller.until)
+        except live.Stalled:
+            if request.transport:
+                request.transport.abort()
+        except ConnectionError:
+            log.debug("the client of a stream has gone")
+    return response
+
+
+def _bound_buffers(request: web.Request) -> None:
+    """Let the connection hold little for a client that does not read, and break when the client does not answer."""
+    if request.transport:
+        request.transport.set_write_buffer_limits(high=0)  # what was sent has drained when the kernel has all of it
+        connection = request.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if VANISHED:
+            connection.setsockopt(socket.IPPROTO_TCP, VANISHED, VANISHED_MS)
+
+
 async def healthz(_: web.Request) -> web.Response:
     """Answer: the process is alive, and its event loop turns."""
     return _answer(SUCCESS)
@@ -133,13 +179,14 @@ ROUTES: Final = (
     web.post("/create", create),
     web.get("/list", list_),
     web.post("/read", read),
+    web.get("/stream", stream, allow_head=False),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
     web.get("/metrics", metrics),
     web.get("/openapi.json", openapi),
     web.get("/docs", read_docs),
 )
-FOR_BROWSERS: Final = ("/list", "/read")
+FOR_BROWSERS: Final = ("/list", "/read", "/stream")
 """What pages of other origins may call, where `CORS_ORIGINS` names them."""
 
 
@@ -231,7 +278,7 @@ DETAILS: Final = {
 """What aiohttp itself raises."""
 
 
-def _problem_of(exc: Exception, request_id: str) -> Problem:  # noqa: C901, PLR0911 - a table
+def _problem_of(exc: Exception, request_id: str) -> Problem:  # noqa: C901, PLR0911, PLR0912 - a table
     traced = {"request_id": request_id}
     match exc:
         case Problem():
@@ -255,6 +302,17 @@ def _problem_of(exc: Exception, request_id: str) -> Problem:  # noqa: C901, PLR0
             return _unavailable("The user is owed too many e-mails that could not be delivered yet.", retry_after=60)
         case store.Busy():
             return _unavailable("Too many requests wait for the database.", retry_after=1)
+        case store.NotReplicated():
+            return Problem(
+                501, "MongoDB must be a replica set for this, one of a single member is enough: see the README."
+            )
+        case live.UserFull():
+            detail = f"The user has {live.USER_LIMIT} streams open already."
+            return Problem(429, detail, headers={"Retry-After": "5"})
+        case live.ProcessFull():
+            return _unavailable("This process has as many streams open as it may.", retry_after=5)
+        case live.Closing():
+            return _unavailable("The service is stopping.", retry_after=5)
         case store.Unavailable():
             return _unavailable("The database did not confirm in time.", retry_after=5)
         case web.HTTPException():
@@ -287,7 +345,7 @@ def _render(problem: Problem) -> web.Response:
 @web.middleware
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every failure as a problem; count, time and log every request: no query, no body, no address."""
-    started = perf_counter()
+    request[STARTED] = perf_counter()
     given = request.headers.get("X-Request-ID", "")
     request[REQUEST_ID] = request_id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid4().hex
     await asyncio.sleep(0)  # a connection that pipelines has its turn with the others, and not all of it at once
@@ -295,8 +353,15 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         response = await handler(request)
     except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem
         response = _render(_problem_of(exc, request_id))
-    seconds = perf_counter() - started
-    response.headers["X-Request-ID"] = request_id
+    if not response.prepared:  # as a stream is, which was finished with when it began
+        _finish(request, response)
+    return response
+
+
+def _finish(request: web.Request, response: web.StreamResponse) -> None:
+    """Complete the headers of an answer that is about to be sent; count, time and log its request."""
+    seconds = perf_counter() - request[STARTED]
+    response.headers["X-Request-ID"] = request_id = request[REQUEST_ID]
     if request.headers.get("Origin"):
         response.headers["Vary"] = "Origin"  # which aiohttp-cors leaves out
     resource = request.match_info.route.resource
@@ -314,4 +379,3 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
             "request_id": request_id,
         },
     )
-    return response

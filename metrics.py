@@ -14,6 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 LAG_INTERVAL: Final = 0.5
 DELIVERY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
+STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
@@ -55,6 +56,15 @@ class Metrics:
         self.lag = self._gauge(
             "notifier_event_loop_lag_seconds", "How late the event loop was at the last look.", "livemax"
         )
+        self.streams = self._gauge("notifier_streams_open", "Open streams of inboxes.", "livesum")
+        self.stream_events = self._counter("notifier_stream_events", "Events sent on streams.")
+        self.streams_dropped = self._counter("notifier_streams_dropped", "Streams broken off as nobody read them.")
+        self.stream_lag = Histogram(
+            "notifier_stream_lag_seconds",
+            "From the write of a change, by MongoDB's clock, to its event being sent, by ours.",
+            buckets=STREAM_LAG_BUCKETS,
+            registry=self._registry,
+        )
 
     def _gauge(self, name: str, text: str, of_workers: Literal["mostrecent", "livemax", "livesum"]) -> Gauge:
         return Gauge(name, text, registry=self._registry, multiprocess_mode=of_workers)
@@ -66,6 +76,9 @@ class Metrics:
     def _look(self) -> None:
         for gauge, value in self._watched:
             gauge.set(value())
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self._registry)
 
     def render(self) -> bytes:
         """Return all of them in the text format of Prometheus."""

@@ -21,6 +21,7 @@ import openapi
 from auth import Gate
 from commands import fail, parse_arguments, run_command
 from delivery import running_delivery
+from live import Live
 from metrics import Metrics
 from schemas import BODY_LIMIT
 from settings import Settings, SettingsError, load_settings
@@ -53,7 +54,8 @@ def create_app(settings: Settings) -> web.Application:
         allow_cors(app, settings.cors_origins)
     if settings.local:
         app.cleanup_ctx.append(local_run)
-    app.cleanup_ctx.extend([mongodb, delivery, event_loop])
+    app.cleanup_ctx.extend([mongodb, delivery, streams, event_loop])
+    app.on_shutdown.append(end_streams)
     return app
 
 
@@ -77,6 +79,7 @@ async def drain_on_sigterm(app: web.Application) -> None:
     def drain() -> None:
         if not app[handlers.DRAINING].is_set():
             app[handlers.DRAINING].set()
+            app[handlers.LIVE].close()
             loop.call_later(NOT_READY, stop)
 
     def supervisor_ended() -> None:
@@ -117,6 +120,18 @@ async def delivery(app: web.Application) -> AsyncIterator[None]:
     app[handlers.MAIL_OWED] = owed = asyncio.Event()
     async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[handlers.METRICS]):
         yield
+
+
+async def streams(app: web.Application) -> AsyncIterator[None]:
+    """Tell whoever listens of changes."""
+    app[handlers.LIVE] = live = Live(app[handlers.STORE], app[handlers.METRICS], app[SETTINGS].stream_limit)
+    async with live.running():
+        yield
+
+
+async def end_streams(app: web.Application) -> None:
+    """End the streams, which would not end by themselves, before aiohttp waits for what is under way."""
+    app[handlers.LIVE].close()
 
 
 async def event_loop(app: web.Application) -> AsyncIterator[None]:

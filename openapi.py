@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,6 +17,7 @@ from marshmallow import Schema
 from marshmallow.fields import Field
 
 import schemas
+from live import KEEP_ALIVE, USER_LIMIT
 from schemas import INT64_MAX, JSONObject
 
 VERSION: Final = "0.1.0"
@@ -90,6 +92,9 @@ PAGE: Final = {
     },
 }
 
+INBOX: Final = {"elements": 23, "new": 12, "latest": NOTIFICATION}
+EVENTS: Final = f"retry: 3000\n\nevent: inbox\ndata: {json.dumps(INBOX)}\n\n: keep-alive\n\n"
+
 DATA: Final = {
     "type": "object",
     "propertyNames": {"pattern": r"^(?!\$)[^\u0000]*$"},
@@ -137,6 +142,13 @@ COMPONENTS: Final[Mapping[str, JSONObject]] = {
             ),
         }
     ),
+    "Inbox": _object(
+        {
+            "elements": COUNT | {"description": "How many notifications the user has."},
+            "new": COUNT | {"description": "How many of them are unread."},
+            "latest": {"description": "The newest.", "anyOf": [_ref("Notification"), {"type": "null"}]},
+        }
+    ),
     "Problem": _object(
         {
             "success": {"const": False},
@@ -166,6 +178,7 @@ ETAG: Final = {"required": True, "description": "For `If-None-Match`.", "schema"
 PROBLEM_HEADERS: Final[Mapping[int, JSONObject]] = {
     401: {"WWW-Authenticate": CHALLENGE},
     405: {"Allow": ALLOW},
+    429: {"Retry-After": RETRY_AFTER},
     503: {"Retry-After": RETRY_AFTER},
 }
 SECURITY: Final = {
@@ -194,6 +207,11 @@ PROBLEM_EXAMPLES: Final[Mapping[int, JSONObject]] = {
         "title": "Unprocessable Content",
         "detail": "The request is not valid.",
         "errors": {"user_id": ["Not a valid ObjectId."]},
+    },
+    429: {"title": "Too Many Requests", "detail": f"The user has {USER_LIMIT} streams open already."},
+    501: {
+        "title": "Not Implemented",
+        "detail": "MongoDB must be a replica set for this, one of a single member is enough.",
     },
     503: {"title": "Service Unavailable", "detail": "The database did not confirm in time."},
 }
@@ -265,6 +283,30 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         | {404: "The user has no notification with this `notification_id`."}
         | INVALID
         | UNCONFIRMED,
+    ),
+    "GET /stream": Operation(
+        summary="Follow a user's notifications",
+        description="Server-Sent Events. On connect, and after each change of the user's notifications by whomever, an "
+        "event `inbox`, whose data is an `Inbox`; changes close together may share one. Comments come every "
+        f"{KEEP_ALIVE:.0f} s. The stream ends when the token expires or the service stops; after `retry`, ask again.",
+        callers=("key", "token"),
+        query=schemas.StreamSchema,
+        answers={
+            200: Answer(
+                description="A stream of events, the first at once.",
+                schema={"type": "string"},
+                media_type="text/event-stream",
+                examples={"events": EVENTS},
+            )
+        },
+        problems=WRONG_METHOD
+        | REFUSED
+        | INVALID
+        | {
+            429: f"The user has {USER_LIMIT} streams open already.",
+            501: "MongoDB is a standalone server; a replica set of one member is enough.",
+            503: "MongoDB cannot be followed now, the process has `STREAM_LIMIT` streams open, or it is about to stop.",
+        },
     ),
     "GET /healthz": Operation(
         summary="Whether the process is alive",

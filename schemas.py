@@ -242,6 +242,17 @@ class ListSchema(Schema):
         return ListQuery(**values)
 
 
+class StreamSchema(Schema):
+    """The query of `GET /stream`. A parameter that is not known is ignored."""
+
+    class Meta:
+        """Ignore unknown parameters."""
+
+        unknown = EXCLUDE
+
+    user_id = ObjectIdField(required=True, metadata=USER_ID)
+
+
 class ReadSchema(Schema):
     """The query of `POST /read`: a user and one of four ways to say which. A parameter that is not known is ignored."""
 

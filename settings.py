@@ -137,16 +137,19 @@ class Settings:
         validate=[validate.Length(min=1), _long_secrets],
     )
     user_token_secret: str | None = _setting(
-        "secret that signs the tokens (JWT, HS256) of single users for /list and /read; needs API_KEYS",
+        "secret that signs the tokens (JWT, HS256) of single users for /list, /read and /stream; needs API_KEYS",
         secret=True,
         validate=lambda value: _long_secrets([value]),
     )
     cors_origins: Sequence[str] = _setting(
-        "origins, comma-separated, whose pages may call /list and /read, such as https://app.example.com",
+        "origins, comma-separated, whose pages may call /list, /read and /stream, such as https://app.example.com",
         "list",
         (),
         subcast=str.strip,
         validate=_origins,
+    )
+    stream_limit: int = _setting(
+        "streams of inboxes that the process holds open at once", "int", 10_000, validate=validate.Range(1, 1_000_000)
     )
     templates_dir: Path | None = _setting("directory of templates for the e-mails; none means plain ones", "path")
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))

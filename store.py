@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,12 +31,14 @@ from typing import Any, Final, TypeVar
 
 import pymongo
 from bson import ObjectId
+from bson.timestamp import Timestamp
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
 from pymongo import ReadPreference, UpdateOne, WriteConcern, uri_parser
 from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
+    CursorNotFound,
     DocumentTooLarge,
     DuplicateKeyError,
     ExecutionTimeout,
@@ -83,12 +86,46 @@ RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 388, 9001, 1010
 """Those of the retryable writes specification: a server that steps down says one of them in a write error, too, which
 the driver does not label. And TransactionTooLargeForCache, of a server that has much to do."""
 
+NOT_REPLICATED: Final = 40573  # the $changeStream stage is only supported on replica sets
+CHANGE_WAIT_MS: Final = 500
+"""How long a change stream without a change holds its thread, and so the most that the thread outlives its reader."""
+
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
+UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
+INBOX: Final = {"elements": {"$size": NOTIFICATIONS}, "new": {"$size": UNREAD}, "latest": {"$first": NOTIFICATIONS}}
 IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}
 HAS_DUE_MAIL: Final = {  # without $exists an absent mail_due compares low, and is due
     "mail_due": {"$exists": True},
     "$expr": {"$lte": ["$mail_due", "$$NOW"]},
 }
+CHANGED_FIELDS: Final = {
+    "$concatArrays": [
+        {
+            "$map": {
+                "input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}},
+                "in": "$$this.k",
+            }
+        },
+        {"$ifNull": ["$updateDescription.removedFields", []]},
+        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
+    ]
+}
+"""The paths that an update changed, such as `notifications`, `notifications.3.is_new` or `outbox.0.token`."""
+IN_NOTIFICATIONS: Final = {"$regexMatch": {"input": "$$this", "regex": r"^notifications(\.|$)"}}
+CHANGES: Final[list[JSONObject]] = [
+    {
+        "$match": {
+            "$expr": {
+                "$or": [
+                    {"$ne": ["$operationType", "update"]},
+                    {"$anyElementTrue": {"$map": {"input": CHANGED_FIELDS, "in": IN_NOTIFICATIONS}}},
+                ]
+            }
+        }
+    },
+    {"$project": {"documentKey": 1, "wallTime": 1}},  # a `$push` with `$slice` puts the whole array into its event
+]
+"""Of all changes of the users' documents those that can change an inbox; of these nothing but whose and when."""
 
 
 class StoreError(Exception):
@@ -117,6 +154,14 @@ class Conflict(StoreError):
 
 class TooLarge(StoreError):
     """The user's document would pass MongoDB's limit of 16 MiB; nothing was written."""
+
+
+class NotReplicated(StoreError):
+    """MongoDB is a standalone server, which has no change streams."""
+
+
+class HistoryLost(StoreError):
+    """The change stream cannot go on where it ended: what happened since is not known."""
 
 
 REFUSALS: Final[Mapping[int | None, Callable[[], StoreError]]] = {
@@ -152,6 +197,27 @@ class _Write:
 
     def model(self) -> UpdateOne:
         return UpdateOne(self.filter, self.update, upsert=self.upsert, array_filters=self.array_filters)
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """The counts of a user's notifications and the newest of them."""
+
+    elements: int = 0
+    new: int = 0
+    latest: JSONObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of a user's notifications, or, without a user, a sign that none was missed. `token` resumes behind it.
+
+    `at` is when it was written, by MongoDB's clock, which tells it from 6.0 on.
+    """
+
+    token: Mapping[str, Any] | None
+    user_id: str | None = None
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +305,7 @@ class Store:
         """Use these two collections."""
         self._users = users
         self._dead_mail = dead_mail
+        self._seen: Timestamp | None = None
         self._limit = settings.notifications_limit
         self._email = settings.email
         self._write = Batcher(self._write_together, flights=WRITES_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
@@ -417,6 +484,74 @@ class Store:
         found = await _persist(lambda: self._users.aggregate(pipeline).to_list(None), PING_DEADLINE)
         return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
 
+    # --- changes, as they happen ----------------------------------------------------------------------
+
+    async def changes(self, token: Mapping[str, Any] | None = None) -> AsyncGenerator[Change, None]:
+        """Yield every change of a user's notifications, by whomever, from behind `token`, or from now on.
+
+        The first thing yielded is a sign that the change stream is there: whatever `inboxes` does not show after it
+        will be yielded. Signs come twice a second while nothing changes.
+
+        Raises `NotReplicated`; `HistoryLost`, after which only a new one without a token helps; or `Unavailable`.
+        """
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Change | None] = asyncio.Queue()
+        stopped = threading.Event()
+
+        def tell(change: Change) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, change)
+
+        def ended(watching: asyncio.Future[None]) -> None:
+            watching.exception()  # which is not for the log where nobody waits any more
+            told.put_nowait(None)
+
+        watching = loop.run_in_executor(None, self._watch, token, stopped, tell)
+        watching.add_done_callback(ended)
+        try:
+            while change := await told.get():
+                yield change
+            await watching
+        except PyMongoError as exc:
+            raise _end_of_changes(exc) from exc
+        finally:
+            stopped.set()
+
+    def _watch(self, token: Mapping[str, Any] | None, stopped: threading.Event, tell: Callable[[Change], None]) -> None:
+        """Tell the changes, in a thread of its own, until stopped: Motor's would change threads for each of them.
+
+        PyMongo resumes once by itself after an error that allows it. Raises `HistoryLost`, or PyMongo's errors.
+        """
+        users: pymongo.collection.Collection[dict[str, Any]] = self._users.delegate
+        with (
+            users.database.client.start_session() as session,
+            users.watch(CHANGES, resume_after=token, max_await_time_ms=CHANGE_WAIT_MS, session=session) as stream,
+        ):
+            change: Mapping[str, Any] | None = None
+            while not stopped.is_set():
+                self._seen = session.operation_time
+                tell(_change(change, stream.resume_token))
+                change = stream.try_next()
+                if change and "documentKey" not in change:  # the collection was dropped or renamed
+                    raise HistoryLost
+
+    async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
+        """Return the inboxes of those of these users who have a document, not older than any change yet yielded.
+
+        They are read from what a majority has, as changes are: of what a deposed primary alone had seen, no change
+        would ever tell that it is gone. A new primary may know less of the majority than the old one did, hence the
+        causal session. Raises `Unavailable`.
+        """
+        users = self._users.with_options(read_concern=ReadConcern("majority"))
+        filter_ = {"_id": {"$in": [ObjectId(user_id) for user_id in user_ids]}}
+
+        async def attempt() -> list[dict[str, Any]]:
+            async with await users.database.client.start_session(causal_consistency=True) as session:
+                if self._seen:
+                    session.advance_operation_time(self._seen)
+                return await users.find(filter_, INBOX, session=session).to_list(None)
+
+        return {str(user.pop("_id")): Inbox(**user) for user in await _persist(attempt)}
+
     # --- the outbox: claim, then settle each e-mail once ----------------------------------------------
 
     async def claim(self, users: int, lease: float) -> Sequence[Mail]:
@@ -543,13 +678,12 @@ class Store:
 
 def _page(query: ListQuery) -> JSONObject:
     """Return the projection that makes a `Page` of a user's document."""
-    unread = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
     read = {"$filter": {"input": NOTIFICATIONS, "cond": {"$ne": ["$$this.is_new", True]}}}
-    listed = {None: NOTIFICATIONS, True: unread, False: read}[query.is_new]
+    listed = {None: NOTIFICATIONS, True: UNREAD, False: read}[query.is_new]
     skip = min(query.skip, INT32_MAX)  # $slice takes no more, and no document holds as many
     return {
         "elements": {"$size": NOTIFICATIONS},
-        "new": {"$size": unread},
+        "new": {"$size": UNREAD},
         "list": {"$slice": [listed, skip, query.limit]} if query.limit else {"$literal": []},
     }
 
@@ -604,6 +738,22 @@ def _rewrite_outbox(chosen: JSONObject, change: JSONObject | None) -> list[JSONO
         {"$set": {"outbox": outbox}},
         {"$set": {"mail_due": {"$ifNull": [{"$min": "$outbox.next_at"}, "$$REMOVE"]}}},
     ]
+
+
+def _change(change: Mapping[str, Any] | None, token: Mapping[str, Any] | None) -> Change:
+    """Make a `Change` of an event, or a sign of none; other programs' documents may have an `_id` of another type."""
+    if change and isinstance(id_ := change["documentKey"]["_id"], ObjectId):
+        return Change(token, str(id_), change.get("wallTime"))
+    return Change(token)
+
+
+def _end_of_changes(exc: PyMongoError) -> StoreError:
+    """Say what it means that a change stream broke, and could not be resumed at once."""
+    if isinstance(exc, OperationFailure) and exc.code == NOT_REPLICATED:
+        return NotReplicated()
+    if _means_unavailable(exc) or isinstance(exc, CursorNotFound) or exc.has_error_label("ResumableChangeStreamError"):
+        return Unavailable()
+    return HistoryLost()
 
 
 class _Changed(StoreError):

@@ -49,15 +49,6 @@ DB = Database[dict[str, Any]]
 Script = Callable[[str, str], Awaitable[str | None]]
 
 
-@pytest.fixture(scope="session")
-def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """Return a MongoDB server that is no replica set: the driver repeats nothing on it."""
-    server = Mongod(tmp_path_factory.mktemp("standalone"))
-    server.start()
-    yield server
-    server.kill()
-
-
 @pytest.fixture(params=["standalone", "replica set"])
 def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongod) -> Mongod:
     return standalone if request.param == "standalone" else mongod

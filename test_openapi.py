@@ -27,7 +27,7 @@ from conftest import Client, Start
 from settings import Settings
 from test_faults import running_service
 from test_notifier import BAD_BODIES
-from testbed import free_port
+from testbed import Mongod, free_port
 
 DB = Database[dict[str, Any]]
 USER = "638f394d4b7243fc0399ea67"
@@ -105,6 +105,11 @@ async def list_again(client: Client) -> ClientResponse:
     return await ask("GET", f"/list?user_id={USER}", headers={"If-None-Match": etag})(client)
 
 
+async def too_many(client: Client) -> ClientResponse:
+    responses = [await ask("GET", f"/stream?user_id={USER}")(client) for _ in range(9)]
+    return responses[-1]
+
+
 async def stall(client: Client) -> ClientResponse:
     async def body() -> AsyncIterator[bytes]:
         yield b"{"
@@ -126,6 +131,10 @@ ANSWERS: list[tuple[str, int, Ask]] = [
     ("GET /list", 422, ask("GET", "/list?user_id=1&skip=-1")),
     ("POST /read", 200, read_one),
     ("GET /list", 304, list_again),
+    ("GET /stream", 200, ask("GET", f"/stream?user_id={USER}")),
+    ("GET /stream", 405, ask("POST", "/stream")),
+    ("GET /stream", 422, ask("GET", "/stream?user_id=1")),
+    ("GET /stream", 429, too_many),
     ("GET /healthz", 200, ask("GET", "/healthz")),
     ("GET /healthz", 405, ask("POST", "/healthz")),
     ("GET /readyz", 200, ask("GET", "/readyz")),
@@ -144,9 +153,11 @@ UNAVAILABLE: list[tuple[str, Ask]] = [
     ("POST /create", create()),
     ("GET /list", ask("GET", f"/list?user_id={USER}")),
     ("POST /read", ask("POST", f"/read?user_id={USER}&notification_id=x")),
+    ("GET /stream", ask("GET", f"/stream?user_id={USER}")),
     ("GET /readyz", ask("GET", "/readyz")),
 ]
 BODIES_TOO_SLOW = ("POST /create", "408")
+STANDALONE = ("GET /stream", "501")
 PROTECTED = [name for name, operation in OPERATIONS.items() if "security" in operation]
 
 
@@ -163,7 +174,11 @@ async def is_described(operation: str, response: ClientResponse) -> None:
         return
     ((media_type, content),) = described["content"].items()
     assert response.content_type == media_type
-    body: Any = await (response.text() if media_type.startswith("text/") else response.json())
+    body: Any
+    if media_type == "text/event-stream":  # which does not end
+        body = (await response.content.readuntil(b"data: ")).decode()
+    else:
+        body = await (response.text() if media_type.startswith("text/") else response.json())
     conforms(body, content["schema"])
     if media_type == openapi.PROBLEM_TYPE:
         assert body["title"] == content["examples"]["problem"]["value"]["title"]
@@ -185,6 +200,7 @@ async def test_a_503_is_as_described(
 ) -> None:
     monkeypatch.setattr("store.DEADLINE", 0)
     monkeypatch.setattr("store.PING_DEADLINE", 1e-9)
+    monkeypatch.setattr("live.FIRST_DEADLINE", 0.2)
     response = await request_(client)
     assert response.status == 503
     await is_described(operation, response)
@@ -195,11 +211,18 @@ async def test_a_408_is_as_described(client: Client, monkeypatch: pytest.MonkeyP
     await is_described("POST /create", await stall(client))
 
 
+async def test_a_501_is_as_described(start: Start, standalone: Mongod) -> None:
+    client = await start(db_uri=f"mongodb://{standalone.address}/standalone")
+    response = await client.get(f"/stream?user_id={USER}")
+    assert response.status == 501
+    await is_described("GET /stream", response)
+
+
 @pytest.mark.parametrize("operation", PROTECTED)
 async def test_a_401_and_a_403_are_as_described(start: Start, operation: str) -> None:
     client = await start(api_keys=("k" * 32,), user_token_secret="s" * 32)
     method, path = operation.split()
-    query = {"user_id": USER, "all": "true"} if path in {"/list", "/read"} else {}
+    query = {"user_id": USER, "all": "true"} if path in {"/list", "/read", "/stream"} else {}
     token = sign_token("s" * 32, OTHER, 60)
     for status, headers in ((401, {}), (403, {"Authorization": f"Bearer {token}"})):
         response = await client.request(method, path, params=query, headers=headers)
@@ -216,7 +239,7 @@ async def test_a_full_outbox_is_as_described(start: Start) -> None:
 
 def test_every_described_status_is_asked_for() -> None:
     asked = {(operation, str(status)) for operation, status, _ in ANSWERS}
-    asked |= {(operation, "503") for operation, _ in UNAVAILABLE} | {BODIES_TOO_SLOW}
+    asked |= {(operation, "503") for operation, _ in UNAVAILABLE} | {BODIES_TOO_SLOW, STANDALONE}
     asked |= {(operation, status) for operation in PROTECTED for status in ("401", "403")}
     assert asked == {(name, status) for name, operation in OPERATIONS.items() for status in operation["responses"]}
 
@@ -293,7 +316,7 @@ async def test_schemathesis_finds_nothing(settings: Settings, tmp_path: Path) ->
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", f"--url=http://127.0.0.1:{service.port}"),
         *("--checks=all", "--max-examples=60", "--generation-deterministic", "--continue-on-failure", "--no-color"),
-        *("-H", f"Authorization: Bearer {key}"),
+        *("-H", f"Authorization: Bearer {key}", "--exclude-path=/stream"),  # a stream does not end
         cwd=tmp_path,
         env=os.environ | {"SCHEMATHESIS_HOOKS": str(HERE / "schemathesis_hooks.py")},
         stdout=asyncio.subprocess.PIPE,
@@ -302,4 +325,4 @@ async def test_schemathesis_finds_nothing(settings: Settings, tmp_path: Path) ->
     output, _ = await process.communicate()
     service.kill()
     assert process.returncode == 0, output.decode()
-    assert f"Tested: {len(OPERATIONS)}" in output.decode()
+    assert f"Tested: {len(OPERATIONS) - 1}" in output.decode()

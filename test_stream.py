@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
+import logging
+import random
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
-from bson import ObjectId, encode
+import pytest
+from bson import DatetimeMS, ObjectId, encode
+from pymongo import MongoClient
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 import handlers
+import live
+from auth import LEEWAY
 from conftest import Client, Start
-from store import CHANGES
-from test_notifier import OTHER, USER, create, list_, settled
-from test_operation import metric
+from settings import Settings
+from soak import DATABASE, three_nodes
+from store import CHANGES, Change, Store
+from test_faults import HEARTBEATS, failing, running_service
+from test_notifier import OTHER, USER, create, list_, problem, settled
+from test_operation import KEY, PROTECTED, metric, token
+from testbed import Mongod, Service, eventually_async, initiate
 
 DB = Database[dict[str, Any]]
 NOTHING = {"elements": 0, "new": 0, "latest": None}
@@ -163,3 +181,434 @@ async def test_a_stream_is_as_event_streams_are(start: Start) -> None:
     assert before > 0
     await asyncio.sleep(0)
     assert await metric(client, counted) == before
+
+
+# --- to whom ------------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_answered_is_a_problem_before_the_stream_begins(start: Start) -> None:
+    client = await start(**PROTECTED)
+    for path, headers, status in (
+        (url(), {}, 401),
+        (url(), credential(token(exp=int(time.time()) - 60)), 401),
+        (url(OTHER), credential(token()), 403),
+        ("/stream", credential(KEY), 422),
+        (url("x"), credential(KEY), 422),
+        (f"{url()}&user_id={OTHER}", credential(KEY), 422),
+    ):
+        response = await client.get(path, headers=headers)
+        assert response.status == status
+        await problem(response)
+    assert (await client.head(url())).status == 405
+    async with listening(client, **credential(token())) as own, listening(client, **credential(KEY)) as backend:
+        assert await own.next() == await backend.next() == NOTHING
+
+
+async def test_a_stream_ends_when_its_token_is_taken_no_longer(start: Start) -> None:
+    client = await start(**PROTECTED)
+    headers = credential(token(exp=int(time.time()) - LEEWAY + 2))
+    async with listening(client, **headers) as events, listening(client, **credential(token())) as other:
+        await events.ended()
+        assert (await client.get(url(), headers=headers)).status == 401
+        assert await other.next() == NOTHING
+        await create_as(client, KEY)
+        assert (await other.next())["new"] == 1
+
+
+async def create_as(client: Client, key: str) -> None:
+    body = {"user_id": USER, "key": "new_post"}
+    assert (await client.post("/create", json=body, headers=credential(key))).status == 201
+
+
+async def test_a_standalone_mongodb_is_501_with_what_to_do(start: Start, standalone: Mongod) -> None:
+    client = await start(db_uri=f"mongodb://{standalone.address}/standalone")
+    for _ in range(2):
+        response = await client.get(url())
+        assert response.status == 501
+        assert "replica set" in (await problem(response))["detail"]
+    assert await metric(client, "notifier_streams_open") == 0
+
+
+async def test_a_ninth_stream_of_a_user_is_429_until_one_is_gone(client: Client) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(8):
+            await stack.enter_async_context(listening(client))
+        response = await client.get(url())
+        assert (response.status, response.headers["Retry-After"]) == (429, "5")
+        await problem(response)
+        await stack.enter_async_context(listening(client, OTHER))
+    await eventually_async(lambda: status_is(client, 200))
+
+
+async def test_a_process_has_no_more_streams_than_it_may(start: Start) -> None:
+    client = await start(stream_limit=2)
+    async with listening(client, OTHER):
+        async with listening(client):
+            response = await client.get(url())
+            assert (response.status, response.headers["Retry-After"]) == (503, "5")
+            await problem(response)
+        await eventually_async(lambda: status_is(client, 200))
+
+
+async def status_is(client: Client, status: int) -> None:
+    async with client.get(url()) as response:
+        assert response.status == status
+
+
+# --- what it holds ------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_goes_is_noticed_and_the_change_stream_is_open_only_while_somebody_listens(
+    client: Client, database: DB
+) -> None:
+    await followed(database, 0)
+    for _ in range(2):
+        async with listening(client) as events, listening(client, OTHER), listening(client, OTHER):
+            assert await metric(client, "notifier_streams_open") == 3
+            await events.next()
+            await followed(database, 1)
+        await eventually_async(lambda: metric_is(client, "notifier_streams_open", 0))
+        await eventually_async(lambda: followed(database, 0))
+
+
+async def metric_is(client: Client, name: str, value: float) -> None:
+    assert await metric(client, name) == value
+
+
+async def followed(database: DB, times: int) -> None:
+    """Check how many change streams MongoDB serves on the users."""
+    streams: list[dict[str, Any]] = [
+        {"$currentOp": {"idleCursors": True}},
+        {
+            "$match": {
+                "ns": f"{database.name}.users",
+                "cursor.originatingCommand.pipeline.$changeStream": {"$exists": True},
+            }
+        },
+    ]
+    assert len(list(database.client.admin.aggregate(streams))) == times
+
+
+async def test_a_client_that_does_not_read_is_dropped_and_costs_little_until_then(client: Client) -> None:
+    client.app[handlers.LIVE].stall = 1.0
+    port = client.port
+    with socket.socket() as idle:
+        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        idle.connect(("127.0.0.1", port))
+        idle.sendall(f"GET {url()} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        async with listening(client) as events:
+            for n in itertools.count():
+                await create(client, data={"n": n, "text": "x" * 15_000})
+                await events.is_true(client)
+                assert unsent(client) < 20_000
+                if await metric(client, "notifier_streams_dropped_total"):
+                    break
+            await create(client)
+            await events.is_true(client)
+    assert n > 3
+    await eventually_async(lambda: metric_is(client, "notifier_streams_open", 0))
+    assert await metric(client, "notifier_streams_dropped_total") == 1
+
+
+def unsent(client: Client) -> int:
+    """Return the bytes that the process holds for its clients."""
+    runner = client.server.runner
+    assert runner
+    assert runner.server
+    return sum(one.transport.get_write_buffer_size() for one in runner.server.connections if one.transport)
+
+
+# --- what it survives ---------------------------------------------------------------------------------
+
+
+async def test_nothing_falls_between_the_first_event_and_the_first_change(client: Client, mongod: Mongod) -> None:
+    with failing(mongod, ["aggregate"], {"times": 1}, blockConnection=True, blockTimeMS=500):
+        opening = asyncio.create_task(client.get(url()))
+        await asyncio.sleep(0.2)
+        await create(client)
+    events = Events(await opening)
+    await events.is_true(client)
+    assert events.last
+    assert events.last["elements"] == 1
+    users = [f"{n:024x}" for n in range(40)]
+    for user_id in users:
+        response, _ = await asyncio.gather(client.get(url(user_id)), create(client, user_id))
+        await Events(response).is_true(client, user_id)
+        response.close()
+
+
+async def test_1000_clients_of_one_process_see_each_change_of_their_user_once(
+    settings: Settings, database: DB, tmp_path: Path
+) -> None:
+    service = await running_service(settings, tmp_path)
+    users = [f"{n:024x}" for n in range(250)]
+    async with session(service) as client, AsyncExitStack() as stack:
+        streams = [(user_id, await stack.enter_async_context(listening(client, user_id))) for user_id in users * 4]
+        seen: list[list[int]] = [[] for _ in streams]
+
+        async def follow(events: Events, counts: list[int]) -> None:
+            while True:
+                counts.append((await events.next())["elements"])
+
+        tasks = [asyncio.create_task(follow(events, counts)) for (_, events), counts in zip(streams, seen, strict=True)]
+        try:
+            for _ in range(4):
+                await asyncio.gather(*(create(client, user_id) for user_id in users))
+                element = {"id": "theirs", "is_new": True}
+                database.users.update_many({}, {"$push": {"notifications": {"$each": [element], "$position": 0}}})
+
+            async def all_true() -> None:
+                truth = {str(found["_id"]): inbox(found) for found in database.users.find()}
+                assert [events.last for _, events in streams] == [truth[user_id] for user_id, _ in streams]
+
+            await eventually_async(all_true)
+            assert await metric(client, "notifier_streams_open") == 1000
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+    service.kill()
+    for counts in seen:
+        assert counts[0] == 0
+        assert counts == sorted(counts)  # none after a newer one
+        assert len(counts) <= 1 + 8
+
+
+def inbox(document: Mapping[str, Any]) -> dict[str, Any]:
+    notifications = document.get("notifications", [])
+    return {
+        "elements": len(notifications),
+        "new": sum(item["is_new"] for item in notifications),
+        "latest": next(iter(notifications), None),
+    }
+
+
+@asynccontextmanager
+async def session(service: Service) -> AsyncIterator[Any]:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{service.port}", connector=connector) as client:
+        yield client
+
+
+async def test_streams_survive_kill_9_of_the_primary(start: Start, tmp_path: Path) -> None:
+    users = [f"{n:024x}" for n in range(20)]
+    async with three_nodes(tmp_path) as setup:
+        client = await start(db_uri=setup.uri)
+        async with AsyncExitStack() as stack:
+            streams = [(user_id, await stack.enter_async_context(listening(client, user_id))) for user_id in users]
+            running = True
+            statuses: Counter[int] = Counter()
+
+            async def load(user_ids: list[str]) -> None:
+                while running:
+                    body = {"user_id": random.choice(user_ids), "key": "new_post"}
+                    statuses[(await client.post("/create", json=body)).status] += 1
+
+            tasks = [asyncio.create_task(load(users[n::4])) for n in range(4)]
+            await asyncio.sleep(1)
+            setup.mongods[0].kill()
+            before = statuses[201]
+
+            async def goes_on() -> None:
+                assert statuses[201] > before + 200
+
+            await eventually_async(goes_on, 30)
+            running = False
+            await asyncio.wait(tasks)
+            for user_id, events in streams:
+                await events.is_true(client, user_id)
+            with setup.client() as direct:
+                direct[DATABASE].users.delete_many({})
+            for _, events in streams:
+                while events.last != NOTHING:
+                    await events.next()
+        await client.close()
+
+
+async def test_a_client_of_a_killed_process_has_the_true_state_at_another(settings: Settings, tmp_path: Path) -> None:
+    first, second = [await running_service(settings, tmp_path) for _ in range(2)]
+    async with session(first) as client, session(second) as other:
+        async with listening(client) as events:
+            await create(other)
+            await events.is_true(other)
+            first.kill()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await events.next()
+        await create(other)
+        async with listening(other) as events:
+            assert (await events.next())["elements"] == 2
+    second.kill()
+
+
+@pytest.mark.parametrize("code", [286, 136, 280, 260])
+async def test_where_history_is_lost_every_client_gets_a_fresh_event(client: Client, mongod: Mongod, code: int) -> None:
+    async with listening(client) as events, listening(client, OTHER) as others:
+        assert await events.next() == await others.next() == NOTHING
+        with failing(mongod, ["getMore"], {"times": 1}, errorCode=code):
+            assert await events.next() == await others.next() == NOTHING
+        await create(client)
+        assert (await events.next())["elements"] == 1
+
+
+@pytest.mark.parametrize("fault", [{"errorCode": 91}, {"errorCode": 43}, {"closeConnection": True}])
+@pytest.mark.parametrize("times", [1, 4])
+async def test_a_change_stream_that_breaks_goes_on_where_it_was(
+    start: Start, settings: Settings, mongod: Mongod, fault: dict[str, Any], times: int
+) -> None:
+    client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
+    async with listening(client) as events:
+        assert await events.next() == NOTHING
+        with failing(mongod, ["getMore", "aggregate"], {"times": times}, **fault):
+            await create(client)
+            assert (await events.next())["elements"] == 1
+        await create(client)
+        assert (await events.next())["elements"] == 2
+
+
+async def test_a_collection_that_is_dropped_and_one_that_is_renamed_are_empty(client: Client, database: DB) -> None:
+    await create(client)
+    async with listening(client) as events:
+        assert (await events.next())["elements"] == 1
+        database.users.drop()
+        assert await events.next() == NOTHING
+        await create(client)
+        assert (await events.next())["elements"] == 1
+        database.users.rename("people")
+        assert await events.next() == NOTHING
+        await create(client)
+        assert (await events.next())["elements"] == 1
+
+
+async def test_an_oplog_that_has_moved_on_is_made_up_for(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def changes(self: Store, after: Mapping[str, Any] | None) -> AsyncGenerator[Change, None]:
+        opened.append(after is not None)
+        return original(self, after)
+
+    original = Store.changes
+    monkeypatch.setattr(Store, "changes", changes)
+    with replica_set_of_one(tmp_path) as server, server.client() as direct:
+        direct.admin.command({"setParameter": 1, "syncdelay": 1})  # only after a checkpoint an oplog is cut short
+        client = await start(db_uri=f"mongodb://{server.address}/moved?{HEARTBEATS}")
+        async with listening(client) as events:
+            assert await events.next() == NOTHING
+            with failing(server, ["getMore", "aggregate"], errorCode=91):
+                await create(client)
+                oplog = direct.local["oplog.rs"]
+                newest = oplog.find_one(sort=[("$natural", -1)])
+                assert newest
+                while (oplog.find_one(sort=[("$natural", 1)]) or newest)["ts"] <= newest["ts"]:
+                    direct.junk.junk.insert_many([{"blob": b"x" * 1_000_000} for _ in range(10)])
+                    direct.junk.junk.delete_many({})
+            assert (await events.next())["elements"] == 1
+            await create(client)
+            assert (await events.next())["elements"] == 2
+        assert opened[0] is opened[-1] is False
+        assert set(opened[1:-1]) == {True}
+        await client.close()
+
+
+@contextlib.contextmanager
+def replica_set_of_one(folder: Path) -> Iterator[Mongod]:
+    server = Mongod(folder / "one", "one")
+    server.start()
+    try:
+        initiate([server], "one")
+        yield server
+    finally:
+        server.kill()
+
+
+async def test_streams_stay_open_while_mongodb_is_away(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "notifier.live")
+    with replica_set_of_one(tmp_path) as server:
+        client = await start(db_uri=f"mongodb://{server.address}/away")
+        client.app[handlers.LIVE].keep_alive = 0.1
+        await create(client)
+        async with listening(client) as events:
+            assert (await events.next())["elements"] == 1
+            server.kill()
+            await asyncio.sleep(6)  # longer than one attempt
+            server.start()
+            with server.client() as direct:
+                await eventually_async(lambda: delete_all(direct))
+            assert await events.next() == NOTHING
+            await eventually_async(lambda: logged(caplog, 2))
+        await client.close()
+
+
+async def delete_all(direct: MongoClient[dict[str, Any]]) -> None:
+    try:
+        direct.away.users.delete_many({})
+    except PyMongoError as exc:
+        raise AssertionError from exc
+
+
+async def logged(caplog: pytest.LogCaptureFixture, lines: int) -> None:
+    assert len([record for record in caplog.records if record.name == "notifier.live"]) == lines
+
+
+async def test_without_mongodb_a_new_stream_is_503(
+    start: Start, settings: Settings, mongod: Mongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
+    monkeypatch.setattr(live, "FIRST_DEADLINE", 1.0)
+    with failing(mongod, ["aggregate"], errorCode=91):
+        response = await client.get(url())
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        await problem(response)
+    with failing(mongod, ["find"], errorCode=91):
+        assert (await client.get(url())).status == 503
+    assert await metric(client, "notifier_streams_open") == 0
+    monkeypatch.undo()
+    async with listening(client) as events:
+        assert await events.next() == NOTHING
+
+
+async def test_a_document_that_cannot_be_read_ends_its_own_streams_alone(client: Client, database: DB) -> None:
+    database.users.insert_many([{"_id": ObjectId(user_id)} for user_id in (USER, OTHER)])
+    async with listening(client) as events, listening(client, OTHER) as others:
+        assert await events.next() == await others.next() == NOTHING
+        beyond = DatetimeMS(2**60)  # later than any year that Python has
+        database.users.update_many({}, [{"$set": {"notifications": [{"id": "$_id"}]}}])
+        push = {"$push": {"notifications": {"$each": [{"at": beyond}], "$position": 0}}}
+        database.users.update_one({"_id": ObjectId(OTHER)}, push)
+        database.users.update_one({"_id": ObjectId(USER)}, {"$push": {"notifications": {"id": "x"}}})
+        await others.ended()
+        while (await events.next())["elements"] != 2:
+            pass
+        assert (await client.get(url(OTHER))).status == 500
+    database.users.delete_many({})
+
+
+async def test_a_stop_ends_streams_at_once_and_refuses_new_ones(
+    client: Client, settings: Settings, tmp_path: Path
+) -> None:
+    async with listening(client) as events:
+        client.app[handlers.LIVE].close()
+        await events.ended()
+        response = await client.get(url())
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        await problem(response)
+    service = await running_service(settings, tmp_path)
+    async with session(service) as remote, listening(remote) as events:
+        assert await events.next() == NOTHING
+        service.signal(signal.SIGTERM)
+        await events.ended()
+        assert (await remote.get("/healthz")).status == 200  # streams end before requests are refused
+    assert await asyncio.to_thread(service.process.wait, 10) == 0
+
+
+async def test_metrics_tell_of_events_and_their_lag(client: Client) -> None:
+    async with listening(client) as one, listening(client) as two:
+        await create(client)
+        await one.is_true(client)
+        await two.is_true(client)
+        assert await metric(client, "notifier_stream_lag_seconds_count") == 2
+        assert await metric(client, 'notifier_stream_lag_seconds_bucket{le="60.0"}') == 2
+        assert await metric(client, "notifier_stream_events_total") in {3, 4}

@@ -491,7 +491,6 @@ async def test_an_oplog_that_has_moved_on_is_made_up_for(
     original = Store.changes
     monkeypatch.setattr(Store, "changes", changes)
     with replica_set_of_one(tmp_path) as server, server.client() as direct:
-        direct.admin.command({"setParameter": 1, "syncdelay": 1})  # only after a checkpoint an oplog is cut short
         client = await start(db_uri=f"mongodb://{server.address}/moved?{HEARTBEATS}")
         async with listening(client) as events:
             assert await events.next() == NOTHING
@@ -502,18 +501,17 @@ async def test_an_oplog_that_has_moved_on_is_made_up_for(
                 assert newest
                 while (oplog.find_one(sort=[("$natural", 1)]) or newest)["ts"] <= newest["ts"]:
                     direct.junk.junk.insert_many([{"blob": b"x" * 1_000_000} for _ in range(10)])
-                    direct.junk.junk.delete_many({})
             assert (await events.next())["elements"] == 1
             await create(client)
             assert (await events.next())["elements"] == 2
-        assert opened[0] is opened[-1] is False
-        assert set(opened[1:-1]) == {True}
+        assert len(opened) > 1
+        assert not opened[-1]  # without the token that leads nowhere now
         await client.close()
 
 
 @contextlib.contextmanager
 def replica_set_of_one(folder: Path) -> Iterator[Mongod]:
-    server = Mongod(folder / "one", "one")
+    server = Mongod(folder / "one", "one", "--syncdelay", "1")  # its oplog is kept up to the last checkpoint
     server.start()
     try:
         initiate([server], "one")

@@ -41,13 +41,13 @@ class Mongod:
     """A MongoDB server that can be killed, frozen and started again with its data."""
 
     def __init__(
-        self, folder: Path, replica_set: str | None = None, *, cache_gb: float = 0.5, oplog_mb: int = 64
+        self, folder: Path, replica_set: str | None = None, *arguments: str, cache_gb: float = 0.5, oplog_mb: int = 64
     ) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._folder = folder
         self._arguments = ["--wiredTigerCacheSizeGB", str(cache_gb), "--oplogSize", str(oplog_mb)]
-        self._arguments += ["--replSet", replica_set] if replica_set else []
+        self._arguments += [*(("--replSet", replica_set) if replica_set else ()), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import logging
 import math
 import random
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+import orjson
 from aiohttp.abc import AbstractStreamWriter
 
 from metrics import Metrics
@@ -196,7 +196,7 @@ class Live:
         self._count += 1
         self._metrics.streams.set(self._count)
         self._anybody.set()
-        if self._established:  # else it is owed its first event once that is so: no change may fall in between
+        if self._established:  # else it is owed once that is so: no change may fall between the event and the stream
             self._owe(user_id, {stream})
 
     def _leave(self, user_id: str, stream: Stream) -> None:
@@ -330,7 +330,7 @@ class Live:
 def _event(inbox: Inbox) -> bytes:
     """Return the event; what other programs keep in the array may hold types that JSON has not."""
     data = {"elements": inbox.elements, "new": inbox.new, "latest": inbox.latest}
-    return b"event: inbox\ndata: %b\n\n" % json.dumps(data, default=str).encode()
+    return b"event: inbox\ndata: %b\n\n" % orjson.dumps(data, default=str)
 
 
 class _Outage:

@@ -50,14 +50,13 @@ class Events:
 
     async def block(self) -> str:
         """Return what comes next, up to an empty line; nothing at the end."""
-        async with asyncio.timeout(20):
-            raw = await self.response.content.readuntil(b"\n\n")
-        return raw.decode().removesuffix("\n\n")
+        return (await self.response.content.readuntil(b"\n\n")).decode().removesuffix("\n\n")
 
     async def next(self) -> dict[str, Any]:
         """Return the data of the next event."""
-        while not (found := re.fullmatch("event: inbox\ndata: (.*)", block := await self.block())):
-            assert re.match("retry: |: ", block)
+        async with asyncio.timeout(20):
+            while not (found := re.fullmatch("event: inbox\ndata: (.*)", block := await self.block())):
+                assert re.match("retry: |: ", block)
         data: dict[str, Any] = json.loads(found[1])
         self.last = data
         return data
@@ -71,8 +70,9 @@ class Events:
 
     async def ended(self) -> None:
         """Read up to the end, which must be a proper one."""
-        while await self.block():
-            pass
+        async with asyncio.timeout(20):
+            while await self.block():
+                pass
 
 
 def url(user_id: str = USER) -> str:
@@ -305,9 +305,14 @@ async def test_a_client_that_does_not_read_is_dropped_and_costs_little_until_the
                     break
             await create(client)
             await events.is_true(client)
+        await eventually_async(lambda: nothing_unsent(client))
     assert n > 3
     await eventually_async(lambda: metric_is(client, "notifier_streams_open", 0))
     assert await metric(client, "notifier_streams_dropped_total") == 1
+
+
+async def nothing_unsent(client: Client) -> None:
+    assert unsent(client) == 0
 
 
 def unsent(client: Client) -> int:

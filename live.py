@@ -246,6 +246,7 @@ class Live:
             await self._hear()
         except NotReplicated:
             self._end(self._all(), NotReplicated)
+            await asyncio.sleep(BACKOFF_MIN)  # in which they leave
         except HistoryLost as exc:
             self._token = None
             await asyncio.sleep(self._following.failed(exc))
@@ -273,7 +274,9 @@ class Live:
         finally:
             self._established = False
 
-    def _owe(self, user_id: str, streams: Iterable[Stream], at: datetime | None = None) -> None:
+    def _owe(self, user_id: str, streams: set[Stream], at: datetime | None = None) -> None:
+        if not streams:
+            return
         debt = self._owed.setdefault(user_id, Debt(set(), at))
         debt.streams.update(streams)
         debt.at = debt.at or at

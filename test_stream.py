@@ -168,7 +168,8 @@ async def test_a_stream_is_as_event_streams_are(start: Start) -> None:
         assert "X-Request-ID" in got["Access-Control-Expose-Headers"]
         assert re.fullmatch(r"retry: \d{4}", await events.block())
         assert await events.next() == NOTHING
-        assert {await events.block() for _ in range(3)} == {": keep-alive"}
+        async with asyncio.timeout(10):
+            assert {await events.block() for _ in range(3)} == {": keep-alive"}
         await create(client)
         assert (await events.next())["elements"] == 1
     async with listening(client, Origin="https://evil.example") as events:
@@ -259,16 +260,20 @@ async def status_is(client: Client, status: int) -> None:
 
 
 async def test_a_client_that_goes_is_noticed_and_the_change_stream_is_open_only_while_somebody_listens(
-    client: Client, database: DB
+    settings: Settings, database: DB, tmp_path: Path
 ) -> None:
-    await followed(database, 0)
-    for _ in range(2):
-        async with listening(client) as events, listening(client, OTHER), listening(client, OTHER):
-            assert await metric(client, "notifier_streams_open") == 3
-            await events.next()
-            await followed(database, 1)
-        await eventually_async(lambda: metric_is(client, "notifier_streams_open", 0))
-        await eventually_async(lambda: followed(database, 0))
+    """In a process of its own: aiohttp's test server cancels the handlers of clients that go."""
+    service = await running_service(settings, tmp_path)
+    async with session(service) as client:
+        await followed(database, 0)
+        for _ in range(2):
+            async with listening(client) as events, listening(client, OTHER), listening(client, OTHER):
+                assert await metric(client, "notifier_streams_open") == 3
+                await events.next()
+                await followed(database, 1)
+            await eventually_async(lambda: metric_is(client, "notifier_streams_open", 0), live.KEEP_ALIVE / 2)
+            await eventually_async(lambda: followed(database, 0))
+    service.kill()
 
 
 async def metric_is(client: Client, name: str, value: float) -> None:

@@ -550,6 +550,24 @@ async def test_streams_stay_open_while_mongodb_is_away(
         await client.close()
 
 
+async def test_an_inbox_that_could_not_be_read_for_a_while_is_told_then(
+    client: Client,
+    mongod: Mongod,
+    database: DB,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "notifier.live")
+    monkeypatch.setattr("store.DEADLINE", 0.3)
+    async with listening(client) as events:
+        assert await events.next() == NOTHING
+        with failing(mongod, ["find"], errorCode=50):
+            database.users.insert_one({"_id": ObjectId(USER), "notifications": [{"id": "x"}]})
+            await asyncio.sleep(2)  # some attempts
+        assert (await events.next())["elements"] == 1
+        await eventually_async(lambda: logged(caplog, 2))
+
+
 async def delete_all(direct: MongoClient[dict[str, Any]]) -> None:
     try:
         direct.away.users.delete_many({})
@@ -606,6 +624,8 @@ async def test_a_stop_ends_streams_at_once_and_refuses_new_ones(
     async with listening(client) as events:
         client.app[handlers.LIVE].close()
         await events.ended()
+        counted = 'notifier_http_request_duration_seconds_count{method="GET",route="/stream",status="200"}'
+        assert await metric(client, counted) == 1
         response = await client.get(url())
         assert (response.status, response.headers["Retry-After"]) == (503, "5")
         await problem(response)

@@ -38,6 +38,8 @@ FIRST_DEADLINE: Final = 10.0
 """Seconds within which a new stream must have its first event: as long as the store tries."""
 SWEEP: Final = 1.0
 """Seconds until it is noticed that a client has gone: aiohttp tells a handler only when it writes."""
+READ_PAUSE: Final = 0.02
+"""Seconds between two queries: under load more users share one, and a single change does not wait."""
 READ_AT_ONCE: Final = 100
 """Users whose inboxes are read by one query."""
 RETRY_MS: Final = (1000, 5000)
@@ -296,6 +298,7 @@ class Live:
             await asyncio.sleep(self._reading.failed(exc))
         else:
             self._reading.worked()
+            await asyncio.sleep(READ_PAUSE)
 
     async def _offer(self, batch: Mapping[str, Debt]) -> None:
         """Read these together; where that fails, one by one, so that a document that cannot be read harms no other."""

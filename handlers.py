@@ -59,6 +59,7 @@ VANISHED_MS: Final = 30_000
 SEND_BUFFER: Final = 64 * 1024
 """Bytes that the kernel may hold for a stream; of itself it would take megabytes for a client that does not read."""
 SUCCESS: Final = b'{"success": true}'
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 BODY_TIMEOUT: Final = 30.0
 JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
@@ -311,6 +312,8 @@ def _problem_of(exc: Exception, request_id: str) -> Problem:  # noqa: C901, PLR0
             return Problem(429, detail, headers={"Retry-After": "5"})
         case live.ProcessFull():
             return _unavailable("This process has as many streams open as it may.", retry_after=5)
+        case live.Gone():
+            return _unavailable("The client has gone.", retry_after=5)
         case live.Closing():
             return _unavailable("The service is stopping.", retry_after=5)
         case store.Unavailable():
@@ -340,6 +343,14 @@ def _render(problem: Problem) -> web.Response:
     return web.json_response(
         body, status=problem.status, headers=problem.headers, content_type="application/problem+json"
     )
+
+
+@web.middleware
+async def own_name_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests that name another host: a page of any site could have its name lead to this machine."""
+    if request.url.host not in LOOPBACK:
+        raise Problem(421, "A local run answers on localhost and 127.0.0.1 alone.")
+    return await handler(request)
 
 
 @web.middleware

@@ -255,6 +255,7 @@ class Live:
         except Unavailable as exc:
             await asyncio.sleep(self._following.failed(exc))
         if not self._streams:
+            self._token = None  # who comes next is told everything, and need not hear what happened until then
             self._anybody.clear()
 
     async def _hear(self) -> None:

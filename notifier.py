@@ -33,7 +33,6 @@ from workers import supervise
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
-LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 LISTEN_BACKLOG: Final = 4096
 """Connections that wait to be accepted: beyond, a client would try again only a second later."""
 NOT_READY: Final = 1.0
@@ -45,7 +44,10 @@ are less than 8, and Docker waits for 10."""
 
 def create_app(settings: Settings) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
-    app = web.Application(middlewares=[handlers.middleware], client_max_size=BODY_LIMIT)
+    middlewares = [handlers.middleware]
+    if settings.local and settings.host in handlers.LOOPBACK:
+        middlewares.append(handlers.own_name_only)
+    app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[SETTINGS] = settings
     app[handlers.GATE] = Gate(settings)
     app[handlers.METRICS] = Metrics()
@@ -160,7 +162,7 @@ def announce(settings: Settings, _: str) -> None:
         print(LOCAL_RUN.format(host=settings.host, port=settings.port), flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)
-    if not settings.api_keys and settings.host not in LOOPBACK:
+    if not settings.api_keys and settings.host not in handlers.LOOPBACK:
         log.warning("API_KEYS is not set: whoever reaches %s port %d may do everything", settings.host, settings.port)
 
 

@@ -93,6 +93,8 @@ the driver does not label. And TransactionTooLargeForCache, of a server that has
 NOT_REPLICATED: Final = 40573  # the $changeStream stage is only supported on replica sets
 CHANGE_WAIT_MS: Final = 500
 """How long a change stream without a change holds its thread, and so the most that the thread outlives its reader."""
+CHANGES_AHEAD: Final = 1000
+"""Changes that may wait for the event loop."""
 
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
@@ -500,9 +502,12 @@ class Store:
         """
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Change | None] = asyncio.Queue()
-        stopped = threading.Event()
+        stopped, room = threading.Event(), threading.Semaphore(CHANGES_AHEAD)
 
         def tell(change: Change) -> None:
+            while not room.acquire(timeout=CHANGE_WAIT_MS / 1000):
+                if stopped.is_set():
+                    return
             loop.call_soon_threadsafe(told.put_nowait, change)
 
         def ended(watching: asyncio.Future[None]) -> None:
@@ -513,6 +518,7 @@ class Store:
         watching.add_done_callback(ended)
         try:
             while change := await told.get():
+                room.release()
                 yield change
             await watching
         except PyMongoError as exc:
@@ -526,17 +532,21 @@ class Store:
         PyMongo resumes once by itself after an error that allows it. Raises `HistoryLost`, or PyMongo's errors.
         """
         users: pymongo.collection.Collection[dict[str, Any]] = self._users.delegate
-        with (
-            users.database.client.start_session() as session,
-            users.watch(CHANGES, resume_after=token, max_await_time_ms=CHANGE_WAIT_MS, session=session) as stream,
-        ):
-            change: Mapping[str, Any] | None = None
-            while not stopped.is_set():
-                self._seen = session.operation_time
-                tell(_change(change, stream.resume_token))
-                change = stream.try_next()
-                if change and "documentKey" not in change:  # the collection was dropped or renamed
-                    raise HistoryLost
+        options = {"resume_after": token, "max_await_time_ms": CHANGE_WAIT_MS}
+        with users.database.client.start_session() as session:
+            if token and self._seen:  # a new primary may not know yet what the old one has told us
+                session.advance_operation_time(self._seen)
+            with users.watch(CHANGES, session=session, **options) as stream:
+                # It begins behind all that is applied, whether a majority has it or not. Its own answer tells only what
+                # a majority has; that of a ping tells what is applied, which reads must then wait for.
+                users.database.command("ping", session=session)
+                change: Mapping[str, Any] | None = None
+                while not stopped.is_set():
+                    self._seen = session.operation_time
+                    tell(_change(change, stream.resume_token))
+                    change = stream.try_next()
+                    if change and "documentKey" not in change:  # the collection was dropped or renamed
+                        raise HistoryLost
 
     async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
         """Return the inboxes of those of these users who have a document, not older than any change yet yielded.

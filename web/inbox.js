@@ -77,7 +77,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 
 	async function call(path, options, ...signals) {
 		const token = get("token"), headers = token ? { Authorization: `Bearer ${token}` } : {};
-		const url = new URL(`${path}&user_id=${encodeURIComponent(get("user-id"))}`, new URL(get("src") ?? "", import.meta.url));
+		const url = new URL(`${path}&user_id=${encodeURIComponent(get("user-id"))}`, new URL(get("src") ?? import.meta.url, document.baseURI));
 		const response = await fetch(url, { ...options, headers, signal: AbortSignal.any(signals) });
 		if (response.ok) return response;
 		if (/40[13]/.test(response.status) && token == get("token")) {
@@ -153,7 +153,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			if (signal.aborted) return;
 			if (!streams) {
 				failures = 0;
-				return again((get("poll") || 15) * 1000);
+				return again((+get("poll") || 15) * 1e3);
 			}
 			again(SILENCE);
 			const { body } = await call("stream?", {}, signal), reader = body.pipeThrough(new TextDecoderStream()).getReader();

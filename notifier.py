@@ -80,14 +80,19 @@ async def drain_on_sigterm(app: web.Application) -> None:
             app[handlers.DRAINING].set()
             loop.call_later(NOT_READY, stop)
 
-    def supervisor_ended() -> None:
-        loop.remove_reader(sys.stdin)
-        drain()
-
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, drain)
-    if app[SETTINGS].workers > 1:
-        loop.add_reader(sys.stdin, supervisor_ended)
+
+
+async def end_with_supervisor(_: web.Application) -> None:
+    """Stop when the other end of the pipe is closed, as it is however the supervisor ended."""
+
+    def ended() -> None:
+        loop.remove_reader(sys.stdin)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin, ended)
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
@@ -167,6 +172,8 @@ def main(arguments: list[str]) -> int:
         gc.set_threshold(50_000, 20, 50)
         app = create_app(settings)
         app.on_startup.append(drain_on_sigterm)
+        if options.worker:
+            app.on_startup.append(end_with_supervisor)
         web.run_app(
             app,
             host=settings.host,

@@ -45,9 +45,9 @@ class Metrics:
             buckets=DELIVERY_BUCKETS,
             registry=self._registry,
         )
-        self.owed = self._gauge("notifier_emails_owed", "E-mails owed, by all processes together.", "mostrecent")
+        self.owed = self._gauge("notifier_emails_owed", "E-mails owed, by all processes together.", "livemostrecent")
         self.oldest = self._gauge(
-            "notifier_oldest_email_owed_seconds", "Age of the oldest e-mail owed; 0 when none is.", "mostrecent"
+            "notifier_oldest_email_owed_seconds", "Age of the oldest e-mail owed; 0 when none is.", "livemostrecent"
         )
         self.breaker = self._gauge(
             "notifier_smtp_breaker_open", "1 while the SMTP server cannot be worked with.", "livemax"
@@ -66,7 +66,7 @@ class Metrics:
             registry=self._registry,
         )
 
-    def _gauge(self, name: str, text: str, of_workers: Literal["mostrecent", "livemax", "livesum"]) -> Gauge:
+    def _gauge(self, name: str, text: str, of_workers: Literal["livemostrecent", "livemax", "livesum"]) -> Gauge:
         return Gauge(name, text, registry=self._registry, multiprocess_mode=of_workers)
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 import aiohttp_cors
 from aiohttp import web
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.orjson import OrjsonFormatter
 
 import handlers
 import openapi
@@ -35,6 +35,7 @@ log = logging.getLogger("notifier")
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 LISTEN_BACKLOG: Final = 4096
 """Connections that wait to be accepted: beyond, a client would try again only a second later."""
+JSON_LOG: Final = "%(levelname)s %(name)s %(message)s"
 NOT_READY: Final = 1.0
 SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds after SIGTERM in which requests are still taken, though `/readyz` says not to send them; and seconds that
@@ -87,14 +88,19 @@ async def drain_on_sigterm(app: web.Application) -> None:
             app[handlers.LIVE].close()
             loop.call_later(NOT_READY, stop)
 
-    def supervisor_ended() -> None:
-        loop.remove_reader(sys.stdin)
-        drain()
-
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, drain)
-    if app[SETTINGS].workers > 1:
-        loop.add_reader(sys.stdin, supervisor_ended)
+
+
+async def end_with_supervisor(_: web.Application) -> None:
+    """Stop when the other end of the pipe is closed, as it is however the supervisor ended."""
+
+    def ended() -> None:
+        loop.remove_reader(sys.stdin)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin, ended)
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
@@ -187,6 +193,8 @@ def main(arguments: list[str]) -> int:
         gc.set_threshold(50_000, 20, 50)
         app = create_app(settings)
         app.on_startup.append(drain_on_sigterm)
+        if options.worker:
+            app.on_startup.append(end_with_supervisor)
         web.run_app(
             app,
             host=settings.host,
@@ -208,7 +216,7 @@ def configure_logging(level: str) -> None:
     """Log for people on a terminal, and JSON, a line each, for anything else."""
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(form) if sys.stderr.isatty() else JsonFormatter(form))
+    handler.setFormatter(logging.Formatter(form) if sys.stderr.isatty() else OrjsonFormatter(JSON_LOG, timestamp=True))
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("pymongo").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of malformed requests it logs what they hold

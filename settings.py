@@ -232,7 +232,7 @@ def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(
         ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
-        ("WORKERS", ALONE if local and values["workers"] > 1 else None),
+        ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
         ("TEMPLATES_DIR", _templates_fault(values["templates_dir"])),
         ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
         ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),

@@ -23,7 +23,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from operator import attrgetter
@@ -75,20 +75,23 @@ ABOUT: Final = ("target_id", "data")
 """What a notification, an owed e-mail and a dead letter hold only when the request had it."""
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered of a user."""
-WRITES_AT_ONCE: Final = 1
+WRITES_AT_ONCE: Final = 2
 LISTS_AT_ONCE: Final = 2
-"""Shared calls under way. More at a time are smaller: the sum of their work grows, and nobody is answered sooner."""
+"""Shared calls under way: one that waits for a locked document does not stop the others. More would be smaller, and the
+sum of their work greater, with nobody answered sooner."""
+SHARED_TIMEOUT: Final = 2.0
+"""Of a shared call: who keeps the others waiting does so once, for so many seconds."""
 BATCH_LIMIT: Final = 100
 """Requests that share a call. A body has at most 64 KiB, so that a batch stays far below the 48 MB of a message."""
 QUEUE_LIMIT: Final = 4096
 """Requests that wait to share a call; more are turned away."""
-SHARED_LIMIT: Final = 50
-"""Notifications in a page of a shared list: who asks for more goes alone, and makes nobody wait."""
+SHARED_LIMITS: Final = (0, 10, 50)
+"""Lists share a query with those of the same of these limits; who asks for more goes alone, and makes nobody wait."""
 DUPLICATE_KEY: Final = 11000
 ACCESS_CODES: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed: mended at MongoDB, without a restart
-RETRYABLE_CODES: Final = frozenset({6, 7, 89, 91, 134, 189, 262, 388, 9001, 10107, 11600, 11602, 13435, 13436})
+RETRYABLE_CODES: Final = frozenset({6, 7, 50, 89, 91, 134, 189, 262, 388, 9001, 10107, 11600, 11602, 13435, 13436})
 """Those of the retryable writes specification: a server that steps down says one of them in a write error, too, which
-the driver does not label. And TransactionTooLargeForCache, of a server that has much to do."""
+the driver does not label. And MaxTimeMSExpired and TransactionTooLargeForCache, of a server that has much to do."""
 
 NOT_REPLICATED: Final = 40573  # the $changeStream stage is only supported on replica sets
 CHANGE_WAIT_MS: Final = 500
@@ -187,6 +190,10 @@ class Page:
     elements: int
     new: int
     list: list[JSONObject]
+
+    def first(self, limit: int) -> Page:
+        """Return the same with no more than so many of them."""
+        return Page(self.elements, self.new, self.list[:limit])
 
 
 EMPTY: Final = Page(0, 0, [])
@@ -314,14 +321,10 @@ class Store:
         self._seen: Timestamp | None = None
         self._limit = settings.notifications_limit
         self._email = settings.email
-        self._write = Batcher(self._write_together, flights=WRITES_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
+        self._writes = Batcher(self._write_together, flights=WRITES_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
         self._settlements = Batcher(self._write_together, flights=1, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
         self._lists = Batcher(
-            self._fetch,
-            flights=LISTS_AT_ONCE,
-            most=BATCH_LIMIT,
-            queue=QUEUE_LIMIT,
-            kind=attrgetter("is_new", "skip", "limit"),
+            self._fetch, flights=LISTS_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT, kind=_kind_of_page
         )
 
     async def create_indexes(self) -> None:
@@ -341,15 +344,18 @@ class Store:
         # A mail without a notification leaves no trace of its own once it is sent: its id is remembered as a key.
         key = idempotency_key or (None if new.key.stored else id_)
         update = self._creation(new, id_, now, key, request_id)
-        conditions: dict[str, Any] = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}} if new.key.mailed else {}
-        if idempotency_key:
-            conditions["recent.k"] = {"$ne": key}
-        attempts = itertools.count()
+        # An attempt may be applied though its reply was lost, and even after the next one: a server without retryable
+        # writes goes on with what it was sent by a connection that broke. So each of them has the condition.
+        conditions: JSONObject = {"notifications.id": {"$ne": id_}, "recent.k": {"$ne": key or id_}}
+        if new.key.mailed:
+            conditions[f"outbox.{OUTBOX_LIMIT - 1}"] = {"$exists": False}
+        write, creation = (
+            self._sharing(self._writes),
+            _Write({"_id": ObjectId(new.user_id), **conditions}, update, upsert=True),
+        )
 
         async def attempt() -> bool:
-            if next(attempts):  # the attempt before may have been applied, and its reply lost
-                conditions.update({"notifications.id": {"$ne": id_}, "recent.k": {"$ne": key or id_}})
-            return not await self._upsert(new.user_id, conditions, update) and await self._explain(new, id_, key)
+            return not await self._upsert(write, creation) and await self._explain(new, id_, key)
 
         return await _persist(attempt)
 
@@ -374,11 +380,10 @@ class Store:
             pushes["recent"] = {"$each": [{"k": key, "h": new.fingerprint()}], "$slice": -RECENT_LIMIT}
         return update
 
-    async def _upsert(self, user_id: str, conditions: JSONObject, update: JSONObject) -> bool:
+    async def _upsert(self, write: Callable[[_Write], Awaitable[bool]], creation: _Write) -> bool:
         """Update the user's document, creating a missing one; say whether the conditions held."""
-        filter_ = {"_id": ObjectId(user_id), **conditions}
         try:
-            await self._write(_Write(filter_, update, upsert=True))
+            await write(creation)
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
                 raise Conflict(
@@ -386,30 +391,48 @@ class Store:
                 ) from exc  # a unique index on the e-mail address, say: a second new user cannot have it
             # A condition failed, so the server tried to insert; or another upsert inserted in between. Only a
             # filter of nothing but _id is repeated by the server itself. Without upsert there are no two meanings.
-            return await self._write_alone(_Write(filter_, update))
+            return await self._write_alone(replace(creation, upsert=False))
         return True
 
-    async def _write_together(self, writes: Sequence[_Write]) -> Sequence[bool | Exception]:
-        """Make writes in one call, each atomic and for itself; say of each whether it found its document, or failed."""
+    def _sharing(self, batcher: Batcher[_Write, bool | None]) -> Callable[[_Write], Awaitable[bool]]:
+        """Return what makes the attempts at a write: the first shares a call, the others do not.
+
+        For a call that fails as a whole may do so for the sake of one of those who share it.
+        """
+        first = iter([batcher])
+
+        async def attempt(write: _Write) -> bool:
+            shared = next(first, None)
+            found = await shared(write) if shared else None
+            return await self._write_alone(write) if found is None else found
+
+        return attempt
+
+    async def _write_together(self, writes: Sequence[_Write]) -> Sequence[bool | Exception | None]:
+        """Make writes in one call, each atomic and for itself.
+
+        Say of each whether it found its document, or how it failed; `None` when that is not known: then it did nothing,
+        or may be repeated.
+        """
         if len(writes) == 1:
             return [await self._write_alone(writes[0])]
         done: Mapping[str, Any]
         try:
-            done = (await self._users.bulk_write([write.model() for write in writes], ordered=False)).bulk_api_result
+            with pymongo.timeout(SHARED_TIMEOUT):
+                result = await self._users.bulk_write([write.model() for write in writes], ordered=False)
+            done = result.bulk_api_result
         except BulkWriteError as exc:
             done = exc.details
-        outcomes: list[bool | Exception] = [True] * len(writes)
+        outcomes: list[bool | Exception | None] = [True] * len(writes)
         for concern in done["writeConcernErrors"]:
             outcomes = [WriteConcernError(concern["errmsg"], concern["code"])] * len(writes)
         for error in done["writeErrors"]:
             outcomes[error["index"]] = _write_error(error)
         if done["nMatched"] + done["nUpserted"] + len(done["writeErrors"]) < len(writes):
             # Some found nothing, and a bulk write does not say which: not an upsert, that finds or fails.
-            for n in [n for n, write in enumerate(writes) if outcomes[n] is True and not write.upsert]:
-                try:
-                    outcomes[n] = await self._write_alone(writes[n])
-                except PyMongoError as exc:
-                    outcomes[n] = exc
+            for n, write in enumerate(writes):
+                if outcomes[n] is True and not write.upsert:
+                    outcomes[n] = None
         return outcomes
 
     async def _write_alone(self, write: _Write) -> bool:
@@ -446,21 +469,26 @@ class Store:
 
         Raises `Unavailable`.
         """
-        if query.limit > SHARED_LIMIT:
-            return (await _persist(lambda: self._fetch([query])))[0]
-        return await _persist(lambda: self._lists(query))
+        first = iter([] if query.skip or query.limit > SHARED_LIMITS[-1] else [self._lists])
+
+        async def attempt() -> Page:
+            shared = next(first, None)
+            return await shared(query) if shared else (await self._fetch([query]))[0]
+
+        return await _persist(attempt)
 
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
-        """Return the same page of some users' notifications by one query."""
+        """Return pages that differ in their users and limits alone, by one query."""
         users = {ObjectId(query.user_id) for query in queries}
-        projection = _page(queries[0])
+        projection = _page(max(queries, key=attrgetter("limit")))
         if len(users) == 1:
             user = await self._users.find_one({"_id": users.pop()}, projection)
             found = [user] if user else []
         else:
-            found = await self._users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
+            with pymongo.timeout(SHARED_TIMEOUT):
+                found = await self._users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
         pages = {str(user.pop("_id")): Page(**user) for user in found}
-        return [pages.get(query.user_id, EMPTY) for query in queries]
+        return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
     async def mark_read(self, query: ReadQuery) -> bool:
         """Mark the notifications that are meant as read; say whether the user has any such.
@@ -471,7 +499,8 @@ class Store:
         filter_ = {"_id": ObjectId(query.user_id), "notifications": {"$elemMatch": meant}}
         update = {"$set": {"notifications.$[meant].is_new": False}}
         filters: list[Mapping[str, Any]] = [{f"meant.{name}": value for name, value in meant.items()}]
-        return await _persist(lambda: self._write(_Write(filter_, update, array_filters=filters)))
+        write, mark = self._sharing(self._writes), _Write(filter_, update, array_filters=filters)
+        return await _persist(lambda: write(mark))
 
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
@@ -683,11 +712,16 @@ class Store:
         }
         try:
             # In batches of their own: what is owed must not wait behind what is asked, nor be turned away with it.
-            return await _persist(lambda: self._settlements(_Write(filter_, _rewrite_outbox(ours, change))))
+            write, settlement = self._sharing(self._settlements), _Write(filter_, _rewrite_outbox(ours, change))
+            return await _persist(lambda: write(settlement))
         except TooLarge:
             if change is None or change["error"] is None:
                 raise
             return await self._settle(mail, {**change, "error": None})
+
+
+def _kind_of_page(query: ListQuery) -> tuple[bool | None, int]:
+    return query.is_new, min(limit for limit in SHARED_LIMITS if query.limit <= limit)
 
 
 def _page(query: ListQuery) -> JSONObject:

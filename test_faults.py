@@ -63,6 +63,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up on MongoDB after 2 s, so that tests of giving up are short."""
     monkeypatch.setattr(store, "DEADLINE", 2.0)
     monkeypatch.setattr(store, "ATTEMPT_TIMEOUT_MS", 700)
+    monkeypatch.setattr(store, "SHARED_TIMEOUT", 0.5)
 
 
 @contextmanager
@@ -237,6 +238,19 @@ async def test_i6_what_a_shared_write_does_not_confirm_is_nobodys_201(
         assert await all_create() == {503}
     assert await all_create() == {201}
     assert [len(user(database, user_id)["notifications"]) for user_id in users] == [1] * 20
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_i6_a_document_that_is_locked_fails_alone(client: Client, mongod: Mongod, database: DB) -> None:
+    """By a transaction of another program, which may take a minute; whoever waits for it must not be all who write."""
+    users = [f"{n:024x}" for n in range(20)]
+    await asyncio.gather(*(create(client, user_id) for user_id in users))
+    with mongod.client() as other, other.start_session() as session, session.start_transaction():
+        other[database.name].users.update_one({"_id": ObjectId(users[0])}, {"$set": {"x": 1}}, session=session)
+        bodies = ({"user_id": user_id, "key": "new_post"} for user_id in users)
+        answers = await asyncio.gather(*(client.post("/create", json=body) for body in bodies))
+        assert [answer.status for answer in answers] == [503] + [201] * 19
+    assert [len(user(database, user_id)["notifications"]) for user_id in users[1:]] == [2] * 19
 
 
 async def test_i6_a_client_that_leaves_takes_no_neighbour_along(client: Client, database: DB) -> None:

@@ -22,7 +22,9 @@ from settings import Settings
 
 log = logging.getLogger("notifier.workers")
 
-RESTART_PAUSE: Final = 1.0
+RESTART_PAUSES: Final = (1.0, 60.0)
+"""Seconds before one that died is started again; they double while it dies within `STARTING`."""
+STARTING: Final = 30.0
 STOP_TIMEOUT: Final = 9.0
 """Seconds that a worker is given to drain: more than it takes, and Docker waits for 10."""
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -44,16 +46,19 @@ async def supervise(settings: Settings) -> int:
 
 
 async def _tend(environment: Mapping[str, str], stop: asyncio.Event) -> int:
-    """Keep one worker running; return 0 when stopped, or the exit code with which it could not start."""
-    stopped = asyncio.create_task(stop.wait())
-    started_before = False
+    """Keep one worker running; return 0 when stopped, or the exit code with which it could not even start once."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.create_task(stop.wait())
+    pause, first = RESTART_PAUSES[0], True
     while not stop.is_set():
-        worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, sys.argv[0], "--worker"),
-            stdin=PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for us
-        )
+        began = loop.time()
+        try:
+            worker = await _start(environment)
+        except OSError as exc:  # no memory, say, which is why the one before died
+            if first:
+                raise
+            log.error("a worker cannot be started: %s", exc.strerror)  # noqa: TRY400 - that says it
+            await asyncio.wait({stopped}, timeout=RESTART_PAUSES[1])
+            continue
         ended = asyncio.create_task(worker.wait())
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
@@ -61,18 +66,28 @@ async def _tend(environment: Mapping[str, str], stop: asyncio.Event) -> int:
         mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
         if stop.is_set():
             break
-        if ended.result() > 0 and not started_before:  # it has said why
+        soon = loop.time() - began < STARTING
+        if first and soon and ended.result() > 0:  # it has said why
             stop.set()
             return ended.result()
-        log.error("a worker ended (%d), and is started again", ended.result())
-        started_before = True
-        await asyncio.wait({stopped}, timeout=RESTART_PAUSE)
+        pause = min(2 * pause, RESTART_PAUSES[1]) if soon and not first else RESTART_PAUSES[0]
+        first = False
+        log.error("a worker ended (%d), and is started again in %.0f s", ended.result(), pause)
+        await asyncio.wait({stopped}, timeout=pause)
     return 0
 
 
+async def _start(environment: Mapping[str, str]) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, sys.argv[0], "--worker"),
+        stdin=PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for us
+    )
+
+
 async def _drain(worker: Process, ended: asyncio.Task[int]) -> None:
-    if worker.stdin:
-        worker.stdin.close()
+    worker.terminate()
     await asyncio.wait({ended}, timeout=STOP_TIMEOUT)
     if not ended.done():
         log.error("a worker did not stop within %.0f s, and is killed", STOP_TIMEOUT)

@@ -561,11 +561,10 @@ class Store:
         PyMongo resumes once by itself after an error that allows it. Raises `HistoryLost`, or PyMongo's errors.
         """
         users: pymongo.collection.Collection[dict[str, Any]] = self._users.delegate
-        options = {"resume_after": token, "max_await_time_ms": CHANGE_WAIT_MS}
         with users.database.client.start_session() as session:
             if token and self._seen:  # a new primary may not know yet what the old one has told us
                 session.advance_operation_time(self._seen)
-            with users.watch(CHANGES, session=session, **options) as stream:
+            with users.watch(CHANGES, resume_after=token, max_await_time_ms=CHANGE_WAIT_MS, session=session) as stream:
                 # It begins behind all that is applied, whether a majority has it or not. Its own answer tells only what
                 # a majority has; that of a ping tells what is applied, which reads must then wait for.
                 users.database.command("ping", session=session)

@@ -1,11 +1,11 @@
-// <notifier-inbox>, a bell with a live inbox: see the README.
+// <notifier-inbox>: see the README.
 const TEXTS = {
 	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
 	empty: "Nothing here yet.", error: "No connection. Trying again.", undone: "That did not work.",
 	unauthorized: "Please sign in again.",
 };
 const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
-const PAGE = 20, SILENCE = 45e3; // of a stream; 15 s are usual
+const PAGE = 20, SILENCE = 45e3; // ms; 15e3 are usual
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
 :host{display:inline-block;color-scheme:light dark}
@@ -100,7 +100,8 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			if (signal.aborted || asked != writes) return;
 			if (fault) status.textContent = "";
 			const fresh = loaded ? data.list.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new) : [];
-			[items, total, unread, loaded, fault] = [data.list, data.elements, data.new, true];
+			[items, total, unread, loaded] = [data.list, data.elements, data.new, true];
+			if (fault != "undone") fault = 0;
 			render();
 			for (const item of fresh.reverse()) {
 				status.textContent = `${text("unread", unread)}: ${label(item)}`;
@@ -120,6 +121,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			unread += by;
 			render();
 		};
+		fault = 0;
 		writes++;
 		mark(false, -count);
 		const sent = call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(15e3));
@@ -201,7 +203,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 				const age = Math.max(0, Date.now() / 1000 - item.timestamp), lang = document.documentElement.lang || [];
 				const [unit, size] = Object.entries(UNITS).find(([, size]) => age >= size) ?? ["second", 60];
 				time.textContent = new Intl.RelativeTimeFormat(lang, { numeric: "auto" }).format(-Math.floor(age / size), unit);
-			} catch {} // no time
+			} catch {}
 		});
 		while (list.children[items.length]) list.lastChild.remove();
 		if (held?.checkVisibility() === false) panel.focus();

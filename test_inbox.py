@@ -344,7 +344,7 @@ async def test_a_list_from_before_a_click_does_not_undo_it(server: Server, site:
     page = await opened(context, site.origin)
     await unread(page, 2)
     await page.evaluate("""
-        window.counts = [];
+        window.counts = ["2"];
         const badge = document.querySelector("notifier-inbox").shadowRoot.querySelector("#badge");
         new MutationObserver(() => counts.at(-1) === badge.textContent || counts.push(badge.textContent))
             .observe(badge, { childList: true });
@@ -366,7 +366,7 @@ async def test_a_list_from_before_a_click_does_not_undo_it(server: Server, site:
     released.set()
     await expect(rows(page)).to_have_count(3)
     await unread(page, 2)
-    assert await page.evaluate("counts.filter(Boolean)") == ["1", "2"]
+    assert await page.evaluate("counts.filter(Boolean)") == ["2", "1", "2"]
 
 
 async def test_a_token_that_comes_in_the_middle_of_an_event_is_used_at_once(

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import pytest
 from bson import ObjectId, encode
-from pymongo import MongoClient
+from pymongo import MongoClient, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -433,6 +433,32 @@ async def test_streams_survive_kill_9_of_the_primary(start: Start, tmp_path: Pat
                 while events.last != NOTHING:
                     await events.next()
         await client.close()
+
+
+async def test_what_no_majority_has_yet_when_a_stream_begins_is_not_missed(start: Start, tmp_path: Path) -> None:
+    """The change stream begins behind it, so the first event must wait for it."""
+    async with three_nodes(tmp_path) as setup:
+        client = await start(db_uri=setup.uri)
+        await create(client, OTHER)
+        for mode in ("alwaysOn", "off"):
+            for secondary in setup.mongods[1:]:
+                with secondary.client() as direct:
+                    direct.admin.command({"configureFailPoint": "stopReplProducer", "mode": mode})
+            if mode == "off":
+                break
+            await asyncio.sleep(1)  # what they had asked for before still comes
+            with setup.client() as direct:
+                users = direct[DATABASE].get_collection("users", write_concern=WriteConcern(1))
+                users.insert_one({"_id": ObjectId(USER), "notifications": [{"id": "x", "is_new": True}]})
+            told = asyncio.create_task(first_event(client))
+            await asyncio.sleep(1)
+        assert (await told)["elements"] == 1
+        await client.close()
+
+
+async def first_event(client: Client) -> dict[str, Any]:
+    async with listening(client) as events:
+        return await events.next()
 
 
 async def test_a_client_of_a_killed_process_has_the_true_state_at_another(settings: Settings, tmp_path: Path) -> None:

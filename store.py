@@ -414,11 +414,11 @@ class Store:
         Say of each whether it found its document, or how it failed; `None` when that is not known: then it did nothing,
         or may be repeated.
         """
-        if len(writes) == 1:
-            return [await self._write_alone(writes[0])]
         done: Mapping[str, Any]
         try:
             with pymongo.timeout(SHARED_TIMEOUT):
+                if len(writes) == 1:  # it keeps those waiting who come meanwhile
+                    return [await self._write_alone(writes[0])]
                 result = await self._users.bulk_write([write.model() for write in writes], ordered=False)
             done = result.bulk_api_result
         except BulkWriteError as exc:

@@ -107,23 +107,26 @@ def scripted(replies: dict[str, list[str | None]]) -> Script:
 
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
 @pytest.mark.parametrize("key", [Key.NEW_MESSAGE, Key.NEW_LOGIN, Key.REGISTRATION])
+@pytest.mark.parametrize(("command", "number"), [("findAndModify", 1), ("updates", 20)], ids=["alone", "shared"])
 @pytest.mark.usefixtures("impatient")
 async def test_i1_i2_a_lost_reply_applies_once(
-    start: Start, any_mongod: Mongod, mail: MailServer, fault: str, key: Key
+    start: Start, any_mongod: Mongod, mail: MailServer, fault: str, key: Key, command: str, number: int
 ) -> None:
     name = f"lost_{ObjectId()}"
     proxy = Proxy(any_mongod.port)
     async with proxy.running():
         client = await start(db_uri=f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true")
+        users = [f"{n:024x}" for n in range(number)]
         for existing in (False, True):
-            proxy.break_next("findAndModify", fault)
-            await create(client, USER, key.value, data={"existing": existing})
+            proxy.break_next(command, fault)
+            await asyncio.gather(*(create(client, user_id, key.value, data={"old": existing}) for user_id in users))
         assert proxy.faults == 2
         with any_mongod.client() as direct:
             await settled(direct[name])
-            notifications = user(direct[name]).get("notifications", [])
-            assert [item["data"]["existing"] for item in notifications] == [True, False][: 2 * key.stored]
-            assert len(set(mail.ids)) == 2 * key.mailed
+            for user_id in users:
+                notifications = user(direct[name], user_id).get("notifications", [])
+                assert [item["data"]["old"] for item in notifications] == [True, False][: 2 * key.stored]
+            assert len(set(mail.ids)) == 2 * number * key.mailed
             assert max(Counter(mail.ids).values(), default=1) == 1
             direct.drop_database(name)
         await client.close()
@@ -191,32 +194,6 @@ async def test_i1_who_share_a_write_are_each_told_whether_it_found_something(cli
     ]
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.parametrize("key", [Key.NEW_MESSAGE, Key.NEW_LOGIN, Key.REGISTRATION])
-@pytest.mark.usefixtures("impatient")
-async def test_i1_i2_a_lost_reply_to_a_shared_write_applies_each_once(
-    start: Start, any_mongod: Mongod, mail: MailServer, fault: str, key: Key
-) -> None:
-    name = f"lost_{ObjectId()}"
-    proxy = Proxy(any_mongod.port)
-    async with proxy.running():
-        client = await start(db_uri=f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true")
-        users = [f"{n:024x}" for n in range(20)]
-        for existing in (False, True):
-            proxy.break_next("updates", fault)
-            await asyncio.gather(*(create(client, user_id, key.value, data={"old": existing}) for user_id in users))
-        assert proxy.faults == 2
-        with any_mongod.client() as direct:
-            await settled(direct[name])
-            for user_id in users:
-                notifications = user(direct[name], user_id).get("notifications", [])
-                assert [item["data"]["old"] for item in notifications] == [True, False][: 2 * key.stored]
-            assert len(set(mail.ids)) == 2 * len(users) * key.mailed
-            assert max(Counter(mail.ids).values(), default=1) == 1
-            direct.drop_database(name)
-        await client.close()
-
-
 @pytest.mark.parametrize(
     "fault",
     [{"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}, {"closeConnection": True}],
@@ -241,16 +218,28 @@ async def test_i6_what_a_shared_write_does_not_confirm_is_nobodys_201(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_i6_a_document_that_is_locked_fails_alone(client: Client, mongod: Mongod, database: DB) -> None:
+async def test_i6_documents_that_are_locked_fail_alone(
+    start: Start, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a transaction of another program, which may take a minute; whoever waits for it must not be all who write."""
+    monkeypatch.setattr(store, "ATTEMPT_TIMEOUT_MS", 1900)  # an attempt alone may take all of the time
+    client = await start()
     users = [f"{n:024x}" for n in range(20)]
     await asyncio.gather(*(create(client, user_id) for user_id in users))
+
+    async def status(user_id: str) -> int:
+        return (await client.post("/create", json={"user_id": user_id, "key": "new_post"})).status
+
     with mongod.client() as other, other.start_session() as session, session.start_transaction():
-        other[database.name].users.update_one({"_id": ObjectId(users[0])}, {"$set": {"x": 1}}, session=session)
-        bodies = ({"user_id": user_id, "key": "new_post"} for user_id in users)
-        answers = await asyncio.gather(*(client.post("/create", json=body) for body in bodies))
-        assert [answer.status for answer in answers] == [503] + [201] * 19
-    assert [len(user(database, user_id)["notifications"]) for user_id in users[1:]] == [2] * 19
+        locked = {"_id": {"$in": [ObjectId(user_id) for user_id in users[:3]]}}
+        other[database.name].users.update_many(locked, {"$set": {"x": 1}}, session=session)
+        alone = []
+        for user_id in users[:2]:  # each the only one of its call, which are all that may be under way
+            alone.append(asyncio.create_task(status(user_id)))
+            await asyncio.sleep(0.05)
+        assert await asyncio.gather(*map(status, users[2:])) == [503] + [201] * 17
+        assert await asyncio.gather(*alone) == [503, 503]
+    assert [len(user(database, user_id)["notifications"]) for user_id in users[3:]] == [2] * 17
 
 
 async def test_i6_a_client_that_leaves_takes_no_neighbour_along(client: Client, database: DB) -> None:

@@ -14,9 +14,9 @@ import socket
 from collections.abc import Mapping
 from hashlib import blake2b
 from http import HTTPStatus
+from secrets import token_hex
 from time import perf_counter
 from typing import Any, Final
-from uuid import uuid4
 
 import orjson
 from aiohttp import hdrs, web
@@ -207,8 +207,11 @@ async def _read_object(request: web.Request) -> Mapping[str, Any]:
     if (request.charset or "utf-8").lower() not in {"utf-8", "utf8", "us-ascii", "ascii"}:
         raise Problem(400, "The body must be JSON in UTF-8; its Content-Type declares another charset.")
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        if request.content.is_eof():  # it came with the headers
             raw = await request.read()
+        else:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                raw = await request.read()
         body = schemas.parse_json(raw.decode())
     except TimeoutError:
         raise Problem(408, f"The body did not come within {BODY_TIMEOUT:.0f} s.") from None
@@ -358,7 +361,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     """Answer every failure as a problem; count, time and log every request: no query, no body, no address."""
     request[STARTED] = perf_counter()
     given = request.headers.get("X-Request-ID", "")
-    request[REQUEST_ID] = request_id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid4().hex
+    request[REQUEST_ID] = request_id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else token_hex(16)
     await asyncio.sleep(0)  # a connection that pipelines has its turn with the others, and not all of it at once
     try:
         response = await handler(request)

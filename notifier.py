@@ -15,7 +15,6 @@ from typing import Final
 
 import aiohttp_cors
 from aiohttp import web
-from pythonjsonlogger.orjson import OrjsonFormatter
 
 import handlers
 import openapi
@@ -24,6 +23,7 @@ from auth import Gate
 from commands import fail, parse_arguments, run_command
 from delivery import running_delivery
 from live import Live
+from logs import configure_logging
 from metrics import Metrics
 from schemas import BODY_LIMIT
 from settings import Settings, SettingsError, load_settings
@@ -35,7 +35,6 @@ log = logging.getLogger("notifier")
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 LISTEN_BACKLOG: Final = 4096
 """Connections that wait to be accepted: beyond, a client would try again only a second later."""
-JSON_LOG: Final = "%(levelname)s %(name)s %(message)s"
 NOT_READY: Final = 1.0
 SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds after SIGTERM in which requests are still taken, though `/readyz` says not to send them; and seconds that
@@ -212,18 +211,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def configure_logging(level: str) -> None:
-    """Log for people on a terminal, and JSON, a line each, for anything else."""
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(form) if sys.stderr.isatty() else OrjsonFormatter(JSON_LOG, timestamp=True))
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("pymongo").setLevel(logging.WARNING)
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of malformed requests it logs what they hold
-
-
 if __name__ == "__main__":
     exit_code = main(sys.argv[1:])
+    logging.shutdown()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     # Not sys.exit: Python would wait for the driver's threads, and they for a MongoDB that hangs.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
 import idna
+import orjson
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate, validates_schema
 from marshmallow import fields as mf
 
@@ -122,7 +123,7 @@ class DataField(mf.Field[JSONObject]):
         faults = sorted(set(_faults(value, 1)))
         if faults:
             raise ValidationError(faults)
-        if len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()) > DATA_LIMIT:
+        if len(orjson.dumps(value)) > DATA_LIMIT:
             raise ValidationError(f"Larger than {DATA_LIMIT // 1024} KiB of JSON.")
         return value
 
@@ -302,7 +303,7 @@ def parse_json(text: str) -> object:
     Raises `ValueError` with a sentence for people.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+        return DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -316,6 +317,9 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JSONObject:
     if len(found) != len(pairs):
         raise ValueError("an object gives a name twice")
     return found
+
+
+DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
 
 
 def envelope_address(value: object) -> str:

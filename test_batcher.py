@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from batcher import Batcher, QueueFull
+from batcher import LATE, Batcher, QueueFull
 
 
 class Calls:
@@ -34,28 +34,40 @@ def tasks(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
     return [asyncio.create_task(batcher(item)) for item in items]
 
 
-@pytest.mark.parametrize("flights", [1, 2])
-async def test_the_first_goes_at_once_and_those_who_come_meanwhile_go_together(flights: int) -> None:
+async def test_a_few_go_alone_at_once_and_those_who_come_meanwhile_go_together() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, flights=flights, most=100, queue=100)
+    batcher = Batcher(calls.run, flights=8, few=3, most=100, queue=100)
     found = []
-    for item in range(0, 2 * flights, 2):
+    for item in range(0, 20, 2):
         found += tasks(batcher, item)
         await turn()
-    later = range(10, 20, 2)
-    for item in later:
-        found += tasks(batcher, item)
-        await turn()
-    assert calls.batches == [[item] for item in range(0, 2 * flights, 2)]
+    assert calls.batches == [[0], [2], [4]]
     calls.go.set()
-    assert await asyncio.gather(*found) == [2 * item for item in (*range(0, 2 * flights, 2), *later)]
-    assert calls.batches[flights:] == [list(later)]
+    assert await asyncio.gather(*found) == [2 * item for item in range(0, 20, 2)]
+    assert calls.batches[3:] == [list(range(6, 20, 2))]
+
+
+async def test_many_under_way_are_waited_for_until_they_are_late_and_no_more_go_than_may() -> None:
+    calls = Calls()
+    batcher = Batcher(calls.run, flights=2, few=2, most=100, queue=100)
+    found = tasks(batcher, 0, 2, 4)
+    await turn()
+    found += tasks(batcher, 6, 8)
+    await turn()
+    assert calls.batches == [[0, 2, 4]]
+    await asyncio.sleep(2 * LATE)
+    found += tasks(batcher, 10)
+    await asyncio.sleep(2 * LATE)
+    assert calls.batches == [[0, 2, 4], [6, 8]]
+    calls.go.set()
+    assert await asyncio.gather(*found) == [0, 4, 8, 12, 16, 20]
+    assert calls.batches[2:] == [[10]]
 
 
 async def test_who_come_in_the_same_turn_of_the_event_loop_go_together_and_no_more_than_may() -> None:
     calls = Calls()
     calls.go.set()
-    batcher = Batcher(calls.run, flights=1, most=3, queue=100)
+    batcher = Batcher(calls.run, flights=1, few=1, most=3, queue=100)
     assert await asyncio.gather(*tasks(batcher, 0, 2, 4, 6, 8)) == [0, 4, 8, 12, 16]
     assert calls.batches == [[0, 2, 4], [6, 8]]
 
@@ -63,7 +75,7 @@ async def test_who_come_in_the_same_turn_of_the_event_loop_go_together_and_no_mo
 async def test_each_gets_its_own_outcome_and_a_failed_call_is_everybodys() -> None:
     calls = Calls()
     calls.go.set()
-    batcher = Batcher(calls.run, flights=1, most=100, queue=100)
+    batcher = Batcher(calls.run, flights=1, few=1, most=100, queue=100)
     two, three = await asyncio.gather(*tasks(batcher, 2, 3), return_exceptions=True)
     assert two == 4
     assert isinstance(three, ValueError)
@@ -74,7 +86,7 @@ async def test_each_gets_its_own_outcome_and_a_failed_call_is_everybodys() -> No
 
 async def test_who_is_cancelled_leaves_the_queue_but_not_a_call_under_way() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, flights=1, most=100, queue=100)
+    batcher = Batcher(calls.run, flights=1, few=1, most=100, queue=100)
     under_way = tasks(batcher, 0, 2)
     await turn()
     waiting = tasks(batcher, 4, 6)
@@ -89,7 +101,7 @@ async def test_who_is_cancelled_leaves_the_queue_but_not_a_call_under_way() -> N
 
 async def test_who_finds_the_queue_full_is_told_and_it_empties_again() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, flights=1, most=1, queue=2)
+    batcher = Batcher(calls.run, flights=1, few=1, most=1, queue=2)
     found = tasks(batcher, 0)
     await turn()
     found += tasks(batcher, 2, 4)
@@ -103,7 +115,7 @@ async def test_who_finds_the_queue_full_is_told_and_it_empties_again() -> None:
 
 async def test_a_queue_whose_callers_all_left_holds_nobody_up() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, flights=1, most=2, queue=2)
+    batcher = Batcher(calls.run, flights=1, few=1, most=2, queue=2)
     first = tasks(batcher, 0)
     await turn()
     for task in (left := tasks(batcher, 2, 4)):
@@ -117,7 +129,7 @@ async def test_a_queue_whose_callers_all_left_holds_nobody_up() -> None:
 
 async def test_only_those_of_a_kind_go_together_and_the_kinds_take_turns() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, flights=1, most=2, queue=100, kind=lambda item: item // 100)
+    batcher = Batcher(calls.run, flights=1, few=1, most=2, queue=100, kind=lambda item: item // 100)
     found = tasks(batcher, 0)
     await turn()
     found += tasks(batcher, 100, 102, 104, 200, 106, 202)

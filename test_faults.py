@@ -132,6 +132,42 @@ async def test_i1_i2_a_lost_reply_applies_once(
         await client.close()
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_i1_a_lost_reply_applies_once_also_where_newer_ones_have_pushed_it_out(
+    start: Start, standalone: Mongod
+) -> None:
+    """What is repeated by us, as by a driver without retryable writes, must know it by more than a short array."""
+    name, proxy = f"lost_{ObjectId()}", Proxy(standalone.port)
+    async with proxy.running():
+        client = await start(
+            db_uri=f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true", notifications_limit=1
+        )
+        other = await start(db_uri=f"mongodb://{standalone.address}/{name}", notifications_limit=1)
+        proxy.break_next("findAndModify", "after")
+        first = asyncio.create_task(create(client, data={"n": 1}))
+        with standalone.client() as direct:
+
+            async def is_written() -> None:
+                assert direct[name].users.count_documents({"notifications.data.n": 1})
+
+            await eventually_async(is_written)
+            await create(other, data={"n": 2})
+            await first
+            assert proxy.faults == 1
+            assert [item["data"]["n"] for item in user(direct[name], USER)["notifications"]] == [2]
+            direct.drop_database(name)
+        await client.close()
+
+
+async def test_i1_a_hundred_of_the_largest_share_a_call(client: Client, database: DB) -> None:
+    """Short JSON may be long BSON: of these a hundred pass the 16 MB of a document, but not the 48 MB of a message."""
+    data = {"x": [1] * 8000}
+    users = [f"{n:024x}" for n in range(120)]
+    await asyncio.gather(*(create(client, user_id, "new_login", data=data) for user_id in users))
+    assert all(user(database, user_id)["notifications"][0]["data"] == data for user_id in users)
+    await settled(database)
+
+
 def far_from_due(n: int) -> dict[str, Any]:
     return store.owed_mail(f"{n:024x}", "registration", datetime.now(UTC), {}) | {
         "next_at": datetime(2100, 1, 1, tzinfo=UTC)

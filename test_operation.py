@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,7 +27,7 @@ from pymongo.database import Database
 
 from auth import sign_token
 from conftest import Client, Start
-from notifier import configure_logging
+from logs import configure_logging
 from schemas import Create, Key
 from settings import Settings
 from store import open_store
@@ -276,16 +277,39 @@ async def test_logs_trace_an_e_mail_to_its_request_and_hold_no_address(
     assert not re.search(r"@|hunter2|correct horse", text)
 
 
-def test_logs_are_json_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def own_logging(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[Any]]]:
+    """Configure logging as the service does; give what returns the lines that were written since."""
     root = logging.getLogger()
     handlers, root.handlers = root.handlers, []
     try:
         configure_logging("INFO")
-        logging.getLogger("notifier").info("%s", "a\nb", extra={"request_id": "x"})
+        yield lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     finally:
         root.handlers = handlers
-    line = json.loads(capsys.readouterr().err)
-    assert (line["message"], line["levelname"], line["request_id"]) == ("a\nb", "INFO", "x")
+
+
+async def test_logs_are_json_where_nobody_watches(own_logging: Callable[[], list[Any]]) -> None:
+    log = logging.getLogger("notifier")
+    log.info("%s", "a\nb", extra={"request_id": "x"})
+    log.info("second")
+    assert own_logging() == []  # one turn of the event loop writes its lines together
+    await asyncio.sleep(0)
+    first, second = own_logging()
+    assert (first["message"], first["levelname"], first["request_id"]) == ("a\nb", "INFO", "x")
+    assert datetime.now(UTC) - datetime.fromisoformat(first["timestamp"]) < timedelta(minutes=1)
+    assert second["message"] == "second"
+
+
+def test_logs_are_written_at_once_where_no_event_loop_runs_and_hold_tracebacks(
+    own_logging: Callable[[], list[Any]],
+) -> None:
+    try:
+        raise ValueError("no \ud800 Unicode")  # noqa: TRY301 - to log it
+    except ValueError:
+        logging.getLogger("notifier").exception("failed")
+    (line,) = own_logging()
+    assert line["exc_info"].endswith("ValueError: no \ud800 Unicode")
 
 
 async def test_sigterm_makes_it_unready_first_and_ends_it_within_8_seconds(settings: Settings, tmp_path: Path) -> None:

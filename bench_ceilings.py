@@ -34,7 +34,7 @@ from pymongo import UpdateOne, WriteConcern
 from pymongo.collection import Collection as PyMongoCollection
 
 from bench_load import DATA, TARGET, Workload
-from mailer import Letter, compose
+from mailer import Letter, compose, sender_header
 from schemas import Create, CreateSchema, Key, ListQuery, ListSchema, ReadQuery, ReadSchema
 from settings import Settings, load_settings
 from store import Mail, open_store, owed_mail
@@ -201,11 +201,13 @@ async def letters(connections: int) -> None:
     settings = load_settings(lambda _: None, Path(os.devnull))
     tls = ssl.create_default_context(cafile=str(settings.smtp_ca_file))
     slots = asyncio.Semaphore(connections)
+    local, domain = EMAIL.split("@")
+    sender = sender_header(Address(username=local, domain=domain))
     async with open_store(settings) as store:
 
         async def deliver(mail: Mail) -> None:
             async with slots:
-                await _send(mail, settings, tls)
+                await _send(mail, settings, tls, sender)
             await store.settle_sent(mail)
 
         async def work() -> None:
@@ -217,16 +219,15 @@ async def letters(connections: int) -> None:
         await asyncio.gather(work(), work())  # while one claims, the other's keep the connections busy
 
 
-async def _send(mail: Mail, settings: Settings, tls: ssl.SSLContext) -> None:
-    local, domain = EMAIL.split("@")
+async def _send(mail: Mail, settings: Settings, tls: ssl.SSLContext, sender: Any) -> None:
     letter = Letter(mail.id, mail.at, mail.email, Content(mail.key, mail.key))
-    message = compose(letter, Address(username=local, domain=domain), str(mail.email))
+    message = compose(letter, sender, str(mail.email))
     smtp = SMTP(
         hostname=settings.smtp_host,
         port=settings.smtp_port,
         use_tls=True,
         tls_context=tls,
-        local_hostname=domain,
+        local_hostname=EMAIL.split("@")[1],
         username=settings.smtp_login,
         password=settings.smtp_password,
     )

@@ -70,3 +70,6 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("pymongo").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of malformed requests it logs what they hold
+    # Where in the code it was, and in which thread and process, is in no line (Logging HOWTO, "Optimization").
+    logging._srcfile = None  # noqa: SLF001 - the documented name
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

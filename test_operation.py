@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -278,15 +278,13 @@ async def test_logs_trace_an_e_mail_to_its_request_and_hold_no_address(
 
 
 @pytest.fixture
-def own_logging(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[Any]]]:
+def own_logging(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
     """Configure logging as the service does; give what returns the lines that were written since."""
-    root = logging.getLogger()
-    handlers, root.handlers = root.handlers, []
-    try:
-        configure_logging("INFO")
-        yield lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    finally:
-        root.handlers = handlers
+    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))  # to be undone
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging("INFO")
+    return lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
 
 
 async def test_logs_are_json_where_nobody_watches(own_logging: Callable[[], list[Any]]) -> None:

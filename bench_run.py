@@ -107,10 +107,11 @@ QUICK: Final = Size(
 class Bench:
     """One run. Whatever it starts has ended when what started it is left."""
 
-    def __init__(self, size: Size, folder: Path, estimates: Sequence[float], command: str) -> None:
-        """Keep files in `folder`; `estimates` are the seconds that each part will take."""
+    def __init__(self, size: Size, folder: Path, logs: Path, estimates: Sequence[float], command: str) -> None:
+        """Keep the database in `folder`, all else in `logs`; `estimates` are the seconds that each part will take."""
         self.size = size
-        self.folder = folder
+        self.folder = logs
+        self._disk = folder
         self._estimates = list(estimates)
         self._part = ""
         self._began = self._started = time.monotonic()
@@ -124,9 +125,9 @@ class Bench:
         self._mongod.start()
         initiate([self._mongod], "bench")
         self.mongod = Server(
-            "mongod", self._mongod.port, psutil.Process(self._mongod.pid), self.folder / "db/mongod.out"
+            "mongod", self._mongod.port, psutil.Process(self._mongod.pid), self._disk / "db/mongod.out"
         )
-        self.report.machine = machine(self.client.server_info()["version"], self.folder, self._command)
+        self.report.machine = machine(self.client.server_info()["version"], self._disk, self._command)
 
     def close(self) -> None:
         """End MongoDB."""

@@ -25,6 +25,7 @@ from marshmallow import Schema, ValidationError
 from multidict import MultiMapping
 
 import auth
+import changes
 import docs
 import live
 import schemas
@@ -306,7 +307,7 @@ def _problem_of(exc: Exception, request_id: str) -> Problem:  # noqa: C901, PLR0
             return _unavailable("The user is owed too many e-mails that could not be delivered yet.", retry_after=60)
         case store.Busy():
             return _unavailable("Too many requests wait for the database.", retry_after=1)
-        case store.NotReplicated():
+        case changes.NotReplicated():
             return Problem(
                 501, "MongoDB must be a replica set for this, one of a single member is enough: see the README."
             )

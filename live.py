@@ -23,8 +23,9 @@ from typing import Any, Final
 import orjson
 from aiohttp.abc import AbstractStreamWriter
 
+from changes import Changes, HistoryLost, Inbox, NotReplicated
 from metrics import Metrics
-from store import HistoryLost, Inbox, NotReplicated, Store, Unavailable
+from store import Unavailable
 
 log = logging.getLogger("notifier.live")
 
@@ -136,10 +137,10 @@ class Stream:
 class Live:
     """All streams of a process."""
 
-    def __init__(self, store: Store, metrics: Metrics, limit: int) -> None:
+    def __init__(self, changes: Changes, metrics: Metrics, limit: int) -> None:
         self.keep_alive = KEEP_ALIVE
         self.stall = STALL
-        self._store = store
+        self._changes = changes
         self._metrics = metrics
         self._limit = limit
         self._streams: dict[str, set[Stream]] = {}
@@ -261,7 +262,7 @@ class Live:
     async def _hear(self) -> None:
         told_before = self._token is not None  # and so nobody who was told has missed anything
         try:
-            async with aclosing(self._store.changes(self._token)) as changes:
+            async with aclosing(self._changes.follow(self._token)) as changes:
                 async for change in changes:
                     self._token = change.token
                     if not self._established:
@@ -304,7 +305,7 @@ class Live:
     async def _offer(self, batch: Mapping[str, Debt]) -> None:
         """Read these together; where that fails, one by one, so that a document that cannot be read harms no other."""
         try:
-            inboxes = await self._store.inboxes(batch)
+            inboxes = await self._changes.inboxes(batch)
             events = {user_id: _event(inboxes.get(user_id, EMPTY)) for user_id in batch}
         except Unavailable:
             raise

@@ -20,6 +20,7 @@ import handlers
 import openapi
 import pages
 from auth import Gate
+from changes import Changes
 from commands import fail, parse_arguments, run_command
 from delivery import running_delivery
 from live import Live
@@ -135,7 +136,7 @@ async def delivery(app: web.Application) -> AsyncIterator[None]:
 
 async def streams(app: web.Application) -> AsyncIterator[None]:
     """Tell whoever listens of changes."""
-    app[handlers.LIVE] = live = Live(app[handlers.STORE], app[handlers.METRICS], app[SETTINGS].stream_limit)
+    app[handlers.LIVE] = live = Live(Changes(app[handlers.STORE]), app[handlers.METRICS], app[SETTINGS].stream_limit)
     async with live.running():
         yield
 

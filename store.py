@@ -1,4 +1,4 @@
-"""MongoDB: every query, and the only knowledge of the shape of a user's document.
+"""MongoDB: the queries, but for those of `changes`, and the shape of a user's document.
 
 ```
 { _id: ObjectId, email: "...",
@@ -20,8 +20,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -31,13 +30,11 @@ from typing import Any, Final, TypeVar
 
 import pymongo
 from bson import ObjectId
-from bson.timestamp import Timestamp
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
 from pymongo import ReadPreference, WriteConcern, uri_parser
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
-    CursorNotFound,
     DocumentTooLarge,
     DuplicateKeyError,
     ExecutionTimeout,
@@ -93,48 +90,13 @@ RETRYABLE_CODES: Final = frozenset({6, 7, 50, 89, 91, 134, 189, 262, 388, 9001, 
 """Those of the retryable writes specification: a server that steps down says one of them in a write error, too, which
 the driver does not label. And MaxTimeMSExpired and TransactionTooLargeForCache, of a server that has much to do."""
 
-NOT_REPLICATED: Final = 40573  # the $changeStream stage is only supported on replica sets
-CHANGE_WAIT_MS: Final = 500
-"""How long a change stream without a change holds its thread, and so the most that the thread outlives its reader."""
-CHANGES_AHEAD: Final = 1000
-"""Changes that may wait for the event loop."""
-
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
-INBOX: Final = {"elements": {"$size": NOTIFICATIONS}, "new": {"$size": UNREAD}, "latest": {"$first": NOTIFICATIONS}}
 IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}
 HAS_DUE_MAIL: Final = {  # without $exists an absent mail_due compares low, and is due
     "mail_due": {"$exists": True},
     "$expr": {"$lte": ["$mail_due", "$$NOW"]},
 }
-CHANGED_FIELDS: Final = {
-    "$concatArrays": [
-        {
-            "$map": {
-                "input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}},
-                "in": "$$this.k",
-            }
-        },
-        {"$ifNull": ["$updateDescription.removedFields", []]},
-        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
-    ]
-}
-"""The paths that an update changed, such as `notifications`, `notifications.3.is_new` or `outbox.0.token`."""
-IN_NOTIFICATIONS: Final = {"$regexMatch": {"input": "$$this", "regex": r"^notifications(\.|$)"}}
-CHANGES: Final[list[JSONObject]] = [
-    {
-        "$match": {
-            "$expr": {
-                "$or": [
-                    {"$ne": ["$operationType", "update"]},
-                    {"$anyElementTrue": {"$map": {"input": CHANGED_FIELDS, "in": IN_NOTIFICATIONS}}},
-                ]
-            }
-        }
-    },
-    {"$project": {"documentKey": 1, "wallTime": 1}},  # a `$push` with `$slice` puts the whole array into its event
-]
-"""Of all changes of the users' documents those that can change an inbox; of these nothing but whose and when."""
 
 
 class StoreError(Exception):
@@ -163,14 +125,6 @@ class Conflict(StoreError):
 
 class TooLarge(StoreError):
     """The user's document would pass MongoDB's limit of 16 MiB; nothing was written."""
-
-
-class NotReplicated(StoreError):
-    """MongoDB is a standalone server, which has no change streams."""
-
-
-class HistoryLost(StoreError):
-    """The change stream cannot go on where it ended: what happened since is not known."""
 
 
 REFUSALS: Final[Mapping[int | None, Callable[[], StoreError]]] = {
@@ -212,27 +166,6 @@ class _Write:
         """Return it as the command `update` takes it."""
         statement: JSONObject = {"q": self.filter, "u": self.update, "upsert": self.upsert}
         return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})
-
-
-@dataclass(frozen=True, slots=True)
-class Inbox:
-    """The counts of a user's notifications and the newest of them."""
-
-    elements: int = 0
-    new: int = 0
-    latest: JSONObject | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A change of a user's notifications, or, without a user, a sign that none was missed. `token` resumes behind it.
-
-    `at` is when it was written, by MongoDB's clock, which tells it from 6.0 on.
-    """
-
-    token: Mapping[str, Any] | None
-    user_id: str | None = None
-    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,9 +253,8 @@ class Store:
 
     def __init__(self, users: Collection, dead_mail: Collection, settings: Settings) -> None:
         """Use these two collections."""
-        self._users = users
+        self.users = users
         self._dead_mail = dead_mail
-        self._seen: Timestamp | None = None
         self._limit = settings.notifications_limit
         self._email = settings.email
         batcher = partial(Batcher, flights=CALLS_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
@@ -333,7 +265,7 @@ class Store:
 
     async def create_indexes(self) -> None:
         """Create the index that finds due e-mails. Any number of replicas may do so at once."""
-        await _persist(lambda: self._users.create_index("mail_due", sparse=True))
+        await persist(lambda: self.users.create_index("mail_due", sparse=True))
 
     async def create(self, new: Create, idempotency_key: str | None = None, request_id: str | None = None) -> bool:
         """Record the notification and the owed e-mail, whichever `new.key` asks for, creating a missing user.
@@ -362,7 +294,7 @@ class Store:
         async def attempt() -> bool:
             return not await self._upsert(write, creation) and await self._explain(new, id_, key)
 
-        return await _persist(attempt)
+        return await persist(attempt)
 
     def _creation(self, new: Create, id_: str, now: datetime, key: str | None, request_id: str | None) -> JSONObject:
         about = _about({"target_id": new.target_id, "data": new.data})
@@ -423,12 +355,12 @@ class Store:
             if len(writes) == 1:  # it keeps those waiting who come meanwhile
                 return [await self._write_alone(writes[0])]
             # The driver's bulk_write would ask for the same, with several times the work for each write.
-            reply = await self._users.database.command(
+            reply = await self.users.database.command(
                 "update",
-                self._users.name,
+                self.users.name,
                 updates=[write.statement() for write in writes],
                 ordered=False,
-                writeConcern=self._users.write_concern.document,
+                writeConcern=self.users.write_concern.document,
             )
         errors = reply.get("writeErrors", ())
         outcomes: list[bool | Exception | None] = [True] * len(writes)
@@ -445,9 +377,9 @@ class Store:
 
     async def _write_alone(self, write: _Write) -> bool:
         if write.upsert:
-            await self._users.find_one_and_update(write.filter, write.update, {"_id": 1}, upsert=True)
+            await self.users.find_one_and_update(write.filter, write.update, {"_id": 1}, upsert=True)
             return True
-        result = await self._users.update_one(write.filter, write.update, array_filters=write.array_filters)
+        result = await self.users.update_one(write.filter, write.update, array_filters=write.array_filters)
         return bool(result.matched_count)
 
     async def _explain(self, new: Create, id_: str, key: str | None) -> bool:
@@ -457,7 +389,7 @@ class Store:
 
         Raises `OutboxFull` or `KeyReused`; `_Changed` when no reason is left by now.
         """
-        users = self._users.with_options(read_concern=ReadConcern("majority"))
+        users = self.users.with_options(read_concern=ReadConcern("majority"))
         fields = {"notifications.id": 1, "outbox.id": 1, "recent": 1}
         user = await users.find_one({"_id": ObjectId(new.user_id)}, fields) or {}
         outbox = user.get("outbox", [])
@@ -483,18 +415,18 @@ class Store:
             shared = next(first, None)
             return await shared(query) if shared else (await self._fetch([query]))[0]
 
-        return await _persist(attempt)
+        return await persist(attempt)
 
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
         """Return pages that differ in their users and limits alone, by one query."""
         users = {ObjectId(query.user_id) for query in queries}
         projection = _page(max(queries, key=attrgetter("limit")))
         if len(users) == 1:
-            user = await self._users.find_one({"_id": users.pop()}, projection)
+            user = await self.users.find_one({"_id": users.pop()}, projection)
             found = [user] if user else []
         else:
             with pymongo.timeout(SHARED_TIMEOUT):
-                found = await self._users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
+                found = await self.users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
@@ -508,11 +440,11 @@ class Store:
         update = {"$set": {"notifications.$[meant].is_new": False}}
         filters: list[Mapping[str, Any]] = [{f"meant.{name}": value for name, value in meant.items()}]
         write, mark = self._sharing(self._writes), _Write(filter_, update, array_filters=filters)
-        return await _persist(lambda: write(mark))
+        return await persist(lambda: write(mark))
 
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
-        await _persist(lambda: self._users.database.command("ping"), PING_DEADLINE)
+        await persist(lambda: self.users.database.command("ping"), PING_DEADLINE)
 
     async def backlog(self) -> tuple[int, float]:
         """Return how many e-mails are owed, and the age in seconds of the oldest. Raises `Unavailable`."""
@@ -524,83 +456,8 @@ class Store:
         age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
         owing = {"mail_due": {"$exists": True}}
         pipeline: list[JSONObject] = [{"$match": owing}, {"$group": counted}, {"$project": {"owed": 1, "age": age}}]
-        found = await _persist(lambda: self._users.aggregate(pipeline).to_list(None), PING_DEADLINE)
+        found = await persist(lambda: self.users.aggregate(pipeline).to_list(None), PING_DEADLINE)
         return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
-
-    # --- changes, as they happen ----------------------------------------------------------------------
-
-    async def changes(self, token: Mapping[str, Any] | None = None) -> AsyncGenerator[Change, None]:
-        """Yield every change of a user's notifications, by whomever, from behind `token`, or from now on.
-
-        The first thing yielded is a sign that the change stream is there: whatever `inboxes` does not show after it
-        will be yielded. Signs come twice a second while nothing changes.
-
-        Raises `NotReplicated`; `HistoryLost`, after which only a new one without a token helps; or `Unavailable`.
-        """
-        loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Change | None] = asyncio.Queue()
-        stopped, room = threading.Event(), threading.Semaphore(CHANGES_AHEAD)
-
-        def tell(change: Change) -> None:
-            while not room.acquire(timeout=CHANGE_WAIT_MS / 1000):
-                if stopped.is_set():
-                    return
-            loop.call_soon_threadsafe(told.put_nowait, change)
-
-        def ended(watching: asyncio.Future[None]) -> None:
-            watching.exception()  # which is not for the log where nobody waits any more
-            told.put_nowait(None)
-
-        watching = loop.run_in_executor(None, self._watch, token, stopped, tell)
-        watching.add_done_callback(ended)
-        try:
-            while change := await told.get():
-                room.release()
-                yield change
-            await watching
-        except PyMongoError as exc:
-            raise _end_of_changes(exc) from exc
-        finally:
-            stopped.set()
-
-    def _watch(self, token: Mapping[str, Any] | None, stopped: threading.Event, tell: Callable[[Change], None]) -> None:
-        """Tell the changes, in a thread of its own, until stopped: Motor's would change threads for each of them.
-
-        PyMongo resumes once by itself after an error that allows it. Raises `HistoryLost`, or PyMongo's errors.
-        """
-        users: pymongo.collection.Collection[dict[str, Any]] = self._users.delegate
-        with users.database.client.start_session() as session:
-            if token and self._seen:  # a new primary may not know yet what the old one has told us
-                session.advance_operation_time(self._seen)
-            with users.watch(CHANGES, resume_after=token, max_await_time_ms=CHANGE_WAIT_MS, session=session) as stream:
-                # It begins behind all that is applied, whether a majority has it or not. Its own answer tells only what
-                # a majority has; that of a ping tells what is applied, which reads must then wait for.
-                users.database.command("ping", session=session)
-                change: Mapping[str, Any] | None = None
-                while not stopped.is_set():
-                    self._seen = session.operation_time
-                    tell(_change(change, stream.resume_token))
-                    change = stream.try_next()
-                    if change and "documentKey" not in change:  # the collection was dropped or renamed
-                        raise HistoryLost
-
-    async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
-        """Return the inboxes of those of these users who have a document, not older than any change yet yielded.
-
-        They are read from what a majority has, as changes are: of what a deposed primary alone had seen, no change
-        would ever tell that it is gone. A new primary may know less of the majority than the old one did, hence the
-        causal session. Raises `Unavailable`.
-        """
-        users = self._users.with_options(read_concern=ReadConcern("majority"))
-        filter_ = {"_id": {"$in": [ObjectId(user_id) for user_id in user_ids]}}
-
-        async def attempt() -> list[dict[str, Any]]:
-            async with await users.database.client.start_session(causal_consistency=True) as session:
-                if self._seen:
-                    session.advance_operation_time(self._seen)
-                return await users.find(filter_, INBOX, session=session).to_list(None)
-
-        return {str(user.pop("_id")): Inbox(**user) for user in await _persist(attempt)}
 
     # --- the outbox: claim, then settle each e-mail once ----------------------------------------------
 
@@ -609,15 +466,15 @@ class Store:
 
         No other worker claims them until the lease ends. Raises `Unavailable`.
         """
-        due = self._users.find(HAS_DUE_MAIL, {"_id": 1}).sort("mail_due").limit(CLAIM_WINDOW)
-        ids = [user["_id"] for user in await _persist(lambda: due.clone().to_list(None))]
+        due = self.users.find(HAS_DUE_MAIL, {"_id": 1}).sort("mail_due").limit(CLAIM_WINDOW)
+        ids = [user["_id"] for user in await persist(lambda: due.clone().to_list(None))]
         if not ids:
             return []
         chosen = {"$in": random.sample(ids, min(users, len(ids)))}
         token = str(ObjectId())
         claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _later(lease)})
-        await _persist(lambda: self._users.update_many({"_id": chosen, **HAS_DUE_MAIL}, claim))
-        claimed = self._users.find({"_id": chosen, "outbox.token": token}, {"email": 1, "outbox": 1})
+        await persist(lambda: self.users.update_many({"_id": chosen, **HAS_DUE_MAIL}, claim))
+        claimed = self.users.find({"_id": chosen, "outbox.token": token}, {"email": 1, "outbox": 1})
         return [
             Mail(
                 user_id=str(user["_id"]),
@@ -626,7 +483,7 @@ class Store:
                 request_id=item.get("request_id"),
                 **_about(item),
             )
-            for user in await _persist(lambda: claimed.clone().to_list(None))
+            for user in await persist(lambda: claimed.clone().to_list(None))
             for item in user["outbox"]
             if item["token"] == token
         ]
@@ -637,7 +494,7 @@ class Store:
         held = {"$in": ["$$this.token", tokens]}
         filter_ = {"_id": {"$in": list({ObjectId(mail.user_id) for mail in mails})}, "outbox.token": {"$in": tokens}}
         extension = _rewrite_outbox(held, {"next_at": _later(lease)})
-        await _persist(lambda: self._users.update_many(filter_, extension))
+        await persist(lambda: self.users.update_many(filter_, extension))
 
     async def settle_sent(self, mail: Mail) -> bool:
         """Owe the e-mail no longer; say whether the lease was still held. Raises `Unavailable`."""
@@ -675,21 +532,21 @@ class Store:
             **_about(mail.fields()),
         }
         update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
-        await _persist(lambda: self._dead_mail.update_one({"_id": mail.id}, update, upsert=True))
+        await persist(lambda: self._dead_mail.update_one({"_id": mail.id}, update, upsert=True))
         await self._settle(mail, None)
 
     async def mails_of(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
         """Return the e-mails that a user is owed, and the user's dead letters, oldest first. Raises `Unavailable`."""
-        user = await _persist(lambda: self._users.find_one({"_id": ObjectId(user_id)}, {"outbox": 1})) or {}
+        user = await persist(lambda: self.users.find_one({"_id": ObjectId(user_id)}, {"outbox": 1})) or {}
         letters = self._dead_mail.find({"user_id": user_id}).sort("died_at")
-        return user.get("outbox", []), await _persist(lambda: letters.clone().to_list(None))
+        return user.get("outbox", []), await persist(lambda: letters.clone().to_list(None))
 
     # --- dead letters, for people ---------------------------------------------------------------------
 
     async def dead_letters(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
         """Return these dead letters, or all, oldest first. Raises `Unavailable`."""
         letters = self._dead_mail.find({} if ids is None else {"_id": {"$in": ids}}).sort("died_at")
-        return await _persist(lambda: letters.clone().to_list(None))
+        return await persist(lambda: letters.clone().to_list(None))
 
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe a dead letter again, from its first attempt on; say `False` when its user is gone.
@@ -700,14 +557,14 @@ class Store:
         room = {"outbox.id": {"$ne": id_}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
         mail = owed_mail(id_, letter["key"], letter["at"], _about(letter) | _traced(letter.get("request_id")))
         update = {"$push": {"outbox": mail}, "$min": {"mail_due": mail["next_at"]}}
-        result = await _persist(lambda: self._users.update_one({**user, **room}, update))
+        result = await persist(lambda: self.users.update_one({**user, **room}, update))
         if not result.matched_count:
-            found = await _persist(lambda: self._users.find_one(user, {"outbox.id": 1}))
+            found = await persist(lambda: self.users.find_one(user, {"outbox.id": 1}))
             if found is None:
                 return False
             if all(item["id"] != id_ for item in found.get("outbox", [])):
                 raise OutboxFull
-        await _persist(lambda: self._dead_mail.delete_one({"_id": id_}))
+        await persist(lambda: self._dead_mail.delete_one({"_id": id_}))
         return True
 
     async def _settle(self, mail: Mail, change: JSONObject | None) -> bool:
@@ -719,7 +576,7 @@ class Store:
         }
         try:
             write, settlement = self._sharing(self._settlements), _Write(filter_, _rewrite_outbox(ours, change))
-            return await _persist(lambda: write(settlement))
+            return await persist(lambda: write(settlement))
         except TooLarge:
             if change is None or change["error"] is None:
                 raise
@@ -790,27 +647,11 @@ def _rewrite_outbox(chosen: JSONObject, change: JSONObject | None) -> list[JSONO
     ]
 
 
-def _change(change: Mapping[str, Any] | None, token: Mapping[str, Any] | None) -> Change:
-    """Make a `Change` of an event, or a sign of none; other programs' documents may have an `_id` of another type."""
-    if change and isinstance(id_ := change["documentKey"]["_id"], ObjectId):
-        return Change(token, str(id_), change.get("wallTime"))
-    return Change(token)
-
-
-def _end_of_changes(exc: PyMongoError) -> StoreError:
-    """Say what it means that a change stream broke, and could not be resumed at once."""
-    if isinstance(exc, OperationFailure) and exc.code == NOT_REPLICATED:
-        return NotReplicated()
-    if _means_unavailable(exc) or isinstance(exc, CursorNotFound) or exc.has_error_label("ResumableChangeStreamError"):
-        return Unavailable()
-    return HistoryLost()
-
-
 class _Changed(StoreError):
     """The document changed between two looks at it; look again."""
 
 
-async def _persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = None) -> T:
+async def persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = None) -> T:
     """Repeat an operation that MongoDB could not do or confirm, until the deadline.
 
     An operation given to this must be safe to repeat after it was applied and its reply lost.
@@ -826,7 +667,7 @@ async def _persist(attempt: Callable[[], Awaitable[T]], deadline: float | None =
                 except _Changed as exc:
                     cause = exc
                 except PyMongoError as exc:
-                    if not _means_unavailable(exc):
+                    if not means_unavailable(exc):
                         raise
                     cause = exc
                 await asyncio.sleep(random.uniform(0.05, 0.25))
@@ -842,7 +683,8 @@ async def _persist(attempt: Callable[[], Awaitable[T]], deadline: float | None =
         raise
 
 
-def _means_unavailable(exc: PyMongoError) -> bool:
+def means_unavailable(exc: PyMongoError) -> bool:
+    """Say whether MongoDB could not do what was asked, or not confirm it, and may later."""
     return (
         isinstance(exc, ConnectionFailure | ConfigurationError | ExecutionTimeout | WriteConcernError)
         or exc.has_error_label("RetryableWriteError")

@@ -28,10 +28,10 @@ from pymongo.errors import PyMongoError
 import handlers
 import live
 from auth import LEEWAY
+from changes import CHANGES, Change, Changes, Inbox
 from conftest import Client, Start
 from settings import Settings
 from soak import DATABASE, three_nodes
-from store import CHANGES, Change, Inbox, Store
 from test_faults import HEARTBEATS, failing, running_service
 from test_notifier import OTHER, USER, create, list_, problem, settled
 from test_operation import KEY, PROTECTED, metric, token
@@ -81,7 +81,9 @@ def url(user_id: str = USER) -> str:
 
 @asynccontextmanager
 async def listening(client: Client, user_id: str = USER, **headers: str) -> AsyncIterator[Events]:
-    async with client.get(url(user_id), headers=headers, timeout=aiohttp.ClientTimeout(None)) as response:
+    async with asyncio.timeout(60):  # for the first event
+        response = await client.get(url(user_id), headers=headers, timeout=aiohttp.ClientTimeout(None))
+    async with response:
         assert response.status == 200, await response.text()
         yield Events(response)
 
@@ -353,7 +355,8 @@ async def test_1000_clients_of_one_process_see_each_change_of_their_user_once(
     service = await running_service(settings, tmp_path)
     users = [f"{n:024x}" for n in range(250)]
     async with session(service) as client, AsyncExitStack() as stack:
-        streams = [(user_id, await stack.enter_async_context(listening(client, user_id))) for user_id in users * 4]
+        opened = (stack.enter_async_context(listening(client, user_id)) for user_id in users * 4)
+        streams = list(zip(users * 4, await asyncio.gather(*opened), strict=True))
         seen: list[list[int]] = [[] for _ in streams]
 
         async def follow(events: Events, counts: list[int]) -> None:
@@ -520,12 +523,12 @@ async def test_an_oplog_that_has_moved_on_is_made_up_for(
 ) -> None:
     opened = []
 
-    def changes(self: Store, after: Mapping[str, Any] | None) -> AsyncGenerator[Change, None]:
+    def follow(self: Changes, after: Mapping[str, Any] | None) -> AsyncGenerator[Change, None]:
         opened.append(after is not None)
         return original(self, after)
 
-    original = Store.changes
-    monkeypatch.setattr(Store, "changes", changes)
+    original = Changes.follow
+    monkeypatch.setattr(Changes, "follow", follow)
     with replica_set_of_one(tmp_path) as server, server.client() as direct:
         client = await start(db_uri=f"mongodb://{server.address}/moved?{HEARTBEATS}")
         async with listening(client) as events:
@@ -627,13 +630,13 @@ async def test_an_inbox_that_cannot_be_read_ends_its_own_streams_alone(
 ) -> None:
     """Of all that other programs could write, nothing is known that would do this."""
 
-    async def inboxes(self: Store, user_ids: Collection[str]) -> Mapping[str, Inbox]:
+    async def inboxes(self: Changes, user_ids: Collection[str]) -> Mapping[str, Inbox]:
         if OTHER in user_ids and broken:
             raise ValueError("what is this?")
         return await original(self, user_ids)
 
-    original, broken = Store.inboxes, False
-    monkeypatch.setattr(Store, "inboxes", inboxes)
+    original, broken = Changes.inboxes, False
+    monkeypatch.setattr(Changes, "inboxes", inboxes)
     database.users.insert_many([{"_id": ObjectId(user_id)} for user_id in (USER, OTHER)])
     async with listening(client) as events, listening(client, OTHER) as others:
         assert await events.next() == await others.next() == NOTHING

@@ -7,7 +7,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 WORKDIR /app
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
-COPY notifier.py workers.py commands.py logs.py handlers.py live.py pages.py auth.py metrics.py store.py batcher.py changes.py mailer.py delivery.py schemas.py settings.py templates.py openapi.py docs.py ./
+COPY notifier.py workers.py commands.py logs.py handlers.py live.py pages.py auth.py metrics.py store.py outbox.py changes.py batcher.py mailer.py delivery.py schemas.py settings.py templates.py openapi.py docs.py ./
 COPY web/ ./web/
 
 USER 65532:65532

@@ -168,7 +168,7 @@ def load(bench: Bench) -> None:
             workload = Workload(operation, [template], size.users)
             most = bench.measure(service, workload, AT).rps
             found: dict[tuple[str, float], list[Late]] = defaultdict(list)
-            for turn, part, server in itertools.product(range(size.rounds), size.loads, (service, bare)):
+            for turn, part, server in itertools.product(range(size.long_rounds), size.loads, (service, bare)):
                 rate = round(most * part, -1)
                 if any(late.saturated for (name, _), lates in found.items() if name == server.name for late in lates):
                     continue
@@ -282,7 +282,7 @@ def mails(bench: Bench) -> None:
             "a connection a message, one at a time": (partial(bench.ceiling, "letters", CONNECTIONS=1, **settings),),
         }
         found: dict[str, list[Drain]] = defaultdict(list)
-        for turn, (way, senders) in itertools.product(range(size.rounds), ways.items()):
+        for turn, (way, senders) in itertools.product(range(size.long_rounds), ways.items()):
             bench.say(f"{size.mails:,} e-mails, {way}", turn)
             found[way].append(_drain(bench, sink, size.mails, senders))
         for senders in ((service,), (service, service)):
@@ -354,7 +354,7 @@ def process(bench: Bench) -> None:
     size, report = bench.size, bench.report
     bench.fill(size.users, size.items)
     bench.say("start to first answer")
-    starts = [_start(bench) for _ in range(2 * size.rounds - 1)]
+    starts = [_start(bench) for _ in range(2 * size.long_rounds - 1)]
     report.target("start to first answer", statistics.median(starts))
     rows: list[tuple[str | float, ...]] = [("start to first answer (/readyz), s", statistics.median(starts))]
     templates = [post(key="new_post", data=DATA), LIST]

@@ -35,9 +35,10 @@ from pymongo.collection import Collection as PyMongoCollection
 
 from bench_load import DATA, TARGET, Workload
 from mailer import Letter, compose, sender_header
+from outbox import Mail, Outbox
 from schemas import Create, CreateSchema, Key, ListQuery, ListSchema, ReadQuery, ReadSchema
 from settings import Settings, load_settings
-from store import Mail, open_store, owed_mail
+from store import open_store, owed_mail
 from templates import Content
 
 EMAIL: Final = "bench@example.com"
@@ -204,15 +205,16 @@ async def letters(connections: int) -> None:
     local, domain = EMAIL.split("@")
     sender = sender_header(Address(username=local, domain=domain))
     async with open_store(settings) as store:
+        outbox = Outbox(store)
 
         async def deliver(mail: Mail) -> None:
             async with slots:
                 await _send(mail, settings, tls, sender)
-            await store.settle_sent(mail)
+            await outbox.settle_sent(mail)
 
         async def work() -> None:
             while True:
-                mails = await store.claim(16, settings.lease)
+                mails = await outbox.claim(16, settings.lease)
                 await asyncio.gather(*map(deliver, mails))
                 await asyncio.sleep(0 if mails else 0.1)
 

@@ -31,6 +31,9 @@ class Size:
     """How much is measured."""
 
     rounds: int
+    """Of creates, lists and reads: many short ones, as the machine's speed changes from one moment to the next."""
+    long_rounds: int
+    """Of what takes longer."""
     seconds: int
     """Of one measurement."""
     open_seconds: int
@@ -63,8 +66,9 @@ class Size:
 
 
 FULL: Final = Size(
-    rounds=3,
-    seconds=2,
+    rounds=6,
+    long_rounds=3,
+    seconds=1,
     open_seconds=4,
     growth_rounds=5,
     connections=(1, 8, 64, 256),
@@ -84,6 +88,7 @@ FULL: Final = Size(
 )
 QUICK: Final = Size(
     rounds=1,
+    long_rounds=1,
     seconds=1,
     open_seconds=1,
     growth_rounds=1,
@@ -144,7 +149,7 @@ class Bench:
         """Tell how far it has come."""
         now = time.monotonic()
         left = max(0.0, self._estimates[0] - (now - self._began)) + sum(self._estimates[1:])
-        part = self._part if turn is None else f"{self._part}, round {turn + 1} of {self.size.rounds}"
+        part = self._part if turn is None else f"{self._part}, round {turn + 1}"
         sys.stderr.write(f"[{_clock(now - self._started)}, about {_clock(left)} left] {part}: {text}\n")
         sys.stderr.flush()
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from marshmallow import ValidationError
 
 from auth import sign_token
+from outbox import Outbox
 from schemas import CreateSchema, ObjectIdField, parse_json
 from settings import Settings, describe_settings
-from store import NOBODY, OutboxFull, Store, open_store
+from store import NOBODY, OutboxFull, open_store
 from templates import RenderError, Templates
 
 
@@ -86,11 +87,12 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
             return fail("There is no local run in this folder; set DB_URI, EMAIL and SMTP_HOST for any other.")
         settings = replace(settings, db_uri=DB_URI_FILE.read_text())
     async with open_store(settings) as store:
+        outbox = Outbox(store)
         if options.command == "mail":
-            return await list_mails(store, options.user_id)
+            return await list_mails(outbox, options.user_id)
         if options.command == "dead":
-            return await list_dead(store, as_json=options.json)
-        return await retry_dead(store, None if options.all else options.ids)
+            return await list_dead(outbox, as_json=options.json)
+        return await retry_dead(outbox, None if options.all else options.ids)
 
 
 def preview_mail(options: argparse.Namespace, settings: Settings) -> int:
@@ -120,9 +122,9 @@ def print_token(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-async def list_mails(store: Store, user_id: str) -> int:
+async def list_mails(outbox: Outbox, user_id: str) -> int:
     """Print what e-mails a user is owed, and which died."""
-    owed, dead = await store.mails_of(user_id)
+    owed, dead = await outbox.mails_of(user_id)
     for mail in owed:
         state = "leased until" if mail["token"] != NOBODY else "next attempt"
         row = f"{mail['id']}  {mail['key']:12}  {mail['tries']} tries, {state} {mail['next_at']:%Y-%m-%d %H:%M:%S} UTC"
@@ -137,9 +139,9 @@ async def list_mails(store: Store, user_id: str) -> int:
     return 0
 
 
-async def list_dead(store: Store, *, as_json: bool) -> int:
+async def list_dead(outbox: Outbox, *, as_json: bool) -> int:
     """Print the dead letters, oldest first."""
-    letters = await store.dead_letters()
+    letters = await outbox.dead_letters()
     if as_json:
         for letter in letters:
             _say(json.dumps(letter, default=str))
@@ -155,13 +157,13 @@ async def list_dead(store: Store, *, as_json: bool) -> int:
     return 0
 
 
-async def retry_dead(store: Store, ids: list[str] | None) -> int:
+async def retry_dead(outbox: Outbox, ids: list[str] | None) -> int:
     """Owe these dead letters again, or all."""
-    letters = await store.dead_letters(ids)
+    letters = await outbox.dead_letters(ids)
     failures = dict.fromkeys(set(ids or ()) - {letter["_id"] for letter in letters}, "there is no such dead letter")
     for letter in letters:
         try:
-            if not await store.owe_again(letter):
+            if not await outbox.owe_again(letter):
                 failures[letter["_id"]] = "its user is gone"
         except OutboxFull:
             failures[letter["_id"]] = "its user is owed too many e-mails already; try again later"

@@ -18,8 +18,9 @@ from typing import Final, cast
 
 from mailer import Letter, Mailer, Outcome, Verdict
 from metrics import Metrics
+from outbox import Mail, Outbox
 from settings import Settings
-from store import Mail, Store, Unavailable
+from store import Unavailable
 from templates import Content, RenderError, Templates
 
 log = logging.getLogger("notifier.delivery")
@@ -37,13 +38,13 @@ ALARM_INTERVAL: Final = 60.0
 
 @asynccontextmanager
 async def running_delivery(
-    store: Store, settings: Settings, owed: asyncio.Event, metrics: Metrics
+    outbox: Outbox, settings: Settings, owed: asyncio.Event, metrics: Metrics
 ) -> AsyncIterator[Delivery]:
     """Deliver in the background; at the end, finish or give back what is under way."""
     mailer = Mailer(settings)
     metrics.watch(metrics.connections, lambda: mailer.connections)
     metrics.watch(metrics.breaker, lambda: bool(mailer.breaker.fault) and not mailer.breaker.closed)
-    delivery = Delivery(store, mailer, settings, owed, metrics)
+    delivery = Delivery(outbox, mailer, settings, owed, metrics)
     run, keeper = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
     try:
         yield delivery
@@ -55,9 +56,11 @@ async def running_delivery(
 class Delivery:
     """Delivers what is owed. `owed` is set by whoever owes an e-mail in this process."""
 
-    def __init__(self, store: Store, mailer: Mailer, settings: Settings, owed: asyncio.Event, metrics: Metrics) -> None:
+    def __init__(
+        self, outbox: Outbox, mailer: Mailer, settings: Settings, owed: asyncio.Event, metrics: Metrics
+    ) -> None:
         self._metrics = metrics
-        self._store = store
+        self._outbox = outbox
         self._mailer = mailer
         self._templates = Templates(settings.templates_dir)
         self._settings = settings
@@ -97,7 +100,7 @@ class Delivery:
             if not mails:
                 continue
             try:
-                await self._store.extend(mails, self._settings.lease)
+                await self._outbox.extend(mails, self._settings.lease)
             except Exception as exc:  # noqa: BLE001 - the lease is still long: the next turn may succeed
                 log.warning("the leases could not be extended: %s", type(exc).__name__)
             else:
@@ -123,7 +126,7 @@ class Delivery:
         users = CLAIM_USERS if self._mailer.breaker.closed else 1
         ends = time.monotonic() + self._settings.lease  # counted from before the request: never later than the store's
         try:
-            mails = await self._store.claim(users, self._settings.lease)
+            mails = await self._outbox.claim(users, self._settings.lease)
         except Unavailable:
             log.warning("MongoDB is unavailable: no e-mails can be claimed")
             return False
@@ -206,22 +209,22 @@ class Delivery:
 
     def _settlement(self, mail: Mail, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
         """Return what this outcome makes of the e-mail (sent, retried, dead or waiting), and how it is settled."""
-        store, tries = self._store, mail.tries + 1
+        outbox, tries = self._outbox, mail.tries + 1
         match outcome.verdict:
             case Verdict.SENT:
-                return "sent", lambda: store.settle_sent(mail)
+                return "sent", lambda: outbox.settle_sent(mail)
             case Verdict.CONNECTION | Verdict.CONFIGURATION:
-                return "waiting", lambda: store.settle_retry(mail, 0, mail.tries, outcome.detail)
+                return "waiting", lambda: outbox.settle_retry(mail, 0, mail.tries, outcome.detail)
             case Verdict.PERMANENT:
-                return "dead", lambda: store.settle_dead(mail, mail.tries if mail.dead else tries, outcome.detail)
+                return "dead", lambda: outbox.settle_dead(mail, mail.tries if mail.dead else tries, outcome.detail)
             case Verdict.TRANSIENT | Verdict.AMBIGUOUS:
                 delay = self._delay(mail.tries)
                 if self._waited(mail.tries) + delay > 3600 * self._settings.mail_give_up_hours:
-                    return "dead", lambda: store.settle_dead(mail, tries, f"Given up: {outcome.detail}")
+                    return "dead", lambda: outbox.settle_dead(mail, tries, f"Given up: {outcome.detail}")
                 if outcome.verdict is Verdict.AMBIGUOUS:
                     delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
                 spread = delay * random.uniform(0.8, 1.2)  # what failed together must not come back together
-                return "retried", lambda: store.settle_retry(mail, spread, tries, outcome.detail)
+                return "retried", lambda: outbox.settle_retry(mail, spread, tries, outcome.detail)
 
     def _delay(self, tries: int) -> float:
         """Return the seconds from the attempt after `tries` others to the next (RFC 5321, section 4.5.4.1)."""

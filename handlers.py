@@ -28,6 +28,7 @@ import auth
 import changes
 import docs
 import live
+import outbox
 import schemas
 import store
 from metrics import CONTENT_TYPE, Metrics
@@ -35,6 +36,7 @@ from metrics import CONTENT_TYPE, Metrics
 log = logging.getLogger("notifier.http")
 
 STORE: Final = web.AppKey("STORE", store.Store)
+OUTBOX: Final = web.AppKey("OUTBOX", outbox.Outbox)
 LIVE: Final = web.AppKey("LIVE", live.Live)
 MAIL_OWED: Final = web.AppKey("MAIL_OWED", asyncio.Event)
 """Set when an e-mail was owed, so that the delivery need not wait for its next poll."""
@@ -160,7 +162,7 @@ async def metrics(request: web.Request) -> web.Response:
     instruments = request.app[METRICS]
     backlog: tuple[float, float] = (math.nan, math.nan)
     with contextlib.suppress(store.Unavailable):
-        backlog = await request.app[STORE].backlog()
+        backlog = await request.app[OUTBOX].backlog()
     instruments.owed.set(backlog[0])
     instruments.oldest.set(backlog[1])
     return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})

@@ -26,6 +26,7 @@ from delivery import running_delivery
 from live import Live
 from logs import configure_logging
 from metrics import Metrics
+from outbox import Outbox
 from schemas import BODY_LIMIT
 from settings import Settings, SettingsError, load_settings
 from store import Unavailable, open_store, uri_fault
@@ -124,13 +125,14 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
     """Hold the connection to MongoDB."""
     async with open_store(app[SETTINGS]) as store:
         app[handlers.STORE] = store
+        app[handlers.OUTBOX] = Outbox(store)
         yield
 
 
 async def delivery(app: web.Application) -> AsyncIterator[None]:
     """Deliver e-mails in the background."""
     app[handlers.MAIL_OWED] = owed = asyncio.Event()
-    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[handlers.METRICS]):
+    async with running_delivery(app[handlers.OUTBOX], app[SETTINGS], owed, app[handlers.METRICS]):
         yield
 
 

@@ -1,4 +1,4 @@
-"""MongoDB: the queries, but for those of `changes`, and the shape of a user's document.
+"""MongoDB: what a request does there, and the shape of a user's document.
 
 ```
 { _id: ObjectId, email: "...",
@@ -10,9 +10,6 @@
 
 One document is what MongoDB changes atomically, so all that a request must leave behind is written by one
 update of the user's own document. Fields that are not named here belong to other programs.
-
-An e-mail is leased by moving its `next_at` to the end of the lease and putting a token beside it: a worker
-that dies simply lets it fall due again. The clock of leases and retries is the server's (`$$NOW`).
 """
 
 from __future__ import annotations
@@ -58,8 +55,6 @@ PING_DEADLINE: Final = 2.0
 ATTEMPT_TIMEOUT_MS: Final = 4000
 """Of one attempt, so that a reply which never comes leaves time for another."""
 CLOSE_TIMEOUT: Final = 0.5
-CLAIM_WINDOW: Final = 32
-"""Due documents looked at to claim some of them: workers that choose at random rarely choose the same."""
 OUTBOX_LIMIT: Final = 20
 """E-mails owed to one user. A bound in the filter of the write, never a slice: what is owed is not dropped."""
 NOBODY: Final = "0" * 24
@@ -92,11 +87,6 @@ the driver does not label. And MaxTimeMSExpired and TransactionTooLargeForCache,
 
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
-IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}
-HAS_DUE_MAIL: Final = {  # without $exists an absent mail_due compares low, and is due
-    "mail_due": {"$exists": True},
-    "$expr": {"$lte": ["$mail_due", "$$NOW"]},
-}
 
 
 class StoreError(Exception):
@@ -154,7 +144,7 @@ EMPTY: Final = Page(0, 0, [])
 
 
 @dataclass(frozen=True, slots=True)
-class _Write:
+class Write:
     """A write to one document that may share a call with others. Without upsert it must be safe to repeat."""
 
     filter: JSONObject
@@ -166,29 +156,6 @@ class _Write:
         """Return it as the command `update` takes it."""
         statement: JSONObject = {"q": self.filter, "u": self.update, "upsert": self.upsert}
         return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})
-
-
-@dataclass(frozen=True, slots=True)
-class Mail:
-    """An e-mail that is owed, leased by `token`. `email` is as the user's document has it, if it has one."""
-
-    user_id: str
-    id: str
-    key: str
-    at: datetime
-    tries: int
-    token: str
-    error: str | None
-    dead: bool
-    request_id: str | None
-    email: object
-    target_id: str | None = None
-    data: JSONObject | None = None
-
-    def fields(self) -> JSONObject:
-        """Return the fields of the notification that it is about."""
-        about = {name: getattr(self, name) for name in ("id", "user_id", "key", *ABOUT)}
-        return about | {"timestamp": int(self.at.timestamp())}
 
 
 def uri_fault(uri: str) -> str | None:
@@ -254,13 +221,11 @@ class Store:
     def __init__(self, users: Collection, dead_mail: Collection, settings: Settings) -> None:
         """Use these two collections."""
         self.users = users
-        self._dead_mail = dead_mail
+        self.dead_mail = dead_mail
         self._limit = settings.notifications_limit
         self._email = settings.email
         batcher = partial(Batcher, flights=CALLS_AT_ONCE, most=BATCH_LIMIT, queue=QUEUE_LIMIT)
-        self._writes: Batcher[_Write, bool | None] = batcher(self._write_together, few=FEW)
-        # In batches of their own: what is owed must not wait behind what is asked, nor be turned away with it.
-        self._settlements: Batcher[_Write, bool | None] = batcher(self._write_together, few=1)
+        self._writes: Batcher[Write, bool | None] = batcher(self.write_together, few=FEW)
         self._lists: Batcher[ListQuery, Page] = batcher(self._fetch, few=FEW, kind=_kind_of_page)
 
     async def create_indexes(self) -> None:
@@ -287,8 +252,8 @@ class Store:
         if new.key.mailed:
             conditions[f"outbox.{OUTBOX_LIMIT - 1}"] = {"$exists": False}
         write, creation = (
-            self._sharing(self._writes),
-            _Write({"_id": ObjectId(new.user_id), **conditions}, update, upsert=True),
+            self.sharing(self._writes),
+            Write({"_id": ObjectId(new.user_id), **conditions}, update, upsert=True),
         )
 
         async def attempt() -> bool:
@@ -297,7 +262,7 @@ class Store:
         return await persist(attempt)
 
     def _creation(self, new: Create, id_: str, now: datetime, key: str | None, request_id: str | None) -> JSONObject:
-        about = _about({"target_id": new.target_id, "data": new.data})
+        about = about_of({"target_id": new.target_id, "data": new.data})
         pushes: JSONObject = {}
         update: JSONObject = {"$setOnInsert": {"email": self._email}, "$push": pushes}
         if new.key.stored:
@@ -311,41 +276,40 @@ class Store:
             }
             pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
         if new.key.mailed:
-            pushes["outbox"] = mail = owed_mail(id_, new.key.value, now, about | _traced(request_id))
+            pushes["outbox"] = mail = owed_mail(id_, new.key.value, now, about | traced(request_id))
             update["$min"] = {"mail_due": mail["next_at"]}
         if key:
             pushes["recent"] = {"$each": [{"k": key, "h": new.fingerprint()}], "$slice": -RECENT_LIMIT}
         return update
 
-    async def _upsert(self, write: Callable[[_Write], Awaitable[bool]], creation: _Write) -> bool:
+    async def _upsert(self, write: Callable[[Write], Awaitable[bool]], creation: Write) -> bool:
         """Update the user's document, creating a missing one; say whether the conditions held."""
         try:
             await write(creation)
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
-                raise Conflict(
-                    "a unique index"
-                ) from exc  # a unique index on the e-mail address, say: a second new user cannot have it
+                # On the e-mail address, say: a second new user cannot have it.
+                raise Conflict("a unique index") from exc
             # A condition failed, so the server tried to insert; or another upsert inserted in between. Only a
             # filter of nothing but _id is repeated by the server itself. Without upsert there are no two meanings.
             return await self._write_alone(replace(creation, upsert=False))
         return True
 
-    def _sharing(self, batcher: Batcher[_Write, bool | None]) -> Callable[[_Write], Awaitable[bool]]:
+    def sharing(self, batcher: Batcher[Write, bool | None]) -> Callable[[Write], Awaitable[bool]]:
         """Return what makes the attempts at a write: the first shares a call, the others do not.
 
         For a call that fails as a whole may do so for the sake of one of those who share it.
         """
         first = iter([batcher])
 
-        async def attempt(write: _Write) -> bool:
+        async def attempt(write: Write) -> bool:
             shared = next(first, None)
             found = await shared(write) if shared else None
             return await self._write_alone(write) if found is None else found
 
         return attempt
 
-    async def _write_together(self, writes: Sequence[_Write]) -> Sequence[bool | Exception | None]:
+    async def write_together(self, writes: Sequence[Write]) -> Sequence[bool | Exception | None]:
         """Make writes in one call, each atomic and for itself.
 
         Say of each whether it found its document, or how it failed; `None` when that is not known: then it did nothing,
@@ -375,7 +339,7 @@ class Store:
                     outcomes[n] = None
         return outcomes
 
-    async def _write_alone(self, write: _Write) -> bool:
+    async def _write_alone(self, write: Write) -> bool:
         if write.upsert:
             await self.users.find_one_and_update(write.filter, write.update, {"_id": 1}, upsert=True)
             return True
@@ -439,148 +403,12 @@ class Store:
         filter_ = {"_id": ObjectId(query.user_id), "notifications": {"$elemMatch": meant}}
         update = {"$set": {"notifications.$[meant].is_new": False}}
         filters: list[Mapping[str, Any]] = [{f"meant.{name}": value for name, value in meant.items()}]
-        write, mark = self._sharing(self._writes), _Write(filter_, update, array_filters=filters)
+        write, mark = self.sharing(self._writes), Write(filter_, update, array_filters=filters)
         return await persist(lambda: write(mark))
 
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
         await persist(lambda: self.users.database.command("ping"), PING_DEADLINE)
-
-    async def backlog(self) -> tuple[int, float]:
-        """Return how many e-mails are owed, and the age in seconds of the oldest. Raises `Unavailable`."""
-        counted = {
-            "_id": None,
-            "owed": {"$sum": {"$size": {"$ifNull": ["$outbox", []]}}},
-            "oldest": {"$min": {"$min": "$outbox.at"}},
-        }
-        age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
-        owing = {"mail_due": {"$exists": True}}
-        pipeline: list[JSONObject] = [{"$match": owing}, {"$group": counted}, {"$project": {"owed": 1, "age": age}}]
-        found = await persist(lambda: self.users.aggregate(pipeline).to_list(None), PING_DEADLINE)
-        return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
-
-    # --- the outbox: claim, then settle each e-mail once ----------------------------------------------
-
-    async def claim(self, users: int, lease: float) -> Sequence[Mail]:
-        """Lease the due e-mails of at most `users` users for `lease` seconds.
-
-        No other worker claims them until the lease ends. Raises `Unavailable`.
-        """
-        due = self.users.find(HAS_DUE_MAIL, {"_id": 1}).sort("mail_due").limit(CLAIM_WINDOW)
-        ids = [user["_id"] for user in await persist(lambda: due.clone().to_list(None))]
-        if not ids:
-            return []
-        chosen = {"$in": random.sample(ids, min(users, len(ids)))}
-        token = str(ObjectId())
-        claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _later(lease)})
-        await persist(lambda: self.users.update_many({"_id": chosen, **HAS_DUE_MAIL}, claim))
-        claimed = self.users.find({"_id": chosen, "outbox.token": token}, {"email": 1, "outbox": 1})
-        return [
-            Mail(
-                user_id=str(user["_id"]),
-                email=user.get("email"),
-                **{name: item[name] for name in ("id", "key", "at", "tries", "token", "error", "dead")},
-                request_id=item.get("request_id"),
-                **_about(item),
-            )
-            for user in await persist(lambda: claimed.clone().to_list(None))
-            for item in user["outbox"]
-            if item["token"] == token
-        ]
-
-    async def extend(self, mails: Sequence[Mail], lease: float) -> None:
-        """Let the leases end `lease` seconds from now. Those that were lost stay lost. Raises `Unavailable`."""
-        tokens = list({mail.token for mail in mails})
-        held = {"$in": ["$$this.token", tokens]}
-        filter_ = {"_id": {"$in": list({ObjectId(mail.user_id) for mail in mails})}, "outbox.token": {"$in": tokens}}
-        extension = _rewrite_outbox(held, {"next_at": _later(lease)})
-        await persist(lambda: self.users.update_many(filter_, extension))
-
-    async def settle_sent(self, mail: Mail) -> bool:
-        """Owe the e-mail no longer; say whether the lease was still held. Raises `Unavailable`."""
-        return await self._settle(mail, None)
-
-    async def settle_retry(self, mail: Mail, delay: float, tries: int, error: str | None) -> bool:
-        """Give the lease back: the e-mail falls due in `delay` seconds. Raises `Unavailable`."""
-        return await self._settle(
-            mail, {"token": NOBODY, "next_at": _later(delay), "tries": tries, "error": {"$literal": error}}
-        )
-
-    async def settle_dead(self, mail: Mail, tries: int, error: str) -> bool:
-        """Move the e-mail to the dead letters, with the reason; say whether the lease was still held.
-
-        In three steps, each of which may be the last one before a crash: it is marked dead under its
-        lease; its letter is written; it is owed no longer. Whoever finds one marked finishes with `bury`.
-
-        Raises `Unavailable`.
-        """
-        if not await self._settle(mail, {"dead": True, "tries": tries, "error": {"$literal": error}}):
-            return False
-        await self.bury(mail, tries, error)
-        return True
-
-    async def bury(self, mail: Mail, tries: int, error: str | None) -> None:
-        """Write the dead letter of an e-mail that is marked dead, once, and owe it no longer. Raises `Unavailable`."""
-        letter = {
-            "user_id": mail.user_id,
-            "email": mail.email,
-            "key": mail.key,
-            "at": mail.at,
-            "tries": tries,
-            "error": error,
-            "request_id": mail.request_id,
-            **_about(mail.fields()),
-        }
-        update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
-        await persist(lambda: self._dead_mail.update_one({"_id": mail.id}, update, upsert=True))
-        await self._settle(mail, None)
-
-    async def mails_of(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
-        """Return the e-mails that a user is owed, and the user's dead letters, oldest first. Raises `Unavailable`."""
-        user = await persist(lambda: self.users.find_one({"_id": ObjectId(user_id)}, {"outbox": 1})) or {}
-        letters = self._dead_mail.find({"user_id": user_id}).sort("died_at")
-        return user.get("outbox", []), await persist(lambda: letters.clone().to_list(None))
-
-    # --- dead letters, for people ---------------------------------------------------------------------
-
-    async def dead_letters(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
-        """Return these dead letters, or all, oldest first. Raises `Unavailable`."""
-        letters = self._dead_mail.find({} if ids is None else {"_id": {"$in": ids}}).sort("died_at")
-        return await persist(lambda: letters.clone().to_list(None))
-
-    async def owe_again(self, letter: JSONObject) -> bool:
-        """Owe a dead letter again, from its first attempt on; say `False` when its user is gone.
-
-        Raises `OutboxFull`, or `Unavailable`.
-        """
-        id_, user = letter["_id"], {"_id": ObjectId(letter["user_id"])}
-        room = {"outbox.id": {"$ne": id_}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-        mail = owed_mail(id_, letter["key"], letter["at"], _about(letter) | _traced(letter.get("request_id")))
-        update = {"$push": {"outbox": mail}, "$min": {"mail_due": mail["next_at"]}}
-        result = await persist(lambda: self.users.update_one({**user, **room}, update))
-        if not result.matched_count:
-            found = await persist(lambda: self.users.find_one(user, {"outbox.id": 1}))
-            if found is None:
-                return False
-            if all(item["id"] != id_ for item in found.get("outbox", [])):
-                raise OutboxFull
-        await persist(lambda: self._dead_mail.delete_one({"_id": id_}))
-        return True
-
-    async def _settle(self, mail: Mail, change: JSONObject | None) -> bool:
-        """Change or remove an e-mail whose lease is held. Where the document has no room, the error is left out."""
-        ours = {"$eq": ["$$this.id", mail.id]}
-        filter_ = {
-            "_id": ObjectId(mail.user_id),
-            "outbox": {"$elemMatch": {"id": mail.id, "token": mail.token}},
-        }
-        try:
-            write, settlement = self._sharing(self._settlements), _Write(filter_, _rewrite_outbox(ours, change))
-            return await persist(lambda: write(settlement))
-        except TooLarge:
-            if change is None or change["error"] is None:
-                raise
-            return await self._settle(mail, {**change, "error": None})
 
 
 def _kind_of_page(query: ListQuery) -> tuple[bool | None, int]:
@@ -605,7 +433,8 @@ def _write_error(error: JSONObject) -> PyMongoError:
     return kind(error["errmsg"], error["code"], error)
 
 
-def _traced(request_id: str | None) -> JSONObject:
+def traced(request_id: str | None) -> JSONObject:
+    """Return the field that an owed e-mail is traced by, if there is a request id."""
     return {"request_id": request_id} if request_id else {}
 
 
@@ -625,26 +454,9 @@ def owed_mail(id_: str, key: str, at: datetime, about: JSONObject) -> JSONObject
     }
 
 
-def _about(item: Mapping[str, Any]) -> JSONObject:
+def about_of(item: Mapping[str, Any]) -> JSONObject:
+    """Return the `ABOUT` fields that are there."""
     return {name: item[name] for name in ABOUT if item.get(name) is not None}
-
-
-def _later(seconds: float) -> JSONObject:
-    return {"$add": ["$$NOW", round(seconds * 1000)]}
-
-
-def _rewrite_outbox(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the chosen elements, or remove them, and keep `mail_due` true to what is left."""
-    merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
-    outbox = (
-        {"$map": {"input": "$outbox", "in": merged}}
-        if change is not None
-        else {"$filter": {"input": "$outbox", "cond": {"$not": [chosen]}}}
-    )
-    return [
-        {"$set": {"outbox": outbox}},
-        {"$set": {"mail_due": {"$ifNull": [{"$min": "$outbox.next_at"}, "$$REMOVE"]}}},
-    ]
 
 
 class _Changed(StoreError):

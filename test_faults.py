@@ -28,9 +28,10 @@ from conftest import Client, Start, assert_outboxes_consistent
 from delivery import Delivery, running_delivery
 from mailer import Mailer, Stage, Verdict, _judge
 from metrics import Metrics
+from outbox import Mail, Outbox
 from schemas import Create, Key
 from settings import Security, Settings
-from store import NOBODY, OUTBOX_LIMIT, Mail, OutboxFull, open_store
+from store import NOBODY, OUTBOX_LIMIT, OutboxFull, open_store
 from test_notifier import HERE, OTHER, USER, create, list_, nothing_owed, problem, read, settled, user
 from testbed import (
     Drop,
@@ -667,8 +668,9 @@ async def test_i2_an_e_mail_is_given_up_when_it_was_tried_for_long_enough(
 async def test_i2_a_death_between_the_dead_letter_and_the_settling_leaves_one_dead_letter(
     settings: Settings, database: DB, start: Start, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_store(settings) as worker:
-        await worker.create(Create(USER, Key.REGISTRATION))
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        worker = Outbox(direct)
         (claimed,) = await worker.claim(1, 0.1)
         settle = worker._settle
 
@@ -704,8 +706,9 @@ async def test_i4_eight_workers_send_each_of_1000_mails_once(start: Start, datab
 async def test_i4_i5_a_lease_belongs_to_one_worker_and_one_that_lost_it_changes_nothing(
     settings: Settings, database: DB
 ) -> None:
-    async with open_store(settings) as one, open_store(settings) as other:
-        await one.create(Create(USER, Key.REGISTRATION))
+    async with open_store(settings) as direct, open_store(settings) as another:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        one, other = Outbox(direct), Outbox(another)
         (lost,) = await one.claim(1, 0.3)
         assert await other.claim(1, 60) == []
         await one.extend([lost], 0.6)
@@ -741,11 +744,11 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
     async with open_store(settings) as direct:
         await direct.create(Create(USER, Key.REGISTRATION))
         mailer = Mailer(short)
-        delivery = Delivery(direct, mailer, short, asyncio.Event(), Metrics())
+        delivery = Delivery(Outbox(direct), mailer, short, asyncio.Event(), Metrics())
         loops = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
         await eventually_async(lambda: count(list(delivery._held), 1))
         for _ in range(16):
-            assert await direct.claim(1, 60) == []
+            assert await Outbox(direct).claim(1, 60) == []
             await asyncio.sleep(0.05)
         await settled(database)
         await delivery.stop(*loops)
@@ -758,7 +761,8 @@ async def test_i5_a_lease_that_ran_out_is_not_extended_and_its_e_mail_not_sent(
 ) -> None:
     async with open_store(settings) as direct:
         await direct.create(Create(USER, Key.REGISTRATION))
-        claim = direct.claim
+        outbox = Outbox(direct)
+        claim = outbox.claim
 
         async def claim_too_late(users: int, lease: float) -> Sequence[Mail]:
             mails = await claim(users, lease)
@@ -766,8 +770,8 @@ async def test_i5_a_lease_that_ran_out_is_not_extended_and_its_e_mail_not_sent(
             return mails
 
         monotonic = time.monotonic
-        monkeypatch.setattr(direct, "claim", claim_too_late)
-        async with running_delivery(direct, settings, asyncio.Event(), Metrics()):
+        monkeypatch.setattr(outbox, "claim", claim_too_late)
+        async with running_delivery(outbox, settings, asyncio.Event(), Metrics()):
             await asyncio.sleep(0.5)
     assert mail.received == []
     assert len(owed(database)) == 1
@@ -1016,15 +1020,16 @@ async def test_dead_letters_are_listed_and_owed_again_while_a_replica_runs(
 async def test_a_retry_that_died_halfway_owes_the_e_mail_once(settings: Settings, database: DB) -> None:
     async with open_store(settings) as direct:
         await direct.create(Create(USER, Key.REGISTRATION))
-        (claimed,) = await direct.claim(1, 60)
-        await direct.settle_dead(claimed, 1, "x")
-        (letter,) = await direct.dead_letters()
-        assert await direct.owe_again(letter)
+        outbox = Outbox(direct)
+        (claimed,) = await outbox.claim(1, 60)
+        await outbox.settle_dead(claimed, 1, "x")
+        (letter,) = await outbox.dead_letters()
+        assert await outbox.owe_again(letter)
         database.dead_mail.insert_one(letter)  # as if it had not come to delete it
-        assert await direct.owe_again(letter)
+        assert await outbox.owe_again(letter)
         assert (len(owed(database)), database.dead_mail.count_documents({})) == (1, 0)
         for _ in range(19):
             await direct.create(Create(USER, Key.REGISTRATION))
         with pytest.raises(OutboxFull):
-            await direct.owe_again({**letter, "_id": "another"})
+            await outbox.owe_again({**letter, "_id": "another"})
         assert_outboxes_consistent(database)

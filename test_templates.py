@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import Start
+from outbox import Outbox
 from schemas import Create, Key
 from settings import Settings, SettingsError
 from store import open_store
@@ -217,7 +218,7 @@ async def test_a_dead_letter_keeps_its_fields_and_is_rendered_when_it_is_owed_ag
     assert (letter["target_id"], letter["data"]) == (TARGET, data)
     mail.script = None
     async with open_store(settings) as store:
-        assert await store.owe_again(letter)
+        assert await Outbox(store).owe_again(letter)
     await settled(database)
     assert part(received(mail), "plain") == f"{TARGET} [1, None, 'é'] {int(letter['at'].timestamp())}\n"
 

@@ -20,6 +20,9 @@ LATE: Final = 0.05
 """Seconds after which those under way are waited for no longer: something holds them up that need not hold others."""
 
 
+PATIENCE: Final = 4
+
+
 class QueueFull(Exception):
     """More calls wait than may; this one was not made."""
 
@@ -27,7 +30,8 @@ class QueueFull(Exception):
 class Batcher(Generic[Item, Result]):
     """Makes calls in batches of at most `most` items of a kind, with at most `flights` batches under way at once.
 
-    While `few` items or more are under way, which are not `LATE`, those who come wait and go together.
+    While `few` items or more are under way, those who come wait and go together. Batches that are `LATE` count neither
+    for this nor as `flights`, until there are `PATIENCE` times as many.
 
     `run` takes the items of a batch and returns as many outcomes, in order: a result, or the exception that the
     caller of this one item gets. What it raises, all of them get. At most `queue` items wait.
@@ -68,7 +72,9 @@ class Batcher(Generic[Item, Result]):
         return await future
 
     def _may_depart(self) -> bool:
-        return len(self._under_way) < self._flights and sum(self._under_way.values()) < self._few
+        in_time = [items for items in self._under_way.values() if items]
+        room = len(in_time) < self._flights and len(self._under_way) < PATIENCE * self._flights
+        return room and sum(in_time) < self._few
 
     def _depart(self) -> None:
         while self._waiting and self._may_depart():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
+from select import PIPE_BUF
 from typing import Final
 
 import orjson
@@ -39,28 +42,42 @@ class JSONFormatter(logging.Formatter):
             return json.dumps(line, default=str)
 
 
-class TurnHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it is no generic at run time
+class TurnHandler(logging.Handler):
     """Writes what is logged in one turn of the event loop at its end, together; without a loop at once."""
 
     def __init__(self) -> None:
-        # Not sys.stderr, which writes each line by itself.
-        super().__init__(open(sys.stderr.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115 - for as long as the process
-        self._due = False
+        super().__init__()
+        self._file = sys.stderr.fileno()
+        self._lines: list[bytes] = []
 
-    def flush(self) -> None:
-        """Write what is waiting, or see to it that it is."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line until the end of the turn."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
+            return
+        self._lines.append(f"{line}\n".encode("utf-8", "backslashreplace"))
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._write()
+            self.flush()
             return
-        if not self._due:
-            self._due = True
-            loop.call_soon(self._write)
+        if len(self._lines) == 1:
+            loop.call_soon(self.flush)
 
-    def _write(self) -> None:
-        self._due = False
-        super().flush()
+    def flush(self) -> None:
+        """Write what is waiting, in pieces that a pipe takes whole, as other workers write to it, too (pipe(7))."""
+        with self.lock or contextlib.nullcontext():
+            lines, self._lines = self._lines, []
+        waiting = b""
+        with contextlib.suppress(OSError):  # of which no line could tell
+            for line in lines:
+                if len(waiting) + len(line) > PIPE_BUF:
+                    os.write(self._file, waiting)
+                    waiting = b""
+                waiting += line
+            os.write(self._file, waiting)
 
 
 def configure_logging(level: str) -> None:

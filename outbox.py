@@ -24,6 +24,7 @@ from store import (
     OUTBOX_LIMIT,
     PING_DEADLINE,
     QUEUE_LIMIT,
+    RECENT_LIMIT,
     OutboxFull,
     Store,
     TooLarge,
@@ -184,16 +185,19 @@ class Outbox:
 
         Raises `OutboxFull`, or `Unavailable`.
         """
-        id_, user = letter["_id"], {"_id": ObjectId(letter["user_id"])}
-        room = {"outbox.id": {"$ne": id_}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
+        id_, user, once = letter["_id"], {"_id": ObjectId(letter["user_id"])}, str(ObjectId())
+        # Among `recent`, too: it may be sent, and owed no more, before a write whose reply was lost is repeated.
+        room = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}, f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
         mail = owed_mail(id_, letter["key"], letter["at"], about_of(letter) | traced(letter.get("request_id")))
-        update = {"$push": {"outbox": mail}, "$min": {"mail_due": mail["next_at"]}}
+        pushes = {"outbox": mail, "recent": {"$each": [{"k": once, "h": ""}], "$slice": -RECENT_LIMIT}}
+        update = {"$push": pushes, "$min": {"mail_due": mail["next_at"]}}
         result = await persist(lambda: self._users.update_one({**user, **room}, update))
         if not result.matched_count:
-            found = await persist(lambda: self._users.find_one(user, {"outbox.id": 1}))
+            found = await persist(lambda: self._users.find_one(user, {"outbox.id": 1, "recent.k": 1}))
             if found is None:
                 return False
-            if all(item["id"] != id_ for item in found.get("outbox", [])):
+            done = [item["id"] for item in found.get("outbox", [])] + [item["k"] for item in found.get("recent", [])]
+            if not {id_, once} & set(done):
                 raise OutboxFull
         await persist(lambda: self._dead_mail.delete_one({"_id": id_}))
         return True

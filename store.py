@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +25,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final, TypeVar
+
+# Motor's threads, of which it makes as many as it needs, otherwise up to 5 a core; and one is held by each call that
+# waits for a locked document. It reads this when it is imported.
+os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
 
 import pymongo
 from bson import ObjectId
@@ -67,23 +72,27 @@ ABOUT: Final = ("target_id", "data")
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered of a user."""
 FEW: Final = 32
-"""Requests under way for each of which a call of its own is still cheap. Shared calls that were smaller would be more
+"""Requests under way beside which others may go. Shared calls that were smaller would be more
 work in sum; were they as large as may be, MongoDB and this process would wait for each other in turn."""
 CALLS_AT_ONCE: Final = 8
-"""So that some which wait for locked documents do not stop the others."""
+"""Of those that are not late: some of light load go alone, each at once."""
 SHARED_TIMEOUT: Final = 2.0
 """Of a shared call: who keeps the others waiting does so once, for so many seconds."""
-BATCH_LIMIT: Final = 100
-"""Requests that share a call. A body has at most 64 KiB, so that a batch stays far below the 48 MB of a message."""
+BATCH_LIMIT: Final = 64
+"""Requests that share a call. 16 KiB of JSON are 80 KiB of BSON at the most, twice where it is mailed as well: so many
+stay below the 16 MiB of a command."""
 QUEUE_LIMIT: Final = 4096
 """Requests that wait to share a call; more are turned away."""
 SHARED_LIMITS: Final = (0, 10, 50)
 """Lists share a query with those of the same of these limits; who asks for more goes alone, and makes nobody wait."""
 DUPLICATE_KEY: Final = 11000
 ACCESS_CODES: Final = frozenset({13, 18})  # Unauthorized, AuthenticationFailed: mended at MongoDB, without a restart
-RETRYABLE_CODES: Final = frozenset({6, 7, 50, 89, 91, 134, 189, 262, 388, 9001, 10107, 11600, 11602, 13435, 13436})
-"""Those of the retryable writes specification: a server that steps down says one of them in a write error, too, which
-the driver does not label. And MaxTimeMSExpired and TransactionTooLargeForCache, of a server that has much to do."""
+RETRYABLE_CODES: Final = frozenset(
+    {6, 7, 50, 89, 90, 91, 133, 134, 189, 262, 358, 365, 388, 402, 407, 453, 462}
+    | {9001, 10107, 11600, 11602, 13435, 13436, 91331}
+)
+"""Those of the retryable writes specification, and what MongoDB's error_codes.yml calls retriable: of servers that step
+down, which say so in write errors, too, or that have much to do."""
 
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
@@ -111,6 +120,10 @@ class KeyReused(StoreError):
 
 class Conflict(StoreError):
     """What the users' collection holds, or a unique index of it, does not admit the write; nothing was written."""
+
+
+class Fault(StoreError):
+    """MongoDB refuses for a reason that is not known here: a fault of ours, or of its configuration."""
 
 
 class TooLarge(StoreError):
@@ -289,7 +302,7 @@ class Store:
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
                 # On the e-mail address, say: a second new user cannot have it.
-                raise Conflict("a unique index") from exc
+                raise Conflict("a unique index") from None
             # A condition failed, so the server tried to insert; or another upsert inserted in between. Only a
             # filter of nothing but _id is repeated by the server itself. Without upsert there are no two meanings.
             return await self._write_alone(replace(creation, upsert=False))
@@ -316,7 +329,7 @@ class Store:
         or may be repeated.
         """
         with pymongo.timeout(SHARED_TIMEOUT):
-            if len(writes) == 1:  # it keeps those waiting who come meanwhile
+            if len(writes) == 1:  # it may keep others waiting, too
                 return [await self._write_alone(writes[0])]
             # The driver's bulk_write would ask for the same, with several times the work for each write.
             reply = await self.users.database.command(
@@ -325,6 +338,7 @@ class Store:
                 updates=[write.statement() for write in writes],
                 ordered=False,
                 writeConcern=self.users.write_concern.document,
+                codec_options=self.users.codec_options,  # what a validator refused comes back as the team stored it
             )
         errors = reply.get("writeErrors", ())
         outcomes: list[bool | Exception | None] = [True] * len(writes)
@@ -490,15 +504,17 @@ async def persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = 
     except DocumentTooLarge as exc:
         raise TooLarge from exc
     except OperationFailure as exc:
-        if refusal := REFUSALS.get(exc.code):
-            raise refusal() from exc
-        raise
+        # Not with what the server says of it, which may hold an address, and would come into the log.
+        name = (exc.details or {}).get("codeName", "")
+        refusal = REFUSALS.get(exc.code, partial(Fault, f"MongoDB's error {exc.code} {name}"))
+        raise refusal() from None
 
 
 def means_unavailable(exc: PyMongoError) -> bool:
     """Say whether MongoDB could not do what was asked, or not confirm it, and may later."""
     return (
         isinstance(exc, ConnectionFailure | ConfigurationError | ExecutionTimeout | WriteConcernError)
-        or exc.has_error_label("RetryableWriteError")
+        or exc.has_error_label("RetryableError")
+        or exc.has_error_label("SystemOverloadedError")
         or (isinstance(exc, OperationFailure) and exc.code in ACCESS_CODES | RETRYABLE_CODES)
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from batcher import LATE, Batcher, QueueFull
+from batcher import LATE, PATIENCE, Batcher, QueueFull
 
 
 class Calls:
@@ -49,19 +49,19 @@ async def test_a_few_go_alone_at_once_and_those_who_come_meanwhile_go_together()
 
 async def test_many_under_way_are_waited_for_until_they_are_late_and_no_more_go_than_may() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, flights=2, few=2, most=100, queue=100)
+    batcher = Batcher(calls.run, flights=1, few=2, most=100, queue=100)
     found = tasks(batcher, 0, 2, 4)
     await turn()
     found += tasks(batcher, 6, 8)
     await turn()
     assert calls.batches == [[0, 2, 4]]
-    await asyncio.sleep(2 * LATE)
-    found += tasks(batcher, 10)
-    await asyncio.sleep(2 * LATE)
-    assert calls.batches == [[0, 2, 4], [6, 8]]
+    for item in range(10, 10 + 2 * PATIENCE, 2):
+        await asyncio.sleep(2 * LATE)
+        found += tasks(batcher, item)
+    assert calls.batches == [[0, 2, 4], [6, 8], [10], [12]]
     calls.go.set()
-    assert await asyncio.gather(*found) == [0, 4, 8, 12, 16, 20]
-    assert calls.batches[2:] == [[10]]
+    assert await asyncio.gather(*found) == [2 * item for item in range(0, 10 + 2 * PATIENCE, 2)]
+    assert calls.batches[PATIENCE:] == [[14, 16]]
 
 
 async def test_who_come_in_the_same_turn_of_the_event_loop_go_together_and_no_more_than_may() -> None:

@@ -12,14 +12,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiosmtplib import SMTPResponseException
-from bson import ObjectId, encode
+from bson import DatetimeMS, ObjectId, encode
+from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 from pymongo.errors import WriteError
 
@@ -160,9 +162,9 @@ async def test_i1_a_lost_reply_applies_once_also_where_newer_ones_have_pushed_it
         await client.close()
 
 
-async def test_i1_a_hundred_of_the_largest_share_a_call(client: Client, database: DB) -> None:
-    """Short JSON may be long BSON: of these a hundred pass the 16 MB of a document, but not the 48 MB of a message."""
-    data = {"x": [1] * 8000}
+async def test_i1_the_largest_share_calls_that_are_not_too_large(client: Client, database: DB) -> None:
+    """Short JSON may be long BSON."""
+    data = {"x": [1] * 8100}
     users = [f"{n:024x}" for n in range(120)]
     await asyncio.gather(*(create(client, user_id, "new_login", data=data) for user_id in users))
     assert all(user(database, user_id)["notifications"][0]["data"] == data for user_id in users)
@@ -231,6 +233,21 @@ async def test_i1_who_share_a_write_are_each_told_whether_it_found_something(cli
     ]
 
 
+async def test_i1_what_a_validator_refuses_does_nothing_to_those_who_share_its_call(
+    client: Client, database: DB
+) -> None:
+    """Its answer holds the document, with whatever the team has stored in it: a date of the year 275760, say."""
+    late, text = DatetimeMS(8_640_000_000_000_000), RawBSONDocument(encode({"x": "?"}).replace(b"?", b"\xff"))
+    users = [f"{n:024x}" for n in range(40)]
+    database.users.insert_many([{"_id": ObjectId(user_id), "late": late, "text": text} for user_id in users[:3]])
+    schema = {"properties": {"late": {"bsonType": "string"}, "text": {"properties": {"x": {"maxLength": 0}}}}}
+    database.command("collMod", "users", validator={"$jsonSchema": schema}, validationLevel="strict")
+    answers = [client.post("/create", json={"user_id": user_id, "key": "new_post"}) for user_id in users]
+    assert [answer.status for answer in await asyncio.gather(*answers)] == [409] * 3 + [201] * 37
+    assert all(len(user(database, user_id)["notifications"]) == 1 for user_id in users[3:])
+    database.users.delete_many({"late": {"$exists": True}})
+
+
 @pytest.mark.parametrize(
     "fault",
     [{"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}, {"closeConnection": True}],
@@ -271,7 +288,7 @@ async def test_i6_documents_that_are_locked_fail_alone(
         locked = {"_id": {"$in": [ObjectId(user_id) for user_id in users[:3]]}}
         other[database.name].users.update_many(locked, {"$set": {"x": 1}}, session=session)
         alone = []
-        for user_id in users[:2]:  # each the only one of its call, which are all that may be under way
+        for user_id in users[:2]:  # each the only one of its call
             alone.append(asyncio.create_task(status(user_id)))
             await asyncio.sleep(0.05)
         assert await asyncio.gather(*map(status, users[2:])) == [503] + [201] * 17
@@ -1015,6 +1032,33 @@ async def test_dead_letters_are_listed_and_owed_again_while_a_replica_runs(
     assert (code, out) == (1, "Owed again: 0.\n")
     assert "gone" in err
     assert [letter["_id"] for letter in database.dead_mail.find()] == [second["_id"]]
+
+
+async def test_a_retry_whose_reply_was_lost_owes_the_e_mail_once(
+    settings: Settings, standalone: Mongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is delivered before the retry is repeated."""
+    name, proxy, sleep = f"lost_{ObjectId()}", Proxy(standalone.port), asyncio.sleep
+    async with proxy.running(), AsyncExitStack() as stack:
+        uris = f"mongodb://{standalone.address}/{name}", f"mongodb://127.0.0.1:{proxy.port}/{name}"
+        stores = [await stack.enter_async_context(open_store(replace(settings, db_uri=uri))) for uri in uris]
+        await stores[0].create(Create(USER, Key.REGISTRATION))
+        outbox = Outbox(stores[0])
+        (claimed,) = await outbox.claim(1, 60)
+        await outbox.settle_dead(claimed, 1, "x")
+        (letter,) = await outbox.dead_letters()
+
+        async def deliver(_: float) -> None:
+            monkeypatch.setattr(asyncio, "sleep", sleep)
+            (mail,) = await outbox.claim(1, 60)
+            assert await outbox.settle_sent(mail)
+
+        monkeypatch.setattr(asyncio, "sleep", deliver)
+        proxy.break_next("update", "after")
+        assert await Outbox(stores[1]).owe_again(letter)
+        assert (proxy.faults, await outbox.claim(1, 60), await outbox.dead_letters()) == (1, [], [])
+        with standalone.client() as direct:
+            direct.drop_database(name)
 
 
 async def test_a_retry_that_died_halfway_owes_the_e_mail_once(settings: Settings, database: DB) -> None:

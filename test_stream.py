@@ -372,7 +372,7 @@ async def test_1000_clients_of_one_process_see_each_change_of_their_user_once(
 
             async def all_true() -> None:
                 truth = {str(found["_id"]): inbox(found) for found in database.users.find()}
-                # Not one comparison of them all: where it fails at first, pytest would look for minutes for what differs.
+                # Not one comparison of them all: where it fails, pytest would look for minutes for what differs.
                 assert all(events.last == truth[user_id] for user_id, events in streams)
 
             await eventually_async(all_true)

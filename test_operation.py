@@ -17,6 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from select import PIPE_BUF
 from typing import Any
 
 import jwt
@@ -303,6 +304,26 @@ async def test_logs_are_json_where_nobody_watches(own_logging: Callable[[], list
 def test_logs_are_written_at_once_where_no_event_loop_runs(own_logging: Callable[[], list[Any]]) -> None:
     logging.getLogger("notifier").warning("now")
     assert [line["message"] for line in own_logging()] == ["now"]
+
+
+@pytest.mark.usefixtures("own_logging")
+async def test_logs_leave_in_pieces_that_a_pipe_takes_whole_and_need_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[bytes] = []
+
+    def write(_: int, piece: bytes) -> None:
+        pieces.append(piece)
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", write)
+    for _ in range(2):
+        for _ in range(100):
+            logging.getLogger("notifier").info("x" * 100)
+        logging.getLogger("notifier").info("x" * PIPE_BUF)
+        await asyncio.sleep(0)
+    monkeypatch.undo()
+    assert len(pieces) == 2  # once a turn, as the rest is given up; and not again for telling of it
+    assert max(map(len, pieces)) <= PIPE_BUF
+    assert all(piece.endswith(b"}\n") for piece in pieces)
 
 
 @pytest.mark.parametrize("message", ["a\nb", "no \ud800 Unicode"])

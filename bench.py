@@ -365,7 +365,7 @@ def process(bench: Bench) -> None:
         rows.append(("idle RSS, MB", idle))
         report.target("idle RSS", idle)
         done, grown, seconds = 0.0, [], 10 if size is FULL else 1
-        deadline = time.monotonic() + 60 * seconds
+        deadline = time.monotonic() + 90 * seconds
         for requests in size.requests:
             while done < requests and time.monotonic() < deadline:
                 bench.say(f"memory after {done:,.0f} requests of {size.requests[-1]:,}")
@@ -429,7 +429,7 @@ PARTS: Final = {
     "load": Part(load, 200, 7),
     "growth": Part(growth, 300, 22),
     "mails": Part(mails, 200, 16),
-    "process": Part(process, 420, 6),
+    "process": Part(process, 660, 6),
     "workers": Part(workers, 45, 9),
     "streams": Part(streams, 90, 15),
 }

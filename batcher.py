@@ -18,9 +18,8 @@ Result = TypeVar("Result")
 
 LATE: Final = 0.05
 """Seconds after which those under way are waited for no longer: something holds them up that need not hold others."""
-
-
 PATIENCE: Final = 4
+"""As many times the `flights` may be under way while most of them are late."""
 
 
 class QueueFull(Exception):

@@ -229,7 +229,7 @@ async def _send(mail: Mail, settings: Settings, tls: ssl.SSLContext, sender: Any
         port=settings.smtp_port,
         use_tls=True,
         tls_context=tls,
-        local_hostname=EMAIL.split("@")[1],
+        local_hostname=sender.addresses[0].domain,
         username=settings.smtp_login,
         password=settings.smtp_password,
     )

@@ -29,7 +29,7 @@ from metrics import Metrics
 from outbox import Outbox
 from schemas import BODY_LIMIT
 from settings import Settings, SettingsError, load_settings
-from store import Unavailable, open_store, uri_fault
+from store import Fault, Unavailable, open_store, uri_fault
 from workers import supervise
 
 log = logging.getLogger("notifier")
@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> int:
         )
     except Unavailable:
         return fail("MongoDB cannot be reached, or does not confirm a write: see DB_URI.")
-    except OSError as exc:
+    except (Fault, OSError) as exc:
         return fail(f"The service cannot start: {exc}.")
     return 0
 

@@ -802,6 +802,16 @@ def test_a_database_out_of_reach_ends_the_start_with_one_sentence(tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+def test_an_index_that_is_in_the_way_ends_the_start_with_one_sentence(
+    settings: Settings, database: DB, tmp_path: Path
+) -> None:
+    database.users.create_index("mail_due", name="mail_due_1", unique=True)
+    done = run(cwd=tmp_path, DB_URI=settings.db_uri, EMAIL="a@b.example", SMTP_HOST="x")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "The service cannot start: MongoDB's error 86 IndexKeySpecsConflict."
+    assert "Traceback" not in done.stderr
+
+
 def test_help_explains_every_variable(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0

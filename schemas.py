@@ -1,7 +1,4 @@
-"""All data that comes from outside with a request, or from a user's document, and the limits it is held to.
-
-Everything is validated here, once. What leaves this module is trusted by every other one.
-"""
+"""What a request may hold, and its limits. Input is validated here once; every other module trusts it."""
 
 from __future__ import annotations
 
@@ -12,42 +9,41 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
-import idna
 import orjson
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate, validates_schema
 from marshmallow import fields as mf
 
-BODY_LIMIT: Final = 64 * 1024
-"""Bytes of a request body."""
+from mongo.document import RECENT_LIMIT, JSONObject
+
 DATA_LIMIT: Final = 16 * 1024
-"""Bytes of `data`, serialised as compact UTF-8 JSON."""
+"""Bytes of `data` as compact UTF-8 JSON."""
 DATA_DEPTH: Final = 32
-"""Levels of nesting in `data`; the object itself is the first."""
+"""Levels of nesting in `data`. The object itself is the first."""
 PAGE_LIMIT: Final = 1000
-READ_BY: Final = ("notification_id", "target_id", "key", "all")
+"""Notifications in one page."""
+SELECTORS: Final = ("notification_id", "target_id", "key", "all")
+"""The ways to say which notifications are meant."""
 OBJECT_ID: Final = "[0-9a-fA-F]{24}"
 INT64_MAX: Final = 2**63 - 1
 
-JSONObject = dict[str, Any]
-
 
 class Key(enum.Enum):
-    """What happened, and with it what is done: record it for the user, e-mail the user, or both."""
+    """What happened, and so what to do: record it for the user, e-mail the user, or both."""
 
     stored: bool
     mailed: bool
 
     def __new__(cls, value: str, stored: bool, mailed: bool) -> Self:  # noqa: FBT001 - the table below reads well
-        """Keep the two flags beside the value that travels."""
+        """Attach the two flags to the value."""
         member = object.__new__(cls)
         member._value_ = value
         member.stored = stored
         member.mailed = mailed
         return member
 
-    # the value, whether it is stored, whether it is mailed
+    # value, stored, mailed
     REGISTRATION = "registration", False, True
     NEW_MESSAGE = "new_message", True, False
     NEW_POST = "new_post", True, False
@@ -64,14 +60,14 @@ class Create:
     data: JSONObject | None = None
 
     def fingerprint(self) -> str:
-        """Return a hash of all but the user, the same for bodies that mean the same."""
+        """Return a hash of everything but the user. Bodies with the same meaning have the same one."""
         meaning = json.dumps([self.key.value, self.target_id, self.data], sort_keys=True)
         return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """A valid `GET /list`; `is_new` keeps only the unread, or only the read."""
+    """A valid `GET /list`. `is_new` selects only the unread, or only the read."""
 
     user_id: str
     skip: int
@@ -81,7 +77,7 @@ class ListQuery:
 
 @dataclass(frozen=True, slots=True)
 class ReadQuery:
-    """A valid `POST /read`: those of the user's notifications whose `field` has this value; without a field, all."""
+    """A valid `POST /read`: the user's notifications whose `field` has this value, or all without a field."""
 
     user_id: str
     field: str | None = None
@@ -99,7 +95,7 @@ class ObjectIdField(mf.String):
 
 
 class QueryInteger(mf.Integer):
-    """Decimal digits; `int()` would also take `1_0`, ` 1 ` and the digits of every script."""
+    """Decimal digits. `int()` would also accept `1_0`, ` 1 ` and the digits of every script."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
         if not re.fullmatch("-?[0-9]{1,19}", str(value)):
@@ -108,14 +104,14 @@ class QueryInteger(mf.Integer):
 
 
 class QueryBoolean(mf.Boolean):
-    """`true` or `false`, and none of the many other words that marshmallow takes."""
+    """`true` or `false`. marshmallow would also accept many other words."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(truthy={"true"}, falsy={"false"}, **kwargs)
 
 
 class DataField(mf.Field[JSONObject]):
-    """An object that MongoDB stores and JSON gives back unchanged; names every fault at once."""
+    """An object that survives MongoDB and JSON unchanged. Its error names every fault at once."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> JSONObject:
         if not isinstance(value, dict):
@@ -134,7 +130,7 @@ def _faults(value: Any, depth: int) -> Iterator[str]:  # noqa: C901 - a table
             yield f"Nested deeper than {DATA_DEPTH} levels."
         case dict():
             for name, item in value.items():
-                if name.startswith("$"):  # {"$ref": ..} would come back as a DBRef and break the list
+                if name.startswith("$"):  # {"$ref": …} would be read back as a DBRef, which JSON has not
                     yield "A name must not start with '$'."
                 if "\0" in name:  # BSON ends a name at NUL
                     yield "A name must not contain NUL."
@@ -168,7 +164,7 @@ USER_ID: Final = {"description": "The `_id` of the user's document.", "examples"
 
 
 class CreateSchema(Schema):
-    """The body of `POST /create`. A field that is not known is refused: a typo must not pass."""
+    """The body of `POST /create`. Unknown fields are refused, so that a typo does not pass."""
 
     class Meta:
         """Refuse unknown fields."""
@@ -183,15 +179,15 @@ class CreateSchema(Schema):
         required=True,
         metadata={
             "type": "string",
-            "description": "What happened: `new_message`, `new_post` and `new_login` are kept for `/list`, "
+            "description": "What happened. `new_message`, `new_post` and `new_login` are kept for `/list`; "
             "`registration` and `new_login` are e-mailed.",
         },
     )
     data = DataField(
         allow_none=True,
         metadata={
-            "description": f"Given back by `/list` as it came. At most {DATA_LIMIT // 1024} KiB of JSON and "
-            f"{DATA_DEPTH} levels; names without NUL and not beginning with `$`; integers of 64 bits."
+            "description": f"Returned by `/list` unchanged. At most {DATA_LIMIT // 1024} KiB of JSON and {DATA_DEPTH} "
+            "levels deep. Names do not start with `$` or contain NUL; integers fit in 64 bits."
         },
     )
 
@@ -201,7 +197,7 @@ class CreateSchema(Schema):
 
 
 class CreateHeaders(Schema):
-    """The headers of `POST /create` (draft-ietf-httpapi-idempotency-key-header; its quotes may be there or not)."""
+    """The headers of `POST /create` (draft-ietf-httpapi-idempotency-key-header; its quotes are optional here)."""
 
     class Meta:
         """Ignore every other header."""
@@ -210,17 +206,17 @@ class CreateHeaders(Schema):
 
     idempotency_key = mf.String(
         data_key="Idempotency-Key",
-        # `$`, as `\Z` is Python's alone: the newline that it lets through cannot be in a header
+        # OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
         validate=validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters."),
         metadata={
-            "description": "New for every notification. Among the last 32 of a user, the same key and body have "
-            "no second effect."
+            "description": "A new one for every notification. Repeating one of the user's last "
+            f"{RECENT_LIMIT} keys with the same body has no further effect."
         },
     )
 
 
 class ListSchema(Schema):
-    """The query of `GET /list`. A parameter that is not known is ignored."""
+    """The query of `GET /list`. Unknown parameters are ignored."""
 
     class Meta:
         """Ignore unknown parameters."""
@@ -229,14 +225,14 @@ class ListSchema(Schema):
 
     user_id = ObjectIdField(required=True, metadata=USER_ID)
     skip = QueryInteger(
-        load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to pass over."}
+        load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to skip."}
     )
     limit = QueryInteger(
         load_default=10,
         validate=validate.Range(0, PAGE_LIMIT),
-        metadata={"description": "How many to return; 0 for only the counts."},
+        metadata={"description": "How many to return; 0 for the counts alone."},
     )
-    is_new = QueryBoolean(metadata={"description": "List only the unread, or only the read."})
+    is_new = QueryBoolean(metadata={"description": "`true` lists only the unread, `false` only the read."})
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> ListQuery:
@@ -244,7 +240,7 @@ class ListSchema(Schema):
 
 
 class StreamSchema(Schema):
-    """The query of `GET /stream`. A parameter that is not known is ignored."""
+    """The query of `GET /stream`. Unknown parameters are ignored."""
 
     class Meta:
         """Ignore unknown parameters."""
@@ -255,7 +251,7 @@ class StreamSchema(Schema):
 
 
 class ReadSchema(Schema):
-    """The query of `POST /read`: a user and one of four ways to say which. A parameter that is not known is ignored."""
+    """The query of `POST /read`: a user and one of the selectors. Unknown parameters are ignored."""
 
     class Meta:
         """Ignore unknown parameters."""
@@ -265,19 +261,19 @@ class ReadSchema(Schema):
     user_id = ObjectIdField(required=True, metadata=USER_ID)
     notification_id = mf.String(
         validate=[validate.Length(1, 128), _encodable],
-        metadata={"description": "This one, by the `id` that `/list` gave."},
+        metadata={"description": "The one with this `id`."},
     )
     target_id = ObjectIdField(metadata={"description": "All about this entity."})
     key = mf.Enum(Key, by_value=True, metadata={"description": "All with this key."})
     all = QueryBoolean(
-        validate=validate.OneOf([True], error="Must be true, or left out."), metadata={"description": "All there are."}
+        validate=validate.OneOf([True], error="Must be true, or left out."), metadata={"description": "All of them."}
     )
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def _one_way(self, _: object, original: Mapping[str, Any], **__: object) -> None:
-        given = [name for name in READ_BY if name in original]
+    def _one_selector(self, _: object, original: Mapping[str, Any], **__: object) -> None:
+        given = [name for name in SELECTORS if name in original]
         if len(given) != 1:
-            message = f"Give exactly one of {', '.join(READ_BY)}."
+            message = f"Give exactly one of {', '.join(SELECTORS)}."
             raise ValidationError({name: [message] for name in given or ["notification_id"]})
 
     @post_load
@@ -292,44 +288,3 @@ class ReadSchema(Schema):
             case "notification_id":
                 return ReadQuery(user_id, "id", value)
         return ReadQuery(user_id, name, value)
-
-
-def parse_json(text: str) -> object:
-    """Parse JSON as RFC 8259 has it, more strictly than `json.loads`.
-
-    `NaN` and `Infinity` are not JSON. A name given twice is refused: whichever value were taken, the
-    sender may have meant the other (RFC 8259, section 4).
-
-    Raises `ValueError` with a sentence for people.
-    """
-    try:
-        return DECODER.decode(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a number")
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JSONObject:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object gives a name twice")
-    return found
-
-
-DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
-
-
-def envelope_address(value: object) -> str:
-    """Return the one address of this value, with the domain in A-labels where it is international (RFC 5890).
-
-    Raises `marshmallow.ValidationError` for whatever is not exactly one address.
-    """
-    try:
-        validate.Email(error="Not a valid email address.")(cast("str", value))
-        local, domain = str(value).rsplit("@", 1)
-        return f"{local}@{domain if domain.isascii() else idna.encode(domain, uts46=True).decode()}"
-    except (TypeError, idna.IDNAError):
-        raise ValidationError("Not a valid email address.") from None

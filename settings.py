@@ -6,9 +6,8 @@ import enum
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -16,8 +15,9 @@ from dotenv import dotenv_values
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError, validate
 
-from schemas import envelope_address
-from templates import Templates, TemplatesError
+from mail.address import envelope_address, sender_address
+from mail.templates import Templates, TemplatesError
+from mongo.connection import uri_fault
 
 
 class Security(enum.Enum):
@@ -30,25 +30,12 @@ class Security(enum.Enum):
 
 
 class SettingsError(Exception):
-    """Some variables are missing or wrong; `faults` maps each name to what is wrong with it."""
+    """Variables are missing or wrong. `faults` maps each name to its faults; the message names them all."""
 
     def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
-        """Name every fault in the message."""
         self.faults = faults
         lines = [f"  {name}: {' '.join(faults[name])}" for name in sorted(faults)]
         super().__init__("The configuration is not valid:\n" + "\n".join(lines))
-
-
-def _sender(value: str) -> None:
-    """Take one address, `user@host` or `Name <user@host>`."""
-    address = parseaddr(value)[1]
-    if not value.isprintable() or (address != value and not value.rstrip().endswith(f"<{address}>")):
-        raise ValidationError("Not a valid email address.")
-    envelope_address(address)
-
-
-def _recipient(value: str) -> None:
-    envelope_address(value)
 
 
 def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: bool = False, **parse_options: Any) -> Any:
@@ -57,7 +44,7 @@ def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: boo
 
 
 SECRET_LENGTH: Final = 32
-"""Bytes of a secret, at the least: as many as HMAC-SHA-256 has (RFC 7518, section 3.2)."""
+"""Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
 
 
@@ -79,57 +66,57 @@ def _origins(values: list[str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The whole configuration; each field is the environment variable of the same name in capitals."""
+    """The whole configuration. Each field is the environment variable of the same name in capitals."""
 
     host: str = _setting("address to listen on; 127.0.0.1 in a local run", default="0.0.0.0")  # noqa: S104 - a container's
     port: int = _setting("port to listen on", "int", 8080, validate=validate.Range(1, 65535))
-    email: str = _setting("address of the users that the service creates; required", default="", validate=_recipient)
+    email: str = _setting("address of users that the service creates; required", default="", validate=envelope_address)
     db_uri: str = _setting(
         "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required", default="", secret=True
     )
     notifications_limit: int = _setting(
-        "notifications kept for a user; the oldest leave", "int", 100, validate=validate.Range(1, 10_000)
+        "notifications kept per user; the oldest are removed", "int", 100, validate=validate.Range(1, 10_000)
     )
     smtp_host: str = _setting("SMTP server; required", default="")
     smtp_port: int = _setting("port of the SMTP server", "int", 465, validate=validate.Range(1, 65535))
-    smtp_login: str | None = _setting("login at the SMTP server; none means no authentication")
+    smtp_login: str | None = _setting("login at the SMTP server; without one, no authentication")
     smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True)
     smtp_from: str = _setting(
-        "sender, user@host or Name <user@host>; default SMTP_LOGIN if it is an address, else EMAIL", validate=_sender
+        "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=sender_address
     )
     smtp_security: Security = _setting(
-        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, where offered, on any other; "
-        "a password never goes over the network in the clear unless none is said",
+        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, on any other; "
+        "only with none is a password sent in the clear",
         "enum",
         Security.AUTO,
         enum=Security,
         by_value=True,
     )
     smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's", "path")
-    smtp_connections: int = _setting("connections held at once", "int", 4, validate=validate.Range(1, 100))
+    smtp_connections: int = _setting("SMTP connections open at once", "int", 4, validate=validate.Range(1, 100))
     smtp_connect_timeout: float = _setting(
         "seconds to connect, secure the connection and log in", "float", 30.0, validate=POSITIVE
     )
     smtp_command_timeout: float = _setting("seconds for the reply to a command", "float", 30.0, validate=POSITIVE)
     smtp_data_timeout: float = _setting("seconds for the reply to a message", "float", 120.0, validate=POSITIVE)
     mail_retry_minutes: Sequence[float] = _setting(
-        "minutes before each new attempt; the last one repeats",
+        "minutes before each further attempt; the last value repeats",
         "list",
         (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0),
         subcast=float,
         validate=[validate.Length(min=1), _all_positive],
     )
     mail_ambiguous_minutes: float = _setting(
-        "minutes, at the least, before an e-mail is sent again that the server may have taken",
+        "minimum minutes before an e-mail that the server may have accepted is sent again",
         "float",
         5.0,
         validate=POSITIVE,
     )
     mail_give_up_hours: float = _setting(
-        "hours after which an e-mail that cannot be delivered becomes a dead letter", "float", 48.0, validate=POSITIVE
+        "hours of attempts after which an e-mail becomes a dead letter", "float", 48.0, validate=POSITIVE
     )
     api_keys: Sequence[str] = _setting(
-        "keys, comma-separated, one of which a backend must send as Authorization: Bearer KEY; none means an open API",
+        "comma-separated keys, one of which a backend sends as Authorization: Bearer KEY; without any, the API is open",
         "list",
         (),
         secret=True,
@@ -137,22 +124,22 @@ class Settings:
         validate=[validate.Length(min=1), _long_secrets],
     )
     user_token_secret: str | None = _setting(
-        "secret that signs the tokens (JWT, HS256) of single users for /list, /read and /stream; needs API_KEYS",
+        "secret that signs users' tokens (JWT, HS256) for /list, /read and /stream; needs API_KEYS",
         secret=True,
         validate=lambda value: _long_secrets([value]),
     )
     cors_origins: Sequence[str] = _setting(
-        "origins, comma-separated, whose pages may call /list, /read and /stream, such as https://app.example.com",
+        "comma-separated origins whose pages may call /list, /read and /stream, such as https://app.example.com",
         "list",
         (),
         subcast=str.strip,
         validate=_origins,
     )
     stream_limit: int = _setting(
-        "streams of inboxes that the process holds open at once", "int", 10_000, validate=validate.Range(1, 1_000_000)
+        "streams open at once in one process", "int", 10_000, validate=validate.Range(1, 1_000_000)
     )
-    demo: bool = _setting("1 serves the demo page at / (a local run always does)", "bool", default=False)
-    templates_dir: Path | None = _setting("directory of templates for the e-mails; none means plain ones", "path")
+    demo: bool = _setting("1 serves the demo page at /; a local run always does", "bool", default=False)
+    templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail is its key", "path")
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",
@@ -167,32 +154,32 @@ class Settings:
 
     @property
     def security(self) -> Security:
-        """How the SMTP connection is secured: `SMTP_SECURITY`, where `auto` on the port of SMTPS is TLS (RFC 8314)."""
+        """`SMTP_SECURITY`, with `auto` resolved to TLS on port 465 (RFC 8314)."""
         return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
 
     @property
     def lease(self) -> float:
-        """Seconds that an e-mail is leased: longer than the longest conversation about it can take."""
-        commands = 4 * self.smtp_command_timeout  # on a kept connection MAIL; on a new one MAIL, RCPT, DATA
+        """Seconds for which an e-mail is leased: longer than its longest conversation."""
+        commands = 4 * self.smtp_command_timeout  # MAIL on a kept connection, then MAIL, RCPT and DATA on a new one
         return self.smtp_connect_timeout + commands + self.smtp_data_timeout + 5.0
 
     @property
     def sender(self) -> tuple[str, str]:
-        """Display name (may be empty) and address that e-mails come from."""
-        return parseaddr(self.smtp_from)
+        """Display name, which may be empty, and address that e-mails come from."""
+        return sender_address(self.smtp_from)
 
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
 LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
 TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
-NEEDS_KEYS: Final = "Missing; without keys the API is open, and USER_TOKEN_SECRET protects nothing."
-ALONE: Final = "More than one need DB_URI and SMTP_HOST: a local run is one process."
-TOGETHER: Final = "Missing; SMTP_LOGIN and SMTP_PASSWORD go together."
+NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRET protects nothing."
+ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
+TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
 
 
 class _Variables(Env):
-    """The environment, then a file for what is unset or empty there, both as they stand: passwords may hold `${`."""
+    """The environment, then a file for what is unset or empty there. Nothing is expanded: a password may hold `${`."""
 
     def __init__(self, env_file: Path) -> None:
         super().__init__(eager=False)
@@ -203,13 +190,12 @@ class _Variables(Env):
         return self._given.get(env_key, default)
 
 
-def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(".env")) -> Settings:
+def load_settings(env_file: Path = Path(".env")) -> Settings:
     """Read the environment, then `env_file` for what it leaves unset. An empty value counts as unset.
 
-    With neither `DB_URI` nor `SMTP_HOST` these are the settings of a local run (`Settings.local`).
-    `uri_fault` says what is wrong with a MongoDB connection string, or `None`.
+    With neither `DB_URI` nor `SMTP_HOST` they are the settings of a local run (`Settings.local`).
 
-    Raises `SettingsError` that lists every fault.
+    Raises `SettingsError` with every fault.
     """
     try:
         env = _Variables(env_file)
@@ -243,19 +229,18 @@ def load_settings(uri_fault: Callable[[str], str | None], env_file: Path = Path(
         raise SettingsError(faults)
     if not values["smtp_from"]:
         login = values["smtp_login"] or ""
-        values["smtp_from"] = login if is_address(login) else values["email"]
+        values["smtp_from"] = login if _is_address(login) else values["email"]
     return Settings(**values)
 
 
 def _messages(found: Sequence[str | int]) -> Sequence[str]:
-    """Make sentences of what environs says: of a list it keeps but the index of each wrong item."""
+    """Turn environs' errors into sentences. For a list it gives only the index of each wrong item."""
     return [message if isinstance(message, str) else f"Item {message + 1} is not valid." for message in found]
 
 
-def is_address(value: str) -> bool:
-    """Say whether this is one address, `user@host` or `Name <user@host>`."""
+def _is_address(value: str) -> bool:
     try:
-        _sender(value)
+        sender_address(value)
     except ValidationError:
         return False
     return True

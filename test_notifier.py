@@ -3,96 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import math
-import os
 import re
 import signal
 import ssl
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
-from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from bson import ObjectId
 from bson.datetime_ms import DatetimeMS
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from pymongo.database import Database
 
-from conftest import Client, Start
-from local import LocalRunError, find_mongod
+from mongo.outbox import NO_TOKEN
 from notifier import create_app
-from schemas import BODY_LIMIT
-from settings import Security, Settings, SettingsError, load_settings
-from store import NOBODY, open_store, uri_fault
-from testbed import MailServer, Mongod, eventually, eventually_async, free_port, smtp_server
-
-DB = Database[dict[str, Any]]
-USER = "638f394d4b7243fc0399ea67"
-OTHER = "638f394d4b7243fc0399ea68"
-TARGET = "0399ea67638f394d4b7243fc"
-HERE = Path(__file__).parent
-
-
-async def create(client: Client, user_id: str = USER, key: str = "new_message", **fields: Any) -> None:
-    response = await client.post("/create", json={"user_id": user_id, "key": key, **fields})
-    assert (response.status, await response.json()) == (201, {"success": True})
-
-
-async def list_(client: Client, user_id: str = USER, **query: Any) -> dict[str, Any]:
-    response = await client.get("/list", params={"user_id": user_id, **query})
-    body = await response.json()
-    assert (response.status, body["success"]) == (200, True)
-    data: dict[str, Any] = body["data"]
-    return data
-
-
-async def read(client: Client, notification_id: str, user_id: str = USER) -> int:
-    response = await client.post("/read", params={"user_id": user_id, "notification_id": notification_id})
-    if response.status == 200:
-        assert await response.json() == {"success": True}
-    return response.status
-
-
-async def problem(response: ClientResponse) -> dict[str, Any]:
-    """Return the body of a failure, after checking that it has the one shape."""
-    assert response.content_type == "application/problem+json"
-    body: dict[str, Any] = await response.json()
-    assert body.keys() - {"errors"} == {"success", "type", "title", "status", "detail"}
-    assert (body["success"], body["type"], body["status"]) == (False, "about:blank", response.status)
-    return body
-
-
-def user(database: DB, user_id: str = USER) -> dict[str, Any]:
-    found = database.users.find_one(ObjectId(user_id))
-    assert found is not None
-    return found
-
-
-def nothing_owed(database: DB) -> None:
-    assert database.users.count_documents({"mail_due": {"$exists": True}}) == 0
-
-
-async def settled(database: DB) -> None:
-    """Wait until no e-mail is owed."""
-
-    async def check() -> None:
-        nothing_owed(database)
-
-    await eventually_async(check)
-
+from ops.local import LocalRunError, find_mongod
+from settings import Security, Settings, SettingsError
+from store import open_store
+from tests.bad_input import BAD_BODIES, with_
+from tests.client import DB, OTHER, ROOT, TARGET, USER, Client, create, list_, one, problem, read, settled, user
+from tests.fixtures import Start
+from tests.processes import COMPLETE, VARIABLES, LocalRun, mongods_of, run
+from tests.servers import MailServer, Mongod, free_port, smtp_server
+from tests.waiting import eventually
 
 # --- create ---------------------------------------------------------------------------------------
 
@@ -282,69 +223,6 @@ async def test_read_of_what_the_user_has_not_is_404(client: Client) -> None:
 
 # --- bad input ------------------------------------------------------------------------------------
 
-GOOD: Mapping[str, Any] = {"user_id": USER, "key": "new_login"}
-
-
-def with_(**fields: Any) -> bytes:
-    return json.dumps({**GOOD, **fields}).encode()
-
-
-def with_data(text: str) -> bytes:
-    return b'{"user_id": "%s", "key": "new_login", "data": %s}' % (USER.encode(), text.encode())
-
-
-BAD_BODIES = [
-    pytest.param(b"", 400, None, id="empty"),
-    pytest.param(b"{", 400, None, id="cut off"),
-    pytest.param(b"[]", 400, None, id="array"),
-    pytest.param(b"null", 400, None, id="null"),
-    pytest.param(b"\xff\xfe", 400, None, id="not UTF-8"),
-    pytest.param(json.dumps(GOOD).encode("utf-16"), 400, None, id="UTF-16"),
-    pytest.param(b"[" * 60_000, 400, None, id="60 KB of ["),
-    pytest.param(with_data('{"a":' * 5000 + "1" + "}" * 5000), 400, None, id="depth 5000"),
-    pytest.param(with_data('{"a":' * 900 + "1" + "}" * 900), 422, {"data"}, id="depth 900"),
-    pytest.param(with_data('{"a": NaN}'), 400, None, id="NaN"),
-    pytest.param(with_data('{"a": -Infinity}'), 400, None, id="infinity"),
-    pytest.param(with_data('{"a": 1, "a": 2}'), 400, None, id="duplicate names"),
-    pytest.param(with_data("9" * 5000), 400, None, id="5000 digits"),
-    pytest.param(b" " * (BODY_LIMIT + 1), 413, None, id="70 KB"),
-    pytest.param(b"{}", 422, {"user_id", "key"}, id="everything missing"),
-    pytest.param(b'{"key": "new_post"}', 422, {"user_id"}, id="no user_id"),
-    pytest.param(b'{"user_id": "%s"}' % USER.encode(), 422, {"key"}, id="no key"),
-    pytest.param(with_(user_id=None), 422, {"user_id"}, id="null user_id"),
-    pytest.param(with_(user_id=1), 422, {"user_id"}, id="number as user_id"),
-    pytest.param(with_(user_id={"$gt": ""}), 422, {"user_id"}, id="operator as user_id"),
-    pytest.param(with_(user_id=USER[:-1]), 422, {"user_id"}, id="short user_id"),
-    pytest.param(with_(user_id=USER + "\n"), 422, {"user_id"}, id="user_id and newline"),
-    pytest.param(with_(user_id="z" * 24), 422, {"user_id"}, id="user_id not hex"),
-    pytest.param(with_(user_id="٣" * 24), 422, {"user_id"}, id="user_id in Arabic digits"),
-    pytest.param(with_(user_id="a" * 50_000), 422, {"user_id"}, id="long user_id"),
-    pytest.param(with_(target_id=""), 422, {"target_id"}, id="empty target_id"),
-    pytest.param(with_(target_id=[TARGET]), 422, {"target_id"}, id="list as target_id"),
-    pytest.param(with_(key=None), 422, {"key"}, id="null key"),
-    pytest.param(with_(key="NEW_LOGIN"), 422, {"key"}, id="unknown key"),
-    pytest.param(with_(key=["new_login"]), 422, {"key"}, id="list as key"),
-    pytest.param(with_(key={}), 422, {"key"}, id="object as key"),
-    pytest.param(with_(data=[]), 422, {"data"}, id="list as data"),
-    pytest.param(with_(data="x"), 422, {"data"}, id="text as data"),
-    pytest.param(with_(data={"$where": "1"}), 422, {"data"}, id="$ name"),
-    pytest.param(with_(data={"a": [{"$ref": "x", "$id": 1}]}), 422, {"data"}, id="DBRef"),
-    pytest.param(with_(data={"a\0b": 1}), 422, {"data"}, id="NUL in a name"),
-    pytest.param(with_(data={"a": 2**63}), 422, {"data"}, id="2^63"),
-    pytest.param(with_(data={"a": -(2**63) - 1}), 422, {"data"}, id="-2^63-1"),
-    pytest.param(with_data('{"a": 1e400}'), 422, {"data"}, id="1e400"),
-    pytest.param(with_(data={"a": "\ud800"}), 422, {"data"}, id="lone surrogate"),
-    pytest.param(with_(data={"\udfff": 1}), 422, {"data"}, id="lone surrogate in a name"),
-    pytest.param(with_(data={"a": "x" * 17_000}), 422, {"data"}, id="17 KB of data"),
-    pytest.param(with_(datta={}), 422, {"datta"}, id="unknown field"),
-    pytest.param(
-        b'{"user_id": 1, "target_id": "x", "key": "y", "data": 1, "\\ud800": 0}',
-        422,
-        {"user_id", "target_id", "key", "data", "\ud800"},
-        id="everything wrong",
-    ),
-]
-
 
 @pytest.mark.parametrize(("body", "status", "errors"), BAD_BODIES)
 async def test_a_bad_body_names_every_fault_and_stores_nothing(
@@ -371,7 +249,7 @@ async def test_a_charset_that_is_not_that_of_json_is_400(client: Client, databas
 
 
 async def test_a_body_that_does_not_come_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr("api.body.BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     assert (await reader.readline()).split()[1] == b"408"
@@ -547,7 +425,7 @@ async def test_a_stop_finishes_what_is_being_sent_and_gives_back_the_rest(
     await client.close()
     assert len(mail.received) == 1
     owed = [item for user in database.users.find() for item in user["outbox"]]
-    assert [item["token"] for item in owed] == [NOBODY, NOBODY]
+    assert [item["token"] for item in owed] == [NO_TOKEN, NO_TOKEN]
     await start()
     await settled(database)
     assert len(set(mail.ids)) == len(mail.ids) == 3
@@ -676,31 +554,6 @@ def test_the_service_agrees_with_a_model(settings: Settings, mongod: Mongod) -> 
 
 # --- configuration --------------------------------------------------------------------------------
 
-COMPLETE: Mapping[str, str] = {
-    "DB_URI": "mongodb://mongodb-1/dbdata6",
-    "EMAIL": "test@example.com",
-    "SMTP_HOST": "smtp.example.com",
-}
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Settings]:
-    """Return what loads the settings from these variables and no others."""
-    for name in os.environ:
-        if name in VARIABLES:
-            monkeypatch.delenv(name)
-
-    def load(env_file: str = "", **variables: str) -> Settings:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        (tmp_path / ".env").write_text(env_file)
-        return load_settings(uri_fault, tmp_path / ".env")
-
-    return load
-
-
-VARIABLES = {field.name.upper() for field in dataclasses.fields(Settings)}
-
 
 def test_the_specifications_own_variables_are_enough(environment: Callable[..., Settings]) -> None:
     env_file = "".join(f"{name}={value}\n" for name, value in COMPLETE.items())
@@ -773,20 +626,6 @@ def test_every_fault_of_the_configuration_is_named_at_once(
     assert "hunter2" not in str(raised.value)
 
 
-def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the service as a process that ends by itself."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    return subprocess.run(
-        [sys.executable, str(HERE / "notifier.py"), *arguments],
-        cwd=cwd,
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_a_wrong_configuration_ends_the_start_with_exit_code_2(tmp_path: Path) -> None:
     done = run(cwd=tmp_path, PORT="0", DB_URI="x")
     assert done.returncode == 2
@@ -820,41 +659,11 @@ def test_help_explains_every_variable(tmp_path: Path) -> None:
 
 def test_the_documentation_names_every_variable() -> None:
     for file in ("README.md", ".env.example"):
-        text = (HERE / file).read_text()
+        text = (ROOT / file).read_text()
         assert [name for name in VARIABLES if not re.search(rf"\b{name}\b", text)] == []
 
 
 # --- the local run --------------------------------------------------------------------------------
-
-
-class LocalRun:
-    """`python notifier.py` with nothing configured, in a folder of its own."""
-
-    def __init__(self, folder: Path, **variables: str) -> None:
-        self.folder = folder
-        self.port = free_port()
-        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        with (folder / "output").open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "notifier.py")],
-                cwd=folder,
-                env=environment | variables | {"PORT": str(self.port)},
-                stdout=output,
-                stderr=output,
-            )
-        eventually(lambda: self.get("/healthz"), 30)
-
-    def get(self, path: str, data: bytes | None = None) -> dict[str, Any]:
-        with urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=20) as response:
-            body: dict[str, Any] = json.load(response)
-            return body
-
-    def mails(self) -> list[str]:
-        return [path.read_text() for path in (self.folder / ".notifier/mail").glob("*.eml")]
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(20)
 
 
 def test_the_local_run_serves_mails_and_keeps_its_data_also_when_killed(tmp_path: Path) -> None:
@@ -871,20 +680,6 @@ def test_the_local_run_serves_mails_and_keeps_its_data_also_when_killed(tmp_path
     assert "LOCAL RUN" in output
     assert "curl" in output
     assert "@" not in re.sub(r"curl.*", "", output)
-
-
-def one(items: list[str]) -> None:
-    assert len(items) == 1
-
-
-def mongods_of(folder: Path) -> list[str]:
-    """Return the MongoDB servers that run in this folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cwd").resolve() == folder and b"mongod" in (process / "cmdline").read_bytes():
-                found.append(process.name)
-    return found
 
 
 def test_a_killed_local_run_takes_its_mongod_along(tmp_path: Path) -> None:
@@ -909,5 +704,5 @@ def test_a_second_local_run_in_the_folder_says_so(tmp_path: Path) -> None:
 def test_without_a_mongod_the_local_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LocalRunError, match=r"requirements-dev\.txt"):
+    with pytest.raises(LocalRunError, match=r"requirements-local\.txt"):
         find_mongod()

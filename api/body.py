@@ -1,0 +1,131 @@
+"""Reading a request: its JSON body, and its query and headers as values to validate.
+
+JSON here is that of RFC 8259, more strictly than `json.loads` reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+from marshmallow import Schema, ValidationError
+from multidict import MultiMapping
+
+from mongo.document import JSONObject
+
+BODY_LIMIT: Final = 64 * 1024
+"""Bytes of a request body."""
+BODY_TIMEOUT: Final = 30.0
+"""Seconds in which the body must arrive."""
+CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+
+
+class BadBody(Exception):
+    """Base of the reasons why a body is not a JSON object."""
+
+
+class WrongCharset(BadBody):
+    """The Content-Type declares another charset than that of JSON."""
+
+
+class NotUTF8(BadBody):
+    """The body is not UTF-8."""
+
+
+class NotJSON(BadBody):
+    """The body is not JSON. The message says why, as part of a sentence."""
+
+
+class NotAnObject(BadBody):
+    """The body is JSON, but not an object."""
+
+
+class BrokenBody(BadBody):
+    """The body is not what its headers declare."""
+
+
+class BodyTooSlow(BadBody):
+    """The body did not arrive in time."""
+
+
+async def read_object(request: web.Request) -> Mapping[str, Any]:
+    """Read the body as a JSON object, whatever its media type.
+
+    JSON between systems is UTF-8 (RFC 8259, section 8.1), so another declared charset is refused.
+
+    Raises `BadBody`, and aiohttp's `HTTPRequestEntityTooLarge`.
+    """
+    if (request.charset or "utf-8").lower() not in CHARSETS:
+        raise WrongCharset
+    try:
+        if request.content.is_eof():  # it arrived with the headers
+            raw = await request.read()
+        else:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                raw = await request.read()
+        body = parse_json(raw.decode())
+    except TimeoutError:
+        raise BodyTooSlow from None
+    except UnicodeDecodeError:
+        raise NotUTF8 from None
+    except ValueError as exc:
+        raise NotJSON(f"{exc}") from None
+    except (web.RequestPayloadError, ConnectionResetError):
+        raise BrokenBody from None
+    if not isinstance(body, dict):
+        raise NotAnObject
+    return body
+
+
+def parse_json(text: str) -> object:
+    """Parse JSON.
+
+    `NaN` and `Infinity` are refused, and so is a name given twice: the sender may have meant either value (RFC 8259,
+    section 4).
+
+    Raises `ValueError` whose message is part of a sentence.
+    """
+    try:
+        return DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a number")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JSONObject:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object gives a name twice")
+    return found
+
+
+DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+
+
+def single_values(values: MultiMapping[str], *names: str) -> dict[str, object]:
+    """Return the values of these names, or of all. A repeated name has a list, which no field accepts.
+
+    Which of several values was meant must not be guessed. Headers are looked up by name, as theirs come in any case.
+    """
+    found = {name: values.getall(name, []) for name in names or values}
+    return {name: given[0] if len(given) == 1 else given for name, given in found.items() if given}
+
+
+def load_all(*parts: tuple[Schema, Mapping[str, Any]]) -> list[Any]:
+    """Validate every part of a request. Raises one `ValidationError` with the faults of all parts."""
+    loaded: list[Any] = []
+    errors: dict[str, Any] = {}
+    for schema, values in parts:
+        try:
+            loaded.append(schema.load(values))
+        except ValidationError as exc:
+            errors |= exc.messages_dict
+    if errors:
+        raise ValidationError(errors)
+    return loaded

@@ -1,0 +1,253 @@
+"""All streams of a process, and what they are sent when their users' notifications change.
+
+While there are streams, one MongoDB change stream serves all of them. After a change, the streams of its user are
+pending; the inboxes of all pending users are read together; and each stream holds at most one event, the newest. So
+nothing grows with the number of changes, nor with how slowly a client reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from aiohttp import web
+
+from api.sse import Wire, encode
+from api.stream import ClientGone, Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable
+from mongo.changes import Changes, HistoryLost, Inbox, NotReplicated
+from mongo.errors import Unavailable
+from ops.metrics import Metrics
+
+log = logging.getLogger("notifier.streams")
+
+STREAMS_PER_USER: Final = 8
+"""Streams of one user in one process."""
+FIRST_EVENT_TIMEOUT: Final = 10.0
+"""Seconds in which a new stream must have its first event: as long as an operation is repeated."""
+GONE_INTERVAL: Final = 1.0
+"""Seconds between two checks for clients that have gone: aiohttp tells a handler only when it writes."""
+READ_PAUSE: Final = 0.02
+"""Seconds between two queries. Under load more users share one; a single change does not wait."""
+READ_LIMIT: Final = 100
+"""Users whose inboxes one query reads."""
+BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
+"""Shortest and longest pause, in seconds, after a failure of MongoDB. It doubles."""
+EMPTY: Final = Inbox()
+"""The inbox of a user without a document."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """The streams of a user that are to be sent an event, and when the first change that it reports was written."""
+
+    streams: set[Stream]
+    at: datetime | None
+
+
+class Hub:
+    """All streams of a process."""
+
+    def __init__(self, changes: Changes, metrics: Metrics, limit: int) -> None:
+        self.wire = Wire(metrics)
+        self._changes = changes
+        self._metrics = metrics
+        self._limit = limit
+        self._streams: dict[str, set[Stream]] = {}
+        self._count = 0
+        self._pending: dict[str, Pending] = {}
+        self._any_stream = asyncio.Event()
+        self._any_pending = asyncio.Event()
+        self._following = False
+        self._token: Mapping[str, Any] | None = None
+        self._stopping = False
+        self._change_outage = _Outage("the change stream")
+        self._read_outage = _Outage("reading inboxes")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve streams meanwhile."""
+        tasks = [asyncio.create_task(_forever(turn)) for turn in (self._follow, self._read, self._drop_gone)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def close(self) -> None:
+        """End every stream at once and refuse new ones: their clients find another process."""
+        self._stopping = True
+        self._end(self._all(), Stopping)
+
+    @asynccontextmanager
+    async def listen(self, user_id: str, is_gone: Callable[[], bool]) -> AsyncIterator[Stream]:
+        """Open a stream of the user's inbox that has its first event. `is_gone` tells whether the client has left.
+
+        Raises `Refused`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
+        """
+        if self._stopping:
+            raise Stopping
+        if len(self._streams.get(user_id, ())) >= STREAMS_PER_USER:
+            raise TooManyOfUser
+        if self._count >= self._limit:
+            raise TooManyOfProcess
+        stream = Stream(is_gone)
+        self._add(user_id, stream)
+        try:
+            try:
+                async with asyncio.timeout(FIRST_EVENT_TIMEOUT):
+                    await stream.peek()
+            except TimeoutError:
+                raise Unavailable from None
+            yield stream
+        finally:
+            self._remove(user_id, stream)
+
+    def _add(self, user_id: str, stream: Stream) -> None:
+        self._streams.setdefault(user_id, set()).add(stream)
+        self._count += 1
+        self._metrics.streams.set(self._count)
+        self._any_stream.set()
+        if self._following:  # else it is read once that is so: no change may fall between the event and the stream
+            self._mark_pending(user_id, {stream})
+
+    def _remove(self, user_id: str, stream: Stream) -> None:
+        self._streams[user_id].discard(stream)
+        if not self._streams[user_id]:
+            del self._streams[user_id]
+        self._count -= 1
+        self._metrics.streams.set(self._count)
+
+    # --- from the change stream to the streams -------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Mark the streams whose inboxes change as pending, while there are streams."""
+        await self._any_stream.wait()
+        try:
+            await self._follow_changes()
+        except NotReplicated:
+            self._end(self._all(), NotReplicated)
+            await asyncio.sleep(BACKOFF_MIN)  # time for them to leave
+        except HistoryLost as exc:
+            self._token = None
+            await asyncio.sleep(self._change_outage.failed(exc))
+        except Unavailable as exc:
+            await asyncio.sleep(self._change_outage.failed(exc))
+        if not self._streams:
+            self._token = None  # the next stream begins with the whole inbox, and needs no older changes
+            self._any_stream.clear()
+
+    async def _follow_changes(self) -> None:
+        resumed = self._token is not None  # if so, streams that have begun miss nothing
+        try:
+            async with aclosing(self._changes.follow(self._token)) as changes:
+                async for change in changes:
+                    self._token = change.token
+                    if not self._following:
+                        self._following = True
+                        self._change_outage.worked()
+                        for user_id, streams in self._streams.items():
+                            self._mark_pending(user_id, {s for s in streams if not (s.has_begun and resumed)})
+                    if change.user_id in self._streams:
+                        self._mark_pending(change.user_id, self._streams[change.user_id], change.at)
+                    if not self._streams:
+                        self._token = None
+                        return
+        finally:
+            self._following = False
+
+    def _mark_pending(self, user_id: str, streams: set[Stream], at: datetime | None = None) -> None:
+        if not streams:
+            return
+        pending = self._pending.setdefault(user_id, Pending(set(), at))
+        pending.streams.update(streams)
+        pending.at = pending.at or at
+        self._any_pending.set()
+
+    async def _read(self) -> None:
+        """Read the inboxes that are pending, and offer them to their streams."""
+        await self._any_pending.wait()
+        batch = {user_id: self._pending.pop(user_id) for user_id in list(itertools.islice(self._pending, READ_LIMIT))}
+        if not self._pending:
+            self._any_pending.clear()
+        try:
+            await self._offer(batch)
+        except Unavailable as exc:
+            for user_id, pending in batch.items():
+                self._mark_pending(user_id, pending.streams & self._streams.get(user_id, set()), pending.at)
+            await asyncio.sleep(self._read_outage.failed(exc))
+        else:
+            self._read_outage.worked()
+            await asyncio.sleep(READ_PAUSE)
+
+    async def _offer(self, batch: Mapping[str, Pending]) -> None:
+        """Read the inboxes together; if that fails, one by one, so that an unreadable document harms no other user."""
+        try:
+            inboxes = await self._changes.inboxes(batch)
+            events = {user_id: encode(inboxes.get(user_id, EMPTY)) for user_id in batch}
+        except Unavailable:
+            raise
+        except Exception:
+            if len(batch) > 1:
+                for user_id, pending in batch.items():
+                    await self._offer({user_id: pending})
+                return
+            log.exception("unexpected error: an inbox cannot be read")
+            for pending in batch.values():
+                self._end(pending.streams, Unreadable)
+        else:
+            for user_id, pending in batch.items():
+                for stream in pending.streams:
+                    stream.offer(events[user_id], pending.at)
+
+    async def _drop_gone(self) -> None:
+        """Close the streams whose clients have gone."""
+        await asyncio.sleep(GONE_INTERVAL)
+        self._end((stream for stream in self._all() if stream.has_begun and stream.is_gone()), ClientGone)
+
+    def _all(self) -> Iterator[Stream]:
+        return itertools.chain.from_iterable(self._streams.values())
+
+    def _end(self, streams: Iterable[Stream], reason: type[Exception]) -> None:
+        for stream in streams:
+            stream.close(reason)
+
+
+class _Outage:
+    """Logs once that something fails, and once that it works again."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._failures = 0
+
+    def failed(self, exc: Exception) -> float:
+        """Return the seconds to wait before the next attempt."""
+        if not self._failures:
+            log.warning("%s failed and will be retried: %s", self._what, type(exc.__cause__ or exc).__name__)
+        self._failures += 1
+        return random.uniform(0.5, 1.0) * min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(self._failures, 16))
+
+    def worked(self) -> None:
+        """Count from the start again."""
+        if self._failures:
+            log.info("%s works again", self._what)
+        self._failures = 0
+
+
+async def _forever(turn: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await turn()
+        except Exception:
+            log.exception("unexpected error: streams wait")
+            await asyncio.sleep(BACKOFF_MAX)
+
+
+HUB: Final = web.AppKey("HUB", Hub)

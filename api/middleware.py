@@ -1,0 +1,82 @@
+"""What surrounds every request: a request id, problems in place of exceptions, a metric and a log line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from time import perf_counter
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from api.problems import ForeignHost, problem_of, render
+from mongo.errors import Conflict
+from ops.metrics import METRICS
+
+log = logging.getLogger("notifier.http")
+
+REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+STARTED: Final = web.RequestKey("STARTED", float)
+REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+@web.middleware
+async def own_name_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests for another host name. The name of any site can point to this machine (DNS rebinding)."""
+    if request.url.host not in LOOPBACK:
+        raise ForeignHost
+    return await handler(request)
+
+
+@web.middleware
+async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every failure as a problem. Count, time and log every request, without query, body or address."""
+    request[STARTED] = perf_counter()
+    given = request.headers.get("X-Request-ID", "")
+    request[REQUEST_ID] = request_id = (
+        given if re.fullmatch(REQUEST_ID_PATTERN, given) else f"{random.getrandbits(128):032x}"
+    )
+    await asyncio.sleep(0)  # one request of a pipeline at a time, in turn with other connections
+    try:
+        response = await handler(request)
+    except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem
+        _log_failure(exc, request_id)
+        response = render(exc)
+    if not response.prepared:  # a stream was completed when it began
+        complete(request, response)
+    return response
+
+
+def _log_failure(exc: Exception, request_id: str) -> None:
+    extra = {"request_id": request_id}
+    if isinstance(exc, Conflict):
+        log.error("MongoDB refuses a write because of %s", exc, extra=extra)
+    elif problem_of(exc).status == 500:
+        log.error("unexpected error", exc_info=exc, extra=extra)
+
+
+def complete(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the last headers to a response that is about to be sent, and count, time and log its request."""
+    seconds = perf_counter() - request[STARTED]
+    response.headers["X-Request-ID"] = request_id = request[REQUEST_ID]
+    if request.headers.get("Origin"):
+        response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource else "-"  # never the client's own words, in a log or a label
+    method = request.method if request.method in hdrs.METH_ALL else "-"
+    request.app[METRICS].requests.labels(route, method, response.status).observe(seconds)
+    log.info(
+        "%s %s %d %.1f ms",
+        *(method, route, response.status, seconds * 1e3),
+        extra={
+            "method": method,
+            "route": route,
+            "status": response.status,
+            "seconds": seconds,
+            "request_id": request_id,
+        },
+    )

@@ -1,0 +1,212 @@
+"""The one table of errors: how each exception is answered, as a problem of RFC 9457 with the envelope of a success.
+
+The middleware answers from it; the OpenAPI document and the table in `docs/api.md` are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+from marshmallow import ValidationError
+
+from api import auth, body, hub, stream
+from mongo import changes, errors
+from mongo.outbox import OUTBOX_LIMIT
+
+MEDIA_TYPE: Final = "application/problem+json"
+TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""The names of RFC 9110, where Python 3.11 still has those of its predecessor."""
+MIB: Final = 1024 * 1024
+
+
+class NoSuchNotification(Exception):
+    """The user has no notification with this id."""
+
+
+class ForeignHost(Exception):
+    """A local run was called by another host name than its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """How an exception is answered.
+
+    `{}` in `detail` stands for the exception's own message, of which `example` is one. `advice` tells the reader of
+    the documentation what to do, where the detail does not. `retry_after` is in seconds.
+    """
+
+    exception: type[Exception]
+    status: int
+    detail: str
+    advice: str = ""
+    example: str = ""
+    errors: Mapping[str, Any] | None = None
+    retry_after: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The status in words."""
+        return TITLES.get(self.status) or HTTPStatus(self.status).phrase
+
+    def document(self) -> dict[str, Any]:
+        """Return the body of the answer."""
+        document = {
+            "success": False,
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        return document if self.errors is None else document | {"errors": self.errors}
+
+
+RETRY: Final = "Ask again after `Retry-After` seconds, best with an `Idempotency-Key`."
+PROBLEMS: Final = (
+    # --- the body
+    Problem(
+        exception=body.WrongCharset,
+        status=400,
+        detail="The body must be JSON in UTF-8, but its Content-Type declares another charset.",
+    ),
+    Problem(exception=body.NotUTF8, status=400, detail="The body is not valid UTF-8."),
+    Problem(exception=body.NotJSON, status=400, detail="The body is not JSON: {}.", example="NaN is not a number"),
+    Problem(exception=body.NotAnObject, status=400, detail="The body is JSON, but not an object."),
+    Problem(exception=body.BrokenBody, status=400, detail="The body is not what its headers declare."),
+    Problem(
+        exception=body.BodyTooSlow, status=408, detail=f"The body did not arrive within {body.BODY_TIMEOUT:.0f} s."
+    ),
+    Problem(
+        exception=web.HTTPRequestEntityTooLarge,
+        status=413,
+        detail=f"The body is larger than {body.BODY_LIMIT // 1024} KiB.",
+    ),
+    # --- the caller
+    Problem(
+        exception=auth.NoCredential,
+        status=401,
+        detail="The request must have exactly one header Authorization: Bearer, with a key or token.",
+    ),
+    Problem(exception=auth.BadCredential, status=401, detail="The key or token is not valid."),
+    Problem(exception=auth.TokenExpired, status=401, detail="The token has expired."),
+    Problem(exception=auth.TokenWithoutUser, status=401, detail="The token's `sub` is not the id of a user."),
+    Problem(exception=auth.BackendOnly, status=403, detail="Only a backend with a key may do this."),
+    Problem(exception=auth.OtherUser, status=403, detail="The token belongs to another user."),
+    Problem(
+        exception=ForeignHost,
+        status=421,
+        detail="A local run answers only to localhost and 127.0.0.1.",
+        advice="The name of any site can point to this machine, so a local run refuses other names.",
+    ),
+    # --- the resource
+    Problem(exception=web.HTTPNotFound, status=404, detail="There is no such resource."),
+    Problem(exception=NoSuchNotification, status=404, detail="The user has no such notification."),
+    Problem(
+        exception=web.HTTPMethodNotAllowed,
+        status=405,
+        detail="This resource does not support that method.",
+        advice="`Allow` names those it supports.",
+    ),
+    # --- the request
+    Problem(
+        exception=ValidationError,
+        status=422,
+        detail="The request is not valid.",
+        advice="`errors` names every missing or wrong field.",
+    ),
+    Problem(
+        exception=errors.KeyReused,
+        status=422,
+        detail="The Idempotency-Key belongs to another request.",
+        advice="Use a new key for every notification.",
+        errors={"Idempotency-Key": ["Was used with another body before."]},
+    ),
+    # --- MongoDB
+    Problem(
+        exception=errors.Conflict,
+        status=409,
+        detail="The users' collection does not admit this write. The service's log has the reason.",
+        advice="A unique index or a validator of yours is in the way, or a `notifications` field that is no array.",
+    ),
+    Problem(
+        exception=errors.TooLarge,
+        status=413,
+        detail="The user's document has no room for this notification.",
+        advice=f"MongoDB's limit is {16 * MIB // MIB} MiB.",
+    ),
+    Problem(
+        exception=errors.Unavailable,
+        status=503,
+        detail=f"MongoDB did not confirm within {errors.DEADLINE:.0f} s.",
+        advice=RETRY,
+        retry_after=5,
+    ),
+    Problem(
+        exception=errors.Busy, status=503, detail="Too many requests wait for MongoDB.", advice=RETRY, retry_after=1
+    ),
+    Problem(
+        exception=errors.OutboxFull,
+        status=503,
+        detail=f"The user is owed {OUTBOX_LIMIT} e-mails that could not be delivered yet.",
+        advice=RETRY,
+        retry_after=60,
+    ),
+    # --- streams
+    Problem(
+        exception=changes.NotReplicated,
+        status=501,
+        detail="Streams need a replica set, and MongoDB is a standalone server.",
+        advice="One member is enough: start mongod with `--replSet rs0` and call `rs.initiate()` once. "
+        "Until then, poll `/list`.",
+    ),
+    Problem(
+        exception=stream.TooManyOfUser,
+        status=429,
+        detail=f"The user has {hub.STREAMS_PER_USER} streams open in this process already.",
+        advice="Close one.",
+        retry_after=5,
+    ),
+    Problem(
+        exception=stream.TooManyOfProcess,
+        status=503,
+        detail="This process has as many streams open as it may.",
+        advice="`STREAM_LIMIT` sets how many.",
+        retry_after=5,
+    ),
+    Problem(exception=stream.Stopping, status=503, detail="The service is stopping.", retry_after=5),
+    Problem(exception=stream.ClientGone, status=503, detail="The client has closed the connection.", retry_after=5),
+    # --- everything else
+    Problem(
+        exception=Exception,
+        status=500,
+        detail="The service failed to handle this request.",
+        advice="This is a fault of the service. Its log has the `X-Request-ID`.",
+    ),
+)
+BY_EXCEPTION: Final = {problem.exception: problem for problem in PROBLEMS}
+
+
+def problem_of(exc: Exception) -> Problem:
+    """Return how an exception is answered: the row of its class, or of the nearest base class."""
+    problem = next(BY_EXCEPTION[kind] for kind in type(exc).__mro__ if kind in BY_EXCEPTION)
+    if isinstance(exc, ValidationError):
+        return replace(problem, errors=exc.messages_dict)
+    if isinstance(exc, web.HTTPException) and problem.exception is Exception:  # one that aiohttp may add
+        return replace(problem, status=exc.status, detail=exc.reason)
+    return replace(problem, detail=problem.detail.format(exc))
+
+
+def render(exc: Exception) -> web.Response:
+    """Return the answer to a request that failed with this exception."""
+    problem, headers = problem_of(exc), {}
+    if problem.retry_after:
+        headers["Retry-After"] = f"{problem.retry_after}"
+    if isinstance(exc, web.HTTPMethodNotAllowed):
+        headers["Allow"] = exc.headers["Allow"]
+    if isinstance(exc, auth.Unauthenticated):
+        error = f', error="{exc.error}"' if exc.error else ""
+        headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'
+    return web.json_response(problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE)

@@ -1,0 +1,214 @@
+"""The worker between outbox and mailer: it claims e-mails, sends them and has them settled.
+
+Any number of processes run it and share nothing but MongoDB. When one dies, its leases end and another takes its
+e-mails over. Delivery is at least once: a death between the server's 250 and the settling sends the e-mail again,
+with the same `Message-ID`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from mail.replies import Outcome, Verdict
+from mail.settlement import Settlements
+from mail.templates import Content, RenderError, Templates
+from mailer import Mailer
+from mongo.dead_mail import DeadMail
+from mongo.errors import Unavailable
+from mongo.outbox import Outbox, OwedEmail
+from ops.metrics import Metrics
+from settings import Settings
+
+log = logging.getLogger("notifier.delivery")
+
+CLAIM_USERS: Final = 16
+"""Users whose e-mails are claimed at once. As many e-mails may wait for a connection, so that none is ever idle."""
+POLL: Final = 1.0
+"""Seconds between two looks for e-mails that fell due or that another process owes."""
+POLL_SPREAD: Final = (0.8, 1.2)
+"""Factors between which the polls are spread, so that workers do not look all at once."""
+STOP_GRACE: Final = 2.5
+"""Seconds that conversations are given to end when the process stops."""
+SETTLE_GRACE: Final = 1.0
+"""Seconds that the other e-mails are then given to be settled."""
+STOPPED: Final = "The service was stopped."
+
+
+@asynccontextmanager
+async def running_delivery(
+    outbox: Outbox, dead_mail: DeadMail, settings: Settings, owed: asyncio.Event, metrics: Metrics
+) -> AsyncIterator[Delivery]:
+    """Deliver in the background. At the end, finish the conversations under way and give the other e-mails back.
+
+    Set `owed` when this process owes an e-mail, so that the worker need not wait for its next poll.
+    """
+    mailer = Mailer(settings)
+    metrics.watch(metrics.connections, lambda: mailer.connections)
+    metrics.watch(metrics.breaker, lambda: mailer.breaker.tripped)
+    delivery = Delivery(outbox, dead_mail, mailer, settings, owed, metrics)
+    run, keeper = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
+    try:
+        yield delivery
+    finally:
+        await delivery.stop(run, keeper)
+        await mailer.close()
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """An e-mail that this worker holds, until `ends` (monotonic seconds) unless the lease is extended."""
+
+    email: OwedEmail
+    ends: float
+    in_conversation: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease has not ended. Once it has, the e-mail may be another worker's."""
+        return time.monotonic() < self.ends
+
+
+class Delivery:
+    """Delivers what is owed."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - it joins that many
+        self,
+        outbox: Outbox,
+        dead_mail: DeadMail,
+        mailer: Mailer,
+        settings: Settings,
+        owed: asyncio.Event,
+        metrics: Metrics,
+    ) -> None:
+        self._outbox = outbox
+        self._mailer = mailer
+        self._settlements = Settlements(outbox, dead_mail, settings, metrics)
+        self._templates = Templates(settings.templates_dir)
+        self._lease_seconds = settings.lease
+        self._owed = owed
+        self._slots = asyncio.Semaphore(settings.smtp_connections)
+        self._stopped = asyncio.Event()
+        self._leases: dict[asyncio.Task[None], Lease] = {}
+
+    async def run(self) -> None:
+        """Claim and deliver until stopped."""
+        while not self._stopped.is_set():
+            try:
+                await self._turn()
+            except Exception:
+                log.exception("unexpected error: e-mails wait")
+                await self._sleep(POLL)
+
+    async def _turn(self) -> None:
+        busy = len(self._leases) >= CLAIM_USERS or not self._mailer.breaker.closed
+        if self._leases and busy:
+            await asyncio.wait(self._leases, return_when=asyncio.FIRST_COMPLETED)
+        elif wait := self._mailer.breaker.wait():
+            await self._sleep(wait)
+        elif not await self._claim():
+            await self._pause()
+
+    async def keep_leases(self) -> None:
+        """Extend the leases long before they end, for ever."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 3)
+            # A lease that has ended may be another worker's, and must not be taken back.
+            leases = [lease for lease in self._leases.values() if lease.held]
+            if not leases:
+                continue
+            ends = time.monotonic() + self._lease_seconds
+            try:
+                await self._outbox.extend([lease.email for lease in leases], self._lease_seconds)
+            except Exception as exc:  # noqa: BLE001 - there is time for further attempts
+                log.warning("leases could not be extended: %s", type(exc).__name__)
+            else:
+                for lease in leases:
+                    lease.ends = ends
+
+    async def stop(self, run: asyncio.Task[None], keeper: asyncio.Task[None]) -> None:
+        """Stop claiming, let conversations end for a while, and give everything else back."""
+        self._stopped.set()
+        self._owed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_GRACE):
+                # A claim under way starts new deliveries. One cancelled before it began would give nothing back.
+                while pending := {task for task in (run, *self._leases) if not task.done()}:
+                    await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in {run, keeper, *self._leases}:
+            task.cancel()
+        await asyncio.wait({run, keeper, *self._leases}, timeout=SETTLE_GRACE)
+
+    async def _claim(self) -> bool:
+        """Claim what is due and start to deliver it; return whether there was anything."""
+        self._owed.clear()
+        users = CLAIM_USERS if self._mailer.breaker.closed else 1
+        ends = time.monotonic() + self._lease_seconds  # from before the request, so never later than MongoDB's
+        try:
+            emails = await self._outbox.claim(users, self._lease_seconds)
+        except Unavailable:
+            log.warning("MongoDB is unavailable, so no e-mails can be claimed")
+            return False
+        except Exception:
+            log.exception("unexpected error: no e-mails can be claimed")
+            return False
+        for email in emails:
+            lease = Lease(email, ends)
+            task = asyncio.create_task(self._deliver(lease))
+            self._leases[task] = lease
+            task.add_done_callback(self._leases.pop)
+        return bool(emails)
+
+    async def _pause(self) -> None:
+        """Wait until the next poll or until an e-mail is owed. Meanwhile close idle connections."""
+        await self._mailer.close_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL * random.uniform(*POLL_SPREAD)):
+                await self._owed.wait()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but wake up to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+
+    async def _deliver(self, lease: Lease) -> None:
+        try:
+            outcome = await self._send(lease)
+        except asyncio.CancelledError:
+            verdict = Verdict.AMBIGUOUS if lease.in_conversation else Verdict.CONNECTION
+            outcome = Outcome(verdict, "stopped", STOPPED)
+        except Exception:
+            # A fault of ours must neither lose the e-mail nor send it for ever.
+            log.exception("e-mail %s: unexpected error", lease.email.id)
+            outcome = Outcome(Verdict.TRANSIENT, "internal error", "The service failed to send it.")
+        if outcome is not None:
+            await self._settlements.settle(lease.email, outcome)
+
+    async def _send(self, lease: Lease) -> Outcome | None:
+        email = lease.email
+        if email.dead:  # its worker died before it was buried
+            return Outcome(Verdict.PERMANENT, "dead", email.error or "")
+        async with self._slots:
+            if self._stopped.is_set():
+                return Outcome(Verdict.CONNECTION, "stopped", STOPPED)
+            if not lease.held:  # this process was frozen, or MongoDB was
+                return None
+            lease.in_conversation = True
+            return await self._mailer.send(email, self._content(email))
+
+    def _content(self, email: OwedEmail) -> Content:
+        """Render the templates. If one fails, the e-mail is what it would be without any."""
+        try:
+            return self._templates.render(email.fields())
+        except RenderError as exc:
+            reason = type(exc.__cause__).__name__  # its message may quote data
+            log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)
+            return Content(email.key, email.key)

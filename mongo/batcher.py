@@ -1,0 +1,118 @@
+"""Group commit: calls that wait at the same moment share one.
+
+The technique is that of database logs (DeWitt et al., "Implementation Techniques for Main Memory Database Systems",
+SIGMOD 1984, section 5.2). While little is in flight, an item leaves at once; otherwise items wait until less is in
+flight, and leave together. Under light load nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Final, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LATE: Final = 0.05
+"""Seconds after which a batch in flight no longer keeps others waiting: whatever delays it need not delay them."""
+LATE_FACTOR: Final = 4
+"""With late batches, up to this many times `calls_at_once` may be in flight."""
+
+
+class QueueFull(Exception):
+    """The queue holds as many items as it may. This item was not sent."""
+
+
+class Batcher(Generic[Item, Result]):
+    """Sends items in batches of one kind.
+
+    `run` sends a batch and returns one outcome for each of its items, in order: a result, or an exception for the
+    caller of that item. An exception that it raises goes to every caller of the batch.
+
+    A batch holds at most `batch_limit` items. New batches leave while fewer than `calls_at_once` batches and fewer
+    than `free_items` items are in flight; batches in flight for longer than `LATE` are not counted. At most
+    `queue_limit` items wait.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but the first are keywords
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        calls_at_once: int,
+        free_items: int,
+        batch_limit: int,
+        queue_limit: int,
+        kind: Callable[[Item], Hashable] = lambda _: None,
+    ) -> None:
+        self._run = run
+        self._calls_at_once = calls_at_once
+        self._free_items = free_items
+        self._batch_limit = batch_limit
+        self._free_places = queue_limit
+        self._kind = kind
+        self._waiting: dict[Hashable, deque[tuple[Item, asyncio.Future[Result]]]] = {}
+        self._in_flight: dict[asyncio.Task[None], int] = {}  # each batch with its items; 0 once it is late
+
+    async def __call__(self, item: Item) -> Result:
+        """Return the outcome of `item`. A cancelled caller leaves the queue, but not a batch in flight.
+
+        Raises `QueueFull`, or the exception that `run` raised or returned for the item.
+        """
+        if not self._free_places:
+            raise QueueFull
+        self._free_places -= 1
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.setdefault(self._kind(item), deque()).append((item, future))
+        if self._may_send():
+            loop.call_soon(self._send)  # items of the same turn of the event loop leave together
+        return await future
+
+    def _may_send(self) -> bool:
+        in_time = [items for items in self._in_flight.values() if items]
+        if len(in_time) >= self._calls_at_once or len(self._in_flight) >= LATE_FACTOR * self._calls_at_once:
+            return False
+        return sum(in_time) < self._free_items
+
+    def _send(self) -> None:
+        while self._waiting and self._may_send():
+            if batch := self._next_batch():
+                task = asyncio.create_task(self._run_batch(batch))
+                self._in_flight[task] = len(batch)
+                task.add_done_callback(self._arrived)
+                asyncio.get_running_loop().call_later(LATE, self._is_late, task)
+
+    def _is_late(self, task: asyncio.Task[None]) -> None:
+        if task in self._in_flight:
+            self._in_flight[task] = 0
+            self._send()
+
+    def _arrived(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+        self._send()
+
+    def _next_batch(self) -> Sequence[tuple[Item, asyncio.Future[Result]]]:
+        """Take the first items of one kind from the queue. What is left of the kind goes behind the other kinds."""
+        kind = next(iter(self._waiting))
+        queue = self._waiting.pop(kind)
+        leaving = [queue.popleft() for _ in range(min(self._batch_limit, len(queue)))]
+        self._free_places += len(leaving)
+        if queue:
+            self._waiting[kind] = queue
+        return [(item, future) for item, future in leaving if not future.done()]
+
+    async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        outcomes: Sequence[Result | Exception]
+        try:
+            outcomes = await self._run([item for item, _ in batch])
+        except Exception as exc:  # noqa: BLE001 - it belongs to the callers
+            outcomes = [exc] * len(batch)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)

@@ -1,0 +1,186 @@
+"""Changes of users' notifications: one MongoDB change stream, and the inboxes of the users it names.
+
+Both read what a majority of MongoDB's members has (MongoDB manual, "Change Streams" and "Causal Consistency").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import pymongo
+from bson import ObjectId
+from bson.timestamp import Timestamp
+from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
+
+from mongo.connection import MAJORITY, Collection
+from mongo.document import NOTIFICATIONS, UNREAD, JSONObject
+from mongo.errors import StoreError, Unavailable, means_unavailable, persist
+
+NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
+CHANGE_WAIT_MS: Final = 500
+"""Milliseconds for which a change stream waits for a change. Its thread outlives its reader by no more than this."""
+CHANGES_AHEAD: Final = 1000
+"""Changes that may wait for the event loop."""
+
+INBOX: Final = {"elements": {"$size": NOTIFICATIONS}, "new": {"$size": UNREAD}, "latest": {"$first": NOTIFICATIONS}}
+CHANGED_FIELDS: Final = {
+    "$concatArrays": [
+        {
+            "$map": {
+                "input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}},
+                "in": "$$this.k",
+            }
+        },
+        {"$ifNull": ["$updateDescription.removedFields", []]},
+        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
+    ]
+}
+"""The paths that an update changed, for example `notifications`, `notifications.3.is_new` or `outbox.0.token`."""
+IN_NOTIFICATIONS: Final = {"$regexMatch": {"input": "$$this", "regex": r"^notifications(\.|$)"}}
+CHANGES: Final[list[JSONObject]] = [
+    {
+        "$match": {
+            "$expr": {
+                "$or": [
+                    {"$ne": ["$operationType", "update"]},
+                    {"$anyElementTrue": {"$map": {"input": CHANGED_FIELDS, "in": IN_NOTIFICATIONS}}},
+                ]
+            }
+        }
+    },
+    {"$project": {"documentKey": 1, "wallTime": 1}},  # the event of a `$push` with `$slice` holds the whole array
+]
+"""Keeps the changes that can change an inbox, and of these only the user and the time."""
+
+
+class NotReplicated(StoreError):
+    """MongoDB is a standalone server, which has no change streams."""
+
+
+class HistoryLost(StoreError):
+    """The change stream cannot be resumed where it ended, so changes may have been missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """The counts of a user's notifications, and the newest one."""
+
+    elements: int = 0
+    new: int = 0
+    latest: JSONObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of a user's notifications, or, without a user, a sign that none was missed.
+
+    `token` resumes the stream behind it. `at` is when it was written, by MongoDB's clock (from MongoDB 6.0 on).
+    """
+
+    token: Mapping[str, Any] | None
+    user_id: str | None = None
+    at: datetime | None = None
+
+
+class Changes:
+    """The changes of all users' notifications."""
+
+    def __init__(self, users: Collection) -> None:
+        self._users = users.with_options(read_concern=MAJORITY)
+        self._seen: Timestamp | None = None
+
+    async def follow(self, token: Mapping[str, Any] | None = None) -> AsyncGenerator[Change, None]:
+        """Yield every change of a user's notifications, whoever made it, from behind `token` or from now on.
+
+        The first item is a sign that the change stream is open: every change that `inboxes` does not show after it
+        will be yielded. While nothing changes, a sign comes twice a second.
+
+        Raises `NotReplicated`; `HistoryLost`, after which only a stream without a token helps; or `Unavailable`.
+        """
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Change | None] = asyncio.Queue()
+        stopped, room = threading.Event(), threading.Semaphore(CHANGES_AHEAD)
+
+        def tell(change: Change) -> None:
+            while not room.acquire(timeout=CHANGE_WAIT_MS / 1000):
+                if stopped.is_set():
+                    return
+            loop.call_soon_threadsafe(told.put_nowait, change)
+
+        def ended(watching: asyncio.Future[None]) -> None:
+            watching.exception()  # retrieved, so that asyncio does not log it when nobody waits any more
+            told.put_nowait(None)
+
+        watching = loop.run_in_executor(None, self._watch, token, stopped, tell)
+        watching.add_done_callback(ended)
+        try:
+            while change := await told.get():
+                room.release()
+                yield change
+            await watching
+        except PyMongoError as exc:
+            raise _end_of_changes(exc) from exc
+        finally:
+            stopped.set()
+
+    def _watch(self, token: Mapping[str, Any] | None, stopped: threading.Event, tell: Callable[[Change], None]) -> None:
+        """Pass the changes on until stopped, in one thread: Motor would switch threads for each of them.
+
+        PyMongo resumes the stream once by itself after an error that allows it. Raises `HistoryLost`, or PyMongo's
+        errors.
+        """
+        users: pymongo.collection.Collection[dict[str, Any]] = self._users.delegate
+        with users.database.client.start_session() as session:
+            if token and self._seen:  # a new primary may not yet know what the old one reported
+                session.advance_operation_time(self._seen)
+            with users.watch(CHANGES, resume_after=token, max_await_time_ms=CHANGE_WAIT_MS, session=session) as stream:
+                # The stream begins behind everything applied, whether or not a majority has it. Its reply carries the
+                # time of what a majority has; the reply of a ping carries that of what is applied, and reads must
+                # wait for the latter.
+                users.database.command("ping", session=session)
+                change: Mapping[str, Any] | None = None
+                while not stopped.is_set():
+                    self._seen = session.operation_time
+                    tell(_change(change, stream.resume_token))
+                    change = stream.try_next()
+                    if change and "documentKey" not in change:  # the collection was dropped or renamed
+                        raise HistoryLost
+
+    async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
+        """Return the inboxes of those users who have a document, no older than any change yielded so far.
+
+        Like changes, they are read from a majority: no change would correct what only a deposed primary had seen. A
+        new primary may know less of the majority than the old one did, hence the causal session.
+
+        Raises `Unavailable`.
+        """
+        filter_ = {"_id": {"$in": [ObjectId(user_id) for user_id in user_ids]}}
+
+        async def attempt() -> list[dict[str, Any]]:
+            async with await self._users.database.client.start_session(causal_consistency=True) as session:
+                if self._seen:
+                    session.advance_operation_time(self._seen)
+                return await self._users.find(filter_, INBOX, session=session).to_list(None)
+
+        return {str(user.pop("_id")): Inbox(**user) for user in await persist(attempt)}
+
+
+def _change(change: Mapping[str, Any] | None, token: Mapping[str, Any] | None) -> Change:
+    """Turn an event, or its absence, into a `Change`. Documents of other programs may have an `_id` of another type."""
+    if change and isinstance(id_ := change["documentKey"]["_id"], ObjectId):
+        return Change(token, str(id_), change.get("wallTime"))
+    return Change(token)
+
+
+def _end_of_changes(exc: PyMongoError) -> StoreError:
+    """Turn the error that ended a change stream, and that PyMongo could not resume from, into one of ours."""
+    if isinstance(exc, OperationFailure) and exc.code == NOT_REPLICATED:
+        return NotReplicated()
+    if means_unavailable(exc) or isinstance(exc, CursorNotFound) or exc.has_error_label("ResumableChangeStreamError"):
+        return Unavailable()
+    return HistoryLost()

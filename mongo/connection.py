@@ -1,0 +1,90 @@
+"""The connection to MongoDB: everything the service relies on is set here, whatever the connection string says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+# Motor reads this when it is imported. It starts threads only as it needs them, by default up to 5 a core, and each
+# call that waits for a locked document holds one.
+os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
+
+import pymongo
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from pymongo import ReadPreference, WriteConcern, uri_parser
+from pymongo.errors import ConfigurationError, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from mongo.errors import Unavailable
+
+Client = AsyncIOMotorClient[dict[str, Any]]
+Collection = AsyncIOMotorCollection[dict[str, Any]]
+Database = AsyncIOMotorDatabase[dict[str, Any]]
+
+DEFAULT_DATABASE: Final = "notifier"
+"""The database when the connection string names none."""
+ATTEMPT_TIMEOUT_MS: Final = 4000
+"""Timeout of one attempt. It leaves time for another when a reply never comes."""
+CLOSE_TIMEOUT: Final = 0.5
+"""Seconds that closing the connection may take."""
+MAJORITY: Final = ReadConcern("majority")
+"""For reads that must not show what a deposed primary alone has seen."""
+
+
+def uri_fault(uri: str) -> str | None:
+    """Return what is wrong with a connection string, without repeating any of it, or `None`."""
+    if uri.startswith("mongodb+srv://"):
+        return None  # DNS names its hosts; it is asked at the start
+    try:
+        uri_parser.parse_uri(uri, warn=False)
+    except OSError:
+        return "A file that the MongoDB connection string names cannot be read."
+    except (PyMongoError, ValueError):
+        return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
+    return None
+
+
+@asynccontextmanager
+async def connected(uri: str, *, attempt_timeout_ms: int | None = None) -> AsyncIterator[Database]:
+    """Return the database that a connection string names, and close the connection at the end.
+
+    Raises `Unavailable` when DNS does not know the hosts of a mongodb+srv:// string. The connection itself is made
+    by the first operation.
+    """
+    timeout_ms = attempt_timeout_ms or ATTEMPT_TIMEOUT_MS
+    try:
+        client: Client = AsyncIOMotorClient(
+            uri,
+            appname="notifier",
+            tz_aware=True,
+            # Values of other programs must not break the reading of a document, or of others in the same reply.
+            datetime_conversion="DATETIME_AUTO",
+            unicode_decode_error_handler="replace",
+            timeoutMS=timeout_ms,
+            serverSelectionTimeoutMS=timeout_ms,
+            # The service repeats operations itself: that works on every kind of server and costs nothing while
+            # nothing fails. With the driver's retries MongoDB makes each write a transaction of its own, and the
+            # adaptive ones send its number to a standalone server too, which refuses it (PyMongo 4.20).
+            retryWrites=False,
+            max_adaptive_retries=0,
+        )
+    except ConfigurationError as exc:
+        raise Unavailable from exc
+    try:
+        yield client.get_default_database(DEFAULT_DATABASE).with_options(
+            # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
+            write_concern=WriteConcern(w="majority", j=True),
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("local"),
+        )
+    finally:
+        await asyncio.to_thread(_close, client)
+
+
+def _close(client: Client) -> None:
+    """Close the client. Without a timeout it would wait for a server that hangs to end its sessions."""
+    with pymongo.timeout(CLOSE_TIMEOUT):
+        client.close()

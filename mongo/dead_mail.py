@@ -1,0 +1,84 @@
+"""Dead letters: the e-mails that could not be delivered, with the reason, in a collection of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from bson import ObjectId
+
+from mongo.connection import Collection
+from mongo.document import JSONObject, optional_fields, remember
+from mongo.errors import OutboxFull, persist
+from mongo.outbox import HAS_ROOM, Outbox, OwedEmail, new_element
+
+OLDEST_FIRST: Final = "died_at"
+
+
+class DeadMail:
+    """The dead letters of all users."""
+
+    def __init__(self, outbox: Outbox, letters: Collection) -> None:
+        self._outbox = outbox
+        self._letters = letters
+
+    async def bury(self, email: OwedEmail, tries: int, error: str | None) -> bool:
+        """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
+
+        There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, its letter is
+        written, the e-mail is removed. Whoever claims an e-mail that is marked buries it again, to the same effect.
+
+        Raises `Unavailable`.
+        """
+        if not await self._outbox.mark_dead(email, tries, error):
+            return False
+        letter = {
+            "user_id": email.user_id,
+            "email": email.address,
+            "key": email.key,
+            "at": email.at,
+            "tries": tries,
+            "error": error,
+            "request_id": email.request_id,
+            **optional_fields(email.fields()),
+        }
+        update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
+        await persist(lambda: self._letters.update_one({"_id": email.id}, update, upsert=True))
+        await self._outbox.remove(email)
+        return True
+
+    async def find(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
+        """Return these dead letters, or all, oldest first. Raises `Unavailable`."""
+        found = self._letters.find({} if ids is None else {"_id": {"$in": ids}}).sort(OLDEST_FIRST)
+        return await persist(lambda: found.clone().to_list(None))
+
+    async def of_user(self, user_id: str) -> Sequence[JSONObject]:
+        """Return a user's dead letters, oldest first. Raises `Unavailable`."""
+        found = self._letters.find({"user_id": user_id}).sort(OLDEST_FIRST)
+        return await persist(lambda: found.clone().to_list(None))
+
+    async def owe_again(self, letter: JSONObject) -> bool:
+        """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
+
+        Raises `OutboxFull` or `Unavailable`.
+        """
+        users = self._outbox.users
+        id_, user, once = letter["_id"], {"_id": ObjectId(letter["user_id"])}, str(ObjectId())
+        # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
+        # whose reply was lost is repeated.
+        absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}
+        element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), letter.get("request_id"))
+        update = {
+            "$push": {"outbox": element, "recent": remember(once, "")},
+            "$min": {"mail_due": element["next_at"]},
+        }
+        result = await persist(lambda: users.update_one({**user, **absent, **HAS_ROOM}, update))
+        if not result.matched_count:
+            found = await persist(lambda: users.find_one(user, {"outbox.id": 1, "recent.k": 1}))
+            if found is None:
+                return False
+            done = [item["id"] for item in found.get("outbox", [])] + [item["k"] for item in found.get("recent", [])]
+            if not {id_, once} & set(done):
+                raise OutboxFull
+        await persist(lambda: self._letters.delete_one({"_id": id_}))
+        return True

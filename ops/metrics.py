@@ -1,0 +1,111 @@
+"""Metrics for Prometheus. No label has a value that a caller chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final, Literal
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
+
+LAG_INTERVAL: Final = 0.5
+"""Seconds between two measurements of the event loop."""
+DELIVERY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
+STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """The instruments of one application, in a registry of its own. Times are in seconds.
+
+    With several workers (`PROMETHEUS_MULTIPROC_DIR`) each of them shows the sum of all.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._watched: list[tuple[Gauge, Callable[[], float]]] = []
+        self.requests = Histogram(
+            "notifier_http_request_duration_seconds",
+            "Requests by route (- if there is none), method and status.",
+            ["route", "method", "status"],
+            registry=self._registry,
+        )
+        self.emails = Counter(
+            "notifier_emails",
+            "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting) and reason.",
+            ["outcome", "reason"],
+            registry=self._registry,
+        )
+        self.delivery = Histogram(
+            "notifier_email_delivery_seconds",
+            "From the creation of an e-mail to the server's 250.",
+            buckets=DELIVERY_BUCKETS,
+            registry=self._registry,
+        )
+        self.owed = self._gauge("notifier_emails_owed", "E-mails owed, in MongoDB.", "livemostrecent")
+        self.oldest = self._gauge(
+            "notifier_oldest_email_owed_seconds", "Age of the oldest e-mail owed; 0 if none is owed.", "livemostrecent"
+        )
+        self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
+        self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")
+        self.lag = self._gauge(
+            "notifier_event_loop_lag_seconds", "Delay of the event loop at the last measurement.", "livemax"
+        )
+        self.streams = self._gauge("notifier_streams_open", "Open streams.", "livesum")
+        self.stream_events = self._counter("notifier_stream_events", "Events sent on streams.")
+        self.streams_dropped = self._counter("notifier_streams_dropped", "Streams whose client did not read.")
+        self.stream_lag = Histogram(
+            "notifier_stream_lag_seconds",
+            "From the write of a change, by MongoDB's clock, to its event being sent, by ours.",
+            buckets=STREAM_LAG_BUCKETS,
+            registry=self._registry,
+        )
+
+    def _gauge(self, name: str, text: str, of_workers: Literal["livemostrecent", "livemax", "livesum"]) -> Gauge:
+        return Gauge(name, text, registry=self._registry, multiprocess_mode=of_workers)
+
+    def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
+        """Let a gauge show this value. The client's own `set_function` supports no workers."""
+        self._watched.append((gauge, value))
+
+    def _update_watched(self) -> None:
+        for gauge, value in self._watched:
+            gauge.set(value())
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self._registry)
+
+    def render(self) -> bytes:
+        """Return all metrics in the text format of Prometheus."""
+        self._update_watched()
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            MultiProcessCollector(registry := CollectorRegistry())  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    @asynccontextmanager
+    async def measuring_lag(self) -> AsyncIterator[None]:
+        """Measure the delay of the event loop meanwhile."""
+        task = asyncio.create_task(self._measure_lag())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
+            self.lag.set(max(0.0, loop.time() - due))
+            self._update_watched()
+
+
+METRICS: Final = web.AppKey("METRICS", Metrics)

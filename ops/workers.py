@@ -1,0 +1,97 @@
+"""Several processes of the service on one port, for a machine with several cores and no orchestrator.
+
+They share only the port (SO_REUSEPORT, socket(7): the kernel distributes the connections) and a directory for the
+metrics. Each holds one end of a pipe to the supervisor, and drains when the other end closes, however that happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from settings import Settings
+
+log = logging.getLogger("notifier.workers")
+
+RESTART_PAUSES: Final = (1.0, 60.0)
+"""Shortest and longest pause, in seconds, before a worker that died is started again. It doubles while the worker dies
+within `STARTING_PERIOD`."""
+STARTING_PERIOD: Final = 30.0
+STOP_TIMEOUT: Final = 9.0
+"""Seconds that a worker is given to drain. It needs less, and Docker waits for 10."""
+METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the directory of the workers' metrics (prometheus_client, "Multiprocess Mode")."""
+
+
+async def supervise(settings: Settings) -> int:
+    """Keep `settings.workers` processes running until SIGTERM or SIGINT, and return the exit code.
+
+    A worker that dies is started again. If one cannot start at all, the others end. Raises `OSError` if the port is
+    taken.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    (await loop.create_server(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with TemporaryDirectory(prefix="notifier-metrics-") as folder:
+        environment = {**os.environ, METRICS_FOLDER: folder}
+        return max(await asyncio.gather(*(_tend(environment, stop) for _ in range(settings.workers))))
+
+
+async def _tend(environment: Mapping[str, str], stop: asyncio.Event) -> int:
+    """Keep one worker running; return 0 once stopped, or the exit code of a worker that never started."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.create_task(stop.wait())
+    pause, first = RESTART_PAUSES[0], True
+    while not stop.is_set():
+        began = loop.time()
+        try:
+            worker = await _start(environment)
+        except OSError as exc:  # for lack of memory, say
+            if first:
+                raise
+            log.error("a worker cannot be started: %s", exc.strerror)  # noqa: TRY400 - the reason is enough
+            await asyncio.wait({stopped}, timeout=RESTART_PAUSES[1])
+            continue
+        ended = asyncio.create_task(worker.wait())
+        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await _drain(worker, ended)
+        mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
+        if stop.is_set():
+            break
+        soon = loop.time() - began < STARTING_PERIOD
+        if first and soon and ended.result() > 0:  # the worker has said why
+            stop.set()
+            return ended.result()
+        pause = min(2 * pause, RESTART_PAUSES[1]) if soon and not first else RESTART_PAUSES[0]
+        first = False
+        log.error("a worker ended with exit code %d; it is started again in %.0f s", ended.result(), pause)
+        await asyncio.wait({stopped}, timeout=pause)
+    return 0
+
+
+async def _start(environment: Mapping[str, str]) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, sys.argv[0], "--worker"),
+        stdin=PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for the supervisor
+    )
+
+
+async def _drain(worker: Process, ended: asyncio.Task[int]) -> None:
+    worker.terminate()
+    await asyncio.wait({ended}, timeout=STOP_TIMEOUT)
+    if not ended.done():
+        log.error("a worker did not stop within %.0f s and is killed", STOP_TIMEOUT)
+        worker.kill()
+        await ended

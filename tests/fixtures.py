@@ -1,0 +1,163 @@
+"""Fixtures: one MongoDB for the whole run with a fresh database for each test, a certificate authority, the service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp.test_utils import TestClient, TestServer
+from pymongo.database import Database
+
+from notifier import create_app
+from settings import Security, Settings, load_settings
+from tests.client import Client
+from tests.processes import VARIABLES
+from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, smtp_server
+
+logging.getLogger("mail.log").setLevel(logging.ERROR)
+
+Start = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture(scope="session")
+def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+    """Return a replica set of one, as most deployments have at the least."""
+    server = Mongod(tmp_path_factory.mktemp("mongod"), "tests")
+    server.start()
+    initiate([server], "tests")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+    """Return a MongoDB server that is no replica set: the driver repeats nothing on it."""
+    server = Mongod(tmp_path_factory.mktemp("standalone"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
+    """Return a database of its own for a test."""
+    with mongod.client() as client:
+        name = f"test_{uuid.uuid4().hex}"
+        yield client[name]
+        assert_outboxes_consistent(client[name])
+        client.drop_database(name)
+
+
+def assert_outboxes_consistent(database: Database[dict[str, Any]]) -> None:
+    """Check promise I9 of every user: `mail_due` is when the first e-mail is due, and absent when none is owed."""
+    for user in database.users.find():
+        due = [item["next_at"] for item in user.get("outbox", [])]
+        assert user.get("mail_due") == (min(due) if due else None)
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """Return a certificate authority."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return its certificate, as `SMTP_CA_FILE` takes it."""
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """Return the TLS of a server whose certificate that authority gave."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+async def mail(server_tls: ssl.SSLContext) -> AsyncIterator[MailServer]:
+    """Return an SMTP server over TLS that wants a login."""
+    async with smtp_server(server_tls) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(mongod: Mongod, database: Database[dict[str, Any]], ca_file: Path, mail: MailServer) -> Settings:
+    """Return settings with which everything works, retries soon."""
+    return Settings(
+        email="new-user@example.com",
+        db_uri=f"mongodb://{mongod.address}/{database.name}",
+        host="127.0.0.1",
+        smtp_host="localhost",
+        smtp_port=mail.port,
+        smtp_login=LOGIN,
+        smtp_password=PASSWORD,
+        smtp_from="Notifier <noreply@example.com>",
+        smtp_security=Security.TLS,
+        smtp_ca_file=ca_file,
+        smtp_connect_timeout=2.0,
+        smtp_command_timeout=2.0,
+        smtp_data_timeout=2.0,
+        mail_retry_minutes=(0.005, 0.01),
+        mail_ambiguous_minutes=0.01,
+    )
+
+
+@pytest.fixture
+async def start(settings: Settings) -> AsyncIterator[Start]:
+    """Return what starts the service, with some settings changed, and gives a client of it."""
+    async with AsyncExitStack() as stack:
+
+        async def start_service(**changes: Any) -> Client:
+            app = create_app(replace(settings, **changes))
+            return await stack.enter_async_context(TestClient(TestServer(app)))
+
+        yield start_service
+
+
+@pytest.fixture
+async def client(start: Start) -> Client:
+    """Return a client of the service."""
+    return await start()
+
+
+@pytest.fixture(params=["standalone", "replica set"])
+def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongod) -> Mongod:
+    return standalone if request.param == "standalone" else mongod
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up on MongoDB after 2 s, so that tests of giving up are short."""
+    monkeypatch.setattr("mongo.errors.DEADLINE", 2.0)
+    monkeypatch.setattr("mongo.connection.ATTEMPT_TIMEOUT_MS", 700)
+    monkeypatch.setattr("mongo.writes.SHARED_TIMEOUT", 0.5)
+    monkeypatch.setattr("store.SHARED_TIMEOUT", 0.5)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Settings]:
+    """Return what loads the settings from these variables and no others."""
+    for name in os.environ:
+        if name in VARIABLES:
+            monkeypatch.delenv(name)
+
+    def load(env_file: str = "", **variables: str) -> Settings:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / ".env").write_text(env_file)
+        return load_settings(tmp_path / ".env")
+
+    return load

@@ -1,0 +1,162 @@
+"""The service as processes of its own: configured, as a local run, and as a command."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from settings import Settings
+from tests.client import ROOT
+from tests.servers import free_port
+from tests.waiting import eventually
+
+COMPLETE = {
+    "DB_URI": "mongodb://mongodb-1/dbdata6",
+    "EMAIL": "test@example.com",
+    "SMTP_HOST": "smtp.example.com",
+}
+"""The variables that a start needs."""
+VARIABLES = {field.name.upper() for field in dataclasses.fields(Settings)}
+
+
+class Service:
+    """The service as a process of its own."""
+
+    def __init__(self, folder: Path, **variables: object) -> None:
+        self.port = free_port()
+        self._folder = folder
+        given = {name: str(value) for name, value in variables.items()}
+        self.environment = {**os.environ, **given, "HOST": "127.0.0.1", "PORT": str(self.port)}
+        self.process = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with (self._folder / f"service-{self.port}.log").open("ab") as output:
+            return subprocess.Popen(  # noqa: S603 - our own words
+                [sys.executable, str(ROOT / "notifier.py")],
+                cwd=self._folder,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+            )
+
+    def log(self) -> str:
+        """Return what it has logged."""
+        return (self._folder / f"service-{self.port}.log").read_text()
+
+    def answers(self) -> None:
+        """Fail unless it listens."""
+        socket.create_connection(("127.0.0.1", self.port), 1).close()
+
+    def restart(self) -> None:
+        """Start it again, after it was killed."""
+        self.process = self._spawn()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it without a chance to tidy up."""
+        self.process.kill()
+        self.process.wait()
+
+
+async def running_service(settings: Settings, folder: Path, **variables: object) -> Service:
+    """Start the service as a process with these settings, and leases of the least length."""
+    service = Service(
+        folder,
+        DB_URI=settings.db_uri,
+        EMAIL=settings.email,
+        SMTP_HOST=settings.smtp_host,
+        SMTP_PORT=settings.smtp_port,
+        SMTP_LOGIN=settings.smtp_login,
+        SMTP_PASSWORD=settings.smtp_password,
+        SMTP_CA_FILE=settings.smtp_ca_file,
+        SMTP_SECURITY=settings.smtp_security.value,
+        **{
+            "SMTP_CONNECT_TIMEOUT": 0.5,
+            "SMTP_COMMAND_TIMEOUT": 0.2,
+            "SMTP_DATA_TIMEOUT": 0.5,
+            "MAIL_RETRY_MINUTES": 0.01,
+            "MAIL_AMBIGUOUS_MINUTES": 0.01,
+            **variables,
+        },
+    )
+    await asyncio.to_thread(eventually, service.answers)
+    return service
+
+
+def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the service as a process that ends by itself."""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "notifier.py"), *arguments],
+        cwd=cwd,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def command(settings: Settings, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(ROOT / "notifier.py"), *arguments),
+        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+class LocalRun:
+    """`python notifier.py` with nothing configured, in a folder of its own."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        with (folder / "output").open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "notifier.py")],
+                cwd=folder,
+                env=environment | variables | {"PORT": str(self.port)},
+                stdout=output,
+                stderr=output,
+            )
+        eventually(lambda: self.get("/healthz"), 30)
+
+    def get(self, path: str, data: bytes | None = None) -> dict[str, Any]:
+        with urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=20) as response:
+            body: dict[str, Any] = json.load(response)
+            return body
+
+    def mails(self) -> list[str]:
+        return [path.read_text() for path in (self.folder / ".notifier/mail").glob("*.eml")]
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+def mongods_of(folder: Path) -> list[str]:
+    """Return the MongoDB servers that run in this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").resolve() == folder and b"mongod" in (process / "cmdline").read_bytes():
+                found.append(process.name)
+    return found

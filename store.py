@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -16,11 +15,23 @@ from pymongo.errors import DuplicateKeyError
 
 from mongo.batcher import Batcher
 from mongo.changes import Changes
+from mongo.clock import Clock
 from mongo.connection import MAJORITY, Database, connected
 from mongo.dead_mail import DeadMail
-from mongo.document import NOTIFICATIONS, READ, RECENT_LIMIT, UNREAD, JSONObject, optional_fields, remember
+from mongo.document import (
+    NOTIFICATIONS,
+    READ,
+    RECENT_LIMIT,
+    UNREAD,
+    JSONObject,
+    elements,
+    foreign_field,
+    only_ours,
+    optional_fields,
+    remember,
+)
 from mongo.errors import PING_DEADLINE, Changed, Conflict, KeyReused, OutboxFull, persist
-from mongo.outbox import HAS_ROOM, OUTBOX_LIMIT, Outbox, new_element
+from mongo.outbox import HAS_ROOM, MAY_OWE, OUTBOX_LIMIT, Outbox, new_element
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
 from schemas import Create, ListQuery, ReadQuery
 from settings import Settings
@@ -54,8 +65,10 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Connect, create missing indexes, and close at the end. Raises a `StoreError`."""
     async with connected(settings.db_uri) as database:
         store = Store(database, settings)
+        await store.clock.sync()
         await store.outbox.create_index()
-        yield store
+        async with store.clock.running():
+            yield store
 
 
 class Store:
@@ -66,6 +79,7 @@ class Store:
         self.outbox = Outbox(self.users)
         self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
         self.changes = Changes(self.users)
+        self.clock = Clock(database)
         self._database = database
         self._limit = settings.notifications_limit
         self._email = settings.email
@@ -96,7 +110,9 @@ class Store:
         # An attempt may take effect although its reply was lost, and even after the next attempt: a server goes on
         # with what a broken connection sent. So every attempt has the condition.
         absent: JSONObject = {"notifications.id": {"$ne": id_}, "recent.k": {"$ne": key or id_}}
+        ours = [*(only_ours("notifications") if new.key.stored else ()), *(only_ours("recent") if key else ())]
         conditions = absent | (HAS_ROOM if new.key.mailed else {})
+        conditions["$and"] = [*ours, *(MAY_OWE if new.key.mailed else ())]
         creation = Write({"_id": ObjectId(new.user_id), **conditions}, update, upsert=True)
         write = self._writes.attempts()
 
@@ -120,7 +136,7 @@ class Store:
             }
             pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
         if new.key.mailed:
-            pushes["outbox"] = email = new_element(id_, new.key.value, now, optional, request_id)
+            pushes["outbox"] = email = new_element(id_, new.key.value, self.clock.now(), optional, request_id)
             update["$min"] = {"mail_due": email["next_at"]}
         if key:
             pushes["recent"] = remember(key, new.fingerprint())
@@ -143,20 +159,21 @@ class Store:
 
         The read concern is majority: what only a deposed primary has seen must not count as done.
 
-        Raises `OutboxFull` or `KeyReused`, or `Changed` when the condition would hold by now.
+        Raises `OutboxFull`, `KeyReused` or `Conflict`, or `Changed` when the condition would hold by now.
         """
         users = self.users.with_options(read_concern=MAJORITY)
-        fields = {"notifications.id": 1, "outbox.id": 1, "recent": 1}
+        fields = {"notifications": 1, "outbox": 1, "recent": 1, "mail_due": 1}
         user = await users.find_one({"_id": ObjectId(new.user_id)}, fields) or {}
-        outbox = user.get("outbox", [])
-        if any(item.get("id") == id_ for item in itertools.chain(user.get("notifications", []), outbox)):
+        if any(item.get("id") == id_ for name in ("notifications", "outbox") for item in elements(user, name)):
             return False
-        for item in user.get("recent", []):
-            if item["k"] == key:
-                if item["h"] != new.fingerprint():
+        for item in elements(user, "recent"):
+            if item.get("k") == key:
+                if item.get("h") != new.fingerprint():
                     raise KeyReused
                 return key != id_
-        if len(outbox) >= OUTBOX_LIMIT:
+        if foreign := foreign_field(user):
+            raise Conflict(f"the field `{foreign}` of document {new.user_id}, which is not the service's")
+        if len(user.get("outbox", ())) >= OUTBOX_LIMIT:
             raise OutboxFull
         raise Changed
 
@@ -188,7 +205,8 @@ class Store:
 
     async def mark_read(self, query: ReadQuery) -> bool:
         """Mark the matching notifications as read; return whether the user has any. Raises `Unavailable`."""
-        matching = {query.field: query.value} if query.field else {"id": {"$exists": True}}
+        # A string as id, as the team may keep other things in an array of that name.
+        matching: JSONObject = {"id": {"$type": "string"}} | ({query.field: query.value} if query.field else {})
         mark = Write(
             {"_id": ObjectId(query.user_id), "notifications": {"$elemMatch": matching}},
             {"$set": {"notifications.$[matching].is_new": False}},

@@ -8,9 +8,9 @@ from typing import Final
 from bson import ObjectId
 
 from mongo.connection import Collection
-from mongo.document import JSONObject, optional_fields, remember
-from mongo.errors import OutboxFull, persist
-from mongo.outbox import HAS_ROOM, Outbox, OwedEmail, new_element
+from mongo.document import SIMPLE, JSONObject, elements, foreign_field, only_ours, optional_fields, remember
+from mongo.errors import Conflict, OutboxFull, persist
+from mongo.outbox import HAS_ROOM, MAY_OWE, Outbox, OwedEmail, new_element
 
 OLDEST_FIRST: Final = "died_at"
 
@@ -60,25 +60,30 @@ class DeadMail:
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
 
-        Raises `OutboxFull` or `Unavailable`.
+        Raises `OutboxFull`, `Conflict` or `Unavailable`.
         """
         users = self._outbox.users
         id_, user, once = letter["_id"], {"_id": ObjectId(letter["user_id"])}, str(ObjectId())
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}
+        ours = {"$and": [*MAY_OWE, *only_ours("recent")]}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), letter.get("request_id"))
         update = {
             "$push": {"outbox": element, "recent": remember(once, "")},
             "$min": {"mail_due": element["next_at"]},
         }
-        result = await persist(lambda: users.update_one({**user, **absent, **HAS_ROOM}, update))
+        result = await persist(
+            lambda: users.update_one({**user, **absent, **HAS_ROOM, **ours}, update, collation=SIMPLE)
+        )
         if not result.matched_count:
-            found = await persist(lambda: users.find_one(user, {"outbox.id": 1, "recent.k": 1}))
+            found = await persist(lambda: users.find_one(user, {"outbox": 1, "recent": 1, "mail_due": 1}))
             if found is None:
                 return False
-            done = [item["id"] for item in found.get("outbox", [])] + [item["k"] for item in found.get("recent", [])]
-            if not {id_, once} & set(done):
+            if foreign := foreign_field(found):
+                raise Conflict(f"the field `{foreign}`, which is not the service's")
+            owed = {item.get("id") for item in elements(found, "outbox")}
+            if id_ not in owed and once not in {item.get("k") for item in elements(found, "recent")}:
                 raise OutboxFull
         await persist(lambda: self._letters.delete_one({"_id": id_}))
         return True

@@ -9,12 +9,14 @@
 ```
 
 MongoDB changes one document atomically, so a request leaves everything behind with one update of its user's
-document. Fields not named here belong to other programs.
+document. Fields not named here belong to other programs, and so may a field of the same name: the service writes to a
+field only while everything in it has the shape above. An array may hold a `null`, where an operator unset an element.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 JSONObject = dict[str, Any]
@@ -27,6 +29,46 @@ OPTIONAL_FIELDS: Final = ("target_id", "data")
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
 READ: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$ne": ["$$this.is_new", True]}}}
+
+
+SIMPLE: Final = {"locale": "simple"}
+"""The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
+IS_OURS: Final = {
+    # the string that every element of an array of ours has
+    "notifications": "id",
+    "outbox": "id",
+    "recent": "k",
+}
+
+
+def only_ours(field: str) -> list[JSONObject]:
+    """Return conditions of a write to an array: it is absent, or everything in it is ours or `null`."""
+    return [
+        {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]},
+        {field: {"$not": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}}},
+        {field: {"$not": {"$elemMatch": {IS_OURS[field]: {"$not": {"$type": "string"}}}}}},
+    ]
+
+
+def foreign_field(user: Mapping[str, Any]) -> str | None:
+    """Return the name of a field that is not ours in a document, if there is one. The same as `only_ours`, read."""
+    for field, name in IS_OURS.items():
+        array = user.get(field, [])
+        if not isinstance(array, list) or not all(_is_element(item, name) for item in array):
+            return field
+    if "mail_due" in user and not (isinstance(user["mail_due"], datetime) and "outbox" in user):
+        return "mail_due"
+    return None
+
+
+def _is_element(item: object, name: str) -> bool:
+    return item is None or (isinstance(item, dict) and isinstance(item.get(name), str))
+
+
+def elements(user: Mapping[str, Any], field: str) -> list[JSONObject]:
+    """Return the elements of an array of ours, without what is not ours."""
+    array = user.get(field)
+    return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:

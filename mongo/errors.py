@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from pymongo.errors import (
@@ -21,6 +21,7 @@ from pymongo.errors import (
 )
 
 from mongo.batcher import QueueFull
+from mongo.codes import CONFLICTS, NOT_NOW, REFUSED_US, TOO_LARGE, UNREACHABLE
 
 T = TypeVar("T")
 
@@ -30,16 +31,13 @@ PING_DEADLINE: Final = 2.0
 """The same, in seconds, for a read whose answer is worthless when it is late."""
 RETRY_PAUSE: Final = (0.05, 0.25)
 """Shortest and longest pause, in seconds, between two attempts."""
-DUPLICATE_KEY: Final = 11000
-ACCESS_CODES: Final = frozenset({13, 18})
-"""Unauthorized and AuthenticationFailed. They are mended at MongoDB, without a restart of the service."""
-RETRYABLE_CODES: Final = frozenset(
-    {6, 7, 50, 89, 90, 91, 133, 134, 189, 262, 358, 365, 388, 402, 407, 453, 462}
-    | {9001, 10107, 11600, 11602, 13435, 13436, 91331}
+RETRYABLE_LABELS: Final = (
+    "RetryableWriteError",
+    "RetryableError",
+    "SystemOverloadedError",
+    "TransientTransactionError",
 )
-"""Codes of the Retryable Writes specification, and those that MongoDB's error_codes.yml puts into RetriableError.
-
-A server that steps down or is overloaded uses them, in write errors too."""
+DUPLICATE_KEY: Final = 11000
 
 
 class StoreError(Exception):
@@ -47,7 +45,10 @@ class StoreError(Exception):
 
 
 class Unavailable(StoreError):
-    """MongoDB could not be reached or did not confirm in time. The operation may still take effect."""
+    """MongoDB could not be reached or did not confirm in time. The operation may still take effect.
+
+    The message is a sentence that tells an operator why, without any part of the connection string.
+    """
 
 
 class Busy(Unavailable):
@@ -70,22 +71,16 @@ class TooLarge(StoreError):
     """The user's document would exceed MongoDB's limit of 16 MiB. Nothing was written."""
 
 
+class Misconfigured(Unavailable):
+    """MongoDB cannot be used as `DB_URI` and its user's rights are. Only a change of either helps."""
+
+
 class UnknownError(StoreError):
     """MongoDB refused for a reason that this module does not know."""
 
 
 class Changed(StoreError):
     """The document changed between two reads of one attempt. The attempt is repeated."""
-
-
-REFUSALS: Final[Mapping[int | None, Callable[[], StoreError]]] = {
-    2: partial(Conflict, "a field of another type"),  # BadValue, such as a push to a field that is no array
-    121: partial(Conflict, "a validator of the collection"),  # DocumentValidationFailure
-    10334: TooLarge,  # BSONObjectTooLarge
-    17419: TooLarge,  # the update would make one
-    17420: TooLarge,
-}
-"""Final refusals, by MongoDB's error code."""
 
 
 async def persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = None) -> T:
@@ -109,26 +104,50 @@ async def persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = 
                     cause = exc
                 await asyncio.sleep(random.uniform(*RETRY_PAUSE))
     except TimeoutError as exc:
-        raise Unavailable from (cause or exc)
+        raise unavailable(cause or exc) from (cause or exc)
     except QueueFull as exc:
         raise Busy from exc
     except DocumentTooLarge as exc:
         raise TooLarge from exc
     except OperationFailure as exc:
-        # The server's own sentence may hold an address, and would end in the log: only the code is kept.
-        name = (exc.details or {}).get("codeName", "")
-        refusal = REFUSALS.get(exc.code, partial(UnknownError, f"MongoDB's error {exc.code} {name}"))
-        raise refusal() from None
+        # Without the server's own sentence: it may hold an address, and would end in the log.
+        raise refusal(exc) from None
+
+
+def refusal(exc: OperationFailure) -> StoreError:
+    """Return what a final refusal of MongoDB means."""
+    code = exc.code or 0
+    if code in TOO_LARGE:
+        return TooLarge()
+    if code in CONFLICTS:
+        return Conflict(CONFLICTS[code])
+    return UnknownError(f"MongoDB's error {code} {(exc.details or {}).get('codeName', '')}".rstrip())
 
 
 def means_unavailable(exc: PyMongoError) -> bool:
     """Return whether MongoDB may be able to do later what it could not do or confirm now."""
     return (
         isinstance(exc, ConnectionFailure | ConfigurationError | ExecutionTimeout | WriteConcernError)
-        or exc.has_error_label("RetryableError")
-        or exc.has_error_label("SystemOverloadedError")
-        or (isinstance(exc, OperationFailure) and exc.code in ACCESS_CODES | RETRYABLE_CODES)
+        or any(exc.has_error_label(label) for label in RETRYABLE_LABELS)
+        or (isinstance(exc, OperationFailure) and exc.code in NOT_NOW.keys() | REFUSED_US.keys())
     )
+
+
+def unavailable(exc: Exception) -> Unavailable:
+    """Return the `Unavailable` that says why, in a sentence without any part of the connection string."""
+    match exc:
+        case OperationFailure(code=code) if code in REFUSED_US:
+            return Misconfigured(f"MongoDB {REFUSED_US[code or 0]}.")
+        case OperationFailure(code=code):
+            name = NOT_NOW.get(code or 0) or (exc.details or {}).get("codeName") or f"error {code}"
+            return Unavailable(f"MongoDB cannot do it now: {name}.")
+        case ConfigurationError():
+            return Misconfigured("DB_URI names a mongodb+srv:// host that DNS does not know.")
+        case ConnectionFailure():
+            # The driver's own text holds host names, so it is recognised here and not passed on.
+            means = next(row for row in UNREACHABLE if re.search(row.text, f"{exc}", re.IGNORECASE))
+            return (Misconfigured if means.configuration else Unavailable)(f"MongoDB {means.reason}.")
+    return Unavailable(f"MongoDB did not confirm within {DEADLINE:.0f} s.")
 
 
 def write_error(error: Mapping[str, Any]) -> PyMongoError:

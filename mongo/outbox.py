@@ -2,20 +2,23 @@
 
 An e-mail is leased by moving its `next_at` to the end of the lease and writing a token beside it. When a worker dies,
 its e-mails simply fall due again. Leases and retries go by MongoDB's clock (`$$NOW`).
+
+Every document is claimed, read and settled for itself: one that is not ours, or damaged, is skipped and left as it is.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from bson import ObjectId
 
 from mongo.connection import Collection
-from mongo.document import OPTIONAL_FIELDS, JSONObject, optional_fields
+from mongo.document import OPTIONAL_FIELDS, SIMPLE, JSONObject, elements, only_ours
 from mongo.errors import PING_DEADLINE, TooLarge, persist
 from mongo.writes import Write, Writes
 
@@ -23,39 +26,79 @@ OUTBOX_LIMIT: Final = 20
 """E-mails owed to one user. The limit is part of the write's filter: what is owed is never dropped."""
 NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
-CLOCK_TOLERANCE: Final = timedelta(minutes=1)
-"""A new e-mail has been due for this long, so that it is due at once even if our clock is ahead of MongoDB's."""
 CLAIM_WINDOW: Final = 32
 """Due documents read to claim some of them. Workers that choose at random rarely choose the same."""
+FOREIGN_LIMIT: Final = 100
+"""Documents that `foreign` names at once."""
 
-IS_DUE: Final = {"$lte": ["$$this.next_at", "$$NOW"]}
-HAS_DUE_EMAIL: Final = {
-    "mail_due": {"$exists": True},  # a missing field compares lower than any date
-    "$expr": {"$lte": ["$mail_due", "$$NOW"]},
-}
 HAS_ROOM: Final = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 """Condition of a write that owes another e-mail."""
+MAY_OWE: Final = [
+    *only_ours("outbox"),
+    {"$or": [{"mail_due": {"$exists": False}}, {"mail_due": {"$type": "date"}, "outbox": {"$type": "array"}}]},
+]
+"""Conditions of a write that owes an e-mail: the two fields are absent or ours."""
 
 
-@dataclass(frozen=True, slots=True)
+def _has_type(name: str, *types: str) -> JSONObject:
+    return {"$in": [{"$type": f"$$this.{name}"}, list(types)]}
+
+
+IS_EMAIL: Final = {
+    "$and": [
+        _has_type("id", "string"),
+        _has_type("key", "string"),
+        _has_type("token", "string"),
+        _has_type("at", "date"),
+        _has_type("next_at", "date"),
+        _has_type("tries", "int", "long", "double"),
+    ]
+}
+"""Whether an element of the outbox has what an e-mail of ours always has."""
+IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
+OUTBOX: Final = {"$cond": [{"$isArray": "$outbox"}, "$outbox", []]}
+DUE: Final = {"$lte": ["$mail_due", "$$NOW"]}
+HAS_DUE_EMAIL: Final = {
+    "mail_due": {"$type": "date"},  # a missing field compares lower than any date
+    "$expr": {"$and": [DUE, {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}]},
+}
+IS_FOREIGN: Final = {
+    "mail_due": {"$exists": True},
+    "$expr": {
+        "$or": [
+            {"$ne": [{"$type": "$mail_due"}, "date"]},
+            {"$not": [{"$isArray": "$outbox"}]},
+            {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": {"$not": [IS_EMAIL]}}}},
+        ]
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwedEmail:
     """An e-mail that is owed, leased by `token`. `address` is the user's as the document has it, of any type.
 
-    `id` and `at` make its `Message-ID` and `Date`, the same at every attempt.
+    `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
+    make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts attempts, and `copies` those
+    that the server may have accepted. It was claimed at `claimed_at`, by MongoDB's clock.
     """
 
+    document_id: object
     user_id: str
     id: str
     key: str
     at: datetime
     tries: int
     token: str
-    error: str | None
-    dead: bool
-    request_id: str | None
-    address: object
+    error: str | None = None
+    dead: bool = False
+    copies: int = 0
+    request_id: str | None = None
+    address: object = None
     target_id: str | None = None
     data: JSONObject | None = None
+    claimed_at: datetime | None = None
+    read_at: float = field(default_factory=time.monotonic, compare=False)
 
     def fields(self) -> JSONObject:
         """Return the fields of the notification that the e-mail is about."""
@@ -64,12 +107,16 @@ class OwedEmail:
 
 
 def new_element(id_: str, key: str, at: datetime, optional: JSONObject, request_id: str | None) -> JSONObject:
-    """Make an element of the outbox that is due at once. `at` is when the e-mail was first owed."""
+    """Make an element of the outbox that is due at once. `at` is when the e-mail was first owed, by MongoDB's clock.
+
+    The update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So `next_at` lies in January 1970, with
+    our seconds as its milliseconds: it is always past, and earlier e-mails come first.
+    """
     element: JSONObject = {
         "id": id_,
         "key": key,
         "at": at,
-        "next_at": datetime.now(UTC) - CLOCK_TOLERANCE,
+        "next_at": datetime.fromtimestamp(time.time() / 1000, UTC),
         "tries": 0,
         "token": NO_TOKEN,
         "error": None,
@@ -77,6 +124,32 @@ def new_element(id_: str, key: str, at: datetime, optional: JSONObject, request_
         **optional,
     }
     return element | ({"request_id": request_id} if request_id else {})
+
+
+def load_emails(user: Mapping[str, Any], token: str) -> Sequence[OwedEmail]:
+    """Return the e-mails of a document that are leased by this token."""
+    return [
+        OwedEmail(
+            document_id=user["_id"],
+            user_id=str(user["_id"]),
+            address=user.get("email"),
+            **{name: item[name] for name in ("id", "key", "at", "token")},
+            tries=int(item["tries"]),
+            error=_typed(item.get("error"), str),
+            dead=item.get("dead") is True,
+            copies=_typed(item.get("copies"), int) or 0,
+            request_id=_typed(item.get("request_id"), str),
+            target_id=_typed(item.get("target_id"), str),
+            data=_typed(item.get("data"), dict),
+            claimed_at=user.get("now"),
+        )
+        for item in elements(user, "outbox")
+        if item.get("token") == token
+    ]
+
+
+def _typed(value: Any, kind: type) -> Any:
+    return value if isinstance(value, kind) else None
 
 
 class Outbox:
@@ -89,70 +162,66 @@ class Outbox:
 
     async def create_index(self) -> None:
         """Create the index that finds due e-mails. Replicas may do so at the same time. Raises a `StoreError`."""
-        await persist(lambda: self.users.create_index("mail_due", sparse=True))
+        await persist(lambda: self.users.create_index("mail_due", sparse=True, collation=SIMPLE))
 
     async def backlog(self) -> tuple[int, float]:
         """Return how many e-mails are owed, and the age of the oldest in seconds. Raises `Unavailable`."""
-        counted = {
-            "_id": None,
-            "owed": {"$sum": {"$size": {"$ifNull": ["$outbox", []]}}},
-            "oldest": {"$min": {"$min": "$outbox.at"}},
-        }
+        ours = {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}
         age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
-        owing = {"mail_due": {"$exists": True}}
-        pipeline: list[JSONObject] = [{"$match": owing}, {"$group": counted}, {"$project": {"owed": 1, "age": age}}]
-        found = await persist(lambda: self.users.aggregate(pipeline).to_list(None), PING_DEADLINE)
+        owed: list[JSONObject] = [
+            {"$match": {"mail_due": {"$exists": True}}},
+            {"$project": {"ours": ours}},
+            {"$group": {"_id": None, "owed": {"$sum": {"$size": "$ours"}}, "oldest": {"$min": {"$min": "$ours.at"}}}},
+            {"$project": {"owed": 1, "age": age}},
+        ]
+        found = await persist(lambda: self.users.aggregate(owed, collation=SIMPLE).to_list(None), PING_DEADLINE)
         return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
 
+    async def foreign(self) -> Sequence[object]:
+        """Return the `_id`s of documents with an outbox that is not ours, or damaged. Raises `Unavailable`."""
+        found = self.users.find(IS_FOREIGN, {"_id": 1}, collation=SIMPLE).limit(FOREIGN_LIMIT)
+        return [user["_id"] for user in await persist(lambda: found.clone().to_list(None), PING_DEADLINE)]
+
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        """Return the elements of a user's outbox. Raises `Unavailable`."""
+        """Return the e-mails that a user is owed. Raises `Unavailable`."""
         user = await persist(lambda: self.users.find_one({"_id": ObjectId(user_id)}, {"outbox": 1})) or {}
-        outbox: Sequence[JSONObject] = user.get("outbox", [])
-        return outbox
+        return elements(user, "outbox")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
         """Lease the due e-mails of at most `users` users for `lease` seconds.
 
         No other worker claims them until the lease ends. Raises `Unavailable`.
         """
-        due = self.users.find(HAS_DUE_EMAIL, {"_id": 1}).sort("mail_due").limit(CLAIM_WINDOW)
+        due = self.users.find(HAS_DUE_EMAIL, {"_id": 1}, collation=SIMPLE).sort("mail_due").limit(CLAIM_WINDOW)
         ids = [user["_id"] for user in await persist(lambda: due.clone().to_list(None))]
         if not ids:
             return []
         chosen = {"$in": random.sample(ids, min(users, len(ids)))}
         token = str(ObjectId())
         claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _from_now(lease)})
-        await persist(lambda: self.users.update_many({"_id": chosen, **HAS_DUE_EMAIL}, claim))
-        claimed = self.users.find({"_id": chosen, "outbox.token": token}, {"email": 1, "outbox": 1})
-        return [
-            OwedEmail(
-                user_id=str(user["_id"]),
-                address=user.get("email"),
-                **{name: item[name] for name in ("id", "key", "at", "tries", "token", "error", "dead")},
-                request_id=item.get("request_id"),
-                **optional_fields(item),
-            )
-            for user in await persist(lambda: claimed.clone().to_list(None))
-            for item in user["outbox"]
-            if item["token"] == token
-        ]
+        await persist(lambda: self.users.update_many({"_id": chosen, **HAS_DUE_EMAIL}, claim, collation=SIMPLE))
+        read = {"email": 1, "outbox": 1, "now": "$$NOW"}
+        claimed = self.users.find({"_id": chosen, "outbox.token": token}, read, collation=SIMPLE)
+        found = await persist(lambda: claimed.clone().to_list(None))
+        return [email for user in found for email in load_emails(user, token)]
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""
         tokens = list({email.token for email in emails})
-        user_ids = list({ObjectId(email.user_id) for email in emails})
-        extension = _rewrite_outbox({"$in": ["$$this.token", tokens]}, {"next_at": _from_now(lease)})
-        held = {"_id": {"$in": user_ids}, "outbox.token": {"$in": tokens}}
-        await persist(lambda: self.users.update_many(held, extension))
+        ids = [email.document_id for email in emails]
+        chosen = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
+        extension = _rewrite_outbox(chosen, {"next_at": _from_now(lease)})
+        held = {"_id": {"$in": ids}, "outbox.token": {"$in": tokens}}
+        await persist(lambda: self.users.update_many(held, extension, collation=SIMPLE))
 
     async def remove(self, email: OwedEmail) -> bool:
         """Owe the e-mail no longer; return whether the lease was still held. Raises `Unavailable`."""
         return await self._settle(email, None)
 
-    async def retry(self, email: OwedEmail, delay: float, tries: int, error: str | None) -> bool:
+    async def retry(self, email: OwedEmail, delay: float, error: str | None, *, tries: int, copies: int) -> bool:
         """Give the lease back, so that the e-mail falls due in `delay` seconds. Otherwise as `remove`."""
         change = {"token": NO_TOKEN, "next_at": _from_now(delay), "tries": tries, "error": {"$literal": error}}
-        return await self._settle(email, change)
+        return await self._settle(email, change | ({"copies": copies} if copies else {}))
 
     async def mark_dead(self, email: OwedEmail, tries: int, error: str | None) -> bool:
         """Keep the lease, and let whoever claims the e-mail next make a dead letter of it. Otherwise as `remove`."""
@@ -160,11 +229,9 @@ class Outbox:
 
     async def _settle(self, email: OwedEmail, change: JSONObject | None) -> bool:
         """Change or remove an e-mail whose lease is held. A document without room does without the error."""
-        held = {
-            "_id": ObjectId(email.user_id),
-            "outbox": {"$elemMatch": {"id": email.id, "token": email.token}},
-        }
-        write = Write(held, _rewrite_outbox({"$eq": ["$$this.id", email.id]}, change))
+        held = {"_id": email.document_id, "outbox": {"$elemMatch": {"id": email.id, "token": email.token}}}
+        chosen = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
+        write = Write(held, _rewrite_outbox(chosen, change))
         attempt = self._settlements.attempts()
         try:
             return await persist(lambda: attempt(write))
@@ -179,14 +246,16 @@ def _from_now(seconds: float) -> JSONObject:
 
 
 def _rewrite_outbox(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the chosen elements, or remove them, and set `mail_due` to the earliest of what is left."""
+    """Merge `change` into the chosen elements, or remove them, and set `mail_due` to the earliest e-mail of the rest.
+
+    Elements that are not e-mails of ours stay as they are, and in place.
+    """
     merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
     outbox = (
         {"$map": {"input": "$outbox", "in": merged}}
         if change is not None
         else {"$filter": {"input": "$outbox", "cond": {"$not": [chosen]}}}
     )
-    return [
-        {"$set": {"outbox": outbox}},
-        {"$set": {"mail_due": {"$ifNull": [{"$min": "$outbox.next_at"}, "$$REMOVE"]}}},
-    ]
+    ours = {"$filter": {"input": "$outbox", "cond": IS_EMAIL}}
+    earliest = {"$min": {"$map": {"input": ours, "in": "$$this.next_at"}}}
+    return [{"$set": {"outbox": outbox}}, {"$set": {"mail_due": {"$ifNull": [earliest, "$$REMOVE"]}}}]

@@ -11,7 +11,7 @@ from pymongo.errors import PyMongoError, WriteConcernError
 
 from mongo.batcher import Batcher
 from mongo.connection import Collection
-from mongo.document import JSONObject
+from mongo.document import SIMPLE, JSONObject
 from mongo.errors import write_error
 
 CALLS_AT_ONCE: Final = 8
@@ -39,7 +39,7 @@ class Write:
 
     def statement(self) -> JSONObject:
         """Return it as the `update` command takes it."""
-        statement: JSONObject = {"q": self.filter, "u": self.update, "upsert": self.upsert}
+        statement: JSONObject = {"q": self.filter, "u": self.update, "upsert": self.upsert, "collation": SIMPLE}
         return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})
 
 
@@ -98,9 +98,13 @@ class Writes:
     async def write_alone(self, write: Write) -> bool:
         """Make one write; return whether it found its document. Raises PyMongo's errors."""
         if write.upsert:
-            await self._collection.find_one_and_update(write.filter, write.update, {"_id": 1}, upsert=True)
+            await self._collection.find_one_and_update(
+                write.filter, write.update, {"_id": 1}, upsert=True, collation=SIMPLE
+            )
             return True
-        result = await self._collection.update_one(write.filter, write.update, array_filters=write.array_filters)
+        result = await self._collection.update_one(
+            write.filter, write.update, array_filters=write.array_filters, collation=SIMPLE
+        )
         return bool(result.matched_count)
 
 

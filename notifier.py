@@ -115,8 +115,7 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
 async def delivery(app: web.Application) -> AsyncIterator[None]:
     """Deliver e-mails in the background."""
     app[handlers.EMAIL_OWED] = owed = asyncio.Event()
-    store = app[handlers.STORE]
-    async with running_delivery(store.outbox, store.dead_mail, app[SETTINGS], owed, app[METRICS]):
+    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS]):
         yield
 
 

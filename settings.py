@@ -98,7 +98,12 @@ class Settings:
         "seconds to connect, secure the connection and log in", "float", 30.0, validate=POSITIVE
     )
     smtp_command_timeout: float = _setting("seconds for the reply to a command", "float", 30.0, validate=POSITIVE)
-    smtp_data_timeout: float = _setting("seconds for the reply to a message", "float", 120.0, validate=POSITIVE)
+    smtp_data_timeout: float = _setting(
+        "seconds after which a message without a reply lets others go first; the reply is awaited for 10 minutes",
+        "float",
+        30.0,
+        validate=POSITIVE,
+    )
     mail_retry_minutes: Sequence[float] = _setting(
         "minutes before each further attempt; the last value repeats",
         "list",
@@ -114,6 +119,12 @@ class Settings:
     )
     mail_give_up_hours: float = _setting(
         "hours of attempts after which an e-mail becomes a dead letter", "float", 48.0, validate=POSITIVE
+    )
+    mail_lease_seconds: float = _setting(
+        "seconds until another process takes over the e-mails of one that died",
+        "float",
+        30.0,
+        validate=validate.Range(1, 3600),
     )
     api_keys: Sequence[str] = _setting(
         "comma-separated keys, one of which a backend sends as Authorization: Bearer KEY; without any, the API is open",
@@ -156,12 +167,6 @@ class Settings:
     def security(self) -> Security:
         """`SMTP_SECURITY`, with `auto` resolved to TLS on port 465 (RFC 8314)."""
         return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
-
-    @property
-    def lease(self) -> float:
-        """Seconds for which an e-mail is leased: longer than its longest conversation."""
-        commands = 4 * self.smtp_command_timeout  # MAIL on a kept connection, then MAIL, RCPT and DATA on a new one
-        return self.smtp_connect_timeout + commands + self.smtp_data_timeout + 5.0
 
     @property
     def sender(self) -> tuple[str, str]:

@@ -1,25 +1,58 @@
-"""E-mail addresses: one of a configuration, and one of a user's document."""
+"""E-mail addresses: one of a configuration, and one of a user's document.
+
+What RFC 5322 and RFC 6531 allow is an address, and so is what real mailboxes have though the RFCs do not allow it (dots
+in a row, or at the end). The mail server is the judge of the rest.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from email.utils import parseaddr
-from typing import cast
+from typing import Final
 
 import idna
-from marshmallow import ValidationError, validate
+from marshmallow import ValidationError
+
+LOCAL_LIMIT: Final = 64
+DOMAIN_LIMIT: Final = 255
+"""Octets (RFC 5321, section 4.5.3.1)."""
+ATEXT: Final = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
+LOCAL: Final = re.compile(rf'[{ATEXT}.\u0080-\U0010ffff]+|"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"')
+"""A dot-atom or a quoted string (RFC 5322, section 3.2), with any character beyond ASCII (RFC 6531, section 3.3)."""
+LITERAL: Final = re.compile(r"\[(?:\d{1,3}(?:\.\d{1,3}){3}|IPv6:[0-9A-Fa-f:.]+)\]")
+LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+JOINERS: Final = "\u200c\u200d"
+"""Format characters that words of some scripts need (RFC 5892, appendix A)."""
+NOT_AN_ADDRESS: Final = "Not a valid email address."
 
 
 def envelope_address(value: object) -> str:
-    """Return the one address in `value`, an international domain as A-labels (RFC 5890).
+    """Return the one address in `value`, normalised (NFC), an international domain as A-labels (RFC 5890).
 
     Raises `marshmallow.ValidationError` for anything that is not exactly one address.
     """
+    if not isinstance(value, str):
+        raise ValidationError(NOT_AN_ADDRESS)
+    local, at, domain = unicodedata.normalize("NFC", value.strip()).rpartition("@")
+    if not at or not LOCAL.fullmatch(local) or len(local.encode("utf-8", "replace")) > LOCAL_LIMIT:
+        raise ValidationError(NOT_AN_ADDRESS)
+    if any(unicodedata.category(c)[0] in "CZ" and c not in JOINERS for c in local if not c.isascii()):
+        raise ValidationError(NOT_AN_ADDRESS)
+    return f"{local}@{_ascii_domain(domain)}"
+
+
+def _ascii_domain(domain: str) -> str:
+    if LITERAL.fullmatch(domain):
+        return domain
     try:
-        validate.Email(error="Not a valid email address.")(cast("str", value))
-        local, domain = str(value).rsplit("@", 1)
-        return f"{local}@{domain if domain.isascii() else idna.encode(domain, uts46=True).decode()}"
-    except (TypeError, idna.IDNAError):
-        raise ValidationError("Not a valid email address.") from None
+        name = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+    except (idna.IDNAError, UnicodeError):
+        raise ValidationError(NOT_AN_ADDRESS) from None
+    labels = name.removesuffix(".").split(".")
+    if len(name) > DOMAIN_LIMIT or not all(LABEL.fullmatch(label) for label in labels):
+        raise ValidationError(NOT_AN_ADDRESS)
+    return ".".join(labels)
 
 
 def sender_address(value: str) -> tuple[str, str]:
@@ -29,5 +62,5 @@ def sender_address(value: str) -> tuple[str, str]:
     """
     name, address = parseaddr(value)
     if not value.isprintable() or (address != value and not value.rstrip().endswith(f"<{address}>")):
-        raise ValidationError("Not a valid email address.")
+        raise ValidationError(NOT_AN_ADDRESS)
     return name, envelope_address(address)

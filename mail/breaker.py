@@ -8,13 +8,15 @@ from typing import Final
 FIRST_PAUSE: Final = 1.0
 """Seconds before the first probe after a fault. They double with each further fault."""
 LONGEST_PAUSE: Final = 60.0
+SUSPICIONS: Final = 3
+"""E-mails in a row whose failure may be the server's or their own. One of them alone says nothing of the server."""
 
 
 class Breaker:
     """Keeps the whole process from a server that cannot be worked with.
 
-    It is closed while sending works, and a fault opens it. Until something was sent for the first time it is open
-    too, so that a wrong password is tried once and not by every connection.
+    It is closed while sending works, and a fault of the server opens it. Until something was sent for the first time
+    it is open too, so that a wrong password is tried once and not by every connection.
     """
 
     def __init__(self) -> None:
@@ -23,6 +25,7 @@ class Breaker:
         self._pause = 0.0
         self._until = 0.0
         self._probe: object = None
+        self._suspects: set[str] = set()
 
     @property
     def tripped(self) -> bool:
@@ -34,7 +37,7 @@ class Breaker:
         return max(0.0, self._until - time.monotonic())
 
     def admit(self) -> object | None:
-        """Return a ticket for one attempt, or `None`. Its holder must report `succeed`, `fail` or `abandon`."""
+        """Return a ticket for one attempt, or `None`. Its holder must report how it went, or `abandon`."""
         if not self.closed and (self._probe or self.wait()):
             return None
         ticket = object()
@@ -43,9 +46,18 @@ class Breaker:
         return ticket
 
     def succeed(self, ticket: object) -> None:
-        """Close, if the ticket was the probe's."""
+        """Report that the server works. Close, if the ticket was the probe's."""
+        self._suspects.clear()
         if ticket is self._probe:
             self.closed, self._probe, self._pause = True, None, 0.0
+
+    def suspect(self, ticket: object, email_id: str, fault: str) -> None:
+        """Report a failure after MAIL that may be the server's or this e-mail's: several e-mails in a row open it."""
+        self._suspects.add(email_id)
+        if len(self._suspects) >= SUSPICIONS:
+            self.fail(ticket, fault)
+        else:
+            self.abandon(ticket)
 
     def fail(self, ticket: object, fault: str) -> None:
         """Open. Several attempts admitted together count as one fault, and do not count against a later probe."""

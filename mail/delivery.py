@@ -14,18 +14,20 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final
 
-from mail.replies import Outcome, Verdict
+from mail.lease import Lease
+from mail.replies import Outcome
 from mail.settlement import Settlements
+from mail.slots import Slots
 from mail.templates import Content, RenderError, Templates
+from mail.verdicts import Stage, Verdict
 from mailer import Mailer
-from mongo.dead_mail import DeadMail
-from mongo.errors import Unavailable
-from mongo.outbox import Outbox, OwedEmail
+from mongo.errors import StoreError, Unavailable
+from mongo.outbox import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
+from store import Store
 
 log = logging.getLogger("notifier.delivery")
 
@@ -39,12 +41,13 @@ STOP_GRACE: Final = 2.5
 """Seconds that conversations are given to end when the process stops."""
 SETTLE_GRACE: Final = 1.0
 """Seconds that the other e-mails are then given to be settled."""
-STOPPED: Final = "The service was stopped."
+FOREIGN_INTERVAL: Final = 60.0
+"""Seconds between two looks for documents whose outbox is not ours."""
 
 
 @asynccontextmanager
 async def running_delivery(
-    outbox: Outbox, dead_mail: DeadMail, settings: Settings, owed: asyncio.Event, metrics: Metrics
+    store: Store, settings: Settings, owed: asyncio.Event, metrics: Metrics
 ) -> AsyncIterator[Delivery]:
     """Deliver in the background. At the end, finish the conversations under way and give the other e-mails back.
 
@@ -53,50 +56,31 @@ async def running_delivery(
     mailer = Mailer(settings)
     metrics.watch(metrics.connections, lambda: mailer.connections)
     metrics.watch(metrics.breaker, lambda: mailer.breaker.tripped)
-    delivery = Delivery(outbox, dead_mail, mailer, settings, owed, metrics)
-    run, keeper = asyncio.create_task(delivery.run()), asyncio.create_task(delivery.keep_leases())
+    delivery = Delivery(store, mailer, settings, owed, metrics)
+    run = asyncio.create_task(delivery.run())
+    helpers = {asyncio.create_task(delivery.keep_leases()), asyncio.create_task(delivery.watch_foreign())}
     try:
         yield delivery
     finally:
-        await delivery.stop(run, keeper)
+        await delivery.stop(run, helpers)
         await mailer.close()
-
-
-@dataclass(eq=False, slots=True)
-class Lease:
-    """An e-mail that this worker holds, until `ends` (monotonic seconds) unless the lease is extended."""
-
-    email: OwedEmail
-    ends: float
-    in_conversation: bool = False
-
-    @property
-    def held(self) -> bool:
-        """Whether the lease has not ended. Once it has, the e-mail may be another worker's."""
-        return time.monotonic() < self.ends
 
 
 class Delivery:
     """Delivers what is owed."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - it joins that many
-        self,
-        outbox: Outbox,
-        dead_mail: DeadMail,
-        mailer: Mailer,
-        settings: Settings,
-        owed: asyncio.Event,
-        metrics: Metrics,
-    ) -> None:
-        self._outbox = outbox
+    def __init__(self, store: Store, mailer: Mailer, settings: Settings, owed: asyncio.Event, metrics: Metrics) -> None:
+        self._outbox = store.outbox
         self._mailer = mailer
-        self._settlements = Settlements(outbox, dead_mail, settings, metrics)
+        self._settlements = Settlements(store, settings, metrics)
         self._templates = Templates(settings.templates_dir)
-        self._lease_seconds = settings.lease
+        self._metrics = metrics
+        self._lease_seconds = settings.mail_lease_seconds
         self._owed = owed
-        self._slots = asyncio.Semaphore(settings.smtp_connections)
+        self._slots = Slots(settings.smtp_connections)
         self._stopped = asyncio.Event()
         self._leases: dict[asyncio.Task[None], Lease] = {}
+        self._foreign: set[str] = set()
 
     async def run(self) -> None:
         """Claim and deliver until stopped."""
@@ -133,7 +117,22 @@ class Delivery:
                 for lease in leases:
                     lease.ends = ends
 
-    async def stop(self, run: asyncio.Task[None], keeper: asyncio.Task[None]) -> None:
+    async def watch_foreign(self) -> None:
+        """Count the documents whose outbox is not ours, or damaged, and log each of them once, for ever."""
+        while True:
+            try:
+                found = await self._outbox.foreign()
+            except StoreError:
+                log.debug("MongoDB is unavailable, so foreign documents cannot be counted")
+            else:
+                self._metrics.foreign.set(len(found))
+                for document in {f"{id_!r}" for id_ in found} - self._foreign:
+                    self._foreign.add(document)
+                    name = document if "@" not in document else "with an address as its _id"
+                    log.error("document %s: its `outbox` or `mail_due` is not the service's, or is damaged", name)
+            await asyncio.sleep(FOREIGN_INTERVAL)
+
+    async def stop(self, run: asyncio.Task[None], helpers: set[asyncio.Task[None]]) -> None:
         """Stop claiming, let conversations end for a while, and give everything else back."""
         self._stopped.set()
         self._owed.set()
@@ -142,9 +141,9 @@ class Delivery:
                 # A claim under way starts new deliveries. One cancelled before it began would give nothing back.
                 while pending := {task for task in (run, *self._leases) if not task.done()}:
                     await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in {run, keeper, *self._leases}:
+        for task in {run, *helpers, *self._leases}:
             task.cancel()
-        await asyncio.wait({run, keeper, *self._leases}, timeout=SETTLE_GRACE)
+        await asyncio.wait({run, *helpers, *self._leases}, timeout=SETTLE_GRACE)
 
     async def _claim(self) -> bool:
         """Claim what is due and start to deliver it; return whether there was anything."""
@@ -153,8 +152,8 @@ class Delivery:
         ends = time.monotonic() + self._lease_seconds  # from before the request, so never later than MongoDB's
         try:
             emails = await self._outbox.claim(users, self._lease_seconds)
-        except Unavailable:
-            log.warning("MongoDB is unavailable, so no e-mails can be claimed")
+        except Unavailable as exc:
+            log.warning("no e-mails can be claimed: %s", exc)
             return False
         except Exception:
             log.exception("unexpected error: no e-mails can be claimed")
@@ -183,26 +182,27 @@ class Delivery:
         try:
             outcome = await self._send(lease)
         except asyncio.CancelledError:
-            verdict = Verdict.AMBIGUOUS if lease.in_conversation else Verdict.CONNECTION
-            outcome = Outcome(verdict, "stopped", STOPPED)
+            outcome = _stopped(Verdict.AMBIGUOUS if lease.sending else Verdict.CONNECTION)
         except Exception:
             # A fault of ours must neither lose the e-mail nor send it for ever.
             log.exception("e-mail %s: unexpected error", lease.email.id)
-            outcome = Outcome(Verdict.TRANSIENT, "internal error", "The service failed to send it.")
+            outcome = Outcome(
+                verdict=Verdict.TRANSIENT, status="internal error", detail="The service failed to send it."
+            )
         if outcome is not None:
             await self._settlements.settle(lease.email, outcome)
 
     async def _send(self, lease: Lease) -> Outcome | None:
         email = lease.email
         if email.dead:  # its worker died before it was buried
-            return Outcome(Verdict.PERMANENT, "dead", email.error or "")
-        async with self._slots:
+            return Outcome(verdict=Verdict.PERMANENT, status="dead", detail=email.error or "")
+        async with self._slots.taken() as slot:
             if self._stopped.is_set():
-                return Outcome(Verdict.CONNECTION, "stopped", STOPPED)
+                return _stopped(Verdict.CONNECTION)
             if not lease.held:  # this process was frozen, or MongoDB was
                 return None
-            lease.in_conversation = True
-            return await self._mailer.send(email, self._content(email))
+            lease.waits = slot.give_up
+            return await self._mailer.send(lease, self._content(email))
 
     def _content(self, email: OwedEmail) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
@@ -212,3 +212,7 @@ class Delivery:
             reason = type(exc.__cause__).__name__  # its message may quote data
             log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)
             return Content(email.key, email.key)
+
+
+def _stopped(verdict: Verdict) -> Outcome:
+    return Outcome(verdict=verdict, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT)

@@ -6,13 +6,57 @@ that take more than ASCII).
 
 from __future__ import annotations
 
-from datetime import datetime
+from base64 import b64encode
+from collections.abc import Iterator
 from email import policy
-from email.headerregistry import Address, HeaderRegistry
+from email.headerregistry import Address, BaseHeader, HeaderRegistry, UniqueUnstructuredHeader
 from email.message import EmailMessage
+from email.policy import Policy
 from typing import Any, Final
 
 from mail.templates import Content
+from mongo.outbox import OwedEmail
+
+LINE_LENGTH: Final = 78
+"""Characters of a header's line (RFC 5322, section 2.1.1)."""
+WORD_BYTES: Final = 45
+"""Bytes of UTF-8 in one encoded word. As base64 in `=?utf-8?b?...?=` they make 72 of the 75 characters allowed."""
+
+
+class _Subject(UniqueUnstructuredHeader, BaseHeader):  # type: ignore[misc] - so does HeaderRegistry combine them
+    """A subject that reads back as it was, in lines of at most 78 characters where it has spaces (RFC 5322).
+
+    Python's own folding makes encoded words of 76 characters, of which 75 are allowed (RFC 2047, section 2), and some
+    subjects read back with a space more or less.
+    """
+
+    def fold(self, *, policy: Policy[Any]) -> str:
+        """Return the header as it is sent."""
+        text = str(self)
+        words = text.split(" ") if text.isascii() else [_encoded_word(chunk) for chunk in _chunks(text)]
+        lines = [f"{self.name}: {words[0]}"]
+        for word in words[1:]:
+            if len(lines[-1]) + len(word) < LINE_LENGTH:
+                lines[-1] += f" {word}"
+            else:
+                lines.append(f" {word}")
+        return "".join(f"{line}{policy.linesep}" for line in lines)
+
+
+def _encoded_word(chunk: bytes) -> str:
+    return f"=?utf-8?b?{b64encode(chunk).decode()}?="
+
+
+def _chunks(text: str) -> Iterator[bytes]:
+    """Cut a text into pieces for encoded words, between characters."""
+    chunk = b""
+    for character in text:
+        encoded = character.encode()
+        if len(chunk) + len(encoded) > WORD_BYTES:
+            yield chunk
+            chunk = b""
+        chunk += encoded
+    yield chunk
 
 
 class _CachedHeaderRegistry(HeaderRegistry):
@@ -20,6 +64,7 @@ class _CachedHeaderRegistry(HeaderRegistry):
 
     def __init__(self) -> None:
         super().__init__()
+        self.map_to_type("subject", _Subject)
         self._classes: dict[str, type] = {}
 
     def __getitem__(self, name: str) -> type:
@@ -44,14 +89,14 @@ class Sender:
         self.header: Any = CONTENT_POLICY.header_factory("From", (Address(name, local, self.domain),))
 
 
-def compose(id_: str, at: datetime, sender: Sender, to: str, content: Content) -> EmailMessage:
-    """Make the message: a text, or a text and the same in HTML. `id_` and `at` make `Message-ID` and `Date`."""
+def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> EmailMessage:
+    """Make the message: a text, or a text and the same in HTML. `Message-ID` and `Date` never change."""
     message = EmailMessage(CONTENT_POLICY)
     message["From"] = sender.header
     message["To"] = to
     message["Subject"] = content.subject
-    message["Date"] = at
-    message["Message-ID"] = f"<{id_}@{sender.domain}>"
+    message["Date"] = email.at
+    message["Message-ID"] = f"<{email.id}@{sender.domain}>"
     message["Auto-Submitted"] = AUTO_SUBMITTED
     message.set_content(content.text + "\n")
     if content.html:

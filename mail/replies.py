@@ -1,76 +1,59 @@
-"""What an SMTP server's reply, or a broken conversation, means for an e-mail: one table.
+"""What an SMTP server's reply, or a broken conversation, means for an e-mail and for the server.
 
-Sources: RFC 5321 (SMTP), RFC 3463 and its registry (enhanced status codes), RFC 4954 (AUTH).
+The replies themselves are in `mail/refusals.py`.
 """
 
 from __future__ import annotations
 
-import enum
 import re
 import ssl
 from dataclasses import dataclass
 from typing import Final
 
-from aiosmtplib import SMTPResponseException
+from aiosmtplib import SMTPResponseException, SMTPTimeoutError
+
+from mail.refusals import VERDICTS
+from mail.verdicts import Stage, Verdict
 
 DETAIL_LIMIT: Final = 500
 """Characters kept of a server's reply."""
+CLOSING: Final = 421
+"""The reply of a server that closes the connection."""
 
 
-class Stage(enum.Enum):
-    """How far a conversation has come."""
-
-    CONNECT = "connect"
-    """Greeting, TLS and login."""
-    MAIL = "MAIL"
-    RCPT = "RCPT"
-    DATA = "DATA"
-
-
-class Verdict(enum.Enum):
-    """What became of an e-mail."""
-
-    SENT = "sent"
-    TRANSIENT = "transient"
-    """Not now, for this e-mail."""
-    PERMANENT = "permanent"
-    """Never, for this e-mail."""
-    AMBIGUOUS = "ambiguous"
-    """The connection broke while the server had the message, so it may have accepted it."""
-    CONNECTION = "connection"
-    """The server cannot be worked with now. This says nothing about the e-mail."""
-    CONFIGURATION = "configuration"
-    """The server refuses us as we are configured. This says nothing about the e-mail."""
-
-
-VERDICTS: Final = (
-    # stages, how the reply begins, what it means; the first match counts
-    (Stage, r"421", Verdict.CONNECTION),  # "service not available, closing transmission channel"
-    (Stage, r"503|530|534|535|538", Verdict.CONFIGURATION),  # login wrong, or wanted first (RFC 4954)
-    (Stage, r"5\d\d 5\.(1\.[78]|7\.(57|60|8|9|1[13]))\b", Verdict.CONFIGURATION),  # sender or login, refused late
-    (
-        Stage,
-        r"5.*(sender address rejected|not owned by user|relay access denied|relaying denied|unable to relay)",
-        Verdict.CONFIGURATION,
-    ),  # Postfix, Sendmail and Exchange, at RCPT and without a code of its own
-    ({Stage.CONNECT}, r"5", Verdict.CONFIGURATION),
-    ({Stage.CONNECT}, r"", Verdict.CONNECTION),
-    ({Stage.MAIL}, r"552|5\d\d 5\.3\.4", Verdict.PERMANENT),  # the message is too large
-    ({Stage.MAIL}, r"5", Verdict.CONFIGURATION),  # the sender is refused
-    (Stage, r"5", Verdict.PERMANENT),
-    (Stage, r"4", Verdict.TRANSIENT),
-    ({Stage.DATA}, r"", Verdict.AMBIGUOUS),  # neither accepts nor refuses a message that it has
-    (Stage, r"", Verdict.CONNECTION),  # not SMTP
-)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of an e-mail. `status` is for logs and holds no address; `detail` is for operators and may."""
+    """What became of an e-mail. `status` is for logs and holds no address; `detail` is for operators and may.
+
+    `stage` is how far the conversation came; `broken`, whether it ended without a reply or with one that closes the
+    connection; `timed_out`, whether that was for lack of a reply in time.
+    """
 
     verdict: Verdict
     status: str
-    detail: str
+    detail: str = ""
+    stage: Stage = Stage.DATA
+    broken: bool = False
+    timed_out: bool = False
+
+    @property
+    def blames_server(self) -> bool:
+        """Whether it says that the server cannot be worked with. Until MAIL, nothing is known to it of an e-mail."""
+        return self.verdict in {Verdict.CONNECTION, Verdict.CONFIGURATION} and self.stage in {Stage.CONNECT, Stage.MAIL}
+
+    @property
+    def suspects_server(self) -> bool:
+        """Whether it may be the server's fault as well as the e-mail's."""
+        return self.broken or self.verdict in {Verdict.CONFIGURATION, Verdict.UNCLEAR, Verdict.AMBIGUOUS}
+
+    @property
+    def worth_a_new_connection(self) -> bool:
+        """Whether a kept connection may be all that was wrong: servers close these unasked."""
+        return (
+            self.broken
+            and self.verdict is not Verdict.AMBIGUOUS
+            and not (self.timed_out and self.stage is not Stage.MAIL)
+        )
 
 
 class SMTPFault(Exception):
@@ -84,28 +67,56 @@ class SMTPFault(Exception):
 def judge(exc: Exception, stage: Stage) -> Outcome:
     """Return what an exception means that ended a conversation at this stage."""
     if isinstance(exc, SMTPFault):
-        return Outcome(exc.verdict, str(exc), str(exc))
+        broken = exc.verdict is Verdict.CONNECTION
+        return Outcome(verdict=exc.verdict, status=f"{exc}", detail=f"{exc}", stage=stage, broken=broken)
     if isinstance(exc, SMTPResponseException):
         return _judge_reply(exc, stage)
     if isinstance(exc, ValueError) and not isinstance(exc, OSError):
-        verdict = Verdict.PERMANENT  # an address that does not fit into a command
-    elif stage is Stage.DATA:
-        verdict = Verdict.AMBIGUOUS
-    elif any(isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError) for e in (exc, exc.__cause__)):
-        verdict = Verdict.CONFIGURATION  # an untrusted certificate, or no TLS where it is expected
-    else:
-        verdict = Verdict.CONNECTION
-    text = f"{stage.value}: {type(exc.__cause__ or exc).__name__}: {exc}"[:DETAIL_LIMIT]
-    return Outcome(verdict, text, text)
+        # An address that does not fit into a command; before RCPT, a login, a host or a sender that does not.
+        text = f"{stage.value}: {type(exc).__name__}"
+        verdict = Verdict.PERMANENT if stage is Stage.RCPT else Verdict.CONFIGURATION
+        return Outcome(verdict=verdict, status=text, detail=f"{text}: {exc}"[:DETAIL_LIMIT], stage=stage)
+    text = f"{stage.value}: {_describe(exc)}"[:DETAIL_LIMIT]
+    return Outcome(
+        verdict=_judge_break(exc, stage),
+        status=text,
+        detail=text,
+        stage=stage,
+        broken=True,
+        timed_out=isinstance(exc, SMTPTimeoutError | TimeoutError),
+    )
+
+
+def _judge_break(exc: Exception, stage: Stage) -> Verdict:
+    if stage is Stage.DATA:
+        return Verdict.AMBIGUOUS
+    if stage is Stage.RCPT:
+        return Verdict.TRANSIENT
+    if any(isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError) for e in (exc, exc.__cause__)):
+        return Verdict.CONFIGURATION  # an untrusted certificate, or no TLS where it is expected
+    return Verdict.CONNECTION
+
+
+def _describe(exc: Exception) -> str:
+    """Name the error of the network beneath aiosmtplib's, if there is one."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, OSError) and not isinstance(exc, SMTPTimeoutError) else exc
+    return f"{type(cause).__name__}: {exc}"
 
 
 def _judge_reply(exc: SMTPResponseException, stage: Stage) -> Outcome:
     # A reply may have any charset and length. What is kept must fit into a document.
     reply = f"{exc.code} {exc.message}".encode("utf-8", "replace").decode()[:DETAIL_LIMIT]
-    verdict = next(
-        verdict
-        for stages, start, verdict in VERDICTS
-        if stage in stages and re.match(start, reply, re.IGNORECASE | re.DOTALL)
-    )
     codes = re.match(r"-?\d+( [245]\.\d{1,3}\.\d{1,3}\b)?", reply)
-    return Outcome(verdict, f"{codes[0] if codes else ''} at {stage.value}", f"{stage.value}: {reply}")
+    return Outcome(
+        verdict=verdict_of(reply, stage),
+        status=f"{codes[0] if codes else ''} at {stage.value}",
+        detail=f"{stage.value}: {reply}",
+        stage=stage,
+        broken=exc.code == CLOSING or exc.code < 200,
+    )
+
+
+def verdict_of(reply: str, stage: Stage) -> Verdict:
+    """Return the verdict of the first row of `VERDICTS` that fits a reply, such as `550 5.1.1 User unknown`."""
+    one_line = " ".join(reply.split())
+    return next(row.verdict for row in VERDICTS if stage in row.stages and row.pattern.match(one_line))

@@ -8,17 +8,24 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mail.replies import Outcome, Verdict
-from mongo.dead_mail import DeadMail
+from mail.replies import Outcome
+from mail.verdicts import Stage, Verdict
 from mongo.errors import Unavailable
-from mongo.outbox import Outbox, OwedEmail
+from mongo.outbox import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
+from store import Store
 
 log = logging.getLogger("notifier.delivery")
 
 ALARM_INTERVAL: Final = 60.0
 """Seconds between two logged errors about a fault of the configuration."""
+ALARMS: Final = {
+    Verdict.CONFIGURATION: "e-mails wait until the SMTP settings or the account are corrected; none is lost: %s",
+    Verdict.UNCLEAR: "the mail server refuses e-mails for a reason that may be ours; see `dead` and `mail`: %s",
+}
+COPIES: Final = 3
+"""Messages at the most that the server may have accepted of one e-mail, without having said so."""
 SPREAD: Final = (0.8, 1.2)
 """Factors between which a delay is spread: e-mails that failed together must not come back together."""
 
@@ -26,9 +33,10 @@ SPREAD: Final = (0.8, 1.2)
 class Settlements:
     """Settles e-mails after an attempt."""
 
-    def __init__(self, outbox: Outbox, dead_mail: DeadMail, settings: Settings, metrics: Metrics) -> None:
-        self._outbox = outbox
-        self._dead_mail = dead_mail
+    def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
+        self._clock = store.clock
+        self._outbox = store.outbox
+        self._dead_mail = store.dead_mail
         self._settings = settings
         self._metrics = metrics
         self._next_alarm = 0.0
@@ -50,22 +58,29 @@ class Settlements:
 
     def _settlement(self, email: OwedEmail, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
         """Return the result for the e-mail (sent, retried, dead or waiting), and the function that settles it."""
-        outbox, tries = self._outbox, email.tries + 1
+        outbox, tries, copies = self._outbox, email.tries + 1, email.copies
+        error, spread = outcome.detail, random.uniform(*SPREAD)
+        delay = self._delay(email.tries)
         match outcome.verdict:
             case Verdict.SENT:
                 return "sent", lambda: outbox.remove(email)
-            case Verdict.CONNECTION | Verdict.CONFIGURATION:
-                return "waiting", lambda: outbox.retry(email, 0, email.tries, outcome.detail)
             case Verdict.PERMANENT:
-                return "dead", lambda: self._dead_mail.bury(email, email.tries if email.dead else tries, outcome.detail)
-            case Verdict.TRANSIENT | Verdict.AMBIGUOUS:
-                delay = self._delay(email.tries)
-                if self._waited(email.tries) + delay > 3600 * self._settings.mail_give_up_hours:
-                    return "dead", lambda: self._dead_mail.bury(email, tries, f"Given up: {outcome.detail}")
-                if outcome.verdict is Verdict.AMBIGUOUS:
-                    delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
-                spread = delay * random.uniform(*SPREAD)
-                return "retried", lambda: outbox.retry(email, spread, tries, outcome.detail)
+                return "dead", lambda: self._bury(email, tries, error)
+            case Verdict.CONNECTION | Verdict.CONFIGURATION:
+                # A refusal after MAIL may be for the sake of this e-mail, which must not be the next probe again.
+                wait = self._delay(0) * spread if outcome.stage in {Stage.RCPT, Stage.DATA} else 0.0
+                return "waiting", lambda: outbox.retry(email, wait, error, tries=email.tries, copies=copies)
+            case Verdict.AMBIGUOUS if copies + 1 >= COPIES:
+                return "dead", lambda: self._bury(email, tries, f"Probably delivered, {copies + 1} times: {error}")
+            case Verdict.AMBIGUOUS:
+                copies += 1
+                delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
+        if self._waited(email.tries) + delay > 3600 * self._settings.mail_give_up_hours:
+            return "dead", lambda: self._bury(email, tries, f"Given up: {error}")
+        return "retried", lambda: outbox.retry(email, delay * spread, error, tries=tries, copies=copies)
+
+    def _bury(self, email: OwedEmail, tries: int, error: str) -> Awaitable[bool]:
+        return self._dead_mail.bury(email, email.tries if email.dead else tries, error)
 
     def _delay(self, tries: int) -> float:
         """Return the seconds from the attempt after `tries` others to the next one (RFC 5321, section 4.5.4.1)."""
@@ -80,11 +95,11 @@ class Settlements:
         """Count and log an outcome, without the address and the server's words, which may hold one."""
         self._metrics.emails.labels(result, outcome.verdict.value).inc()
         if outcome.verdict is Verdict.SENT:
-            self._metrics.delivery.observe(max(0.0, time.time() - email.at.timestamp()))
+            self._metrics.delivery.observe(self._clock.seconds_since(email.at))
+        if outcome.verdict in ALARMS and time.monotonic() >= self._next_alarm:
+            self._next_alarm = time.monotonic() + ALARM_INTERVAL
+            log.error(ALARMS[outcome.verdict], outcome.status)
         if outcome.verdict is Verdict.CONFIGURATION:
-            if time.monotonic() >= self._next_alarm:
-                self._next_alarm = time.monotonic() + ALARM_INTERVAL
-                log.error("e-mails wait until the SMTP settings are corrected; none is lost: %s", outcome.status)
             return
         log.log(
             logging.INFO if outcome.verdict is Verdict.SENT else logging.WARNING,

@@ -51,6 +51,9 @@ class Metrics:
         self.oldest = self._gauge(
             "notifier_oldest_email_owed_seconds", "Age of the oldest e-mail owed; 0 if none is owed.", "livemostrecent"
         )
+        self.foreign = self._gauge(
+            "notifier_foreign_documents", "Documents whose outbox is not the service's, or damaged.", "livemostrecent"
+        )
         self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")
         self.lag = self._gauge(

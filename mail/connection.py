@@ -1,0 +1,163 @@
+"""A connection to the mail server: opened, secured and logged in, kept for several messages, and closed.
+
+Sources: RFC 5321 (SMTP), RFC 8305 (happy eyeballs), RFC 8314 (implicit TLS), RFC 3207 (STARTTLS), RFC 4954 (AUTH).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from aiohappyeyeballs import start_connection
+from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloError
+
+from mail.replies import SMTPFault
+from mail.verdicts import Verdict
+from settings import Security, Settings
+
+MESSAGES_PER_CONNECTION: Final = 100
+CONNECTION_AGE: Final = 300.0
+"""Seconds after which a connection is replaced: servers close old ones unasked."""
+CONNECTION_IDLE: Final = 30.0
+"""Seconds without a message after which a connection is closed, for the same reason."""
+QUIT_TIMEOUT: Final = 0.5
+"""Seconds to wait for the reply to QUIT."""
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds before the server's next address is tried as well (RFC 8305, section 5)."""
+NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
+"""Replies to a command or a mechanism that the server does not have after all (RFC 5321, section 4.2.4; RFC 4954)."""
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """One conversation with the server, for one message after another."""
+
+    smtp: SMTP
+    opened: float = field(default_factory=time.monotonic)
+    used: float = field(default_factory=time.monotonic)
+    messages: int = 0
+
+    def usable(self) -> bool:
+        """Return whether the server can be expected to still listen."""
+        now = time.monotonic()
+        return (
+            self.smtp.is_connected
+            and self.messages < MESSAGES_PER_CONNECTION
+            and now - self.opened < CONNECTION_AGE
+            and now - self.used < CONNECTION_IDLE
+        )
+
+    async def quit(self) -> None:
+        """Say goodbye, then close."""
+        with contextlib.suppress(SMTPException):
+            await self.smtp.quit(timeout=QUIT_TIMEOUT)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close at once. The closing handshake of a server that hangs would hang too."""
+        if self.smtp.transport is not None:
+            cast("asyncio.WriteTransport", self.smtp.transport).abort()
+        self.smtp.close()
+
+
+class Opener:
+    """Opens connections, as the settings say."""
+
+    def __init__(self, settings: Settings, local_hostname: str) -> None:
+        self._settings = settings
+        self._local_hostname = local_hostname
+        self._tls = ssl.create_default_context()
+        if settings.smtp_ca_file:
+            self._tls.load_verify_locations(settings.smtp_ca_file)
+        self._step = ""
+
+    async def open(self) -> Connection:
+        """Open a connection. Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network."""
+        timeout = self._settings.smtp_connect_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._open()
+        except TimeoutError:
+            raise SMTPFault(Verdict.CONNECTION, f"{self._step} timed out after {timeout:g} s") from None
+
+    async def _open(self) -> Connection:
+        settings, security = self._settings, self._settings.security
+        self._step = "connecting"
+        smtp = SMTP(
+            hostname=settings.smtp_host,  # the name that the certificate must have
+            port=None,
+            sock=await self._socket(),
+            use_tls=security is Security.TLS,
+            start_tls=False,  # decided in _upgrade
+            tls_context=self._tls,
+            local_hostname=self._local_hostname,  # aiosmtplib would ask DNS for our name
+            timeout=settings.smtp_connect_timeout,
+        )
+        try:
+            self._step = "TLS or the greeting" if security is Security.TLS else "the greeting"
+            await smtp.connect()
+            await self._greet(smtp)
+            if security in {Security.AUTO, Security.STARTTLS}:
+                await self._upgrade(smtp, required=security is Security.STARTTLS)
+            if settings.smtp_login:
+                self._step = "the login"
+                await _login(smtp, settings.smtp_login, settings.smtp_password or "")
+        except BaseException:
+            Connection(smtp).drop()
+            raise
+        return Connection(smtp)
+
+    async def _socket(self) -> socket.socket:
+        """Connect to the first of the server's addresses that answers. Raises `OSError`."""
+        host, port = self._settings.smtp_host, self._settings.smtp_port
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
+
+    async def _greet(self, smtp: SMTP) -> None:
+        """Say EHLO, or HELO to a server that does not know EHLO (RFC 5321, section 3.2)."""
+        self._step = "EHLO"
+        if smtp.protocol:  # a server may have sent an empty line behind its greeting, which would confuse aiosmtplib
+            smtp.protocol._buffer.clear()  # noqa: SLF001 - it has no other way
+        try:
+            await smtp.ehlo()
+        except SMTPHeloError as exc:
+            if exc.code not in NOT_IMPLEMENTED:
+                raise
+            await smtp.helo()
+
+    async def _upgrade(self, smtp: SMTP, *, required: bool) -> None:
+        if smtp.supports_extension("starttls"):
+            self._step = "STARTTLS"
+            await smtp.starttls()
+            await self._greet(smtp)
+        elif required:
+            raise SMTPFault(Verdict.CONFIGURATION, "the server offers no STARTTLS, and SMTP_SECURITY requires it")
+        elif self._settings.smtp_login:
+            raise SMTPFault(
+                Verdict.CONFIGURATION,
+                "the server offers no STARTTLS, and the password is not sent in the clear unless SMTP_SECURITY=none",
+            )
+
+
+async def _login(smtp: SMTP, login: str, password: str) -> None:
+    """Try the offered mechanisms until one exists. A refusal is final: servers lock accounts that fail often."""
+    refused: SMTPAuthenticationError | None = None
+    offered = smtp.server_auth_methods
+    for name, mechanism in (("plain", smtp.auth_plain), ("login", smtp.auth_login), ("cram-md5", smtp.auth_crammd5)):
+        if name in offered:
+            try:
+                await mechanism(login, password)
+            except SMTPAuthenticationError as exc:
+                if exc.code not in NOT_IMPLEMENTED:
+                    raise
+                refused = exc
+            else:
+                return
+    if refused:
+        raise refused
+    raise SMTPFault(Verdict.CONFIGURATION, "the server offers no AUTH that we know (PLAIN, LOGIN, CRAM-MD5)")

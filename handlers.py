@@ -17,7 +17,7 @@ from api import pages, sse
 from api.auth import identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
-from api.middleware import REQUEST_ID, complete
+from api.middleware import DRAINING, REQUEST_ID, complete
 from api.problems import NoSuchNotification
 from api.stream import Stopping
 from mongo.errors import StoreError
@@ -29,8 +29,6 @@ log = logging.getLogger("notifier.http")
 STORE: Final = web.AppKey("STORE", Store)
 EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
 """Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
-DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
-"""Set when the service is about to stop and should be sent no more requests."""
 
 CREATE: Final = schemas.CreateSchema()
 CREATE_HEADERS: Final = schemas.CreateHeaders()

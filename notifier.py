@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Final
@@ -21,11 +22,11 @@ from api import openapi, pages
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
-from api.middleware import LOOPBACK, middleware, own_name_only
+from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
 from commands import fail, parse_arguments, run_command
 from mail.delivery import running_delivery
-from mongo.errors import StoreError, Unavailable
-from ops.logs import configure_logging
+from mongo.errors import Misconfigured, StoreError, Unavailable
+from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
 from settings import Settings, SettingsError, load_settings
@@ -41,6 +42,8 @@ UNREADY_PERIOD: Final = 1.0
 SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds that requests under way are then given; aiohttp applies it twice. With the graces of delivery, mailer and
 store the process ends within 8 s. Docker waits for 10 s."""
+STOP_LIMIT: Final = 8.0
+"""Seconds after SIGTERM in which the process ends, whatever hangs."""
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
@@ -66,7 +69,8 @@ def create_app(settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[GATE] = Gate(settings)
     app[METRICS] = Metrics()
-    app[handlers.DRAINING] = asyncio.Event()
+    app[DRAINING] = asyncio.Event()
+    app[THROTTLE] = Throttle()
     app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES)
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))
@@ -144,8 +148,9 @@ async def drain_on_sigterm(app: web.Application) -> None:
         raise web.GracefulExit
 
     def drain() -> None:
-        if not app[handlers.DRAINING].is_set():
-            app[handlers.DRAINING].set()
+        if not app[DRAINING].is_set():
+            threading.Timer(STOP_LIMIT, os._exit, [1]).start()  # whatever hangs
+            app[DRAINING].set()
             app[HUB].close()
             loop.call_later(UNREADY_PERIOD, stop)
 
@@ -192,7 +197,19 @@ def serve(settings: Settings, *, is_worker: bool) -> None:
         backlog=LISTEN_BACKLOG,
         print=partial(announce, settings),
         shutdown_timeout=SHUTDOWN_TIMEOUT,
+        auto_decompress=False,  # a small body may inflate to any size; see api/body.py
     )
+
+
+def explain(exc: Exception, settings: Settings) -> int:
+    """Print in one sentence why the service cannot start; return the exit code, 2 if only the configuration helps."""
+    match exc:
+        case Unavailable():
+            return fail(f"{exc}", 2 if isinstance(exc, Misconfigured) else 1)
+        case OSError():
+            why = exc.strerror or "not an address of this machine"
+            return fail(f"The service cannot listen on HOST {settings.host}, PORT {settings.port}: {why}.", 2)
+    return fail(f"The service cannot start: {exc}.")
 
 
 def main(arguments: list[str]) -> int:
@@ -209,10 +226,10 @@ def main(arguments: list[str]) -> int:
         if settings.workers > 1 and not options.worker:
             return asyncio.run(supervise(settings))
         serve(settings, is_worker=options.worker)
-    except Unavailable:
-        return fail("MongoDB cannot be reached, or does not confirm a write: see DB_URI.")
+    except BrokenPipeError:
+        return 0  # whoever reads the output of a command has seen enough
     except (StoreError, OSError) as exc:
-        return fail(f"The service cannot start: {exc}.")
+        return explain(exc, settings)
     return 0
 
 

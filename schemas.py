@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import orjson
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, validate, validates_schema
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, pre_load, validate, validates_schema
 from marshmallow import fields as mf
 
 from mongo.document import RECENT_LIMIT, JSONObject
@@ -23,6 +23,8 @@ DATA_DEPTH: Final = 32
 """Levels of nesting in `data`. The object itself is the first."""
 PAGE_LIMIT: Final = 1000
 """Notifications in one page."""
+UNKNOWN_LIMIT: Final = 16
+"""Unknown fields of a body that its error names."""
 SELECTORS: Final = ("notification_id", "target_id", "key", "all")
 """The ways to say which notifications are meant."""
 OBJECT_ID: Final = "[0-9a-fA-F]{24}"
@@ -190,6 +192,12 @@ class CreateSchema(Schema):
             "levels deep. Names do not start with `$` or contain NUL; integers fit in 64 bits."
         },
     )
+
+    @pre_load
+    def _cap_unknown(self, values: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
+        """Name no more than `UNKNOWN_LIMIT` unknown fields: a body has room for thousands."""
+        unknown = [name for name in values if name not in self.fields]
+        return {name: value for name, value in values.items() if name not in unknown[UNKNOWN_LIMIT:]}
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> Create:

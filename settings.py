@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,6 +17,7 @@ from marshmallow import ValidationError, validate
 from mail.address import envelope_address, sender_address
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
+from ops import checks
 
 
 class Security(enum.Enum):
@@ -43,32 +43,15 @@ def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: boo
     return field(default=default, repr=not secret, metadata=metadata)
 
 
-SECRET_LENGTH: Final = 32
-"""Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
-POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
-
-
-def _all_positive(values: list[float]) -> None:
-    for value in values:
-        POSITIVE(value)
-
-
-def _long_secrets(values: list[str]) -> None:
-    if any(len(value.encode("utf-8", "surrogateescape")) < SECRET_LENGTH for value in values):
-        raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
-
-
-def _origins(values: list[str]) -> None:
-    for value in values:
-        if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
-            raise ValidationError("Not an origin such as https://app.example.com.")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole configuration. Each field is the environment variable of the same name in capitals."""
 
-    host: str = _setting("address to listen on; 127.0.0.1 in a local run", default="0.0.0.0")  # noqa: S104 - a container's
+    host: str = _setting(
+        "address to listen on; 127.0.0.1 in a local run",
+        default="0.0.0.0",  # noqa: S104 - a container's
+        validate=checks.host,
+    )
     port: int = _setting("port to listen on", "int", 8080, validate=validate.Range(1, 65535))
     email: str = _setting("address of users that the service creates; required", default="", validate=envelope_address)
     db_uri: str = _setting(
@@ -77,10 +60,12 @@ class Settings:
     notifications_limit: int = _setting(
         "notifications kept per user; the oldest are removed", "int", 100, validate=validate.Range(1, 10_000)
     )
-    smtp_host: str = _setting("SMTP server; required", default="")
+    smtp_host: str = _setting("SMTP server; required", default="", validate=checks.host)
     smtp_port: int = _setting("port of the SMTP server", "int", 465, validate=validate.Range(1, 65535))
-    smtp_login: str | None = _setting("login at the SMTP server; without one, no authentication")
-    smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True)
+    smtp_login: str | None = _setting(
+        "login at the SMTP server; without one, no authentication", validate=checks.encodable
+    )
+    smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True, validate=checks.encodable)
     smtp_from: str = _setting(
         "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=sender_address
     )
@@ -95,30 +80,32 @@ class Settings:
     smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's", "path")
     smtp_connections: int = _setting("SMTP connections open at once", "int", 4, validate=validate.Range(1, 100))
     smtp_connect_timeout: float = _setting(
-        "seconds to connect, secure the connection and log in", "float", 30.0, validate=POSITIVE
+        "seconds to connect, secure the connection and log in", "float", 30.0, validate=checks.POSITIVE
     )
-    smtp_command_timeout: float = _setting("seconds for the reply to a command", "float", 30.0, validate=POSITIVE)
+    smtp_command_timeout: float = _setting(
+        "seconds for the reply to a command", "float", 30.0, validate=checks.POSITIVE
+    )
     smtp_data_timeout: float = _setting(
         "seconds after which a message without a reply lets others go first; the reply is awaited for 10 minutes",
         "float",
         30.0,
-        validate=POSITIVE,
+        validate=checks.POSITIVE,
     )
     mail_retry_minutes: Sequence[float] = _setting(
         "minutes before each further attempt; the last value repeats",
         "list",
         (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0),
         subcast=float,
-        validate=[validate.Length(min=1), _all_positive],
+        validate=[validate.Length(min=1), checks.all_positive],
     )
     mail_ambiguous_minutes: float = _setting(
         "minimum minutes before an e-mail that the server may have accepted is sent again",
         "float",
         5.0,
-        validate=POSITIVE,
+        validate=checks.POSITIVE,
     )
     mail_give_up_hours: float = _setting(
-        "hours of attempts after which an e-mail becomes a dead letter", "float", 48.0, validate=POSITIVE
+        "hours of attempts after which an e-mail becomes a dead letter", "float", 48.0, validate=checks.POSITIVE
     )
     mail_lease_seconds: float = _setting(
         "seconds until another process takes over the e-mails of one that died",
@@ -132,19 +119,19 @@ class Settings:
         (),
         secret=True,
         subcast=str.strip,
-        validate=[validate.Length(min=1), _long_secrets],
+        validate=[validate.Length(min=1), checks.long_secrets],
     )
     user_token_secret: str | None = _setting(
         "secret that signs users' tokens (JWT, HS256) for /list, /read and /stream; needs API_KEYS",
         secret=True,
-        validate=lambda value: _long_secrets([value]),
+        validate=lambda value: checks.long_secrets([value]),
     )
     cors_origins: Sequence[str] = _setting(
         "comma-separated origins whose pages may call /list, /read and /stream, such as https://app.example.com",
         "list",
         (),
         subcast=str.strip,
-        validate=_origins,
+        validate=checks.origins,
     )
     stream_limit: int = _setting(
         "streams open at once in one process", "int", 10_000, validate=validate.Range(1, 1_000_000)
@@ -202,10 +189,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
 
     Raises `SettingsError` with every fault.
     """
-    try:
-        env = _Variables(env_file)
-    except UnicodeDecodeError:
-        raise SettingsError({str(env_file): ["Not UTF-8."]}) from None
+    env = _variables(env_file)
     given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "")}
     local = given.isdisjoint({"db_uri", "smtp_host"})
     values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
@@ -236,6 +220,15 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         login = values["smtp_login"] or ""
         values["smtp_from"] = login if _is_address(login) else values["email"]
     return Settings(**values)
+
+
+def _variables(env_file: Path) -> _Variables:
+    try:
+        return _Variables(env_file)
+    except UnicodeDecodeError:
+        raise SettingsError({f"{env_file}": ["Not UTF-8."]}) from None
+    except OSError as exc:
+        raise SettingsError({f"{env_file}": [f"Cannot be read: {exc.strerror}."]}) from None
 
 
 def _messages(found: Sequence[str | int]) -> Sequence[str]:

@@ -10,7 +10,7 @@ import hmac
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,6 +54,10 @@ class BackendOnly(Exception):
     """The caller is a user, and only a backend may do this."""
 
 
+class ForeignPage(Exception):
+    """A browser calls for a page of another site, and no key protects the service."""
+
+
 class OtherUser(Exception):
     """The caller is another user."""
 
@@ -82,6 +86,19 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         self._keys = [key.encode() for key in settings.api_keys]
         self._secret = settings.user_token_secret
+        self._origins = frozenset(settings.cors_origins)
+
+    def must_be_own_page(self, headers: Mapping[str, str], host: str) -> None:
+        """Raise `ForeignPage` for a page that neither the service itself nor an origin in `CORS_ORIGINS` has sent.
+
+        Only while there are no keys: then a page acts with the rights of whoever looks at it. Other clients than
+        browsers send neither header (Fetch, section 3.1; Fetch Metadata).
+        """
+        site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+        if self._keys or origin in self._origins or site in {"same-origin", "none"}:
+            return
+        if site == "cross-site" or (origin is not None and origin.partition("://")[2].lower() != host.lower()):
+            raise ForeignPage
 
     def identify(self, authorization: Sequence[str]) -> Caller:
         """Return the caller that sends these `Authorization` headers. Raises `Unauthenticated`."""
@@ -114,8 +131,10 @@ GATE: Final = web.AppKey("GATE", Gate)
 
 
 def identify(request: web.Request) -> Caller:
-    """Return the caller of a request. Raises `Unauthenticated`."""
-    return request.app[GATE].identify(request.headers.getall("Authorization", []))
+    """Return the caller of a request. Raises `Unauthenticated` or `ForeignPage`."""
+    gate = request.app[GATE]
+    gate.must_be_own_page(request.headers, request.host)
+    return gate.identify(request.headers.getall("Authorization", []))
 
 
 def sign_token(secret: str, user_id: str, ttl: int) -> str:

@@ -20,6 +20,7 @@ BODY_LIMIT: Final = 64 * 1024
 """Bytes of a request body."""
 BODY_TIMEOUT: Final = 30.0
 """Seconds in which the body must arrive."""
+BOM: Final = "\N{ZERO WIDTH NO-BREAK SPACE}"
 CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -29,6 +30,10 @@ class BadBody(Exception):
 
 class WrongCharset(BadBody):
     """The Content-Type declares another charset than that of JSON."""
+
+
+class Compressed(BadBody):
+    """The body is compressed, which only a proxy may undo: a small body may inflate to any size."""
 
 
 class NotUTF8(BadBody):
@@ -54,10 +59,13 @@ class BodyTooSlow(BadBody):
 async def read_object(request: web.Request) -> Mapping[str, Any]:
     """Read the body as a JSON object, whatever its media type.
 
-    JSON between systems is UTF-8 (RFC 8259, section 8.1), so another declared charset is refused.
+    JSON between systems is UTF-8 without a byte order mark (RFC 8259, section 8.1), so another declared charset is
+    refused.
 
     Raises `BadBody`, and aiohttp's `HTTPRequestEntityTooLarge`.
     """
+    if request.headers.get("Content-Encoding", "").strip().lower() not in {"", "identity"}:
+        raise Compressed
     if (request.charset or "utf-8").lower() not in CHARSETS:
         raise WrongCharset
     try:
@@ -88,6 +96,8 @@ def parse_json(text: str) -> object:
 
     Raises `ValueError` whose message is part of a sentence.
     """
+    if text.startswith(BOM):
+        raise ValueError("it begins with a byte order mark")
     try:
         return DECODER.decode(text)
     except RecursionError:
@@ -113,7 +123,7 @@ def single_values(values: MultiMapping[str], *names: str) -> dict[str, object]:
 
     Which of several values was meant must not be guessed. Headers are looked up by name, as theirs come in any case.
     """
-    found = {name: values.getall(name, []) for name in names or values}
+    found = {name: values.getall(name, []) for name in names or set(values)}
     return {name: given[0] if len(given) == 1 else given for name, given in found.items() if given}
 
 

@@ -13,7 +13,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from api.problems import ForeignHost, problem_of, render
-from mongo.errors import Conflict
+from mongo.errors import Conflict, Unavailable, UnknownError
+from ops.logs import Throttle
 from ops.metrics import METRICS
 
 log = logging.getLogger("notifier.http")
@@ -22,12 +23,16 @@ REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 STARTED: Final = web.RequestKey("STARTED", float)
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+OWN_NAME: Final = re.compile(r"(?:127\.0\.0\.1|\[::1\]|localhost)(?::\d{1,5})?", re.IGNORECASE)
+DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
+"""Set when the service is about to stop and should be sent no more requests."""
+THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
 
 
 @web.middleware
 async def own_name_only(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse requests for another host name. The name of any site can point to this machine (DNS rebinding)."""
-    if request.url.host not in LOOPBACK:
+    if not OWN_NAME.fullmatch(request.host):
         raise ForeignHost
     return await handler(request)
 
@@ -44,17 +49,18 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     try:
         response = await handler(request)
     except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem
-        _log_failure(exc, request_id)
+        _log_failure(exc, request_id, request.app[THROTTLE])
         response = render(exc)
     if not response.prepared:  # a stream was completed when it began
         complete(request, response)
     return response
 
 
-def _log_failure(exc: Exception, request_id: str) -> None:
+def _log_failure(exc: Exception, request_id: str, throttle: Throttle) -> None:
     extra = {"request_id": request_id}
-    if isinstance(exc, Conflict):
-        log.error("MongoDB refuses a write because of %s", exc, extra=extra)
+    if isinstance(exc, Conflict | Unavailable | UnknownError):
+        if f"{exc}" and throttle.allows(f"{exc}"):
+            log.error("requests fail: %s", exc, extra=extra)
     elif problem_of(exc).status == 500:
         log.error("unexpected error", exc_info=exc, extra=extra)
 
@@ -63,6 +69,8 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
     """Add the last headers to a response that is about to be sent, and count, time and log its request."""
     seconds = perf_counter() - request[STARTED]
     response.headers["X-Request-ID"] = request_id = request[REQUEST_ID]
+    if request.app[DRAINING].is_set():
+        response.force_close()  # the client's next request should reach another process
     if request.headers.get("Origin"):
         response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out
     resource = request.match_info.route.resource

@@ -72,6 +72,12 @@ PROBLEMS: Final = (
         status=400,
         detail="The body must be JSON in UTF-8, but its Content-Type declares another charset.",
     ),
+    Problem(
+        exception=body.Compressed,
+        status=415,
+        detail="The body is compressed, and only uncompressed bodies are accepted.",
+        advice="Send no Content-Encoding.",
+    ),
     Problem(exception=body.NotUTF8, status=400, detail="The body is not valid UTF-8."),
     Problem(exception=body.NotJSON, status=400, detail="The body is not JSON: {}.", example="NaN is not a number"),
     Problem(exception=body.NotAnObject, status=400, detail="The body is JSON, but not an object."),
@@ -94,6 +100,12 @@ PROBLEMS: Final = (
     Problem(exception=auth.TokenExpired, status=401, detail="The token has expired."),
     Problem(exception=auth.TokenWithoutUser, status=401, detail="The token's `sub` is not the id of a user."),
     Problem(exception=auth.BackendOnly, status=403, detail="Only a backend with a key may do this."),
+    Problem(
+        exception=auth.ForeignPage,
+        status=403,
+        detail="A page of another site may not call this service while it has no API keys.",
+        advice="Name the page's origin in `CORS_ORIGINS`, or set `API_KEYS`.",
+    ),
     Problem(exception=auth.OtherUser, status=403, detail="The token belongs to another user."),
     Problem(
         exception=ForeignHost,
@@ -129,7 +141,7 @@ PROBLEMS: Final = (
         exception=errors.Conflict,
         status=409,
         detail="The users' collection does not admit this write. The service's log has the reason.",
-        advice="A unique index or a validator of yours is in the way, or a `notifications` field that is no array.",
+        advice="An index or a validator of yours is in the way, or a field of yours has one of the service's names.",
     ),
     Problem(
         exception=errors.TooLarge,
@@ -176,6 +188,12 @@ PROBLEMS: Final = (
         advice="`STREAM_LIMIT` sets how many.",
         retry_after=5,
     ),
+    Problem(
+        exception=stream.Unreadable,
+        status=409,
+        detail="The user's notifications cannot be read. The service's log has the reason.",
+        advice="A field of yours has the name `notifications`.",
+    ),
     Problem(exception=stream.Stopping, status=503, detail="The service is stopping.", retry_after=5),
     Problem(exception=stream.ClientGone, status=503, detail="The client has closed the connection.", retry_after=5),
     # --- everything else
@@ -206,6 +224,8 @@ def render(exc: Exception) -> web.Response:
         headers["Retry-After"] = f"{problem.retry_after}"
     if isinstance(exc, web.HTTPMethodNotAllowed):
         headers["Allow"] = exc.headers["Allow"]
+    if isinstance(exc, body.Compressed):
+        headers["Accept-Encoding"] = "identity"  # RFC 9110, section 15.5.16
     if isinstance(exc, auth.Unauthenticated):
         error = f', error="{exc.error}"' if exc.error else ""
         headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'

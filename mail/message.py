@@ -23,7 +23,7 @@ WORD_BYTES: Final = 45
 """Bytes of UTF-8 in one encoded word. As base64 in `=?utf-8?b?...?=` they make 72 of the 75 characters allowed."""
 
 
-class _Subject(UniqueUnstructuredHeader, BaseHeader):  # type: ignore[misc] - so does HeaderRegistry combine them
+class _Subject(UniqueUnstructuredHeader, BaseHeader):  # type: ignore[misc]  # as HeaderRegistry combines them
     """A subject that reads back as it was, in lines of at most 78 characters where it has spaces (RFC 5322).
 
     Python's own folding makes encoded words of 76 characters, of which 75 are allowed (RFC 2047, section 2), and some

@@ -6,8 +6,12 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
+import queue
 import sys
+import threading
+import time
 from datetime import UTC, datetime
 from select import PIPE_BUF
 from typing import Final
@@ -17,6 +21,11 @@ import orjson
 TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
 """Attributes that are not `extra`."""
+QUEUE_LIMIT: Final = 1000
+"""Pieces of at most 4 KiB that wait to be written."""
+CLOSE_TIMEOUT: Final = 0.5
+"""Seconds in which the last lines must be read when the process ends."""
+DROPPED: Final = {"name": "notifier", "levelno": logging.WARNING, "levelname": "WARNING"}
 
 
 class JSONFormatter(logging.Formatter):
@@ -42,13 +51,36 @@ class JSONFormatter(logging.Formatter):
             return json.dumps(line, default=str)
 
 
+class Throttle:
+    """Lets each reason through once in a while, so that a fault that every request meets does not fill the log."""
+
+    def __init__(self, interval: float = 60.0) -> None:
+        self._interval = interval
+        self._last: dict[str, float] = {}
+
+    def allows(self, reason: str) -> bool:
+        """Return whether the reason was not let through within the interval, in seconds."""
+        now = time.monotonic()
+        if now - self._last.get(reason, -math.inf) < self._interval:
+            return False
+        self._last = {known: at for known, at in self._last.items() if now - at < self._interval} | {reason: now}
+        return True
+
+
 class TurnHandler(logging.Handler):
-    """Writes the lines of one turn of the event loop together, at its end. Without a loop it writes at once."""
+    """Writes the lines of one turn of the event loop together, in a thread: a reader that stalls holds up no request.
+
+    At most `QUEUE_LIMIT` pieces wait for the reader. Further lines are dropped, and their number is logged.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._file = sys.stderr.fileno()
         self._lines: list[bytes] = []
+        self._dropped = 0
+        self._pieces: queue.Queue[bytes | None] = queue.Queue(QUEUE_LIMIT)
+        self._writer = threading.Thread(target=self._write, name="log writer", daemon=True)
+        self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line until the end of the turn."""
@@ -61,23 +93,47 @@ class TurnHandler(logging.Handler):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self.flush()
+            self._hand_over()
             return
         if len(self._lines) == 1:
-            loop.call_soon(self.flush)
+            loop.call_soon(self._hand_over)
 
-    def flush(self) -> None:
-        """Write the lines in pieces that a pipe accepts whole, as other workers write to it too (pipe(7))."""
+    def _hand_over(self) -> None:
+        """Give the lines to the writer, in pieces that a pipe accepts whole, as other workers write too (pipe(7))."""
         with self.lock or contextlib.nullcontext():
             lines, self._lines = self._lines, []
-        waiting = b""
-        with contextlib.suppress(OSError):  # no log line could report it
-            for line in lines:
-                if len(waiting) + len(line) > PIPE_BUF:
-                    os.write(self._file, waiting)
-                    waiting = b""
-                waiting += line
-            os.write(self._file, waiting)
+        if self._dropped and not self._pieces.full():
+            lines.insert(0, self._count_dropped())
+        piece, count = b"", 0
+        for line in [*lines, b""]:
+            if count and (not line or len(piece) + len(line) > PIPE_BUF):
+                self._put(piece, count)
+                piece, count = b"", 0
+            piece, count = piece + line, count + 1
+
+    def _put(self, piece: bytes, count: int) -> None:
+        try:
+            self._pieces.put_nowait(piece)
+        except queue.Full:
+            self._dropped += count
+
+    def _count_dropped(self) -> bytes:
+        dropped, self._dropped = self._dropped, 0
+        text = "%d log lines were dropped, as nothing read them"
+        return f"{self.format(logging.makeLogRecord({**DROPPED, 'msg': text, 'args': (dropped,)}))}\n".encode()
+
+    def _write(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            with contextlib.suppress(OSError):  # no log line could report it
+                os.write(self._file, piece)
+
+    def close(self) -> None:
+        """Write what waits, if it is read within `CLOSE_TIMEOUT`."""
+        self._hand_over()
+        with contextlib.suppress(queue.Full):
+            self._pieces.put(None, timeout=CLOSE_TIMEOUT)
+            self._writer.join(CLOSE_TIMEOUT)
+        super().close()
 
 
 def configure_logging(level: str) -> None:

@@ -86,10 +86,11 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""
         self._update_watched()
-        registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            MultiProcessCollector(registry := CollectorRegistry())  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+            with suppress(ValueError, OSError):  # without its directory each worker shows what it knows itself
+                MultiProcessCollector(registry := CollectorRegistry())  # type: ignore[no-untyped-call]
+                return generate_latest(registry)
+        return generate_latest(self._registry)
 
     @asynccontextmanager
     async def measuring_lag(self) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Final
 
@@ -42,7 +43,7 @@ async def supervise(settings: Settings) -> int:
     (await loop.create_server(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with TemporaryDirectory(prefix="notifier-metrics-") as folder:
+    with TemporaryDirectory(prefix="notifier-metrics-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, METRICS_FOLDER: folder}
         return max(await asyncio.gather(*(_tend(environment, stop) for _ in range(settings.workers))))
 
@@ -65,7 +66,8 @@ async def _tend(environment: Mapping[str, str], stop: asyncio.Event) -> int:
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             await _drain(worker, ended)
-        mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
+        with suppress(OSError):  # somebody may have cleaned /tmp
+            mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
         if stop.is_set():
             break
         soon = loop.time() - began < STARTING_PERIOD
@@ -80,6 +82,7 @@ async def _tend(environment: Mapping[str, str], stop: asyncio.Event) -> int:
 
 
 async def _start(environment: Mapping[str, str]) -> Process:
+    os.makedirs(environment[METRICS_FOLDER], mode=0o700, exist_ok=True)  # noqa: PTH103 - as above; not slow in /tmp
     return await asyncio.create_subprocess_exec(
         *(sys.executable, sys.argv[0], "--worker"),
         stdin=PIPE,

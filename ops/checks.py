@@ -1,0 +1,47 @@
+"""What the values of the configuration must be. Each check raises `marshmallow.ValidationError` with a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from marshmallow import ValidationError, validate
+
+SECRET_LENGTH: Final = 32
+"""Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
+POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
+
+
+def host(value: str) -> None:
+    """Accept an address or a host name whose labels have 1 to 63 characters (RFC 1123, section 2.1)."""
+    labels = value.strip("[]").removesuffix(".").split(".")
+    if ":" in value.strip("[]"):
+        labels = [] if re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", value.strip("[]")) else [""]
+    if not all(re.fullmatch(r"(?!-)[\w-]{1,63}(?<!-)", label) for label in labels):
+        raise ValidationError("Not a host name or an address.")
+
+
+def encodable(value: str) -> None:
+    """Accept text that can be sent: printable, and decoded from UTF-8."""
+    if not value.isprintable():
+        raise ValidationError("Has a control character, or is not UTF-8.")
+
+
+def all_positive(values: Sequence[float]) -> None:
+    """Accept numbers of which each is positive."""
+    for value in values:
+        POSITIVE(value)
+
+
+def long_secrets(values: Sequence[str]) -> None:
+    """Accept secrets of which each is long enough."""
+    if any(len(value.encode("utf-8", "surrogateescape")) < SECRET_LENGTH for value in values):
+        raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
+
+
+def origins(values: Sequence[str]) -> None:
+    """Accept origins, without a path."""
+    for value in values:
+        if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
+            raise ValidationError("Not an origin such as https://app.example.com.")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -47,6 +49,8 @@ STOP_LIMIT: Final = 8.0
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
+LISTENING: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
+"""Errors of a port or an address that cannot be listened on."""
 LOCAL_RUN: Final = """\
 This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
 Open http://{host}:{port}/ in a browser and see it work, or try it here (Ctrl-C stops):
@@ -206,9 +210,9 @@ def explain(exc: Exception, settings: Settings) -> int:
     match exc:
         case Unavailable():
             return fail(f"{exc}", 2 if isinstance(exc, Misconfigured) else 1)
-        case OSError():
-            why = exc.strerror or "not an address of this machine"
-            return fail(f"The service cannot listen on HOST {settings.host}, PORT {settings.port}: {why}.", 2)
+        case OSError(errno=code) if code in LISTENING or isinstance(exc, socket.gaierror):
+            why = f"The service cannot listen on HOST {settings.host}, PORT {settings.port}: {exc.strerror}."
+            return fail(why, 1 if code == errno.EADDRINUSE else 2)
     return fail(f"The service cannot start: {exc}.")
 
 

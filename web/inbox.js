@@ -2,7 +2,7 @@
 const TEXTS = {
 	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
 	empty: "Nothing here yet.", error: "No connection. Trying again.", undone: "That did not work.",
-	unauthorized: "Please sign in again.",
+	unauthorized: "Please sign in again.", invalid: "This inbox cannot be shown.",
 };
 const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
 const PAGE = 20, SILENCE = 45e3; // ms; 15e3 are usual
@@ -86,6 +86,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			fail("unauthorized");
 			emit("notifier-unauthorized");
 		}
+		if (response.status == 422) run.abort(fail("invalid"));
 		throw response;
 	}
 
@@ -96,11 +97,12 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		const asked = writes, { signal } = run;
 		return inTurn(async () => {
 			const response = await call(`list?limit=${size}`, {}, signal, AbortSignal.timeout(15e3));
-			const { data } = await response.json(), known = data.list.findIndex(({ id }) => rows.has(id));
+			const { data } = await response.json(), listed = data.list.filter((item) => item?.id);
+			const known = listed.findIndex(({ id }) => rows.has(id));
 			if (signal.aborted || asked != writes) return;
 			if (fault) status.textContent = "";
-			const fresh = loaded ? data.list.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new) : [];
-			[items, total, unread, loaded] = [data.list, data.elements, data.new, true];
+			const fresh = loaded ? listed.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new) : [];
+			[items, total, unread, loaded] = [listed, data.elements, data.new, true];
 			if (fault != "undone") fault = 0;
 			render();
 			for (const item of fresh.reverse()) {
@@ -147,7 +149,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		run.abort();
 		if (!host.isConnected) return;
 		document.addEventListener("visibilitychange", start, { once: true });
-		if (document.hidden || !get("user-id")) return;
+		if (document.hidden || !get("user-id") || fault == "invalid") return;
 		const { signal } = (run = new AbortController());
 		let wait, rest = "";
 		try {
@@ -177,7 +179,11 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	}
 
 	function render() {
-		const held = root.activeElement, known = rows;
+		const held = root.activeElement, known = rows, { lang } = document.documentElement;
+		let format = new Intl.RelativeTimeFormat([], { numeric: "auto" });
+		try {
+			format = new Intl.RelativeTimeFormat(lang.replaceAll("_", "-"), { numeric: "auto" });
+		} catch {} // no language
 		for (const part of [title, all, more]) part.textContent = text(part.id);
 		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
 		badge.textContent = unread || "";
@@ -200,9 +206,9 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			const pairs = get(`label-${item.key}`) ? [] : Object.entries(item.data ?? {});
 			extra.textContent = pairs.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
 			try {
-				const age = Math.max(0, Date.now() / 1000 - item.timestamp), lang = document.documentElement.lang || [];
+				const age = Math.max(0, Date.now() / 1000 - item.timestamp);
 				const [unit, size] = Object.entries(UNITS).find(([, size]) => age >= size) ?? ["second", 60];
-				time.textContent = new Intl.RelativeTimeFormat(lang, { numeric: "auto" }).format(-Math.floor(age / size), unit);
+				time.textContent = format.format(-Math.floor(age / size), unit);
 			} catch {}
 		});
 		while (list.children[items.length]) list.lastChild.remove();

@@ -17,8 +17,8 @@ from marshmallow import ValidationError
 LOCAL_LIMIT: Final = 64
 DOMAIN_LIMIT: Final = 255
 """Octets (RFC 5321, section 4.5.3.1)."""
-ATEXT: Final = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
-LOCAL: Final = re.compile(rf'[{ATEXT}.\u0080-\U0010ffff]+|"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"')
+ATEXT: Final = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~"
+LOCAL: Final = re.compile(rf'[{ATEXT}.\u0080-\U0010ffff-]+|"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"')
 """A dot-atom or a quoted string (RFC 5322, section 3.2), with any character beyond ASCII (RFC 6531, section 3.3)."""
 LITERAL: Final = re.compile(r"\[(?:\d{1,3}(?:\.\d{1,3}){3}|IPv6:[0-9A-Fa-f:.]+)\]")
 LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")

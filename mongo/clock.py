@@ -40,7 +40,9 @@ class Clock:
 
     async def sync(self) -> None:
         """Read the clock (the `hello` command's `localTime`). Raises `Unavailable`."""
-        hello = await persist(lambda: self._database.command("hello"), PING_DEADLINE)
+        hello = await persist(
+            lambda: self._database.command("hello", codec_options=self._database.codec_options), PING_DEADLINE
+        )
         self._time, self._read_at = hello["localTime"], time.monotonic()
 
     @asynccontextmanager

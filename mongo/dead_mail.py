@@ -77,8 +77,8 @@ class DeadMail:
             found = await persist(lambda: users.find_one(user, {"outbox.id": 1, "recent.k": 1}))
             if found is None:
                 return False
-            done = [item["id"] for item in found.get("outbox", [])] + [item["k"] for item in found.get("recent", [])]
-            if not {id_, once} & set(done):
+            owed = {item["id"] for item in found.get("outbox", [])}
+            if id_ not in owed and once not in {item["k"] for item in found.get("recent", [])}:
                 raise OutboxFull
         await persist(lambda: self._letters.delete_one({"_id": id_}))
         return True

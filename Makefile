@@ -3,42 +3,54 @@ PYTHON ?= python3
 SECONDS ?= 60
 BIN := .venv/bin
 
-.PHONY: help run test soak bench lint format clean
+.PHONY: help run test soak bench docs lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/installed  ## start the service; with no .env on an embedded MongoDB and mailbox
+run: .venv/local  ## start the service; without a .env on an embedded MongoDB and mailbox
 	@$(BIN)/python notifier.py
 
-test: .venv/installed  ## run every test, on a real MongoDB and a real SMTP server
+test: .venv/dev  ## run every test, on a real MongoDB and a real SMTP server
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-soak: .venv/installed  ## break everything at random for SECONDS on each topology, then check every promise
-	$(BIN)/python soak.py --seconds $(SECONDS)
+soak: .venv/dev  ## break everything at random for SECONDS on each topology, then check every promise
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
-bench: .venv/installed  ## measure everything beside what bounds it, for docs/bench.md; QUICK=1 only sees that it works
-	$(BIN)/python bench.py $(if $(QUICK),--quick)
+bench: .venv/dev  ## measure the service beside what bounds it, for docs/bench.md; QUICK=1 only checks that it works
+	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
-lint: .venv/installed  ## ruff and mypy, strict
+docs: .venv/dev  ## make the tables of the documentation from the code
+	$(BIN)/python docs/generate.py
+
+lint: .venv/dev  ## ruff and mypy, strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py
+	$(BIN)/mypy .
 
-format: .venv/installed  ## let ruff format the code
+format: .venv/dev  ## let ruff format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and caches; the data of local runs, in .notifier/, stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis __pycache__
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/installed: requirements.txt requirements-dev.txt
+# Each installs what it needs and no more: the tests' packages are three times as large as those of the local run.
+.venv/local: requirements.txt requirements-local.txt | .venv
+	@echo "Installing into .venv, once; this takes some seconds ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-local.txt
+	@touch $@
+
+.venv/dev: requirements.txt requirements-local.txt requirements-dev.txt | .venv
+	@echo "Installing into .venv, once; this may take a minute ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/local
+
+.venv:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or later."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or later is needed; PYTHON=/path/to/it says which one to use."; exit 1; }
+		|| { echo "Python 3.11 or later is needed. PYTHON=/path/to/python says which one to use."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-		|| { echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv."; exit 1; }
-	@echo "Installing into .venv, once; this may take a minute ..."
+		|| { echo "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@touch $@

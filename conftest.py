@@ -1,3 +1,3 @@
-"""The fixtures are in `tests/fixtures.py`; pytest finds only a `conftest.py` for the tests beside and below it."""
+"""The fixtures are in `tests/`. Pytest loads plugins only from the `conftest.py` of the root."""
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.browser"]

@@ -1,18 +1,19 @@
-"""What browsers are given besides the API: the module of the inbox, always, and the demo page that shows it at work."""
+"""What browsers get besides the API: the module of the bell, the documentation in Swagger UI, and the demo page."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped] # it ships no types
 
-from api import docs as docs_page
 from api.auth import identify
 from api.openapi import DOCUMENT
 
@@ -25,38 +26,49 @@ MODULE_HEADERS: Final = {
     "Access-Control-Allow-Origin": "*",  # a module of another origin is fetched with CORS; there is no secret in it
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
-DEMO_HEADERS: Final = {"Cache-Control": "no-cache", "Cross-Origin-Resource-Policy": "same-origin"}
+OWN_ORIGIN_HEADERS: Final = {"Cache-Control": "no-cache", "Cross-Origin-Resource-Policy": "same-origin"}
 POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PAGE_HEADERS: Final = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", **DEMO_HEADERS}
+"""The images of Swagger UI are `data:` URLs."""
+PAGE_HEADERS: Final = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", **OWN_ORIGIN_HEADERS}
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of `FOLDER` as it is served."""
+    """A file as it is served."""
 
-    name: str
+    path: Path
     media_type: str
-    headers: Mapping[str, str] = field(default_factory=lambda: DEMO_HEADERS)
+    headers: Mapping[str, str] = field(default_factory=lambda: OWN_ORIGIN_HEADERS)
 
 
-MODULE: Final = {"/inbox.js": File("inbox.js", "text/javascript", MODULE_HEADERS)}
+DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", PAGE_HEADERS)
+ASSETS: Final = {
+    "/inbox.js": File(FOLDER / "inbox.js", "text/javascript", MODULE_HEADERS),
+    "/docs.js": File(FOLDER / "docs.js", "text/javascript"),
+    "/docs.css": File(FOLDER / "docs.css", "text/css"),
+    "/swagger-ui-bundle.js": File(swagger_ui_path / "swagger-ui-bundle.js", "text/javascript"),
+    "/swagger-ui.css": File(swagger_ui_path / "swagger-ui.css", "text/css"),
+}
+"""Always served, and open to everyone. They are no part of the API."""
 DEMO: Final = {
-    "/": File("demo.html", "text/html", PAGE_HEADERS),
-    "/demo.js": File("demo.js", "text/javascript"),
-    "/demo.css": File("demo.css", "text/css"),
-    "/demo.svg": File("demo.svg", "image/svg+xml"),
+    "/": File(FOLDER / "demo.html", "text/html", PAGE_HEADERS),
+    "/demo.js": File(FOLDER / "demo.js", "text/javascript"),
+    "/demo.css": File(FOLDER / "demo.css", "text/css"),
+    "/demo.svg": File(FOLDER / "demo.svg", "image/svg+xml"),
 }
 
 
 def routes(*, demo: bool, mailbox: bool) -> Iterator[web.RouteDef]:
-    """Return the routes: of the module, of the demo page, and of the mailbox that the page shows in a local run.
+    """Yield the routes of the assets, of the demo page, and of the mailbox that the page shows in a local run.
 
-    The files are read now. They are no part of the API, and open to everybody; the mailbox is not.
+    The files are read now, so one that is missing stops the start. They are open to everyone; the mailbox is not.
     """
-    for path, file in {**MODULE, **(DEMO if demo else {})}.items():
+    _read(DOCS_PAGE.path)
+    for path, file in {**ASSETS, **(DEMO if demo else {})}.items():
+        _read(file.path)
         yield web.get(path, _serving(file))
     if mailbox:
         yield web.get("/demo/mails", mails)
@@ -69,29 +81,38 @@ async def mails(request: web.Request) -> web.Response:
     return web.json_response({"success": True, "mails": found}, headers={"Cache-Control": "no-store"})
 
 
-def _serving(file: File) -> Handler:
-    body = (FOLDER / file.name).read_bytes()
-    etag = blake2b(body, digest_size=12).hexdigest()
-
-    async def serve(request: web.Request) -> web.Response:
-        known = {tag.value for tag in request.if_none_match or ()}
-        response = web.Response(status=304) if known & {etag, "*"} else web.Response(body=body)
-        if response.status == 200:
-            response.content_type, response.charset = file.media_type, "utf-8"
-        response.etag = etag
-        response.headers.update(file.headers)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
-    return serve
-
-
 async def docs(request: web.Request) -> web.Response:
-    """Return the OpenAPI document as a page."""
-    text = docs_page.page(request.app[DOCUMENT])
-    return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": docs_page.POLICY})
+    """Return the page of Swagger UI."""
+    return _answer(request, DOCS_PAGE)
 
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the OpenAPI document."""
     return web.json_response(request.app[DOCUMENT])
+
+
+def _serving(file: File) -> Handler:
+    async def serve(request: web.Request) -> web.Response:
+        return _answer(request, file)
+
+    return serve
+
+
+def _answer(request: web.Request, file: File) -> web.Response:
+    """Return a file, or 304 to a client that has it already."""
+    body, etag = _read(file.path)
+    known = {tag.value for tag in request.if_none_match or ()}
+    response = web.Response(status=304) if known & {etag, "*"} else web.Response(body=body)
+    if response.status == 200:
+        response.content_type, response.charset = file.media_type, "utf-8"
+    response.etag = etag
+    response.headers.update(file.headers)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+@cache
+def _read(path: Path) -> tuple[bytes, str]:
+    """Return the content of a file and its ETag. Files do not change while the service runs."""
+    body = path.read_bytes()
+    return body, blake2b(body, digest_size=12).hexdigest()

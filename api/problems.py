@@ -20,7 +20,6 @@ from mongo.outbox import OUTBOX_LIMIT
 MEDIA_TYPE: Final = "application/problem+json"
 TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
 """The names of RFC 9110, where Python 3.11 still has those of its predecessor."""
-MIB: Final = 1024 * 1024
 
 
 class NoSuchNotification(Exception):
@@ -48,6 +47,16 @@ class Problem:
     retry_after: int | None = None
 
     @property
+    def name(self) -> str:
+        """The exception's name, without aiohttp's prefix."""
+        return self.exception.__name__.removeprefix("HTTP")
+
+    @property
+    def meaning(self) -> str:
+        """The detail as the documentation shows it."""
+        return self.detail.replace("{}.", "…")
+
+    @property
     def title(self) -> str:
         """The status in words."""
         return TITLES.get(self.status) or HTTPStatus(self.status).phrase
@@ -64,7 +73,9 @@ class Problem:
         return document if self.errors is None else document | {"errors": self.errors}
 
 
-RETRY: Final = "Ask again after `Retry-After` seconds, best with an `Idempotency-Key`."
+RETRY: Final = (
+    "Ask again after `Retry-After` seconds. A `POST /create` with an `Idempotency-Key` cannot take effect twice."
+)
 PROBLEMS: Final = (
     # --- the body
     Problem(
@@ -80,8 +91,8 @@ PROBLEMS: Final = (
     ),
     Problem(exception=body.NotUTF8, status=400, detail="The body is not valid UTF-8."),
     Problem(exception=body.NotJSON, status=400, detail="The body is not JSON: {}.", example="NaN is not a number"),
-    Problem(exception=body.NotAnObject, status=400, detail="The body is JSON, but not an object."),
-    Problem(exception=body.BrokenBody, status=400, detail="The body is not what its headers declare."),
+    Problem(exception=body.NotAnObject, status=400, detail="The body must be a JSON object."),
+    Problem(exception=body.BrokenBody, status=400, detail="The body does not match its headers."),
     Problem(
         exception=body.BodyTooSlow, status=408, detail=f"The body did not arrive within {body.BODY_TIMEOUT:.0f} s."
     ),
@@ -96,7 +107,7 @@ PROBLEMS: Final = (
         status=401,
         detail="The request must have exactly one header Authorization: Bearer, with a key or token.",
     ),
-    Problem(exception=auth.BadCredential, status=401, detail="The key or token is not valid."),
+    Problem(exception=auth.BadCredential, status=401, detail="This key or token is not valid."),
     Problem(exception=auth.TokenExpired, status=401, detail="The token has expired."),
     Problem(exception=auth.TokenWithoutUser, status=401, detail="The token's `sub` is not the id of a user."),
     Problem(exception=auth.BackendOnly, status=403, detail="Only a backend with a key may do this."),
@@ -147,17 +158,21 @@ PROBLEMS: Final = (
         exception=errors.TooLarge,
         status=413,
         detail="The user's document has no room for this notification.",
-        advice=f"MongoDB's limit is {16 * MIB // MIB} MiB.",
+        advice="MongoDB's limit for a document is 16 MiB.",
     ),
     Problem(
         exception=errors.Unavailable,
         status=503,
-        detail=f"MongoDB did not confirm within {errors.DEADLINE:.0f} s.",
-        advice=RETRY,
+        detail="MongoDB did not answer in time.",
+        advice=f"It had {errors.DEADLINE:.0f} s, or {errors.PING_DEADLINE:.0f} s for `/readyz`. {RETRY}",
         retry_after=5,
     ),
     Problem(
-        exception=errors.Busy, status=503, detail="Too many requests wait for MongoDB.", advice=RETRY, retry_after=1
+        exception=errors.Busy,
+        status=503,
+        detail="Too many requests are waiting for MongoDB.",
+        advice=RETRY,
+        retry_after=1,
     ),
     Problem(
         exception=errors.OutboxFull,
@@ -195,7 +210,13 @@ PROBLEMS: Final = (
         advice="A field of yours has the name `notifications`.",
     ),
     Problem(exception=stream.Stopping, status=503, detail="The service is stopping.", retry_after=5),
-    Problem(exception=stream.ClientGone, status=503, detail="The client has closed the connection.", retry_after=5),
+    Problem(
+        exception=stream.ClientGone,
+        status=503,
+        detail="The client closed the connection before the stream began.",
+        advice="Nobody receives this answer. The log and the metrics have it.",
+        retry_after=5,
+    ),
     # --- everything else
     Problem(
         exception=Exception,

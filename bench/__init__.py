@@ -1,0 +1,1 @@
+"""Measurements of the service, compared with what limits it."""

@@ -1,11 +1,14 @@
-"""What the service is measured against, each a process of its own: `python bench_ceilings.py ROLE`.
+"""What the service is compared with. Each role is a process of its own: `python -m bench.ceilings ROLE`.
 
-- **bare**: what a careful engineer writes first. aiohttp, the same schemas, one call of motor a request, with the same
-  guarantees; no logs, no metrics, no retries.
-- **null**: aiohttp and the schemas, and no database.
-- **mongod**: the same operations straight from PyMongo, many in one command; here in the bench's own process, `bulk`.
-- **letters**: e-mails claimed and settled as the service does, and a connection to the mail server for each.
-- **sink**: a mail server that takes everything at little cost, since it shares the machine with what is measured.
+- **bare** is what a careful engineer writes first: aiohttp, the same schemas, and one motor call per request with the
+  same guarantees, but no logs, metrics or retries.
+- **null** is aiohttp with the schemas and no database.
+- **reconnect** claims and settles e-mails as the service does, but connects to the mail server anew for each.
+- **sink** is a mail server that accepts everything. It costs little, because it shares the machine.
+
+A further one, **mongod**, is no role: `bulk` runs the same operations straight from PyMongo, many per command.
+
+The roles read `PORT`, `DB_URI` and a few more variables from the environment.
 """
 
 from __future__ import annotations
@@ -20,8 +23,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from email.headerregistry import Address
-from email.policy import SMTP as SMTP_POLICY
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,17 +35,19 @@ from pymongo import UpdateOne, WriteConcern
 from pymongo.collection import Collection as PyMongoCollection
 
 from bench.load import DATA, TARGET, Workload
+from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
-from mailer import Letter, compose, sender_header
-from mongo.outbox import Mail, Outbox
+from mongo.document import optional_fields
+from mongo.outbox import HAS_ROOM, OwedEmail, new_element
 from schemas import Create, CreateSchema, Key, ListQuery, ListSchema, ReadQuery, ReadSchema
 from settings import Settings, load_settings
 from store import open_store
 
 EMAIL: Final = "bench@example.com"
+SENDER: Final = Sender("", EMAIL)
 SAFE: Final = WriteConcern(w="majority", j=True)
 THREADS: Final = 4
-"""Commands that `bulk` has on their way at once."""
+"""Commands that `bulk` keeps in flight."""
 SUCCESS: Final = {"success": True}
 USERS: Final = web.AppKey("USERS", AsyncIOMotorCollection[dict[str, Any]])
 LIMIT: Final = web.AppKey("LIMIT", int)
@@ -53,29 +56,29 @@ JSON = dict[str, Any]
 Collection = PyMongoCollection[JSON]
 
 
-# --- the operations, as one call each --------------------------------------------------------------
+# --- each operation as one call --------------------------------------------------------------------
 
 
 def creation(new: Create, limit: int) -> tuple[JSON, JSON]:
-    """Return the filter and the update of an upsert."""
+    """Return the filter and the update of the upsert that records a notification, an e-mail owed, or both."""
     now, id_ = datetime.now(UTC), str(ObjectId())
     filter_: JSON = {"_id": ObjectId(new.user_id)}
     push: JSON = {}
     update: JSON = {"$setOnInsert": {"email": EMAIL}, "$push": push}
-    about = {name: value for name, value in (("target_id", new.target_id), ("data", new.data)) if value is not None}
+    optional = optional_fields({"target_id": new.target_id, "data": new.data})
     if new.key.stored:
-        item = {"id": id_, "timestamp": int(now.timestamp()), "is_new": True, "user_id": new.user_id}
-        item |= {"key": new.key.value, **about}
-        push["notifications"] = {"$each": [item], "$position": 0, "$slice": limit}
+        notification = {"id": id_, "timestamp": int(now.timestamp()), "is_new": True, "user_id": new.user_id}
+        notification |= {"key": new.key.value, **optional}
+        push["notifications"] = {"$each": [notification], "$position": 0, "$slice": limit}
     if new.key.mailed:
-        filter_["outbox.19"] = {"$exists": False}
-        push["outbox"] = mail = owed_mail(id_, new.key.value, now, about)
-        update["$min"] = {"mail_due": mail["next_at"]}
+        filter_ |= HAS_ROOM
+        push["outbox"] = email = new_element(id_, new.key.value, now, optional, None)
+        update["$min"] = {"mail_due": email["next_at"]}
     return filter_, update
 
 
 def projection(query: ListQuery) -> JSON:
-    """Return the projection that makes a page."""
+    """Return the projection that turns a user's document into a page."""
     unread = {"$filter": {"input": "$notifications", "cond": "$$this.is_new"}}
     page = {"$slice": ["$notifications", query.skip, query.limit]}
     return {"_id": 0, "elements": {"$size": "$notifications"}, "new": {"$size": unread}, "list": page}
@@ -98,7 +101,7 @@ def _load(schema: Schema, values: Mapping[str, Any]) -> Any:
 
 
 async def bare_create(request: web.Request) -> web.Response:
-    """Record a notification, an owed e-mail, or both."""
+    """Record a notification, owe an e-mail, or both."""
     new: Create = _load(CREATE, await request.json())
     filter_, update = creation(new, request.app[LIMIT])
     await request.app[USERS].find_one_and_update(filter_, update, {"_id": 1}, upsert=True)
@@ -106,7 +109,7 @@ async def bare_create(request: web.Request) -> web.Response:
 
 
 async def bare_list(request: web.Request) -> web.Response:
-    """Return a page and the counts."""
+    """Return a page of notifications and the counts."""
     query: ListQuery = _load(LIST, request.query)
     page = await request.app[USERS].find_one({"_id": ObjectId(query.user_id)}, projection(query))
     return web.json_response({"success": True, "data": {**(page or {}), "request": dict(request.query)}})
@@ -119,19 +122,19 @@ async def bare_read(request: web.Request) -> web.Response:
 
 
 async def null_create(request: web.Request) -> web.Response:
-    """Validate, and forget."""
+    """Validate the request and do nothing."""
     _load(CREATE, await request.json())
     return web.json_response(SUCCESS, status=201)
 
 
 async def null_list(request: web.Request) -> web.Response:
-    """Return a page that is always the same."""
+    """Return the same page to everyone."""
     query: ListQuery = _load(LIST, request.query)
     return web.json_response({"success": True, "data": {**PAGE, "request": dict(request.query), "skip": query.skip}})
 
 
 async def null_read(request: web.Request) -> web.Response:
-    """Validate, and forget."""
+    """Validate the request and do nothing."""
     _load(READ, request.query)
     return web.json_response(SUCCESS)
 
@@ -144,7 +147,7 @@ PAGE: Final = {"elements": 25, "new": 25, "list": [{**ITEM, "target_id": "0" * 2
 
 
 def serve(create: Any, list_: Any, read: Any) -> None:
-    """Serve these on `PORT`."""
+    """Serve these handlers on `PORT`."""
     app = web.Application()
     app.add_routes([web.post("/create", create), web.get("/list", list_), web.post("/read", read)])
     client: AsyncIOMotorClient[JSON] = AsyncIOMotorClient(os.environ["DB_URI"])
@@ -157,9 +160,9 @@ def serve(create: Any, list_: Any, read: Any) -> None:
 
 
 def bulk(users: Collection, workload: Workload, batch: int, seconds: float) -> tuple[int, float]:
-    """Return how many requests of "stored", "list" or "read" MongoDB itself did, and in how many seconds.
+    """Run the workload "stored", "list" or "read" straight on MongoDB, `batch` operations per command.
 
-    `batch` of them are one command, and `THREADS` commands are on their way at once.
+    Return how many operations it did, and in how many seconds.
     """
     users = users.with_options(write_concern=SAFE)
     started = time.perf_counter()
@@ -168,7 +171,7 @@ def bulk(users: Collection, workload: Workload, batch: int, seconds: float) -> t
         done = 0
         while time.perf_counter() < started + seconds:
             ids = [f"{random.randrange(workload.users):024x}" for _ in range(batch)]
-            OPERATIONS[workload.name](users, ids, workload.items)
+            OPERATIONS[workload.name](users, ids, workload.notifications)
             done += batch
         return done
 
@@ -178,70 +181,67 @@ def bulk(users: Collection, workload: Workload, batch: int, seconds: float) -> t
 
 
 def _store(users: Collection, ids: Sequence[str], _: int) -> None:
-    news = [Create(id_, Key.NEW_POST, TARGET, DATA) for id_ in ids]
-    users.bulk_write([UpdateOne(*creation(new, 100), upsert=True) for new in news], ordered=False)
+    creates = [Create(id_, Key.NEW_POST, TARGET, DATA) for id_ in ids]
+    users.bulk_write([UpdateOne(*creation(new, 100), upsert=True) for new in creates], ordered=False)
 
 
 def _list(users: Collection, ids: Sequence[str], _: int) -> None:
     list(users.find({"_id": {"$in": [ObjectId(id_) for id_ in ids]}}, projection(ListQuery("", 0, 10))))
 
 
-def _read(users: Collection, ids: Sequence[str], items: int) -> None:
-    queries = [ReadQuery(id_, "id", f"{random.randrange(items):024x}") for id_ in ids]
+def _read(users: Collection, ids: Sequence[str], notifications: int) -> None:
+    queries = [ReadQuery(id_, "id", f"{random.randrange(notifications):024x}") for id_ in ids]
     users.bulk_write([UpdateOne(*marking(query)) for query in queries], ordered=False)
 
 
 OPERATIONS: Final = {"stored": _store, "list": _list, "read": _read}
 
 
-# --- a connection a letter -------------------------------------------------------------------------
+# --- a new connection per e-mail -------------------------------------------------------------------
 
 
-async def letters(connections: int) -> None:
-    """Deliver what is owed as the service does, so many at once, but connect for each."""
-    settings = load_settings(lambda _: None, Path(os.devnull))
+async def reconnect(connections: int) -> None:
+    """Send the e-mails owed, so many at once, each over a connection of its own."""
+    settings = load_settings(Path(os.devnull))
     tls = ssl.create_default_context(cafile=str(settings.smtp_ca_file))
     slots = asyncio.Semaphore(connections)
-    local, domain = EMAIL.split("@")
-    sender = sender_header(Address(username=local, domain=domain))
     async with open_store(settings) as store:
-        outbox = Outbox(store)
 
-        async def deliver(mail: Mail) -> None:
+        async def deliver(email: OwedEmail) -> None:
             async with slots:
-                await _send(mail, settings, tls, sender)
-            await outbox.settle_sent(mail)
+                await _send(email, settings, tls)
+            await store.outbox.remove(email)
 
         async def work() -> None:
             while True:
-                mails = await outbox.claim(16, settings.lease)
-                await asyncio.gather(*map(deliver, mails))
-                await asyncio.sleep(0 if mails else 0.1)
+                emails = await store.outbox.claim(16, settings.lease)
+                await asyncio.gather(*map(deliver, emails))
+                await asyncio.sleep(0 if emails else 0.1)
 
-        await asyncio.gather(work(), work())  # while one claims, the other's keep the connections busy
+        await asyncio.gather(work(), work())  # while one claims, the e-mails of the other keep the connections busy
 
 
-async def _send(mail: Mail, settings: Settings, tls: ssl.SSLContext, sender: Any) -> None:
-    letter = Letter(mail.id, mail.at, mail.email, Content(mail.key, mail.key))
-    message = compose(letter, sender, str(mail.email))
+async def _send(email: OwedEmail, settings: Settings, tls: ssl.SSLContext) -> None:
+    to = str(email.address)
+    message = compose(email.id, email.at, SENDER, to, Content(email.key, email.key))
     smtp = SMTP(
         hostname=settings.smtp_host,
         port=settings.smtp_port,
         use_tls=True,
         tls_context=tls,
-        local_hostname=sender.addresses[0].domain,
+        local_hostname=SENDER.domain,
         username=settings.smtp_login,
         password=settings.smtp_password,
     )
     async with smtp:
-        await smtp.sendmail(EMAIL, str(mail.email), message.as_bytes(policy=SMTP_POLICY))
+        await smtp.sendmail(EMAIL, to, message.as_bytes(policy=WIRE_POLICY[False]))
 
 
 # --- a mail server ---------------------------------------------------------------------------------
 
 
 async def sink() -> None:
-    """Take every e-mail, over TLS with the certificate and key in the file `CERTIFICATE`, after any login."""
+    """Accept every login and every e-mail over TLS. The file `CERTIFICATE` holds the certificate and its key."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(os.environ["CERTIFICATE"])
     server = await asyncio.start_server(_converse, "127.0.0.1", int(os.environ["PORT"]), ssl=tls)
@@ -271,7 +271,7 @@ REPLIES: Final = {
 ROLES: Final[dict[str, Callable[[], None]]] = {
     "bare": lambda: serve(bare_create, bare_list, bare_read),
     "null": lambda: serve(null_create, null_list, null_read),
-    "letters": lambda: asyncio.run(letters(int(os.environ["CONNECTIONS"]))),
+    "reconnect": lambda: asyncio.run(reconnect(int(os.environ["CONNECTIONS"]))),
     "sink": lambda: asyncio.run(sink()),
 }
 

@@ -1,176 +1,152 @@
-"""What bad clients do to the good ones: `python bench.py hostile`."""
+"""Bad clients: how much they slow down the good ones."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import platform
 import resource
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Final
+from multiprocessing.synchronize import Event
+from typing import Any, Final
 
 import aiohttp
 
-from tests.processes import Service
-from tests.servers import Mongod, free_port, initiate
-from tests.waiting import eventually
+from bench.figures import percentile
+from bench.load import LoadError
+from bench.report import Row
+from bench.run import Bench
 
 USER: Final = "638f394d4b7243fc0399ea67"
 RATE: Final = 100
-"""Requests a second of the good client: an open loop, so that one which waits keeps no other from being late."""
-ROUNDS: Final = 3
-SECONDS: Final = 6.0
+"""Lists per second of the good client. It is an open loop: a late answer delays no other request."""
 WARM_UP: Final = 1.0
+"""Seconds that are not measured."""
+CONNECT_TIMEOUT: Final = 60.0
+"""Seconds in which a bad client must have made its connections."""
+NOBODY: Final = "nobody"
+HEADER: Final = ("beside", "p50 ms", "p99 ms", "p99 ÷ undisturbed")
+
+
+def hostile(bench: Bench) -> None:
+    """Measure the good client alone, and beside each bad one."""
+    names = [NOBODY, *BAD_CLIENTS]
+    p50s, p99s = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    with bench.service(LOG_LEVEL="WARNING") as service:
+        for _ in bench.rounds(bench.size.long_rounds):
+            for name in names:
+                bench.progress(f"beside {name}")
+                with bad_client(name, service.port):
+                    latencies = asyncio.run(measure_lists(service.port, bench.size.hostile_seconds))
+                p50s[name].append(percentile(latencies, 50) * 1e3)
+                p99s[name].append(percentile(latencies, 99) * 1e3)
+    undisturbed = statistics.median(p99s[NOBODY])
+    rows: list[Row] = []
+    for name in names:
+        p50, p99 = statistics.median(p50s[name]), statistics.median(p99s[name])
+        rows.append((name, p50, p99, p99 / undisturbed))
+    bench.report.add("Bad clients", f"A good client asks for {RATE} lists per second.", HEADER, rows)
+
+
+async def measure_lists(port: int, seconds: float) -> list[float]:
+    """Return the seconds from when each list was due to its answer, the fastest first.
+
+    Raises `LoadError` if one is not answered with 200.
+    """
+    found: list[tuple[float, float]] = []
+    url = f"http://127.0.0.1:{port}/list?user_id={USER}"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16)) as session:
+
+        async def ask(due: float) -> None:
+            async with session.get(url) as response:
+                await response.read()
+                response.raise_for_status()
+            found.append((due, time.perf_counter() - due))
+
+        started = time.perf_counter()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for n in range(int((WARM_UP + seconds) * RATE)):
+                    due = started + n / RATE
+                    await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                    group.create_task(ask(due))
+        except* (aiohttp.ClientError, TimeoutError) as group_of_faults:
+            raise LoadError(f"A list was not answered: {group_of_faults.exceptions[0]!r}") from None
+    return sorted(latency for due, latency in found if due >= started + WARM_UP)
 
 
 # --- bad clients -----------------------------------------------------------------------------------
 
 
-async def _connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", port)
-
-
-async def idle(port: int) -> None:
-    """Hold 10,000 connections, or what the limit of file descriptors leaves, and say nothing."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = [await _connect(port) for _ in range(min(10_000, soft - 100))]
-    await asyncio.Event().wait()
-    del held
-
-
-async def slowloris(port: int) -> None:
-    """Send the headers of 500 requests, a byte a second each."""
-
-    async def one() -> None:
-        _, writer = await _connect(port)
-        writer.write(b"GET /list HTTP/1.1\r\n")
-        while True:
-            writer.write(b"x")
-            await asyncio.sleep(1)
-
-    await asyncio.gather(*(one() for _ in range(500)))
-
-
-async def slow_body(port: int) -> None:
-    """Send 50 bodies of 64 KiB, byte by byte, 100 bytes a second each."""
-
-    async def one() -> None:
-        _, writer = await _connect(port)
-        writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n")
-        while True:
-            writer.write(b" ")
-            await asyncio.sleep(0.01)
-
-    await asyncio.gather(*(one() for _ in range(50)))
-
-
-async def pipelining(port: int) -> None:
-    """Send 1000 requests at once over one connection, and again as soon as they are answered."""
-    reader, writer = await _connect(port)
-    while True:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-        for _ in range(1000):
-            await reader.readuntil(b'{"success": true}')
-
-
-BAD_CLIENTS: Final[dict[str, Callable[[int], Awaitable[None]]]] = {
-    "10,000 idle connections": idle,
-    "slow headers": slowloris,
-    "slow bodies": slow_body,
-    "pipelining": pipelining,
-}
-
-
-def _run_bad_client(name: str, port: int) -> None:
-    asyncio.run(BAD_CLIENTS[name](port))  # type: ignore[arg-type]
-
-
 @contextmanager
-def bad_client(name: str | None, port: int) -> Iterator[None]:
-    """Run a bad client as a process of its own, or none."""
-    if name is None:
+def bad_client(name: str, port: int) -> Iterator[None]:
+    """Run a bad client, once it has its connections, in a process of its own; or nobody."""
+    if name == NOBODY:
         yield
         return
-    process = multiprocessing.get_context("spawn").Process(target=_run_bad_client, args=(name, port), daemon=True)
+    context = multiprocessing.get_context("spawn")
+    connected = context.Event()
+    process = context.Process(target=_run_bad_client, args=(name, port, connected), daemon=True)
     process.start()
-    time.sleep(3)  # until it has all of its connections
     try:
+        if not connected.wait(CONNECT_TIMEOUT):
+            raise LoadError(f"The bad client could not make its connections: {name}.")
         yield
     finally:
         process.kill()
         process.join()
 
 
-# --- the good client -------------------------------------------------------------------------------
+def _run_bad_client(name: str, port: int, connected: Event) -> None:
+    wanted, act = BAD_CLIENTS[name]
+    file_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = min(wanted, file_descriptors - 100)
+
+    async def run() -> None:
+        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(possible)]
+        connected.set()
+        await asyncio.gather(*(act(reader, writer) for reader, writer in connections))
+
+    asyncio.run(run())
 
 
-async def latencies(port: int) -> list[float]:
-    """Return the seconds from when each request was due to its answer."""
-    found: list[float] = []
-    url = f"http://127.0.0.1:{port}/list?user_id={USER}"
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16)) as session:
-
-        async def one(due: float) -> None:
-            async with session.get(url) as response:
-                await response.read()
-                response.raise_for_status()
-            found.append(time.perf_counter() - due)
-
-        started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for n in range(int((WARM_UP + SECONDS) * RATE)):
-                due = started + n / RATE
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                group.create_task(one(due))
-    return sorted(found[int(WARM_UP * RATE) :])
+async def idle(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Send nothing."""
+    await asyncio.Event().wait()
 
 
-def hostile() -> int:
-    """Measure the good client alone and beside each bad one, in turn, and print the medians of the rounds."""
-    names: list[str | None] = [None, *BAD_CLIENTS]
-    p50s: dict[str | None, list[float]] = {name: [] for name in names}
-    p99s: dict[str | None, list[float]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _service(Path(folder)) as service:
-        for n in range(ROUNDS):
-            for name in names:
-                print(f"round {n + 1} of {ROUNDS}: {name or 'undisturbed'}", file=sys.stderr, flush=True)
-                with bad_client(name, service.port):
-                    found = asyncio.run(latencies(service.port))
-                p50s[name].append(statistics.median(found))
-                p99s[name].append(found[int(len(found) * 0.99)])
-    base = statistics.median(p99s[None])
-    print(f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores; {RATE} lists/s\n")
-    print(f"| {'beside':<24} | p50 ms | p99 ms | p99 ÷ undisturbed |")
-    print(f"| {'-' * 24} | -----: | -----: | ----------------: |")
-    for name in names:
-        p50, p99 = statistics.median(p50s[name]), statistics.median(p99s[name])
-        print(f"| {name or 'nobody':<24} | {p50 * 1e3:6.1f} | {p99 * 1e3:6.1f} | {p99 / base:17.2f} |")
-    return 0
+async def send_slow_headers(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send headers, one byte per second."""
+    writer.write(b"GET /list HTTP/1.1\r\n")
+    while True:
+        writer.write(b"x")
+        await asyncio.sleep(1)
 
 
-@contextmanager
-def _service(folder: Path) -> Iterator[Service]:
-    """Run the service on a MongoDB of its own."""
-    mongod = Mongod(folder / "db", "bench")
-    mongod.start()
-    initiate([mongod], "bench")
-    service = Service(
-        folder,
-        DB_URI=f"mongodb://{mongod.address}/bench",
-        EMAIL="bench@example.com",
-        SMTP_HOST="127.0.0.1",
-        SMTP_PORT=free_port(),
-        LOG_LEVEL="WARNING",
-    )
-    try:
-        eventually(service.answers, 30)
-        yield service
-    finally:
-        service.kill()
-        mongod.kill()
+async def send_slow_body(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send a body of 64 KiB byte by byte, 100 bytes per second."""
+    writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await asyncio.sleep(0.01)
+
+
+async def pipeline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send 1000 requests at once, and again when they are answered."""
+    while True:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        for _ in range(1000):
+            await reader.readuntil(b'{"success": true}')
+
+
+Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+BAD_CLIENTS: Final[dict[str, tuple[int, Act]]] = {
+    # name: how many connections, and what it does on each of them
+    "10,000 idle connections": (10_000, idle),
+    "slow headers": (500, send_slow_headers),
+    "slow bodies": (50, send_slow_body),
+    "pipelining": (1, pipeline),
+}

@@ -1,4 +1,4 @@
-"""What a run of the bench found: targets, tables and a picture."""
+"""The report of a run: the targets, the tables and the picture."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import HashableList
 
-from bench.load import Late
+from bench.figures import Latency
 
 AT_LEAST: Final = (operator.ge, "≥")
 AT_MOST: Final = (operator.le, "≤")
 TARGETS: Final[dict[str, tuple[tuple[Callable[[float, float], bool], str], float, str]]] = {
-    # what, the comparison, the target, its unit
+    # what is measured: how it compares with the target, the target, its unit
     "creates/s at 64 connections ÷ bare": (AT_LEAST, 2.5, ""),
     "creates/s at 64 connections ÷ mongod's own bulk rate": (AT_LEAST, 0.6, ""),
     "create p50 at 1 connection ÷ bare": (AT_MOST, 1.15, ""),
     "create p99 at 64 connections ÷ bare": (AT_MOST, 0.6, ""),
     "lists/s at 64 connections ÷ bare": (AT_LEAST, 2.5, ""),
     "reads/s at 64 connections ÷ bare": (AT_LEAST, 2.0, ""),
-    "e-mails/s over TLS ÷ the same with a connection a message": (AT_LEAST, 3.0, ""),
-    "creates/s while 1e5 e-mails are owed ÷ none owed": (AT_LEAST, 0.9, ""),
-    "creates/s at 1e6 users ÷ 1e3 users": (AT_LEAST, 0.8, ""),
+    "e-mails/s over TLS ÷ with a new connection per message": (AT_LEAST, 3.0, ""),
+    "creates/s with 100,000 e-mails owed ÷ with none": (AT_LEAST, 0.9, ""),
+    "creates/s with 1,000,000 users ÷ with 1,000": (AT_LEAST, 0.8, ""),
     "idle RSS": (AT_MOST, 80.0, " MB"),
-    "RSS after 1e6 requests ÷ after 1e5": (AT_MOST, 1.1, ""),
+    "RSS after 1,000,000 requests ÷ after 100,000": (AT_MOST, 1.1, ""),
     "start to first answer": (AT_MOST, 1.0, " s"),
-    "creates/s beside 1,000 streams ÷ none": (AT_LEAST, 0.9, ""),
+    "creates/s with 1,000 streams open ÷ with none": (AT_LEAST, 0.9, ""),
 }
 SERVERS: Final = {
-    # what is compared: its name and its colour in the picture
+    # server: its name and its colour in the picture
     "service": ("notifier", "#2a6fbb"),
     "bare": ("one driver call a request", "#d1862a"),
     "mongod": ("ceiling: MongoDB in bulk", "#9a9a9a"),
@@ -48,18 +48,20 @@ SERVERS: Final = {
 }
 OPERATIONS: Final = {"create": "POST /create", "list": "GET /list", "read": "POST /read"}
 
+Row = tuple[str | float, ...]
+
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a heading, and what must be known to read it."""
+    """A table with a heading, and a note that explains it."""
 
     title: str
     note: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str | float]]
+    rows: Sequence[Row]
 
     def markdown(self) -> str:
-        """Return it as Markdown: texts to the left, numbers to the right."""
+        """Return it as Markdown. Columns of numbers are aligned to the right."""
         numeric = [all(isinstance(row[i], float | int) for row in self.rows) for i in range(len(self.header))]
         lines = [self.header, [("---:" if right else "---") for right in numeric]]
         lines += [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in self.rows]
@@ -68,7 +70,7 @@ class Table:
 
 
 def number(value: float) -> str:
-    """Format a figure with three significant digits, or all before the point; nothing for what was not measured."""
+    """Format a figure with three significant digits, but never round an integer part. NaN, not measured, is empty."""
     if math.isnan(value):
         return ""
     if abs(value) >= 100 or float(value).is_integer():
@@ -78,52 +80,57 @@ def number(value: float) -> str:
 
 @dataclass
 class Report:
-    """What was found so far. A quick run is not judged: it measures less than the names of the targets say."""
+    """What a run has found so far."""
 
     judged: bool = True
+    """Whether to compare with the targets. A quick run measures less than their names say."""
     machine: list[tuple[str, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     found: dict[str, float] = field(default_factory=dict)
-    """Of the targets."""
+    """Figures to compare with the targets."""
     rates: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Requests a second at 64 connections of an operation and a server: (operation, server)."""
-    late: dict[tuple[str, str], list[Late]] = field(default_factory=dict)
-    """Open loops of an operation and a server, from the lowest rate to the highest."""
+    """Requests per second at 64 connections of each (operation, server)."""
+    latencies: dict[tuple[str, str], list[Latency]] = field(default_factory=dict)
+    """Open loops of each (operation, server), from the lowest rate to the highest."""
 
     def target(self, name: str, value: float) -> None:
-        """Note what was found of a target."""
+        """Record a figure to compare with its target."""
         if name not in TARGETS:
             raise KeyError(name)
         self.found[name] = value
 
+    def add(self, title: str, note: str, header: Sequence[str], rows: Sequence[Row]) -> None:
+        """Add a table."""
+        self.tables.append(Table(title, note, header, rows))
+
     def markdown(self, picture: str | None) -> str:
-        """Return the whole of it."""
+        """Return the whole report."""
         machine = "\n".join(f"- {name}: {value}" for name, value in self.machine)
         image = f"![Rates and latencies]({picture})\n\n" if picture else ""
-        tables = "\n".join(table.markdown() for table in (self._targets(), *self.tables))
+        targets = [self._targets()] if self.judged and self.found else []
+        tables = "\n".join(table.markdown() for table in (*targets, *self.tables))
         return f"# Measurements\n\n{machine}\n\n{image}{tables}"
 
     def _targets(self) -> Table:
-        rows = []
-        for name, ((compare, sign), bound, unit) in TARGETS.items():
+        rows: list[Row] = []
+        for name, ((compare, sign), target, unit) in TARGETS.items():
             value = self.found.get(name)
-            met = "not measured" if value is None else "yes" if compare(value, bound) else "**no**"
-            if not self.judged:
-                value, met = None, "not judged"
-            rows.append((name, "" if value is None else f"{value:.2f}{unit}", f"{sign} {bound:g}{unit}", met))
-        note = "Medians over the rounds of one run; ratios are the median of the rounds' ratios."
+            measured = "" if value is None else f"{value:.2f}{unit}"
+            met = "not measured" if value is None else "yes" if compare(value, target) else "**no**"
+            rows.append((name, measured, f"{sign} {target:g}{unit}", met))
+        note = "Medians over the rounds of one run. A ratio is the median of the rounds' ratios."
         return Table("Targets", note, ("what", "measured", "target", "met"), rows)
 
     def draw(self, path: Path) -> bool:
-        """Draw the picture if there is what it shows; say whether there was."""
+        """Draw the picture, unless figures for it are missing; return whether it was drawn."""
         drawn = {(operation, server) for operation in OPERATIONS for server in SERVERS}
-        if not drawn <= self.rates.keys() or ("create", "bare") not in self.late:
+        if not drawn <= self.rates.keys() or ("create", "bare") not in self.latencies:
             return False
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "notifier", "font.size": 9}):
             figure = Figure(figsize=(10, 4.2), layout="constrained")
             layout: list[HashableList[str]] = [[operation, "latency"] for operation in OPERATIONS]
             panels = figure.subplot_mosaic(layout, width_ratios=[5, 4])
-            figure.set_facecolor("white")  # also on a dark page
+            figure.set_facecolor("white")  # on a dark page too
             for operation in OPERATIONS:
                 self._draw_rates(panels[operation], operation)
             self._draw_latency(panels["latency"])
@@ -143,13 +150,11 @@ class Report:
     def _draw_latency(self, axes: Axes) -> None:
         for server in ("service", "bare"):
             label, colour = SERVERS[server]
-            points = self.late["create", server]
-            for percentile, line in (("p99", ":"), ("p50", "-")):
-                latencies = [getattr(point, percentile) for point in points]
-                offered = [point.offered for point in points]
-                axes.plot(
-                    offered, latencies, line, marker="o", markersize=3, color=colour, label=f"{label}, {percentile}"
-                )
+            points = self.latencies["create", server]
+            offered = [point.offered for point in points]
+            for name, line in (("p99", ":"), ("p50", "-")):
+                latencies = [getattr(point, name) for point in points]
+                axes.plot(offered, latencies, line, marker="o", markersize=3, color=colour, label=f"{label}, {name}")
         axes.set_title("POST /create: ms since the request was due", loc="left", fontsize=9)
         axes.set_xlabel("requests offered a second, at random moments")
         axes.set_yscale("log")
@@ -160,9 +165,9 @@ class Report:
 
 
 def machine(mongodb: str, folder: Path, command: str) -> list[tuple[str, str]]:
-    """Describe what it ran on."""
+    """Describe what the run was made on."""
     return [
-        ("machine", f"{_processor()}, {os.cpu_count()} cores, which the load, the servers and MongoDB share"),
+        ("machine", f"{_processor()}, {os.cpu_count()} cores, shared by the load, the servers and MongoDB"),
         ("disk", f"{_fsync_ms(folder):.2f} ms to write 4 KiB and fsync (median)"),
         ("system", f"{platform.system()} {platform.release()}"),
         ("versions", f"Python {platform.python_version()}, MongoDB {mongodb} as a replica set of one"),
@@ -178,12 +183,12 @@ def _processor() -> str:
 
 
 def _fsync_ms(folder: Path) -> float:
-    found = []
+    seconds = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(100):
             started = time.perf_counter()
             file.write(b"\0" * 4096)
             file.flush()
             os.fsync(file.fileno())
-            found.append(time.perf_counter() - started)
-    return statistics.median(found) * 1e3
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) * 1e3

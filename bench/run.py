@@ -1,15 +1,16 @@
-"""One run of the bench: how much it measures, its MongoDB, the processes that it starts, and the users it makes."""
+"""One run: how much it measures, its MongoDB and users, and the processes that it starts."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,229 +19,188 @@ import bson
 import psutil
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
 
 from bench.ceilings import EMAIL, Collection
-from bench.load import DATA, TARGET, USER, LoadError, Sample, Server, Workload, closed_loop, family
+from bench.figures import Sample
+from bench.load import DATA, TARGET, USER, LoadError, Server, Workload, family, run_wrk
 from bench.report import Report, machine
+from bench.size import FULL, Size
+from mongo.outbox import new_element
+from tests.client import ROOT
 from tests.processes import Service
 from tests.servers import Mongod, free_port, initiate
 from tests.waiting import eventually
 
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured."""
-
-    rounds: int
-    """Of creates, lists and reads: many short ones, as the machine's speed changes from one moment to the next."""
-    long_rounds: int
-    """Of what takes longer."""
-    seconds: int
-    """Of one measurement."""
-    open_seconds: int
-    """Of one open loop."""
-    growth_rounds: int
-    """Of what grows, as its ratios are near 1."""
-    connections: Sequence[int]
-    users: int
-    items: int
-    """Notifications that each user has."""
-    batches: Sequence[int]
-    """Operations in one command, of which the best is MongoDB's ceiling."""
-    loads: Sequence[float]
-    """Offered loads, as parts of what the service does at most."""
-    limits: Sequence[int]
-    crowds: Sequence[int]
-    """Numbers of users."""
-    owed: int
-    """E-mails owed while creates are measured."""
-    data: Sequence[int]
-    """KiB of `data`."""
-    mails: int
-    """E-mails sent in a round by each way of sending."""
-    drained: int
-    requests: Sequence[int]
-    """After which memory is looked at."""
-    streams: Sequence[int]
-    """Streams that others hold while a page is looked at."""
-    looks: int
+DATABASE: Final = "bench"
+COMPARED_AT: Final = 64
+"""Connections at which servers are compared."""
+MEMORY: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - the names in it are random
+"""Where logs are written. A container's leave it through a pipe; on MongoDB's disk they would delay its commits."""
 
 
-FULL: Final = Size(
-    rounds=6,
-    long_rounds=3,
-    seconds=1,
-    open_seconds=4,
-    growth_rounds=5,
-    connections=(1, 8, 64, 256),
-    users=10_000,
-    items=25,
-    batches=(16, 64, 256),
-    loads=(0.1, 0.25, 0.5, 0.7, 0.85, 0.95),
-    limits=(20, 100, 1000),
-    crowds=(1_000, 100_000, 1_000_000),
-    owed=100_000,
-    data=(0, 1, 16),
-    mails=2_000,
-    drained=10_000,
-    requests=(100_000, 1_000_000),
-    streams=(0, 100, 1_000),
-    looks=100,
-)
-QUICK: Final = Size(
-    rounds=1,
-    long_rounds=1,
-    seconds=1,
-    open_seconds=1,
-    growth_rounds=1,
-    connections=(64,),
-    users=2_000,  # so that no outbox fills
-    items=25,
-    batches=(64,),
-    loads=(0.5,),
-    limits=(20,),
-    crowds=(100, 1_000),
-    owed=100,
-    data=(16,),
-    mails=150,
-    drained=150,
-    requests=(500, 1_000),
-    streams=(0, 20),
-    looks=5,
-)
+@contextmanager
+def running_bench(size: Size, estimates: Mapping[str, float], command: str) -> Iterator[Bench]:
+    """Start MongoDB for a run of these parts, each of which takes about so many seconds."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as disk,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True, dir=MEMORY) as logs,
+    ):
+        data = Path(disk) / "db"
+        mongod = Mongod(data, DATABASE, cache_gb=size.cache_gb, oplog_mb=1024)
+        try:
+            mongod.start()
+            initiate([mongod], DATABASE)
+            server = Server("mongod", mongod.port, psutil.Process(mongod.pid), data / "mongod.out")
+            with mongod.client() as client:
+                bench = Bench(size, estimates, Path(logs), server, client)
+                bench.report.machine = machine(client.server_info()["version"], Path(disk), command)
+                yield bench
+        finally:
+            mongod.kill()
 
 
 class Bench:
-    """One run. Whatever it starts has ended when what started it is left."""
+    """A run with its MongoDB. The processes that it starts end with the `with` block that started them."""
 
-    def __init__(self, size: Size, folder: Path, logs: Path, estimates: Sequence[float], command: str) -> None:
-        """Keep the database in `folder`, all else in `logs`; `estimates` are the seconds that each part will take."""
+    def __init__(
+        self,
+        size: Size,
+        estimates: Mapping[str, float],
+        logs: Path,
+        mongod: Server,
+        client: MongoClient[dict[str, Any]],
+    ) -> None:
         self.size = size
-        self.folder = logs
-        self._disk = folder
-        self._estimates = list(estimates)
-        self._part = ""
-        self._began = self._started = time.monotonic()
-        self._mongod = Mongod(folder / "db", "bench", cache_gb=2 if size is FULL else 0.25, oplog_mb=1024)
-        self.client = self._mongod.client()
+        self.logs = logs
+        self.mongod = mongod
+        self.client = client
         self.report = Report(judged=size is FULL)
-        self._command = command
-
-    def start(self) -> None:
-        """Start MongoDB."""
-        self._mongod.start()
-        initiate([self._mongod], "bench")
-        self.mongod = Server(
-            "mongod", self._mongod.port, psutil.Process(self._mongod.pid), self._disk / "db/mongod.out"
-        )
-        self.report.machine = machine(self.client.server_info()["version"], self._disk, self._command)
-
-    def close(self) -> None:
-        """End MongoDB."""
-        self.client.close()
-        self._mongod.kill()
+        self._estimates = dict(estimates)
+        self._part = ""
+        self._round = ""
+        self._began = self._started = time.monotonic()
 
     def begin(self, part: str) -> None:
-        """Note that a part begins, and with it that the one before has ended."""
-        if self._part:
-            self._estimates.pop(0)
-        self._part, self._began = part, time.monotonic()
+        """Begin a part. The part before, if any, has ended."""
+        self._estimates.pop(self._part, None)
+        self._part, self._round, self._began = part, "", time.monotonic()
 
-    def say(self, text: str, turn: int | None = None) -> None:
-        """Tell how far it has come."""
+    def rounds(self, number: int) -> Iterator[int]:
+        """Count rounds from 0. The lines of progress name the current one."""
+        for n in range(number):
+            self._round = f", round {n + 1} of {number}"
+            yield n
+        self._round = ""
+
+    def progress(self, text: str) -> None:
+        """Print what happens now, the time since the start and about how much is left."""
         now = time.monotonic()
-        left = max(0.0, self._estimates[0] - (now - self._began)) + sum(self._estimates[1:])
-        part = self._part if turn is None else f"{self._part}, round {turn + 1}"
-        sys.stderr.write(f"[{_clock(now - self._started)}, about {_clock(left)} left] {part}: {text}\n")
-        sys.stderr.flush()
+        later = sum(self._estimates.values()) - self._estimates[self._part]
+        left = later + max(0.0, self._estimates[self._part] - (now - self._began))
+        line = f"[{_clock(now - self._started)}, about {_clock(left)} left] {self._part}{self._round}: {text}"
+        print(line, file=sys.stderr, flush=True)
 
-    def users(self, database: str = "bench") -> Collection:
+    def users(self, database: str = DATABASE) -> Collection:
         """Return the collection of the users."""
         return self.client[database]["users"]
 
     def fill(
-        self, users: int, items: int, database: str = "bench", *, data: object = DATA, due: datetime | None = None
+        self,
+        users: int,
+        notifications: int,
+        database: str = DATABASE,
+        *,
+        data: object = DATA,
+        due: datetime | None = None,
     ) -> None:
-        """Make so many users with so many notifications each; `due` is when each is owed an e-mail, if at all."""
+        """Replace all users. If `due` is given, each is owed an e-mail from then on."""
         now = datetime.now(UTC)
-        item = {"timestamp": int(now.timestamp()), "is_new": True, "user_id": USER, "key": "new_post"}
-        item |= {"target_id": TARGET} | ({"data": data} if data else {})
+        notification = {"timestamp": int(now.timestamp()), "is_new": True, "user_id": USER, "key": "new_post"}
+        notification |= {"target_id": TARGET} | ({"data": data} if data else {})
         marker = b"\xff" * 12
         document: dict[str, Any] = {
             "_id": ObjectId(marker),
             "email": EMAIL,
-            "notifications": [{"id": f"{n:024x}", **item} for n in range(items)],
+            "notifications": [{"id": f"{n:024x}", **notification} for n in range(notifications)],
         }
         if due:
-            document |= {"outbox": [owed_mail(USER, "new_login", now, {}) | {"next_at": due}], "mail_due": due}
-        raw = bson.encode(document)  # once: a million of them take half a minute so, and several otherwise
+            email = new_element(USER, "new_login", now, {}, None) | {"next_at": due}
+            document |= {"outbox": [email], "mail_due": due}
+        raw = bson.encode(document)  # only once: encoding a million of them takes minutes
         collection: Any = self.users(database)
         collection.drop()
         for start in range(0, users, 1000):
             ids = [f"{n:024x}" for n in range(start, min(start + 1000, users))]
-            made = (raw.replace(marker, bytes.fromhex(id_)).replace(USER.encode(), id_.encode()) for id_ in ids)
-            collection.insert_many(map(RawBSONDocument, made), ordered=False)
-        self.client.admin.command("fsync")  # else the next measurement pays for it
+            documents = (raw.replace(marker, bytes.fromhex(id_)).replace(USER.encode(), id_.encode()) for id_ in ids)
+            collection.insert_many(map(RawBSONDocument, documents), ordered=False)
+        self.client.admin.command("fsync")  # or the next measurement would pay for it
 
     @contextmanager
-    def service(self, database: str = "bench", name: str = "service", **variables: object) -> Iterator[Server]:
-        """Run the service until it is left; no mail server listens unless the variables say so."""
+    def service(self, database: str = DATABASE, **variables: object) -> Iterator[Server]:
+        """Run the service. No mail server listens unless the variables name one."""
         settings: dict[str, object] = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": free_port(), **variables}
-        service = Service(self.folder, DB_URI=self.uri(database), EMAIL=EMAIL, **settings)
-        log = self.folder / f"service-{service.port}.log"
-        with _running(Server(name, service.port, psutil.Process(service.process.pid), log), service.process) as server:
-            _serves(server, service.process)
+        service = Service(self.logs, DB_URI=self.uri(database), EMAIL=EMAIL, **settings)
+        log = self.logs / f"service-{service.port}.log"
+        server = Server("service", service.port, psutil.Process(service.process.pid), log)
+        with _ended_with(server, service.process):
+            _wait_until_it_listens(server, service.process)
             yield server
 
     @contextmanager
-    def ceiling(self, role: str, database: str = "bench", **variables: object) -> Iterator[Server]:
-        """Run a role of `bench_ceilings.py` until it is left."""
+    def ceiling(self, role: str, *, listens: bool = True, **variables: object) -> Iterator[Server]:
+        """Run a role of `bench.ceilings`."""
         port = free_port()
-        log = self.folder / f"{role}-{port}.log"
-        values = {"DB_URI": self.uri(database), "EMAIL": EMAIL, "PORT": port, **variables}
+        log = self.logs / f"{role}-{port}.log"
+        values = {"DB_URI": self.uri(DATABASE), "EMAIL": EMAIL, "PORT": port, **variables}
         with log.open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603 - our own words
-                [sys.executable, str(Path(__file__).with_name("bench_ceilings.py")), role],
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.ceilings", role],
+                cwd=ROOT,
                 env={**os.environ, **{name: str(value) for name, value in values.items()}},
                 stdout=output,
                 stderr=output,
             )
-        with _running(Server(role, port, psutil.Process(process.pid), log), process) as server:
-            if role != "letters":  # which is nobody's server
-                _serves(server, process)
+        server = Server(role, port, psutil.Process(process.pid), log)
+        with _ended_with(server, process):
+            if listens:
+                _wait_until_it_listens(server, process)
             yield server
 
     def uri(self, database: str) -> str:
         """Return the connection string of a database."""
-        return f"mongodb://{self._mongod.address}/{database}?replicaSet=bench"
+        return f"mongodb://127.0.0.1:{self.mongod.port}/{database}?replicaSet={DATABASE}"
 
-    def measure(self, server: Server, workload: Workload, connections: int, seconds: int | None = None) -> Sample:
+    def measure(
+        self, server: Server, workload: Workload, connections: int = COMPARED_AT, seconds: int | None = None
+    ) -> Sample:
         """Load a server with wrk."""
-        return closed_loop(server, self.mongod, workload, connections, seconds or self.size.seconds)
+        return run_wrk(server, self.mongod, workload, connections, seconds or self.size.seconds)
 
 
 @contextmanager
-def _running(server: Server, process: subprocess.Popen[bytes]) -> Iterator[Server]:
-    """End a process and its children when it is left."""
+def _ended_with(server: Server, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill a process and its children at the end of the block."""
     try:
-        yield server
+        yield
     finally:
-        if process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
             for member in family(server.process):
                 member.kill()
         process.wait()
 
 
-def _serves(server: Server, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a process serves; raises `LoadError` when it has ended."""
+def _wait_until_it_listens(server: Server, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process accepts connections. Raises `LoadError` if it ends instead."""
 
     def check() -> None:
         if process.poll() is not None:
-            raise LoadError(f"{server.name} does not start: {server.log.read_text()[-2000:]}")
+            raise LoadError(f"{server.name} does not start.\n{server.log_tail()}")
         socket.create_connection(("127.0.0.1", server.port), 1).close()
 
     eventually(check, 30)
 
 
 def _clock(seconds: float) -> str:
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"

@@ -14,77 +14,88 @@ from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Final
 
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, sync_playwright
 
-from bench.load import DATA, LoadError, Server, Workload, post
-from bench.report import Table
+from bench.figures import median_ratio, percentile
+from bench.load import CREATE, LoadError, Server, Workload
+from bench.report import Row
 from bench.run import Bench
 from tests.waiting import eventually
 
 WATCHED: Final = "638f394d4b7243fc0399ea67"
-"""The user of the demo page."""
-SEEN: Final = """
-window.seen = new Map();
+"""The user whose inbox the demo page shows."""
+RECORD_SHOWN: Final = """
+window.shown = new Map();
 document.querySelector("notifier-inbox").addEventListener("notification", ({ detail }) =>
-  requestAnimationFrame(() => seen.set(detail.data.n, Date.now())));
+  requestAnimationFrame(() => shown.set(detail.data.n, Date.now())));
 """
+NOTE: Final = (
+    "One process. Another process on the same machine holds all streams, and takes its share of the CPU. Write to "
+    "screen is the time from just before a create to the frame in which Chromium shows it, measured {shown} times, one "
+    "after another."
+)
 
 
 def streams(bench: Bench) -> None:
-    """Measure what streams take from the process and from creates, and what they give."""
-    size = bench.size
-    bench.fill(size.users, size.items)
-    most = max(size.streams)
-    creates = Workload("create", [post(key="new_post", data=DATA)], size.users)
-    listened = Workload("create", [post(key="new_post", data=DATA)], most)
-    found: dict[str, list[float]] = {name: [] for name in ("alone", "beside", "events", "memory")}
+    """Measure what streams cost the process and the creates, and how soon a page shows a create."""
+    bench.fill(bench.size.users, bench.size.notifications)
     with bench.service(DEMO=1, LOG_LEVEL="WARNING") as service:
-        bench.measure(service, creates, 64)  # its pool of connections grows
-        for turn in range(size.rounds):
-            bench.say("creates/s without streams", turn)
-            found["alone"].append(bench.measure(service, creates, 64).rps)
-            time.sleep(1)
-            before = service.rss()
-            bench.say(f"creates/s beside {most:,} streams", turn)
-            with listening(service, most) as events:
-                found["memory"].append((service.rss() - before) * 1e3 / most)
-                found["beside"].append(bench.measure(service, creates, 64).rps)
-                counted = events()
-                bench.measure(service, listened, 64)
-                found["events"].append((events() - counted) / size.seconds)
-        rows: list[tuple[str | float, ...]] = [
-            ("creates/s without streams", statistics.median(found["alone"])),
-            (f"creates/s beside {most:,} streams of as many users", statistics.median(found["beside"])),
-            (
-                f"events/s on {most:,} streams, all of whose users get what is created",
-                statistics.median(found["events"]),
-            ),
-            ("memory of a stream that is idle, KB (the first time)", found["memory"][0]),
-        ]
-        ratios = [beside / alone for beside, alone in zip(found["beside"], found["alone"], strict=True)]
-        bench.report.target("creates/s beside 1,000 streams ÷ none", statistics.median(ratios))
-        with screen(service) as page:
-            for number in size.streams:
-                bench.say(f"from write to screen beside {number:,} streams")
-                with listening(service, number):
-                    late = sorted(_until_seen(service, page, number * size.looks + n) for n in range(size.looks))
-                rows.append((f"write to screen beside {number:,} streams, p50 ms", late[len(late) // 2]))
-                rows.append((f"write to screen beside {number:,} streams, p99 ms", late[int(len(late) * 0.99)]))
-    note = (
-        "One process. Who listens is a process on the same machine, and takes its part of it. To the screen: from "
-        f"before the request to the frame in which Chromium's page shows it, {size.looks} times, one after another."
-    )
-    bench.report.tables.append(Table("Streams", note, ("what", "measured"), rows))
+        rows = _costs(bench, service) + _times_to_screen(bench, service)
+    bench.report.add("Streams", NOTE.format(shown=bench.size.shown), ("what", "measured"), rows)
 
 
-# --- who listens -----------------------------------------------------------------------------------
+def _costs(bench: Bench, service: Server) -> list[Row]:
+    size, most = bench.size, max(bench.size.streams)
+    of_anyone = Workload("create", [CREATE], size.users)
+    of_listeners = Workload("create", [CREATE], most)
+    without: list[float] = []
+    with_streams: list[float] = []
+    events: list[float] = []
+    memory: list[float] = []
+    bench.measure(service, of_anyone)  # so that its connection pool is full
+    for _ in bench.rounds(size.rounds):
+        bench.progress("creates/s without streams")
+        without.append(bench.measure(service, of_anyone).rps)
+        time.sleep(1)
+        rss = service.rss()
+        bench.progress(f"creates/s with {most:,} streams open")
+        with listening(service, most) as count_events:
+            memory.append((service.rss() - rss) * 1e3 / most)
+            with_streams.append(bench.measure(service, of_anyone).rps)
+            counted = count_events()
+            bench.measure(service, of_listeners)
+            events.append((count_events() - counted) / size.seconds)
+    bench.report.target("creates/s with 1,000 streams open ÷ with none", median_ratio(with_streams, without))
+    return [
+        ("creates/s without streams", statistics.median(without)),
+        (f"creates/s with {most:,} streams open, each of another user", statistics.median(with_streams)),
+        (f"events/s on {most:,} streams, when every create is for one of their users", statistics.median(events)),
+        ("memory of an idle stream, KB (in the first round)", memory[0]),
+    ]
+
+
+def _times_to_screen(bench: Bench, service: Server) -> list[Row]:
+    size, rows = bench.size, list[Row]()
+    with screen(service) as page:
+        for number in size.streams:
+            bench.progress(f"write to screen with {number:,} streams open")
+            with listening(service, number):
+                times = sorted(_time_to_screen(service, page, number * size.shown + n) for n in range(size.shown))
+            for percent in (50, 99):
+                name = f"write to screen with {number:,} streams open, p{percent} ms"
+                rows.append((name, percentile(times, percent)))
+    return rows
+
+
+# --- listeners -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def listening(server: Server, number: int) -> Iterator[Callable[[], int]]:
-    """Hold a stream for each of so many users, in a process of its own; give what returns how many events came.
+    """Hold a stream for each of the first users, in a process of its own; yield a function that counts their events.
 
-    Raises `LoadError` when they do not all have their first event within half a minute.
+    Raises `LoadError` if they do not all have their first event within 30 seconds.
     """
     context = multiprocessing.get_context("spawn")
     events = context.Value("Q", 0, lock=True)
@@ -98,7 +109,7 @@ def listening(server: Server, number: int) -> Iterator[Callable[[], int]]:
         eventually(all_listen, 30)
         yield lambda: int(events.value)
     except AssertionError:
-        raise LoadError(f"of {number} streams only {events.value} began:\n{server.log.read_text()[-2000:]}") from None
+        raise LoadError(f"Only {events.value} of {number} streams began.\n{server.log_tail()}") from None
     finally:
         process.kill()
         process.join()
@@ -124,33 +135,35 @@ class _Listener(asyncio.Protocol):
         transport.write(f"GET /stream?user_id={self._n:024x} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
 
     def data_received(self, data: bytes) -> None:
-        self._events.value += data.count(b"event: inbox")  # only this thread writes it
+        self._events.value += data.count(b"event: inbox")  # no other thread writes it
 
 
-# --- who sees --------------------------------------------------------------------------------------
+# --- the screen ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def screen(server: Server) -> Iterator[Page]:
     """Open the demo page in Chromium."""
     if not (path := shutil.which("chromium")):
-        raise LoadError("chromium is missing, which shows the page: apt-get install chromium")
+        raise LoadError("Chromium, which shows the page, is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
-            page = browser.new_page(bypass_csp=True)  # to look into it
+            page = browser.new_page(bypass_csp=True)  # so that RECORD_SHOWN may run
             page.goto(f"http://127.0.0.1:{server.port}/")
             page.wait_for_function(
                 "document.querySelector('notifier-inbox').shadowRoot?.querySelector('#note').textContent"
             )
-            page.evaluate(SEEN)
+            page.evaluate(RECORD_SHOWN)
             yield page
+        except PlaywrightError as exc:
+            raise LoadError(f"Chromium does not show the page: {exc}") from exc
         finally:
             browser.close()
 
 
-def _until_seen(server: Server, page: Page, n: int) -> float:
-    """Return the milliseconds from before a create to the frame that shows it."""
+def _time_to_screen(server: Server, page: Page, n: int) -> float:
+    """Return the milliseconds from just before a create to the frame that shows it."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     body = json.dumps({"user_id": WATCHED, "key": "new_post", "data": {"n": n}})
     written = time.time() * 1e3
@@ -158,7 +171,7 @@ def _until_seen(server: Server, page: Page, n: int) -> float:
     status = connection.getresponse().status
     connection.close()
     if status != 201:
-        raise LoadError(f"a create was answered with {status}")
-    page.wait_for_function("n => seen.has(n)", arg=n)
-    shown: Any = page.evaluate("n => seen.get(n)", n)
+        raise LoadError(f"A create was answered with {status}.\n{server.log_tail()}")
+    page.wait_for_function("n => shown.has(n)", arg=n)
+    shown: Any = page.evaluate("n => shown.get(n)", n)
     return float(shown) - written

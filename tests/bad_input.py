@@ -1,4 +1,4 @@
-"""Bodies that `POST /create` refuses, in one table, with the status and the fields that the answer names."""
+"""Bodies that `POST /create` refuses: one table, with the status and the fields that the answer names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ GOOD: Mapping[str, Any] = {"user_id": USER, "key": "new_login"}
 
 
 def with_(**fields: Any) -> bytes:
+    """Return a good body with some fields changed."""
     return json.dumps({**GOOD, **fields}).encode()
 
 
 def with_data(text: str) -> bytes:
+    """Return a good body whose `data` is this text."""
     return b'{"user_id": "%s", "key": "new_login", "data": %s}' % (USER.encode(), text.encode())
 
 

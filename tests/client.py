@@ -1,10 +1,11 @@
-"""What a test asks of the service, and what it finds in the database afterwards."""
+"""Requests to the service, a look into its database, and the constants that tests share."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from tests.waiting import eventually_async
 
 Client = TestClient[web.Request, web.Application]
 DB = Database[dict[str, Any]]
+
+ROOT = Path(__file__).parent.parent
 USER = "638f394d4b7243fc0399ea67"
 OTHER = "638f394d4b7243fc0399ea68"
 TARGET = "0399ea67638f394d4b7243fc"
-ROOT = Path(__file__).parent.parent
 KEY = "k" * 32
 OLD_KEY = "ö" * 16
 SECRET = "s" * 32
 PROTECTED = {"api_keys": (KEY, OLD_KEY), "user_token_secret": SECRET}
+"""Settings of a service that asks its callers for a key or a token."""
 
 
 async def create(client: Client, user_id: str = USER, key: str = "new_message", **fields: Any) -> None:
@@ -34,6 +37,7 @@ async def create(client: Client, user_id: str = USER, key: str = "new_message", 
 
 
 async def list_(client: Client, user_id: str = USER, **query: Any) -> dict[str, Any]:
+    """Return the `data` of the answer."""
     response = await client.get("/list", params={"user_id": user_id, **query})
     body = await response.json()
     assert (response.status, body["success"]) == (200, True)
@@ -42,6 +46,7 @@ async def list_(client: Client, user_id: str = USER, **query: Any) -> dict[str, 
 
 
 async def read(client: Client, notification_id: str, user_id: str = USER) -> int:
+    """Return the status of the answer."""
     response = await client.post("/read", params={"user_id": user_id, "notification_id": notification_id})
     if response.status == 200:
         assert await response.json() == {"success": True}
@@ -57,48 +62,44 @@ async def problem(response: ClientResponse) -> dict[str, Any]:
     return body
 
 
+async def metric(client: Client, line: str) -> float:
+    """Return the value of a metric, named with its labels; 0 if there is none yet."""
+    text = await (await client.get("/metrics")).text()
+    found = re.search(rf"^{re.escape(line)} (.+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+    """Return a token for `USER`, valid for a minute. `claims` change that; those that are `None` are left out."""
+    claims = {"sub": USER, "exp": int(time.time()) + 60, **claims}
+    return jwt.encode({name: value for name, value in claims.items() if value is not None}, secret, algorithm)
+
+
+async def owe(client: Client, count: int) -> None:
+    """Owe an e-mail to each of this many users."""
+    await asyncio.gather(*(create(client, f"{n:024x}", "registration") for n in range(count)))
+
+
 def user(database: DB, user_id: str = USER) -> dict[str, Any]:
+    """Return the user's document."""
     found = database.users.find_one(ObjectId(user_id))
     assert found is not None
     return found
 
 
-def nothing_owed(database: DB) -> None:
-    assert database.users.count_documents({"mail_due": {"$exists": True}}) == 0
-
-
-async def settled(database: DB) -> None:
-    """Wait until no e-mail is owed."""
-
-    async def check() -> None:
-        nothing_owed(database)
-
-    await eventually_async(check)
-
-
-def one(items: list[str]) -> None:
-    assert len(items) == 1
-
-
-async def count(items: list[Any], expected: int) -> None:
-    assert len(items) == expected
-
-
-async def owe(client: Client, count: int) -> None:
-    """Owe e-mails to as many users."""
-    await asyncio.gather(*(create(client, f"{n:024x}", "registration") for n in range(count)))
-
-
 def owed(database: DB) -> list[dict[str, Any]]:
+    """Return the e-mails owed to all users."""
     return [item for user in database.users.find() for item in user.get("outbox", [])]
 
 
-def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
-    claims = {"sub": USER, "exp": int(time.time()) + 60, **claims}
-    return jwt.encode({name: value for name, value in claims.items() if value is not None}, secret, algorithm)
+def assert_nothing_owed(database: DB) -> None:
+    assert database.users.count_documents({"mail_due": {"$exists": True}}) == 0
 
 
-async def metric(client: Client, line: str) -> float:
-    text = await (await client.get("/metrics")).text()
-    found = re.search(rf"^{re.escape(line)} (.+)$", text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+async def settled(database: DB, within: float = 15.0) -> None:
+    """Wait until no e-mail is owed, for at most so many seconds."""
+    await eventually_async(lambda: assert_nothing_owed(database), within)
+
+
+def assert_length(items: Sized, length: int) -> None:
+    assert len(items) == length

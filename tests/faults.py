@@ -1,23 +1,22 @@
-"""Faults that a test asks of a real server."""
+"""Faults that a test asks a real server for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.servers import Drop, Mongod
-
-Script = Callable[[str, str], Awaitable[str | None]]
+from tests.servers import Drop, Mongod, Script
 
 HEARTBEATS = "heartbeatFrequencyMS=500"
-"""A server that only pretends to step down does not tell its clients when it is back: they must look."""
+"""An option of the connection string, so that the driver soon sees that a server is back: one that only pretends to
+step down does not say so."""
 
 
 @contextmanager
 def failing(mongod: Mongod, commands: list[str], mode: object = "alwaysOn", **fault: Any) -> Iterator[None]:
-    """Let the server fail these commands of the service."""
+    """Let MongoDB fail these commands of the service (its fail point `failCommand`)."""
     with mongod.client() as client:
         data = {"failCommands": commands, "appName": "notifier", **fault}
         client.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
@@ -28,7 +27,10 @@ def failing(mongod: Mongod, commands: list[str], mode: object = "alwaysOn", **fa
 
 
 def scripted(replies: dict[str, list[str | None]]) -> Script:
-    """Give these replies at each stage, one after another, and then accept."""
+    """Return a script for a `MailServer` that gives these replies at each stage, one after another, and then accepts.
+
+    `None` accepts; "drop" breaks the connection; "hang" waits for longer than the service does.
+    """
     left = {stage: list(found) for stage, found in replies.items()}
 
     async def script(stage: str, _recipient: str) -> str | None:

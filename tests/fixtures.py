@@ -1,4 +1,4 @@
-"""Fixtures: one MongoDB for the whole run with a fresh database for each test, a certificate authority, the service."""
+"""Fixtures: one MongoDB for all tests with a fresh database for each, a certificate authority, and the service."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Start = Callable[..., Awaitable[Client]]
 
 @pytest.fixture(scope="session")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """Return a replica set of one, as most deployments have at the least."""
+    """Run MongoDB as a replica set of one member."""
     server = Mongod(tmp_path_factory.mktemp("mongod"), "tests")
     server.start()
     initiate([server], "tests")
@@ -40,7 +40,7 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
 
 @pytest.fixture(scope="session")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """Return a MongoDB server that is no replica set: the driver repeats nothing on it."""
+    """Run MongoDB as a standalone server: no replica set, so no change streams, and no retryable writes."""
     server = Mongod(tmp_path_factory.mktemp("standalone"))
     server.start()
     yield server
@@ -49,7 +49,7 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
 
 @pytest.fixture
 def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
-    """Return a database of its own for a test."""
+    """Return an empty database. At the end, check its outboxes and drop it."""
     with mongod.client() as client:
         name = f"test_{uuid.uuid4().hex}"
         yield client[name]
@@ -58,7 +58,7 @@ def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
 
 
 def assert_outboxes_consistent(database: Database[dict[str, Any]]) -> None:
-    """Check promise I9 of every user: `mail_due` is when the first e-mail is due, and absent when none is owed."""
+    """Check promise I9: `mail_due` is the time when the first e-mail is due, and absent when none is owed."""
     for user in database.users.find():
         due = [item["next_at"] for item in user.get("outbox", [])]
         assert user.get("mail_due") == (min(due) if due else None)
@@ -72,7 +72,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="session")
 def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return its certificate, as `SMTP_CA_FILE` takes it."""
+    """Return the file of its certificate, for `SMTP_CA_FILE`."""
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
@@ -80,7 +80,7 @@ def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def server_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """Return the TLS of a server whose certificate that authority gave."""
+    """Return the TLS context of a server on localhost that the authority has certified."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
     return context
@@ -88,14 +88,14 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 async def mail(server_tls: ssl.SSLContext) -> AsyncIterator[MailServer]:
-    """Return an SMTP server over TLS that wants a login."""
+    """Run an SMTP server over TLS that wants a login."""
     async with smtp_server(server_tls) as server:
         yield server
 
 
 @pytest.fixture
 def settings(mongod: Mongod, database: Database[dict[str, Any]], ca_file: Path, mail: MailServer) -> Settings:
-    """Return settings with which everything works, retries soon."""
+    """Return settings that work, with short timeouts and retries after less than a second."""
     return Settings(
         email="new-user@example.com",
         db_uri=f"mongodb://{mongod.address}/{database.name}",
@@ -117,7 +117,7 @@ def settings(mongod: Mongod, database: Database[dict[str, Any]], ca_file: Path, 
 
 @pytest.fixture
 async def start(settings: Settings) -> AsyncIterator[Start]:
-    """Return what starts the service, with some settings changed, and gives a client of it."""
+    """Return a function that starts the service, with some settings changed, and returns a client of it."""
     async with AsyncExitStack() as stack:
 
         async def start_service(**changes: Any) -> Client:
@@ -129,18 +129,19 @@ async def start(settings: Settings) -> AsyncIterator[Start]:
 
 @pytest.fixture
 async def client(start: Start) -> Client:
-    """Return a client of the service."""
+    """Start the service and return a client of it."""
     return await start()
 
 
 @pytest.fixture(params=["standalone", "replica set"])
 def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongod) -> Mongod:
+    """Return a standalone server, then a replica set."""
     return standalone if request.param == "standalone" else mongod
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up on MongoDB after 2 s, so that tests of giving up are short."""
+    """Give up on MongoDB after 2 s, to keep tests of giving up short."""
     monkeypatch.setattr("mongo.errors.DEADLINE", 2.0)
     monkeypatch.setattr("mongo.connection.ATTEMPT_TIMEOUT_MS", 700)
     monkeypatch.setattr("mongo.writes.SHARED_TIMEOUT", 0.5)
@@ -149,7 +150,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Settings]:
-    """Return what loads the settings from these variables and no others."""
+    """Return a function that loads the settings from a file's text and these variables, and from no others."""
     for name in os.environ:
         if name in VARIABLES:
             monkeypatch.delenv(name)

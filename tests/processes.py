@@ -1,4 +1,4 @@
-"""The service as processes of its own: configured, as a local run, and as a command."""
+"""The service in a process of its own: configured, as a local run, and as a command."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ COMPLETE = {
     "EMAIL": "test@example.com",
     "SMTP_HOST": "smtp.example.com",
 }
-"""The variables that a start needs."""
+"""The variables that are required, unless it is a local run."""
 VARIABLES = {field.name.upper() for field in dataclasses.fields(Settings)}
+"""The names of all variables."""
 
 
 class Service:
-    """The service as a process of its own."""
+    """The service in a process of its own, configured by these variables."""
 
     def __init__(self, folder: Path, **variables: object) -> None:
         self.port = free_port()
@@ -41,7 +42,7 @@ class Service:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with (self._folder / f"service-{self.port}.log").open("ab") as output:
-            return subprocess.Popen(  # noqa: S603 - our own words
+            return subprocess.Popen(
                 [sys.executable, str(ROOT / "notifier.py")],
                 cwd=self._folder,
                 env=self.environment,
@@ -50,7 +51,7 @@ class Service:
             )
 
     def log(self) -> str:
-        """Return what it has logged."""
+        """Return what it has written, on standard output too."""
         return (self._folder / f"service-{self.port}.log").read_text()
 
     def answers(self) -> None:
@@ -58,7 +59,7 @@ class Service:
         socket.create_connection(("127.0.0.1", self.port), 1).close()
 
     def restart(self) -> None:
-        """Start it again, after it was killed."""
+        """Start it again after it has ended."""
         self.process = self._spawn()
 
     def signal(self, number: signal.Signals) -> None:
@@ -66,13 +67,13 @@ class Service:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill it without a chance to tidy up."""
+        """Kill it with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
 
 async def running_service(settings: Settings, folder: Path, **variables: object) -> Service:
-    """Start the service as a process with these settings, and leases of the least length."""
+    """Start the service in a process, with these settings and short timeouts, and wait until it listens."""
     service = Service(
         folder,
         DB_URI=settings.db_uri,
@@ -97,12 +98,11 @@ async def running_service(settings: Settings, folder: Path, **variables: object)
 
 
 def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the service as a process that ends by itself."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    """Run `python notifier.py` with these arguments and variables until it ends."""
     return subprocess.run(
         [sys.executable, str(ROOT / "notifier.py"), *arguments],
         cwd=cwd,
-        env=environment | variables,
+        env=_unconfigured() | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -110,7 +110,12 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
+def _unconfigured() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
+
+
 async def command(settings: Settings, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    """Run a command on the database of these settings; return its exit code, output and errors."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(ROOT / "notifier.py"), *arguments),
         env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost", **variables},
@@ -128,32 +133,34 @@ class LocalRun:
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
         self.port = free_port()
-        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         with (folder / "output").open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "notifier.py")],
                 cwd=folder,
-                env=environment | variables | {"PORT": str(self.port)},
+                env=_unconfigured() | variables | {"PORT": str(self.port)},
                 stdout=output,
                 stderr=output,
             )
         eventually(lambda: self.get("/healthz"), 30)
 
     def get(self, path: str, data: bytes | None = None) -> dict[str, Any]:
+        """Return the answer to a GET, or to a POST of `data`."""
         with urlopen(f"http://127.0.0.1:{self.port}{path}", data, timeout=20) as response:
             body: dict[str, Any] = json.load(response)
             return body
 
     def mails(self) -> list[str]:
+        """Return the e-mails in its mailbox."""
         return [path.read_text() for path in (self.folder / ".notifier/mail").glob("*.eml")]
 
     def end(self, number: signal.Signals) -> int:
+        """End it with a signal; return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(20)
 
 
 def mongods_of(folder: Path) -> list[str]:
-    """Return the MongoDB servers that run in this folder."""
+    """Return the ids of the MongoDB servers that run in this folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

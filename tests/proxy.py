@@ -1,4 +1,4 @@
-"""A TCP proxy in front of MongoDB that breaks exchanges."""
+"""A proxy in front of MongoDB that breaks an exchange when told to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import cast
 
 
 class Proxy:
-    """A TCP proxy in front of MongoDB that breaks one exchange when told to."""
+    """A TCP proxy in front of the port `target`. `faults` is the number of exchanges that it has broken."""
 
     def __init__(self, target: int) -> None:
         self.port = 0
@@ -22,14 +22,14 @@ class Proxy:
     def break_next(self, command: str, fault: str) -> None:
         """Break the next exchange of this command.
 
-        "before": the connection is cut and the command not forwarded; "after": it is forwarded, and the connection
-        cut instead of the reply; "swallow": the reply never comes, and the connection stays open.
+        "before" cuts the connection instead of forwarding the command. "after" forwards it, and cuts the connection
+        instead of the reply. "swallow" forwards it, keeps the connection open and never sends the reply.
         """
         self._needle, self._fault = command.encode() + b"\0", fault
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
-        """Run it."""
+        """Listen meanwhile on `port`."""
         self._tasks: set[asyncio.Task[None]] = set()
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
@@ -63,7 +63,7 @@ class Proxy:
         up_reader: asyncio.StreamReader,
         up_writer: asyncio.StreamWriter,
     ) -> None:
-        """Pass requests there and replies back, one of each at a time; the streamed replies of monitors flow on."""
+        """Forward one request at a time, and every reply: the driver's monitors get several for one request."""
         replies = asyncio.create_task(self._forward(up_reader, writer))
         try:
             while True:
@@ -79,7 +79,7 @@ class Proxy:
                     await _read_message(up_reader)
                     if self._fault == "after":
                         return
-                    await asyncio.sleep(60)  # longer than anybody waits
+                    await asyncio.sleep(60)  # longer than any client waits
                     return
                 up_writer.write(message)
         finally:

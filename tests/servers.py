@@ -1,4 +1,4 @@
-"""Real servers for tests and measurements: MongoDB, and an SMTP server with TLS that misbehaves when told to."""
+"""Real servers for tests and measurements: MongoDB, and an SMTP server that misbehaves when told to."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from tests.waiting import eventually
 
 LOGIN: Final = "mailer@example.com"
 PASSWORD: Final = "correct horse"  # noqa: S105 - of the server below
+Script = Callable[[str, str], Awaitable[str | None]]
+"""How an SMTP server behaves: see `MailServer`."""
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
+    """Return a port of the loopback interface on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -48,10 +50,10 @@ class Mongod:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it and wait until it answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "mongod.out").open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own words
+            self._process = subprocess.Popen(
                 [
                     *(find_mongod(), "--dbpath", str(self._folder), "--port", str(self.port)),
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
@@ -66,7 +68,7 @@ class Mongod:
 
     @property
     def pid(self) -> int:
-        """The number of its process."""
+        """The id of its process."""
         assert self._process
         return self._process.pid
 
@@ -81,23 +83,23 @@ class Mongod:
         )
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal: SIGKILL, SIGSTOP, SIGCONT."""
+        """Send it a signal, such as SIGSTOP to freeze it."""
         assert self._process
         os.kill(self._process.pid, number)
 
     def alive(self) -> bool:
-        """Say whether its process runs."""
+        """Return whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """Kill it as a power failure would: without a chance to tidy up."""
+        """Kill it, as a power failure would."""
         if self._process and self.alive():
             self.signal(signal.SIGKILL)
             self._process.wait()
 
 
 def initiate(members: list[Mongod], replica_set: str) -> None:
-    """Make the servers a replica set, and wait until its first member is the primary."""
+    """Make the servers a replica set and wait until the first one is its primary."""
     config = {
         "_id": replica_set,
         "members": [
@@ -107,30 +109,30 @@ def initiate(members: list[Mongod], replica_set: str) -> None:
     }
     with members[0].client() as client:
         client.admin.command("replSetInitiate", config)
-        eventually(lambda: _assert(client.admin.command("hello")["isWritablePrimary"]), 30)
 
+        def is_primary() -> None:
+            assert client.admin.command("hello")["isWritablePrimary"]
 
-def _assert(condition: object) -> None:
-    assert condition
+        eventually(is_primary, 30)
 
 
 @dataclass
 class MailServer:
-    """What an SMTP server has seen, and how it is told to behave.
+    """What an SMTP server has received, and how it behaves.
 
-    `script` is asked at each stage of a conversation ("MAIL", "RCPT", "DATA") with the recipient, as far as it is
-    known; it returns the reply to give, or `None` to accept. It may wait, or raise `Drop`.
+    At each stage of a conversation ("MAIL", "RCPT" or "DATA"), `script` is called with the stage and the recipient,
+    which is empty at MAIL. It returns the reply to give, or `None` to accept. It may wait, or raise `Drop`.
     """
 
     port: int = 0
     received: list[tuple[str, Message]] = field(default_factory=list)
     connections: int = 0
     logins: int = 0
-    script: Callable[[str, str], Awaitable[str | None]] | None = None
+    script: Script | None = None
 
     @property
     def ids(self) -> list[str]:
-        """Return the ids of the e-mails received, in order."""
+        """Return the ids of the e-mails received, in their order."""
         return [message["Message-ID"].strip("<>").split("@")[0] for _, message in self.received]
 
     async def _ask(self, stage: str, server: SMTP, recipient: str = "") -> str | None:
@@ -173,7 +175,7 @@ class MailServer:
         return reply or "250 OK"
 
     def authenticate(self, *arguments: Any) -> AuthResult:
-        """Take the one login there is."""
+        """Accept `LOGIN` with `PASSWORD` and nothing else."""
         self.logins += 1
         given = arguments[-1]
         right = isinstance(given, LoginPassword) and given == (LOGIN.encode(), PASSWORD.encode())
@@ -185,7 +187,7 @@ def _abort(server: SMTP) -> None:
 
 
 class Drop(Exception):
-    """Break the connection off."""
+    """Break the connection."""
 
 
 @asynccontextmanager
@@ -197,7 +199,7 @@ async def smtp_server(
     auth: bool = True,
     mail_server: MailServer | None = None,
 ) -> AsyncIterator[MailServer]:
-    """Run an SMTP server: over TLS, or with STARTTLS, where that has a context; wanting the login if `auth`."""
+    """Run an SMTP server: over TLS if `tls` is given, with STARTTLS if `starttls` is. If `auth`, it wants a login."""
     loop = asyncio.get_running_loop()
     state = mail_server or MailServer()
     options: dict[str, Any] = {"hostname": "localhost", "enable_SMTPUTF8": True, "loop": loop, "tls_context": starttls}

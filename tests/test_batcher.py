@@ -1,4 +1,4 @@
-"""Group commit: who goes alone, who goes together, and what becomes of each."""
+"""Group commit: which items leave alone, which share a batch, and the outcome of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mongo.batcher import LATE, LATE_FACTOR, Batcher, QueueFull
 
 
 class Calls:
-    """Calls that take as long as they are let; doubles what is even, and fails for what is odd."""
+    """Batches are in flight until `go` is set. An even item is doubled, an odd one fails, and 666 fails its batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -21,11 +21,12 @@ class Calls:
         self.batches.append(list(items))
         await self.go.wait()
         if 666 in items:
-            raise OSError("the call failed")
+            raise OSError("the whole batch failed")
         return [ValueError(item) if item % 2 else 2 * item for item in items]
 
 
 async def turn() -> None:
+    """Let the event loop do what it can do now."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -34,7 +35,7 @@ def tasks(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
     return [asyncio.create_task(batcher(item)) for item in items]
 
 
-async def test_a_few_go_alone_at_once_and_those_who_come_meanwhile_go_together() -> None:
+async def test_few_items_leave_at_once_and_those_that_wait_share_a_batch() -> None:
     calls = Calls()
     batcher = Batcher(calls.run, calls_at_once=8, free_items=3, batch_limit=100, queue_limit=100)
     found = []
@@ -47,7 +48,7 @@ async def test_a_few_go_alone_at_once_and_those_who_come_meanwhile_go_together()
     assert calls.batches[3:] == [list(range(6, 20, 2))]
 
 
-async def test_many_under_way_are_waited_for_until_they_are_late_and_no_more_go_than_may() -> None:
+async def test_a_late_batch_delays_no_other_up_to_a_limit() -> None:
     calls = Calls()
     batcher = Batcher(calls.run, calls_at_once=1, free_items=2, batch_limit=100, queue_limit=100)
     found = tasks(batcher, 0, 2, 4)
@@ -64,7 +65,7 @@ async def test_many_under_way_are_waited_for_until_they_are_late_and_no_more_go_
     assert calls.batches[LATE_FACTOR:] == [[14, 16]]
 
 
-async def test_who_come_in_the_same_turn_of_the_event_loop_go_together_and_no_more_than_may() -> None:
+async def test_concurrent_items_share_batches_of_limited_size() -> None:
     calls = Calls()
     calls.go.set()
     batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=3, queue_limit=100)
@@ -72,7 +73,7 @@ async def test_who_come_in_the_same_turn_of_the_event_loop_go_together_and_no_mo
     assert calls.batches == [[0, 2, 4], [6, 8]]
 
 
-async def test_each_gets_its_own_outcome_and_a_failed_call_is_everybodys() -> None:
+async def test_each_item_has_its_own_outcome_unless_the_batch_fails() -> None:
     calls = Calls()
     calls.go.set()
     batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100)
@@ -84,22 +85,22 @@ async def test_each_gets_its_own_outcome_and_a_failed_call_is_everybodys() -> No
     assert await batcher(4) == 8
 
 
-async def test_who_is_cancelled_leaves_the_queue_but_not_a_call_under_way() -> None:
+async def test_a_cancelled_item_leaves_the_queue_but_not_a_batch_in_flight() -> None:
     calls = Calls()
     batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100)
-    under_way = tasks(batcher, 0, 2)
+    in_flight = tasks(batcher, 0, 2)
     await turn()
     waiting = tasks(batcher, 4, 6)
     await turn()
-    under_way[0].cancel()
+    in_flight[0].cancel()
     waiting[0].cancel()
     calls.go.set()
-    assert list(await asyncio.gather(under_way[1], waiting[1])) == [4, 12]
+    assert list(await asyncio.gather(in_flight[1], waiting[1])) == [4, 12]
     assert calls.batches == [[0, 2], [6]]
-    assert under_way[0].cancelled()
+    assert in_flight[0].cancelled()
 
 
-async def test_who_finds_the_queue_full_is_told_and_it_empties_again() -> None:
+async def test_a_full_queue_refuses_items_until_it_has_room() -> None:
     calls = Calls()
     batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=1, queue_limit=2)
     found = tasks(batcher, 0)
@@ -113,21 +114,22 @@ async def test_who_finds_the_queue_full_is_told_and_it_empties_again() -> None:
     assert await batcher(6) == 12
 
 
-async def test_a_queue_whose_callers_all_left_holds_nobody_up() -> None:
+async def test_a_queue_of_cancelled_items_delays_no_other() -> None:
     calls = Calls()
     batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=2, queue_limit=2)
     first = tasks(batcher, 0)
     await turn()
-    for task in (left := tasks(batcher, 2, 4)):
+    cancelled = tasks(batcher, 2, 4)
+    for task in cancelled:
         await turn()
         task.cancel()
     calls.go.set()
-    await asyncio.gather(*first, *left, return_exceptions=True)
+    await asyncio.gather(*first, *cancelled, return_exceptions=True)
     assert await asyncio.gather(*tasks(batcher, 6, 8)) == [12, 16]
     assert calls.batches == [[0], [6, 8]]
 
 
-async def test_only_those_of_a_kind_go_together_and_the_kinds_take_turns() -> None:
+async def test_a_batch_has_items_of_one_kind_and_the_kinds_take_turns() -> None:
     calls = Calls()
     batcher = Batcher(
         calls.run, calls_at_once=1, free_items=1, batch_limit=2, queue_limit=100, kind=lambda item: item // 100

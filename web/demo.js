@@ -1,4 +1,4 @@
-// The demo page: a form for POST /create, and the e-mails of a local run. What others wrote is set as text only.
+// The demo page: a form for POST /create, and the e-mails of a local run. What others wrote is only ever set as text.
 const inbox = document.querySelector("notifier-inbox");
 const $ = (id) => document.getElementById(id);
 const form = $("create"), outcome = $("outcome");
@@ -11,7 +11,7 @@ function ask(path, options) {
   return fetch(path, { ...options, headers, signal: AbortSignal.timeout(15_000) });
 }
 
-// --- who you are -----------------------------------------------------------------------------------
+// --- access ----------------------------------------------------------------------------------------
 
 inbox.addEventListener("notifier-unauthorized", () => {
   $("access").hidden = false;
@@ -99,7 +99,7 @@ async function showMails() {
   let mails;
   try {
     const response = await ask("/demo/mails");
-    if (!response.ok) return false; // no local run, or no key yet
+    if (!response.ok) return false; // not a local run, or no key yet
     ({ mails } = await response.json());
   } catch {
     return false;
@@ -125,7 +125,7 @@ async function awaitMail() {
   }
 }
 
-addEventListener("focus", showMails); // back from a terminal
+addEventListener("focus", showMails); // the user may have used the terminal
 
 // --- the bell ----------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
-// <notifier-inbox>: see the README.
+// <notifier-inbox>: see docs/bell.md.
 const TEXTS = {
 	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
 	empty: "Nothing here yet.", error: "No connection. Trying again.", undone: "That did not work.",
 	unauthorized: "Please sign in again.", invalid: "This inbox cannot be shown.",
 };
 const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
-const PAGE = 20, SILENCE = 45e3; // ms; 15e3 are usual
+const PAGE = 20, SILENCE = 45e3; // ms; a comment comes every 15e3
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
 :host{display:inline-block;color-scheme:light dark}
@@ -90,7 +90,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		throw response;
 	}
 
-	// Lists and writes take turns. A list from before a write is dropped.
+	// Lists and writes take turns; an outdated list is dropped.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
 	function sync() {
@@ -144,7 +144,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		again(+wait || 0);
 	}
 
-	// A browser has six HTTP/1.1 connections to a host: a hidden tab keeps none.
+	// Browsers open six HTTP/1.1 connections per host: a hidden tab keeps none.
 	async function live() {
 		run.abort();
 		if (!host.isConnected) return;

@@ -1,0 +1,151 @@
+"""The parts that the operations of the OpenAPI document share: schemas, examples, headers and security schemes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from marshmallow.fields import Field
+
+import schemas
+from api.middleware import REQUEST_ID_PATTERN
+from api.sse import COMMENT, RETRY_MS, encode
+from mongo.changes import Inbox
+from mongo.document import JSONObject
+from schemas import INT64_MAX
+
+
+def ref(name: str) -> JSONObject:
+    """Return a reference to one of the schemas."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(properties: JSONObject, *optional: str) -> JSONObject:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "required": required, "properties": properties}
+
+
+# --- examples ---------------------------------------------------------------------------------------
+
+USER: Final = "638f394d4b7243fc0399ea67"
+SUCCESS: Final = {"success": True}
+NOTIFICATION: Final[JSONObject] = {
+    "id": "6b03bbf4b2edf30b56b0d266",
+    "timestamp": 1698138241,
+    "is_new": True,
+    "user_id": USER,
+    "key": "new_message",
+    "target_id": "0399ea67638f394d4b7243fc",
+    "data": {"some_field": "some_value"},
+}
+PAGE: Final = {
+    "success": True,
+    "data": {
+        "elements": 23,
+        "new": 12,
+        "request": {"user_id": USER, "skip": 0, "limit": 10},
+        "list": [NOTIFICATION],
+    },
+}
+EVENTS: Final = f"retry: {RETRY_MS[0]}\n\n{encode(Inbox(23, 12, NOTIFICATION)).decode()}{COMMENT.decode()}"
+INVALID_REQUEST: Final = {"user_id": USER[:-1]}
+"""Every operation that takes a user refuses this one."""
+
+# --- schemas ----------------------------------------------------------------------------------------
+
+OBJECT_ID: Final = {"type": "string", "pattern": f"^{schemas.OBJECT_ID}$", "minLength": 24, "maxLength": 24}
+COUNT: Final = {"type": "integer", "minimum": 0}
+COUNTS: Final = {
+    "elements": COUNT | {"description": "How many notifications the user has."},
+    "new": COUNT | {"description": "How many of them are unread."},
+}
+DATA: Final = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^(?!\$)[^\u0000]*$"},
+    "additionalProperties": {"minimum": -INT64_MAX - 1, "maximum": INT64_MAX},
+}
+"""The rules for `data` hold at every level. A recursive schema could say so, but client generators choke on one."""
+FIELDS: Final[Mapping[type[Field[Any]], JSONObject]] = {schemas.ObjectIdField: OBJECT_ID, schemas.DataField: DATA}
+"""The schemas of our own fields, which apispec does not know."""
+
+SCHEMAS: Final[Mapping[str, JSONObject]] = {
+    "Success": _object({"success": {"const": True}}),
+    "Notification": _object(
+        {
+            "id": {"type": "string", "description": "Opaque. `/read` takes it as `notification_id`."},
+            "timestamp": {"type": "integer", "description": "When it was created, in Unix seconds."},
+            "is_new": {"type": "boolean", "description": "Whether it is unread."},
+            "user_id": OBJECT_ID,
+            "key": {"type": "string", "enum": [key.value for key in schemas.Key if key.stored]},
+            "target_id": OBJECT_ID,
+            "data": {"type": "object"},
+        },
+        "target_id",
+        "data",
+    ),
+    "Page": _object(
+        {
+            "success": {"const": True},
+            "data": _object(
+                {
+                    **COUNTS,
+                    "request": _object(
+                        {"user_id": OBJECT_ID, "skip": COUNT, "limit": COUNT, "is_new": {"type": "boolean"}}, "is_new"
+                    ),
+                    "list": {"type": "array", "items": ref("Notification"), "description": "Newest first."},
+                }
+            ),
+        }
+    ),
+    "Inbox": _object(
+        {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}}
+    ),
+    "Problem": _object(
+        {
+            "success": {"const": False},
+            "type": {"const": "about:blank"},
+            "title": {"type": "string", "description": "The status in words."},
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+            "detail": {"type": "string", "description": "What is wrong, for people."},
+            "errors": {
+                "type": "object",
+                "description": "Every fault of the request, by the name of the field.",
+                "additionalProperties": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            },
+        },
+        "errors",
+    ),
+}
+
+# --- headers and security schemes -------------------------------------------------------------------
+
+REQUEST_ID: Final = {
+    "required": True,
+    "description": "The one of the request if that has 1 to 64 letters, digits or `._-`, otherwise a new one. "
+    "It is in the log as well.",
+    "schema": {"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"},
+}
+ETAG: Final = {"required": True, "description": "For `If-None-Match`.", "schema": {"type": "string"}}
+RETRY_AFTER: Final = {"required": True, "description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}
+ALLOW: Final = {"required": True, "description": "The methods it supports.", "schema": {"type": "string"}}
+CHALLENGE: Final = {"required": True, "description": "RFC 6750.", "schema": {"type": "string", "pattern": "^Bearer "}}
+PROBLEM_HEADERS: Final[Mapping[int, JSONObject]] = {
+    401: {"WWW-Authenticate": CHALLENGE},
+    405: {"Allow": ALLOW},
+    429: {"Retry-After": RETRY_AFTER},
+    503: {"Retry-After": RETRY_AFTER},
+}
+SECURITY: Final = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A backend's key: one of `API_KEYS`. While there are none, the API is open to everyone.",
+    },
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A user's token: a JWT signed with `USER_TOKEN_SECRET` (HS256). `sub` is the user's id; `exp` "
+        "is required.",
+    },
+}

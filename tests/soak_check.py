@@ -1,0 +1,90 @@
+"""The verdict of the soak: what was asked and acknowledged, against what MongoDB and the mail server have."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.servers import MailServer
+
+Document = Mapping[str, Any]
+NO_ANSWER: Final = "no answer"
+
+
+@dataclass
+class Ledger:
+    """What was asked, what was acknowledged, and what was broken meanwhile.
+
+    Each notification has a number, which it carries in its `data`.
+    """
+
+    requests: int = 0
+    asked: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """The user and the key of each notification."""
+    acknowledged: set[int] = field(default_factory=set)
+    statuses: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+def check(
+    ledger: Ledger, mail: MailServer, users: Sequence[Document], dead_mail: Sequence[Document]
+) -> Mapping[str, int]:
+    """Count how often each promise was broken."""
+    notifications = [item for user in users for item in user.get("notifications", [])]
+    stored = Counter(item["data"]["n"] for item in notifications)
+    ids = {item["data"]["n"]: item["id"] for item in notifications}
+    acknowledged = [(n, ledger.asked[n][1]) for n in ledger.acknowledged]
+    delivered = set(mail.ids)
+    done = delivered | {letter["_id"] for letter in dead_mail}
+    lost_logins = sum(ids.get(n) not in done for n, key in acknowledged if key == "new_login")
+    identities = {(message["Message-ID"], message["Date"]) for _, message in mail.received}
+    return {
+        "I1 notifications lost": sum(not stored[n] for n, key in acknowledged if key != "registration"),
+        "I1 notifications duplicated": sum(times > 1 for times in stored.values()),
+        "I2 e-mails lost": lost_logins + _lost_registrations(ledger, mail, dead_mail, set(ids.values())),
+        "I3 e-mails with a second Message-ID or Date": len(identities) - len(delivered),
+        "I6 notifications that nobody asked for": sum(n not in ledger.asked for n in stored),
+        "I9 users with a wrong mail_due": sum(user.get("mail_due") != _first_due(user) for user in users),
+        "answers other than 201 and 503": sum(
+            times for status, times in ledger.statuses.items() if status not in {"201", "503", NO_ANSWER}
+        ),
+    }
+
+
+def _first_due(user: Document) -> object:
+    return min((item["next_at"] for item in user.get("outbox", [])), default=None)
+
+
+def _lost_registrations(
+    ledger: Ledger, mail: MailServer, dead_mail: Iterable[Document], notification_ids: set[str]
+) -> int:
+    """Count the registrations that became neither an e-mail nor a dead letter.
+
+    They leave no notification that would tell the id of each. So they are counted per user: all of a user's e-mails,
+    without those that belong to a notification.
+    """
+    promised = Counter(
+        user_id for n in ledger.acknowledged for user_id, key in [ledger.asked[n]] if key == "registration"
+    )
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for (recipient, _), id_ in zip(mail.received, mail.ids, strict=True):
+        found[recipient.split("@")[0]].add(id_)
+    for letter in dead_mail:
+        found[letter["user_id"]].add(letter["_id"])
+    return sum(max(0, times - len(found[user_id] - notification_ids)) for user_id, times in promised.items())
+
+
+def logged_exceptions(folder: Path) -> Counter[str]:
+    """Count the stack traces in the logs of the workers, by their last lines."""
+    found: Counter[str] = Counter()
+    for log in folder.glob("service-*.log"):
+        for line in log.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                if trace := json.loads(line).get("exc_info"):
+                    found[" <- ".join(reversed(trace.splitlines()[-3:]))[:500]] += 1
+    return found

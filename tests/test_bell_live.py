@@ -1,0 +1,283 @@
+"""The bell shows the inbox as it is, in every tab, whatever happens to the service or the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+from playwright.async_api import BrowserContext, Page, Route, expect
+
+from api.auth import LEEWAY, sign_token
+from tests.bell import bell, panel, rows, shows_unread
+from tests.browser import Serve, Server, Site, events, open_page
+from tests.client import KEY, SECRET, USER
+from tests.servers import Mongod
+from tests.waiting import eventually_async
+
+
+async def test_two_tabs_show_the_same_notifications_and_marks(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create(data={"n": 0})
+    site.embed(server.url)
+    one, two = [await open_page(context, site.origin) for _ in range(2)]
+    for page in (one, two):
+        await shows_unread(page, 1)
+    await eventually_async(lambda: server.assert_streams_open(2))
+    for n in (1, 2):
+        await server.create(data={"n": n})
+    for page in (one, two):
+        await shows_unread(page, 3)
+        await bell(page).click()
+        await expect(rows(page)).to_have_count(3)
+        await expect(rows(page).first).to_have_text(re.compile(r"Unread:\s*New messagen: 2now"))
+    await rows(one).nth(1).click()
+    for page in (one, two):
+        await shows_unread(page, 2)
+        await expect(page.locator("notifier-inbox .new")).to_have_count(2)
+        await expect(rows(page).nth(1)).not_to_contain_text("Unread")
+    await two.get_by_role("button", name="Mark all as read").click()
+    for page in (one, two):
+        await shows_unread(page, 0)
+        await expect(page.locator("notifier-inbox .new")).to_have_count(0)
+    assert await events(two) == [["notification", 1], ["notification", 2]]
+    assert [event for event in await events(one) if event[0] != "notification"] == [["notifier-select", 1]]
+
+
+async def test_load_more_shows_each_notification_once_even_while_new_ones_arrive(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    for n in range(45):
+        await server.create(data={"n": n})
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(20)
+    more = page.get_by_role("button", name="Load more")
+    await asyncio.gather(more.click(), server.create(data={"n": 45}))
+    await expect(rows(page)).to_have_count(40)
+    await more.focus()
+    await page.keyboard.press("Enter")
+    await expect(rows(page)).to_have_count(46)
+    await expect(more).to_be_hidden()
+    await expect(panel(page)).to_be_focused()
+    shown = [int(n) for text in await rows(page).all_inner_texts() for n in re.findall(r"n: (\d+)", text)]
+    assert shown == list(range(45, -1, -1))
+    await shows_unread(page, 46)
+    assert await events(page) == [["notification", 45]]
+
+
+async def test_the_bell_says_that_the_service_is_down_and_recovers(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create()
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(1)
+    server.process.kill()
+    await expect(page.get_by_text("No connection. Trying again")).to_have_count(
+        2
+    )  # once in the panel, once for screen readers
+    await expect(rows(page)).to_have_count(1)
+    server.process.restart()
+    await expect(page.get_by_text("No connection")).to_have_count(0)
+    await server.create(data={"n": 1})
+    await expect(rows(page)).to_have_count(2)
+    assert await events(page) == [["notification", 1]]
+
+
+async def test_the_bell_reports_an_expired_token_and_takes_a_new_one(
+    serve: Serve, site: Site, context: BrowserContext
+) -> None:
+    server = await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    lifetime = 3 - LEEWAY
+    site.embed(server.url, token=sign_token(SECRET, USER, lifetime))
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(page.get_by_text("Nothing here yet.")).to_be_visible()
+    await expect(panel(page).get_by_text("Please sign in again.")).to_be_visible()
+    await eventually_async(lambda: server.assert_streams_open(0))
+    assert await events(page) == [["notifier-unauthorized", None]]
+    await server.create(data={"n": 1})
+    inbox = page.locator("notifier-inbox")
+    await inbox.evaluate("(inbox, token) => inbox.setAttribute('token', token)", sign_token(SECRET, USER, 60))
+    await expect(rows(page)).to_have_count(1)
+    await expect(panel(page).get_by_text("Please sign in again.")).to_be_hidden()
+    await eventually_async(lambda: server.assert_streams_open(1))
+    await server.create(data={"n": 2})
+    await expect(rows(page)).to_have_count(2)
+    assert await events(page) == [["notifier-unauthorized", None], ["notification", 1], ["notification", 2]]
+
+
+async def test_a_refused_mark_is_undone(server: Server, site: Site, context: BrowserContext) -> None:
+    for n in range(2):
+        await server.create(data={"n": n})
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    may_fail = asyncio.Event()
+
+    async def refuse(route: Route) -> None:
+        await may_fail.wait()
+        await route.abort()
+
+    await page.route("**/read?*", refuse)
+    await bell(page).click()
+    await rows(page).first.click()
+    await shows_unread(page, 1)
+    await page.get_by_role("button", name="Mark all as read").click()
+    await shows_unread(page, 0)
+    await server.create(data={"n": 2})  # the list that follows knows nothing of the two clicks
+    may_fail.set()
+    await shows_unread(page, 3)
+    await expect(panel(page).get_by_text("That did not work.")).to_be_visible()
+    await page.unroute("**/read?*")
+    await page.get_by_role("button", name="Mark all as read").click()
+    await shows_unread(page, 0)
+    await expect(panel(page).get_by_text("That did not work.")).to_be_hidden()
+
+
+async def test_a_mark_made_offline_is_undone(server: Server, site: Site, context: BrowserContext) -> None:
+    await server.create()
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await shows_unread(page, 1)
+    await context.set_offline(offline=True)
+    await rows(page).first.click()
+    await expect(panel(page).get_by_text("No connection.")).to_be_visible()
+    await shows_unread(page, 1)
+    await context.set_offline(offline=False)
+    await expect(panel(page).get_by_text("No connection.")).to_be_hidden()
+    await rows(page).first.click()
+    await shows_unread(page, 0)
+
+
+async def test_a_list_requested_before_a_click_does_not_undo_it(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    for n in range(2):
+        await server.create(data={"n": n})
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await shows_unread(page, 2)
+    await page.evaluate("""
+        window.counts = ["2"];
+        const badge = document.querySelector("notifier-inbox").shadowRoot.querySelector("#badge");
+        new MutationObserver(() => counts.at(-1) === badge.textContent || counts.push(badge.textContent))
+            .observe(badge, { childList: true });
+    """)
+    held, released = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        response = await route.fetch()
+        held.set()
+        await released.wait()
+        await route.fulfill(response=response)
+
+    await page.route("**/list?*", hold, times=1)
+    await server.create(data={"n": 2})
+    await held.wait()
+    await bell(page).click()
+    async with page.expect_response("**/read?*"):
+        await rows(page).last.click()
+    released.set()
+    await expect(rows(page)).to_have_count(3)
+    await shows_unread(page, 2)
+    assert await page.evaluate("counts.filter(Boolean)") == ["2", "1", "2"]
+
+
+async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url, token="old")  # noqa: S106 - the API is open, and ignores it
+    page = await open_page(context, site.origin)
+    await eventually_async(lambda: server.assert_streams_open(1))
+    await shows_unread(page, 0)
+    held = asyncio.Event()
+
+    async def hold(_: Route) -> None:
+        held.set()
+
+    await page.route("**/list?*", hold, times=1)
+    await server.create()
+    await held.wait()
+    await page.locator("notifier-inbox").evaluate("(inbox) => inbox.setAttribute('token', 'new')")
+    await shows_unread(page, 1)
+
+
+async def test_without_streams_the_bell_polls_and_mostly_gets_304(
+    serve: Serve, site: Site, context: BrowserContext, tmp_path: Path
+) -> None:
+    mongod = Mongod(tmp_path / "standalone")
+    await asyncio.to_thread(mongod.start)
+    try:
+        server = await serve(f"mongodb://{mongod.address}/test")
+        site.embed(server.url, poll="0.2")
+        page = await open_page(context, site.origin)
+        await shows_unread(page, 0)
+        await server.create(data={"n": 1})
+        await shows_unread(page, 1)
+        await bell(page).click()
+        await rows(page).first.click()
+        await shows_unread(page, 0)
+
+        async def polled() -> None:
+            assert server.count_logged("/list", 304) > 5
+
+        await eventually_async(polled)
+        assert server.count_logged("/stream", 501) <= 2  # asked for at the start, and when the panel was opened
+        assert await events(page) == [["notification", 1], ["notifier-select", 1]]
+    finally:
+        mongod.kill()
+
+
+async def test_a_hidden_tab_and_a_removed_bell_hold_no_stream(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await eventually_async(lambda: server.assert_streams_open(1))
+    await set_visibility(page, hidden=True)
+    await eventually_async(lambda: server.assert_streams_open(0))
+    await server.create(data={"n": 1})
+    await set_visibility(page, hidden=False)
+    await shows_unread(page, 1)
+    await eventually_async(lambda: server.assert_streams_open(1))
+    await page.evaluate("window.inbox = document.querySelector('notifier-inbox'); inbox.remove()")
+    await eventually_async(lambda: server.assert_streams_open(0))
+    await server.create(data={"n": 2})
+    await page.evaluate("document.body.append(inbox)")
+    await shows_unread(page, 2)
+    assert await events(page) == [["notification", 1], ["notification", 2]]
+
+
+async def set_visibility(page: Page, *, hidden: bool) -> None:
+    """Hide or show the page. A headless browser does neither by itself."""
+    await page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+async def test_another_user_never_sees_the_notifications_of_the_previous_one(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create(data={"n": 1})
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(1)
+    rows_left = await page.locator("notifier-inbox").evaluate(
+        """(inbox) => {
+            inbox.setAttribute("user-id", "f".repeat(24));
+            return inbox.shadowRoot.querySelectorAll("li").length;
+        }"""
+    )
+    assert rows_left == 0
+    await shows_unread(page, 0)
+    await expect(page.get_by_text("Nothing here yet.")).to_be_visible()

@@ -1,0 +1,155 @@
+"""The bell in use: keyboard, screen reader, language, and notifications that try to be markup."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import pytest
+from bson import ObjectId
+from playwright.async_api import Browser, BrowserContext, expect
+
+from tests.bell import bell, panel, rows, shows_unread
+from tests.browser import SCHEMES, Server, Site, assert_accessible, events, open_page
+from tests.client import DB, USER
+
+HOSTILE = "<img src=x onerror=\"events.push(['HACKED'])\"><script>events.push(['HACKED'])</script>"
+
+
+async def test_keys_and_data_are_shown_as_text_only(
+    server: Server, site: Site, context: BrowserContext, database: DB
+) -> None:
+    notifications = [
+        {"id": "a", "is_new": True, "key": HOSTILE, "data": {HOSTILE: HOSTILE, "list": [HOSTILE]}, "timestamp": 1},
+        {"id": "b", "is_new": True, "key": "new_login", "data": {"city": HOSTILE}, "timestamp": "yesterday"},
+        {"id": HOSTILE, "key": None, "data": "none", "timestamp": 1e300},
+        {"id": "d", "is_new": False, "key": {"a": 1}, "data": None},
+        {"id": "e", "is_new": False, "key": "$&", "data": {"x": None, "y": "z" * 10_000}, "timestamp": -1},
+    ]
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifications": notifications})
+    site.embed(server.url, label__new_login="Sign-in from {city}, {nothing}", text__unread="<b>{}</b>")
+    page = await open_page(context, site.origin)
+    await page.locator("notifier-inbox #bell").click()
+    await expect(rows(page)).to_have_count(5)
+    await expect(rows(page).nth(0)).to_contain_text(f"{HOSTILE}: {HOSTILE} · list: [")
+    await expect(rows(page).nth(1)).to_contain_text(f"Sign-in from {HOSTILE}, ")
+    assert len(await rows(page).nth(4).inner_text()) < 300
+    await expect(page.locator("notifier-inbox").locator("img, script")).to_have_count(0)
+    await expect(page.locator("notifier-inbox #bell")).to_have_accessible_name("Notifications, <b>2</b>")
+    assert await events(page) == []
+
+
+async def test_everything_works_with_the_keyboard_alone(server: Server, site: Site, context: BrowserContext) -> None:
+    for n in range(25):
+        await server.create(data={"n": n})
+    site.embed(server.url, content="<button>After</button>")
+    page = await open_page(context, site.origin)
+    await shows_unread(page, 25)
+    press = page.keyboard.press
+    await press("Tab")
+    await expect(bell(page)).to_be_focused()
+    await expect(bell(page)).to_have_attribute("aria-expanded", "false")
+    await press("Enter")
+    await expect(bell(page)).to_have_attribute("aria-expanded", "true")
+    await expect(panel(page)).to_be_focused()
+    await press("Tab")
+    await expect(page.get_by_role("button", name="Mark all as read")).to_be_focused()
+    await press("Tab")
+    await press("Tab")
+    second = rows(page).nth(1).get_by_role("button")
+    await expect(second).to_be_focused()
+    await server.create(data={"n": 25})
+    await expect(rows(page).nth(2).get_by_role("button")).to_be_focused()  # the focus stays on the notification
+    await press("Space")
+    await shows_unread(page, 25)
+    await expect(rows(page).nth(2)).not_to_contain_text("Unread")
+    await press("Escape")
+    await expect(panel(page)).to_be_hidden()
+    await expect(bell(page)).to_be_focused()
+    await expect(bell(page)).to_have_attribute("aria-expanded", "false")
+    await press("Space")
+    await expect(panel(page)).to_be_focused()
+    await press("Shift+Tab")
+    await expect(bell(page)).to_be_focused()
+    await press("Enter")
+    await expect(panel(page)).to_be_hidden()
+    await press("Tab")
+    await expect(page.get_by_role("button", name="After")).to_be_focused()
+
+
+async def test_a_click_outside_closes_the_panel_and_reaches_its_target(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url, content='<p align="right"><button>After</button></p>')
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(panel(page)).to_be_visible()
+    await page.mouse.click(5, 500)
+    await expect(panel(page)).to_be_hidden()
+    await bell(page).click()
+    await page.get_by_role("button", name="After").click()
+    await expect(panel(page)).to_be_hidden()
+    await expect(page.get_by_role("button", name="After")).to_be_focused()
+
+
+async def test_a_screen_reader_announces_new_notifications(server: Server, site: Site, context: BrowserContext) -> None:
+    site.embed(server.url, label__new_login="Sign-in from {city}")
+    page = await open_page(context, site.origin)
+    await shows_unread(page, 0)
+    status = page.get_by_role("status")
+    await expect(status).to_have_text("")
+    await server.create("new_login", data={"city": "Oslo"})
+    await expect(status).to_have_text("1 unread: Sign-in from Oslo")
+    await bell(page).click()
+    await expect(rows(page).first.get_by_role("button")).to_have_accessible_name("Unread: Sign-in from Oslo now")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_axe_finds_no_fault_in_the_bell(
+    server: Server, site: Site, browser: Browser, scheme: Literal["light", "dark"]
+) -> None:
+    for n in range(21):
+        await server.create(data={"n": n, "text": "some text that is longer than a line of the panel can be"})
+    site.embed(server.url)
+    async with await browser.new_context(color_scheme=scheme, bypass_csp=True) as context:
+        page = await open_page(context, site.origin)
+        await shows_unread(page, 21)
+        await assert_accessible(page)
+        await bell(page).click()
+        await rows(page).first.click()
+        await shows_unread(page, 20)
+        await assert_accessible(page)
+        await page.get_by_role("button", name="Mark all as read").click()
+        await shows_unread(page, 0)
+        await assert_accessible(page)
+
+
+async def test_a_page_sets_texts_language_and_icon(server: Server, site: Site, context: BrowserContext) -> None:
+    await server.create("new_post", data={"author": "Ann"})
+    given = {"text__title": "Mitteilungen", "text__unread": "{} neue", "text__all": "Alle gelesen", "text__new": "Neu:"}
+    site.embed(server.url, lang="de", label__new_post="Beitrag von {author}", **given)
+    site.html = site.html.replace("></notifier-inbox>", "><i id=own>!</i></notifier-inbox>")
+    page = await open_page(context, site.origin)
+    await page.clock.install()
+    await page.get_by_role("button", name="Mitteilungen, 1 neue").click()
+    await expect(page.locator("#own")).to_be_visible()
+    await expect(page.get_by_role("button", name="Alle gelesen")).to_be_visible()
+    await expect(rows(page).first).to_have_text(re.compile("Neu: Beitrag von Annjetzt"))
+    await page.clock.set_system_time(datetime.now(UTC) + timedelta(days=2))
+    await server.create("new_post", data={"author": "Ben"})
+    await expect(rows(page).nth(1)).to_contain_text("vorgestern")
+
+
+async def test_nothing_moves_and_high_contrast_marks_unread_notifications(
+    server: Server, site: Site, browser: Browser
+) -> None:
+    await server.create()
+    site.embed(server.url)
+    async with await browser.new_context(forced_colors="active", reduced_motion="reduce") as context:
+        page = await open_page(context, site.origin)
+        await bell(page).click()
+        await expect(rows(page).first).to_contain_text("Unread")
+        assert await page.evaluate("document.getAnimations({ subtree: true }).length") == 0
+        mark = await rows(page).locator("b").evaluate("(b) => getComputedStyle(b, '::before').content")
+        assert mark.startswith('"●')

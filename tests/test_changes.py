@@ -1,0 +1,161 @@
+"""The change stream: no change is missed, whatever happens while it begins, breaks or is resumed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId, encode
+from pymongo import WriteConcern
+
+from mongo.changes import CHANGES, Change, Changes
+from settings import Settings
+from tests.client import DB, OTHER, USER, Client, create
+from tests.faults import HEARTBEATS, failing
+from tests.fixtures import Start
+from tests.servers import Mongod
+from tests.soak import DATABASE, three_nodes
+from tests.streams import EMPTY, Events, listening, replica_set_of_one, stream_url
+
+
+async def test_a_change_does_not_carry_the_notifications(database: DB) -> None:
+    me, note = {"_id": ObjectId(USER)}, {"id": "x", "is_new": True, "data": {"text": "x" * 200}}
+    database.users.insert_one(me | {"notifications": [note] * 100})
+    with database.users.watch(CHANGES, max_await_time_ms=100) as changes:
+        push = {"notifications": {"$each": [note], "$position": 0, "$slice": 100}}
+        database.users.update_one(me, {"$push": push})
+        change = next(changes)
+        assert change.keys() == {"_id", "documentKey", "wallTime"}
+        assert len(encode(change)) < 250
+        database.users.update_one(me, {"$set": {"outbox": [{"id": "x"}]}})
+        database.users.update_one(me, {"$set": {"outbox.0.token": "x"}})
+        assert changes.try_next() is None
+    database.users.delete_many({})
+
+
+async def test_no_change_is_missed_while_a_stream_begins(client: Client, mongod: Mongod) -> None:
+    with failing(mongod, ["aggregate"], {"times": 1}, blockConnection=True, blockTimeMS=500):
+        opening = asyncio.create_task(client.get(stream_url()))
+        await asyncio.sleep(0.2)
+        await create(client)
+    events = Events(await opening)
+    await events.catch_up(client)
+    assert events.last
+    assert events.last["elements"] == 1
+    users = [f"{n:024x}" for n in range(40)]
+    for user_id in users:
+        response, _ = await asyncio.gather(client.get(stream_url(user_id)), create(client, user_id))
+        await Events(response).catch_up(client, user_id)
+        response.close()
+
+
+async def test_a_write_that_no_majority_has_yet_is_not_missed_when_a_stream_begins(
+    start: Start, tmp_path: Path
+) -> None:
+    """The change stream begins after that write, so the first event must wait until a majority has it."""
+    async with three_nodes(tmp_path) as setup:
+        client = await start(db_uri=setup.uri)
+        await create(client, OTHER)
+        with replication_stopped(setup.mongods[1:]):
+            await asyncio.sleep(1)  # what they have asked for still arrives
+            with setup.client() as direct:
+                users = direct[DATABASE].get_collection("users", write_concern=WriteConcern(1))
+                users.insert_one({"_id": ObjectId(USER), "notifications": [{"id": "x", "is_new": True}]})
+            first = asyncio.create_task(first_event(client))
+            await asyncio.sleep(1)
+            assert not first.done()
+        assert (await first)["elements"] == 1
+        await client.close()
+
+
+@contextmanager
+def replication_stopped(secondaries: list[Mongod]) -> Iterator[None]:
+    """Keep new writes from these members."""
+
+    def switch(mode: str) -> None:
+        for secondary in secondaries:
+            with secondary.client() as direct:
+                direct.admin.command({"configureFailPoint": "stopReplProducer", "mode": mode})
+
+    switch("alwaysOn")
+    try:
+        yield
+    finally:
+        switch("off")
+
+
+async def first_event(client: Client) -> dict[str, Any]:
+    async with listening(client) as events:
+        return await events.next()
+
+
+@pytest.mark.parametrize("code", [286, 136, 280, 260])
+async def test_every_client_gets_a_fresh_event_when_history_is_lost(client: Client, mongod: Mongod, code: int) -> None:
+    async with listening(client) as events, listening(client, OTHER) as others:
+        assert await events.next() == await others.next() == EMPTY
+        with failing(mongod, ["getMore"], {"times": 1}, errorCode=code):
+            assert await events.next() == await others.next() == EMPTY
+        await create(client)
+        assert (await events.next())["elements"] == 1
+
+
+@pytest.mark.parametrize("fault", [{"errorCode": 91}, {"errorCode": 43}, {"closeConnection": True}])
+@pytest.mark.parametrize("times", [1, 4])
+async def test_a_broken_change_stream_resumes_where_it_was(
+    start: Start, settings: Settings, mongod: Mongod, fault: dict[str, Any], times: int
+) -> None:
+    client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
+    async with listening(client) as events:
+        assert await events.next() == EMPTY
+        with failing(mongod, ["getMore", "aggregate"], {"times": times}, **fault):
+            await create(client)
+            assert (await events.next())["elements"] == 1
+        await create(client)
+        assert (await events.next())["elements"] == 2
+
+
+async def test_inboxes_are_empty_after_the_collection_is_dropped_or_renamed(client: Client, database: DB) -> None:
+    await create(client)
+    async with listening(client) as events:
+        assert (await events.next())["elements"] == 1
+        database.users.drop()
+        assert await events.next() == EMPTY
+        await create(client)
+        assert (await events.next())["elements"] == 1
+        database.users.rename("people")
+        assert await events.next() == EMPTY
+        await create(client)
+        assert (await events.next())["elements"] == 1
+
+
+async def test_no_change_is_missed_when_the_oplog_has_moved_on(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, tokens = Changes.follow, []
+
+    def follow(self: Changes, token: Mapping[str, Any] | None) -> AsyncGenerator[Change, None]:
+        tokens.append(token)
+        return original(self, token)
+
+    monkeypatch.setattr(Changes, "follow", follow)
+    with replica_set_of_one(tmp_path) as server, server.client() as direct:
+        client = await start(db_uri=f"mongodb://{server.address}/moved?{HEARTBEATS}")
+        async with listening(client) as events:
+            assert await events.next() == EMPTY
+            with failing(server, ["getMore", "aggregate"], errorCode=91):
+                await create(client)
+                oplog = direct.local["oplog.rs"]
+                newest = oplog.find_one(sort=[("$natural", -1)])
+                assert newest
+                while (oplog.find_one(sort=[("$natural", 1)]) or newest)["ts"] <= newest["ts"]:  # until it is dropped
+                    direct.junk.junk.insert_many([{"blob": b"x" * 1_000_000} for _ in range(10)])
+            assert (await events.next())["elements"] == 1
+            await create(client)
+            assert (await events.next())["elements"] == 2
+        assert len(tokens) > 1
+        assert tokens[-1] is None  # the last one leads to a place that is gone
+        await client.close()

@@ -1,0 +1,82 @@
+"""The commands for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import jwt
+from bson import ObjectId
+
+from api.auth import sign_token
+from settings import Settings
+from tests.client import DB, KEY, OTHER, PROTECTED, SECRET, USER, Client, create, settled
+from tests.faults import scripted
+from tests.fixtures import Start
+from tests.processes import VARIABLES, command, run
+from tests.servers import MailServer, free_port
+
+
+def test_help_explains_every_variable(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(f"  {name} " in done.stdout for name in VARIABLES)
+
+
+async def test_dead_letters_are_listed_and_owed_again_while_a_replica_runs(
+    client: Client, settings: Settings, database: DB, mail: MailServer
+) -> None:
+    assert await command(settings, "dead") == (0, "There are no dead letters.\n", "")
+    mail.script = scripted({"RCPT": ["550 5.1.1 unknown", "550 5.1.1 unknown"]})
+    for user_id in (USER, OTHER):
+        await create(client, user_id, "registration")
+    await settled(database)
+    first, second = database.dead_mail.find()
+    code, out, _ = await command(settings, "dead")
+    assert code == 0
+    assert all(text in out for text in (first["_id"], USER, OTHER, "registration", "RCPT: 550 5.1.1 unknown"))
+    code, out, _ = await command(settings, "dead", "--json")
+    assert out.count('"error": "RCPT: 550 5.1.1 unknown"') == len(out.splitlines()) == 2
+    code, out, err = await command(settings, "retry", first["_id"], "nonsense")
+    assert (code, out) == (1, "Owed again: 1.\n")
+    assert "nonsense: there is no such dead letter." in err
+    await settled(database)
+    assert mail.ids == [first["_id"]]
+    database.users.delete_one({"_id": ObjectId(second["user_id"])})
+    code, out, err = await command(settings, "retry", "--all")
+    assert (code, out) == (1, "Owed again: 0.\n")
+    assert f"{second['_id']}: its user no longer exists." in err
+    assert [letter["_id"] for letter in database.dead_mail.find()] == [second["_id"]]
+
+
+async def test_mail_shows_the_emails_of_a_user(
+    start: Start, settings: Settings, database: DB, mail: MailServer
+) -> None:
+    client = await start()
+    assert (await command(settings, "mail", USER))[1] == "The user is owed no e-mail and has no dead letter.\n"
+    mail.script = scripted({"RCPT": ["550 5.1.1 no"]})
+    await create(client, key="registration")
+    await settled(database)
+    await client.close()
+    await create(await start(smtp_port=free_port()), key="new_login")
+    await asyncio.sleep(0.3)
+    code, out, _ = await command(settings, "mail", USER.upper())
+    assert code == 0
+    owed, dead = out.splitlines()
+    assert re.search(r"new_login .* next attempt .* request \w{32}  connect: ", owed)
+    assert re.search(r"registration .* died .* request \w{32}  RCPT: 550 5.1.1 no", dead)
+    code, _, err = await command(settings, "mail", "nobody")
+    assert (code, "24 hex digits" in err) == (2, True)
+
+
+async def test_token_prints_a_token_that_the_service_accepts(start: Start, settings: Settings) -> None:
+    code, _, err = await command(settings, "token", USER)
+    assert (code, err) == (1, "USER_TOKEN_SECRET is not set.\n")
+    client = await start(**PROTECTED)
+    secrets = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET}
+    code, out, _ = await command(settings, "token", USER, "--ttl", "60", **secrets)
+    assert code == 0
+    response = await client.get(f"/list?user_id={USER}", headers={"Authorization": f"Bearer {out.strip()}"})
+    assert response.status == 200
+    assert jwt.decode(sign_token(SECRET, USER, 5), SECRET, ["HS256"])["sub"] == USER

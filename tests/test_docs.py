@@ -1,0 +1,139 @@
+"""The commands of the README and of the pages in docs/, each tried in a clone; and the links between the pages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.client import ROOT, USER
+from tests.processes import COMPLETE, VARIABLES, LocalRun, run
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted({line[2:] for page in PAGES for line in page.read_text().splitlines() if line.startswith("$ ")})
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+DOCKER = [command for command in COMMANDS if command.startswith("docker")]
+LOCAL = [command for command in COMMANDS if "curl" in command or ("notifier.py" in command and command not in DOCKER)]
+PYTEST = [command for command in COMMANDS if "-m pytest" in command]
+REST = {"cp .env.example .env", ".venv/bin/python -m bench hostile"}
+EXAMPLE_ID = "6b03bbf4b2edf30b56b0d266"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the project as it would be committed, with the packages of this run installed."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = ["/usr/bin/env", "git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(clone: Path) -> Iterator[LocalRun]:
+    """Return a local run in the clone, as `make run` starts it."""
+    local = LocalRun(clone)
+    yield local
+    local.end(signal.SIGTERM)
+
+
+def shell(command: str, folder: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return subprocess.run(
+        ["/bin/bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_every_command_is_tried() -> None:
+    assert {*MAKE, *DOCKER, *LOCAL, *PYTEST, *REST} == set(COMMANDS)
+
+
+def test_no_command_needs_an_activated_environment() -> None:
+    assert not [command for command in COMMANDS if re.match(r"(\w+=\S+ )*(python|pytest|pip)\b", command)]
+
+
+@pytest.mark.parametrize("command", LOCAL)
+def test_a_command_works_in_a_local_run(command: str, clone: Path, local: LocalRun) -> None:
+    local.get("/create", b'{"user_id": "%s", "key": "new_login"}' % USER.encode())
+    (newest,) = local.get(f"/list?user_id={USER}&limit=1")["data"]["list"]
+    typed = command.replace(EXAMPLE_ID, newest["id"]).replace("127.0.0.1:8080", f"127.0.0.1:{local.port}")
+    if " -N " in typed:  # a stream never ends
+        typed = f"timeout 2 {typed}; test $? -eq 124"
+    done = shell(typed, clone)
+    assert done.returncode == 0, done.stderr
+    if "curl" in command:
+        assert '"success":false' not in done.stdout.replace(" ", "")
+        assert "elements" in done.stdout or '{"success": true}' in done.stdout
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_the_target(command: str, clone: Path) -> None:
+    done = shell(f"{command.partition('#')[0]} --dry-run", clone)
+    assert done.returncode == 0, done.stderr
+    assert f"{command.split()[1]}:" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("command", PYTEST)
+def test_pytest_finds_the_tests(command: str, clone: Path) -> None:
+    done = shell(f"{command} --collect-only -q", clone)
+    assert done.returncode == 0, done.stdout[-500:]
+
+
+def test_the_benchmark_has_the_part(clone: Path) -> None:
+    assert shell(".venv/bin/python -m bench hostile --help", clone).returncode == 0
+
+
+@pytest.mark.parametrize("command", DOCKER)
+def test_compose_has_the_services_and_profiles(command: str) -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    profiles = {profile for service in services.values() for profile in service.get("profiles", ())}
+    assert set(re.findall(r"exec (\S+)", command)) <= services.keys()
+    assert set(re.findall(r"--profile (\S+)", command)) <= profiles
+
+
+def test_the_example_of_an_env_file_is_a_complete_configuration(tmp_path: Path) -> None:
+    shutil.copy(ROOT / ".env.example", tmp_path)
+    assert shell("cp .env.example .env", tmp_path).returncode == 0
+    done = run("preview", "new_login", cwd=tmp_path, **COMPLETE)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if not path.startswith("http"):
+            other = (page.parent / path).resolve() if path else page
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(other), target
+
+
+def test_the_readme_is_one_screen_and_every_page_is_linked_both_ways() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    for page in PAGES[1:]:
+        assert f"docs/{page.name}" in readme or page.name == "bench.md"
+        assert "README.md" in page.read_text() or page.name == "bench.md"

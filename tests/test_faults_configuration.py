@@ -1,0 +1,112 @@
+"""Promise I7: a fault of the configuration kills no e-mail."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from settings import Security
+from tests.client import DB, Client, create, owe, owed, settled
+from tests.faults import scripted
+from tests.fixtures import Start
+from tests.servers import MailServer, smtp_server
+
+
+async def test_i7_a_wrong_password_is_tried_once_per_probe_and_kills_no_email(
+    start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tests.servers.PASSWORD", "another")
+    client = await start()
+    await owe(client, 30)
+    await asyncio.sleep(3.6)
+    assert 2 <= mail.logins <= 3  # at 0, 1 and 3 s
+    assert (len(owed(database)), database.dead_mail.count_documents({})) == (30, 0)
+    assert {item["tries"] for item in owed(database)} == {0}
+    alarms = [record for record in caplog.records if record.levelname == "ERROR" and "SMTP" in record.message]
+    assert len(alarms) == 1
+    monkeypatch.undo()
+    await settled(database)
+    assert len(set(mail.ids)) == len(mail.ids) == 30
+
+
+async def test_i7_a_server_that_refuses_us_gets_one_probe_at_a_time(
+    client: Client, database: DB, mail: MailServer
+) -> None:
+    tried = []
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        tried.append(stage)
+        await asyncio.sleep(0.1)
+        return "550 5.7.1 sender refused"
+
+    mail.script = script
+    await asyncio.gather(*(create(client, key="registration") for _ in range(10)))
+    await asyncio.sleep(3.6)
+    assert 2 <= len(tried) <= 3  # at 0, 1 and 3 s
+    mail.script = None
+    await settled(database)
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[int]:
+    """Listen on a port and never say anything; return the port."""
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("fault", ["certificate", "no STARTTLS", "plaintext", "hanging greeting", "no AUTH", "clear"])
+async def test_i7_an_unusable_server_kills_no_email_and_gets_no_password(
+    start: Start, database: DB, server_tls: ssl.SSLContext, fault: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        changes: dict[str, Any] = {"smtp_connect_timeout": 0.3}
+        mail = MailServer()
+        if fault == "hanging greeting":
+            changes["smtp_port"] = await stack.enter_async_context(silent_server())
+        else:
+            tls = server_tls if fault in {"certificate", "no AUTH"} else None
+            await stack.enter_async_context(
+                smtp_server(tls, auth=fault not in {"no AUTH", "no STARTTLS"}, mail_server=mail)
+            )
+            changes["smtp_port"] = mail.port
+        if fault == "certificate":
+            changes["smtp_ca_file"] = None
+        if fault in {"no STARTTLS", "clear"}:
+            changes["smtp_security"] = Security.STARTTLS if fault == "no STARTTLS" else Security.AUTO
+        if fault == "no STARTTLS":
+            changes |= {"smtp_login": None, "smtp_password": None}  # not even without a password in the clear
+        client = await start(**changes)
+        await owe(client, 5)
+        await asyncio.sleep(1.5)
+        assert [item["tries"] for item in owed(database)] == [0] * 5
+        assert any(item["error"] for item in owed(database))
+        assert (database.dead_mail.count_documents({}), mail.received, mail.logins) == (0, [], 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("MAIL", "550 5.7.1 sender not allowed"),
+        ("MAIL", "530 5.7.0 authentication required"),
+        ("RCPT", "530 5.7.0 authentication required"),
+        ("DATA", "550 5.7.60 client may not send as this sender"),
+    ],
+)
+async def test_i7_a_refused_sender_kills_no_email(
+    client: Client, database: DB, mail: MailServer, stage: str, reply: str
+) -> None:
+    mail.script = scripted({stage: [reply] * 2})
+    await owe(client, 5)
+    await settled(database)
+    assert (len(set(mail.ids)), database.dead_mail.count_documents({})) == (5, 0)

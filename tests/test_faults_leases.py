@@ -1,0 +1,135 @@
+"""Promises I4 and I5: a lease has one holder, and a worker that has lost it changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mail.delivery import running_delivery
+from mongo.outbox import OwedEmail
+from ops.metrics import Metrics
+from schemas import Create, Key
+from settings import Settings
+from store import open_store
+from tests.client import DB, OTHER, USER, assert_length, assert_nothing_owed, create, owed, settled, user
+from tests.fixtures import Start
+from tests.processes import running_service
+from tests.servers import MailServer
+from tests.waiting import eventually_async
+
+
+async def test_i4_eight_workers_send_each_of_1000_emails_once(start: Start, database: DB, mail: MailServer) -> None:
+    clients = [await start(smtp_connections=2) for _ in range(8)]
+    for block in range(0, 1000, 100):
+        await asyncio.gather(
+            *(create(clients[n % 8], f"{n // 10:024x}", "registration") for n in range(block, block + 100))
+        )
+    await settled(database)
+    assert len(mail.received) == 1000
+    assert set(Counter(mail.ids).values()) == {1}
+
+
+async def test_i4_i5_a_lease_has_one_holder_and_a_former_holder_changes_nothing(
+    settings: Settings, database: DB
+) -> None:
+    async with open_store(settings) as direct, open_store(settings) as another:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        one, other = direct.outbox, another.outbox
+        (lost,) = await one.claim(1, 0.3)
+        assert await other.claim(1, 60) == []
+        await one.extend([lost], 0.6)
+        await asyncio.sleep(0.4)
+        assert await other.claim(1, 60) == []
+        await asyncio.sleep(0.3)
+        (held,) = await other.claim(1, 60)
+        assert held.id == lost.id
+        before = user(database)
+        assert not await one.remove(lost)
+        assert not await one.retry(lost, 0, 7, "late")
+        assert not await direct.dead_mail.bury(lost, 7, "late")
+        await one.extend([lost], 3600)
+        assert user(database) == before
+        assert database.dead_mail.count_documents({}) == 0
+        assert await other.remove(held)
+    assert_nothing_owed(database)
+
+
+async def test_i4_a_lease_is_extended_while_a_conversation_runs(
+    settings: Settings, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(stage: str, _recipient: str) -> str | None:
+        await asyncio.sleep(1.0 if stage == "DATA" else 0)
+        return None
+
+    mail.script = script
+    monkeypatch.setattr(Settings, "lease", 0.5)
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        outbox, dead_mail = direct.outbox, direct.dead_mail
+        async with running_delivery(outbox, dead_mail, settings, asyncio.Event(), Metrics()) as delivery:
+            await eventually_async(lambda: assert_length(delivery._leases, 1))
+            for _ in range(16):
+                assert await outbox.claim(1, 60) == []
+                await asyncio.sleep(0.05)
+            await settled(database)
+    assert len(mail.received) == 1
+
+
+async def test_i5_an_email_whose_lease_has_ended_is_not_sent(
+    settings: Settings, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        outbox, dead_mail = direct.outbox, direct.dead_mail
+        claim, monotonic = outbox.claim, time.monotonic
+
+        async def claim_too_late(users: int, lease: float) -> Sequence[OwedEmail]:
+            emails = await claim(users, lease)
+            monkeypatch.setattr(time, "monotonic", lambda: monotonic() + settings.lease)
+            return emails
+
+        monkeypatch.setattr(outbox, "claim", claim_too_late)
+        async with running_delivery(outbox, dead_mail, settings, asyncio.Event(), Metrics()):
+            await asyncio.sleep(0.5)
+    assert mail.received == []
+    assert len(owed(database)) == 1
+
+
+async def test_i5_a_worker_frozen_past_its_lease_sends_and_changes_nothing_when_it_wakes(
+    settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    """Twelve e-mails wait in the frozen worker for its one connection. Another worker takes them over."""
+    frozen = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1, SMTP_DATA_TIMEOUT=1)
+    reached = asyncio.Event()
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        if stage == "DATA" and not reached.is_set():
+            reached.set()
+            await asyncio.sleep(0.5)
+        return None
+
+    async with open_store(settings) as direct:
+        await direct.create(Create(OTHER, Key.REGISTRATION))  # closes the breaker, so that many are claimed at once
+        await settled(database)
+        mail.script = script
+        mail.received.clear()
+        for n in range(12):
+            await direct.create(Create(f"{n:024x}", Key.REGISTRATION))
+        await reached.wait()
+        frozen.signal(signal.SIGSTOP)
+        other = await running_service(settings, tmp_path)
+        await settled(database, within=40)
+        sent = len(mail.received)
+        frozen.signal(signal.SIGCONT)
+        await asyncio.sleep(2)
+        for service in (frozen, other):
+            service.kill()
+    assert len(set(mail.ids)) == 12
+    assert len(mail.received) == sent <= 13  # only the one being sent may go out twice
+    assert database.dead_mail.count_documents({}) == 0

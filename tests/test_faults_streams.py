@@ -1,0 +1,158 @@
+"""Streams while MongoDB or a process of the service fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import pytest
+from bson import ObjectId
+
+from api.hub import HUB
+from mongo.changes import Changes, Inbox
+from settings import Settings
+from tests.client import DB, OTHER, USER, Client, create, metric, problem
+from tests.faults import HEARTBEATS, failing
+from tests.fixtures import Start
+from tests.processes import running_service
+from tests.servers import Mongod
+from tests.soak import DATABASE, three_nodes
+from tests.streams import EMPTY, client_of, listening, replica_set_of_one, stream_url
+from tests.waiting import eventually, eventually_async
+
+
+async def test_streams_survive_kill_9_of_the_primary(start: Start, tmp_path: Path) -> None:
+    users = [f"{n:024x}" for n in range(20)]
+    async with three_nodes(tmp_path) as setup:
+        client = await start(db_uri=setup.uri)
+        async with AsyncExitStack() as stack:
+            streams = [(user_id, await stack.enter_async_context(listening(client, user_id))) for user_id in users]
+            running = True
+            statuses: Counter[int] = Counter()
+
+            async def load(user_ids: list[str]) -> None:
+                while running:
+                    body = {"user_id": random.choice(user_ids), "key": "new_post"}
+                    statuses[(await client.post("/create", json=body)).status] += 1
+
+            tasks = [asyncio.create_task(load(users[n::4])) for n in range(4)]
+            await asyncio.sleep(1)
+            setup.mongods[0].kill()
+            before = statuses[201]
+
+            def assert_goes_on() -> None:
+                assert statuses[201] > before + 200
+
+            await eventually_async(assert_goes_on, 30)
+            running = False
+            await asyncio.wait(tasks)
+            for user_id, events in streams:
+                await events.catch_up(client, user_id)
+            with setup.client() as direct:
+                direct[DATABASE].users.delete_many({})
+            for _, events in streams:
+                while events.last != EMPTY:
+                    await events.next()
+        await client.close()
+
+
+async def test_a_client_of_a_killed_process_finds_the_true_state_at_another(settings: Settings, tmp_path: Path) -> None:
+    first, second = [await running_service(settings, tmp_path) for _ in range(2)]
+    async with client_of(first) as client, client_of(second) as other:
+        async with listening(client) as events:
+            await create(other)
+            await events.catch_up(other)
+            first.kill()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await events.next()
+        await create(other)
+        async with listening(other) as events:
+            assert (await events.next())["elements"] == 2
+    second.kill()
+
+
+async def test_streams_stay_open_while_mongodb_is_down(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "notifier.streams")
+    with replica_set_of_one(tmp_path) as server:
+        client = await start(db_uri=f"mongodb://{server.address}/away")
+        client.app[HUB].wire.keep_alive = 0.1
+        await create(client)
+        async with listening(client) as events:
+            assert (await events.next())["elements"] == 1
+            server.kill()
+            await asyncio.sleep(6)  # longer than the timeout of an attempt
+            server.start()
+            with server.client() as direct:
+                await asyncio.to_thread(eventually, lambda: direct.away.users.delete_many({}))
+            assert await events.next() == EMPTY
+            await eventually_async(lambda: assert_logged(caplog, 2))
+        await client.close()
+
+
+async def test_an_inbox_is_sent_once_it_can_be_read_again(
+    client: Client,
+    mongod: Mongod,
+    database: DB,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "notifier.streams")
+    monkeypatch.setattr("mongo.errors.DEADLINE", 0.3)
+    async with listening(client) as events:
+        assert await events.next() == EMPTY
+        with failing(mongod, ["find"], errorCode=50):
+            database.users.insert_one({"_id": ObjectId(USER), "notifications": [{"id": "x"}]})
+            await asyncio.sleep(2)  # for several attempts
+        assert (await events.next())["elements"] == 1
+        await eventually_async(lambda: assert_logged(caplog, 2))
+
+
+def assert_logged(caplog: pytest.LogCaptureFixture, lines: int) -> None:
+    assert len([record for record in caplog.records if record.name == "notifier.streams"]) == lines
+
+
+async def test_without_mongodb_a_new_stream_is_503(
+    start: Start, settings: Settings, mongod: Mongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
+    monkeypatch.setattr("api.hub.FIRST_EVENT_TIMEOUT", 1.0)
+    with failing(mongod, ["aggregate"], errorCode=91):
+        response = await client.get(stream_url())
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        await problem(response)
+    with failing(mongod, ["find"], errorCode=91):
+        assert (await client.get(stream_url())).status == 503
+    assert await metric(client, "notifier_streams_open") == 0
+    monkeypatch.undo()
+    async with listening(client) as events:
+        assert await events.next() == EMPTY
+
+
+async def test_an_unreadable_inbox_ends_only_its_own_streams(
+    client: Client, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure is made up: nothing is known that another program could write and this one not read."""
+
+    async def inboxes(self: Changes, user_ids: Collection[str]) -> Mapping[str, Inbox]:
+        if OTHER in user_ids and broken:
+            raise ValueError("unreadable")
+        return await original(self, user_ids)
+
+    original, broken = Changes.inboxes, False
+    monkeypatch.setattr(Changes, "inboxes", inboxes)
+    database.users.insert_many([{"_id": ObjectId(user_id)} for user_id in (USER, OTHER)])
+    async with listening(client) as events, listening(client, OTHER) as others:
+        assert await events.next() == await others.next() == EMPTY
+        broken = True
+        database.users.update_many({}, {"$set": {"notifications": [{"id": "x"}]}})
+        await others.end()
+        assert (await events.next())["elements"] == 1
+        assert (await client.get(stream_url(OTHER))).status == 500

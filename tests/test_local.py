@@ -1,0 +1,58 @@
+"""The local run: an embedded MongoDB and mailbox."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from ops.local import LocalRunError, find_mongod
+from tests.bad_input import with_
+from tests.client import USER, assert_length
+from tests.processes import LocalRun, mongods_of, run
+from tests.servers import free_port
+from tests.waiting import eventually
+
+
+def test_a_local_run_serves_sends_and_keeps_its_data_even_when_killed(tmp_path: Path) -> None:
+    local = LocalRun(tmp_path)
+    assert local.get("/create", with_()) == {"success": True}
+    eventually(lambda: assert_length(local.mails(), 1))
+    assert "Subject: new_login" in local.mails()[0]
+    local.end(signal.SIGKILL)
+    local = LocalRun(tmp_path)
+    assert local.get("/list?user_id=" + USER)["data"]["elements"] == 1
+    assert local.end(signal.SIGTERM) == 0
+    assert not mongods_of(tmp_path)
+    output = (tmp_path / "output").read_text()
+    assert "LOCAL RUN" in output
+    assert "curl" in output
+    assert "@" not in re.sub(r"curl.*", "", output)
+
+
+def test_the_mongod_of_a_killed_local_run_ends_too(tmp_path: Path) -> None:
+    local = LocalRun(tmp_path)
+    assert mongods_of(tmp_path)
+    local.end(signal.SIGKILL)
+
+    def gone() -> None:
+        assert not mongods_of(tmp_path)
+
+    eventually(gone)
+
+
+def test_a_second_local_run_in_the_same_folder_ends_with_the_reason(tmp_path: Path) -> None:
+    local = LocalRun(tmp_path)
+    done = run(cwd=tmp_path, PORT=str(free_port()))
+    assert (done.returncode, "another local run" in done.stderr) == (1, True)
+    assert local.get("/list?user_id=" + USER)
+    local.end(signal.SIGTERM)
+
+
+def test_without_a_mongod_a_local_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(LocalRunError, match=r"requirements-local\.txt"):
+        find_mongod()

@@ -1,0 +1,121 @@
+"""The logs: what is in them, what is not, and how they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from select import PIPE_BUF
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from ops.logs import JSONFormatter, configure_logging
+from settings import Settings
+from tests.client import DB, USER, Client, settled
+from tests.faults import scripted
+from tests.processes import running_service
+from tests.servers import MailServer
+from tests.waiting import eventually_async
+
+
+async def test_logs_trace_an_email_to_its_request_and_contain_no_address(
+    client: Client, database: DB, mail: MailServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    mail.script = scripted({"RCPT": ["550 5.1.1 <secret@example.com> no"]})
+    database.users.insert_one({"_id": ObjectId(USER), "email": "secret@example.com"})
+    headers = {"X-Request-ID": "trace-me"}
+    body = {"user_id": USER, "key": "registration", "data": {"password": "hunter2"}}
+    await client.post("/create", json=body, headers=headers)
+    await settled(database)
+
+    def traced() -> None:
+        ours = [record for record in caplog.records if getattr(record, "request_id", "") == "trace-me"]
+        assert {record.name for record in ours} == {"notifier.http", "notifier.delivery"}
+
+    await eventually_async(traced)
+    text = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("notifier"))
+    assert not re.search(r"@|hunter2|correct horse", text)
+
+
+async def test_malformed_requests_and_hang_ups_are_not_logged(settings: Settings, tmp_path: Path) -> None:
+    service = await running_service(settings, tmp_path)
+    for request in (
+        b"GET /list HTTP/1.1\r\nAuthorization : Bearer hunter2\r\n\r\n",
+        b"GET /list?user_id=hunter2 HTTP/9.9\r\n\r\n",
+        b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(request)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+        await writer.wait_closed()
+    await asyncio.sleep(0.3)
+    service.kill()
+    assert "hunter2" not in service.log()
+    assert "unexpected" not in service.log()
+
+
+@pytest.fixture
+def own_logging(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
+    """Configure logging as the service does; return a function that returns the lines written since its last call."""
+    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))  # undone at the end of the test
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging("INFO")
+    return lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+
+
+async def test_logs_are_json_unless_they_go_to_a_terminal(own_logging: Callable[[], list[Any]]) -> None:
+    log = logging.getLogger("notifier")
+    log.info("%s", "a\nb", extra={"request_id": "x"})
+    log.info("second")
+    assert own_logging() == []  # one turn of the event loop writes its lines together
+    await asyncio.sleep(0)
+    first, second = own_logging()
+    assert (first["message"], first["levelname"], first["request_id"]) == ("a\nb", "INFO", "x")
+    assert datetime.now(UTC) - datetime.fromisoformat(first["timestamp"]) < timedelta(minutes=1)
+    assert second["message"] == "second"
+
+
+def test_without_an_event_loop_logs_are_written_at_once(own_logging: Callable[[], list[Any]]) -> None:
+    logging.getLogger("notifier").warning("now")
+    assert [line["message"] for line in own_logging()] == ["now"]
+
+
+@pytest.mark.usefixtures("own_logging")
+async def test_logs_are_written_in_pieces_that_a_pipe_accepts_whole_and_need_no_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces: list[bytes] = []
+
+    def write(_: int, piece: bytes) -> None:
+        pieces.append(piece)
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", write)
+    for _ in range(2):
+        for _ in range(100):
+            logging.getLogger("notifier").info("x" * 100)
+        logging.getLogger("notifier").info("x" * PIPE_BUF)
+        await asyncio.sleep(0)
+    monkeypatch.undo()
+    assert len(pieces) == 2  # one a turn: the rest is dropped, and the failure is not logged
+    assert max(map(len, pieces)) <= PIPE_BUF
+    assert all(piece.endswith(b"}\n") for piece in pieces)
+
+
+@pytest.mark.parametrize("message", ["a\nb", "no \ud800 Unicode"])
+def test_logs_contain_any_traceback(message: str) -> None:
+    exc = ValueError(message)
+    record = logging.makeLogRecord({"msg": "failed", "exc_info": (ValueError, exc, None), "ids": {1, 2}})
+    line = json.loads(JSONFormatter().format(record))
+    assert (line["message"], line["exc_info"]) == ("failed", f"ValueError: {message}")

@@ -1,0 +1,74 @@
+"""How the files of the bell and the demo are served, and the mailbox of a local run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import aiohttp
+
+from tests.browser import local_run
+from tests.client import KEY, ROOT, Client
+from tests.fixtures import Start
+
+
+def test_the_module_is_under_10_kb_has_no_dependencies_and_sets_markup_once() -> None:
+    text = (ROOT / "web/inbox.js").read_text()
+    assert len(text.encode()) < 10_000
+    assert not re.search(r"^import\b|import\(|require\(|eval|insertAdjacent|outerHTML|https?:", text, re.MULTILINE)
+    assert len(re.findall("innerHTML", text)) == 1
+    assert not re.search(r"innerHTML = `[^`]*\$\{", text)
+
+
+async def test_the_module_is_public_and_cacheable_and_there_is_no_demo(client: Client) -> None:
+    response = await client.get("/inbox.js", headers={"Origin": "https://anything.example"})
+    assert (response.status, response.content_type, response.charset) == (200, "text/javascript", "utf-8")
+    assert await response.read() == (ROOT / "web/inbox.js").read_bytes()
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"].startswith("public, max-age=")
+    etag = response.headers["ETag"]
+    assert re.fullmatch('"[0-9a-f]{24}"', etag)
+    for known in (etag, f'W/{etag}, "x"', "*"):
+        again = await client.get("/inbox.js", headers={"If-None-Match": known})
+        assert (again.status, await again.read(), again.headers["ETag"]) == (304, b"", etag)
+        assert again.headers["Cache-Control"] == response.headers["Cache-Control"]
+    assert (await client.get("/inbox.js", headers={"If-None-Match": '"x"'})).status == 200
+    assert (await client.head("/inbox.js")).status == 200
+    assert (await client.post("/inbox.js")).status == 405
+    for path in ("/", "/demo.js", "/demo.css", "/demo.svg", "/demo/mails", "/web/inbox.js"):
+        assert (await client.get(path)).status == 404
+
+
+async def test_the_demo_has_strict_headers_and_no_mailbox(start: Start) -> None:
+    client = await start(demo=True, api_keys=(KEY,))
+    for path, media_type in (("/", "text/html"), ("/demo.js", "text/javascript"), ("/demo.css", "text/css")):
+        response = await client.get(path)
+        assert (response.status, response.content_type) == (200, media_type)
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Cache-Control"] == "no-cache"
+    headers = (await client.get("/")).headers
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(headers["Content-Security-Policy"].split("; "))
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert (await client.get("/demo/mails")).status == 404
+
+
+async def test_the_mailbox_is_for_backends_only_and_survives_odd_files(tmp_path: Path) -> None:
+    async with (
+        local_run(tmp_path, API_KEYS=KEY) as local,
+        aiohttp.ClientSession(f"http://127.0.0.1:{local.port}") as session,
+    ):
+        mailbox = tmp_path / ".notifier/mail"
+        (mailbox / "1.eml").write_bytes(
+            b"Subject: =?utf-8?q?=F0?=\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff"
+        )
+        (mailbox / "2.eml").write_bytes(b"")
+        (mailbox / "3.eml").mkdir()
+        (mailbox / "4.eml").write_bytes(b"Subject: a\r\nTo: b@c.example\r\nContent-Type: text/html\r\n\r\n<b>c</b>")
+        assert (await session.get("/demo/mails")).status == 401
+        response = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
+        assert response.status == 200
+        mails = (await response.json())["mails"]
+    html = {"file": ".notifier/mail/4.eml", "to": "b@c.example", "subject": "a", "text": "", "html": True}
+    assert mails[0] == html

@@ -1,0 +1,44 @@
+"""The command `preview`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.client import TARGET
+from tests.processes import COMPLETE, run
+from tests.templates import write
+
+
+def test_preview_shows_an_email_and_needs_no_database(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"new_login.subject.txt": "Hi {{ data.n }}", "new_login.txt": "{{ target_id }}"})
+    arguments = ("preview", "new_login", "--data", '{"n": "é\\r\\n"}', "--target-id", TARGET.upper())
+    done = run(*arguments, cwd=tmp_path, **COMPLETE, TEMPLATES_DIR=f"{folder}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"Subject: Hi é\n\n{TARGET}\n", "")
+    write(tmp_path, {"new_login.html": "<b>{{ data.n }}</b>"})
+    done = run(*arguments, cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
+    assert done.stdout.endswith("\n--- as HTML ---\n\n<b>é\n</b>\n")
+    done = run("preview", "new_login", cwd=tmp_path)
+    assert done.stdout == "Subject: new_login\n\nnew_login\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["new_login", "--data", '{"n": 0}'],
+            "new_login.txt, line 2: division by zero; the e-mail would be sent without templates.",
+        ),
+        (["newlogin"], "key: Must be one of: registration, new_message, new_post, new_login."),
+        (["new_login", "--data", "{"], "data: not JSON: "),
+        (["new_login", "--data", "7"], "data: Not an object."),
+        (["new_login", "--data", '{"$a": 1}'], "data: A name must not start with '$'."),
+        (["new_login", "--target-id", "7"], "target_id: Not a valid ObjectId."),
+    ],
+)
+def test_preview_says_in_one_sentence_what_is_wrong(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    folder = write(tmp_path, {"new_login.txt": "\n{{ 1 / data.n }}"})
+    done = run("preview", *arguments, cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith(sentence)

@@ -1,0 +1,90 @@
+"""The configuration: where it comes from, and how its faults are reported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from settings import Security, Settings, SettingsError
+from tests.client import ROOT
+from tests.processes import COMPLETE, VARIABLES
+
+
+def test_the_variables_of_the_specification_are_enough(environment: Callable[..., Settings]) -> None:
+    env_file = "".join(f"{name}={value}\n" for name, value in COMPLETE.items())
+    env_file += "PORT=80\nSMTP_PORT=465\nSMTP_LOGIN=me@example.com\nSMTP_PASSWORD='p w#\"${HOME}'\n"
+    settings = environment(env_file)
+    assert not settings.local
+    assert (settings.host, settings.port, settings.smtp_port) == ("0.0.0.0", 80, 465)
+    assert (settings.smtp_from, settings.smtp_password) == ("me@example.com", 'p w#"${HOME}')
+    assert settings.security is Security.TLS
+    assert "p w#" not in repr(settings)
+
+
+def test_the_environment_overrides_the_file_and_empty_means_unset(environment: Callable[..., Settings]) -> None:
+    settings = environment("PORT=1\nEMAIL=file@example.com", **COMPLETE, PORT="2", SMTP_LOGIN="", SMTP_PORT=" ")
+    assert (settings.port, settings.email) == (2, "test@example.com")
+    assert (settings.smtp_login, settings.smtp_port) == (None, 465)
+    assert environment(PORT="", env_file="PORT=3").port == 3
+    assert replace(settings, smtp_port=587).security is Security.AUTO
+    assert settings.smtp_from == "test@example.com"
+
+
+def test_without_any_configuration_it_is_a_local_run_on_loopback(environment: Callable[..., Settings]) -> None:
+    settings = environment()
+    assert settings.local
+    assert (settings.host, settings.port) == ("127.0.0.1", 8080)
+
+
+@pytest.mark.parametrize(
+    ("variables", "faults"),
+    [
+        ({"DB_URI": COMPLETE["DB_URI"]}, {"EMAIL", "SMTP_HOST"}),
+        ({"SMTP_HOST": "x"}, {"EMAIL", "DB_URI"}),
+        ({**COMPLETE, "DB_URI": "postgres://user:hunter2@x"}, {"DB_URI"}),
+        ({**COMPLETE, "DB_URI": "mongodb://user:hunter2@/@x"}, {"DB_URI"}),
+        ({**COMPLETE, "PORT": "http"}, {"PORT"}),
+        ({**COMPLETE, "PORT": "65536"}, {"PORT"}),
+        ({**COMPLETE, "DB_URI": "mongodb://x/?tls=true&tlsCAFile=/nothing"}, {"DB_URI"}),
+        ({**COMPLETE, "EMAIL": "nobody"}, {"EMAIL"}),
+        ({**COMPLETE, "SMTP_LOGIN": "x"}, {"SMTP_PASSWORD"}),
+        ({**COMPLETE, "SMTP_PASSWORD": "hunter2"}, {"SMTP_LOGIN"}),
+        ({**COMPLETE, "SMTP_FROM": "a@b.example, c@d.example"}, {"SMTP_FROM"}),
+        ({**COMPLETE, "SMTP_FROM": "Eve\n<a@b.example>"}, {"SMTP_FROM"}),
+        ({**COMPLETE, "SMTP_SECURITY": "ssl"}, {"SMTP_SECURITY"}),
+        ({**COMPLETE, "SMTP_CA_FILE": "/nothing/here.pem"}, {"SMTP_CA_FILE"}),
+        ({**COMPLETE, "SMTP_CA_FILE": __file__}, {"SMTP_CA_FILE"}),
+        ({**COMPLETE, "NOTIFICATIONS_LIMIT": "0"}, {"NOTIFICATIONS_LIMIT"}),
+        ({**COMPLETE, "MAIL_RETRY_MINUTES": "1,x"}, {"MAIL_RETRY_MINUTES"}),
+        ({**COMPLETE, "MAIL_RETRY_MINUTES": "1,-1"}, {"MAIL_RETRY_MINUTES"}),
+        ({**COMPLETE, "SMTP_DATA_TIMEOUT": "nan"}, {"SMTP_DATA_TIMEOUT"}),
+        ({**COMPLETE, "LOG_LEVEL": "loud"}, {"LOG_LEVEL"}),
+        ({**COMPLETE, "API_KEYS": "hunter2"}, {"API_KEYS"}),
+        ({**COMPLETE, "API_KEYS": "x" * 32 + ","}, {"API_KEYS"}),
+        ({**COMPLETE, "USER_TOKEN_SECRET": "x" * 32}, {"API_KEYS"}),
+        ({**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRET": "hunter2"}, {"USER_TOKEN_SECRET"}),
+        ({**COMPLETE, "CORS_ORIGINS": "*"}, {"CORS_ORIGINS"}),
+        ({**COMPLETE, "API_KEYS": "x" * 32 + ", " + " " * 40}, {"API_KEYS"}),
+        (
+            {"DB_URI": "x", "PORT": "x", "SMTP_LOGIN": "x", "SMTP_SECURITY": "x"},
+            {"DB_URI", "PORT", "SMTP_PASSWORD", "SMTP_SECURITY", "EMAIL", "SMTP_HOST"},
+        ),
+    ],
+)
+def test_every_fault_of_the_configuration_is_named_at_once(
+    environment: Callable[..., Settings], variables: dict[str, str], faults: set[str]
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        environment(**variables)
+    assert raised.value.faults.keys() == faults
+    assert all(name in str(raised.value) for name in faults)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_the_documentation_names_every_variable() -> None:
+    for file in ("docs/operation.md", ".env.example"):
+        text = (ROOT / file).read_text()
+        assert [name for name in VARIABLES if not re.search(rf"\b{name}\b", text)] == []

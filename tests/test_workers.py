@@ -1,0 +1,100 @@
+"""Several processes that share a port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import ClientSession, TCPConnector
+
+from settings import Settings
+from tests.client import USER
+from tests.processes import Service, run, running_service
+from tests.servers import free_port
+from tests.waiting import eventually_async
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of the child processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Return those of the processes that have not ended."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+async def fetch(service: Service, path: str) -> str:
+    """Return the answer to a GET over a connection of its own, which may reach any worker."""
+    async with (
+        ClientSession(connector=TCPConnector(force_close=True)) as session,
+        session.get(f"http://127.0.0.1:{service.port}{path}") as response,
+    ):
+        response.raise_for_status()
+        return await response.text()
+
+
+async def counted(service: Service) -> int:
+    """Return how many lists the metrics count."""
+    found = re.search(
+        r"^notifier_http_request_duration_seconds_count{.*/list.*} (\d+)",
+        await fetch(service, "/metrics"),
+        re.MULTILINE,
+    )
+    return int(found[1]) if found else 0
+
+
+async def test_workers_share_port_and_metrics_and_one_that_dies_is_replaced(settings: Settings, tmp_path: Path) -> None:
+    service = await running_service(settings, tmp_path, WORKERS=3)
+
+    def all_listen() -> None:
+        assert len(children(service.process.pid)) == 3
+        assert service.log().count("listening on") >= 3
+
+    await eventually_async(all_listen)
+    await asyncio.gather(*(fetch(service, f"/list?user_id={USER}") for _ in range(60)))
+    assert [await counted(service) for _ in range(5)] == [60] * 5
+    before = children(service.process.pid)
+    os.kill(before[0], signal.SIGKILL)
+
+    def replaced() -> None:
+        now = children(service.process.pid)
+        assert len(now) == 3
+        assert before[0] not in now
+
+    await eventually_async(replaced)
+    assert await counted(service) == 60
+    second = await asyncio.to_thread(run, cwd=tmp_path, **service.environment)
+    assert second.returncode == 1
+    assert "cannot start" in second.stderr
+    service.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(service.process.wait, 10) == 0
+    assert not alive(before)
+
+
+async def test_workers_end_with_their_supervisor(settings: Settings, tmp_path: Path) -> None:
+    service = await running_service(settings, tmp_path, WORKERS=2)
+    workers = children(service.process.pid)
+    service.kill()
+
+    def gone() -> None:
+        assert not alive(workers)
+
+    await eventually_async(gone)
+
+
+def test_workers_that_cannot_start_say_why_in_one_sentence(tmp_path: Path) -> None:
+    service = Service(
+        tmp_path, WORKERS=2, EMAIL="a@example.com", SMTP_HOST="x", DB_URI=f"mongodb://127.0.0.1:{free_port()}"
+    )
+    assert service.process.wait(30) == 1
+    assert set(service.log().splitlines()) == {"MongoDB cannot be reached, or does not confirm a write: see DB_URI."}

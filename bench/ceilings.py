@@ -214,7 +214,7 @@ async def reconnect(connections: int) -> None:
 
         async def work() -> None:
             while True:
-                emails = await store.outbox.claim(16, settings.lease)
+                emails = await store.outbox.claim(16, settings.mail_lease_seconds)
                 await asyncio.gather(*map(deliver, emails))
                 await asyncio.sleep(0 if emails else 0.1)
 
@@ -223,7 +223,7 @@ async def reconnect(connections: int) -> None:
 
 async def _send(email: OwedEmail, settings: Settings, tls: ssl.SSLContext) -> None:
     to = str(email.address)
-    message = compose(email.id, email.at, SENDER, to, Content(email.key, email.key))
+    message = compose(email, SENDER, to, Content(email.key, email.key))
     smtp = SMTP(
         hostname=settings.smtp_host,
         port=settings.smtp_port,

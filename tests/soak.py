@@ -126,6 +126,7 @@ def start_worker(folder: Path, setup: Setup, mail: MailServer) -> Service:
         SMTP_CONNECT_TIMEOUT=1,
         SMTP_COMMAND_TIMEOUT=0.5,
         SMTP_DATA_TIMEOUT=1,
+        MAIL_LEASE_SECONDS=6,
         MAIL_RETRY_MINUTES="0.01,0.02,0.05",
         MAIL_AMBIGUOUS_MINUTES=0.05,
     )

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ async def test_i4_i5_a_lease_has_one_holder_and_a_former_holder_changes_nothing(
         assert held.id == lost.id
         before = user(database)
         assert not await one.remove(lost)
-        assert not await one.retry(lost, 0, 7, "late")
+        assert not await one.retry(lost, 0, "late", tries=7, copies=0)
         assert not await direct.dead_mail.bury(lost, 7, "late")
         await one.extend([lost], 3600)
         assert user(database) == before
@@ -61,18 +62,18 @@ async def test_i4_i5_a_lease_has_one_holder_and_a_former_holder_changes_nothing(
 
 
 async def test_i4_a_lease_is_extended_while_a_conversation_runs(
-    settings: Settings, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: DB, mail: MailServer
 ) -> None:
     async def script(stage: str, _recipient: str) -> str | None:
         await asyncio.sleep(1.0 if stage == "DATA" else 0)
         return None
 
     mail.script = script
-    monkeypatch.setattr(Settings, "lease", 0.5)
+    short = replace(settings, mail_lease_seconds=0.5)
     async with open_store(settings) as direct:
         await direct.create(Create(USER, Key.REGISTRATION))
-        outbox, dead_mail = direct.outbox, direct.dead_mail
-        async with running_delivery(outbox, dead_mail, settings, asyncio.Event(), Metrics()) as delivery:
+        outbox = direct.outbox
+        async with running_delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
             await eventually_async(lambda: assert_length(delivery._leases, 1))
             for _ in range(16):
                 assert await outbox.claim(1, 60) == []
@@ -86,16 +87,16 @@ async def test_i5_an_email_whose_lease_has_ended_is_not_sent(
 ) -> None:
     async with open_store(settings) as direct:
         await direct.create(Create(USER, Key.REGISTRATION))
-        outbox, dead_mail = direct.outbox, direct.dead_mail
+        outbox = direct.outbox
         claim, monotonic = outbox.claim, time.monotonic
 
         async def claim_too_late(users: int, lease: float) -> Sequence[OwedEmail]:
             emails = await claim(users, lease)
-            monkeypatch.setattr(time, "monotonic", lambda: monotonic() + settings.lease)
+            monkeypatch.setattr(time, "monotonic", lambda: monotonic() + settings.mail_lease_seconds)
             return emails
 
         monkeypatch.setattr(outbox, "claim", claim_too_late)
-        async with running_delivery(outbox, dead_mail, settings, asyncio.Event(), Metrics()):
+        async with running_delivery(direct, settings, asyncio.Event(), Metrics()):
             await asyncio.sleep(0.5)
     assert mail.received == []
     assert len(owed(database)) == 1

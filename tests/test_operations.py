@@ -20,6 +20,7 @@ import handlers
 from api import auth, body, pages, stream
 from api.components import INVALID_REQUEST
 from api.hub import HUB, STREAMS_PER_USER
+from api.middleware import DRAINING
 from api.operations import OPERATIONS
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, NoSuchNotification
 from mongo import changes, errors
@@ -163,7 +164,7 @@ async def open_stream_while_stopping(client: Client) -> ClientResponse:
 
 
 async def probe_while_stopping(client: Client) -> ClientResponse:
-    client.app[handlers.DRAINING].set()
+    client.app[DRAINING].set()
     return await ask("GET", "/readyz")(client)
 
 

@@ -20,7 +20,7 @@ LOGIN: Final[tuple[Row, ...]] = (
     code(ANY, r"53[0458]", Verdict.CONFIGURATION, "RFC 4954", "535 5.7.8 Username and Password not accepted"),
     code(BEFORE, r"503", Verdict.CONFIGURATION, "RFC 4954", "503 5.5.1 Error: authentication required"),
     ours(
-        r"(?:was|is|user) not authenticated|unauthenticated senders|authentication (?:is )?required|(?:must )?authenticate first|must authenticate",
+        r"(?:was|is|user) not authenticated|unauthenticated senders|authentication (?:is )?required|authenticate first",
         "Exchange",
         "550 5.7.1 Client was not authenticated",
     ),

@@ -33,9 +33,11 @@ FOREIGN_LIMIT: Final = 100
 
 HAS_ROOM: Final = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 """Condition of a write that owes another e-mail."""
+IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
+"""Of a field: an array of dates has the type date, too."""
 MAY_OWE: Final = [
     *only_ours("outbox"),
-    {"$or": [{"mail_due": {"$exists": False}}, {"mail_due": {"$type": "date"}, "outbox": {"$type": "array"}}]},
+    {"$or": [{"mail_due": {"$exists": False}}, {"mail_due": IS_DATE, "outbox": {"$type": "array"}}]},
 ]
 """Conditions of a write that owes an e-mail: the two fields are absent or ours."""
 
@@ -59,7 +61,7 @@ IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
 OUTBOX: Final = {"$cond": [{"$isArray": "$outbox"}, "$outbox", []]}
 DUE: Final = {"$lte": ["$mail_due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
-    "mail_due": {"$type": "date"},  # a missing field compares lower than any date
+    "mail_due": IS_DATE,  # a missing field compares lower than any date
     "$expr": {"$and": [DUE, {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}]},
 }
 IS_FOREIGN: Final = {

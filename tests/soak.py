@@ -4,6 +4,8 @@
 
 Three workers of the service share a MongoDB: a standalone server, then a replica set of one, then one of three. Workers
 and MongoDB servers are killed, frozen and cut off, and the mail server misbehaves, while clients create notifications.
+Some documents are not the service's, some recipients stop their mail server, our account is refused now and then, the
+workers' clocks are an hour wrong, and each connection string asks for other concerns.
 """
 
 from __future__ import annotations
@@ -31,6 +33,16 @@ from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
 from tests.soak_check import NO_ANSWER, Ledger, check, logged_exceptions
+from tests.soak_poison import (
+    CONCERNS,
+    Account,
+    changed,
+    clock_of,
+    insert_odd_documents,
+    killed_by_us,
+    poison_addresses,
+    poisoned,
+)
 from tests.waiting import eventually
 
 DATABASE: Final = "soak"
@@ -113,11 +125,13 @@ async def three_nodes(folder: Path) -> AsyncIterator[Setup]:
 TOPOLOGIES: Final = {"standalone": standalone, "one-node": one_node, "three-node": three_nodes}
 
 
-def start_worker(folder: Path, setup: Setup, mail: MailServer) -> Service:
-    """Start a worker of the service with short timeouts and early retries."""
+def start_worker(folder: Path, setup: Setup, mail: MailServer, number: int) -> Service:
+    """Start a worker of the service with short timeouts, early retries, and a clock and concerns of its own."""
+    concern = CONCERNS[number % len(CONCERNS)]
     return Service(
         folder,
-        DB_URI=setup.uri,
+        **clock_of(number),
+        DB_URI=f"{setup.uri}&{concern}",
         EMAIL=EMAIL,
         NOTIFICATIONS_LIMIT=5000,
         SMTP_HOST="127.0.0.1",
@@ -179,8 +193,8 @@ def misbehave(ledger: Ledger) -> Script:
     async def script(stage: str, _recipient: str) -> str | None:
         if random.random() > SMTP_FAULT_RATE:
             return None
-        fault = random.choice(["451 later", "421 closing", "550 refused", "hang", "drop", "250 OK and drop"])
-        if fault == "550 refused" and stage == "MAIL":
+        fault = random.choice(["451 later", "421 closing", "550 5.1.1 refused", "hang", "drop", "250 OK and drop"])
+        if fault == "550 5.1.1 refused" and stage == "MAIL":
             return None  # a refused sender would be a fault of the configuration
         if fault == "250 OK and drop" and stage != "DATA":
             return None
@@ -195,9 +209,18 @@ def misbehave(ledger: Ledger) -> Script:
     return script
 
 
-async def break_until(end: float, ledger: Ledger, setup: Setup, workers: list[Service]) -> None:
+async def break_until(end: float, ledger: Ledger, setup: Setup, workers: list[Service], account: Account) -> None:
     """Break one thing after another until `end`. Each is mended before the next one breaks."""
-    breakers = [_kill_worker, _kill_mongod, *([_break_exchange] * 6 if setup.proxy else [_step_down, _freeze] * 2)]
+
+    async def refuse_account(_setup: Setup, _workers: list[Service]) -> str:
+        return await account.refuse_for_a_while()
+
+    breakers = [
+        refuse_account,
+        _kill_worker,
+        _kill_mongod,
+        *([_break_exchange] * 6 if setup.proxy else [_step_down, _freeze] * 2),
+    ]
     while time.monotonic() < end:
         await asyncio.sleep(random.uniform(0.3, 1.0))
         ledger.faults[await random.choice(breakers)(setup, workers)] += 1
@@ -261,8 +284,10 @@ async def soak(topology: str, seconds: float) -> bool:
         setup = await stack.enter_async_context(TOPOLOGIES[topology](folder))
         await stack.enter_async_context(smtp_server(None, auth=False, mail_server=mail))
         with setup.client() as client:
-            client[DATABASE].users.insert_many([{"_id": ObjectId(id_), "email": f"{id_}@example.com"} for id_ in USERS])
-        workers = [start_worker(folder, setup, mail) for _ in range(WORKERS)]
+            addresses = poison_addresses(USERS)
+            client[DATABASE].users.insert_many([{"_id": ObjectId(id_), "email": addresses[id_]} for id_ in USERS])
+            odd = insert_odd_documents(client, DATABASE)
+        workers = [start_worker(folder, setup, mail, number) for number in range(WORKERS)]
         try:
             for worker in workers:
                 await asyncio.to_thread(eventually, worker.answers, 30)
@@ -272,8 +297,14 @@ async def soak(topology: str, seconds: float) -> bool:
             for worker in workers:
                 worker.kill()
         with setup.client() as client:
-            users, dead_mail = list(client[DATABASE].users.find()), list(client[DATABASE].dead_mail.find())
-        broken = {"I2 users still owed an e-mail": owed, **check(ledger, mail, users, dead_mail)}
+            documents, dead_mail = list(client[DATABASE].users.find()), list(client[DATABASE].dead_mail.find())
+        users = [document for document in documents if document["_id"] not in odd]
+        broken = {
+            "I2 users still owed an e-mail": owed,
+            **check(ledger, mail, users, dead_mail),
+            "I7 e-mails killed by a fault of ours": killed_by_us(dead_mail),
+            "documents that are not ours and were changed": changed(odd, documents),
+        }
         exceptions = logged_exceptions(folder)
     report(topology, seconds, ledger, mail, broken)
     for exception, times in exceptions.items():
@@ -285,8 +316,9 @@ async def storm(ledger: Ledger, mail: MailServer, setup: Setup, workers: list[Se
     """Break things under load. Everything is mended at the end."""
     started = time.monotonic()
     end = started + seconds
-    mail.script = misbehave(ledger)
-    tasks = [asyncio.create_task(break_until(end, ledger, setup, workers))]
+    account = Account()
+    mail.script = poisoned(misbehave(ledger), account)
+    tasks = [asyncio.create_task(break_until(end, ledger, setup, workers, account))]
     tasks += [asyncio.create_task(create_until(end, ledger, workers)) for _ in range(CLIENTS)]
     pending = set(tasks)
     while pending:
@@ -307,7 +339,8 @@ async def settle(setup: Setup, workers: list[Service]) -> int:
     with setup.client() as client:
         while True:
             revive(workers)
-            left = await asyncio.to_thread(client[DATABASE].users.count_documents, {"mail_due": {"$exists": True}})
+            owing = {"mail_due": {"$exists": True}, "email": {"$exists": True}}  # odd documents have no address
+            left = await asyncio.to_thread(client[DATABASE].users.count_documents, owing)
             progress(f"settling: {left} users are still owed an e-mail")
             if not left or time.monotonic() > deadline:
                 return left

@@ -1,0 +1,129 @@
+"""Poison for the soak: what real documents, recipients, accounts, clocks and connection strings may be like."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from bson import ObjectId, encode
+from pymongo import MongoClient
+
+from tests.servers import Drop, Script
+
+Document = Mapping[str, Any]
+PAST: Final = datetime(2020, 1, 1, tzinfo=UTC)
+EMAIL: Final = {"id": "x", "key": "new_login", "token": "0" * 24, "at": PAST, "next_at": PAST, "tries": 0}
+ODD_DOCUMENTS: Final[Sequence[Document]] = [
+    {"mail_due": PAST},
+    {"mail_due": PAST, "outbox": None},
+    {"mail_due": PAST, "outbox": "next week"},
+    {"mail_due": PAST, "outbox": {"0": EMAIL}},
+    {"mail_due": PAST, "outbox": [None]},
+    {"mail_due": PAST, "outbox": [1, "x", [EMAIL]]},
+    {"mail_due": PAST, "outbox": [{"to": "ann@example.com", "sent": False}]},
+    *({"mail_due": PAST, "outbox": [EMAIL | {name: None}]} for name in EMAIL),
+    {"mail_due": "soon", "outbox": [EMAIL]},
+    {"mail_due": [PAST], "outbox": [EMAIL]},
+]
+"""Documents whose outbox is not the service's, or damaged. Nothing of them may be sent or changed."""
+ODD_COUNT: Final = 100
+"""Odd documents in the collection: more than a worker looks at to claim some."""
+
+RECIPIENTS: Final[Mapping[str, str]] = {
+    # what a mail server does at RCPT for a recipient
+    "421": "421 4.7.0 closing for this one",
+    "451": "451 4.3.0 never now",
+    "drop": "drop",
+    "hang": "hang",
+    "quota": "550 5.4.5 Daily user sending limit exceeded",
+}
+ACCOUNT_REPLIES: Final = (
+    "550 5.4.5 Daily user sending limit exceeded",
+    "554 5.2.252 SendAsDenied",
+    "550 The from address does not match a verified Sender Identity",
+    "553 Relaying disallowed as noreply@example.com",
+    "554 5.7.1 Relay access denied",
+    "550 5.7.1 Message rejected for policy reasons",
+)
+"""Refusals of our account, sender or policy: none of them may kill an e-mail."""
+CLOCKS: Final = ("-3600", "+0", "+3600")
+"""By how many seconds the clocks of the workers are wrong."""
+CONCERNS: Final = (
+    "readConcernLevel=local",
+    "readConcernLevel=majority&readPreference=secondaryPreferred",
+    "readConcernLevel=linearizable&w=1&journal=false",
+    "readConcernLevel=available&w=0",
+    "readConcernLevel=snapshot&retryWrites=true",
+)
+
+
+def insert_odd_documents(client: MongoClient[dict[str, Any]], database: str) -> Mapping[object, bytes]:
+    """Insert odd documents; return them as stored, by `_id`."""
+    documents = [{"_id": ObjectId(), **random.choice(ODD_DOCUMENTS)} for _ in range(ODD_COUNT)]
+    client[database].users.insert_many(documents)
+    return {document["_id"]: encode(document) for document in documents}
+
+
+def changed(before: Mapping[object, bytes], users: Sequence[Document]) -> int:
+    """Count the odd documents that are not as they were."""
+    after = {user["_id"]: encode(user) for user in users}
+    return sum(after.get(id_) != document for id_, document in before.items())
+
+
+def poison_addresses(user_ids: Sequence[str]) -> Mapping[str, str]:
+    """Return an address for each user: one in twenty makes the mail server behave oddly."""
+    oddities = list(RECIPIENTS)
+    return {
+        id_: f"{id_}@{oddities[n // 20 % len(oddities)]}.example" if n % 20 == 0 else f"{id_}@example.com"
+        for n, id_ in enumerate(user_ids)
+    }
+
+
+class Account:
+    """The service's account at the mail server, which is refused now and then."""
+
+    def __init__(self) -> None:
+        self.reply: str | None = None
+
+    async def refuse_for_a_while(self) -> str:
+        """Refuse every e-mail for some seconds; return what happened."""
+        self.reply = random.choice(ACCOUNT_REPLIES)
+        await asyncio.sleep(random.uniform(0.5, 2))
+        reply, self.reply = self.reply, None
+        return f"account refused: {reply}"
+
+
+def poisoned(script: Script, account: Account) -> Script:
+    """Return the script of a mail server that also has odd recipients and refuses our account now and then."""
+
+    async def answer(stage: str, recipient: str) -> str | None:
+        if stage == "RCPT":
+            reply = account.reply or RECIPIENTS.get(recipient.partition("@")[2].removesuffix(".example"))
+            if reply == "drop":
+                raise Drop
+            if reply == "hang":
+                await asyncio.sleep(2)
+                return None
+            if reply:
+                return reply
+        return await script(stage, recipient)
+
+    return answer
+
+
+def killed_by_us(dead_mail: Sequence[Document]) -> int:
+    """Count the dead letters whose reason is a fault of our account or configuration."""
+    return sum(any(reply in letter["error"] for reply in ACCOUNT_REPLIES) for letter in dead_mail)
+
+
+def clock_of(worker: int) -> Mapping[str, str]:
+    """Return the variables that give a worker a wrong clock, where Debian's package faketime is installed."""
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not libraries:
+        return {}
+    offset = CLOCKS[worker % len(CLOCKS)]
+    return {"LD_PRELOAD": f"{libraries[0]}", "FAKETIME": f"{offset}s", "DONT_FAKE_MONOTONIC": "1"}

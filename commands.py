@@ -98,9 +98,9 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     """Print what an e-mail would say. This needs no MongoDB."""
     given = {"key": options.key, "target_id": options.target_id}
     try:
-        new = CreateSchema().load(given | {"user_id": "0" * 24, "data": parse_json(options.data)})
-        fields = asdict(new) | {"key": new.key.value, "id": "0" * 24, "timestamp": int(time.time())}
-        content = Templates(settings.templates_dir).render(fields)
+        new = CreateSchema(settings.kinds).load(given | {"user_id": "0" * 24, "data": parse_json(options.data)})
+        fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
+        content = Templates(settings.templates_dir, settings.kinds).render(fields)
     except ValidationError as exc:
         return fail("; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items()))
     except ValueError as exc:

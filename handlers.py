@@ -21,6 +21,7 @@ from api.middleware import DRAINING, REQUEST_ID, complete
 from api.problems import NoSuchNotification
 from api.stream import Stopping
 from mongo.errors import StoreError
+from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
 from store import Store
 
@@ -30,10 +31,12 @@ STORE: Final = web.AppKey("STORE", Store)
 EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
 """Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
 
-CREATE: Final = schemas.CreateSchema()
+CREATE: Final = web.AppKey("CREATE", schemas.CreateSchema)
+KINDS: Final = web.AppKey("KINDS", bytes)
+"""The body of `GET /kinds`."""
 CREATE_HEADERS: Final = schemas.CreateHeaders()
 LIST: Final = schemas.ListSchema()
-READ: Final = schemas.ReadSchema()
+READ: Final = web.AppKey("READ", schemas.ReadSchema)
 STREAM: Final = schemas.StreamSchema()
 SUCCESS: Final = b'{"success": true}'
 JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
@@ -43,9 +46,11 @@ async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
     identify(request).must_be_backend()
     body = await read_object(request)
-    new, headers = load_all((CREATE, body), (CREATE_HEADERS, single_values(request.headers, "Idempotency-Key")))
+    new, headers = load_all(
+        (request.app[CREATE], body), (CREATE_HEADERS, single_values(request.headers, "Idempotency-Key"))
+    )
     replayed = await request.app[STORE].create(new, headers.get("idempotency_key"), request[REQUEST_ID])
-    if new.key.mailed:
+    if new.kind.email:
         request.app[EMAIL_OWED].set()
     return _answer(SUCCESS, 201, {"Idempotent-Replayed": "true"} if replayed else None)
 
@@ -62,18 +67,13 @@ async def list_(request: web.Request) -> web.Response:
     data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
     # Other programs may store values in the array that JSON has no type for. They must not break the list.
     body = orjson.dumps({"success": True, "data": data}, default=str)
-    etag = blake2b(body, digest_size=12).hexdigest()
-    known = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if etag in known else _answer(body)
-    response.etag = etag
-    response.headers["Cache-Control"] = "private, no-cache"  # it may be kept, but must be revalidated
-    return response
+    return _revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
 
 
 async def read(request: web.Request) -> web.Response:
     """Mark one notification as read, or all that match."""
     caller = identify(request)
-    query: schemas.ReadQuery = READ.load(single_values(request.query))
+    query: schemas.ReadQuery = request.app[READ].load(single_values(request.query))
     caller.must_act_for(query.user_id)
     if not await request.app[STORE].mark_read(query) and query.field == "id":
         raise NoSuchNotification
@@ -99,6 +99,11 @@ async def stream(request: web.Request) -> web.StreamResponse:
         except ConnectionError:
             log.debug("the client of a stream has gone")
     return response
+
+
+async def kinds(request: web.Request) -> web.Response:
+    """Return the kinds of notification, or 304 to a client that has them already."""
+    return _revalidated(request, request.app[KINDS], "public, max-age=60")
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -133,6 +138,7 @@ ROUTES: Final = (
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
     web.get("/metrics", metrics),
+    web.get("/kinds", kinds),
     web.get("/openapi.json", pages.openapi),
     web.get("/docs", pages.docs),
 )
@@ -142,3 +148,18 @@ FOR_BROWSERS: Final = ("/list", "/read", "/stream")
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
+
+
+def _revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
+    """Answer with a body and its ETag, or with 304 if the client has it."""
+    etag = blake2b(body, digest_size=12).hexdigest()
+    known = {tag.value for tag in request.if_none_match or ()}
+    response = web.Response(status=304) if etag in known else _answer(body)
+    response.etag = etag
+    response.headers["Cache-Control"] = cache_control
+    return response
+
+
+def describe_kinds(kinds: Kinds) -> bytes:
+    """Return the body of `GET /kinds`."""
+    return orjson.dumps({"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}})

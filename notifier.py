@@ -31,6 +31,7 @@ from mongo.errors import Misconfigured, StoreError, Unavailable
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
+from schemas import CreateSchema, ReadSchema
 from settings import Settings, SettingsError, load_settings
 from store import open_store
 
@@ -71,11 +72,14 @@ def create_app(settings: Settings) -> web.Application:
         middlewares.append(own_name_only)
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[SETTINGS] = settings
+    kinds = settings.kinds
     app[GATE] = Gate(settings)
     app[METRICS] = Metrics()
     app[DRAINING] = asyncio.Event()
     app[THROTTLE] = Throttle()
-    app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES)
+    app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES, kinds)
+    app[handlers.CREATE], app[handlers.READ] = CreateSchema(kinds), ReadSchema(kinds)
+    app[handlers.KINDS] = handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))
     if settings.cors_origins:

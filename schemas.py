@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import orjson
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, pre_load, validate, validates_schema
 from marshmallow import fields as mf
 
 from mongo.document import RECENT_LIMIT, JSONObject
+from ops.kinds import Kind, Kinds
 
 DATA_LIMIT: Final = 16 * 1024
 """Bytes of `data` as compact UTF-8 JSON."""
@@ -31,39 +31,18 @@ OBJECT_ID: Final = "[0-9a-fA-F]{24}"
 INT64_MAX: Final = 2**63 - 1
 
 
-class Key(enum.Enum):
-    """What happened, and so what to do: record it for the user, e-mail the user, or both."""
-
-    stored: bool
-    mailed: bool
-
-    def __new__(cls, value: str, stored: bool, mailed: bool) -> Self:  # noqa: FBT001 - the table below reads well
-        """Attach the two flags to the value."""
-        member = object.__new__(cls)
-        member._value_ = value
-        member.stored = stored
-        member.mailed = mailed
-        return member
-
-    # value, stored, mailed
-    REGISTRATION = "registration", False, True
-    NEW_MESSAGE = "new_message", True, False
-    NEW_POST = "new_post", True, False
-    NEW_LOGIN = "new_login", True, True
-
-
 @dataclass(frozen=True, slots=True)
 class Create:
     """A valid `POST /create`. Ids are 24 lower-case hex digits."""
 
     user_id: str
-    key: Key
+    kind: Kind
     target_id: str | None = None
     data: JSONObject | None = None
 
     def fingerprint(self) -> str:
         """Return a hash of everything but the user. Bodies with the same meaning have the same one."""
-        meaning = json.dumps([self.key.value, self.target_id, self.data], sort_keys=True)
+        meaning = json.dumps([self.kind.name, self.target_id, self.data], sort_keys=True)
         return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 
@@ -162,11 +141,21 @@ def _encodable(text: str) -> None:
         raise ValidationError("Not valid Unicode.")
 
 
+def one_of(kinds: Kinds) -> validate.OneOf:
+    """Return what accepts a known kind; its error names them all."""
+    return validate.OneOf(list(kinds), error="Must be one of: {choices}.")
+
+
 USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
 
 
 class CreateSchema(Schema):
     """The body of `POST /create`. Unknown fields are refused, so that a typo does not pass."""
+
+    def __init__(self, kinds: Kinds) -> None:
+        super().__init__()
+        self._kinds = kinds
+        self.fields["key"].validators.append(one_of(kinds))
 
     class Meta:
         """Refuse unknown fields."""
@@ -175,16 +164,7 @@ class CreateSchema(Schema):
 
     user_id = ObjectIdField(required=True, metadata=USER_ID)
     target_id = ObjectIdField(allow_none=True, metadata={"description": "What the notification is about."})
-    key = mf.Enum(
-        Key,
-        by_value=True,
-        required=True,
-        metadata={
-            "type": "string",
-            "description": "What happened. `new_message`, `new_post` and `new_login` are kept for `/list`; "
-            "`registration` and `new_login` are e-mailed.",
-        },
-    )
+    key = mf.String(required=True, metadata={"description": "The kind of notification: one of `GET /kinds`."})
     data = DataField(
         allow_none=True,
         metadata={
@@ -201,7 +181,7 @@ class CreateSchema(Schema):
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> Create:
-        return Create(**values)
+        return Create(kind=self._kinds[values.pop("key")], **values)
 
 
 class CreateHeaders(Schema):
@@ -261,6 +241,10 @@ class StreamSchema(Schema):
 class ReadSchema(Schema):
     """The query of `POST /read`: a user and one of the selectors. Unknown parameters are ignored."""
 
+    def __init__(self, kinds: Kinds) -> None:
+        super().__init__()
+        self.fields["key"].validators.append(one_of(kinds))
+
     class Meta:
         """Ignore unknown parameters."""
 
@@ -272,7 +256,7 @@ class ReadSchema(Schema):
         metadata={"description": "The one with this `id`."},
     )
     target_id = ObjectIdField(metadata={"description": "All about this entity."})
-    key = mf.Enum(Key, by_value=True, metadata={"description": "All with this key."})
+    key = mf.String(metadata={"description": "All of this kind."})
     all = QueryBoolean(
         validate=validate.OneOf([True], error="Must be true, or left out."), metadata={"description": "All of them."}
     )
@@ -291,8 +275,6 @@ class ReadSchema(Schema):
         match name:
             case "all":
                 return ReadQuery(user_id)
-            case "key":
-                return ReadQuery(user_id, "key", value.value)
             case "notification_id":
                 return ReadQuery(user_id, "id", value)
         return ReadQuery(user_id, name, value)

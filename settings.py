@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,6 +18,7 @@ from mail.address import envelope_address, sender_address
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
 from ops import checks
+from ops.kinds import Kinds, KindsError, load_kinds
 
 
 class Security(enum.Enum):
@@ -138,6 +139,7 @@ class Settings:
     )
     demo: bool = _setting("1 serves the demo page at /; a local run always does", "bool", default=False)
     templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail is its key", "path")
+    kinds_file: Path | None = _setting("TOML file of the kinds of notification; default the four", "path")
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",
@@ -149,6 +151,11 @@ class Settings:
     def local(self) -> bool:
         """Whether this is a local run, on an embedded MongoDB and mailbox."""
         return not (self.db_uri or self.smtp_host)
+
+    @property
+    def kinds(self) -> Kinds:
+        """The kinds of notification. Raises `KindsError`."""
+        return load_kinds(self.kinds_file)
 
     @property
     def security(self) -> Security:
@@ -208,7 +215,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
-        ("TEMPLATES_DIR", _templates_fault(values["templates_dir"])),
+        *_kinds_faults(values["kinds_file"], values["templates_dir"]),
         ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
         ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
     ):
@@ -252,12 +259,14 @@ def _ca_fault(path: Path) -> str | None:
     return None
 
 
-def _templates_fault(folder: Path | None) -> str | None:
+def _kinds_faults(path: Path | None, templates: Path | None) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the kinds, or else with their templates."""
     try:
-        Templates(folder)
+        Templates(templates, load_kinds(path))
+    except KindsError as exc:
+        yield "KINDS_FILE", f"{exc}"
     except TemplatesError as exc:
-        return f"{exc}"
-    return None
+        yield "TEMPLATES_DIR", f"{exc}"
 
 
 def describe_settings() -> str:

@@ -94,7 +94,7 @@ class Store:
         )
 
     async def create(self, new: Create, idempotency_key: str | None = None, request_id: str | None = None) -> bool:
-        """Record the notification and the e-mail owed, as `new.key` asks, creating a missing user.
+        """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
 
         It is one atomic upsert, on disk on a majority when this returns. Return whether it was a replay: a request
         whose key is among the user's last `RECENT_LIMIT` has no further effect. `request_id` is kept with an e-mail.
@@ -105,14 +105,14 @@ class Store:
         id_, now = str(ObjectId()), datetime.now(UTC)
         # An e-mail alone leaves no trace once it is sent, and in a short array a notification leaves none once newer
         # ones push it out. So the id is remembered like a key.
-        key = idempotency_key or (None if new.key.stored and self._limit >= RECENT_LIMIT else id_)
+        key = idempotency_key or (None if new.kind.in_app and self._limit >= RECENT_LIMIT else id_)
         update = self._creation(new, id_, now, key, request_id)
         # An attempt may take effect although its reply was lost, and even after the next attempt: a server goes on
         # with what a broken connection sent. So every attempt has the condition.
         absent: JSONObject = {"notifications.id": {"$ne": id_}, "recent.k": {"$ne": key or id_}}
-        ours = [*(only_ours("notifications") if new.key.stored else ()), *(only_ours("recent") if key else ())]
-        conditions = absent | (HAS_ROOM if new.key.mailed else {})
-        conditions["$and"] = [*ours, *(MAY_OWE if new.key.mailed else ())]
+        ours = [*(only_ours("notifications") if new.kind.in_app else ()), *(only_ours("recent") if key else ())]
+        conditions = absent | (HAS_ROOM if new.kind.email else {})
+        conditions["$and"] = [*ours, *(MAY_OWE if new.kind.email else ())]
         creation = Write({"_id": ObjectId(new.user_id), **conditions}, update, upsert=True)
         write = self._writes.attempts()
 
@@ -125,18 +125,18 @@ class Store:
         optional = optional_fields({"target_id": new.target_id, "data": new.data})
         pushes: JSONObject = {}
         update: JSONObject = {"$setOnInsert": {"email": self._email}, "$push": pushes}
-        if new.key.stored:
+        if new.kind.in_app:
             notification: JSONObject = {
                 "id": id_,
                 "timestamp": int(now.timestamp()),
                 "is_new": True,
                 "user_id": new.user_id,
-                "key": new.key.value,
+                "key": new.kind.name,
                 **optional,
             }
             pushes["notifications"] = {"$each": [notification], "$position": 0, "$slice": self._limit}
-        if new.key.mailed:
-            pushes["outbox"] = email = new_element(id_, new.key.value, self.clock.now(), optional, request_id)
+        if new.kind.email:
+            pushes["outbox"] = email = new_element(id_, new.kind.name, self.clock.now(), optional, request_id)
             update["$min"] = {"mail_due": email["next_at"]}
         if key:
             pushes["recent"] = remember(key, new.fingerprint())

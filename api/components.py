@@ -69,6 +69,25 @@ FIELDS: Final[Mapping[type[Field[Any]], JSONObject]] = {schemas.ObjectIdField: O
 """The schemas of our own fields, which apispec does not know."""
 
 SCHEMAS: Final[Mapping[str, JSONObject]] = {
+    "Kinds": _object(
+        {
+            "success": {"const": True},
+            "data": {"type": "object", "additionalProperties": ref("Kind")},
+        }
+    ),
+    "Kind": _object(
+        {
+            "in_app": {"type": "boolean", "description": "Whether it is kept for `/list`."},
+            "email": {"type": "boolean", "description": "Whether it is e-mailed."},
+            "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
+            "label": {"type": "string", "description": "What the bell says, with placeholders."},
+            "url": {"type": "string", "description": "Where a click leads, with placeholders."},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+        },
+        "label",
+        "url",
+        "labels",
+    ),
     "Success": _object({"success": {"const": True}}),
     "Notification": _object(
         {
@@ -76,7 +95,7 @@ SCHEMAS: Final[Mapping[str, JSONObject]] = {
             "timestamp": {"type": "integer", "description": "When it was created, in Unix seconds."},
             "is_new": {"type": "boolean", "description": "Whether it is unread."},
             "user_id": OBJECT_ID,
-            "key": {"type": "string", "enum": [key.value for key in schemas.Key if key.stored]},
+            "key": {"type": "string", "description": "Its kind, which may have left the table since."},
             "target_id": OBJECT_ID,
             "data": {"type": "object"},
         },

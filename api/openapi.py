@@ -18,9 +18,10 @@ from marshmallow import Schema, ValidationError
 from marshmallow.fields import Field
 
 from api.components import FIELDS, INVALID_REQUEST, PROBLEM_HEADERS, REQUEST_ID, SCHEMAS, SECURITY, ref
-from api.operations import OPERATIONS, TAGS, Answer, Operation
+from api.operations import TAGS, Answer, Operation, operations
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, Problem, problem_of
 from mongo.document import JSONObject
+from ops.kinds import Kinds
 
 DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
 """The OpenAPI document of the service."""
@@ -31,11 +32,12 @@ ABOUT: Final = (
 )
 
 
-def describe(routes: Iterable[web.RouteDef]) -> JSONObject:
-    """Return the OpenAPI document of these routes.
+def describe(routes: Iterable[web.RouteDef], kinds: Kinds) -> JSONObject:
+    """Return the OpenAPI document of these routes, for a service with these kinds.
 
-    Raises `KeyError` for a route that is not in `OPERATIONS`.
+    Raises `KeyError` for a route without an operation.
     """
+    described = operations(kinds)
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT})
     converter: Any = plugin.converter  # set by APISpec
@@ -47,7 +49,7 @@ def describe(routes: Iterable[web.RouteDef]) -> JSONObject:
     for name, schema in SCHEMAS.items():
         spec.components.schema(name, schema)
     for route in routes:
-        operation = _operation(OPERATIONS[f"{route.method} {route.path}"])
+        operation = _operation(described[f"{route.method} {route.path}"])
         operation["operationId"] = route.handler.__name__.strip("_")
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
@@ -138,5 +140,6 @@ def _example(problem: Problem, operation: Operation) -> JSONObject:
 
 def _validation_error(operation: Operation) -> ValidationError:
     """Return what an invalid request really raises."""
-    schema = next(filter(None, (operation.body, operation.query)))
-    return ValidationError(schema().validate(INVALID_REQUEST))
+    schema = operation.body or operation.query
+    assert schema  # noqa: S101
+    return ValidationError((schema() if isinstance(schema, type) else schema).validate(INVALID_REQUEST))

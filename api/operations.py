@@ -16,6 +16,7 @@ from api.problems import NoSuchNotification
 from api.sse import KEEP_ALIVE
 from mongo import changes, errors
 from mongo.document import JSONObject
+from ops.kinds import Kinds
 
 TAGS: Final = {
     "Notifications": "Create, list and mark notifications.",
@@ -48,9 +49,9 @@ class Operation:
     summary: str
     description: str = ""
     callers: tuple[str, ...] = ()
-    query: type[Schema] | None = None
+    query: type[Schema] | Schema | None = None
     headers: type[Schema] | None = None
-    body: type[Schema] | None = None
+    body: Schema | None = None
     examples: Mapping[str, JSONObject] = field(default_factory=dict)
     answers: Mapping[int, Answer]
     problems: tuple[type[Exception], ...]
@@ -71,145 +72,169 @@ BAD_BODY: Final = (
 )
 UNCONFIRMED: Final = (errors.Unavailable, errors.Busy)
 
-OPERATIONS: Final[Mapping[str, Operation]] = {
-    "POST /create": Operation(
-        tag="Notifications",
-        summary="Create a notification",
-        description="Keeps the notification for `/list`, owes the user an e-mail, or both: `key` decides. A missing "
-        "user is created. The body is read as JSON, whatever its Content-Type. It may have "
-        f"{body.BODY_LIMIT // 1024} KiB.",
-        callers=("key",),
-        headers=schemas.CreateHeaders,
-        body=schemas.CreateSchema,
-        examples={
-            "e-mail only": {"user_id": USER, "key": "registration"},
-            "all fields": {name: NOTIFICATION[name] for name in ("user_id", "key", "target_id", "data")},
-        },
-        answers={
-            201: Answer(
-                description="The notification and the e-mail owed are on disk on a majority of MongoDB's members.",
-                schema=ref("Success"),
-                examples={"created": SUCCESS},
-                headers={
-                    "Idempotent-Replayed": {
-                        "description": "Present if a request with this `Idempotency-Key` was answered before. "
-                        "This one had no effect.",
-                        "schema": {"type": "string", "enum": ["true"]},
-                    }
-                },
-            )
-        },
-        problems=(
-            *WRONG_METHOD,
-            *NOT_A_BACKEND,
-            *BAD_BODY,
-            ValidationError,
-            errors.KeyReused,
-            errors.Conflict,
-            errors.TooLarge,
-            *UNCONFIRMED,
-            errors.OutboxFull,
-        ),
-    ),
-    "GET /list": Operation(
-        tag="Notifications",
-        summary="List a user's notifications",
-        description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
-        callers=("key", "token"),
-        query=schemas.ListSchema,
-        answers={
-            200: Answer(
-                description="A page and the counts.",
-                schema=ref("Page"),
-                examples={"page": PAGE},
-                headers={"ETag": ETAG},
+
+def operations(kinds: Kinds) -> Mapping[str, Operation]:
+    """Return the operations, by method and path, of a service with these kinds."""
+    return {
+        "POST /create": Operation(
+            tag="Notifications",
+            summary="Create a notification",
+            description="Keeps the notification for `/list`, owes the user an e-mail, or both: `key` decides. A missing "
+            "user is created. The body is read as JSON, whatever its Content-Type. It may have "
+            f"{body.BODY_LIMIT // 1024} KiB.",
+            callers=("key",),
+            headers=schemas.CreateHeaders,
+            body=schemas.CreateSchema(kinds),
+            examples={
+                "e-mail only": {"user_id": USER, "key": "registration"},
+                "all fields": {name: NOTIFICATION[name] for name in ("user_id", "key", "target_id", "data")},
+            },
+            answers={
+                201: Answer(
+                    description="The notification and the e-mail owed are on disk on a majority of MongoDB's members.",
+                    schema=ref("Success"),
+                    examples={"created": SUCCESS},
+                    headers={
+                        "Idempotent-Replayed": {
+                            "description": "Present if a request with this `Idempotency-Key` was answered before. "
+                            "This one had no effect.",
+                            "schema": {"type": "string", "enum": ["true"]},
+                        }
+                    },
+                )
+            },
+            problems=(
+                *WRONG_METHOD,
+                *NOT_A_BACKEND,
+                *BAD_BODY,
+                ValidationError,
+                errors.KeyReused,
+                errors.Conflict,
+                errors.TooLarge,
+                *UNCONFIRMED,
+                errors.OutboxFull,
             ),
-            304: Answer(
-                description="Nothing has changed since the answer that `If-None-Match` names.", headers={"ETag": ETAG}
+        ),
+        "GET /list": Operation(
+            tag="Notifications",
+            summary="List a user's notifications",
+            description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
+            callers=("key", "token"),
+            query=schemas.ListSchema,
+            answers={
+                200: Answer(
+                    description="A page and the counts.",
+                    schema=ref("Page"),
+                    examples={"page": PAGE},
+                    headers={"ETag": ETAG},
+                ),
+                304: Answer(
+                    description="Nothing has changed since the answer that `If-None-Match` names.",
+                    headers={"ETag": ETAG},
+                ),
+            },
+            problems=(*WRONG_METHOD, *NOT_THE_USER, ValidationError, *UNCONFIRMED),
+        ),
+        "POST /read": Operation(
+            tag="Notifications",
+            summary="Mark notifications as read",
+            description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Marking a "
+            "notification twice is not an error.",
+            callers=("key", "token"),
+            query=schemas.ReadSchema(kinds),
+            answers={200: Answer(description="They are read.", schema=ref("Success"), examples={"read": SUCCESS})},
+            problems=(
+                *WRONG_METHOD,
+                *NOT_THE_USER,
+                NoSuchNotification,
+                ValidationError,
+                errors.Conflict,
+                *UNCONFIRMED,
             ),
-        },
-        problems=(*WRONG_METHOD, *NOT_THE_USER, ValidationError, *UNCONFIRMED),
-    ),
-    "POST /read": Operation(
-        tag="Notifications",
-        summary="Mark notifications as read",
-        description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Marking a "
-        "notification twice is not an error.",
-        callers=("key", "token"),
-        query=schemas.ReadSchema,
-        answers={200: Answer(description="They are read.", schema=ref("Success"), examples={"read": SUCCESS})},
-        problems=(
-            *WRONG_METHOD,
-            *NOT_THE_USER,
-            NoSuchNotification,
-            ValidationError,
-            errors.Conflict,
-            *UNCONFIRMED,
         ),
-    ),
-    "GET /stream": Operation(
-        tag="Streams",
-        summary="Follow a user's notifications",
-        description="Keeps the answer open and sends Server-Sent Events. An event `inbox` comes at once, and again "
-        "after each change of the user's notifications, whoever made it. Its data is an `Inbox`. Changes in quick "
-        f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without an event. The stream ends "
-        "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
-        callers=("key", "token"),
-        query=schemas.StreamSchema,
-        answers={
-            200: Answer(
-                description="A stream of events.",
-                schema={"type": "string"},
-                media_type="text/event-stream",
-                examples={"events": EVENTS},
-            )
-        },
-        problems=(
-            *WRONG_METHOD,
-            *NOT_THE_USER,
-            ValidationError,
-            stream.TooManyOfUser,
-            changes.NotReplicated,
-            errors.Unavailable,
-            stream.TooManyOfProcess,
-            stream.Stopping,
+        "GET /stream": Operation(
+            tag="Streams",
+            summary="Follow a user's notifications",
+            description="Keeps the answer open and sends Server-Sent Events. An event `inbox` comes at once, and again "
+            "after each change of the user's notifications, whoever made it. Its data is an `Inbox`. Changes in quick "
+            f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without an event. The stream ends "
+            "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
+            callers=("key", "token"),
+            query=schemas.StreamSchema,
+            answers={
+                200: Answer(
+                    description="A stream of events.",
+                    schema={"type": "string"},
+                    media_type="text/event-stream",
+                    examples={"events": EVENTS},
+                )
+            },
+            problems=(
+                *WRONG_METHOD,
+                *NOT_THE_USER,
+                ValidationError,
+                stream.TooManyOfUser,
+                changes.NotReplicated,
+                errors.Unavailable,
+                stream.TooManyOfProcess,
+                stream.Stopping,
+            ),
         ),
-    ),
-    "GET /healthz": Operation(
-        tag="Operation",
-        summary="Check that the process is alive",
-        answers={200: Answer(description="It is alive.", schema=ref("Success"), examples={"alive": SUCCESS})},
-        problems=WRONG_METHOD,
-    ),
-    "GET /readyz": Operation(
-        tag="Operation",
-        summary="Check whether to send requests here",
-        answers={200: Answer(description="MongoDB answers.", schema=ref("Success"), examples={"ready": SUCCESS})},
-        problems=(*WRONG_METHOD, errors.Unavailable, stream.Stopping),
-    ),
-    "GET /metrics": Operation(
-        tag="Operation",
-        summary="Read the metrics",
-        callers=("key",),
-        answers={
-            200: Answer(
-                description="The metrics in Prometheus's text format.",
-                schema={"type": "string"},
-                media_type="text/plain",
-            )
-        },
-        problems=(*WRONG_METHOD, *NOT_A_BACKEND),
-    ),
-    "GET /openapi.json": Operation(
-        tag="Documentation",
-        summary="Get this document",
-        answers={200: Answer(description="The OpenAPI document.", schema={"type": "object"})},
-        problems=WRONG_METHOD,
-    ),
-    "GET /docs": Operation(
-        tag="Documentation",
-        summary="Read this document as a page",
-        answers={200: Answer(description="Swagger UI.", schema={"type": "string"}, media_type="text/html")},
-        problems=WRONG_METHOD,
-    ),
-}
+        "GET /healthz": Operation(
+            tag="Operation",
+            summary="Check that the process is alive",
+            answers={200: Answer(description="It is alive.", schema=ref("Success"), examples={"alive": SUCCESS})},
+            problems=WRONG_METHOD,
+        ),
+        "GET /readyz": Operation(
+            tag="Operation",
+            summary="Check whether to send requests here",
+            answers={200: Answer(description="MongoDB answers.", schema=ref("Success"), examples={"ready": SUCCESS})},
+            problems=(*WRONG_METHOD, errors.Unavailable, stream.Stopping),
+        ),
+        "GET /metrics": Operation(
+            tag="Operation",
+            summary="Read the metrics",
+            callers=("key",),
+            answers={
+                200: Answer(
+                    description="The metrics in Prometheus's text format.",
+                    schema={"type": "string"},
+                    media_type="text/plain",
+                )
+            },
+            problems=(*WRONG_METHOD, *NOT_A_BACKEND),
+        ),
+        "GET /kinds": Operation(
+            tag="Notifications",
+            summary="List the kinds of notification",
+            description="What each does, and what the bell says of it: its label, labels by language, and url.",
+            answers={
+                200: Answer(
+                    description="The kinds by name.",
+                    schema=ref("Kinds"),
+                    examples={
+                        "kinds": {"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}}
+                    },
+                    headers={"ETag": ETAG},
+                ),
+                304: Answer(
+                    description="Nothing has changed since the answer that `If-None-Match` names.",
+                    headers={"ETag": ETAG},
+                ),
+            },
+            problems=WRONG_METHOD,
+        ),
+        "GET /openapi.json": Operation(
+            tag="Documentation",
+            summary="Get this document",
+            answers={200: Answer(description="The OpenAPI document.", schema={"type": "object"})},
+            problems=WRONG_METHOD,
+        ),
+        "GET /docs": Operation(
+            tag="Documentation",
+            summary="Read this document as a page",
+            answers={200: Answer(description="Swagger UI.", schema={"type": "string"}, media_type="text/html")},
+            problems=WRONG_METHOD,
+        ),
+    }

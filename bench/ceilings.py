@@ -39,7 +39,8 @@ from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
 from mongo.document import optional_fields
 from mongo.outbox import HAS_ROOM, OwedEmail, new_element
-from schemas import Create, CreateSchema, Key, ListQuery, ListSchema, ReadQuery, ReadSchema
+from ops.kinds import SPECIFIED
+from schemas import Create, CreateSchema, ListQuery, ListSchema, ReadQuery, ReadSchema
 from settings import Settings, load_settings
 from store import open_store
 
@@ -66,13 +67,13 @@ def creation(new: Create, limit: int) -> tuple[JSON, JSON]:
     push: JSON = {}
     update: JSON = {"$setOnInsert": {"email": EMAIL}, "$push": push}
     optional = optional_fields({"target_id": new.target_id, "data": new.data})
-    if new.key.stored:
+    if new.kind.in_app:
         notification = {"id": id_, "timestamp": int(now.timestamp()), "is_new": True, "user_id": new.user_id}
-        notification |= {"key": new.key.value, **optional}
+        notification |= {"key": new.kind.name, **optional}
         push["notifications"] = {"$each": [notification], "$position": 0, "$slice": limit}
-    if new.key.mailed:
+    if new.kind.email:
         filter_ |= HAS_ROOM
-        push["outbox"] = email = new_element(id_, new.key.value, now, optional, None)
+        push["outbox"] = email = new_element(id_, new.kind.name, now, optional, None)
         update["$min"] = {"mail_due": email["next_at"]}
     return filter_, update
 
@@ -139,9 +140,9 @@ async def null_read(request: web.Request) -> web.Response:
     return web.json_response(SUCCESS)
 
 
-CREATE: Final = CreateSchema()
+CREATE: Final = CreateSchema(SPECIFIED)
 LIST: Final = ListSchema()
-READ: Final = ReadSchema()
+READ: Final = ReadSchema(SPECIFIED)
 ITEM: Final = {"id": "0" * 24, "timestamp": 1698138241, "is_new": True, "user_id": "0" * 24, "key": "new_post"}
 PAGE: Final = {"elements": 25, "new": 25, "list": [{**ITEM, "target_id": "0" * 24, "data": {"post": "Hello"}}] * 10}
 
@@ -181,7 +182,7 @@ def bulk(users: Collection, workload: Workload, batch: int, seconds: float) -> t
 
 
 def _store(users: Collection, ids: Sequence[str], _: int) -> None:
-    creates = [Create(id_, Key.NEW_POST, TARGET, DATA) for id_ in ids]
+    creates = [Create(id_, SPECIFIED["new_post"], TARGET, DATA) for id_ in ids]
     users.bulk_write([UpdateOne(*creation(new, 100), upsert=True) for new in creates], ordered=False)
 
 

@@ -18,8 +18,9 @@ sys.path.insert(0, str(FOLDER.parent))
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
 from api.components import INVALID_REQUEST  # noqa: E402
-from api.operations import OPERATIONS, Operation  # noqa: E402
+from api.operations import Operation, operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
+from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import Settings  # noqa: E402
 
@@ -53,7 +54,7 @@ def errors() -> str:
 
 def access() -> str:
     """Return the table of who may call which route."""
-    rows = [[f"`{route}`", *_callers(operation)] for route, operation in OPERATIONS.items()]
+    rows = [[f"`{route}`", *_callers(operation)] for route, operation in operations(SPECIFIED).items()]
     return table(["route", "anyone", "backend with a key", "user with a token"], rows)
 
 

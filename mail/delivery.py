@@ -73,7 +73,7 @@ class Delivery:
         self._outbox = store.outbox
         self._mailer = mailer
         self._settlements = Settlements(store, settings, metrics)
-        self._templates = Templates(settings.templates_dir)
+        self._templates = Templates(settings.templates_dir, settings.kinds)
         self._metrics = metrics
         self._lease_seconds = settings.mail_lease_seconds
         self._owed = owed

@@ -17,10 +17,9 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from schemas import Key
+from ops.kinds import Kinds
 
 PARTS: Final = ("subject.txt", "txt", "html")
-KNOWN_NAMES: Final = frozenset(f"{key.value}.{part}" for key in Key for part in PARTS)
 VARIABLES: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"})
 RENDERED_LIMIT: Final = 256 * 1024
 """Bytes of UTF-8 in one rendered part. Some mailboxes accept no more than a few MiB."""
@@ -55,8 +54,8 @@ class Templates:
     and compiled here, once. Raises `TemplatesError` with every fault.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        sources = _read(folder) if folder else {}
+    def __init__(self, folder: Path | None, kinds: Kinds) -> None:
+        sources = _read(folder, kinds) if folder else {}
         # A traceback and an include both use these names. Nothing is read later.
         loader = FunctionLoader(lambda name: (sources[name], name, None) if name in sources else None)
         environment = _Sandbox(
@@ -114,15 +113,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def _read(folder: Path) -> dict[str, str]:
+def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
     """Return the sources by file name. Raises `TemplatesError`."""
     sources, faults = {}, []
+    names = {f"{kind}.{part}" for kind in kinds for part in PARTS}
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as exc:
         raise TemplatesError(f"Cannot be read: {exc.strerror}.") from exc
     for path in paths:
-        if path.name not in KNOWN_NAMES and not re.fullmatch(r"_.*\.(txt|html)", path.name):
+        if path.name not in names and not re.fullmatch(r"_.*\.(txt|html)", path.name):
             faults.append(
                 f"{path.name}: not KEY.subject.txt, KEY.txt or KEY.html of a known KEY, nor _*.txt or _*.html."
             )

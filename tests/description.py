@@ -8,8 +8,9 @@ from jsonschema import Draft202012Validator
 
 import handlers
 from api import openapi
+from ops.kinds import SPECIFIED
 
-DOCUMENT = openapi.describe(handlers.ROUTES)
+DOCUMENT = openapi.describe(handlers.ROUTES, SPECIFIED)
 DESCRIBED = {
     f"{method.upper()} {path}": operation
     for path, item in DOCUMENT["paths"].items()

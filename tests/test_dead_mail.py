@@ -12,7 +12,8 @@ from bson import ObjectId
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull
 from mongo.outbox import OUTBOX_LIMIT
-from schemas import Create, Key
+from ops.kinds import SPECIFIED
+from schemas import Create
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed
@@ -23,7 +24,7 @@ from tests.servers import Mongod
 
 async def dead_letter(store: Store, request_id: str | None = None) -> JSONObject:
     """Owe an e-mail to `USER`, make a dead letter of it and return that."""
-    await store.create(Create(USER, Key.REGISTRATION), request_id=request_id)
+    await store.create(Create(USER, SPECIFIED["registration"]), request_id=request_id)
     (claimed,) = await store.outbox.claim(1, 60)
     assert await store.dead_mail.bury(claimed, 1, "x")
     (letter,) = await store.dead_mail.find()
@@ -74,7 +75,7 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
     async with open_store(settings) as store:
         letter = await dead_letter(store)
         for _ in range(OUTBOX_LIMIT):
-            await store.create(Create(USER, Key.REGISTRATION))
+            await store.create(Create(USER, SPECIFIED["registration"]))
         with pytest.raises(OutboxFull):
             await store.dead_mail.owe_again(letter)
         assert (len(owed(database)), database.dead_mail.count_documents({})) == (OUTBOX_LIMIT, 1)

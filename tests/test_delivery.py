@@ -12,7 +12,8 @@ from pathlib import Path
 from bson import ObjectId
 
 from mongo.outbox import NO_TOKEN
-from schemas import Create, Key
+from ops.kinds import SPECIFIED
+from schemas import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, create, list_, owed, settled, user
@@ -130,7 +131,7 @@ async def test_sigterm_finishes_the_email_being_sent_and_gives_back_the_others(
     mail.script = script
     async with open_store(settings) as direct:
         for _ in range(3):
-            await direct.create(Create(USER, Key.REGISTRATION))
+            await direct.create(Create(USER, SPECIFIED["registration"]))
     started = time.monotonic()
     assert await asyncio.to_thread(service.process.wait, 10) == 0, service.log()
     assert time.monotonic() - started < 9

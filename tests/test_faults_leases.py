@@ -14,8 +14,9 @@ import pytest
 
 from mail.delivery import running_delivery
 from mongo.outbox import OwedEmail
+from ops.kinds import SPECIFIED
 from ops.metrics import Metrics
-from schemas import Create, Key
+from schemas import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, assert_length, assert_nothing_owed, create, owed, settled, user
@@ -40,7 +41,7 @@ async def test_i4_i5_a_lease_has_one_holder_and_a_former_holder_changes_nothing(
     settings: Settings, database: DB
 ) -> None:
     async with open_store(settings) as direct, open_store(settings) as another:
-        await direct.create(Create(USER, Key.REGISTRATION))
+        await direct.create(Create(USER, SPECIFIED["registration"]))
         one, other = direct.outbox, another.outbox
         (lost,) = await one.claim(1, 0.3)
         assert await other.claim(1, 60) == []
@@ -71,7 +72,7 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
     mail.script = script
     short = replace(settings, mail_lease_seconds=0.5)
     async with open_store(settings) as direct:
-        await direct.create(Create(USER, Key.REGISTRATION))
+        await direct.create(Create(USER, SPECIFIED["registration"]))
         outbox = direct.outbox
         async with running_delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
             await eventually_async(lambda: assert_length(delivery._leases, 1))
@@ -86,7 +87,7 @@ async def test_i5_an_email_whose_lease_has_ended_is_not_sent(
     settings: Settings, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(settings) as direct:
-        await direct.create(Create(USER, Key.REGISTRATION))
+        await direct.create(Create(USER, SPECIFIED["registration"]))
         outbox = direct.outbox
         claim, monotonic = outbox.claim, time.monotonic
 
@@ -116,12 +117,13 @@ async def test_i5_a_worker_frozen_past_its_lease_sends_and_changes_nothing_when_
         return None
 
     async with open_store(settings) as direct:
-        await direct.create(Create(OTHER, Key.REGISTRATION))  # closes the breaker, so that many are claimed at once
+        # It closes the breaker, so that many are claimed at once.
+        await direct.create(Create(OTHER, SPECIFIED["registration"]))
         await settled(database)
         mail.script = script
         mail.received.clear()
         for n in range(12):
-            await direct.create(Create(f"{n:024x}", Key.REGISTRATION))
+            await direct.create(Create(f"{n:024x}", SPECIFIED["registration"]))
         await reached.wait()
         frozen.signal(signal.SIGSTOP)
         other = await running_service(settings, tmp_path)

@@ -12,7 +12,8 @@ import pytest
 from bson import ObjectId, encode
 
 from mongo.outbox import OwedEmail
-from schemas import Create, Key
+from ops.kinds import SPECIFIED
+from schemas import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, problem, settled, user
@@ -37,7 +38,7 @@ async def test_i2_i3_a_worker_killed_after_the_250_sends_the_same_email_again(
 
     mail.script = script
     async with open_store(settings) as direct:
-        await direct.create(Create(USER, Key.REGISTRATION))
+        await direct.create(Create(USER, SPECIFIED["registration"]))
     await eventually_async(lambda: assert_length(mail.received, 1))
     service.restart()
     await eventually_async(lambda: assert_length(mail.received, 2), 30)
@@ -142,7 +143,7 @@ async def test_i2_a_worker_that_dies_after_writing_a_dead_letter_leaves_one(
     settings: Settings, database: DB, start: Start, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(settings) as direct:
-        await direct.create(Create(USER, Key.REGISTRATION))
+        await direct.create(Create(USER, SPECIFIED["registration"]))
         (claimed,) = await direct.outbox.claim(1, 0.1)
 
         async def die(_: OwedEmail) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import WriteError
 
-from schemas import Key
+from ops.kinds import SPECIFIED, Kind
 from settings import Settings
 from tests.client import DB, OTHER, USER, Client, create, problem, settled, user
 from tests.faults import HEARTBEATS, failing
@@ -26,11 +26,11 @@ from tests.waiting import eventually_async
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.parametrize("key", [Key.NEW_MESSAGE, Key.NEW_LOGIN, Key.REGISTRATION])
+@pytest.mark.parametrize("key", [SPECIFIED["new_message"], SPECIFIED["new_login"], SPECIFIED["registration"]])
 @pytest.mark.parametrize(("command", "number"), [("findAndModify", 1), ("updates", 20)], ids=["alone", "shared"])
 @pytest.mark.usefixtures("impatient")
 async def test_i1_i2_a_write_whose_reply_is_lost_applies_once(
-    start: Start, any_mongod: Mongod, mail: MailServer, fault: str, key: Key, command: str, number: int
+    start: Start, any_mongod: Mongod, mail: MailServer, fault: str, kind: Kind, command: str, number: int
 ) -> None:
     name = f"lost_{ObjectId()}"
     proxy = Proxy(any_mongod.port)
@@ -39,14 +39,14 @@ async def test_i1_i2_a_write_whose_reply_is_lost_applies_once(
         users = [f"{n:024x}" for n in range(number)]
         for existing in (False, True):
             proxy.break_next(command, fault)
-            await asyncio.gather(*(create(client, user_id, key.value, data={"old": existing}) for user_id in users))
+            await asyncio.gather(*(create(client, user_id, kind.name, data={"old": existing}) for user_id in users))
         assert proxy.faults == 2
         with any_mongod.client() as direct:
             await settled(direct[name])
             for user_id in users:
                 notifications = user(direct[name], user_id).get("notifications", [])
-                assert [item["data"]["old"] for item in notifications] == [True, False][: 2 * key.stored]
-            assert len(set(mail.ids)) == 2 * number * key.mailed
+                assert [item["data"]["old"] for item in notifications] == [True, False][: 2 * kind.in_app]
+            assert len(set(mail.ids)) == 2 * number * kind.email
             assert max(Counter(mail.ids).values(), default=1) == 1
             direct.drop_database(name)
         await client.close()

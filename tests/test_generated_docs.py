@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from api.operations import OPERATIONS
+from api.operations import operations
 from api.problems import PROBLEMS
+from ops.kinds import SPECIFIED
 from settings import Settings
 from tests.client import ROOT
+
+OPERATIONS = operations(SPECIFIED)
 
 
 def generate(*arguments: str) -> tuple[int, str]:

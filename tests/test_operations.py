@@ -21,14 +21,17 @@ from api import auth, body, pages, stream
 from api.components import INVALID_REQUEST
 from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
-from api.operations import OPERATIONS
+from api.operations import operations
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, NoSuchNotification
 from mongo import changes, errors
 from mongo.outbox import OUTBOX_LIMIT
+from ops.kinds import SPECIFIED
 from tests.client import OTHER, PROTECTED, ROOT, TARGET, USER, Client, token
 from tests.description import DESCRIBED, assert_conforms
 from tests.fixtures import Start
 from tests.servers import Mongod, free_port
+
+OPERATIONS = operations(SPECIFIED)
 
 DB = Database[dict[str, Any]]
 Ask = Callable[[Client], Awaitable[ClientResponse]]

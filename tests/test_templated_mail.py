@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mail.templates import SUBJECT_LIMIT
-from schemas import Create, Key
+from ops.kinds import SPECIFIED
+from schemas import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, TARGET, USER, create, settled, user
@@ -200,8 +201,8 @@ async def test_a_dead_letter_keeps_its_fields_and_is_rendered_when_it_is_owed_ag
 
 async def test_an_owed_email_holds_the_fields_of_its_request_and_no_more(settings: Settings, database: DB) -> None:
     async with open_store(settings) as store:
-        await store.create(Create(USER, Key.NEW_LOGIN, TARGET, {}))
-        await store.create(Create(USER, Key.REGISTRATION))
+        await store.create(Create(USER, SPECIFIED["new_login"], TARGET, {}))
+        await store.create(Create(USER, SPECIFIED["registration"]))
     full, bare = user(database)["outbox"]
     assert (full.pop("target_id"), full.pop("data")) == (TARGET, {})
     assert full.keys() == bare.keys() == {"id", "key", "at", "next_at", "tries", "token", "error", "dead"}
@@ -211,7 +212,7 @@ async def test_an_email_owed_by_an_older_version_is_still_sent(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     async with open_store(settings) as store:
-        await store.create(Create(USER, Key.NEW_LOGIN, TARGET, {"city": "Oslo"}))
+        await store.create(Create(USER, SPECIFIED["new_login"], TARGET, {"city": "Oslo"}))
     database.users.update_one({}, {"$unset": {"outbox.0.data": 1, "outbox.0.target_id": 1}})
     await start(templates_dir=write(tmp_path, {"new_login.txt": "In {{ data.city.name or 'a city' }}{{ target_id }}."}))
     await settled(database)

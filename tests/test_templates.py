@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mail.templates import RENDERED_LIMIT, Content, RenderError, Templates, TemplatesError
+from ops.kinds import SPECIFIED
 from settings import Settings, SettingsError
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, run
@@ -19,7 +20,7 @@ EXAMPLES = ROOT / "examples/templates"
 
 def render(folder: Path, data: Any = None, key: str = "new_login", **fields: Any) -> Content:
     about = {"id": "1" * 24, "key": key, "timestamp": 1795406836, "user_id": USER, "data": data}
-    return Templates(folder).render(about | fields)
+    return Templates(folder, SPECIFIED).render(about | fields)
 
 
 def test_missing_and_null_fields_render_as_nothing(tmp_path: Path) -> None:
@@ -93,18 +94,18 @@ def test_a_broken_template_is_reported_with_its_file_and_line(
     tmp_path: Path, name: str, source: str, fault: str
 ) -> None:
     with pytest.raises(TemplatesError) as raised:
-        Templates(write(tmp_path, {"_plain.txt": "", "new_post.txt": "fine", name: source}))
+        Templates(write(tmp_path, {"_plain.txt": "", "new_post.txt": "fine", name: source}), SPECIFIED)
     assert str(raised.value).startswith(fault)
 
 
 def test_every_fault_is_reported_and_hidden_files_are_ignored(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.txt": "{{", "registration.txt": "{% x %}", ".new_login.txt.swp": "{{"})
     with pytest.raises(TemplatesError, match=r"new_login\.txt, line 1: .* registration\.txt, line 1: "):
-        Templates(folder)
+        Templates(folder, SPECIFIED)
     (folder / "new_post.txt").write_bytes(b"\xff")
     (folder / "new_post.html").mkdir()
     with pytest.raises(TemplatesError, match=r"new_post\.html: .* new_post\.txt: "):
-        Templates(folder)
+        Templates(folder, SPECIFIED)
 
 
 def test_a_broken_template_stops_the_start_and_other_faults_are_reported_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from api.body import parse_json
 from mail.templates import RenderError, Templates
 from mongo.errors import OutboxFull
 from mongo.outbox import NO_TOKEN
-from schemas import CreateSchema, ObjectIdField
+from schemas import CreateSchema
 from settings import Settings, describe_settings
 from store import Store, open_store
 
@@ -40,12 +40,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
     which.add_argument("--all", action="store_true", help="every dead letter")
     mail = commands.add_parser("mail", help="show the e-mails that a user is owed, and the user's dead letters")
-    mail.add_argument("user_id", metavar="USER_ID", type=object_id)
+    mail.add_argument("user_id", metavar="USER_ID")
     token = commands.add_parser("token", help="print a user's token, signed with USER_TOKEN_SECRET, for trying the API")
-    token.add_argument("user_id", metavar="USER_ID", type=object_id)
+    token.add_argument("user_id", metavar="USER_ID")
     token.add_argument("--ttl", metavar="SECONDS", type=ttl, default=3600, help="its lifetime (default 3600)")
     preview = commands.add_parser("preview", help="show the e-mail that the templates make of a notification")
     preview.add_argument("key", metavar="KEY")
+    preview.add_argument("--language", metavar="LANGUAGE", help="the user's language, such as de")
     preview.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
     preview.add_argument("--target-id", metavar="ID", help="the `target_id` of POST /create")
     return parser.parse_args(arguments)
@@ -58,16 +59,13 @@ def ttl(text: str) -> int:
     return int(text)
 
 
-def object_id(text: str) -> str:
-    """Parse a user's id."""
-    try:
-        return str(ObjectIdField().deserialize(text))
-    except ValidationError as exc:
-        raise argparse.ArgumentTypeError("not 24 hex digits") from exc
-
-
 def run_command(options: argparse.Namespace, settings: Settings) -> int:
     """Run a command; return 0, or 1 if it failed. Raises `StoreError`."""
+    if options.command in {"mail", "token"}:
+        user_id = settings.id_type.parse(options.user_id)
+        if user_id is None:
+            return fail(f"USER_ID: {settings.id_type.fault}", 2)
+        options.user_id = user_id
     if options.command == "token":
         return print_token(options, settings)
     if options.command == "preview":
@@ -98,9 +96,11 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     """Print what an e-mail would say. This needs no MongoDB."""
     given = {"key": options.key, "target_id": options.target_id}
     try:
-        new = CreateSchema(settings.kinds).load(given | {"user_id": "0" * 24, "data": parse_json(options.data)})
+        new = CreateSchema(settings.id_type, settings.kinds).load(
+            given | {"user_id": "0" * 24, "data": parse_json(options.data)}
+        )
         fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
-        content = Templates(settings.templates_dir, settings.kinds).render(fields)
+        content = Templates(settings.templates_dir, settings.kinds).render(fields, options.language)
     except ValidationError as exc:
         return fail("; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items()))
     except ValueError as exc:

@@ -35,9 +35,9 @@ CREATE: Final = web.AppKey("CREATE", schemas.CreateSchema)
 KINDS: Final = web.AppKey("KINDS", bytes)
 """The body of `GET /kinds`."""
 CREATE_HEADERS: Final = schemas.CreateHeaders()
-LIST: Final = schemas.ListSchema()
+LIST: Final = web.AppKey("LIST", schemas.ListSchema)
 READ: Final = web.AppKey("READ", schemas.ReadSchema)
-STREAM: Final = schemas.StreamSchema()
+STREAM: Final = web.AppKey("STREAM", schemas.StreamSchema)
 SUCCESS: Final = b'{"success": true}'
 JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
@@ -58,7 +58,7 @@ async def create(request: web.Request) -> web.Response:
 async def list_(request: web.Request) -> web.Response:
     """Return a page of a user's notifications and the counts, or 304 to a client that has them already."""
     caller = identify(request)
-    query: schemas.ListQuery = LIST.load(single_values(request.query))
+    query: schemas.ListQuery = request.app[LIST].load(single_values(request.query))
     caller.must_act_for(query.user_id)
     page = await request.app[STORE].list(query)
     asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
@@ -83,7 +83,7 @@ async def read(request: web.Request) -> web.Response:
 async def stream(request: web.Request) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
     caller, hub = identify(request), request.app[HUB]
-    user_id = STREAM.load(single_values(request.query))["user_id"]
+    user_id = request.app[STREAM].load(single_values(request.query))["user_id"]
     caller.must_act_for(user_id)
     async with hub.listen(user_id, lambda: request.transport is None) as listener:
         response = web.StreamResponse(headers=sse.HEADERS)

@@ -26,13 +26,14 @@ from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
 from commands import fail, parse_arguments, run_command
+from config.environment import SettingsError, load_settings
 from mail.delivery import running_delivery
 from mongo.errors import Misconfigured, StoreError, Unavailable
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
-from schemas import CreateSchema, ReadSchema
-from settings import Settings, SettingsError, load_settings
+from schemas import CreateSchema, ListSchema, ReadSchema, StreamSchema
+from settings import Settings
 from store import open_store
 
 log = logging.getLogger("notifier")
@@ -77,8 +78,11 @@ def create_app(settings: Settings) -> web.Application:
     app[METRICS] = Metrics()
     app[DRAINING] = asyncio.Event()
     app[THROTTLE] = Throttle()
-    app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES, kinds)
-    app[handlers.CREATE], app[handlers.READ] = CreateSchema(kinds), ReadSchema(kinds)
+    app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES, kinds, settings.id_type)
+    app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
+    app[handlers.LIST] = ListSchema(settings.id_type)
+    app[handlers.READ] = ReadSchema(settings.id_type, kinds)
+    app[handlers.STREAM] = StreamSchema(settings.id_type)
     app[handlers.KINDS] = handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))

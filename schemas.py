@@ -15,6 +15,7 @@ from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, pre_
 from marshmallow import fields as mf
 
 from mongo.document import RECENT_LIMIT, JSONObject
+from mongo.ids import IdType
 from ops.kinds import Kind, Kinds
 
 DATA_LIMIT: Final = 16 * 1024
@@ -27,13 +28,12 @@ UNKNOWN_LIMIT: Final = 16
 """Unknown fields of a body that its error names."""
 SELECTORS: Final = ("notification_id", "target_id", "key", "all")
 """The ways to say which notifications are meant."""
-OBJECT_ID: Final = "[0-9a-fA-F]{24}"
 INT64_MAX: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """A valid `POST /create`. Ids are 24 lower-case hex digits."""
+    """A valid `POST /create`. Ids are in their one form."""
 
     user_id: str
     kind: Kind
@@ -65,14 +65,15 @@ class ReadQuery:
     value: str | None = None
 
 
-class ObjectIdField(mf.String):
-    """24 hex digits of either case, loaded in lower case."""
+class IdField(mf.String):
+    """An id of the type that its schema has."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        text: str = super()._deserialize(value, attr, data, **kwargs)
-        if not re.fullmatch(OBJECT_ID, text):
-            raise ValidationError("Not a valid ObjectId.")
-        return text.lower()
+        id_type: IdType = self.root.id_type  # type: ignore[union-attr]
+        parsed = id_type.parse(super()._deserialize(value, attr, data, **kwargs))
+        if parsed is None:
+            raise ValidationError(id_type.fault)
+        return parsed
 
 
 class QueryInteger(mf.Integer):
@@ -149,11 +150,19 @@ def one_of(kinds: Kinds) -> validate.OneOf:
 USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
 
 
-class CreateSchema(Schema):
+class IdSchema(Schema):
+    """A schema whose ids are of one type."""
+
+    def __init__(self, id_type: IdType) -> None:
+        super().__init__()
+        self.id_type = id_type
+
+
+class CreateSchema(IdSchema):
     """The body of `POST /create`. Unknown fields are refused, so that a typo does not pass."""
 
-    def __init__(self, kinds: Kinds) -> None:
-        super().__init__()
+    def __init__(self, id_type: IdType, kinds: Kinds) -> None:
+        super().__init__(id_type)
         self._kinds = kinds
         self.fields["key"].validators.append(one_of(kinds))
 
@@ -162,8 +171,8 @@ class CreateSchema(Schema):
 
         unknown = RAISE
 
-    user_id = ObjectIdField(required=True, metadata=USER_ID)
-    target_id = ObjectIdField(allow_none=True, metadata={"description": "What the notification is about."})
+    user_id = IdField(required=True, metadata=USER_ID)
+    target_id = IdField(allow_none=True, metadata={"description": "What the notification is about."})
     key = mf.String(required=True, metadata={"description": "The kind of notification: one of `GET /kinds`."})
     data = DataField(
         allow_none=True,
@@ -203,7 +212,7 @@ class CreateHeaders(Schema):
     )
 
 
-class ListSchema(Schema):
+class ListSchema(IdSchema):
     """The query of `GET /list`. Unknown parameters are ignored."""
 
     class Meta:
@@ -211,7 +220,7 @@ class ListSchema(Schema):
 
         unknown = EXCLUDE
 
-    user_id = ObjectIdField(required=True, metadata=USER_ID)
+    user_id = IdField(required=True, metadata=USER_ID)
     skip = QueryInteger(
         load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to skip."}
     )
@@ -227,7 +236,7 @@ class ListSchema(Schema):
         return ListQuery(**values)
 
 
-class StreamSchema(Schema):
+class StreamSchema(IdSchema):
     """The query of `GET /stream`. Unknown parameters are ignored."""
 
     class Meta:
@@ -235,14 +244,14 @@ class StreamSchema(Schema):
 
         unknown = EXCLUDE
 
-    user_id = ObjectIdField(required=True, metadata=USER_ID)
+    user_id = IdField(required=True, metadata=USER_ID)
 
 
-class ReadSchema(Schema):
+class ReadSchema(IdSchema):
     """The query of `POST /read`: a user and one of the selectors. Unknown parameters are ignored."""
 
-    def __init__(self, kinds: Kinds) -> None:
-        super().__init__()
+    def __init__(self, id_type: IdType, kinds: Kinds) -> None:
+        super().__init__(id_type)
         self.fields["key"].validators.append(one_of(kinds))
 
     class Meta:
@@ -250,12 +259,12 @@ class ReadSchema(Schema):
 
         unknown = EXCLUDE
 
-    user_id = ObjectIdField(required=True, metadata=USER_ID)
+    user_id = IdField(required=True, metadata=USER_ID)
     notification_id = mf.String(
         validate=[validate.Length(1, 128), _encodable],
         metadata={"description": "The one with this `id`."},
     )
-    target_id = ObjectIdField(metadata={"description": "All about this entity."})
+    target_id = IdField(metadata={"description": "All about this entity."})
     key = mf.String(metadata={"description": "All of this kind."})
     all = QueryBoolean(
         validate=validate.OneOf([True], error="Must be true, or left out."), metadata={"description": "All of them."}

@@ -1,24 +1,29 @@
-"""The configuration: every environment variable, read once and validated."""
+"""The configuration: every environment variable, its default, and what it may be.
+
+`config/environment.py` reads them.
+"""
 
 from __future__ import annotations
 
 import enum
-import os
-import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any
 
-from dotenv import dotenv_values
-from environs import Env, EnvValidationError
-from marshmallow import ValidationError, validate
+from marshmallow import validate
 
+from config import checks
 from mail.address import envelope_address, sender_address
-from mail.templates import Templates, TemplatesError
-from mongo.connection import uri_fault
-from ops import checks
-from ops.kinds import Kinds, KindsError, load_kinds
+from mongo.ids import IdType
+from ops.kinds import Kinds, load_kinds
+
+
+class UnknownUsers(enum.Enum):
+    """What a request about a user without a document does."""
+
+    CREATE = "create"
+    REFUSE = "refuse"
 
 
 class Security(enum.Enum):
@@ -28,15 +33,6 @@ class Security(enum.Enum):
     TLS = "tls"
     STARTTLS = "starttls"
     NONE = "none"
-
-
-class SettingsError(Exception):
-    """Variables are missing or wrong. `faults` maps each name to its faults; the message names them all."""
-
-    def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
-        self.faults = faults
-        lines = [f"  {name}: {' '.join(faults[name])}" for name in sorted(faults)]
-        super().__init__("The configuration is not valid:\n" + "\n".join(lines))
 
 
 def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: bool = False, **parse_options: Any) -> Any:
@@ -57,6 +53,27 @@ class Settings:
     email: str = _setting("address of users that the service creates; required", default="", validate=envelope_address)
     db_uri: str = _setting(
         "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required", default="", secret=True
+    )
+    users_collection: str = _setting("collection of the users' documents", default="users", validate=checks.collection)
+    email_field: str = _setting(
+        "where a user's document has the address, such as emails.0.address", default="email", validate=checks.field_path
+    )
+    language_field: str | None = _setting(
+        "where a user's document has the language, which chooses the templates", validate=checks.field_path
+    )
+    id_type: IdType = _setting(
+        "objectid or string: the type of the users' _id, and of target_id",
+        "enum",
+        IdType.OBJECTID,
+        enum=IdType,
+        by_value=True,
+    )
+    unknown_users: UnknownUsers = _setting(
+        "create or refuse: what POST /create does about a user without a document",
+        "enum",
+        UnknownUsers.CREATE,
+        enum=UnknownUsers,
+        by_value=True,
     )
     notifications_limit: int = _setting(
         "notifications kept per user; the oldest are removed", "int", 100, validate=validate.Range(1, 10_000)
@@ -166,107 +183,6 @@ class Settings:
     def sender(self) -> tuple[str, str]:
         """Display name, which may be empty, and address that e-mails come from."""
         return sender_address(self.smtp_from)
-
-
-LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
-LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
-TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
-NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRET protects nothing."
-ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
-TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
-REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
-
-
-class _Variables(Env):
-    """The environment, then a file for what is unset or empty there. Nothing is expanded: a password may hold `${`."""
-
-    def __init__(self, env_file: Path) -> None:
-        super().__init__(eager=False)
-        values = {**dotenv_values(env_file, interpolate=False), **{k: v for k, v in os.environ.items() if v.strip()}}
-        self._given = {name: value for name, value in values.items() if value and value.strip()}
-
-    def _get_value(self, env_key: str, default: Any) -> Any:  # as environs' own FileAwareEnv does
-        return self._given.get(env_key, default)
-
-
-def load_settings(env_file: Path = Path(".env")) -> Settings:
-    """Read the environment, then `env_file` for what it leaves unset. An empty value counts as unset.
-
-    With neither `DB_URI` nor `SMTP_HOST` they are the settings of a local run (`Settings.local`).
-
-    Raises `SettingsError` with every fault.
-    """
-    env = _variables(env_file)
-    given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "")}
-    local = given.isdisjoint({"db_uri", "smtp_host"})
-    values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
-    for f in fields(Settings):
-        if f.name in given:
-            values[f.name] = getattr(env, f.metadata["parse"])(f.name.upper(), **f.metadata["options"])
-    faults: dict[str, Sequence[str]] = {}
-    try:
-        env.seal()
-    except EnvValidationError as exc:
-        faults = {name: _messages(found) for name, found in cast("Mapping[str, Any]", exc.error_messages).items()}
-    if not local:
-        faults |= {name: ["Missing."] for name in REQUIRED if name.lower() not in given}
-    for name, fault in (
-        ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
-        ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
-        ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
-        ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
-        *_kinds_faults(values["kinds_file"], values["templates_dir"]),
-        ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
-        ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
-    ):
-        if fault:
-            faults[name] = [fault]
-    if faults:
-        raise SettingsError(faults)
-    if not values["smtp_from"]:
-        login = values["smtp_login"] or ""
-        values["smtp_from"] = login if _is_address(login) else values["email"]
-    return Settings(**values)
-
-
-def _variables(env_file: Path) -> _Variables:
-    try:
-        return _Variables(env_file)
-    except UnicodeDecodeError:
-        raise SettingsError({f"{env_file}": ["Not UTF-8."]}) from None
-    except OSError as exc:
-        raise SettingsError({f"{env_file}": [f"Cannot be read: {exc.strerror}."]}) from None
-
-
-def _messages(found: Sequence[str | int]) -> Sequence[str]:
-    """Turn environs' errors into sentences. For a list it gives only the index of each wrong item."""
-    return [message if isinstance(message, str) else f"Item {message + 1} is not valid." for message in found]
-
-
-def _is_address(value: str) -> bool:
-    try:
-        sender_address(value)
-    except ValidationError:
-        return False
-    return True
-
-
-def _ca_fault(path: Path) -> str | None:
-    try:
-        ssl.create_default_context(cafile=path)
-    except OSError as exc:  # ssl.SSLError is one
-        return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
-    return None
-
-
-def _kinds_faults(path: Path | None, templates: Path | None) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the kinds, or else with their templates."""
-    try:
-        Templates(templates, load_kinds(path))
-    except KindsError as exc:
-        yield "KINDS_FILE", f"{exc}"
-    except TemplatesError as exc:
-        yield "TEMPLATES_DIR", f"{exc}"
 
 
 def describe_settings() -> str:

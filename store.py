@@ -19,25 +19,25 @@ from mongo.clock import Clock
 from mongo.connection import MAJORITY, Database, connected
 from mongo.dead_mail import DeadMail
 from mongo.document import (
+    DEAD_MAIL,
     NOTIFICATIONS,
     READ,
     RECENT_LIMIT,
     UNREAD,
     JSONObject,
+    Shape,
     elements,
     foreign_field,
     only_ours,
     optional_fields,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Changed, Conflict, KeyReused, OutboxFull, persist
+from mongo.errors import PING_DEADLINE, Changed, Conflict, KeyReused, OutboxFull, UnknownUser, persist
 from mongo.outbox import HAS_ROOM, MAY_OWE, OUTBOX_LIMIT, Outbox, new_element
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
 from schemas import Create, ListQuery, ReadQuery
-from settings import Settings
+from settings import Settings, UnknownUsers
 
-USERS: Final = "users"
-DEAD_MAIL: Final = "dead_mail"
 INT32_MAX: Final = 2**31 - 1
 SHARED_LIMITS: Final = (0, 10, 50)
 """Lists share a query with those that round up to the same of these limits. A longer list is fetched alone, so that it
@@ -75,14 +75,16 @@ class Store:
     """The users' documents."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
-        self.users = database[USERS]
-        self.outbox = Outbox(self.users)
+        self.users = database[settings.users_collection]
+        self.outbox = Outbox(self.users, Shape(settings.id_type, settings.email_field, settings.language_field))
         self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
-        self.changes = Changes(self.users)
+        self.changes = Changes(self.users, settings.id_type)
         self.clock = Clock(database)
         self._database = database
         self._limit = settings.notifications_limit
-        self._email = settings.email
+        self._profile = {settings.email_field: settings.email}
+        self._id_type = settings.id_type
+        self._creates_users = settings.unknown_users is UnknownUsers.CREATE
         self._writes = Writes(self.users)
         self._lists: Batcher[ListQuery, Page] = Batcher(
             self._fetch,
@@ -99,8 +101,8 @@ class Store:
         It is one atomic upsert, on disk on a majority when this returns. Return whether it was a replay: a request
         whose key is among the user's last `RECENT_LIMIT` has no further effect. `request_id` is kept with an e-mail.
 
-        Raises `OutboxFull`, `KeyReused`, `TooLarge`, `Conflict`, or `Unavailable`; only after the last of these may
-        the write have taken effect.
+        Raises `OutboxFull`, `KeyReused`, `UnknownUser`, `TooLarge`, `Conflict` or `Unavailable`. Only after the last
+        of these may the write have taken effect.
         """
         id_, now = str(ObjectId()), datetime.now(UTC)
         # An e-mail alone leaves no trace once it is sent, and in a short array a notification leaves none once newer
@@ -113,7 +115,7 @@ class Store:
         ours = [*(only_ours("notifications") if new.kind.in_app else ()), *(only_ours("recent") if key else ())]
         conditions = absent | (HAS_ROOM if new.kind.email else {})
         conditions["$and"] = [*ours, *(MAY_OWE if new.kind.email else ())]
-        creation = Write({"_id": ObjectId(new.user_id), **conditions}, update, upsert=True)
+        creation = Write({"_id": self._id_type.to_bson(new.user_id), **conditions}, update, upsert=self._creates_users)
         write = self._writes.attempts()
 
         async def attempt() -> bool:
@@ -124,7 +126,7 @@ class Store:
     def _creation(self, new: Create, id_: str, now: datetime, key: str | None, request_id: str | None) -> JSONObject:
         optional = optional_fields({"target_id": new.target_id, "data": new.data})
         pushes: JSONObject = {}
-        update: JSONObject = {"$setOnInsert": {"email": self._email}, "$push": pushes}
+        update: JSONObject = {"$setOnInsert": self._profile, "$push": pushes}
         if new.kind.in_app:
             notification: JSONObject = {
                 "id": id_,
@@ -143,27 +145,31 @@ class Store:
         return update
 
     async def _upsert(self, write: Callable[[Write], Awaitable[bool]], creation: Write) -> bool:
-        """Update the user's document, creating a missing one; return whether the conditions held."""
+        """Update the user's document, creating a missing one if so set; return whether the conditions held."""
         try:
-            await write(creation)
+            found = await write(creation)
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
                 raise Conflict("a unique index") from None  # on the address, say, which all new users share
             # Either a condition failed, so that the server tried to insert, or another upsert inserted in between.
             # Without upsert there is only one meaning left.
             return await self._writes.write_alone(replace(creation, upsert=False))
-        return True
+        return found
 
     async def _is_replay(self, new: Create, id_: str, key: str | None) -> bool:
         """Explain a failed condition: `False` if an earlier attempt at `id_` took effect, `True` for a replay.
 
         The read concern is majority: what only a deposed primary has seen must not count as done.
 
-        Raises `OutboxFull`, `KeyReused` or `Conflict`, or `Changed` when the condition would hold by now.
+        Raises `OutboxFull`, `KeyReused`, `UnknownUser` or `Conflict`; `Changed` when the condition would hold by now.
         """
         users = self.users.with_options(read_concern=MAJORITY)
         fields = {"notifications": 1, "outbox": 1, "recent": 1, "mail_due": 1}
-        user = await users.find_one({"_id": ObjectId(new.user_id)}, fields) or {}
+        user = await users.find_one({"_id": self._id_type.to_bson(new.user_id)}, fields)
+        if user is None:
+            if self._creates_users:
+                raise Changed
+            raise UnknownUser
         if any(item.get("id") == id_ for name in ("notifications", "outbox") for item in elements(user, name)):
             return False
         for item in elements(user, "recent"):
@@ -192,7 +198,7 @@ class Store:
 
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
         """Fetch pages that differ only in their users and limits, with one query."""
-        users = {ObjectId(query.user_id) for query in queries}
+        users = {self._id_type.to_bson(query.user_id) for query in queries}
         projection = _page(max(queries, key=attrgetter("limit")))
         if len(users) == 1:
             user = await self.users.find_one({"_id": users.pop()}, projection)
@@ -208,7 +214,7 @@ class Store:
         # A string as id, as the team may keep other things in an array of that name.
         matching: JSONObject = {"id": {"$type": "string"}} | ({query.field: query.value} if query.field else {})
         mark = Write(
-            {"_id": ObjectId(query.user_id), "notifications": {"$elemMatch": matching}},
+            {"_id": self._id_type.to_bson(query.user_id), "notifications": {"$elemMatch": matching}},
             {"$set": {"notifications.$[matching].is_new": False}},
             array_filters=[_array_filter("matching", matching)],
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +85,7 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         self._keys = [key.encode() for key in settings.api_keys]
         self._secret = settings.user_token_secret
+        self._id_type = settings.id_type
         self._origins = frozenset(settings.cors_origins)
 
     def must_be_own_page(self, headers: Mapping[str, str], host: str) -> None:
@@ -122,9 +122,10 @@ class Gate:
             raise TokenExpired from None
         except jwt.InvalidTokenError:
             raise BadCredential from None
-        if not re.fullmatch("[0-9a-fA-F]{24}", claims["sub"]):
+        user_id = self._id_type.parse(claims["sub"])
+        if user_id is None:
             raise TokenWithoutUser
-        return Caller(claims["sub"].lower(), int(claims["exp"]) + LEEWAY)
+        return Caller(user_id, int(claims["exp"]) + LEEWAY)
 
 
 GATE: Final = web.AppKey("GATE", Gate)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from marshmallow.fields import Field
-
-import schemas
 from api.middleware import REQUEST_ID_PATTERN
 from api.sse import COMMENT, RETRY_MS, encode
 from mongo.changes import Inbox
 from mongo.document import JSONObject
+from mongo.ids import OBJECT_ID, STRING_LIMIT, IdType
 from schemas import INT64_MAX
 
 
@@ -48,12 +46,11 @@ PAGE: Final = {
     },
 }
 EVENTS: Final = f"retry: {RETRY_MS[0]}\n\n{encode(Inbox(23, 12, NOTIFICATION)).decode()}{COMMENT.decode()}"
-INVALID_REQUEST: Final = {"user_id": USER[:-1]}
+INVALID_REQUEST: Final = {"user_id": ""}
 """Every operation that takes a user refuses this one."""
 
 # --- schemas ----------------------------------------------------------------------------------------
 
-OBJECT_ID: Final = {"type": "string", "pattern": f"^{schemas.OBJECT_ID}$", "minLength": 24, "maxLength": 24}
 COUNT: Final = {"type": "integer", "minimum": 0}
 COUNTS: Final = {
     "elements": COUNT | {"description": "How many notifications the user has."},
@@ -65,76 +62,86 @@ DATA: Final = {
     "additionalProperties": {"minimum": -INT64_MAX - 1, "maximum": INT64_MAX},
 }
 """The rules for `data` hold at every level. A recursive schema could say so, but client generators choke on one."""
-FIELDS: Final[Mapping[type[Field[Any]], JSONObject]] = {schemas.ObjectIdField: OBJECT_ID, schemas.DataField: DATA}
-"""The schemas of our own fields, which apispec does not know."""
 
-SCHEMAS: Final[Mapping[str, JSONObject]] = {
-    "Kinds": _object(
-        {
-            "success": {"const": True},
-            "data": {"type": "object", "additionalProperties": ref("Kind")},
-        }
-    ),
-    "Kind": _object(
-        {
-            "in_app": {"type": "boolean", "description": "Whether it is kept for `/list`."},
-            "email": {"type": "boolean", "description": "Whether it is e-mailed."},
-            "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
-            "label": {"type": "string", "description": "What the bell says, with placeholders."},
-            "url": {"type": "string", "description": "Where a click leads, with placeholders."},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-        },
-        "label",
-        "url",
-        "labels",
-    ),
-    "Success": _object({"success": {"const": True}}),
-    "Notification": _object(
-        {
-            "id": {"type": "string", "description": "Opaque. `/read` takes it as `notification_id`."},
-            "timestamp": {"type": "integer", "description": "When it was created, in Unix seconds."},
-            "is_new": {"type": "boolean", "description": "Whether it is unread."},
-            "user_id": OBJECT_ID,
-            "key": {"type": "string", "description": "Its kind, which may have left the table since."},
-            "target_id": OBJECT_ID,
-            "data": {"type": "object"},
-        },
-        "target_id",
-        "data",
-    ),
-    "Page": _object(
-        {
-            "success": {"const": True},
-            "data": _object(
-                {
-                    **COUNTS,
-                    "request": _object(
-                        {"user_id": OBJECT_ID, "skip": COUNT, "limit": COUNT, "is_new": {"type": "boolean"}}, "is_new"
-                    ),
-                    "list": {"type": "array", "items": ref("Notification"), "description": "Newest first."},
-                }
-            ),
-        }
-    ),
-    "Inbox": _object(
-        {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}}
-    ),
-    "Problem": _object(
-        {
-            "success": {"const": False},
-            "type": {"const": "about:blank"},
-            "title": {"type": "string", "description": "The status in words."},
-            "status": {"type": "integer", "minimum": 400, "maximum": 599},
-            "detail": {"type": "string", "description": "What is wrong, for people."},
-            "errors": {
-                "type": "object",
-                "description": "Every fault of the request, by the name of the field.",
-                "additionalProperties": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+
+def id_schema(id_type: IdType) -> JSONObject:
+    """Return the schema of an id."""
+    if id_type is IdType.OBJECTID:
+        return {"type": "string", "pattern": f"^{OBJECT_ID}$", "minLength": 24, "maxLength": 24}
+    return {"type": "string", "minLength": 1, "maxLength": STRING_LIMIT}
+
+
+def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
+    """Return the schemas of answers, by name."""
+    id_ = id_schema(id_type)
+    return {
+        "Kinds": _object(
+            {
+                "success": {"const": True},
+                "data": {"type": "object", "additionalProperties": ref("Kind")},
+            }
+        ),
+        "Kind": _object(
+            {
+                "in_app": {"type": "boolean", "description": "Whether it is kept for `/list`."},
+                "email": {"type": "boolean", "description": "Whether it is e-mailed."},
+                "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
+                "label": {"type": "string", "description": "What the bell says, with placeholders."},
+                "url": {"type": "string", "description": "Where a click leads, with placeholders."},
+                "labels": {"type": "object", "additionalProperties": {"type": "string"}},
             },
-        },
-        "errors",
-    ),
-}
+            "label",
+            "url",
+            "labels",
+        ),
+        "Success": _object({"success": {"const": True}}),
+        "Notification": _object(
+            {
+                "id": {"type": "string", "description": "Opaque. `/read` takes it as `notification_id`."},
+                "timestamp": {"type": "integer", "description": "When it was created, in Unix seconds."},
+                "is_new": {"type": "boolean", "description": "Whether it is unread."},
+                "user_id": id_,
+                "key": {"type": "string", "description": "Its kind, which may have left the table since."},
+                "target_id": id_,
+                "data": {"type": "object"},
+            },
+            "target_id",
+            "data",
+        ),
+        "Page": _object(
+            {
+                "success": {"const": True},
+                "data": _object(
+                    {
+                        **COUNTS,
+                        "request": _object(
+                            {"user_id": id_, "skip": COUNT, "limit": COUNT, "is_new": {"type": "boolean"}}, "is_new"
+                        ),
+                        "list": {"type": "array", "items": ref("Notification"), "description": "Newest first."},
+                    }
+                ),
+            }
+        ),
+        "Inbox": _object(
+            {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}}
+        ),
+        "Problem": _object(
+            {
+                "success": {"const": False},
+                "type": {"const": "about:blank"},
+                "title": {"type": "string", "description": "The status in words."},
+                "status": {"type": "integer", "minimum": 400, "maximum": 599},
+                "detail": {"type": "string", "description": "What is wrong, for people."},
+                "errors": {
+                    "type": "object",
+                    "description": "Every fault of the request, by the name of the field.",
+                    "additionalProperties": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                },
+            },
+            "errors",
+        ),
+    }
+
 
 # --- headers and security schemes -------------------------------------------------------------------
 

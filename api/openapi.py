@@ -5,7 +5,7 @@ A route without an operation stops the start, so nothing is served undescribed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
@@ -17,11 +17,22 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, ValidationError
 from marshmallow.fields import Field
 
-from api.components import FIELDS, INVALID_REQUEST, PROBLEM_HEADERS, REQUEST_ID, SCHEMAS, SECURITY, ref
+from api.components import (
+    DATA,
+    INVALID_REQUEST,
+    PROBLEM_HEADERS,
+    REQUEST_ID,
+    SECURITY,
+    component_schemas,
+    id_schema,
+    ref,
+)
 from api.operations import TAGS, Answer, Operation, operations
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, Problem, problem_of
 from mongo.document import JSONObject
+from mongo.ids import IdType
 from ops.kinds import Kinds
+from schemas import DataField, IdField
 
 DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
 """The OpenAPI document of the service."""
@@ -32,21 +43,21 @@ ABOUT: Final = (
 )
 
 
-def describe(routes: Iterable[web.RouteDef], kinds: Kinds) -> JSONObject:
-    """Return the OpenAPI document of these routes, for a service with these kinds.
+def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
+    """Return the OpenAPI document of these routes, for a service with these kinds and ids.
 
     Raises `KeyError` for a route without an operation.
     """
-    described = operations(kinds)
+    described = operations(kinds, id_type)
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT})
     converter: Any = plugin.converter  # set by APISpec
-    converter.add_attribute_function(_own_field)
+    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA}))
     for name, description in TAGS.items():
         spec.tag({"name": name, "description": description})
     for name, scheme in SECURITY.items():
         spec.components.security_scheme(name, scheme)
-    for name, schema in SCHEMAS.items():
+    for name, schema in component_schemas(id_type).items():
         spec.components.schema(name, schema)
     for route in routes:
         operation = _operation(described[f"{route.method} {route.path}"])
@@ -70,9 +81,14 @@ def _name(schema: type[Schema] | Schema) -> str:
     return (schema if isinstance(schema, type) else type(schema)).__name__.removesuffix("Schema")
 
 
-def _own_field(_converter: object, own: Field[Any], **_: object) -> JSONObject:
-    known = FIELDS.get(type(own), {})
-    return known | {"type": [known["type"], "null"]} if known and own.allow_none else known
+def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..., JSONObject]:
+    """Return what tells apispec the schemas of our own fields."""
+
+    def describe_field(_converter: object, own: Field[Any], **_: object) -> JSONObject:
+        known = schemas.get(type(own), {})
+        return known | {"type": [known["type"], "null"]} if known and own.allow_none else known
+
+    return describe_field
 
 
 def _operation(operation: Operation) -> JSONObject:
@@ -140,6 +156,5 @@ def _example(problem: Problem, operation: Operation) -> JSONObject:
 
 def _validation_error(operation: Operation) -> ValidationError:
     """Return what an invalid request really raises."""
-    schema = operation.body or operation.query
-    assert schema  # noqa: S101
-    return ValidationError((schema() if isinstance(schema, type) else schema).validate(INVALID_REQUEST))
+    schema = next(filter(None, (operation.body, operation.query)))
+    return ValidationError(schema.validate(INVALID_REQUEST))

@@ -16,6 +16,7 @@ from api.problems import NoSuchNotification
 from api.sse import KEEP_ALIVE
 from mongo import changes, errors
 from mongo.document import JSONObject
+from mongo.ids import IdType
 from ops.kinds import Kinds
 
 TAGS: Final = {
@@ -49,7 +50,7 @@ class Operation:
     summary: str
     description: str = ""
     callers: tuple[str, ...] = ()
-    query: type[Schema] | Schema | None = None
+    query: Schema | None = None
     headers: type[Schema] | None = None
     body: Schema | None = None
     examples: Mapping[str, JSONObject] = field(default_factory=dict)
@@ -73,18 +74,18 @@ BAD_BODY: Final = (
 UNCONFIRMED: Final = (errors.Unavailable, errors.Busy)
 
 
-def operations(kinds: Kinds) -> Mapping[str, Operation]:
+def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
     """Return the operations, by method and path, of a service with these kinds."""
     return {
         "POST /create": Operation(
             tag="Notifications",
             summary="Create a notification",
-            description="Keeps the notification for `/list`, owes the user an e-mail, or both: `key` decides. A missing "
-            "user is created. The body is read as JSON, whatever its Content-Type. It may have "
-            f"{body.BODY_LIMIT // 1024} KiB.",
+            description="Keeps the notification for `/list`, owes the user an e-mail, or both, as `key` says. A "
+            "missing user is created, unless `UNKNOWN_USERS` says otherwise. The body is read as JSON, whatever its "
+            f"Content-Type. It may have {body.BODY_LIMIT // 1024} KiB.",
             callers=("key",),
             headers=schemas.CreateHeaders,
-            body=schemas.CreateSchema(kinds),
+            body=schemas.CreateSchema(id_type, kinds),
             examples={
                 "e-mail only": {"user_id": USER, "key": "registration"},
                 "all fields": {name: NOTIFICATION[name] for name in ("user_id", "key", "target_id", "data")},
@@ -108,6 +109,7 @@ def operations(kinds: Kinds) -> Mapping[str, Operation]:
                 *NOT_A_BACKEND,
                 *BAD_BODY,
                 ValidationError,
+                errors.UnknownUser,
                 errors.KeyReused,
                 errors.Conflict,
                 errors.TooLarge,
@@ -120,7 +122,7 @@ def operations(kinds: Kinds) -> Mapping[str, Operation]:
             summary="List a user's notifications",
             description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
             callers=("key", "token"),
-            query=schemas.ListSchema,
+            query=schemas.ListSchema(id_type),
             answers={
                 200: Answer(
                     description="A page and the counts.",
@@ -141,7 +143,7 @@ def operations(kinds: Kinds) -> Mapping[str, Operation]:
             description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Marking a "
             "notification twice is not an error.",
             callers=("key", "token"),
-            query=schemas.ReadSchema(kinds),
+            query=schemas.ReadSchema(id_type, kinds),
             answers={200: Answer(description="They are read.", schema=ref("Success"), examples={"read": SUCCESS})},
             problems=(
                 *WRONG_METHOD,
@@ -155,12 +157,12 @@ def operations(kinds: Kinds) -> Mapping[str, Operation]:
         "GET /stream": Operation(
             tag="Streams",
             summary="Follow a user's notifications",
-            description="Keeps the answer open and sends Server-Sent Events. An event `inbox` comes at once, and again "
+            description="Keeps the answer open and sends Server-Sent Events. An event `inbox` comes at once and again "
             "after each change of the user's notifications, whoever made it. Its data is an `Inbox`. Changes in quick "
-            f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without an event. The stream ends "
+            f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without one. The stream ends "
             "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
             callers=("key", "token"),
-            query=schemas.StreamSchema,
+            query=schemas.StreamSchema(id_type),
             answers={
                 200: Answer(
                     description="A stream of events.",

@@ -126,6 +126,12 @@ PROBLEMS: Final = (
     ),
     # --- the resource
     Problem(exception=web.HTTPNotFound, status=404, detail="There is no such resource."),
+    Problem(
+        exception=errors.UnknownUser,
+        status=404,
+        detail="The user has no document.",
+        advice="With `UNKNOWN_USERS=refuse` the service creates no users.",
+    ),
     Problem(exception=NoSuchNotification, status=404, detail="The user has no such notification."),
     Problem(
         exception=web.HTTPMethodNotAllowed,

@@ -35,13 +35,15 @@ from pymongo import UpdateOne, WriteConcern
 from pymongo.collection import Collection as PyMongoCollection
 
 from bench.load import DATA, TARGET, Workload
+from config.environment import load_settings
 from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
 from mongo.document import optional_fields
+from mongo.ids import IdType
 from mongo.outbox import HAS_ROOM, OwedEmail, new_element
 from ops.kinds import SPECIFIED
 from schemas import Create, CreateSchema, ListQuery, ListSchema, ReadQuery, ReadSchema
-from settings import Settings, load_settings
+from settings import Settings
 from store import open_store
 
 EMAIL: Final = "bench@example.com"
@@ -140,9 +142,9 @@ async def null_read(request: web.Request) -> web.Response:
     return web.json_response(SUCCESS)
 
 
-CREATE: Final = CreateSchema(SPECIFIED)
-LIST: Final = ListSchema()
-READ: Final = ReadSchema(SPECIFIED)
+CREATE: Final = CreateSchema(IdType.OBJECTID, SPECIFIED)
+LIST: Final = ListSchema(IdType.OBJECTID)
+READ: Final = ReadSchema(IdType.OBJECTID, SPECIFIED)
 ITEM: Final = {"id": "0" * 24, "timestamp": 1698138241, "is_new": True, "user_id": "0" * 24, "key": "new_post"}
 PAGE: Final = {"elements": 25, "new": 25, "list": [{**ITEM, "target_id": "0" * 24, "data": {"post": "Hello"}}] * 10}
 

@@ -20,6 +20,7 @@ from marshmallow import ValidationError  # noqa: E402 - the modules below are fo
 from api.components import INVALID_REQUEST  # noqa: E402
 from api.operations import Operation, operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
+from mongo.ids import IdType  # noqa: E402
 from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import Settings  # noqa: E402
@@ -34,7 +35,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def invalid() -> str:
     """Return the answer to an invalid request."""
-    problem = problem_of(ValidationError(ListSchema().validate(INVALID_REQUEST)))
+    problem = problem_of(ValidationError(ListSchema(IdType.OBJECTID).validate(INVALID_REQUEST)))
     return f"```json\n{json.dumps(problem.document(), indent=2)}\n```"
 
 
@@ -54,7 +55,7 @@ def errors() -> str:
 
 def access() -> str:
     """Return the table of who may call which route."""
-    rows = [[f"`{route}`", *_callers(operation)] for route, operation in operations(SPECIFIED).items()]
+    rows = [[f"`{route}`", *_callers(operation)] for route, operation in operations(SPECIFIED, IdType.OBJECTID).items()]
     return table(["route", "anyone", "backend with a key", "user with a token"], rows)
 
 

@@ -207,7 +207,7 @@ class Delivery:
     def _content(self, email: OwedEmail) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
         try:
-            return self._templates.render(email.fields())
+            return self._templates.render(email.fields(), email.language)
         except RenderError as exc:
             reason = type(exc.__cause__).__name__  # its message may quote data
             log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)

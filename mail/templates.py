@@ -17,7 +17,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ops.kinds import Kinds
+from ops.kinds import LANGUAGE, Kinds
 
 PARTS: Final = ("subject.txt", "txt", "html")
 VARIABLES: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"})
@@ -68,19 +68,26 @@ class Templates:
             raise TemplatesError(" ".join(faults))
         self._templates = {name: environment.get_template(name) for name in sources}
 
-    def render(self, fields: Mapping[str, Any]) -> Content:
+    def render(self, fields: Mapping[str, Any], language: str | None = None) -> Content:
         """Return the content of the e-mail about a notification with these fields.
 
         A field that is missing or null renders as nothing, and so does anything below it: clients forget fields, and
         a gap in a sentence is better than no sentence. A part without a template, or one that renders as nothing, is
         absent; the key replaces an absent subject or text.
 
+        Each part is that of the language, such as `KEY.de.txt`, else that without one. `de-AT` also takes `de`.
+
         Raises `RenderError`.
         """
         key = fields["key"]
         variables = {"data": {}} | {name: value for name, value in fields.items() if value is not None}
-        subject, text, html = (self._part(f"{key}.{part}", variables) for part in PARTS)
+        subject, text, html = (self._part(self._name(key, part, language), variables) for part in PARTS)
         return Content(_one_line(subject) or key, text or key, html or None)
+
+    def _name(self, key: str, part: str, language: str | None) -> str:
+        tags = (language or "").replace("_", "-").split("-")
+        names = [f"{key}.{'-'.join(tags[:n])}.{part}" for n in range(len(tags), 0, -1)]
+        return next((name for name in names if name in self._templates), f"{key}.{part}")
 
     def _part(self, name: str, variables: Mapping[str, Any]) -> str:
         template = self._templates.get(name)
@@ -116,15 +123,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
     """Return the sources by file name. Raises `TemplatesError`."""
     sources, faults = {}, []
-    names = {f"{kind}.{part}" for kind in kinds for part in PARTS}
+    name = re.compile(
+        rf"(?:{'|'.join(kinds)})(?:\.(?!subject\.){LANGUAGE.pattern})?\.(?:subject\.txt|txt|html)|_.*\.(?:txt|html)"
+    )
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as exc:
         raise TemplatesError(f"Cannot be read: {exc.strerror}.") from exc
     for path in paths:
-        if path.name not in names and not re.fullmatch(r"_.*\.(txt|html)", path.name):
+        if not name.fullmatch(path.name):
             faults.append(
-                f"{path.name}: not KEY.subject.txt, KEY.txt or KEY.html of a known KEY, nor _*.txt or _*.html."
+                f"{path.name}: not KEY.subject.txt, KEY.txt or KEY.html of a kind, with or without a language as in "
+                "KEY.de.txt, nor _*.txt or _*.html."
             )
             continue
         try:

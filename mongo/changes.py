@@ -13,13 +13,13 @@ from datetime import datetime
 from typing import Any, Final
 
 import pymongo
-from bson import ObjectId
 from bson.timestamp import Timestamp
 from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
 from mongo.connection import MAJORITY, Collection
 from mongo.document import NOTIFICATIONS, UNREAD, JSONObject
 from mongo.errors import StoreError, Unavailable, means_unavailable, persist
+from mongo.ids import IdType
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
 CHANGE_WAIT_MS: Final = 500
@@ -90,7 +90,8 @@ class Change:
 class Changes:
     """The changes of all users' notifications."""
 
-    def __init__(self, users: Collection) -> None:
+    def __init__(self, users: Collection, id_type: IdType) -> None:
+        self._id_type = id_type
         self._users = users.with_options(read_concern=MAJORITY)
         self._seen: Timestamp | None = None
 
@@ -146,10 +147,15 @@ class Changes:
                 change: Mapping[str, Any] | None = None
                 while not stopped.is_set():
                     self._seen = session.operation_time
-                    tell(_change(change, stream.resume_token))
+                    tell(self._change(change, stream.resume_token))
                     change = stream.try_next()
                     if change and "documentKey" not in change:  # the collection was dropped or renamed
                         raise HistoryLost
+
+    def _change(self, change: Mapping[str, Any] | None, token: Mapping[str, Any] | None) -> Change:
+        """Turn an event, or its absence, into a `Change`. A document of another program may have another `_id`."""
+        user_id = self._id_type.from_bson(change["documentKey"]["_id"]) if change else None
+        return Change(token, user_id, change.get("wallTime") if change and user_id else None)
 
     async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
         """Return the inboxes of those users who have a document, no older than any change yielded so far.
@@ -159,7 +165,7 @@ class Changes:
 
         Raises `Unavailable`.
         """
-        filter_ = {"_id": {"$in": [ObjectId(user_id) for user_id in user_ids]}}
+        filter_ = {"_id": {"$in": [self._id_type.to_bson(user_id) for user_id in user_ids]}}
 
         async def attempt() -> list[dict[str, Any]]:
             async with await self._users.database.client.start_session(causal_consistency=True) as session:
@@ -167,14 +173,7 @@ class Changes:
                     session.advance_operation_time(self._seen)
                 return await self._users.find(filter_, INBOX, session=session).to_list(None)
 
-        return {str(user.pop("_id")): Inbox(**user) for user in await persist(attempt)}
-
-
-def _change(change: Mapping[str, Any] | None, token: Mapping[str, Any] | None) -> Change:
-    """Turn an event, or its absence, into a `Change`. Documents of other programs may have an `_id` of another type."""
-    if change and isinstance(id_ := change["documentKey"]["_id"], ObjectId):
-        return Change(token, str(id_), change.get("wallTime"))
-    return Change(token)
+        return {f"{user.pop('_id')}": Inbox(**user) for user in await persist(attempt)}
 
 
 def _end_of_changes(exc: PyMongoError) -> StoreError:

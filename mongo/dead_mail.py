@@ -63,7 +63,7 @@ class DeadMail:
         Raises `OutboxFull`, `Conflict` or `Unavailable`.
         """
         users = self._outbox.users
-        id_, user, once = letter["_id"], {"_id": ObjectId(letter["user_id"])}, str(ObjectId())
+        id_, user, once = letter["_id"], {"_id": self._outbox.shape.id_type.to_bson(letter["user_id"])}, str(ObjectId())
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}

@@ -16,13 +16,20 @@ field only while everything in it has the shape above. An array may hold a `null
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
+
+from mongo.ids import IdType
 
 JSONObject = dict[str, Any]
 
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered per user."""
+DEAD_MAIL: Final = "dead_mail"
+"""The collection of the dead letters."""
+OWN_FIELDS: Final = frozenset({"_id", "notifications", "outbox", "mail_due", "recent"})
+"""Fields of the user's document that the service writes."""
 OPTIONAL_FIELDS: Final = ("target_id", "data")
 """A notification, an e-mail owed and a dead letter have these only when the request had them."""
 
@@ -69,6 +76,32 @@ def elements(user: Mapping[str, Any], field: str) -> list[JSONObject]:
     """Return the elements of an array of ours, without what is not ours."""
     array = user.get(field)
     return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
+
+
+def value_at(document: object, path: str) -> object:
+    """Return what a document has at a path through documents and arrays, such as `emails.0.address`, or `None`."""
+    for name in path.split("."):
+        if isinstance(document, dict):
+            document = document.get(name)
+        elif isinstance(document, list) and name.isdecimal() and int(name) < len(document):
+            document = document[int(name)]
+        else:
+            return None
+    return document
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the team's own documents are like: the type of `_id`, and where the address and the language are."""
+
+    id_type: IdType = IdType.OBJECTID
+    email_field: str = "email"
+    language_field: str | None = None
+
+    def projection(self) -> JSONObject:
+        """Return the projection that reads the address and the language."""
+        paths = [self.email_field, *([self.language_field] if self.language_field else ())]
+        return {path.partition(".")[0]: 1 for path in paths}
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:

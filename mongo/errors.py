@@ -59,6 +59,10 @@ class OutboxFull(Unavailable):
     """The user is owed as many e-mails as the outbox holds. Nothing was written."""
 
 
+class UnknownUser(StoreError):
+    """The user has no document, and the service does not create users. Nothing was written."""
+
+
 class KeyReused(StoreError):
     """The idempotency key was used with another request before. Nothing was written."""
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from bson import ObjectId
 
 from mongo.connection import Collection
-from mongo.document import OPTIONAL_FIELDS, SIMPLE, JSONObject, elements, only_ours
+from mongo.document import OPTIONAL_FIELDS, SIMPLE, JSONObject, Shape, elements, only_ours, value_at
 from mongo.errors import PING_DEADLINE, TooLarge, persist
 from mongo.writes import Write, Writes
 
@@ -97,6 +97,7 @@ class OwedEmail:
     copies: int = 0
     request_id: str | None = None
     address: object = None
+    language: str | None = None
     target_id: str | None = None
     data: JSONObject | None = None
     claimed_at: datetime | None = None
@@ -128,13 +129,14 @@ def new_element(id_: str, key: str, at: datetime, optional: JSONObject, request_
     return element | ({"request_id": request_id} if request_id else {})
 
 
-def load_emails(user: Mapping[str, Any], token: str) -> Sequence[OwedEmail]:
+def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
     """Return the e-mails of a document that are leased by this token."""
     return [
         OwedEmail(
             document_id=user["_id"],
             user_id=str(user["_id"]),
-            address=user.get("email"),
+            address=value_at(user, shape.email_field),
+            language=_typed(value_at(user, shape.language_field) if shape.language_field else None, str),
             **{name: item[name] for name in ("id", "key", "at", "token")},
             tries=int(item["tries"]),
             error=_typed(item.get("error"), str),
@@ -157,8 +159,9 @@ def _typed(value: Any, kind: type) -> Any:
 class Outbox:
     """The outboxes of all users."""
 
-    def __init__(self, users: Collection) -> None:
+    def __init__(self, users: Collection, shape: Shape) -> None:
         self.users = users
+        self.shape = shape
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
 
@@ -186,7 +189,8 @@ class Outbox:
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
         """Return the e-mails that a user is owed. Raises `Unavailable`."""
-        user = await persist(lambda: self.users.find_one({"_id": ObjectId(user_id)}, {"outbox": 1})) or {}
+        owner = {"_id": self.shape.id_type.to_bson(user_id)}
+        user = await persist(lambda: self.users.find_one(owner, {"outbox": 1})) or {}
         return elements(user, "outbox")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
@@ -202,10 +206,10 @@ class Outbox:
         token = str(ObjectId())
         claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _from_now(lease)})
         await persist(lambda: self.users.update_many({"_id": chosen, **HAS_DUE_EMAIL}, claim, collation=SIMPLE))
-        read = {"email": 1, "outbox": 1, "now": "$$NOW"}
+        read = {**self.shape.projection(), "outbox": 1, "now": "$$NOW"}
         claimed = self.users.find({"_id": chosen, "outbox.token": token}, read, collation=SIMPLE)
         found = await persist(lambda: claimed.clone().to_list(None))
-        return [email for user in found for email in load_emails(user, token)]
+        return [email for user in found for email in load_emails(user, token, self.shape)]
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""

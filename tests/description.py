@@ -8,9 +8,10 @@ from jsonschema import Draft202012Validator
 
 import handlers
 from api import openapi
+from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 
-DOCUMENT = openapi.describe(handlers.ROUTES, SPECIFIED)
+DOCUMENT = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
 DESCRIBED = {
     f"{method.upper()} {path}": operation
     for path, item in DOCUMENT["paths"].items()

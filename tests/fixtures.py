@@ -17,8 +17,9 @@ import trustme
 from aiohttp.test_utils import TestClient, TestServer
 from pymongo.database import Database
 
+from config.environment import load_settings
 from notifier import create_app
-from settings import Security, Settings, load_settings
+from settings import Security, Settings
 from tests.client import Client
 from tests.processes import VARIABLES
 from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, smtp_server

@@ -10,13 +10,16 @@ from schemathesis.core.failures import Failure
 import schemas
 from api.problems import BY_EXCEPTION
 from mongo.errors import KeyReused
+from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 
 USER = {"user_id": "638f394d4b7243fc0399ea67"}
 REFUSALS = (
     BY_EXCEPTION[KeyReused].errors or {},
-    schemas.ReadSchema(SPECIFIED).validate(USER),
-    schemas.CreateSchema(SPECIFIED).validate({**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}),
+    schemas.ReadSchema(IdType.OBJECTID, SPECIFIED).validate(USER),
+    schemas.CreateSchema(IdType.OBJECTID, SPECIFIED).validate(
+        {**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}
+    ),
 )
 BEYOND_SCHEMAS = {message for errors in REFUSALS for messages in errors.values() for message in messages}
 """The reasons to refuse what the document allows.

@@ -26,7 +26,7 @@ from tests.waiting import eventually_async
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.parametrize("key", [SPECIFIED["new_message"], SPECIFIED["new_login"], SPECIFIED["registration"]])
+@pytest.mark.parametrize("kind", [SPECIFIED[name] for name in ("new_message", "new_login", "registration")])
 @pytest.mark.parametrize(("command", "number"), [("findAndModify", 1), ("updates", 20)], ids=["alone", "shared"])
 @pytest.mark.usefixtures("impatient")
 async def test_i1_i2_a_write_whose_reply_is_lost_applies_once(

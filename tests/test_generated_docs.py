@@ -12,11 +12,12 @@ import pytest
 
 from api.operations import operations
 from api.problems import PROBLEMS
+from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 from settings import Settings
 from tests.client import ROOT
 
-OPERATIONS = operations(SPECIFIED)
+OPERATIONS = operations(SPECIFIED, IdType.OBJECTID)
 
 
 def generate(*arguments: str) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from api.middleware import DRAINING
 from api.operations import operations
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, NoSuchNotification
 from mongo import changes, errors
+from mongo.ids import IdType
 from mongo.outbox import OUTBOX_LIMIT
 from ops.kinds import SPECIFIED
 from tests.client import OTHER, PROTECTED, ROOT, TARGET, USER, Client, token
@@ -31,7 +32,7 @@ from tests.description import DESCRIBED, assert_conforms
 from tests.fixtures import Start
 from tests.servers import Mongod, free_port
 
-OPERATIONS = operations(SPECIFIED)
+OPERATIONS = operations(SPECIFIED, IdType.OBJECTID)
 
 DB = Database[dict[str, Any]]
 Ask = Callable[[Client], Awaitable[ClientResponse]]

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from settings import Security, Settings, SettingsError
+from config.environment import SettingsError
+from settings import Security, Settings
 from tests.client import ROOT
 from tests.processes import COMPLETE, VARIABLES
 

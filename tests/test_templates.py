@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from config.environment import SettingsError
 from mail.templates import RENDERED_LIMIT, Content, RenderError, Templates, TemplatesError
 from ops.kinds import SPECIFIED
-from settings import Settings, SettingsError
+from settings import Settings
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, run
 from tests.templates import write

@@ -8,6 +8,8 @@ from typing import Final
 
 from marshmallow import ValidationError, validate
 
+from mongo.document import DEAD_MAIL, OWN_FIELDS
+
 SECRET_LENGTH: Final = 32
 """Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
@@ -45,3 +47,16 @@ def origins(values: Sequence[str]) -> None:
     for value in values:
         if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
             raise ValidationError("Not an origin such as https://app.example.com.")
+
+
+def collection(value: str) -> None:
+    """Accept the name of a collection (MongoDB manual, "Restrictions on Collection Names"), but the service's own."""
+    if not re.fullmatch(r"(?!system\.)[^$\x00]{1,120}", value) or value.startswith(".") or value == DEAD_MAIL:
+        raise ValidationError(f"Not the name of a collection, or {DEAD_MAIL}, which is the service's.")
+
+
+def field_path(value: str) -> None:
+    """Accept a field, or a path through documents and arrays, that is not the service's own."""
+    names = value.split(".")
+    if not all(re.fullmatch(r"[^$.\x00][^.\x00]*", name) for name in names) or names[0] in OWN_FIELDS:
+        raise ValidationError("Not a field or a path such as emails.0.address, or a field of the service's.")

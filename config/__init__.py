@@ -1,0 +1,1 @@
+"""The configuration: what its values must be, and reading them from the environment."""

@@ -9,7 +9,7 @@ import asyncio
 import time
 from typing import Final
 
-from aiosmtplib import SMTP, SMTPException, SMTPResponseException
+from aiosmtplib import SMTPException
 from marshmallow import ValidationError
 
 from mail.address import envelope_address
@@ -20,6 +20,7 @@ from mail.message import WIRE_POLICY, Sender, compose
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
+from mongo.outbox import OwedEmail
 from settings import Settings
 
 REPLY_TIMEOUT: Final = 600.0
@@ -61,7 +62,7 @@ class Mailer:
             return Outcome(verdict=Verdict.CONNECTION, status="not tried", detail=self.breaker.fault)
         self._busy += 1
         try:
-            outcome = await self._send(lease, to, content)
+            outcome = await self._send(ticket, lease, to, content)
         except BaseException:
             self.breaker.abandon(ticket)
             raise
@@ -81,32 +82,38 @@ class Mailer:
         else:
             self.breaker.succeed(ticket)
 
-    async def _send(self, lease: Lease, to: str, content: Content) -> Outcome | None:
+    async def _send(self, ticket: object, lease: Lease, to: str, content: Content) -> Outcome | None:
         kept = await self._take()
         if kept:
-            outcome = await self._converse(kept, lease, to, content)
+            outcome = await self._converse(kept, ticket, lease, to, content)
             if outcome is None or not outcome.worth_a_new_connection:
                 return outcome
-        return await self._converse(None, lease, to, content)
+        return await self._converse(None, ticket, lease, to, content)
 
-    async def _converse(self, connection: Connection | None, lease: Lease, to: str, content: Content) -> Outcome | None:
+    async def _converse(
+        self, connection: Connection | None, ticket: object, lease: Lease, to: str, content: Content
+    ) -> Outcome | None:
         stage, lease.sending = Stage.CONNECT, False
         try:
             try:
                 if connection is None:
                     connection = await self._connect()
-                smtp, timeout = connection.smtp, self._settings.smtp_command_timeout
-                options = self._options(smtp, to)
-                message = compose(lease.email, self._sender, to, content).as_bytes(policy=WIRE_POLICY[bool(options)])
-                stage = Stage.MAIL
-                await _command(smtp, f"MAIL FROM:<{self._sender.address}>", options, timeout)
+                timeout, options = self._settings.smtp_command_timeout, self._options(connection, to)
+                message = _as_bytes(lease.email, self._sender, to, content, utf8=bool(options))
+                # With an option for the sake of its recipient, the command is about this e-mail.
+                stage = Stage.RCPT if options and self._sender.address.isascii() else Stage.MAIL
+                await connection.command(f"MAIL FROM:<{self._sender.address}>", options, timeout)
+                self.breaker.reach(ticket)
                 stage = Stage.RCPT
-                await _command(smtp, f"RCPT TO:<{to}>", [], timeout)
-                if not lease.held:
+                await connection.command(f"RCPT TO:<{to}>", [], timeout)
+                stage = Stage.DATA_COMMAND
+                if lease.held:
+                    await connection.begin_message(timeout)
+                if not lease.held:  # it may have ended meanwhile
                     connection.drop()
                     return None
                 stage, lease.sending = Stage.DATA, True
-                await self._hand_over(smtp, message, lease)
+                await self._hand_over(connection, message, ticket, lease)
             except BaseException:
                 # After any fault, a cancellation included, the server's next reply may belong to an old command.
                 if connection:
@@ -119,18 +126,16 @@ class Mailer:
         self._kept.append(connection)
         return Outcome(verdict=Verdict.SENT, status="250")
 
-    async def _hand_over(self, smtp: SMTP, message: bytes, lease: Lease) -> None:
+    async def _hand_over(self, connection: Connection, message: bytes, ticket: object, lease: Lease) -> None:
         """Send the message and wait for the reply as long as RFC 5321 asks. Raises aiosmtplib's errors."""
         soon = self._settings.smtp_data_timeout
-        reply = asyncio.ensure_future(smtp.data(message, timeout=max(REPLY_TIMEOUT, soon)))
+        reply = asyncio.ensure_future(connection.end_message(message, max(REPLY_TIMEOUT, soon)))
         try:
             done, _ = await asyncio.wait({reply}, timeout=soon)
             if not done:
-                lease.waits()
+                self.breaker.abandon(ticket)  # another e-mail may show meanwhile how the server is
+                lease.wait()
             await reply
-        except SMTPResponseException as exc:
-            if not 200 <= exc.code < 300:  # aiosmtplib takes 250 alone, but any 2xx accepts (RFC 5321, section 4.2.1)
-                raise
         finally:
             reply.cancel()
 
@@ -141,11 +146,11 @@ class Mailer:
                 raise SMTPFault(Verdict.CONNECTION, self.breaker.fault)
             return await self._opener.open()
 
-    def _options(self, smtp: SMTP, to: str) -> list[str]:
+    def _options(self, connection: Connection, to: str) -> list[str]:
         """Ask for SMTPUTF8 if an address needs it. Raises `SMTPFault` if the server lacks it (RFC 6531)."""
         if (self._sender.address + to).isascii():
             return []
-        if not smtp.supports_extension("smtputf8"):
+        if not connection.smtp.supports_extension("smtputf8"):
             ours = not self._sender.address.isascii()
             verdict = Verdict.CONFIGURATION if ours else Verdict.PERMANENT
             raise SMTPFault(verdict, "the server offers no SMTPUTF8, which the address needs")
@@ -168,13 +173,12 @@ class Mailer:
         await asyncio.gather(*(connection.quit() for connection in kept))
 
 
-async def _command(smtp: SMTP, command: str, options: list[str], timeout: float) -> None:  # noqa: ASYNC109 - aiosmtplib's
-    """Send a command that any 2xx accepts, such as 252 at RCPT. Raises `SMTPResponseException` for another reply."""
-    verb, _, rest = command.partition(" ")
-    arguments = [word.encode("ascii") for word in options]
-    response = await smtp.execute_command(verb.encode(), rest.encode(), *arguments, timeout=timeout)
-    if not 200 <= response.code < 300:
-        raise SMTPResponseException(response.code, response.message)
+def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content, *, utf8: bool) -> bytes:
+    """Make the message. Raises `SMTPFault` if that cannot be done, which says nothing about the server."""
+    try:
+        return compose(email, sender, to, content).as_bytes(policy=WIRE_POLICY[utf8])
+    except ValueError as exc:
+        raise SMTPFault(Verdict.TRANSIENT, f"the message cannot be made: {type(exc).__name__}") from exc
 
 
 def _unsendable(detail: str) -> Outcome:

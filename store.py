@@ -16,7 +16,7 @@ from pymongo.errors import DuplicateKeyError
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
-from mongo.connection import MAJORITY, Database, connected
+from mongo.connection import MAJORITY, Database, connected, expects_tls
 from mongo.dead_mail import DeadMail
 from mongo.document import (
     DEAD_MAIL,
@@ -32,8 +32,18 @@ from mongo.document import (
     optional_fields,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Changed, Conflict, KeyReused, OutboxFull, UnknownUser, persist
-from mongo.outbox import HAS_ROOM, MAY_OWE, OUTBOX_LIMIT, Outbox, new_element
+from mongo.errors import (
+    PING_DEADLINE,
+    Changed,
+    Conflict,
+    KeyReused,
+    Misconfigured,
+    OutboxFull,
+    Unavailable,
+    UnknownUser,
+    persist,
+)
+from mongo.outbox import HAS_ROOM, OUTBOX_LIMIT, Outbox, new_element
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
 from schemas import Create, ListQuery, ReadQuery
 from settings import Settings, UnknownUsers
@@ -65,10 +75,22 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Connect, create missing indexes, and close at the end. Raises a `StoreError`."""
     async with connected(settings.db_uri) as database:
         store = Store(database, settings)
-        await store.clock.sync()
+        await _reach(store, database)
         await store.outbox.create_index()
         async with store.clock.running():
             yield store
+
+
+async def _reach(store: Store, database: Database) -> None:
+    """Connect. Raises `Unavailable`, which says why it cannot."""
+    try:
+        await store.clock.sync(deadline=None)
+    except Misconfigured:
+        raise
+    except Unavailable as exc:
+        if await expects_tls(database):
+            raise Misconfigured("MongoDB expects TLS, which DB_URI does not ask for.") from exc
+        raise
 
 
 class Store:
@@ -112,14 +134,15 @@ class Store:
         # An attempt may take effect although its reply was lost, and even after the next attempt: a server goes on
         # with what a broken connection sent. So every attempt has the condition.
         absent: JSONObject = {"notifications.id": {"$ne": id_}, "recent.k": {"$ne": key or id_}}
-        ours = [*(only_ours("notifications") if new.kind.in_app else ()), *(only_ours("recent") if key else ())]
+        fields = [*(("outbox", "mail_due") if new.kind.email else ()), *(("recent",) if key else ())]
+        fields += ["notifications"] if new.kind.in_app else []
         conditions = absent | (HAS_ROOM if new.kind.email else {})
-        conditions["$and"] = [*ours, *(MAY_OWE if new.kind.email else ())]
+        conditions["$and"] = [condition for field in fields for condition in only_ours(field)]
         creation = Write({"_id": self._id_type.to_bson(new.user_id), **conditions}, update, upsert=self._creates_users)
         write = self._writes.attempts()
 
         async def attempt() -> bool:
-            return not await self._upsert(write, creation) and await self._is_replay(new, id_, key)
+            return not await self._upsert(write, creation) and await self._is_replay(new, id_, key, fields)
 
         return await persist(attempt)
 
@@ -156,7 +179,7 @@ class Store:
             return await self._writes.write_alone(replace(creation, upsert=False))
         return found
 
-    async def _is_replay(self, new: Create, id_: str, key: str | None) -> bool:
+    async def _is_replay(self, new: Create, id_: str, key: str | None, fields: Sequence[str]) -> bool:
         """Explain a failed condition: `False` if an earlier attempt at `id_` took effect, `True` for a replay.
 
         The read concern is majority: what only a deposed primary has seen must not count as done.
@@ -164,8 +187,8 @@ class Store:
         Raises `OutboxFull`, `KeyReused`, `UnknownUser` or `Conflict`; `Changed` when the condition would hold by now.
         """
         users = self.users.with_options(read_concern=MAJORITY)
-        fields = {"notifications": 1, "outbox": 1, "recent": 1, "mail_due": 1}
-        user = await users.find_one({"_id": self._id_type.to_bson(new.user_id)}, fields)
+        document = {"_id": self._id_type.to_bson(new.user_id)}
+        user = await users.find_one(document, {"notifications": 1, "outbox": 1, "recent": 1})
         if user is None:
             if self._creates_users:
                 raise Changed
@@ -173,13 +196,13 @@ class Store:
         if any(item.get("id") == id_ for name in ("notifications", "outbox") for item in elements(user, name)):
             return False
         for item in elements(user, "recent"):
-            if item.get("k") == key:
-                if item.get("h") != new.fingerprint():
+            if item.get("k") == key and isinstance(item.get("h"), str):
+                if item["h"] != new.fingerprint():
                     raise KeyReused
                 return key != id_
-        if foreign := foreign_field(user):
+        if foreign := await foreign_field(users, document, fields):
             raise Conflict(f"the field `{foreign}` of document {new.user_id}, which is not the service's")
-        if len(user.get("outbox", ())) >= OUTBOX_LIMIT:
+        if new.kind.email and len(user.get("outbox", ())) >= OUTBOX_LIMIT:
             raise OutboxFull
         raise Changed
 
@@ -210,16 +233,26 @@ class Store:
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
     async def mark_read(self, query: ReadQuery) -> bool:
-        """Mark the matching notifications as read; return whether the user has any. Raises `Unavailable`."""
-        # A string as id, as the team may keep other things in an array of that name.
-        matching: JSONObject = {"id": {"$type": "string"}} | ({query.field: query.value} if query.field else {})
+        """Mark the matching notifications as read; return whether the user has any.
+
+        Raises `Conflict` or `Unavailable`.
+        """
+        matching: JSONObject = {query.field: query.value} if query.field else {"id": {"$exists": True}}
+        user, ours = {"_id": self._id_type.to_bson(query.user_id)}, only_ours("notifications")
         mark = Write(
-            {"_id": self._id_type.to_bson(query.user_id), "notifications": {"$elemMatch": matching}},
+            {**user, "notifications": {"$elemMatch": matching}, "$and": ours},
             {"$set": {"notifications.$[matching].is_new": False}},
             array_filters=[_array_filter("matching", matching)],
         )
         write = self._writes.attempts()
-        return await persist(lambda: write(mark))
+
+        async def attempt() -> bool:
+            found = await write(mark)
+            if not found and await foreign_field(self.users, user, ["notifications"]):
+                raise Conflict(f"the field `notifications` of document {query.user_id}, which is not the service's")
+            return found
+
+        return await persist(attempt)
 
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""

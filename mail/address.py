@@ -17,6 +17,8 @@ from marshmallow import ValidationError
 LOCAL_LIMIT: Final = 64
 DOMAIN_LIMIT: Final = 255
 """Octets (RFC 5321, section 4.5.3.1)."""
+TEXT_LIMIT: Final = 1000
+"""Characters of a text that is worth a look: a document may hold millions."""
 ATEXT: Final = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~"
 LOCAL: Final = re.compile(rf'[{ATEXT}.\u0080-\U0010ffff-]+|"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"')
 """A dot-atom or a quoted string (RFC 5322, section 3.2), with any character beyond ASCII (RFC 6531, section 3.3)."""
@@ -32,7 +34,7 @@ def envelope_address(value: object) -> str:
 
     Raises `marshmallow.ValidationError` for anything that is not exactly one address.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > TEXT_LIMIT:
         raise ValidationError(NOT_AN_ADDRESS)
     local, at, domain = unicodedata.normalize("NFC", value.strip()).rpartition("@")
     if not at or not LOCAL.fullmatch(local) or len(local.encode("utf-8", "replace")) > LOCAL_LIMIT:

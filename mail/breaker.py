@@ -8,6 +8,8 @@ from typing import Final
 FIRST_PAUSE: Final = 1.0
 """Seconds before the first probe after a fault. They double with each further fault."""
 LONGEST_PAUSE: Final = 60.0
+LONGEST_SUSPICION: Final = 10.0
+"""The same after suspicions, which may be unfounded: some recipients may be all that is wrong."""
 SUSPICIONS: Final = 3
 """E-mails in a row whose failure may be the server's or their own. One of them alone says nothing of the server."""
 
@@ -26,6 +28,7 @@ class Breaker:
         self._until = 0.0
         self._probe: object = None
         self._suspects: set[str] = set()
+        self._suspected = False
 
     @property
     def tripped(self) -> bool:
@@ -45,25 +48,37 @@ class Breaker:
             self._probe = ticket
         return ticket
 
+    def reach(self, ticket: object) -> None:
+        """Report that the server let us in and takes our sender. Close, unless an e-mail must get through for that."""
+        if ticket is self._probe and not self._suspected:
+            self._close()
+
     def succeed(self, ticket: object) -> None:
         """Report that the server works. Close, if the ticket was the probe's."""
         self._suspects.clear()
         if ticket is self._probe:
-            self.closed, self._probe, self._pause = True, None, 0.0
+            self._close()
+
+    def _close(self) -> None:
+        self.closed, self._probe, self._pause, self._suspected = True, None, 0.0, False
 
     def suspect(self, ticket: object, email_id: str, fault: str) -> None:
         """Report a failure after MAIL that may be the server's or this e-mail's: several e-mails in a row open it."""
         self._suspects.add(email_id)
         if len(self._suspects) >= SUSPICIONS:
-            self.fail(ticket, fault)
+            self._open(ticket, fault, suspected=True)
         else:
             self.abandon(ticket)
 
     def fail(self, ticket: object, fault: str) -> None:
         """Open. Several attempts admitted together count as one fault, and do not count against a later probe."""
+        self._open(ticket, fault, suspected=False)
+
+    def _open(self, ticket: object, fault: str, *, suspected: bool) -> None:
         if self.closed or ticket is self._probe:
-            self.closed, self._probe, self.fault = False, None, fault
-            self._pause = min(max(FIRST_PAUSE, self._pause * 2), LONGEST_PAUSE)
+            self.closed, self._probe, self.fault, self._suspected = False, None, fault, suspected
+            longest = LONGEST_SUSPICION if suspected else LONGEST_PAUSE
+            self._pause = min(max(FIRST_PAUSE, self._pause * 2), longest)
             self._until = time.monotonic() + self._pause
 
     def abandon(self, ticket: object) -> None:

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
 from aiohappyeyeballs import start_connection
-from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloError
+from aiosmtplib import (
+    SMTP,
+    SMTPAuthenticationError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPResponse,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+)
+from aiosmtplib.protocol import SMTPProtocol, normalize_message_line_endings
 
 from mail.replies import SMTPFault
 from mail.verdicts import Verdict
@@ -33,11 +44,47 @@ NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
 """Replies to a command or a mechanism that the server does not have after all (RFC 5321, section 4.2.4; RFC 4954)."""
 
 
+class _Protocol(SMTPProtocol):
+    """Pairs commands with replies, whatever the server says unasked: an empty line, or a reply twice."""
+
+    def __init__(self, smtp: SMTP) -> None:
+        super().__init__(asyncio.get_running_loop(), lambda _: smtp.close())
+        if smtp.transport is None:
+            raise SMTPServerDisconnected("Connection lost")
+        self.connection_made(smtp.transport)
+        self._response_pending = False  # the greeting was read before
+        smtp.transport.set_protocol(self)
+        smtp.protocol = self
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a reply. An empty line is none."""
+        if not self._buffer:
+            data = data.lstrip(b"\r\n")
+        if data:
+            super().data_received(data)
+
+    async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109
+        """Send a command and return the reply to it. What came before it is none."""
+        self._buffer.clear()
+        return await super().execute_command(*args, timeout=timeout)
+
+    async def execute_message(self, message: bytes, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - as above
+        """Send a message that the server asked for, and return the reply to it."""
+        self._buffer.clear()
+        self.write(re.sub(rb"(?m)^\.", b"..", normalize_message_line_endings(message)) + b".\r\n")
+        return await self.read_response(timeout)
+
+
 @dataclass(eq=False, slots=True)
 class Connection:
-    """One conversation with the server, for one message after another."""
+    """One conversation with the server, for one message after another.
+
+    The methods that send raise `SMTPResponseException` for a reply of another class than the one that goes on, and
+    aiosmtplib's other errors.
+    """
 
     smtp: SMTP
+    protocol: _Protocol
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
     messages: int = 0
@@ -52,6 +99,19 @@ class Connection:
             and now - self.used < CONNECTION_IDLE
         )
 
+    async def command(self, command: str, options: Sequence[str], timeout: float) -> None:  # noqa: ASYNC109 - aiosmtplib's
+        """Send a command that any 2xx accepts, such as 252 at RCPT (RFC 5321, section 4.2.1)."""
+        arguments = [word.encode() for word in (command, *options)]
+        _expect(2, await self.protocol.execute_command(*arguments, timeout=timeout))
+
+    async def begin_message(self, timeout: float) -> None:  # noqa: ASYNC109
+        """Say DATA, so that the server asks for the message."""
+        _expect(3, await self.protocol.execute_command(b"DATA", timeout=timeout))
+
+    async def end_message(self, message: bytes, timeout: float) -> None:  # noqa: ASYNC109
+        """Send the message and its final dot. Any 2xx accepts it."""
+        _expect(2, await self.protocol.execute_message(message, timeout))
+
     async def quit(self) -> None:
         """Say goodbye, then close."""
         with contextlib.suppress(SMTPException):
@@ -60,9 +120,18 @@ class Connection:
 
     def drop(self) -> None:
         """Close at once. The closing handshake of a server that hangs would hang too."""
-        if self.smtp.transport is not None:
-            cast("asyncio.WriteTransport", self.smtp.transport).abort()
-        self.smtp.close()
+        _drop(self.smtp)
+
+
+def _expect(kind: int, response: SMTPResponse) -> None:
+    if response.code // 100 != kind:
+        raise SMTPResponseException(response.code, response.message)
+
+
+def _drop(smtp: SMTP) -> None:
+    if smtp.transport is not None:
+        cast("asyncio.WriteTransport", smtp.transport).abort()
+    smtp.close()
 
 
 class Opener:
@@ -75,6 +144,7 @@ class Opener:
         if settings.smtp_ca_file:
             self._tls.load_verify_locations(settings.smtp_ca_file)
         self._step = ""
+        self._faults = 0
 
     async def open(self) -> Connection:
         """Open a connection. Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network."""
@@ -83,7 +153,11 @@ class Opener:
             async with asyncio.timeout(timeout):
                 return await self._open()
         except TimeoutError:
+            self._faults += 1
             raise SMTPFault(Verdict.CONNECTION, f"{self._step} timed out after {timeout:g} s") from None
+        except Exception:
+            self._faults += 1
+            raise
 
     async def _open(self) -> Connection:
         settings, security = self._settings, self._settings.security
@@ -101,6 +175,7 @@ class Opener:
         try:
             self._step = "TLS or the greeting" if security is Security.TLS else "the greeting"
             await smtp.connect()
+            protocol = _Protocol(smtp)
             await self._greet(smtp)
             if security in {Security.AUTO, Security.STARTTLS}:
                 await self._upgrade(smtp, required=security is Security.STARTTLS)
@@ -108,21 +183,24 @@ class Opener:
                 self._step = "the login"
                 await _login(smtp, settings.smtp_login, settings.smtp_password or "")
         except BaseException:
-            Connection(smtp).drop()
+            _drop(smtp)
             raise
-        return Connection(smtp)
+        return Connection(smtp, protocol)
 
     async def _socket(self) -> socket.socket:
-        """Connect to the first of the server's addresses that answers. Raises `OSError`."""
+        """Connect to the first of the server's addresses that answers. Raises `OSError`.
+
+        The one to begin with changes with each fault, for it may lie behind the connection: a greeting, a certificate.
+        """
         host, port = self._settings.smtp_host, self._settings.smtp_port
         addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        first = self._faults % len(addresses)
+        addresses = addresses[first:] + addresses[:first]
         return await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
 
     async def _greet(self, smtp: SMTP) -> None:
         """Say EHLO, or HELO to a server that does not know EHLO (RFC 5321, section 3.2)."""
         self._step = "EHLO"
-        if smtp.protocol:  # a server may have sent an empty line behind its greeting, which would confuse aiosmtplib
-            smtp.protocol._buffer.clear()  # noqa: SLF001 - it has no other way
         try:
             await smtp.ehlo()
         except SMTPHeloError as exc:

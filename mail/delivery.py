@@ -41,6 +41,10 @@ STOP_GRACE: Final = 2.5
 """Seconds that conversations are given to end when the process stops."""
 SETTLE_GRACE: Final = 1.0
 """Seconds that the other e-mails are then given to be settled."""
+LEASE_PART: Final = 0.8
+"""Part of a lease in which a message may be begun."""
+EXTENSION_PAUSE: Final = 0.03
+"""Part of a lease to wait after a failed extension."""
 FOREIGN_INTERVAL: Final = 60.0
 """Seconds between two looks for documents whose outbox is not ours."""
 
@@ -92,9 +96,10 @@ class Delivery:
                 await self._sleep(POLL)
 
     async def _turn(self) -> None:
-        busy = len(self._leases) >= CLAIM_USERS or not self._mailer.breaker.closed
-        if self._leases and busy:
-            await asyncio.wait(self._leases, return_when=asyncio.FIRST_COMPLETED)
+        busy = sum(not lease.waiting for lease in self._leases.values())
+        if busy >= (CLAIM_USERS if self._mailer.breaker.closed else 1):
+            # A conversation may also begin to wait for its reply, or show that the server works.
+            await asyncio.wait(self._leases, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
         elif wait := self._mailer.breaker.wait():
             await self._sleep(wait)
         elif not await self._claim():
@@ -102,20 +107,27 @@ class Delivery:
 
     async def keep_leases(self) -> None:
         """Extend the leases long before they end, for ever."""
+        pause = self._lease_seconds / 3
         while True:
-            await asyncio.sleep(self._lease_seconds / 3)
+            await asyncio.sleep(pause)
             # A lease that has ended may be another worker's, and must not be taken back.
             leases = [lease for lease in self._leases.values() if lease.held]
             if not leases:
                 continue
-            ends = time.monotonic() + self._lease_seconds
+            ends = self._ends()
             try:
-                await self._outbox.extend([lease.email for lease in leases], self._lease_seconds)
-            except Exception as exc:  # noqa: BLE001 - there is time for further attempts
+                async with asyncio.timeout(pause := self._lease_seconds / 3):
+                    await self._outbox.extend([lease.email for lease in leases], self._lease_seconds)
+            except Exception as exc:  # noqa: BLE001 - there is time for another attempt
                 log.warning("leases could not be extended: %s", type(exc).__name__)
+                pause = EXTENSION_PAUSE * self._lease_seconds
             else:
                 for lease in leases:
                     lease.ends = ends
+
+    def _ends(self) -> float:
+        """Return when a lease taken now ends for us, which is sooner than for others: a message takes its time."""
+        return time.monotonic() + LEASE_PART * self._lease_seconds
 
     async def watch_foreign(self) -> None:
         """Count the documents whose outbox is not ours, or damaged, and log each of them once, for ever."""
@@ -126,10 +138,10 @@ class Delivery:
                 log.debug("MongoDB is unavailable, so foreign documents cannot be counted")
             else:
                 self._metrics.foreign.set(len(found))
-                for document in {f"{id_!r}" for id_ in found} - self._foreign:
+                for document in found.keys() - self._foreign:
                     self._foreign.add(document)
                     name = document if "@" not in document else "with an address as its _id"
-                    log.error("document %s: its `outbox` or `mail_due` is not the service's, or is damaged", name)
+                    log.error("document %s: %s", name, found[document])
             await asyncio.sleep(FOREIGN_INTERVAL)
 
     async def stop(self, run: asyncio.Task[None], helpers: set[asyncio.Task[None]]) -> None:
@@ -149,7 +161,7 @@ class Delivery:
         """Claim what is due and start to deliver it; return whether there was anything."""
         self._owed.clear()
         users = CLAIM_USERS if self._mailer.breaker.closed else 1
-        ends = time.monotonic() + self._lease_seconds  # from before the request, so never later than MongoDB's
+        ends = self._ends()  # from before the request, so never later than MongoDB's
         try:
             emails = await self._outbox.claim(users, self._lease_seconds)
         except Unavailable as exc:
@@ -201,7 +213,7 @@ class Delivery:
                 return _stopped(Verdict.CONNECTION)
             if not lease.held:  # this process was frozen, or MongoDB was
                 return None
-            lease.waits = slot.give_up
+            lease.on_wait = slot.give_up
             return await self._mailer.send(lease, self._content(email))
 
     def _content(self, email: OwedEmail) -> Content:

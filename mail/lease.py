@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mongo.outbox import OwedEmail
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 @dataclass(eq=False, slots=True)
 class Lease:
     """An e-mail that this worker holds, until `ends` (monotonic seconds) unless the lease is extended.
 
-    The mailer sets `sending` when the server may begin to accept the message, and calls `waits` when the reply to it
-    does not come soon.
+    The mailer sets `sending` when the server may begin to accept the message, and calls `wait` when the reply to it
+    does not come soon: then `waiting` is set, and `on_wait` called.
     """
 
     email: OwedEmail
     ends: float
     sending: bool = False
-    waits: Callable[[], None] = field(default=_nothing)
+    waiting: bool = False
+    on_wait: Callable[[], None] | None = None
 
     @property
     def held(self) -> bool:
         """Whether the lease has not ended. Once it has, the e-mail may be another worker's."""
         return time.monotonic() < self.ends
+
+    def wait(self) -> None:
+        """Note that nothing is left to do but to wait for the reply to the message."""
+        self.waiting = True
+        if self.on_wait:
+            self.on_wait()

@@ -7,24 +7,39 @@ that take more than ASCII).
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Sequence
 from email import policy
-from email.headerregistry import Address, BaseHeader, HeaderRegistry, UniqueUnstructuredHeader
+from email.headerregistry import BaseHeader, HeaderRegistry, UniqueUnstructuredHeader
 from email.message import EmailMessage
 from email.policy import Policy
+from email.utils import formataddr
 from typing import Any, Final
 
 from mail.templates import Content
 from mongo.outbox import OwedEmail
 
-LINE_LENGTH: Final = 78
-"""Characters of a header's line (RFC 5322, section 2.1.1)."""
-WORD_BYTES: Final = 45
-"""Bytes of UTF-8 in one encoded word. As base64 in `=?utf-8?b?...?=` they make 72 of the 75 characters allowed."""
+LINE_LENGTH: Final = 76
+"""Characters of a line that has encoded words (RFC 2047, section 2). Others may have 78 (RFC 5322, section 2.1.1)."""
+WORD_BYTES: Final = 39
+"""Bytes of UTF-8 in one encoded word. As base64 in `=?utf-8?b?...?=` they make 64 characters, so that each fits into
+a line, also behind the header's name. 75 are allowed."""
 
 
-class _Subject(UniqueUnstructuredHeader, BaseHeader):  # type: ignore[misc]  # as HeaderRegistry combines them
-    """A subject that reads back as it was, in lines of at most 78 characters where it has spaces (RFC 5322).
+class _Verbatim(UniqueUnstructuredHeader, BaseHeader):  # type: ignore[misc]  # as HeaderRegistry combines them
+    """A header that is sent as it is. Python's own would decode in an address what looks like an encoded word."""
+
+    @classmethod
+    def parse(cls, value: str, kwds: dict[str, Any]) -> None:
+        """Take the value as it is."""
+        kwds["parse_tree"] = kwds["decoded"] = value
+
+    def fold(self, *, policy: Policy[Any]) -> str:
+        """Return the header as it is sent."""
+        return f"{self.name}: {self}{policy.linesep}"
+
+
+class _Subject(_Verbatim):
+    """A subject that reads back as it was, in short lines where it has spaces.
 
     Python's own folding makes encoded words of 76 characters, of which 75 are allowed (RFC 2047, section 2), and some
     subjects read back with a space more or less.
@@ -33,30 +48,39 @@ class _Subject(UniqueUnstructuredHeader, BaseHeader):  # type: ignore[misc]  # a
     def fold(self, *, policy: Policy[Any]) -> str:
         """Return the header as it is sent."""
         text = str(self)
-        words = text.split(" ") if text.isascii() else [_encoded_word(chunk) for chunk in _chunks(text)]
-        lines = [f"{self.name}: {words[0]}"]
-        for word in words[1:]:
-            if len(lines[-1]) + len(word) < LINE_LENGTH:
-                lines[-1] += f" {word}"
-            else:
-                lines.append(f" {word}")
-        return "".join(f"{line}{policy.linesep}" for line in lines)
+        return _folded(self.name, text.split(" ") if text.isascii() else _encoded_words(text), policy)
 
 
-def _encoded_word(chunk: bytes) -> str:
-    return f"=?utf-8?b?{b64encode(chunk).decode()}?="
+class _From(_Verbatim):
+    """The sender: a display name, which may be empty, and an address in angle brackets."""
+
+    def fold(self, *, policy: Policy[Any]) -> str:
+        """Return the header as it is sent."""
+        name, _, address = str(self).removesuffix(">").rpartition(" <")
+        plain = name.isascii() and "=?" not in name
+        words = [formataddr((name, address))] if plain else [*_encoded_words(name), f"<{address}>"]
+        return _folded(self.name, words, policy)
 
 
-def _chunks(text: str) -> Iterator[bytes]:
-    """Cut a text into pieces for encoded words, between characters."""
-    chunk = b""
+def _folded(name: str, words: Sequence[str], policy: Policy[Any]) -> str:
+    lines = [f"{name}: {words[0]}"]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < LINE_LENGTH:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f" {word}")
+    return "".join(f"{line}{policy.linesep}" for line in lines)
+
+
+def _encoded_words(text: str) -> Sequence[str]:
+    """Encode a text (RFC 2047), cut between characters."""
+    chunks = [b""]
     for character in text:
         encoded = character.encode()
-        if len(chunk) + len(encoded) > WORD_BYTES:
-            yield chunk
-            chunk = b""
-        chunk += encoded
-    yield chunk
+        if len(chunks[-1]) + len(encoded) > WORD_BYTES:
+            chunks.append(b"")
+        chunks[-1] += encoded
+    return [f"=?utf-8?b?{b64encode(chunk).decode()}?=" for chunk in chunks]
 
 
 class _CachedHeaderRegistry(HeaderRegistry):
@@ -64,7 +88,8 @@ class _CachedHeaderRegistry(HeaderRegistry):
 
     def __init__(self) -> None:
         super().__init__()
-        self.map_to_type("subject", _Subject)
+        for name, kind in (("from", _From), ("to", _Verbatim), ("subject", _Subject)):
+            self.map_to_type(name, kind)
         self._classes: dict[str, type] = {}
 
     def __getitem__(self, name: str) -> type:
@@ -84,9 +109,9 @@ class Sender:
     """Who e-mails come from. Its header is made once: making headers is most of the work for a message."""
 
     def __init__(self, name: str, address: str) -> None:
-        local, self.domain = address.rsplit("@", 1)
+        self.domain = address.rpartition("@")[2]
         self.address = address
-        self.header: Any = CONTENT_POLICY.header_factory("From", (Address(name, local, self.domain),))
+        self.header: Any = CONTENT_POLICY.header_factory("From", f"{name} <{address}>")
 
 
 def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> EmailMessage:

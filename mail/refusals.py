@@ -28,6 +28,17 @@ LOGIN: Final[tuple[Row, ...]] = (
     ours(r"invalid credentials", "Gmail", "550 5.7.1 Invalid credentials for relay [192.0.2.1]"),
 )
 """Our login is wrong, or wanted first."""
+LATER: Final[tuple[Row, ...]] = (
+    code(AFTER, r"4\d\d .*gr[ae]y-?list", Verdict.TRANSIENT, "Postgrey", "450 4.7.1 Client host rejected: Greylisted"),
+    code(
+        AFTER,
+        r"4\d\d .*receiving mail (?:too quickly|at a rate)",
+        Verdict.TRANSIENT,
+        "Gmail",
+        "450 4.2.1 The user you are trying to contact is receiving mail too quickly",
+    ),
+)
+"""Later, whoever we are."""
 RIGHTS: Final[tuple[Row, ...]] = (
     ours(
         r"relay(?:ing)? (?:access )?(?:is )?(?:denied|disallowed|not permitted|prohibited)",
@@ -41,14 +52,20 @@ RIGHTS: Final[tuple[Row, ...]] = (
     ),
     ours(r"allowed rcpthosts", "qmail", "553 sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)"),
     ours(
-        r"mail sending denied|not allowed to send:|denied sending",
-        "Gmail, Mailgun",
+        r"mail sending denied|denied sending|not allowed to (?:send|use|connect)\b"
+        r"|unauthori[sz]ed|not authori[sz]ed to send",
+        "Gmail, Mailgun, SMTP2GO, Fastmail",
         "550 5.7.0 Mail Sending denied",
     ),
     ours(
         r"sender (?:address )?(?:\S+ )?(?:was |is )?(?:rejected|refused|denied|not allowed|unknown)",
         "Postfix",
         "553 5.7.1 <a@example.com>: Sender address rejected: not logged in",
+    ),
+    ours(
+        r"mail ?from .{0,40}(?:must|should) (?:be|equal)|sender is unvalidated|denies the sender|mail from invalid",
+        "NetEase, QQ Mail, Coremail",
+        "553 Mail from must equal authorized user",
     ),
     ours(
         r"not owned by (?:auth )?user|sender verify|badmailfrom|verification failed for|not local sender",
@@ -63,7 +80,7 @@ RIGHTS: Final[tuple[Row, ...]] = (
     ours(
         r"sendas ?denied|permissions? to send as",
         "Exchange Online",
-        "554 5.2.252 SendAsDenied; a@example.com not allowed to send as b@example.com",
+        "554 5.2.252 SendAsDenied; a@example.com may not send as b@example.com",
     ),
     ours(
         r"from.{0,60}(?:verified|sender signature|not one of your)|email address is not verified",
@@ -107,13 +124,14 @@ RECIPIENT_CODES: Final[tuple[Row, ...]] = (
 """About the recipient, by an enhanced status code that means nothing else."""
 ACCOUNT: Final[tuple[Row, ...]] = (
     ours(
-        r"STOREDRV\.Submission",
+        r"STOREDRV\.Submission|SubmissionQuota",
         "Exchange Online",
         "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException",
     ),
     ours(
-        r"(?:sending|submission|daily|hourly|message|mail|email|send|user)[ -](?:\w+ )?(?:limit|quota|credits)",
-        "Gmail, iCloud, SES",
+        r"(?:sending|submission|daily|hourly|send|relay)[ -](?:\w+ )?(?:limit|quota|credits)"
+        r"|\byou.{0,30}(?:exceeded|reached).{0,60}(?:limit|quota|credits)|(?:limit|quota) .{0,30}your account",
+        "Gmail, iCloud, SES, outMail",
         "550 5.4.5 Daily user sending limit exceeded",
     ),
     ours(
@@ -127,7 +145,8 @@ ACCOUNT: Final[tuple[Row, ...]] = (
         "550 5.4.6 Unusual sending activity detected. Please try after sometime",
     ),
     ours(
-        r"account .{0,60}(?:suspended|disabled|paused|under review)|sending (?:suspended|paused)|pending approval",
+        r"your .{0,40}(?:suspended|disabled|paused|blocked|locked|expired)|sending (?:suspended|paused)"
+        r"|account .{0,60}(?:suspended|paused|under review)|sender account|pending approval",
         "SES, Postmark",
         "554 Message rejected: Sending suspended for this account",
     ),
@@ -136,7 +155,7 @@ ACCOUNT: Final[tuple[Row, ...]] = (
         r"5\d\d[ -]5\.(?:4\.5|1\.90)\b",
         Verdict.CONFIGURATION,
         "Gmail, Exchange Online",
-        "550 5.1.90 You've reached your limit for recipients",
+        "550 5.1.90 Your message can't be sent",
     ),
 )
 """Our account has used up its quota, or is suspended."""
@@ -157,8 +176,9 @@ REPUTATION: Final[tuple[Row, ...]] = (
         "554 5.7.1 Service unavailable; blocked using zen.spamhaus.org",
     ),
     ours(
-        r"messages from \S+ weren't sent|banned sending IP",
-        "Outlook.com",
+        r"messages from \S+ weren't sent|banned sending IP"
+        r"|originating from your IP|your IP .{0,40}(?:block|reject|listed)",
+        "Outlook.com, Gmail",
         "550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent",
     ),
     ours(
@@ -186,7 +206,7 @@ BEFORE_RCPT: Final[tuple[Row, ...]] = (
     code({Stage.CONNECT}, r"", Verdict.CONNECTION, "RFC 5321", "454 4.7.0 Temporary authentication failure"),
     code(
         {Stage.MAIL},
-        r"552|5\d\d[ -]5\.(?:3\.4|2\.3)",
+        r"552 (?!5\.7)|5\d\d[ -]5\.(?:3\.4|2\.3)",
         Verdict.PERMANENT,
         "RFC 1870",
         "552 5.3.4 Message size exceeds fixed limit",
@@ -206,8 +226,9 @@ RECIPIENT: Final[tuple[Row, ...]] = (
         "550 Local user a@mail.ru: user not found",
     ),
     theirs(
-        r"doesn't have an? \S+ account|unrouteable address|host unknown|marked as inactive",
-        "Yahoo, Exim, Postmark",
+        r"account has been disabled or discontinued|doesn't have an? \S+ account"
+        r"|unrouteable address|host unknown|marked as inactive|5\.5\.0 requested action not taken: mailbox unavailable",
+        "Yahoo, Exim, Postmark, Outlook.com",
         "550 Unrouteable address",
     ),
     theirs(
@@ -215,13 +236,23 @@ RECIPIENT: Final[tuple[Row, ...]] = (
         "Exchange Online, Postfix",
         "550 5.4.1 Recipient address rejected: Access denied",
     ),
-    theirs(r"over ?quota|mailbox (?:is )?full|quota exceeded", "Dovecot, Exim", "550 Mailbox is full"),
-    code({Stage.RCPT}, r"551 ", Verdict.PERMANENT, "RFC 5321", "551 User not local; please try elsewhere"),
+    theirs(
+        r"(?:user|mailbox|recipient|account) .{0,40}(?:over|exceed\w*) ?(?:\w+ )?quota|mailbox .{0,20}\bfull",
+        "Dovecot, Exim",
+        "550 Mailbox is full",
+    ),
+    code({Stage.RCPT}, r"551 (?!5\.7)", Verdict.PERMANENT, "RFC 5321", "551 User not local; please try elsewhere"),
 )
 """About the recipient, in words."""
 MESSAGE: Final[tuple[Row, ...]] = (
     code(AFTER, r"5\d\d[ -]5\.(?:3\.4|6\.\d+)\b", Verdict.PERMANENT, "RFC 3463", "554 5.6.0 Mail message is malformed"),
-    code(AFTER, r"552 ", Verdict.PERMANENT, "RFC 5321", "552 Message exceeds the size limit"),
+    code(
+        AFTER,
+        r"552 (?:5\.[23]\.\d+ )?.*(?:size|storage|exceed|quota|too (?:large|big|long)|full\b)",
+        Verdict.PERMANENT,
+        "RFC 5321",
+        "552 Message exceeds the size limit",
+    ),
     theirs(
         r"illegal attachment|potential security issue|too (?:large|big)|message (?:size|length)|too long",
         "Gmail",
@@ -241,15 +272,16 @@ OTHERWISE: Final[tuple[Row, ...]] = (
         r"4",
         Verdict.TRANSIENT,
         "RFC 5321",
-        "451 4.7.1 Greylisting in action, please come back later",
+        "451 4.3.0 Requested action aborted: local error in processing",
     ),
     code({Stage.DATA}, r"", Verdict.AMBIGUOUS, "not SMTP", "-1 Malformed SMTP response line"),
-    code({Stage.RCPT}, r"", Verdict.TRANSIENT, "not SMTP", "-1 Malformed SMTP response line"),
+    code({Stage.RCPT, Stage.DATA_COMMAND}, r"", Verdict.TRANSIENT, "not SMTP", "-1 Malformed SMTP response line"),
     code({Stage.MAIL}, r"", Verdict.CONNECTION, "not SMTP", "-1 Malformed SMTP response line"),
 )
 """Everything else."""
 VERDICTS: Final = (
     *CLOSING,
+    *LATER,
     *LOGIN,
     *RIGHTS,
     *RECIPIENT_CODES,

@@ -5,7 +5,10 @@ The replies themselves are in `mail/refusals.py`.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import socket
 import ssl
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +16,7 @@ from typing import Final
 from aiosmtplib import SMTPResponseException, SMTPTimeoutError
 
 from mail.refusals import VERDICTS
-from mail.verdicts import Stage, Verdict
+from mail.verdicts import AFTER, Stage, Verdict
 
 DETAIL_LIMIT: Final = 500
 """Characters kept of a server's reply."""
@@ -72,25 +75,26 @@ def judge(exc: Exception, stage: Stage) -> Outcome:
     if isinstance(exc, SMTPResponseException):
         return _judge_reply(exc, stage)
     if isinstance(exc, ValueError) and not isinstance(exc, OSError):
-        # An address that does not fit into a command; before RCPT, a login, a host or a sender that does not.
+        # A login, a host or a sender that does not fit into a command; from RCPT on, an address that does not.
         text = f"{stage.value}: {type(exc).__name__}"
-        verdict = Verdict.PERMANENT if stage is Stage.RCPT else Verdict.CONFIGURATION
+        verdict = Verdict.TRANSIENT if stage in AFTER else Verdict.CONFIGURATION
         return Outcome(verdict=verdict, status=text, detail=f"{text}: {exc}"[:DETAIL_LIMIT], stage=stage)
-    text = f"{stage.value}: {_describe(exc)}"[:DETAIL_LIMIT]
+    timed_out = isinstance(exc, SMTPTimeoutError | TimeoutError)
+    words = "no reply in time" if timed_out else _describe(exc)
     return Outcome(
         verdict=_judge_break(exc, stage),
-        status=text,
-        detail=text,
+        status=f"{stage.value}: {words}",
+        detail=f"{stage.value}: {words if timed_out else f'{words}: {exc}'}"[:DETAIL_LIMIT],
         stage=stage,
         broken=True,
-        timed_out=isinstance(exc, SMTPTimeoutError | TimeoutError),
+        timed_out=timed_out,
     )
 
 
 def _judge_break(exc: Exception, stage: Stage) -> Verdict:
     if stage is Stage.DATA:
         return Verdict.AMBIGUOUS
-    if stage is Stage.RCPT:
+    if stage in AFTER:
         return Verdict.TRANSIENT
     if any(isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError) for e in (exc, exc.__cause__)):
         return Verdict.CONFIGURATION  # an untrusted certificate, or no TLS where it is expected
@@ -98,9 +102,15 @@ def _judge_break(exc: Exception, stage: Stage) -> Verdict:
 
 
 def _describe(exc: Exception) -> str:
-    """Name the error of the network beneath aiosmtplib's, if there is one."""
-    cause = exc.__cause__ if isinstance(exc.__cause__, OSError) and not isinstance(exc, SMTPTimeoutError) else exc
-    return f"{type(cause).__name__}: {exc}"
+    """Name what broke, without the host and its addresses: an error of the network, or else aiosmtplib's."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
+    if isinstance(cause, ssl.SSLError):
+        return f"{type(cause).__name__} {cause.reason or ''}".rstrip()
+    if isinstance(cause, socket.gaierror):
+        return f"{cause.strerror} (the name of the server)"
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
+        return f"{type(cause).__name__}: {os.strerror(cause.errno)}"
+    return type(cause).__name__
 
 
 def _judge_reply(exc: SMTPResponseException, stage: Stage) -> Outcome:

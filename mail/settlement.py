@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from mail.replies import Outcome
-from mail.verdicts import Stage, Verdict
+from mail.verdicts import AFTER, Verdict
 from mongo.errors import Unavailable
 from mongo.outbox import OwedEmail
 from ops.metrics import Metrics
@@ -60,6 +60,8 @@ class Settlements:
         """Return the result for the e-mail (sent, retried, dead or waiting), and the function that settles it."""
         outbox, tries, copies = self._outbox, email.tries + 1, email.copies
         error, spread = outcome.detail, random.uniform(*SPREAD)
+        if outcome.verdict is Verdict.AMBIGUOUS:
+            copies += 1
         delay = self._delay(email.tries)
         match outcome.verdict:
             case Verdict.SENT:
@@ -68,15 +70,16 @@ class Settlements:
                 return "dead", lambda: self._bury(email, tries, error)
             case Verdict.CONNECTION | Verdict.CONFIGURATION:
                 # A refusal after MAIL may be for the sake of this e-mail, which must not be the next probe again.
-                wait = self._delay(0) * spread if outcome.stage in {Stage.RCPT, Stage.DATA} else 0.0
+                wait = self._delay(0) * spread if outcome.stage in AFTER else 0.0
                 return "waiting", lambda: outbox.retry(email, wait, error, tries=email.tries, copies=copies)
-            case Verdict.AMBIGUOUS if copies + 1 >= COPIES:
-                return "dead", lambda: self._bury(email, tries, f"Probably delivered, {copies + 1} times: {error}")
+            case Verdict.AMBIGUOUS if copies >= COPIES:
+                return "dead", lambda: self._bury(email, tries, _probably(copies, error))
             case Verdict.AMBIGUOUS:
-                copies += 1
                 delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
         if self._waited(email.tries) + delay > 3600 * self._settings.mail_give_up_hours:
-            return "dead", lambda: self._bury(email, tries, f"Given up: {error}")
+            return "dead", lambda: self._bury(
+                email, tries, _probably(copies, error) if copies else f"Given up: {error}"
+            )
         return "retried", lambda: outbox.retry(email, delay * spread, error, tries=tries, copies=copies)
 
     def _bury(self, email: OwedEmail, tries: int, error: str) -> Awaitable[bool]:
@@ -113,3 +116,8 @@ class Settlements:
                 "request_id": email.request_id,
             },
         )
+
+
+def _probably(copies: int, error: str) -> str:
+    times = f"{copies} times" if copies > 1 else "once"
+    return f"Probably delivered: the server had the message {times}, and did not say that it accepted it. {error}"

@@ -15,7 +15,10 @@ class Stage(enum.Enum):
     """Greeting, TLS and login."""
     MAIL = "MAIL"
     RCPT = "RCPT"
+    DATA_COMMAND = "DATA command"
+    """Until the server asks for the message. It cannot have accepted it yet."""
     DATA = "DATA"
+    """The message, and the reply to it."""
 
 
 class Verdict(enum.Enum):
@@ -48,7 +51,10 @@ class Row(NamedTuple):
 
 ANY: Final = frozenset(Stage)
 BEFORE: Final = frozenset({Stage.CONNECT, Stage.MAIL})
-AFTER: Final = frozenset({Stage.RCPT, Stage.DATA})
+ABOUT_US: Final = (
+    r"\bsender|mail from|from address|\byour (?!message)|authenticat|\blogin\b|\brelay|client host|sending"
+)
+AFTER: Final = frozenset({Stage.RCPT, Stage.DATA_COMMAND, Stage.DATA})
 
 
 def ours(pattern: str, source: str, example: str) -> Row:
@@ -57,8 +63,9 @@ def ours(pattern: str, source: str, example: str) -> Row:
 
 
 def theirs(pattern: str, source: str, example: str) -> Row:
-    """Make a row of a refusal that is about this recipient or this message."""
-    return Row(AFTER, re.compile(rf"5\d\d.*(?:{pattern})", re.IGNORECASE), Verdict.PERMANENT, source, example)
+    """Make a row of a refusal in words that are about this recipient or this message, and name nothing of ours."""
+    words = rf"5\d\d(?!.*(?:{ABOUT_US})).*(?:{pattern})"
+    return Row(AFTER, re.compile(words, re.IGNORECASE), Verdict.PERMANENT, source, example)
 
 
 def code(stages: Container[Stage], pattern: str, verdict: Verdict, source: str, example: str) -> Row:

@@ -38,10 +38,10 @@ class Clock:
         """Return the seconds since a moment that MongoDB's clock told; never negative."""
         return max(0.0, (self.now() - moment).total_seconds())
 
-    async def sync(self) -> None:
+    async def sync(self, deadline: float | None = PING_DEADLINE) -> None:
         """Read the clock (the `hello` command's `localTime`). Raises `Unavailable`."""
         hello = await persist(
-            lambda: self._database.command("hello", codec_options=self._database.codec_options), PING_DEADLINE
+            lambda: self._database.command("hello", codec_options=self._database.codec_options), deadline
         )
         self._time, self._read_at = hello["localTime"], time.monotonic()
 

@@ -5,14 +5,20 @@ Source of the names: src/mongo/base/error_codes.yml of MongoDB 8; older servers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 REFUSED_US: Final[Mapping[int, str]] = {
     13: "does not give the user of DB_URI the rights it needs: the role readWrite on the database",
-    18: "refuses the user name or password of DB_URI; authSource may name another database",
+    18: "refuses the user name or password of DB_URI; authSource may have to name another database",
+    334: "does not offer the authMechanism of DB_URI",
 }
-"""Unauthorized and AuthenticationFailed. They are corrected at MongoDB or in `DB_URI`."""
+"""Unauthorized, AuthenticationFailed and MechanismUnavailable. They are corrected at MongoDB or in `DB_URI`."""
+ATLAS: Final = 8000
+"""Atlas has one code for all its own errors."""
+ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do action": 13}
+"""What its texts then say, and the code that MongoDB has for that."""
 NOT_NOW: Final[Mapping[int, str]] = {
     # --- MongoDB's error_codes.yml: the categories RetriableError, NotPrimaryError, ShutdownError, Interruption,
     #     ExceededTimeLimitError, NetworkError, SystemOverloadedError and StaleShardVersionError
@@ -82,7 +88,7 @@ NOT_NOW: Final[Mapping[int, str]] = {
     391: "ReauthenticationRequired",
     14031: "OutOfDiskSpace",
     # --- hosted services: Atlas when its storage quota is used up, Cosmos DB when "Request rate is large"
-    8000: "AtlasError",
+    ATLAS: "AtlasError",
     16500: "TooManyRequests",
 }
 """What MongoDB cannot do now and may do later."""
@@ -104,7 +110,9 @@ INDEX_CODES: Final[Mapping[int, str]] = {
 btree_key_generator.cpp of MongoDB 6.0)."""
 TOO_LARGE: Final = frozenset({10334, 17419, 17420})
 """BSONObjectTooLarge, and the codes of an update that would make such a document."""
+DUPLICATE_KEY: Final = 11000
 CONFLICTS: Final[Mapping[int, str]] = {
+    DUPLICATE_KEY: "a unique index",
     2: "a field of another type",  # BadValue, such as a push to a field that is no array
     14: "a field of another type",  # TypeMismatch
     28: "a field of another type",  # PathNotViable
@@ -116,26 +124,80 @@ CONFLICTS: Final[Mapping[int, str]] = {
 """Final refusals because of what the team keeps in the collection."""
 
 
-class Unreachable(NamedTuple):
-    """What the driver says when it cannot reach a server, and what that means."""
+class Reason(NamedTuple):
+    """What the driver says, as a regular expression, and what that means for an operator."""
 
     text: str
-    reason: str
-    configuration: bool = False
+    sentence: str
+    configuration: bool = False  # only a change of the configuration, or of rights, helps
 
 
+# Of each table the first match counts, and the last row matches everything. The driver's text may begin with the name
+# of a host, so no expression may match one.
 UNREACHABLE: Final = (
-    # the first match counts
-    Unreachable(
-        "CERTIFICATE_VERIFY_FAILED", "has a TLS certificate that is not trusted; see tlsCAFile", configuration=True
+    Reason(
+        r"(Hostname|IP address) mismatch|doesn't match",
+        "MongoDB has a TLS certificate for another host than the one in DB_URI.",
+        configuration=True,
     ),
-    Unreachable("SSL|TLS|handshake", "and DB_URI disagree about TLS: only one of them uses it", configuration=True),
-    Unreachable("Authentication failed", REFUSED_US[18], configuration=True),
-    Unreachable("Name or service not known|nodename nor|getaddrinfo|No address", "has a host that DNS does not know"),
-    Unreachable("Connection refused", "is not running at the host and port of DB_URI: they refuse connections"),
-    Unreachable("No replica set members|replica set name", "is not a member of the replica set that DB_URI names"),
-    Unreachable("No primary|ReplicaSetNoPrimary", "has no primary now"),
-    Unreachable("connection closed", "closes the connection; it may be stopping, or expect TLS"),
-    Unreachable("timed out", "does not answer in time"),
-    Unreachable("", "cannot be reached at the host and port of DB_URI"),
+    Reason("certificate has expired", "MongoDB has a TLS certificate that has expired."),
+    Reason(
+        "CERTIFICATE_VERIFY_FAILED",
+        "MongoDB has a TLS certificate that is not trusted; tlsCAFile in DB_URI names another authority.",
+        configuration=True,
+    ),
+    Reason(
+        "CERTIFICATE_REQUIRED|certificate required",
+        "MongoDB wants a client's certificate; tlsCertificateKeyFile in DB_URI names one.",
+        configuration=True,
+    ),
+    Reason(
+        r"SSL handshake failed|\[SSL",
+        "MongoDB does not answer with TLS, which DB_URI asks for.",
+        configuration=True,
+    ),
+    Reason("Authentication failed", f"MongoDB {REFUSED_US[18]}.", configuration=True),
+    Reason(
+        r"\[Errno -\d|Name or service not known|nodename nor|getaddrinfo",
+        "DNS does not know the host of DB_URI.",
+    ),
+    Reason("Connection refused", "MongoDB does not listen at the host and port of DB_URI: the connection is refused."),
+    Reason(
+        "No replica set members available|this node belongs to a set",
+        "MongoDB is not a member of the replica set that DB_URI names.",
+        configuration=True,
+    ),
+    Reason(
+        r"match selector|not primary|no primary", "MongoDB has no primary now; a new replica set needs rs.initiate()."
+    ),
+    Reason(
+        "Got response id|Message length|Unknown opcode", "What listens at the host and port of DB_URI is no MongoDB."
+    ),
+    Reason("connection closed|Connection reset", "MongoDB closes the connection; it may be stopping, or expect TLS."),
+    Reason("timed out|No servers found yet", "MongoDB does not answer in time."),
+    Reason("", "MongoDB cannot be reached at the host and port of DB_URI."),
 )
+"""The connection could not be made, or broke."""
+NOT_USABLE: Final = (
+    Reason(
+        "DNS query name does not exist|does not contain|no answer|None of DNS",
+        "DB_URI names a mongodb+srv:// host that DNS does not know.",
+        configuration=True,
+    ),
+    Reason(
+        "lifetime expired|nameservers failed|timed out", "DNS does not answer for the mongodb+srv:// host of DB_URI."
+    ),
+    Reason(
+        "load balanc",
+        "DB_URI says loadBalanced=true, and MongoDB is behind no load balancer.",
+        configuration=True,
+    ),
+    Reason("", "DB_URI has an option that is not valid, or options that contradict each other.", configuration=True),
+)
+"""The connection string is understood, and cannot be used."""
+
+
+def find(table: Sequence[Reason], text: str) -> Reason:
+    """Return the first row that matches."""
+    own = re.split(r" \(configured timeouts|, Timeout: ", text)[0]  # without the description of all hosts
+    return next(row for row in table if re.search(row.text, own, re.IGNORECASE))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -14,11 +15,11 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
 
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ReadPreference, WriteConcern, uri_parser
-from pymongo.errors import ConfigurationError, PyMongoError
+from pymongo import ReadPreference, WriteConcern
+from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
-from mongo.errors import Unavailable
+from mongo.errors import unavailable
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -32,6 +33,30 @@ CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
 MAJORITY: Final = ReadConcern("majority")
 """For reads that must not show what a deposed primary alone has seen."""
+INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
+"""What the driver raises for a connection string that it does not understand, or that contradicts itself."""
+OPTIONS: Final[Mapping[str, Any]] = {
+    "appname": "notifier",
+    # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
+    "w": "majority",
+    "journal": True,
+    "fsync": False,
+    "readConcernLevel": "local",
+    "readPreference": "primary",
+    "readPreferenceTags": "",
+    "maxStalenessSeconds": -1,
+    # Values of other programs must not break the reading of a document, or of others in the same reply.
+    "tz_aware": True,
+    "datetime_conversion": "DATETIME_AUTO",
+    "unicode_decode_error_handler": "replace",
+    "uuidRepresentation": "unspecified",
+    # The service repeats operations itself: that works on every kind of server and costs nothing while nothing fails.
+    # With the driver's retries MongoDB makes each write a transaction of its own, and the adaptive ones send its
+    # number to a standalone server too, which refuses it (PyMongo 4.20).
+    "retryWrites": False,
+    "max_adaptive_retries": 0,
+}
+"""Options that take precedence over those of the connection string."""
 
 
 def uri_fault(uri: str) -> str | None:
@@ -39,10 +64,10 @@ def uri_fault(uri: str) -> str | None:
     if uri.startswith("mongodb+srv://"):
         return None  # DNS names its hosts; it is asked at the start
     try:
-        uri_parser.parse_uri(uri, warn=False)
+        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()
     except OSError:
         return "A file that the MongoDB connection string names cannot be read."
-    except (PyMongoError, ValueError):
+    except INVALID:
         return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
     return None
 
@@ -51,31 +76,17 @@ def uri_fault(uri: str) -> str | None:
 async def connected(uri: str, *, attempt_timeout_ms: int | None = None) -> AsyncIterator[Database]:
     """Return the database that a connection string names, and close the connection at the end.
 
-    Raises `Unavailable` when DNS does not know the hosts of a mongodb+srv:// string. The connection itself is made
+    Raises `Unavailable` when DNS does not tell the hosts of a mongodb+srv:// string. The connection itself is made
     by the first operation.
     """
     timeout_ms = attempt_timeout_ms or ATTEMPT_TIMEOUT_MS
     try:
-        client: Client = AsyncIOMotorClient(
-            uri,
-            appname="notifier",
-            tz_aware=True,
-            # Values of other programs must not break the reading of a document, or of others in the same reply.
-            datetime_conversion="DATETIME_AUTO",
-            unicode_decode_error_handler="replace",
-            timeoutMS=timeout_ms,
-            serverSelectionTimeoutMS=timeout_ms,
-            # The service repeats operations itself: that works on every kind of server and costs nothing while
-            # nothing fails. With the driver's retries MongoDB makes each write a transaction of its own, and the
-            # adaptive ones send its number to a standalone server too, which refuses it (PyMongo 4.20).
-            retryWrites=False,
-            max_adaptive_retries=0,
-        )
-    except ConfigurationError as exc:
-        raise Unavailable from exc
+        client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=timeout_ms, serverSelectionTimeoutMS=timeout_ms)
+    except INVALID as exc:
+        raise unavailable(exc) from exc
     try:
         yield client.get_default_database(DEFAULT_DATABASE).with_options(
-            # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
+            # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
             write_concern=WriteConcern(w="majority", j=True),
             read_preference=ReadPreference.PRIMARY,
             read_concern=ReadConcern("local"),
@@ -88,3 +99,22 @@ def _close(client: Client) -> None:
     """Close the client. Without a timeout it would wait for a server that hangs to end its sessions."""
     with pymongo.timeout(CLOSE_TIMEOUT):
         client.close()
+
+
+async def expects_tls(database: Database) -> bool:
+    """Return whether a server of the connection string speaks TLS, although that does not ask for it.
+
+    Such a server merely closes the connection, as one does that stops.
+    """
+    client = database.client.delegate
+    if client.options._options.get("tls"):  # noqa: SLF001 - PyMongo tells the URI's options nowhere else
+        return False
+
+    def speaks_tls(host: str, port: int) -> bool:
+        try:
+            return bool(ssl.get_server_certificate((host, port), timeout=1))
+        except (OSError, ValueError):
+            return False
+
+    addresses = list(client.topology_description.server_descriptions())
+    return any([await asyncio.to_thread(speaks_tls, host, port or 0) for host, port in addresses])

@@ -8,11 +8,22 @@ from typing import Final
 from bson import ObjectId
 
 from mongo.connection import Collection
-from mongo.document import SIMPLE, JSONObject, elements, foreign_field, only_ours, optional_fields, remember
-from mongo.errors import Conflict, OutboxFull, persist
-from mongo.outbox import HAS_ROOM, MAY_OWE, Outbox, OwedEmail, new_element
+from mongo.document import (
+    OPTIONAL_FIELDS,
+    SIMPLE,
+    JSONObject,
+    elements,
+    foreign_field,
+    only_ours,
+    optional_fields,
+    remember,
+)
+from mongo.errors import Conflict, OutboxFull, TooLarge, UnknownError, persist
+from mongo.outbox import HAS_ROOM, Outbox, OwedEmail, new_element
 
 OLDEST_FIRST: Final = "died_at"
+ADDRESS_SHOWN: Final = 1000
+"""Characters of an address that a dead letter keeps. A longer one is none."""
 
 
 class DeadMail:
@@ -34,7 +45,7 @@ class DeadMail:
             return False
         letter = {
             "user_id": email.user_id,
-            "email": email.address,
+            "email": _shown(email.address),
             "key": email.key,
             "at": email.at,
             "tries": tries,
@@ -42,10 +53,16 @@ class DeadMail:
             "request_id": email.request_id,
             **optional_fields(email.fields()),
         }
-        update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
-        await persist(lambda: self._letters.update_one({"_id": email.id}, update, upsert=True))
+        try:
+            await self._write(email.id, letter)
+        except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
+            await self._write(email.id, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
         await self._outbox.remove(email)
         return True
+
+    async def _write(self, id_: str, letter: JSONObject) -> None:
+        update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
+        await persist(lambda: self._letters.update_one({"_id": id_}, update, upsert=True, collation=SIMPLE))
 
     async def find(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
         """Return these dead letters, or all, oldest first. Raises `Unavailable`."""
@@ -67,7 +84,8 @@ class DeadMail:
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}
-        ours = {"$and": [*MAY_OWE, *only_ours("recent")]}
+        fields = ("outbox", "mail_due", "recent")
+        ours = {"$and": [condition for field in fields for condition in only_ours(field)]}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), letter.get("request_id"))
         update = {
             "$push": {"outbox": element, "recent": remember(once, "")},
@@ -77,13 +95,18 @@ class DeadMail:
             lambda: users.update_one({**user, **absent, **HAS_ROOM, **ours}, update, collation=SIMPLE)
         )
         if not result.matched_count:
-            found = await persist(lambda: users.find_one(user, {"outbox": 1, "recent": 1, "mail_due": 1}))
+            found = await persist(lambda: users.find_one(user, {"outbox": 1, "recent": 1}))
             if found is None:
                 return False
-            if foreign := foreign_field(found):
-                raise Conflict(f"the field `{foreign}`, which is not the service's")
-            owed = {item.get("id") for item in elements(found, "outbox")}
-            if id_ not in owed and once not in {item.get("k") for item in elements(found, "recent")}:
+            owed = [item.get("id") for item in elements(found, "outbox")]
+            if id_ not in owed and once not in [item.get("k") for item in elements(found, "recent")]:
+                if foreign := await persist(lambda: foreign_field(users, user, fields)):
+                    raise Conflict(f"the field `{foreign}`, which is not the service's")
                 raise OutboxFull
         await persist(lambda: self._letters.delete_one({"_id": id_}))
         return True
+
+
+def _shown(address: object) -> str | None:
+    """Return an address as a dead letter keeps it. What is in the user's document may be of any type and size."""
+    return address[:ADDRESS_SHOWN] if isinstance(address, str) else None

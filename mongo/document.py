@@ -15,11 +15,11 @@ field only while everything in it has the shape above. An array may hold a `null
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
+from mongo.connection import Collection
 from mongo.ids import IdType
 
 JSONObject = dict[str, Any]
@@ -36,40 +36,39 @@ OPTIONAL_FIELDS: Final = ("target_id", "data")
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
 READ: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$ne": ["$$this.is_new", True]}}}
-
-
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
-IS_OURS: Final = {
-    # the string that every element of an array of ours has
-    "notifications": "id",
-    "outbox": "id",
-    "recent": "k",
+IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
+"""Of a field: an array of dates has the type date, too."""
+ELEMENTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "notifications": {"id": "string", "is_new": "bool"},
+    "outbox": {"id": "string", "key": "string", "token": "string"},
+    "recent": {"k": "string", "h": "string"},
 }
+"""The arrays of ours, and what tells their elements from those of other programs: fields and their types."""
 
 
 def only_ours(field: str) -> list[JSONObject]:
-    """Return conditions of a write to an array: it is absent, or everything in it is ours or `null`."""
+    """Return conditions of a write to a field: it is absent or ours, and in an array everything is ours or `null`."""
+    if field == "mail_due":
+        return [{"$or": [{"mail_due": {"$exists": False}}, {"mail_due": IS_DATE, "outbox": {"$type": "array"}}]}]
+    # `$type` looks into an array, so that a field of the type "array" must be excluded by itself.
+    faults: list[JSONObject] = []
+    for name, kind in ELEMENTS[field].items():
+        faults += [{name: {"$not": {"$type": kind}}}, {name: {"$type": "array"}}]
     return [
         {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]},
         {field: {"$not": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}}},
-        {field: {"$not": {"$elemMatch": {IS_OURS[field]: {"$not": {"$type": "string"}}}}}},
+        {field: {"$not": {"$elemMatch": {"$or": faults}}}},
     ]
 
 
-def foreign_field(user: Mapping[str, Any]) -> str | None:
-    """Return the name of a field that is not ours in a document, if there is one. The same as `only_ours`, read."""
-    for field, name in IS_OURS.items():
-        array = user.get(field, [])
-        if not isinstance(array, list) or not all(_is_element(item, name) for item in array):
+async def foreign_field(users: Collection, user: JSONObject, fields: Iterable[str]) -> str | None:
+    """Return the first of these fields that is not ours in a user's document, as MongoDB judges it."""
+    for field in fields:
+        if await users.find_one({**user, "$nor": [{"$and": only_ours(field)}]}, {"_id": 1}):
             return field
-    if "mail_due" in user and not (isinstance(user["mail_due"], datetime) and "outbox" in user):
-        return "mail_due"
     return None
-
-
-def _is_element(item: object, name: str) -> bool:
-    return item is None or (isinstance(item, dict) and isinstance(item.get(name), str))
 
 
 def elements(user: Mapping[str, Any], field: str) -> list[JSONObject]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
+import pymongo
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
@@ -21,7 +22,19 @@ from pymongo.errors import (
 )
 
 from mongo.batcher import QueueFull
-from mongo.codes import CONFLICTS, NOT_NOW, REFUSED_US, TOO_LARGE, UNREACHABLE
+from mongo.codes import (
+    ATLAS,
+    ATLAS_REFUSED_US,
+    CONFLICTS,
+    DUPLICATE_KEY,
+    NOT_NOW,
+    NOT_USABLE,
+    REFUSED_US,
+    TOO_LARGE,
+    UNREACHABLE,
+    Reason,
+    find,
+)
 
 T = TypeVar("T")
 
@@ -37,7 +50,6 @@ RETRYABLE_LABELS: Final = (
     "SystemOverloadedError",
     "TransientTransactionError",
 )
-DUPLICATE_KEY: Final = 11000
 
 
 class StoreError(Exception):
@@ -95,11 +107,14 @@ async def persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = 
     Raises a `StoreError`.
     """
     cause: Exception | None = None
+    limit = DEADLINE if deadline is None else deadline
     try:
-        async with asyncio.timeout(DEADLINE if deadline is None else deadline):
+        async with asyncio.timeout(limit):
             while True:
                 try:
-                    return await attempt()
+                    # The driver must give up first, as it knows why. Else its own timeout is short enough.
+                    with nullcontext() if deadline is None else pymongo.timeout(0.8 * limit):
+                        return await attempt()
                 except Changed as exc:
                     cause = exc
                 except PyMongoError as exc:
@@ -140,18 +155,28 @@ def means_unavailable(exc: PyMongoError) -> bool:
 def unavailable(exc: Exception) -> Unavailable:
     """Return the `Unavailable` that says why, in a sentence without any part of the connection string."""
     match exc:
-        case OperationFailure(code=code) if code in REFUSED_US:
-            return Misconfigured(f"MongoDB {REFUSED_US[code or 0]}.")
+        case OperationFailure() if code := _refused_us(exc):
+            return Misconfigured(f"MongoDB {REFUSED_US[code]}.")
         case OperationFailure(code=code):
             name = NOT_NOW.get(code or 0) or (exc.details or {}).get("codeName") or f"error {code}"
             return Unavailable(f"MongoDB cannot do it now: {name}.")
-        case ConfigurationError():
-            return Misconfigured("DB_URI names a mongodb+srv:// host that DNS does not know.")
         case ConnectionFailure():
             # The driver's own text holds host names, so it is recognised here and not passed on.
-            means = next(row for row in UNREACHABLE if re.search(row.text, f"{exc}", re.IGNORECASE))
-            return (Misconfigured if means.configuration else Unavailable)(f"MongoDB {means.reason}.")
-    return Unavailable(f"MongoDB did not confirm within {DEADLINE:.0f} s.")
+            return _because(find(UNREACHABLE, f"{exc}"))
+        case ConfigurationError() | ValueError() | TypeError() | LookupError():
+            return _because(find(NOT_USABLE, f"{exc}"))
+    return Unavailable("MongoDB did not answer in time.")
+
+
+def _because(reason: Reason) -> Unavailable:
+    return (Misconfigured if reason.configuration else Unavailable)(reason.sentence)
+
+
+def _refused_us(exc: OperationFailure) -> int | None:
+    """Return the code of `REFUSED_US` that a refusal has, or means."""
+    if exc.code == ATLAS:
+        return next((code for text, code in ATLAS_REFUSED_US.items() if text in f"{exc}"), None)
+    return exc.code if exc.code in REFUSED_US else None
 
 
 def write_error(error: Mapping[str, Any]) -> PyMongoError:

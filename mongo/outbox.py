@@ -8,6 +8,7 @@ Every document is claimed, read and settled for itself: one that is not ours, or
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ from typing import Any, Final
 from bson import ObjectId
 
 from mongo.connection import Collection
-from mongo.document import OPTIONAL_FIELDS, SIMPLE, JSONObject, Shape, elements, only_ours, value_at
-from mongo.errors import PING_DEADLINE, TooLarge, persist
+from mongo.document import IS_DATE, OPTIONAL_FIELDS, SIMPLE, JSONObject, Shape, elements, value_at
+from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError, persist
+from mongo.refused import Refused
 from mongo.writes import Write, Writes
 
 OUTBOX_LIMIT: Final = 20
@@ -30,16 +32,11 @@ CLAIM_WINDOW: Final = 32
 """Due documents read to claim some of them. Workers that choose at random rarely choose the same."""
 FOREIGN_LIMIT: Final = 100
 """Documents that `foreign` names at once."""
+COUNT_LIMIT: Final = 10**6
+"""Attempts that are counted."""
 
 HAS_ROOM: Final = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 """Condition of a write that owes another e-mail."""
-IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
-"""Of a field: an array of dates has the type date, too."""
-MAY_OWE: Final = [
-    *only_ours("outbox"),
-    {"$or": [{"mail_due": {"$exists": False}}, {"mail_due": IS_DATE, "outbox": {"$type": "array"}}]},
-]
-"""Conditions of a write that owes an e-mail: the two fields are absent or ours."""
 
 
 def _has_type(name: str, *types: str) -> JSONObject:
@@ -54,6 +51,9 @@ IS_EMAIL: Final = {
         _has_type("at", "date"),
         _has_type("next_at", "date"),
         _has_type("tries", "int", "long", "double"),
+        # as far as Python's dates go, whatever the time zone
+        {"$gte": ["$$this.at", datetime(1970, 1, 1, tzinfo=UTC)]},
+        {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
     ]
 }
 """Whether an element of the outbox has what an e-mail of ours always has."""
@@ -138,10 +138,10 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             address=value_at(user, shape.email_field),
             language=_typed(value_at(user, shape.language_field) if shape.language_field else None, str),
             **{name: item[name] for name in ("id", "key", "at", "token")},
-            tries=int(item["tries"]),
+            tries=_count(item["tries"]),
             error=_typed(item.get("error"), str),
             dead=item.get("dead") is True,
-            copies=_typed(item.get("copies"), int) or 0,
+            copies=_count(item.get("copies")),
             request_id=_typed(item.get("request_id"), str),
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
@@ -156,6 +156,12 @@ def _typed(value: Any, kind: type) -> Any:
     return value if isinstance(value, kind) else None
 
 
+def _count(value: Any) -> int:
+    """Return a number of attempts, which somebody may have set to anything, as one that can be counted on."""
+    is_number = isinstance(value, int | float) and not math.isnan(value)
+    return int(min(max(value, 0), COUNT_LIMIT)) if is_number else 0
+
+
 class Outbox:
     """The outboxes of all users."""
 
@@ -164,6 +170,7 @@ class Outbox:
         self.shape = shape
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
+        self._refused = Refused()
 
     async def create_index(self) -> None:
         """Create the index that finds due e-mails. Replicas may do so at the same time. Raises a `StoreError`."""
@@ -182,10 +189,14 @@ class Outbox:
         found = await persist(lambda: self.users.aggregate(owed, collation=SIMPLE).to_list(None), PING_DEADLINE)
         return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
 
-    async def foreign(self) -> Sequence[object]:
-        """Return the `_id`s of documents with an outbox that is not ours, or damaged. Raises `Unavailable`."""
-        found = self.users.find(IS_FOREIGN, {"_id": 1}, collation=SIMPLE).limit(FOREIGN_LIMIT)
-        return [user["_id"] for user in await persist(lambda: found.clone().to_list(None), PING_DEADLINE)]
+    async def foreign(self) -> Mapping[str, str]:
+        """Return the documents from which no e-mail can be sent, each with the reason. Raises `Unavailable`."""
+        kind = {"$type": "$mail_due"}
+        found = self.users.find(IS_FOREIGN, {"kind": kind}, collation=SIMPLE).limit(FOREIGN_LIMIT)
+        users = await persist(lambda: found.clone().to_list(None), PING_DEADLINE)
+        fields = {repr(user["_id"]): "outbox" if user["kind"] == "date" else "mail_due" for user in users}
+        reasons = {id_: f"the field `{field}` is not the service's, or is damaged" for id_, field in fields.items()}
+        return self._refused.reasons() | reasons
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
         """Return the e-mails that a user is owed. Raises `Unavailable`."""
@@ -198,18 +209,30 @@ class Outbox:
 
         No other worker claims them until the lease ends. Raises `Unavailable`.
         """
-        due = self.users.find(HAS_DUE_EMAIL, {"_id": 1}, collation=SIMPLE).sort("mail_due").limit(CLAIM_WINDOW)
+        candidates = HAS_DUE_EMAIL | self._refused.condition()
+        due = self.users.find(candidates, {"_id": 1}, collation=SIMPLE).sort("mail_due").limit(CLAIM_WINDOW)
         ids = [user["_id"] for user in await persist(lambda: due.clone().to_list(None))]
         if not ids:
             return []
-        chosen = {"$in": random.sample(ids, min(users, len(ids)))}
+        chosen = random.sample(ids, min(users, len(ids)))
         token = str(ObjectId())
-        claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _from_now(lease)})
-        await persist(lambda: self.users.update_many({"_id": chosen, **HAS_DUE_EMAIL}, claim, collation=SIMPLE))
+        try:
+            await self._lease(chosen, token, lease)
+        except (Conflict, TooLarge, UnknownError):  # because of one of them
+            for id_ in chosen:
+                try:
+                    await self._lease([id_], token, lease)
+                except (Conflict, TooLarge, UnknownError) as exc:
+                    self._refused.add(id_, f"MongoDB does not let its `outbox` be changed: {exc}")
         read = {**self.shape.projection(), "outbox": 1, "now": "$$NOW"}
-        claimed = self.users.find({"_id": chosen, "outbox.token": token}, read, collation=SIMPLE)
+        claimed = self.users.find({"_id": {"$in": chosen}, "outbox.token": token}, read, collation=SIMPLE)
         found = await persist(lambda: claimed.clone().to_list(None))
         return [email for user in found for email in load_emails(user, token, self.shape)]
+
+    async def _lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
+        due = {"_id": {"$in": list(ids)}, **HAS_DUE_EMAIL}
+        claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _from_now(seconds)})
+        await persist(lambda: self.users.update_many(due, claim, collation=SIMPLE))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""
@@ -217,7 +240,7 @@ class Outbox:
         ids = [email.document_id for email in emails]
         chosen = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
         extension = _rewrite_outbox(chosen, {"next_at": _from_now(lease)})
-        held = {"_id": {"$in": ids}, "outbox.token": {"$in": tokens}}
+        held = {"_id": {"$in": ids}, "outbox": {"$type": "array"}, "outbox.token": {"$in": tokens}}
         await persist(lambda: self.users.update_many(held, extension, collation=SIMPLE))
 
     async def remove(self, email: OwedEmail) -> bool:

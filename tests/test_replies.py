@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
-from aiosmtplib import SMTPResponseException
+from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPResponseException, SMTPServerDisconnected
 
 from mail.refusals import VERDICTS
 from mail.replies import judge, verdict_of
@@ -11,6 +13,106 @@ from mail.verdicts import Row, Stage, Verdict
 
 LATIN_1 = "5.1.1 Empf\udce4nger unbekannt"
 """A reply that is not UTF-8, as aiosmtplib decodes it."""
+OURS = [
+    "550 5.4.5 Daily user sending quota exceeded. x - gsmtp",
+    "550 5.4.5 Daily user sending limit exceeded",
+    "550 5.4.6 Daily SMTP relay limit exceeded for customer",
+    "550-5.7.1 Daily SMTP relay sending limit exceeded for this user",
+    "554 5.2.252 SendAsDenied; a@x not allowed to send as y@x; STOREDRV.Submission.Exception:SendAsDeniedException",
+    "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message",
+    "550 5.2.0 SubmissionQuotaExceededException",
+    "550 The from address does not match a verified Sender Identity. Mail cannot be sent until this error is resolved.",
+    "553 Relaying disallowed as noreply@x.com",
+    "554 5.7.1 Relaying disallowed",
+    "550 5.7.0 From address is not one of your addresses",
+    "554 Message rejected: Email address is not verified. The following identities failed the check",
+    "454 Throttling failure: Daily message quota exceeded.",
+    "454 Throttling failure: Maximum sending rate exceeded.",
+    "554 Message rejected: Sending suspended for this account.",
+    "451 Authentication failed: Maximum credits exceeded",
+    "550 5.7.1 Sender domain not allowed",
+    "550 5.7.26 Unauthenticated email from x is not accepted due to domain's DMARC policy.",
+    "554 5.7.5 Permanent error evaluating DMARC policy",
+    "550 5.7.1 Our system has detected an unusual rate of unsolicited mail originating from your IP address.",
+    "554 5.7.1 Service unavailable; Client host [1.2.3.4] blocked using zen.spamhaus.org",
+    "550 5.7.1 Recipient address rejected: You have exceeded your Outmail quota",
+    "550 5.7.1 Client does not have permissions to send as this sender",
+    "550 5.7.60 SMTP; Client does not have permissions to send as this sender",
+    "550 5.7.54 SMTP; Unable to relay recipient in non-accepted domain",
+    "550 5.7.64 TenantAttribution; Relay Access Denied",
+    "550 relay not permitted",
+    "550 5.7.1 Unable to relay for a@b",
+    "550 5.7.1 a@b... Relaying denied. Proper authentication required.",
+    "530 5.7.57 SMTP; Client was not authenticated to send anonymous mail during MAIL FROM",
+    "553 5.7.1 <a@b>: Sender address rejected: not owned by user c",
+    "550 5.1.0 <a@b> sender rejected",
+    "550 Sender verify failed",
+    "553 mail from must equal authorized user",
+    "501 mail from address must be same as authorization user",
+    "550 5.7.1 Domain x has been disabled: unverified",
+    "554 5.7.1 You are not allowed to connect.",
+    "504 5.5.2 <h>: Helo command rejected: need fully-qualified hostname",
+    "550 5.7.1 <h>: Helo command rejected: Host not found",
+    "550 5.7.1 <h>: Helo command rejected: I refuse you",
+    "550 5.7.501 Service unavailable. Access denied, spam abuse detected",
+    "550 5.1.8 Access denied, bad outbound sender",
+    "550 5.4.6 Unusual sending activity detected. Please try after sometime",
+    "550 Invalid API key / account suspended",
+    "525 5.7.1 Unauthorized IP address",
+    "550 Domain has exceeded the max emails per hour (150/100) allowed. Message discarded",
+    "554 5.7.1 : Sender address rejected: Access denied",
+    "550 that IP address is not allowed to send",
+    "551 5.7.1 Not authorised to send from this header address",
+    "550 5.7.1 [CS] Message blocked. Your account has been blocked for sending",
+]
+"""About us: the e-mail waits."""
+THEIRS = [
+    "550 5.1.1 <a@b>: Recipient address rejected: User unknown in virtual mailbox table",
+    "550-5.1.1 The email account that you tried to reach does not exist. Please try",
+    "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient a@b not found by SMTP address lookup",
+    "550 5.4.1 Recipient address rejected: Access denied. AS(201806281)",
+    "550 No such user here",
+    "550 5.2.1 The email account that you tried to reach is disabled.",
+    "552 5.2.2 The email account that you tried to reach is over quota",
+    "552-5.2.2 The recipient's inbox is out of storage space",
+    "554 delivery error: dd This user doesn't have a yahoo.com account (x@yahoo.com) [0]",
+    "554 delivery error: dd Your message to x@y.z cannot be sent. This account has been disabled or discontinued",
+    "550 User unknown",
+    "550 <a@b>: User not found",
+    "550 Unrouteable address",
+    "501 5.1.3 Bad recipient address syntax",
+    "550 5.5.0 Requested action not taken: mailbox unavailable (S2017062302)",
+    "552 5.3.4 Message size exceeds fixed limit",
+    "552 message size limit exceeded",
+    "552 5.2.3 Message too large",
+    "550 user over quota",
+    "552 <a@b> mailbox is over quota",
+    "550 5.1.2 <a@b>: Recipient address rejected: Domain not found",
+    "556 5.1.10 <a@b>: Recipient address rejected: Domain does not accept mail (nullMX)",
+    "550 Mailbox does not exist",
+    "550 5.7.1 <a@b>: Recipient address rejected: user a@b does not exist",
+    "550 non-local recipient unknown user",
+    "550 invalid mailbox",
+    "553 5.1.3 Invalid address format",
+]
+"""About the recipient or the message: a dead letter."""
+IN_DOUBT = [
+    "554 5.7.1 spam",
+    "553 no",
+    "550 5.7.1 Message rejected as spam by content filter",
+    "550 5.7.1 policy",
+    "552 message rejected by anti-spam engine.",
+    "550 Requested action not taken: mailbox unavailable",
+]
+"""About nobody knows whom: the e-mail is tried again."""
+NOT_NOW = [
+    "450 4.7.1 Client host rejected: Greylisted, see http://postgrey",
+    "450 4.2.1 The user you are trying to contact is receiving mail too quickly",
+    "452 4.2.2 mailbox full",
+    "450 4.1.1 <a@b>: Recipient address rejected: unverified address",
+    "452 4.3.1 Insufficient system storage",
+]
+"""Not now."""
 
 
 @pytest.mark.parametrize(
@@ -31,7 +133,8 @@ LATIN_1 = "5.1.1 Empf\udce4nger unbekannt"
         (Stage.RCPT, 354, "what", Verdict.TRANSIENT),
         (Stage.DATA, 550, "5.1.8 bad sender\n5.1.8 indeed", Verdict.CONFIGURATION),
         (Stage.DATA, 554, "5.7.1 spam", Verdict.UNCLEAR),
-        (Stage.DATA, 200, "taken, in a way", Verdict.AMBIGUOUS),
+        (Stage.DATA_COMMAND, 250, "taken before it was sent", Verdict.TRANSIENT),
+        (Stage.DATA, 354, "once more", Verdict.AMBIGUOUS),
         (Stage.DATA, -1, "\udcff", Verdict.AMBIGUOUS),
     ],
 )
@@ -49,3 +152,56 @@ def test_each_row_fits_its_example_and_no_earlier_row_does(row: Row) -> None:
         first = next(other for other in VERDICTS if stage in other.stages and other.pattern.match(row.example))
         assert first is row
         assert verdict_of(row.example, stage) is row.verdict
+
+
+@pytest.mark.parametrize("stage", [Stage.RCPT, Stage.DATA_COMMAND, Stage.DATA])
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        *((reply, Verdict.CONFIGURATION) for reply in OURS),
+        *((reply, Verdict.PERMANENT) for reply in THEIRS),
+        *((reply, Verdict.UNCLEAR) for reply in IN_DOUBT),
+        *((reply, Verdict.TRANSIENT) for reply in NOT_NOW),
+    ],
+)
+def test_replies_of_real_servers_blame_the_right_one(reply: str, verdict: Verdict, stage: Stage) -> None:
+    assert verdict_of(reply, stage) is verdict
+
+
+@pytest.mark.parametrize("reply", ["552 5.3.4 Message size exceeds fixed limit", "552 message size limit exceeded"])
+def test_a_message_that_is_too_large_blames_nobody_else(reply: str) -> None:
+    assert {verdict_of(reply, stage) for stage in (Stage.MAIL, Stage.RCPT, Stage.DATA)} == {Verdict.PERMANENT}
+
+
+@pytest.mark.parametrize("code", range(500, 560))
+@pytest.mark.parametrize("text", ["", "5.7.1 no", "5.0.0 no", "5.3.0 no", "5.5.1 no", "no", "5.7.0 policy"])
+def test_what_nobody_knows_is_not_permanent(code: int, text: str) -> None:
+    for stage in Stage:
+        assert verdict_of(f"{code} {text}".strip(), stage) is not Verdict.PERMANENT or (code, stage) in {
+            (551, Stage.RCPT),
+            (552, Stage.MAIL),
+        }
+
+
+@pytest.mark.parametrize(
+    ("exc", "status"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('192.0.2.1', 25)"), "Connection refused"),
+        (SMTPReadTimeoutError("Timed out"), "no reply in time"),
+        (SMTPServerDisconnected("Connection lost"), "SMTPServerDisconnected"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+    ],
+)
+def test_the_log_says_what_broke_and_names_no_host(exc: Exception, status: str) -> None:
+    outcome = judge(exc, Stage.CONNECT)
+    assert status in outcome.status
+    assert "192.0.2.1" not in outcome.status
+    assert "example" not in outcome.status
+
+
+@pytest.mark.parametrize("stage", [Stage.CONNECT, Stage.MAIL, Stage.RCPT, Stage.DATA_COMMAND])
+@pytest.mark.parametrize(
+    "exc", [ValueError("label too long"), UnicodeError("surrogates"), OSError("odd"), SMTPException("odd")]
+)
+def test_nothing_that_is_raised_before_the_message_is_permanent(exc: Exception, stage: Stage) -> None:
+    assert judge(exc, stage).verdict is not Verdict.PERMANENT

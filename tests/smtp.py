@@ -1,0 +1,112 @@
+"""A scripted SMTP server: it says exactly what a script says, also what no library would let a server say."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+DROP: Final = b"drop"
+"""Close the connection instead of replying."""
+HANG: Final = b"hang"
+"""Never reply."""
+EHLO: Final = b"250-here\r\n250-AUTH PLAIN LOGIN\r\n250 SMTPUTF8\r\n"
+REPLIES: Final[Mapping[str, bytes]] = {
+    "greeting": b"220 here\r\n",
+    "EHLO": EHLO,
+    "HELO": b"250 here\r\n",
+    "AUTH PLAIN": b"235 in\r\n",
+    "AUTH LOGIN": b"334 UGFzc3dvcmQ6\r\n",
+    "password": b"235 in\r\n",
+    "MAIL": b"250 OK\r\n",
+    "RCPT": b"250 OK\r\n",
+    "DATA": b"354 go on\r\n",
+    "dot": b"250 OK\r\n",
+    "QUIT": b"221 bye\r\n",
+}
+"""What an ordinary server says."""
+UNKNOWN: Final = b"502 unknown command\r\n"
+
+
+@dataclass
+class RawServer:
+    """Replies of a server, by command or `command recipient`. The parts of a tuple are sent one after another."""
+
+    replies: Mapping[str, bytes | tuple[bytes, ...]]
+    port: int = 0
+    commands: list[str] = field(default_factory=list)
+    received: list[tuple[str, bytes]] = field(default_factory=list)
+    passwords: list[str] = field(default_factory=list)
+
+    def _reply(self, command: str, recipient: str = "") -> tuple[bytes, ...]:
+        known = {**REPLIES, **self.replies}
+        reply = known.get(f"{command} {recipient}", known.get(command, UNKNOWN))
+        return reply if isinstance(reply, tuple) else (reply,)
+
+    async def _say(self, writer: asyncio.StreamWriter, reply: tuple[bytes, ...]) -> None:
+        for n, part in enumerate(reply):
+            if part == DROP:
+                raise ConnectionError
+            if part == HANG:
+                await asyncio.sleep(60)
+            if n:
+                await asyncio.sleep(0.1)
+            writer.write(part)
+            await writer.drain()
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hold one conversation."""
+        recipient = ""
+        with suppress(ConnectionError):
+            await self._say(writer, self._reply("greeting"))
+            while line := (await reader.readline()).decode().strip():
+                words = line.split(" ")
+                command = " ".join(words[:2]).upper() if words[0].upper() == "AUTH" else words[0].upper()
+                if command == "RCPT":
+                    recipient = line.partition("<")[2].rstrip(">")
+                self.commands.append(command)
+                reply = self._reply(command, recipient if command in {"RCPT", "DATA"} else "")
+                await self._say(writer, reply)
+                if reply[0].startswith(b"334"):
+                    self.passwords.append(base64.b64decode(await reader.readline()).decode())
+                    await self._say(writer, self._reply("password"))
+                if reply[0].startswith(b"354"):
+                    message = await reader.readuntil(b"\r\n.\r\n")
+                    answer = self._reply("dot", recipient)
+                    if answer[0].startswith((b"2", HANG)):
+                        self.received.append((recipient, message.removesuffix(b".\r\n")))
+                    await self._say(writer, answer)
+                if command == "QUIT":
+                    break
+
+
+@asynccontextmanager
+async def raw_server(
+    replies: Mapping[str, bytes | tuple[bytes, ...]] | None = None, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[RawServer]:
+    """Run a server that gives these replies, and the ordinary ones otherwise, without TLS."""
+    state = RawServer(replies or {})
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        tasks.add(task)
+        try:
+            with suppress(asyncio.CancelledError, asyncio.IncompleteReadError):
+                await state.converse(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(converse, host, port, limit=1 << 20)
+    state.port = server.sockets[0].getsockname()[1]
+    try:
+        yield state
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)

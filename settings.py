@@ -52,7 +52,10 @@ class Settings:
     port: int = _setting("port to listen on", "int", 8080, validate=validate.Range(1, 65535))
     email: str = _setting("address of users that the service creates; required", default="", validate=envelope_address)
     db_uri: str = _setting(
-        "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required", default="", secret=True
+        "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required",
+        default="",
+        secret=True,
+        validate=checks.encodable,
     )
     users_collection: str = _setting("collection of the users' documents", default="users", validate=checks.collection)
     email_field: str = _setting(
@@ -142,7 +145,7 @@ class Settings:
     user_token_secret: str | None = _setting(
         "secret that signs users' tokens (JWT, HS256) for /list, /read and /stream; needs API_KEYS",
         secret=True,
-        validate=lambda value: checks.long_secrets([value]),
+        validate=[lambda value: checks.long_secrets([value]), checks.encodable],
     )
     cors_origins: Sequence[str] = _setting(
         "comma-separated origins whose pages may call /list, /read and /stream, such as https://app.example.com",
@@ -157,6 +160,7 @@ class Settings:
     demo: bool = _setting("1 serves the demo page at /; a local run always does", "bool", default=False)
     templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail is its key", "path")
     kinds_file: Path | None = _setting("TOML file of the kinds of notification; default the four", "path")
+    start_timeout: float = _setting("seconds to wait for MongoDB at the start", "float", 60.0, validate=checks.POSITIVE)
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, cast
 
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 
@@ -29,22 +30,35 @@ TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
 NAMES: Final = frozenset(f.name.upper() for f in fields(Settings))
 OTHER_NAMES: Final = {
-    "DATABASE_URL": "DB_URI",
     "DB_URL": "DB_URI",
-    "MONGODB_URI": "DB_URI",
+    "DB_DSN": "DB_URI",
+    "DATABASE_URI": "DB_URI",
     "MONGO_URI": "DB_URI",
-    "MONGO_URL": "DB_URI",
+    "SMTP_ADDRESS": "SMTP_HOST",
     "SMTP_SERVER": "SMTP_HOST",
+    "SMTP_URL": "SMTP_HOST",
     "SMTP_HOSTNAME": "SMTP_HOST",
     "SMTP_USER": "SMTP_LOGIN",
     "SMTP_USERNAME": "SMTP_LOGIN",
     "SMTP_PASS": "SMTP_PASSWORD",
+    "SMTP_ENCRYPTION": "SMTP_SECURITY",
+    "SMTP_SECURE": "SMTP_SECURITY",
+    "SMTP_SSL": "SMTP_SECURITY",
+    "SMTP_STARTTLS": "SMTP_SECURITY",
     "SMTP_TLS": "SMTP_SECURITY",
     "SMTP_SENDER": "SMTP_FROM",
 }
 """What other programs call a variable. Set here, it would be ignored, and the service would run on something else."""
+OF_PLATFORMS: Final = dict.fromkeys(
+    ("DATABASE_URL", "MONGODB_URI", "MONGODB_URL", "MONGO_URL", "MONGODB_CONNECTION_STRING"), "DB_URI"
+)
+"""The same, where a platform may have set it for another program: it counts only while ours is not set."""
+OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")
+"""What Kubernetes sets for each Service of a namespace, whatever its name."""
 NEAR: Final = 0.85
 """How alike a name must be to one of ours to be taken for a slip (difflib's ratio)."""
+LONG: Final = 7
+"""Characters of a name of ours from which on a likeness counts in the environment too: every login sets MAIL."""
 
 
 class SettingsError(Exception):
@@ -59,17 +73,20 @@ class SettingsError(Exception):
 class _Variables(Env):
     """The environment, then a file for what is unset or empty there.
 
-    Values end before their line end. Nothing is expanded: a password may hold `${`.
+    Values end before their line end, which a secret made with `echo` has. Nothing is expanded: a password may hold
+    `${`.
     """
 
     def __init__(self, env_file: Path) -> None:
         super().__init__(eager=False)
         self.faults: dict[str, Sequence[str]] = {}
+        self._lines: dict[str, int] = {}
         values = {**self._read(env_file), **{name: value for name, value in os.environ.items() if value.strip()}}
         self._given = {name: value.strip("\r\n") for name, value in values.items() if value.strip()}
         for name in self._given:
-            if ours := _meant(name):
-                self.faults[name] = [f"Is none of the service's variables; is {ours} meant?"]
+            if ours := _meant(name, self._given, in_file=name in self._lines):
+                where = f" (in line {self._lines[name]} of {env_file})" if name in self._lines else ""
+                self.faults[name] = [f"Is none of the service's variables; is {ours} meant?{where}"]
 
     def _read(self, env_file: Path) -> Mapping[str, str]:
         """Return the values of a file, which need not exist. Raises `SettingsError`."""
@@ -77,25 +94,47 @@ class _Variables(Env):
             with env_file.open(encoding="utf-8-sig") as lines:
                 bindings = list(parse_stream(lines))
         except FileNotFoundError:
-            return {}
+            if not env_file.is_symlink():
+                return {}
+            raise SettingsError({f"{env_file}": ["Is a link to a file that does not exist."]}) from None
         except UnicodeDecodeError:
             raise SettingsError({f"{env_file}": ["Not UTF-8."]}) from None
         except OSError as exc:
             raise SettingsError({f"{env_file}": [f"Cannot be read: {exc.strerror}."]}) from None
+        values = {}
         for binding in bindings:
             if binding.error or (binding.key and binding.value is None):
-                self.faults[f"{env_file}, line {binding.original.line}"] = ["Is not NAME=VALUE."]
-        return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
+                self.faults[f"{env_file}, line {_line(binding)}"] = ["Is not NAME=VALUE."]
+            elif binding.key and binding.value is not None:
+                values[binding.key], self._lines[binding.key] = binding.value, _line(binding)
+        return values
 
     def _get_value(self, env_key: str, default: Any) -> Any:  # as environs' own FileAwareEnv does
         return self._given.get(env_key, default)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing is said of MongoDB, of an address or of a mail server, not even in names unknown to us."""
+        return not any(
+            name in {"DB_URI", "EMAIL"} or (name.startswith("SMTP_") and not OF_KUBERNETES.fullmatch(name))
+            for name in self._given
+        )
 
-def _meant(name: str) -> str | None:
+
+def _line(binding: Binding) -> int:
+    """Return the number of a line. The parser counts the blank lines before it as part of it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _meant(name: str, given: Container[str], *, in_file: bool) -> str | None:
     """Return the variable that a name which is none of ours was probably meant to be."""
-    if name in NAMES:
+    if name in NAMES or OF_KUBERNETES.fullmatch(name):
         return None
-    return OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, NAMES, 1, NEAR)), None)
+    if name in OF_PLATFORMS:
+        return None if OF_PLATFORMS[name] in given else OF_PLATFORMS[name]
+    near = next(iter(difflib.get_close_matches(name.upper(), NAMES, 1, NEAR)), None)
+    return OTHER_NAMES.get(name) or (near if near and (in_file or len(near) >= LONG) else None)
 
 
 def load_settings(env_file: Path = Path(".env")) -> Settings:
@@ -107,7 +146,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     """
     env = _Variables(env_file)
     given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "")}
-    local = not any(name in {"db_uri", "email"} or name.startswith("smtp_") for name in given)
+    local = env.is_local
     values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
     for f in fields(Settings):
         if f.name in given:
@@ -121,7 +160,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     if not local:
         faults |= {name: ["Missing."] for name in REQUIRED if name.lower() not in given}
     for name, fault in (
-        ("DB_URI", uri_fault(values["db_uri"]) if "db_uri" in given else None),
+        ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
         ("EMAIL_FIELD", _email_field_fault(values["email_field"], values["unknown_users"])),

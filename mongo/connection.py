@@ -64,6 +64,8 @@ def uri_fault(uri: str) -> str | None:
     if uri.startswith("mongodb+srv://"):
         return None  # DNS names its hosts; it is asked at the start
     try:
+        if not uri.startswith("mongodb://"):
+            raise ConfigurationError  # the driver takes a text without a scheme for the name of a host
         pymongo.MongoClient(uri, connect=False, **OPTIONS).close()
     except OSError:
         return "A file that the MongoDB connection string names cannot be read."

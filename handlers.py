@@ -103,7 +103,11 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 async def kinds(request: web.Request) -> web.Response:
     """Return the kinds of notification, or 304 to a client that has them already."""
-    return _revalidated(request, request.app[KINDS], "public, max-age=60")
+    response = _revalidated(request, request.app[KINDS], "public, max-age=60")
+    response.headers["Access-Control-Allow-Origin"] = (
+        "*"  # for the bell in any page; it is no secret
+    )
+    return response
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -122,9 +126,11 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Return the metrics. They are useful without MongoDB too."""
     identify(request).must_be_backend()
-    instruments, backlog = request.app[METRICS], (float("nan"), float("nan"))
+    instruments, backlog, dead = request.app[METRICS], (float("nan"), float("nan")), float("nan")
     with contextlib.suppress(StoreError):
         backlog = await request.app[STORE].outbox.backlog()
+        dead = await request.app[STORE].dead_mail.count()
+    instruments.dead.set(dead)
     instruments.owed.set(backlog[0])
     instruments.oldest.set(backlog[1])
     return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})

@@ -142,9 +142,10 @@ def _encodable(text: str) -> None:
         raise ValidationError("Not valid Unicode.")
 
 
-def one_of(kinds: Kinds) -> validate.OneOf:
-    """Return what accepts a known kind; its error names them all."""
-    return validate.OneOf(list(kinds), error="Must be one of: {choices}.")
+def _accept(kinds: Kinds, schema: Schema) -> None:
+    """Let the field `key` of a schema accept these kinds; its error names them all."""
+    # Not by `append`: the copies of a field share its list of validators.
+    schema.fields["key"].validators = [validate.OneOf(list(kinds), error="Must be one of: {choices}.")]
 
 
 USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
@@ -164,7 +165,7 @@ class CreateSchema(IdSchema):
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         super().__init__(id_type)
         self._kinds = kinds
-        self.fields["key"].validators.append(one_of(kinds))
+        _accept(kinds, self)
 
     class Meta:
         """Refuse unknown fields."""
@@ -252,7 +253,7 @@ class ReadSchema(IdSchema):
 
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         super().__init__(id_type)
-        self.fields["key"].validators.append(one_of(kinds))
+        _accept(kinds, self)
 
     class Meta:
         """Ignore unknown parameters."""

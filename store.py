@@ -23,6 +23,7 @@ from mongo.document import (
     NOTIFICATIONS,
     READ,
     RECENT_LIMIT,
+    SIMPLE,
     UNREAD,
     JSONObject,
     Shape,
@@ -43,6 +44,7 @@ from mongo.errors import (
     UnknownUser,
     persist,
 )
+from mongo.ids import named
 from mongo.outbox import HAS_ROOM, OUTBOX_LIMIT, Outbox, new_element
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
 from schemas import Create, ListQuery, ReadQuery
@@ -71,26 +73,14 @@ EMPTY: Final = Page(0, 0, [])
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """Connect, create missing indexes, and close at the end. Raises a `StoreError`."""
+async def open_store(settings: Settings, deadline: float | None = None) -> AsyncIterator[Store]:
+    """Connect within `deadline` seconds, create missing indexes, and close at the end. Raises a `StoreError`."""
     async with connected(settings.db_uri) as database:
         store = Store(database, settings)
-        await _reach(store, database)
+        await store.reach(deadline)
         await store.outbox.create_index()
         async with store.clock.running():
             yield store
-
-
-async def _reach(store: Store, database: Database) -> None:
-    """Connect. Raises `Unavailable`, which says why it cannot."""
-    try:
-        await store.clock.sync(deadline=None)
-    except Misconfigured:
-        raise
-    except Unavailable as exc:
-        if await expects_tls(database):
-            raise Misconfigured("MongoDB expects TLS, which DB_URI does not ask for.") from exc
-        raise
 
 
 class Store:
@@ -102,7 +92,7 @@ class Store:
         self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
         self.changes = Changes(self.users, settings.id_type)
         self.clock = Clock(database)
-        self._database = database
+        self.database = database
         self._limit = settings.notifications_limit
         self._profile = {settings.email_field: settings.email}
         self._id_type = settings.id_type
@@ -188,11 +178,14 @@ class Store:
         """
         users = self.users.with_options(read_concern=MAJORITY)
         document = {"_id": self._id_type.to_bson(new.user_id)}
-        user = await users.find_one(document, {"notifications": 1, "outbox": 1, "recent": 1})
+        user = await users.find_one(document, {"notifications": 1, "outbox": 1, "recent": 1}, collation=SIMPLE)
         if user is None:
-            if self._creates_users:
-                raise Changed
-            raise UnknownUser
+            if not self._creates_users:
+                raise UnknownUser
+            other = await users.find_one(document, {"_id": 1})  # as the collection's default collation compares
+            if other and other != document:
+                raise Conflict("the collation of the users' collection, to which two users' ids are the same")
+            raise Changed
         if any(item.get("id") == id_ for name in ("notifications", "outbox") for item in elements(user, name)):
             return False
         for item in elements(user, "recent"):
@@ -201,7 +194,7 @@ class Store:
                     raise KeyReused
                 return key != id_
         if foreign := await foreign_field(users, document, fields):
-            raise Conflict(f"the field `{foreign}` of document {new.user_id}, which is not the service's")
+            raise Conflict(f"the field `{foreign}` of {named(new.user_id)}, which is not the service's")
         if new.kind.email and len(user.get("outbox", ())) >= OUTBOX_LIMIT:
             raise OutboxFull
         raise Changed
@@ -224,11 +217,12 @@ class Store:
         users = {self._id_type.to_bson(query.user_id) for query in queries}
         projection = _page(max(queries, key=attrgetter("limit")))
         if len(users) == 1:
-            user = await self.users.find_one({"_id": users.pop()}, projection)
+            user = await self.users.find_one({"_id": users.pop()}, projection, collation=SIMPLE)
             found = [user] if user else []
         else:
             with pymongo.timeout(SHARED_TIMEOUT):
-                found = await self.users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
+                same = {"_id": {"$in": list(users)}}
+                found = await self.users.find(same, projection, collation=SIMPLE).to_list(None)
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
@@ -249,14 +243,25 @@ class Store:
         async def attempt() -> bool:
             found = await write(mark)
             if not found and await foreign_field(self.users, user, ["notifications"]):
-                raise Conflict(f"the field `notifications` of document {query.user_id}, which is not the service's")
+                raise Conflict(f"the field `notifications` of {named(query.user_id)}, which is not the service's")
             return found
 
         return await persist(attempt)
 
+    async def reach(self, deadline: float | None = None) -> None:
+        """Connect. Raises `Unavailable`, which says why it cannot."""
+        try:
+            await self.clock.sync(deadline)
+        except Misconfigured:
+            raise
+        except Unavailable as exc:
+            if await expects_tls(self.database):
+                raise Misconfigured("MongoDB expects TLS, which DB_URI does not ask for.") from exc
+            raise
+
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
-        await persist(lambda: self._database.command("ping"), PING_DEADLINE)
+        await persist(lambda: self.database.command("ping"), PING_DEADLINE)
 
 
 def _array_filter(identifier: str, condition: JSONObject) -> Mapping[str, Any]:

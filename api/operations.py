@@ -74,6 +74,17 @@ BAD_BODY: Final = (
 UNCONFIRMED: Final = (errors.Unavailable, errors.Busy)
 
 
+def _bodies(kinds: Kinds) -> Mapping[str, JSONObject]:
+    """Return examples of `POST /create`: one with the fields that must be there, and one with all."""
+    emailed = next((name for name, kind in kinds.items() if kind.email), next(iter(kinds)))
+    kept = next((name for name, kind in kinds.items() if kind.in_app), next(iter(kinds)))
+    fields = ("user_id", "key", "target_id", "data")
+    return {
+        "required fields": {"user_id": USER, "key": emailed},
+        "all fields": {name: NOTIFICATION[name] for name in fields} | {"key": kept},
+    }
+
+
 def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
     """Return the operations, by method and path, of a service with these kinds."""
     return {
@@ -86,10 +97,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             callers=("key",),
             headers=schemas.CreateHeaders,
             body=schemas.CreateSchema(id_type, kinds),
-            examples={
-                "e-mail only": {"user_id": USER, "key": "registration"},
-                "all fields": {name: NOTIFICATION[name] for name in ("user_id", "key", "target_id", "data")},
-            },
+            examples=_bodies(kinds),
             answers={
                 201: Answer(
                     description="The notification and the e-mail owed are on disk on a majority of MongoDB's members.",

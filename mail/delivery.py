@@ -24,6 +24,7 @@ from mail.templates import Content, RenderError, Templates
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer
 from mongo.errors import StoreError, Unavailable
+from mongo.ids import named
 from mongo.outbox import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
@@ -140,8 +141,7 @@ class Delivery:
                 self._metrics.foreign.set(len(found))
                 for document in found.keys() - self._foreign:
                     self._foreign.add(document)
-                    name = document if "@" not in document else "with an address as its _id"
-                    log.error("document %s: %s", name, found[document])
+                    log.error("%s: %s", named(document), found[document])
             await asyncio.sleep(FOREIGN_INTERVAL)
 
     async def stop(self, run: asyncio.Task[None], helpers: set[asyncio.Task[None]]) -> None:

@@ -67,6 +67,7 @@ class Templates:
         if faults := [fault for name in sorted(sources) for fault in _faults(environment, name, sources)]:
             raise TemplatesError(" ".join(faults))
         self._templates = {name: environment.get_template(name) for name in sources}
+        self._localized = {name.lower(): name for name in sources}
 
     def render(self, fields: Mapping[str, Any], language: str | None = None) -> Content:
         """Return the content of the e-mail about a notification with these fields.
@@ -75,7 +76,8 @@ class Templates:
         a gap in a sentence is better than no sentence. A part without a template, or one that renders as nothing, is
         absent; the key replaces an absent subject or text.
 
-        Each part is that of the language, such as `KEY.de.txt`, else that without one. `de-AT` also takes `de`.
+        Each part is that of the language, such as `KEY.de.txt`, else that without one. `de-AT` also takes `de`. Neither
+        case nor `_` in place of `-` makes a difference.
 
         Raises `RenderError`.
         """
@@ -85,9 +87,10 @@ class Templates:
         return Content(_one_line(subject) or key, text or key, html or None)
 
     def _name(self, key: str, part: str, language: str | None) -> str:
-        tags = (language or "").replace("_", "-").split("-")
+        tag = (language or "").replace("_", "-").lower()
+        tags = tag.split("-") if LANGUAGE.fullmatch(tag) else []
         names = [f"{key}.{'-'.join(tags[:n])}.{part}" for n in range(len(tags), 0, -1)]
-        return next((name for name in names if name in self._templates), f"{key}.{part}")
+        return next((self._localized[name] for name in names if name in self._localized), f"{key}.{part}")
 
     def _part(self, name: str, variables: Mapping[str, Any]) -> str:
         template = self._templates.get(name)
@@ -123,9 +126,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
     """Return the sources by file name. Raises `TemplatesError`."""
     sources, faults = {}, []
-    name = re.compile(
-        rf"(?:{'|'.join(kinds)})(?:\.(?!subject\.){LANGUAGE.pattern})?\.(?:subject\.txt|txt|html)|_.*\.(?:txt|html)"
-    )
+    name = re.compile(rf"(?:{'|'.join(kinds)})(?:\.{LANGUAGE.pattern})?\.(?:subject\.txt|txt|html)|_.*\.(?:txt|html)")
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as exc:

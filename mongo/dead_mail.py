@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from bson import ObjectId
@@ -18,10 +19,13 @@ from mongo.document import (
     optional_fields,
     remember,
 )
-from mongo.errors import Conflict, OutboxFull, TooLarge, UnknownError, persist
+from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, persist
 from mongo.outbox import HAS_ROOM, Outbox, OwedEmail, new_element
 
 OLDEST_FIRST: Final = "died_at"
+DISCARDED_AT_ONCE: Final = 1000
+LONG_DEADLINE: Final = 60.0
+"""Seconds for an operator's question about all of them."""
 ADDRESS_SHOWN: Final = 1000
 """Characters of an address that a dead letter keeps. A longer one is none."""
 
@@ -31,7 +35,7 @@ class DeadMail:
 
     def __init__(self, outbox: Outbox, letters: Collection) -> None:
         self._outbox = outbox
-        self._letters = letters
+        self.letters = letters
 
     async def bury(self, email: OwedEmail, tries: int, error: str | None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
@@ -62,25 +66,49 @@ class DeadMail:
 
     async def _write(self, id_: str, letter: JSONObject) -> None:
         update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
-        await persist(lambda: self._letters.update_one({"_id": id_}, update, upsert=True, collation=SIMPLE))
+        await persist(lambda: self.letters.update_one({"_id": id_}, update, upsert=True, collation=SIMPLE))
 
-    async def find(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
-        """Return these dead letters, or all, oldest first. Raises `Unavailable`."""
-        found = self._letters.find({} if ids is None else {"_id": {"$in": ids}}).sort(OLDEST_FIRST)
-        return await persist(lambda: found.clone().to_list(None))
+    async def find(
+        self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
+    ) -> Sequence[JSONObject]:
+        """Return these dead letters, or all, oldest first; of one kind only, or since a time. Raises `Unavailable`."""
+        condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
+        condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
+        found = self.letters.find(condition, collation=SIMPLE, allow_disk_use=True).sort(OLDEST_FIRST)
+        return await persist(lambda: found.clone().to_list(None), LONG_DEADLINE)
+
+    async def discard(self, ids: Sequence[str] | None = None) -> int:
+        """Delete these dead letters, or all; return how many. Raises `Unavailable`."""
+        condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
+        # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
+        found = self.letters.find(condition, {"_id": 1}, collation=SIMPLE)
+        letters = [letter["_id"] for letter in await persist(lambda: found.clone().to_list(None), LONG_DEADLINE)]
+        for start in range(0, len(letters), DISCARDED_AT_ONCE):
+            chosen = {"_id": {"$in": letters[start : start + DISCARDED_AT_ONCE]}}
+            await persist(lambda chosen=chosen: self.letters.delete_many(chosen, collation=SIMPLE))  # type: ignore[misc]
+        return len(letters)
+
+    async def count(self) -> int:
+        """Return about how many there are, without counting them. Raises `Unavailable`."""
+        return await persist(self.letters.estimated_document_count, PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
         """Return a user's dead letters, oldest first. Raises `Unavailable`."""
-        found = self._letters.find({"user_id": user_id}).sort(OLDEST_FIRST)
+        found = self.letters.find({"user_id": user_id}).sort(OLDEST_FIRST)
         return await persist(lambda: found.clone().to_list(None))
 
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
 
+        So is one whose id is not of the type that ids have now.
+
         Raises `OutboxFull`, `Conflict` or `Unavailable`.
         """
         users = self._outbox.users
-        id_, user, once = letter["_id"], {"_id": self._outbox.shape.id_type.to_bson(letter["user_id"])}, str(ObjectId())
+        user_id = self._outbox.shape.id_type.parse(f"{letter['user_id']}")
+        if user_id is None:
+            return False
+        id_, user, once = letter["_id"], {"_id": self._outbox.shape.id_type.to_bson(user_id)}, str(ObjectId())
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}
@@ -95,7 +123,7 @@ class DeadMail:
             lambda: users.update_one({**user, **absent, **HAS_ROOM, **ours}, update, collation=SIMPLE)
         )
         if not result.matched_count:
-            found = await persist(lambda: users.find_one(user, {"outbox": 1, "recent": 1}))
+            found = await persist(lambda: users.find_one(user, {"outbox": 1, "recent": 1}, collation=SIMPLE))
             if found is None:
                 return False
             owed = [item.get("id") for item in elements(found, "outbox")]
@@ -103,7 +131,7 @@ class DeadMail:
                 if foreign := await persist(lambda: foreign_field(users, user, fields)):
                     raise Conflict(f"the field `{foreign}`, which is not the service's")
                 raise OutboxFull
-        await persist(lambda: self._letters.delete_one({"_id": id_}))
+        await persist(lambda: self.letters.delete_one({"_id": id_}))
         return True
 
 

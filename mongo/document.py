@@ -1,7 +1,7 @@
 """The user's document: what the service keeps in it, and the expressions that read it.
 
 ```
-{ _id: ObjectId, email: "...",
+{ _id, email: "...",                          of the team's type, and at the team's path (`Shape`)
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest first
   outbox: [ {id, key, at, next_at, tries, token, error, dead, request_id?, target_id?, data?} ]   e-mails owed
   mail_due: Date,                              min(outbox.next_at); absent when no e-mail is owed
@@ -66,7 +66,7 @@ def only_ours(field: str) -> list[JSONObject]:
 async def foreign_field(users: Collection, user: JSONObject, fields: Iterable[str]) -> str | None:
     """Return the first of these fields that is not ours in a user's document, as MongoDB judges it."""
     for field in fields:
-        if await users.find_one({**user, "$nor": [{"$and": only_ours(field)}]}, {"_id": 1}):
+        if await users.find_one({**user, "$nor": [{"$and": only_ours(field)}]}, {"_id": 1}, collation=SIMPLE):
             return field
     return None
 

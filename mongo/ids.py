@@ -14,6 +14,11 @@ STRING_LIMIT: Final = 128
 STRING: Final = rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{STRING_LIMIT}}}"
 
 
+def named(id_: str) -> str:
+    """Return what a log calls the document with this `_id`. One that may be an e-mail address is not shown."""
+    return "a document whose _id is an address" if "@" in id_ else f"document {id_}"
+
+
 class IdType(enum.Enum):
     """The type of the `_id`s, and of the ids of entities that notifications are about."""
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
-LANGUAGE: Final = re.compile("[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8})*")
-"""A language tag (RFC 5646), in the form that browsers use."""
+LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")
+"""A language tag (RFC 5646), in the form that browsers use. No language has a longer first part."""
 PLACEHOLDER: Final = re.compile(r"\{(?:id|key|timestamp|user_id|target_id|data(?:\.[^{}.|]+)+)(?:\|[^{}|]*)?\}")
 """A field of the notification, with the text that replaces a missing one: `{data.name|Somebody}`."""
-URL: Final = re.compile(r"https?://\S+|/(?!/)\S*")
-"""Where a click may lead: an http or https address, or a path on the page's own origin."""
+URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
+r"""Where a click may lead: an http or https address, or a path on the page's own origin. To a browser `\` is a `/`."""
 TEXT_LIMIT: Final = 500
 """Characters of a label or a url."""
 
@@ -120,7 +120,7 @@ def _label_faults(place: str, labels: Mapping[str, object]) -> Iterator[str]:
 def _url_faults(place: str, url: str) -> Iterator[str]:
     yield from _text_faults(place, url)
     if not URL.fullmatch(url):
-        yield f"{place} must begin with http://, https:// or a single /."
+        yield f"{place} must begin with http://, https:// or a single /, and have no space or backslash."
 
 
 def _text_faults(place: str, text: str) -> Iterator[str]:

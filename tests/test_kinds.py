@@ -1,0 +1,312 @@
+"""The kinds of notification: the table in `KINDS_FILE`, and every place that reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from marshmallow import ValidationError
+
+import handlers
+from api import openapi
+from config.environment import SettingsError
+from mongo.ids import IdType
+from ops.kinds import SPECIFIED, load_kinds
+from schemas import CreateSchema, ReadSchema
+from settings import Settings
+from tests.client import DB, PROTECTED, ROOT, TARGET, USER, Client, create, list_, owed, problem, settled, user
+from tests.fixtures import Start
+from tests.processes import COMPLETE, command, run
+from tests.servers import MailServer, free_port
+from tests.templates import write
+
+SHOP = ROOT / "examples/kinds.toml"
+CHANNELS = {
+    "registration": (False, True),
+    "new_login": (True, True),
+    "order_shipped": (True, True),
+    "invoice_ready": (True, True),
+    "back_in_stock": (True, False),
+    "question_answered": (True, False),
+}
+"""Of the shop's kinds: whether each is kept, and whether it is e-mailed."""
+
+
+def kinds_file(folder: Path, text: str) -> Path:
+    path = folder / "kinds.toml"
+    path.write_text(text)
+    return path
+
+
+# --- what is wrong with a file ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("", ["Has no kinds."]),
+        ("[a", ["Is not TOML: "]),
+        ("[a]\n[a]", ["Is not TOML: ", "line 2"]),
+        ("email = true", ["email: is not a table such as [email]."]),
+        ("[[a]]\nemail = true", ["a: is not a table"]),
+        ("[New-Post]", ["[New-Post]: a name has 1 to 64 small letters"]),
+        ('["new post"]', ["[new post]: a name"]),
+        ("[1st]", ["[1st]: a name"]),
+        ('["ä"]', ["[ä]: a name"]),
+        ('[""]', ["[]: a name"]),
+        (f"[{'a' * 65}]", [f"[{'a' * 65}]: a name"]),
+        ("[a.b]\nemail = true", ["[a]: there is no setting 'b'"]),
+        (
+            "[a]\nemails = true",
+            ["[a]: there is no setting 'emails'; the settings are in_app, email, required, label, url, labels."],
+        ),
+        ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),
+        ("[a]\nin_app = false\nemail = false", ["[a]: needs a channel"]),
+        ("[a]\nemail = 1", ["[a]: email must be true or false."]),
+        ('[a]\nrequired = "yes"', ["[a]: required must be true or false."]),
+        ("[a]\nlabel = true", ["[a]: label must be a text."]),
+        ("[a]\nurl = []", ["[a]: url must be a text."]),
+        ('[a]\nlabels = "x"', ["[a]: labels must be a table of texts by language."]),
+        ("[a.labels]\nde = 1", ["[a.labels]: de must be a text."]),
+        ('[a.labels]\ngerman = "x"', ["[a.labels]: 'german' is not a language such as de or pt-BR."]),
+        ('[a.labels]\nde_DE = "x"', ["[a.labels]: 'de_DE' is not a language"]),
+        ('[a]\nlabel = " "', ["[a]: label must be one line of 1 to 500 characters."]),
+        ('[a]\nlabel = "a\\nb"', ["[a]: label must be one line"]),
+        ('[a]\nlabel = "a\\u202eb"', ["[a]: label must be one line"]),
+        (f'[a]\nlabel = "{"x" * 501}"', ["[a]: label must be one line"]),
+        ('[a]\nlabel = "{city}"', ["[a]: label has a placeholder that is none such as {data.city}"]),
+        ('[a]\nlabel = "{data.a"', ["[a]: label has a placeholder"]),
+        ('[a]\nlabel = "{data}"', ["[a]: label has a placeholder"]),
+        ('[a]\nlabel = "{data..a}"', ["[a]: label has a placeholder"]),
+        ('[a]\nlabel = "}{"', ["[a]: label has a placeholder"]),
+        ('[a.labels]\nde = "{x}"', ["[a.labels]: de has a placeholder"]),
+        ('[a]\nurl = "/{x}"', ["[a]: url has a placeholder"]),
+        ('[a]\nurl = "javascript:alert(1)"', ["[a]: url must begin with http://, https:// or a single /"]),
+        ('[a]\nurl = "JavaScript:alert(1)"', ["[a]: url must begin"]),
+        ('[a]\nurl = "data:text/html,x"', ["[a]: url must begin"]),
+        ('[a]\nurl = "//evil.example"', ["[a]: url must begin"]),
+        ('[a]\nurl = "/\\\\evil.example"', ["[a]: url must begin"]),
+        ('[a]\nurl = "orders/1"', ["[a]: url must begin"]),
+        ('[a]\nurl = "{data.url}"', ["[a]: url must begin"]),
+        ('[a]\nurl = "/a b"', ["[a]: url must begin"]),
+        ('[a]\nurl = ""', ["[a]: url must be one line"]),
+        (
+            '[A]\nin_app = false\n[b]\nmail = true\nurl = "ftp://x"\n[c]\nlabel = 1',
+            ["[A]: a name", "[A]: needs a channel", "[b]: there is no setting 'mail'", "[b]: url must", "[c]: label"],
+        ),
+    ],
+)
+def test_every_fault_of_a_kinds_file_is_named(
+    environment: Callable[..., Settings], tmp_path: Path, text: str, sentences: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        environment(**COMPLETE, KINDS_FILE=str(kinds_file(tmp_path, text)), PORT="0")
+    assert raised.value.faults.keys() == {"KINDS_FILE", "PORT"}
+    (found,) = raised.value.faults["KINDS_FILE"]
+    assert [sentence for sentence in sentences if sentence not in found] == []
+
+
+def test_a_faulty_kinds_file_ends_the_start_with_2(tmp_path: Path) -> None:
+    path = kinds_file(tmp_path, "[A]\n[b]\nmail = true")
+    done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path), PORT="0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("The configuration is not valid:\n  KINDS_FILE: [A]: a name")
+    assert "[b]: there is no setting 'mail'" in done.stderr
+    assert "\n  PORT: " in done.stderr
+
+
+def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes("[a]\nlabel = 'Grüße'".encode("latin-1"))
+    for path in (tmp_path / "missing.toml", tmp_path, latin):
+        done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path))
+        assert done.returncode == 2
+        assert "KINDS_FILE: Cannot be read as UTF-8: " in done.stderr
+    assert "No such file or directory" in run(cwd=tmp_path, **COMPLETE, KINDS_FILE="missing.toml").stderr
+
+
+def test_a_template_of_no_kind_stops_the_start(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"order_shipped.de.subject.txt": "x", "new_post.txt": "x", "new_login.text.html": "x"})
+    done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(SHOP), TEMPLATES_DIR=str(folder))
+    assert done.returncode == 2
+    for name in ("new_post.txt", "new_login.text.html"):
+        assert f"{name}: not KEY.subject.txt, KEY.txt or KEY.html of a kind" in done.stderr
+    assert "order_shipped" not in done.stderr
+
+
+def test_names_labels_and_urls_may_be_as_long_and_as_odd_as_their_limits(tmp_path: Path) -> None:
+    name, label = "a" * 64, "{data.a|}" + "ü" * 491
+    text = (
+        f'[{name}]\nlabel = "{label}"\nurl = "https://x.example/{{id}}/{{data.größe.x|0}}?k={{key}}#f"\n'
+        f'[{name}.labels]\npt-BR = "{{data.name|Alguém}}"\nzh-Hans-CN = "消息"\n[x]\nemail=true\nin_app=false\n'
+    )
+    kinds = load_kinds(kinds_file(tmp_path, "\ufeff" + text))
+    assert kinds.keys() == {name, "x"}
+    assert (kinds[name].in_app, kinds[name].email, kinds[name].required) == (True, False, False)
+    assert kinds[name].labels == {"pt-BR": "{data.name|Alguém}", "zh-Hans-CN": "消息"}
+
+
+# --- a service with a shop's kinds ------------------------------------------------------------------
+
+
+@pytest.fixture
+async def shop(start: Start) -> Client:
+    """Start the service with the kinds of a shop."""
+    return await start(kinds_file=SHOP)
+
+
+@pytest.mark.parametrize("key", CHANNELS)
+async def test_each_kind_of_the_file_is_kept_and_mailed_as_it_says(
+    shop: Client, database: DB, mail: MailServer, key: str
+) -> None:
+    await create(shop, key=key, target_id=TARGET, data={"number": 7})
+    await settled(database)
+    kept = user(database).get("notifications", [])
+    assert ([item["key"] for item in kept], [message["Subject"] for _, message in mail.received]) == tuple(
+        [key] if channel else [] for channel in CHANNELS[key]
+    )
+
+
+async def test_an_unknown_kind_is_refused_and_the_known_ones_are_named(shop: Client, database: DB) -> None:
+    for ask in (
+        shop.post("/create", json={"user_id": USER, "key": "new_post"}),
+        shop.post("/read", params={"user_id": USER, "key": "new_post"}),
+    ):
+        response = await ask
+        assert response.status == 422
+        assert (await problem(response))["errors"] == {"key": [f"Must be one of: {', '.join(CHANNELS)}."]}
+    assert database.users.count_documents({}) == 0
+
+
+async def test_read_marks_all_of_a_kind(shop: Client) -> None:
+    for key in ("back_in_stock", "invoice_ready", "back_in_stock"):
+        await create(shop, key=key)
+    assert (await shop.post("/read", params={"user_id": USER, "key": "back_in_stock"})).status == 200
+    page = await list_(shop)
+    assert [(item["key"], item["is_new"]) for item in page["list"]] == [
+        ("back_in_stock", False),
+        ("invoice_ready", True),
+        ("back_in_stock", False),
+    ]
+
+
+def test_two_tables_in_one_process_do_not_mix() -> None:
+    shop = load_kinds(SHOP)
+    of_shop, specified = (CreateSchema(IdType.OBJECTID, kinds) for kinds in (shop, SPECIFIED))
+    assert of_shop.load({"user_id": USER, "key": "back_in_stock"}).kind is shop["back_in_stock"]
+    assert specified.load({"user_id": USER, "key": "new_post"}).kind is SPECIFIED["new_post"]
+    for schema, key in ((of_shop, "new_post"), (specified, "back_in_stock")):
+        with pytest.raises(ValidationError):
+            schema.load({"user_id": USER, "key": key})
+    reading = [ReadSchema(IdType.OBJECTID, kinds) for kinds in (shop, SPECIFIED)]
+    assert [schema.load({"user_id": USER, "key": "new_login"}).value for schema in reading] == ["new_login"] * 2
+
+
+async def test_kinds_are_told_to_everyone_and_only_once(start: Start) -> None:
+    client = await start(kinds_file=SHOP, **PROTECTED)
+    response = await client.get("/kinds")
+    body = await response.json()
+    assert (response.status, body["success"], list(body["data"])) == (200, True, list(CHANNELS))
+    assert body["data"]["order_shipped"] == {
+        "in_app": True,
+        "email": True,
+        "required": False,
+        "label": "Order {data.number} is on its way",
+        "url": "/orders/{target_id}",
+        "labels": {"de": "Bestellung {data.number} ist unterwegs"},
+    }
+    assert body["data"]["registration"] == {"in_app": False, "email": True, "required": True}
+    for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Origin": "https://a.example"}):
+        response = await client.get("/kinds", headers=headers)
+        assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, "*")
+    assert "max-age" in response.headers["Cache-Control"]
+    response = await client.get("/kinds", headers={"If-None-Match": response.headers["ETag"]})
+    assert (response.status, await response.read()) == (304, b"")
+    other = await (await start()).get("/kinds", headers={"If-None-Match": response.headers["ETag"]})
+    assert other.status == 200
+
+
+async def test_the_description_names_the_kinds_and_its_examples_are_accepted(shop: Client) -> None:
+    document = await (await shop.get("/openapi.json")).json()
+    assert document["components"]["schemas"]["Create"]["properties"]["key"]["enum"] == list(CHANNELS)
+    parameters = {item["name"]: item["schema"] for item in document["paths"]["/read"]["post"]["parameters"]}
+    assert parameters["key"]["enum"] == list(CHANNELS)
+    content = document["paths"]["/create"]["post"]["requestBody"]["content"]["application/json"]
+    for example in content["examples"].values():
+        assert (await shop.post("/create", json=example["value"])).status == 201
+    told = document["paths"]["/kinds"]["get"]["responses"]["200"]["content"]["application/json"]
+    assert told["examples"]["kinds"]["value"] == await (await shop.get("/kinds")).json()
+
+
+async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
+    start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    before = await start(kinds_file=SHOP, smtp_port=free_port())
+    await create(before, key="order_shipped", data={"number": 7})
+    await create(before, key="registration")
+    await before.close()
+    assert [email["key"] for email in owed(database)] == ["order_shipped", "registration"]
+    later = kinds_file(tmp_path, "[parcel_lost]\nemail = true")
+    after = await start(kinds_file=later, templates_dir=write(tmp_path, {"parcel_lost.txt": "x"}))
+    await settled(database)
+    assert {message["Subject"] for _, message in mail.received} == {"order_shipped", "registration"}
+    (item,) = (await list_(after))["list"]
+    assert (item["key"], item["data"], item["is_new"]) == ("order_shipped", {"number": 7}, True)
+    assert (await after.post("/read", params={"user_id": USER, "all": "true"})).status == 200
+    assert (await after.post("/create", json={"user_id": USER, "key": "order_shipped"})).status == 422
+    assert (await command(settings, "mail", USER, KINDS_FILE=str(later)))[0] == 0
+
+
+async def test_a_dead_letter_of_a_kind_that_has_left_is_owed_again_and_sent(
+    start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    async def refuse(stage: str, _recipient: str) -> str | None:
+        return "550 5.1.1 unknown" if stage == "RCPT" else None
+
+    mail.script = refuse
+    before = await start(kinds_file=SHOP)
+    await create(before, key="invoice_ready")
+    await settled(database)
+    await before.close()
+    mail.script = None
+    later = kinds_file(tmp_path, "[parcel_lost]")
+    await start(kinds_file=later)
+    code, out, _ = await command(settings, "retry", "--all", KINDS_FILE=str(later))
+    assert (code, out) == (0, "Owed again: 1.\n")
+    await settled(database)
+    assert [message["Subject"] for _, message in mail.received] == ["invoice_ready"]
+
+
+# --- without a file ---------------------------------------------------------------------------------
+
+
+async def test_without_a_file_the_kinds_are_those_of_the_specification(client: Client, database: DB) -> None:
+    told = (await (await client.get("/kinds")).json())["data"]
+    assert {name: (kind["in_app"], kind["email"]) for name, kind in told.items()} == {
+        "registration": (False, True),
+        "new_message": (True, False),
+        "new_post": (True, False),
+        "new_login": (True, True),
+    }
+    response = await client.post("/create", json={"user_id": USER, "key": "new_message", "data": {"a": "é"}})
+    assert (response.status, await response.read()) == (201, b'{"success": true}')
+    (stored,) = user(database)["notifications"]
+    response = await client.get("/list", params={"user_id": USER})
+    assert await response.text() == (
+        f'{{"success":true,"data":{{"elements":1,"new":1,"request":{{"user_id":"{USER}","skip":0,"limit":10}},'
+        f'"list":[{{"id":"{stored["id"]}","timestamp":{stored["timestamp"]},"is_new":true,"user_id":"{USER}",'
+        '"key":"new_message","data":{"a":"é"}}]}}'
+    )
+    response = await client.post("/read", params={"user_id": USER, "notification_id": stored["id"]})
+    assert (response.status, await response.read()) == (200, b'{"success": true}')
+    assert user(database).keys() == {"_id", "email", "notifications"}
+
+
+def test_the_description_without_a_file_has_the_specified_kinds() -> None:
+    document = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
+    properties: dict[str, Any] = document["components"]["schemas"]["Create"]["properties"]
+    assert properties["key"]["enum"] == ["registration", "new_message", "new_post", "new_login"]
+    assert re.fullmatch(properties["user_id"]["pattern"], USER)

@@ -9,6 +9,7 @@ COPY requirements.txt ./
 RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
 COPY *.py ./
 COPY api/ ./api/
+COPY cli/ ./cli/
 COPY config/ ./config/
 COPY mail/ ./mail/
 COPY mongo/ ./mongo/

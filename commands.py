@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from marshmallow import ValidationError
 
 from api.auth import sign_token
 from api.body import parse_json
+from cli.dead import discard_dead, list_dead, list_emails, retry_dead, since
+from cli.output import fail, say
+from cli.status import show_status
+from cli.target import NoDatabase, with_database
+from mail.address import envelope_address
 from mail.templates import RenderError, Templates
-from mongo.errors import OutboxFull
-from mongo.outbox import NO_TOKEN
 from schemas import CreateSchema
 from settings import Settings, describe_settings
-from store import Store, open_store
+from store import open_store
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -33,12 +34,24 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/workers.py
     commands = parser.add_subparsers(dest="command", metavar="")
+    check = commands.add_parser("check", help="check the configuration, MongoDB and the mail server, step by step")
+    check.add_argument("--to", metavar="ADDRESS", type=address, help="send one test e-mail to this address")
+    check.add_argument("--json", action="store_true", help="one JSON object")
+    status = commands.add_parser("status", help="show what is owed, what died, and how the mail server is")
+    status.add_argument("--json", action="store_true", help="one JSON object")
     dead = commands.add_parser("dead", help="list the e-mails that could not be delivered, and why")
     dead.add_argument("--json", action="store_true", help="one JSON object a line")
-    retry = commands.add_parser("retry", help="owe the e-mails of dead letters again")
-    which = retry.add_mutually_exclusive_group(required=True)
-    which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
-    which.add_argument("--all", action="store_true", help="every dead letter")
+    dead.add_argument("--key", metavar="KIND", help="only those of this kind")
+    dead.add_argument(
+        "--since", metavar="TIME", type=since, help="only those that died since: 2026-11-25T10:00 (UTC), 30m, 2h or 3d"
+    )
+    for name, text in (
+        ("retry", "owe the e-mails of dead letters again"),
+        ("discard", "delete dead letters; nothing brings them back"),
+    ):
+        which = commands.add_parser(name, help=text).add_mutually_exclusive_group(required=True)
+        which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
+        which.add_argument("--all", action="store_true", help="every dead letter")
     mail = commands.add_parser("mail", help="show the e-mails that a user is owed, and the user's dead letters")
     mail.add_argument("user_id", metavar="USER_ID")
     token = commands.add_parser("token", help="print a user's token, signed with USER_TOKEN_SECRET, for trying the API")
@@ -59,6 +72,14 @@ def ttl(text: str) -> int:
     return int(text)
 
 
+def address(text: str) -> str:
+    """Parse an e-mail address."""
+    try:
+        return envelope_address(text)
+    except ValidationError as exc:
+        raise argparse.ArgumentTypeError(f"{exc.messages[0]}") from None
+
+
 def run_command(options: argparse.Namespace, settings: Settings) -> int:
     """Run a command; return 0, or 1 if it failed. Raises `StoreError`."""
     if options.command in {"mail", "token"}:
@@ -75,20 +96,20 @@ def run_command(options: argparse.Namespace, settings: Settings) -> int:
 
 async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
     """Run a command on the configured database, or on that of the local run in this folder. Raises `StoreError`."""
-    if settings.local:
-        try:
-            from ops.local import DB_URI_FILE  # noqa: PLC0415 - its packages are optional
-        except ModuleNotFoundError:
-            return fail("Nothing is configured: set DB_URI, EMAIL and SMTP_HOST.")
-        if not DB_URI_FILE.exists():
-            return fail("There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST.")
-        settings = replace(settings, db_uri=DB_URI_FILE.read_text())
+    try:
+        settings = with_database(settings)
+    except NoDatabase as exc:
+        return fail(f"{exc}")
     async with open_store(settings) as store:
         match options.command:
             case "mail":
                 return await list_emails(store, options.user_id)
             case "dead":
-                return await list_dead(store, as_json=options.json)
+                return await list_dead(store, options.key, options.since, as_json=options.json)
+            case "status":
+                return await show_status(store, settings, as_json=options.json)
+            case "discard":
+                return await discard_dead(store, None if options.all else options.ids)
         return await retry_dead(store, None if options.all else options.ids)
 
 
@@ -107,9 +128,9 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
         return fail(f"data: not JSON: {exc}.")
     except RenderError as exc:
         return fail(f"{exc}: {exc.__cause__}; the e-mail would be sent without templates.")
-    _say(f"Subject: {content.subject}\n\n{content.text}")
+    say(f"Subject: {content.subject}\n\n{content.text}")
     if content.html:
-        _say(f"\n--- as HTML ---\n\n{content.html}")
+        say(f"\n--- as HTML ---\n\n{content.html}")
     return 0
 
 
@@ -117,66 +138,5 @@ def print_token(options: argparse.Namespace, settings: Settings) -> int:
     """Print a token for this user."""
     if not settings.user_token_secret:
         return fail("USER_TOKEN_SECRET is not set.")
-    _say(sign_token(settings.user_token_secret, options.user_id, options.ttl))
+    say(sign_token(settings.user_token_secret, options.user_id, options.ttl))
     return 0
-
-
-async def list_emails(store: Store, user_id: str) -> int:
-    """Print the e-mails that a user is owed, and the user's dead letters."""
-    owed, dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
-    for email in owed:
-        state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
-        row = f"{email['id']}  {email['key']:12}  {email['tries']} tries, {state} {email['next_at']:%F %T} UTC"
-        _say(f"{row}  request {email.get('request_id', '-')}  {email['error'] or ''}".rstrip())
-    for letter in dead:
-        row = f"{letter['_id']}  {letter['key']:12}  {letter['tries']} tries, died {letter['died_at']:%F %H:%M} UTC"
-        _say(f"{row}  request {letter.get('request_id') or '-'}  {letter['error']}")
-    if not (owed or dead):
-        _say("The user is owed no e-mail and has no dead letter.")
-    return 0
-
-
-async def list_dead(store: Store, *, as_json: bool) -> int:
-    """Print the dead letters, oldest first."""
-    letters = await store.dead_mail.find()
-    if as_json:
-        for letter in letters:
-            _say(json.dumps(letter, default=str))
-    elif letters:
-        row = "{_id:24}  {died_at:%Y-%m-%d %H:%M}  {user_id:24}  {key:12}  {tries:>5}  {email}  {error}"
-        _say(
-            "id                        died (UTC)        user_id                   key           tries  address, reason"
-        )
-        for letter in letters:
-            _say(row.format(**letter | {"email": letter["email"] or "-"}))
-    else:
-        _say("There are no dead letters.")
-    return 0
-
-
-async def retry_dead(store: Store, ids: list[str] | None) -> int:
-    """Owe the e-mails of these dead letters again, or of all."""
-    letters = await store.dead_mail.find(ids)
-    known = {letter["_id"] for letter in letters}
-    failures = dict.fromkeys(set(ids or ()) - known, "there is no such dead letter")
-    for letter in letters:
-        try:
-            if not await store.dead_mail.owe_again(letter):
-                failures[letter["_id"]] = "its user no longer exists"
-        except OutboxFull:
-            failures[letter["_id"]] = "its user is owed too many e-mails already; try again later"
-    for id_, reason in sorted(failures.items()):
-        fail(f"{id_}: {reason}.")
-    _say(f"Owed again: {len(known - failures.keys())}.")
-    return 1 if failures else 0
-
-
-def _say(line: str) -> None:
-    """Print a line. A server's words in it must not control the terminal."""
-    print("".join(c if c.isprintable() or c == "\n" else "?" for c in line))  # noqa: T201 - the output of the command
-
-
-def fail(message: str, code: int = 1) -> int:
-    """Print what went wrong, and return the exit code."""
-    print(message, file=sys.stderr)  # noqa: T201 - for the operator
-    return code

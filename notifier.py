@@ -13,8 +13,9 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
 import aiohttp_cors
 from aiohttp import web
@@ -25,10 +26,13 @@ from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
-from commands import fail, parse_arguments, run_command
+from cli.check import run_check
+from cli.output import fail
+from commands import parse_arguments, run_command
 from config.environment import SettingsError, load_settings
 from mail.delivery import running_delivery
 from mongo.errors import Misconfigured, StoreError, Unavailable
+from mongo.start import patiently
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
@@ -122,9 +126,12 @@ async def local_run(app: web.Application) -> AsyncIterator[None]:
 
 
 async def mongodb(app: web.Application) -> AsyncIterator[None]:
-    """Hold the connection to MongoDB."""
-    async with open_store(app[SETTINGS]) as store:
-        app[handlers.STORE] = store
+    """Wait for MongoDB, and hold the connection to it."""
+    settings = app[SETTINGS]
+    async with AsyncExitStack() as stack:
+        app[handlers.STORE] = await patiently(
+            lambda deadline: stack.enter_async_context(open_store(settings, deadline)), settings.start_timeout
+        )
         yield
 
 
@@ -227,6 +234,8 @@ def explain(exc: Exception, settings: Settings) -> int:
 def main(arguments: list[str]) -> int:
     """Serve, or run a command. Return the exit code: 0, 1 after a failure, 2 for a wrong configuration."""
     options = parse_arguments(arguments)
+    if options.command == "check":  # which tells the faults of the configuration too
+        return run_check(options)
     try:
         settings = load_settings()
     except SettingsError as exc:
@@ -239,16 +248,21 @@ def main(arguments: list[str]) -> int:
             return asyncio.run(supervise(settings))
         serve(settings, is_worker=options.worker)
     except BrokenPipeError:
-        return 0  # whoever reads the output of a command has seen enough
+        pass  # whoever reads the output of a command has seen enough
     except (StoreError, OSError) as exc:
         return explain(exc, settings)
     return 0
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Be the process: what `python notifier.py` and `notifier.pyz` do."""
     exit_code = main(sys.argv[1:])
     logging.shutdown()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     # Not sys.exit: Python would wait for the driver's threads, and those wait for a MongoDB that hangs.
     os._exit(exit_code)
+
+
+if __name__ == "__main__":
+    run()

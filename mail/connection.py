@@ -146,6 +146,11 @@ class Opener:
         self._step = ""
         self._faults = 0
 
+    @property
+    def step(self) -> str:
+        """How far the last connection came."""
+        return self._step
+
     async def open(self) -> Connection:
         """Open a connection. Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network."""
         timeout = self._settings.smtp_connect_timeout

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Literal
@@ -16,6 +18,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 LAG_INTERVAL: Final = 0.5
 """Seconds between two measurements of the event loop."""
 DELIVERY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
+SENT_PERIOD: Final = 3600.0
+SENT_INTERVAL: Final = 60.0
+"""Seconds, and seconds between two readings."""
 STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -51,6 +56,11 @@ class Metrics:
         self.oldest = self._gauge(
             "notifier_oldest_email_owed_seconds", "Age of the oldest e-mail owed; 0 if none is owed.", "livemostrecent"
         )
+        self.dead = self._gauge("notifier_dead_letters", "Dead letters, in MongoDB.", "livemostrecent")
+        self.sent = self._gauge(
+            "notifier_emails_sent_last_hour", "E-mails sent in the last hour, for `status`.", "livesum"
+        )
+        self._sent = deque([(time.monotonic(), 0.0)])
         self.foreign = self._gauge(
             "notifier_foreign_documents", "Documents whose outbox is not the service's, or damaged.", "livemostrecent"
         )
@@ -79,6 +89,17 @@ class Metrics:
     def _update_watched(self) -> None:
         for gauge, value in self._watched:
             gauge.set(value())
+        self.sent.set(self._sent_last_hour(time.monotonic()))
+
+    def _sent_last_hour(self, now: float) -> float:
+        """Return how many e-mails this process sent in the last hour. A reading a minute is kept for that."""
+        samples = (sample for metric in self.emails.collect() for sample in metric.samples)
+        sent = sum(s.value for s in samples if s.name.endswith("_total") and s.labels["outcome"] == "sent")
+        if now - self._sent[-1][0] >= SENT_INTERVAL:
+            self._sent.append((now, sent))
+        while now - self._sent[0][0] > SENT_PERIOD and len(self._sent) > 1:
+            self._sent.popleft()
+        return sent - self._sent[0][1]
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self._registry)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.client import ROOT
 
-WINGS = ("api", "config", "mail", "mongo", "ops")
+WINGS = ("api", "cli", "config", "mail", "mongo", "ops")
 CARD = {"notifier.py", "handlers.py", "store.py", "mailer.py", "schemas.py", "test_notifier.py"}
 MORE = {"commands.py", "conftest.py", "settings.py"}
 PRODUCTION = sorted(

@@ -1,0 +1,117 @@
+"""The steps of `check` about MongoDB: reached, rights, index, streams, dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from cli.result import Result, failed, ok, skipped
+from cli.target import NoDatabase, with_database
+from mongo.connection import connected
+from mongo.document import DEAD_MAIL
+from mongo.errors import StoreError, persist
+from mongo.overview import topology
+from settings import Settings
+from store import Store
+
+NEEDED: Final = ("find", "insert", "update", "remove", "createIndex")
+"""Actions on the collections (MongoDB manual, "Privilege Actions"); the role readWrite has them, and changeStream."""
+OLDEST_VERSION: Final = (5, 0)
+DEADLINE: Final = 6.0
+"""Seconds for each question."""
+INDEX: Final = "mail_due_1"
+"""The name that MongoDB gives to the service's index."""
+AFTER: Final = ("rights", "index", "streams", "dead_mail")
+
+
+async def check_mongodb(settings: Settings) -> Sequence[Result]:
+    """Return the result of each step."""
+    try:
+        async with connected(with_database(settings).db_uri) as database:
+            store = Store(database, settings)
+            await store.reach(DEADLINE)
+            return [await _version(store), *[await _step(name, store, settings) for name in AFTER]]
+    except (NoDatabase, StoreError) as exc:
+        return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in AFTER)]
+
+
+async def _version(store: Store) -> Result:
+    info = await persist(lambda: store.database.command("buildInfo"), DEADLINE)
+    version, kind = f"{info.get('version')}", (await topology(store.database)).words
+    if tuple(info.get("versionArray", OLDEST_VERSION)[:2]) < OLDEST_VERSION:
+        return failed("mongodb", f"MongoDB {version} is too old: the service needs 5.0 or later.")
+    return ok("mongodb", f"MongoDB {version}, {kind}")
+
+
+async def _step(name: str, store: Store, settings: Settings) -> Result:
+    steps = {"rights": _rights, "index": _index, "streams": _streams, "dead_mail": _dead_mail}
+    try:
+        return await steps[name](store, settings)
+    except StoreError as exc:
+        return failed(name, f"{exc}")
+
+
+async def _rights(store: Store, settings: Settings) -> Result:
+    """Judge the user's privileges, without writing anything."""
+    who = await _authentication(store)
+    if not who["authenticatedUsers"]:
+        await persist(lambda: store.users.find_one({}, {"_id": 1}), DEADLINE)
+        return ok("rights", "MongoDB asks for no login")
+    missing = {
+        collection: [action for action in NEEDED if action not in _granted(store, who, collection)]
+        for collection in (settings.users_collection, DEAD_MAIL)
+    }
+    lacking = [f"{', '.join(actions)} on {collection}" for collection, actions in missing.items() if actions]
+    if lacking:
+        advice = f"grant it the role readWrite on the database {store.database.name}"
+        return failed("rights", f"The user of DB_URI may not {' and '.join(lacking)}: {advice}.")
+    return ok("rights", f"the user of DB_URI may read and write the database {store.database.name}")
+
+
+async def _authentication(store: Store) -> Mapping[str, Any]:
+    question = {"connectionStatus": 1, "showPrivileges": True}
+    status = await persist(lambda: store.database.command(question), DEADLINE)
+    information: Mapping[str, Any] = status["authInfo"]
+    return information
+
+
+def _granted(store: Store, who: Mapping[str, Any], collection: str) -> Iterable[str]:
+    """Return the actions that the user may do on a collection (MongoDB manual, "Resource Document")."""
+    granted: set[str] = set()
+    for privilege in who.get("authenticatedUserPrivileges", []):
+        resource = privilege["resource"]
+        of_ours = resource.get("db") in {"", store.database.name} and resource.get("collection") in {"", collection}
+        if of_ours or resource.get("anyResource"):
+            granted.update(privilege["actions"])
+    return granted
+
+
+async def _index(store: Store, _: Settings) -> Result:
+    indexes = await persist(store.users.index_information, DEADLINE)
+    ours = {"key", "v", "ns", "sparse", "background"}
+    due = {name: index for name, index in indexes.items() if index["key"] == [("mail_due", 1)]}
+    if any(index.get("sparse") and not index.keys() - ours for index in due.values()):
+        return ok("index", "mail_due, sparse")
+    if INDEX in due:
+        return failed(
+            "index", f"The index {INDEX} is not sparse, or unique or partial: drop it, the service makes its own."
+        )
+    return ok("index", "not there yet; the service creates it when it starts")
+
+
+async def _streams(store: Store, settings: Settings) -> Result:
+    if not (await topology(store.database)).streams:
+        advice = "a replica set of one member has streams; until then, clients poll /list"
+        return ok("streams", f"not possible, as MongoDB is a standalone server: {advice}")
+    who = await _authentication(store)
+    if who["authenticatedUsers"] and "changeStream" not in _granted(store, who, settings.users_collection):
+        return failed(
+            "streams", f"The user of DB_URI may not changeStream on {settings.users_collection}: grant readWrite."
+        )
+    return ok("streams", "possible")
+
+
+async def _dead_mail(store: Store, _: Settings) -> Result:
+    count, foreign = await store.dead_mail.count(), await store.outbox.foreign()
+    text = f"{count} dead letters; `notifier.py dead` shows why" if count else "no dead letters"
+    return ok("dead_mail", text + (f"; {len(foreign)} documents have an outbox that is not ours" if foreign else ""))

@@ -1,0 +1,101 @@
+"""The commands about e-mails: those that a user is owed, and dead letters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cli.output import fail, say
+from mongo.errors import Conflict, OutboxFull
+from mongo.outbox import NO_TOKEN
+from store import Store
+
+UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
+HEAD: Final = (
+    "id                        died (UTC)        user_id                   key           tries  address, reason"
+)
+
+
+def since(text: str) -> datetime:
+    """Parse a time such as 2026-11-25T10:00, which is UTC unless it says otherwise, or a span until now such as 2h."""
+    try:
+        if span := re.fullmatch(r"(\d{1,6})([mhd])", text):
+            return datetime.now(UTC) - timedelta(**{UNITS[span[2]]: int(span[1])})
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            "not a time such as 2026-11-25T10:00, nor a span such as 30m, 2h or 3d"
+        ) from None
+
+
+async def list_emails(store: Store, user_id: str) -> int:
+    """Print the e-mails that a user is owed, and the user's dead letters."""
+    owed, dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
+    for email in owed:
+        state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
+        row = f"{email['id']}  {email['key']:12}  {email['tries']} tries, {state} {email['next_at']:%F %T} UTC"
+        say(f"{row}  request {email.get('request_id', '-')}  {email['error'] or ''}".rstrip())
+    for letter in dead:
+        row = f"{letter['_id']}  {letter['key']:12}  {letter['tries']} tries, died {letter['died_at']:%F %H:%M} UTC"
+        say(f"{row}  request {letter.get('request_id') or '-'}  {letter['error']}")
+    if not (owed or dead):
+        say("The user is owed no e-mail and has no dead letter.")
+    return 0
+
+
+async def list_dead(store: Store, key: str | None, died_since: datetime | None, *, as_json: bool) -> int:
+    """Print the dead letters, oldest first: all, or those of a kind, or those that died since a time."""
+    letters = await store.dead_mail.find(key=key, since=died_since)
+    if as_json:
+        for letter in letters:
+            say(json.dumps(letter, default=str))
+    elif letters:
+        row = "{_id:24}  {died_at:%Y-%m-%d %H:%M}  {user_id:24}  {key:12}  {tries:>5}  {email}  {error}"
+        say(HEAD)
+        for letter in letters:
+            say(row.format(**letter | {"email": letter["email"] or "-"}))
+    else:
+        say("There are no such dead letters." if key or died_since else "There are no dead letters.")
+    return 0
+
+
+async def retry_dead(store: Store, ids: list[str] | None) -> int:
+    """Owe the e-mails of these dead letters again, or of all."""
+    letters = await store.dead_mail.find(ids)
+    known = {letter["_id"] for letter in letters}
+    failures = _unknown(ids, known)
+    for letter in letters:
+        try:
+            if not await store.dead_mail.owe_again(letter):
+                failures[letter["_id"]] = "its user no longer exists"
+        except OutboxFull:
+            failures[letter["_id"]] = "its user is owed too many e-mails already; try again later"
+        except Conflict as exc:
+            failures[letter["_id"]] = f"the users' collection does not admit it: {exc}"
+    _report(failures)
+    say(f"Owed again: {len(known - failures.keys())}.")
+    return 1 if failures else 0
+
+
+async def discard_dead(store: Store, ids: list[str] | None) -> int:
+    """Delete these dead letters, or all."""
+    failures = {}
+    if ids is not None:
+        failures = _unknown(ids, {letter["_id"] for letter in await store.dead_mail.find(ids)})
+    discarded = await store.dead_mail.discard(ids)
+    _report(failures)
+    say(f"Discarded: {discarded}.")
+    return 1 if failures else 0
+
+
+def _unknown(ids: list[str] | None, known: set[str]) -> dict[str, str]:
+    return dict.fromkeys(set(ids or ()) - known, "there is no such dead letter")
+
+
+def _report(failures: dict[str, str]) -> None:
+    for id_, reason in sorted(failures.items()):
+        fail(f"{id_}: {reason}.")

@@ -1,0 +1,16 @@
+"""What a command prints."""
+
+from __future__ import annotations
+
+import sys
+
+
+def say(line: str) -> None:
+    """Print a line. A server's words in it must not control the terminal."""
+    print("".join(c if c.isprintable() or c == "\n" else "?" for c in line))  # noqa: T201 - the output of the command
+
+
+def fail(message: str, code: int = 1) -> int:
+    """Print what went wrong, and return the exit code."""
+    print(message, file=sys.stderr)  # noqa: T201 - for the operator
+    return code

@@ -1,0 +1,108 @@
+"""The command `status`: what is owed, what died, and what the running service says of the mail server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any, Final
+
+import aiohttp
+
+from cli.output import say
+from mongo import overview
+from settings import Settings
+from store import Store
+
+ANSWER_TIMEOUT: Final = aiohttp.ClientTimeout(total=3)
+ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+FROM_METRICS: Final = {
+    "breaker_open": "notifier_smtp_breaker_open",
+    "sent_last_hour": "notifier_emails_sent_last_hour",
+    "smtp_connections": "notifier_smtp_connections",
+}
+
+
+async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int:
+    """Print the status. Raises `Unavailable`."""
+    status = await _gather(store, settings)
+    if as_json:
+        say(json.dumps(status, default=str))
+    else:
+        for name, text in _lines(status, settings):
+            say(f"{name:18}{text}")
+    return 0
+
+
+async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
+    owed = await overview.owed(store.users)
+    return {
+        **asdict(owed),
+        "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
+        "errors": [asdict(reason) for reason in await overview.errors_of_owed(store.users)],
+        "dead_letters": await store.dead_mail.count(),
+        "dead": [asdict(reason) for reason in await overview.errors_of_dead(store.dead_mail.letters)],
+        "foreign_documents": len(await store.outbox.foreign()),
+        "service": await _ask_service(settings),
+        "kinds": {name: {"in_app": kind.in_app, "email": kind.email} for name, kind in settings.kinds.items()},
+        "streams": (await overview.topology(store.database)).streams,
+    }
+
+
+async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
+    """Return what the service says that runs on this machine, or `None` if none does."""
+    host = ANY_ADDRESS.get(settings.host, settings.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/metrics"
+    headers = {"Authorization": f"Bearer {settings.api_keys[0]}"} if settings.api_keys else {}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=ANSWER_TIMEOUT, headers=headers) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            text = await response.text()
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None
+    found = {name: re.search(rf"^{metric} (\S+)$", text, re.MULTILINE) for name, metric in FROM_METRICS.items()}
+    values = {name: float(match[1]) for name, match in found.items() if match}
+    return values if values.keys() == FROM_METRICS.keys() else None
+
+
+def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str, str]]:
+    age, service = status["oldest_seconds"], status["service"]
+    owed = f"{status['owed']}: {status['due']} due now, {status['leased']} being sent" if status["owed"] else "none"
+    lines = [
+        ("E-mails owed", owed),
+        ("Oldest", "-" if age is None else f"{timedelta(seconds=age)} old"),
+        ("Next attempt", status["next_attempt"] or ("now" if status["due"] else "-")),
+        ("Their last errors", _counted(status["errors"])),
+        ("Mail server", _mail_server(service, status["errors"], settings.port)),
+        (
+            "Sent, last hour",
+            f"{service['sent_last_hour']:.0f}, by the service on port {settings.port}" if service else "?",
+        ),
+        ("Dead letters", f"{status['dead_letters']}: {_counted(status['dead'])}" if status["dead"] else "none"),
+        ("Kinds", ", ".join(f"{name} ({_channels(kind)})" for name, kind in status["kinds"].items())),
+        ("Streams", "possible" if status["streams"] else "not possible: MongoDB is a standalone server"),
+    ]
+    if status["foreign_documents"]:
+        lines.append(("Foreign documents", f"{status['foreign_documents']}; the log of the service names them"))
+    return lines
+
+
+def _mail_server(service: Mapping[str, float] | None, errors: Sequence[Mapping[str, Any]], port: int) -> str:
+    if service is None:
+        return f"unknown, as no service answers here on port {port}; `check` asks the mail server itself"
+    if not service["breaker_open"]:
+        return f"usable, {service['smtp_connections']:.0f} connections open"
+    reason = errors[0]["reason"] if errors else "the log of the service says why"
+    return f"cannot be used: {reason}"
+
+
+def _counted(reasons: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{reason['reason']} ({reason['count']})" for reason in reasons) or "none"
+
+
+def _channels(kind: Mapping[str, bool]) -> str:
+    return " and ".join(words for name, words in (("in_app", "in-app"), ("email", "e-mail")) if kind[name])

@@ -1,0 +1,27 @@
+"""The database that a command works on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from settings import Settings
+
+
+class NoDatabase(Exception):
+    """Nothing is configured, and nothing runs here. The message says what to do."""
+
+
+def with_database(settings: Settings) -> Settings:
+    """Return the settings, with the database of the local run in this folder if they name none.
+
+    Raises `NoDatabase`.
+    """
+    if not settings.local:
+        return settings
+    try:
+        from ops.local import DB_URI_FILE  # noqa: PLC0415 - its packages are optional
+    except ModuleNotFoundError:
+        raise NoDatabase("Nothing is configured: set DB_URI, EMAIL and SMTP_HOST.") from None
+    if not DB_URI_FILE.exists():
+        raise NoDatabase("There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST.")
+    return replace(settings, db_uri=DB_URI_FILE.read_text())

@@ -1,0 +1,125 @@
+"""What an operator asks about all users at once: what is owed, what died, and what kind of MongoDB this is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from mongo.connection import Collection, Database
+from mongo.document import SIMPLE, JSONObject
+from mongo.errors import persist
+from mongo.outbox import IS_EMAIL, NO_TOKEN, OUTBOX
+
+DEADLINE: Final = 60.0
+"""Seconds for a question about all users."""
+REASONS: Final = 10
+"""Reasons that are told apart; the most frequent ones."""
+CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
+"""The part of an error that many e-mails share: `RCPT: 550 5.1.1 user@host is unknown` without its words."""
+REASON_LENGTH: Final = 100
+"""Characters that are compared of an error without a code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """The e-mails owed: how many, how many of these are due and how many leased, since when, and what is next."""
+
+    owed: int = 0
+    due: int = 0
+    leased: int = 0
+    oldest_seconds: int | None = None
+    next_attempt: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """An error, or the part of it that many share, and how many e-mails have it."""
+
+    reason: str
+    count: int
+
+
+async def owed(users: Collection) -> Owed:
+    """Return what is owed to all users. Raises `Unavailable`."""
+    due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
+    waiting = {"$not": [{"$or": [due, leased]}]}
+    pipeline: list[JSONObject] = [
+        {"$match": {"mail_due": {"$exists": True}}},
+        {"$project": {"ours": _filter(OUTBOX, IS_EMAIL)}},
+        {
+            "$project": {
+                "owed": {"$size": "$ours"},
+                "due": {"$size": _filter("$ours", due)},
+                "leased": {"$size": _filter("$ours", {"$and": [leased, {"$not": [due]}]})},
+                "oldest": {"$min": "$ours.at"},
+                "next": {"$min": {"$map": {"input": _filter("$ours", waiting), "in": "$$this.next_at"}}},
+            }
+        },
+        {
+            "$group": {
+                "_id": None,
+                **{name: {"$sum": f"${name}"} for name in ("owed", "due", "leased")},
+                **{name: {"$min": f"${name}"} for name in ("oldest", "next")},
+            }
+        },
+        {"$set": {"age": {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}}},
+    ]
+    found = await persist(lambda: users.aggregate(pipeline, collation=SIMPLE).to_list(None), DEADLINE)
+    if not found:
+        return Owed()
+    (row,) = found
+    age = None if row["age"] is None else max(0, row["age"])
+    return Owed(row["owed"], row["due"], row["leased"], age, row["next"])
+
+
+async def errors_of_owed(users: Collection) -> Sequence[Reason]:
+    """Return the last errors of the e-mails owed, the most frequent first. Raises `Unavailable`."""
+    each: list[JSONObject] = [
+        {"$match": {"mail_due": {"$exists": True}}},
+        {"$project": {"error": {"$map": {"input": _filter(OUTBOX, IS_EMAIL), "in": "$$this.error"}}}},
+        {"$unwind": "$error"},
+    ]
+    return await _reasons(users, each)
+
+
+async def errors_of_dead(letters: Collection) -> Sequence[Reason]:
+    """Return why the dead letters died, the most frequent reason first. Raises `Unavailable`."""
+    return await _reasons(letters, [{"$project": {"error": 1}}])
+
+
+async def _reasons(collection: Collection, each: list[JSONObject]) -> Sequence[Reason]:
+    code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
+    pipeline: list[JSONObject] = [
+        *each,
+        {"$match": {"error": {"$type": "string"}}},
+        {"$group": {"_id": {"$ifNull": [code, {"$substrCP": ["$error", 0, REASON_LENGTH]}]}, "count": {"$sum": 1}}},
+        {"$sort": {"count": -1, "_id": 1}},
+        {"$limit": REASONS},
+    ]
+    found = await persist(lambda: collection.aggregate(pipeline, collation=SIMPLE).to_list(None), DEADLINE)
+    return [Reason(row["_id"], row["count"]) for row in found]
+
+
+def _filter(array: Any, condition: JSONObject) -> JSONObject:
+    return {"$filter": {"input": array, "cond": condition}}
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What kind of MongoDB this is, in words, and whether it has change streams."""
+
+    words: str
+    streams: bool
+
+
+async def topology(database: Database) -> Topology:
+    """Ask what kind of MongoDB this is. Raises `Unavailable`."""
+    hello = await persist(lambda: database.command("hello"), DEADLINE)
+    if hello.get("msg") == "isdbgrid":
+        return Topology("a sharded cluster", streams=True)
+    if "setName" in hello:
+        members = len(hello.get("hosts", [])) + len(hello.get("passives", []))
+        return Topology(f"a replica set with {members} member{'s' if members != 1 else ''}", streams=True)
+    return Topology("a standalone server", streams=False)

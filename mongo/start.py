@@ -1,0 +1,40 @@
+"""Waiting for MongoDB at the start, so that nobody need start it first."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from mongo.errors import Misconfigured, Unavailable
+
+T = TypeVar("T")
+
+log = logging.getLogger("notifier.mongo")
+
+ATTEMPT: Final = 2.0
+"""Seconds of one attempt to connect."""
+LOG_INTERVAL: Final = 5.0
+"""Seconds between two lines that say what the service waits for."""
+
+
+async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
+    """Call `open_`, which is given the seconds it may take, until it succeeds; return what it returns.
+
+    Raises the last `Unavailable` after `timeout` seconds, and at once a `Misconfigured` or another `StoreError`.
+    """
+    ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
+    while True:
+        left = ends - time.monotonic()
+        try:
+            return await open_(min(ATTEMPT, max(left, 0.1)))
+        except Misconfigured:
+            raise
+        except Unavailable as exc:
+            now = time.monotonic()
+            if now >= ends:
+                raise Unavailable(f"{exc} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
+            if now - logged >= LOG_INTERVAL:
+                logged = now
+                log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)

@@ -1,0 +1,287 @@
+"""The command `check`: each step says what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from pymongo import MongoClient
+
+from settings import Security, Settings
+from tests.client import DB
+from tests.faults import scripted
+from tests.processes import COMPLETE, command, run
+from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, free_port, smtp_server
+from tests.smtp import HANG, raw_server
+
+STEPS = ["configuration", "mongodb", "rights", "index", "streams", "dead_mail"]
+MAIL_STEPS = ["smtp_dns", "smtp_tcp", "smtp_tls", "smtp_ehlo", "smtp_login"]
+
+
+async def check(settings: Settings, *arguments: str, **variables: object) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Run `check --json`; return its exit code, and the state and detail of each step."""
+    given = {
+        "EMAIL": "a@b.example",
+        "SMTP_HOST": settings.smtp_host,
+        "SMTP_PORT": settings.smtp_port,
+        "SMTP_LOGIN": settings.smtp_login or "",
+        "SMTP_PASSWORD": settings.smtp_password or "",
+        "SMTP_CA_FILE": settings.smtp_ca_file or "",
+        "SMTP_SECURITY": settings.smtp_security.value,
+        "SMTP_FROM": settings.smtp_from,
+        "SMTP_CONNECT_TIMEOUT": 2,
+        **variables,
+    }
+    code, out, err = await command(
+        settings, "check", "--json", *arguments, **{name: f"{value}" for name, value in given.items()}
+    )
+    assert err == ""
+    answer = json.loads(out)
+    assert answer["ok"] == (code == 0)
+    return code, {step["check"]: (step["state"], step["detail"]) for step in answer["checks"]}
+
+
+def failures(steps: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    return {name: detail for name, (state, detail) in steps.items() if state == "failed"}
+
+
+def skipped(steps: Mapping[str, tuple[str, str]]) -> list[str]:
+    return [name for name, (state, _) in steps.items() if state == "skipped"]
+
+
+async def test_everything_is_ok_and_a_test_email_is_sent(settings: Settings, database: DB, mail: MailServer) -> None:
+    code, steps = await check(settings, "--to", "me@example.com")
+    assert (code, list(steps)) == (0, [*STEPS, *MAIL_STEPS, "smtp_test"])
+    assert {state for state, _ in steps.values()} == {"ok"}
+    assert steps["mongodb"][1] == "MongoDB 6.0.5, a replica set with 1 member"
+    assert steps["streams"][1] == "possible"
+    assert "certificate of localhost, valid for " in steps["smtp_tls"][1]
+    ((recipient, message),) = mail.received
+    assert (recipient, message["From"], message["Subject"]) == (
+        "me@example.com",
+        "Notifier <noreply@example.com>",
+        "Test of the notification service",
+    )
+    assert database.list_collection_names() in ([], ["users"])
+    code, out, _ = await command(settings, "check", SMTP_PORT=f"{free_port()}", SMTP_CONNECT_TIMEOUT="2")
+    lines = out.splitlines()
+    assert (code, len(lines)) == (1, len(STEPS + MAIL_STEPS))
+    assert lines[0] == "ok       configuration  valid"
+    assert lines[7].startswith("failed   smtp_tcp       Port ")
+
+
+async def test_without_an_address_no_email_is_sent(settings: Settings, mail: MailServer) -> None:
+    code, steps = await check(settings)
+    assert (code, list(steps), mail.received) == (0, [*STEPS, *MAIL_STEPS], [])
+    code, _, err = await command(settings, "check", "--to", "nobody")
+    assert (code, "Not a valid email address." in err) == (2, True)
+
+
+def test_a_wrong_configuration_is_code_2_also_as_json(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("no line\n")
+    done = run("check", "--json", cwd=tmp_path, **{**COMPLETE, "SMTP_HOST": "smtp://x"})
+    assert done.returncode == 2
+    checks = json.loads(done.stdout)["checks"]
+    assert [(step["check"], step["state"]) for step in checks] == [("configuration", "failed")] * 2
+    assert [step["detail"].split(":")[0] for step in checks] == [".env, line 1", "SMTP_HOST"]
+    done = run("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "failed   configuration  .env, line 1: Is not NAME=VALUE.\n")
+
+
+# --- the mail server --------------------------------------------------------------------------------------------------
+
+
+def tls(authority: trustme.CA, name: str = "localhost", not_after: datetime | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name, not_after=not_after).configure_cert(context)
+    return context
+
+
+async def test_a_certificate_that_expired_or_is_for_another_name_or_not_trusted_is_said(
+    settings: Settings, authority: trustme.CA
+) -> None:
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    for context, changes, words in (
+        (tls(authority, not_after=yesterday), {}, "the certificate has expired"),
+        (tls(authority, "mail.example.com"), {}, "for another name; set SMTP_HOST to a name in it"),
+        (tls(authority), {"smtp_host": "127.0.0.1"}, "for another address"),
+        (tls(trustme.CA()), {}, "SMTP_CA_FILE names the authority"),
+    ):
+        async with smtp_server(context) as server:
+            code, steps = await check(replace(settings, smtp_port=server.port, **changes), "--to", "me@example.com")
+        assert (code, list(failures(steps))) == (1, ["smtp_tls"])
+        assert words in failures(steps)["smtp_tls"]
+        assert skipped(steps) == ["smtp_ehlo", "smtp_login", "smtp_test"]
+        assert server.received == []
+
+
+async def test_a_certificate_that_ends_soon_is_said(settings: Settings, authority: trustme.CA) -> None:
+    context = tls(authority, not_after=datetime.now(UTC) + timedelta(days=3, hours=1))
+    async with smtp_server(context) as server:
+        code, steps = await check(replace(settings, smtp_port=server.port))
+    assert (code, "valid for 3 days" in steps["smtp_tls"][1], "renew it soon" in steps["smtp_tls"][1]) == (
+        0,
+        True,
+        True,
+    )
+
+
+async def test_a_wrong_password_is_tried_once_and_said(settings: Settings, mail: MailServer) -> None:
+    code, steps = await check(settings, "--to", "me@example.com", SMTP_PASSWORD="hunter2")
+    assert (code, list(failures(steps)), skipped(steps)) == (1, ["smtp_login"], ["smtp_test"])
+    assert "refuses SMTP_LOGIN and SMTP_PASSWORD: 535" in failures(steps)["smtp_login"]
+    assert mail.logins == 1
+    assert "hunter2" not in f"{steps}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "words"),
+    [
+        ({"smtp_port": free_port()}, "smtp_tcp", "nothing listens at port"),
+        ({"smtp_host": "nowhere.invalid"}, "smtp_dns", "nowhere.invalid: DNS "),
+    ],
+)
+async def test_a_closed_port_and_an_unknown_host_are_said(
+    settings: Settings, changes: dict[str, Any], step: str, words: str
+) -> None:
+    code, steps = await check(replace(settings, **changes))
+    assert (code, list(failures(steps))) == (1, [step])
+    assert words in failures(steps)[step]
+    assert skipped(steps) == MAIL_STEPS[MAIL_STEPS.index(step) + 1 :]
+
+
+async def test_a_server_that_speaks_tls_later_earlier_or_never_is_said(
+    settings: Settings, server_tls: ssl.SSLContext
+) -> None:
+    async with smtp_server(None, starttls=server_tls) as server:
+        settings = replace(settings, smtp_port=server.port)
+        code, steps = await check(settings)
+        assert (code, failures(steps)) == (
+            1,
+            {
+                "smtp_tls": "the server does not speak TLS from the start; SMTP_SECURITY=starttls is for those that upgrade."
+            },
+        )
+        code, steps = await check(replace(settings, smtp_security=Security.STARTTLS))
+        assert (code, "certificate of localhost" in steps["smtp_tls"][1]) == (0, True)
+    async with smtp_server(server_tls) as server:
+        code, steps = await check(replace(settings, smtp_port=server.port, smtp_security=Security.STARTTLS))
+        assert (code, list(failures(steps))) == (1, ["smtp_ehlo"])
+        assert "needs SMTP_SECURITY=tls" in failures(steps)["smtp_ehlo"]
+    async with smtp_server(None, auth=False) as server:
+        plain = replace(settings, smtp_port=server.port, smtp_login=None, smtp_password=None)
+        code, steps = await check(replace(plain, smtp_security=Security.STARTTLS))
+        assert (code, failures(steps)) == (
+            1,
+            {"smtp_tls": "the server offers no STARTTLS, and SMTP_SECURITY requires it."},
+        )
+        code, steps = await check(replace(plain, smtp_security=Security.AUTO))
+        assert (code, steps["smtp_tls"]) == (0, ("ok", "none: the server offers no STARTTLS"))
+        code, steps = await check(replace(plain, smtp_security=Security.AUTO, smtp_login=LOGIN, smtp_password=PASSWORD))
+        assert (code, list(failures(steps))) == (1, ["smtp_tls"])
+
+
+@pytest.mark.parametrize(
+    ("replies", "step", "words"),
+    [
+        ({"greeting": b"554 5.7.1 your address is blocked\r\n"}, "smtp_ehlo", "refuses us: 554 5.7.1 your address is"),
+        ({"greeting": HANG}, "smtp_ehlo", "the greeting timed out after 2 s"),
+        ({"EHLO": b"250 here\r\n"}, "smtp_login", "the server offers no AUTH that we know"),
+        ({"MAIL": b"550 5.7.1 sender \x1b[31m refused\r\n"}, "smtp_test", "MAIL: 550 5.7.1 sender"),
+    ],
+)
+async def test_a_server_that_refuses_us_is_quoted(
+    settings: Settings, replies: Mapping[str, bytes], step: str, words: str
+) -> None:
+    async with raw_server(replies) as server:
+        plain = replace(settings, smtp_host="127.0.0.1", smtp_port=server.port, smtp_security=Security.NONE)
+        code, steps = await check(plain, "--to", "me@example.com")
+    assert (code, list(failures(steps))) == (1, [step])
+    assert words in failures(steps)[step]
+
+
+async def test_a_refused_recipient_of_the_test_email_is_said(settings: Settings, mail: MailServer) -> None:
+    mail.script = scripted({"RCPT": ["550 5.1.1 unknown"]})
+    code, steps = await check(settings, "--to", "me@example.com")
+    assert (code, failures(steps)) == (1, {"smtp_test": "The test e-mail was not sent: RCPT: 550 5.1.1 unknown"})
+
+
+# --- MongoDB ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+    """Run a MongoDB that asks for a login, with one user for each role."""
+    server = Mongod(tmp_path_factory.mktemp("guarded"), None, "--auth")
+    server.start()
+    with server.client() as client:
+        client.admin.command("createUser", "root", pwd="pw", roles=["root"])
+    root: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://root:pw@{server.address}/?authSource=admin")
+    with root as client:
+        client.shop.command("createUser", "writer", pwd="pw", roles=["readWrite"])
+        client.shop.command("createUser", "reader", pwd="pw", roles=["read"])
+        client.shop.command("createUser", "nobody", pwd="pw", roles=[])
+    yield server
+    server.kill()
+
+
+async def test_a_standalone_server_is_ok_but_has_no_streams(settings: Settings, standalone: Mongod) -> None:
+    code, steps = await check(replace(settings, db_uri=f"mongodb://{standalone.address}/checked"))
+    assert code == 0
+    assert steps["mongodb"][1] == "MongoDB 6.0.5, a standalone server"
+    assert "not possible, as MongoDB is a standalone server" in steps["streams"][1]
+
+
+@pytest.mark.parametrize(
+    ("user", "step", "words"),
+    [
+        ("writer:pw@", None, ""),
+        ("reader:pw@", "rights", "may not insert, update, remove, createIndex on users and insert"),
+        ("nobody:pw@", "rights", "grant it the role readWrite on the database shop"),
+        ("writer:hunter2@", "mongodb", "refuses the user name or password"),
+        ("", "rights", "DB_URI"),
+    ],
+)
+async def test_what_the_user_of_mongodb_may_not_do_is_said(
+    settings: Settings, guarded: Mongod, user: str, step: str | None, words: str
+) -> None:
+    code, steps = await check(replace(settings, db_uri=f"mongodb://{user}{guarded.address}/shop"))
+    assert code == (1 if step else 0)
+    if step:
+        assert words in failures(steps)[step]
+    assert steps["smtp_login"][0] == "ok"
+    assert "hunter2" not in f"{steps}"
+
+
+async def test_without_mongodb_the_mail_server_is_checked_all_the_same(settings: Settings) -> None:
+    closed = f"mongodb://user:hunter2@127.0.0.1:{free_port()}/x"
+    code, steps = await check(replace(settings, db_uri=closed), "--to", "me@example.com")
+    assert (code, list(failures(steps))) == (1, ["mongodb"])
+    assert "the connection is refused" in failures(steps)["mongodb"]
+    assert skipped(steps) == STEPS[2:]
+    assert steps["smtp_test"][0] == "ok"
+    assert "hunter2" not in f"{steps}"
+
+
+async def test_an_index_that_is_not_ours_is_said(settings: Settings, database: DB) -> None:
+    assert "not there yet" in (await check(settings))[1]["index"][1]
+    database.users.create_index("mail_due", unique=True, sparse=True)
+    code, steps = await check(settings)
+    assert (code, list(failures(steps))) == (1, ["index"])
+    database.users.drop_indexes()
+    database.users.create_index("mail_due", sparse=True)
+    assert (await check(settings))[1]["index"] == ("ok", "mail_due, sparse")
+
+
+def test_in_a_local_run_the_mail_server_is_not_checked(tmp_path: Path) -> None:
+    done = run("check", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "failed   mongodb        There is no local run in this folder." in done.stdout
+    assert "skipped  smtp_login" in done.stdout

@@ -1,4 +1,7 @@
-"""The specification as tests: create, list and read, on a real MongoDB and against a real SMTP server."""
+"""The specification as tests: create, list and read, on a real MongoDB and against a real SMTP server.
+
+All of it holds for users whose `_id` is an ObjectId, as specified, and once more for those whose `_id` is a string.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -16,12 +20,26 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from mongo.ids import IdType
 from notifier import create_app
 from settings import Settings
-from tests.bad_input import BAD_BODIES, with_
+from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS, BAD_STRING_IDS, with_
 from tests.client import DB, OTHER, TARGET, USER, Client, create, list_, problem, read, settled, user
 from tests.fixtures import Start
 from tests.servers import MailServer, Mongod
+
+
+@pytest.fixture(params=IdType, ids=lambda id_type: id_type.value)
+def id_type(request: pytest.FixtureRequest) -> IdType:
+    """Return each type that the ids of users may have."""
+    return cast("IdType", request.param)
+
+
+@pytest.fixture
+def again(id_type: IdType) -> Callable[[str], str]:
+    """Return a function that writes an id in another way, if there is one: strings have only one."""
+    return str.upper if id_type is IdType.OBJECTID else str
+
 
 # --- create --------------------------------------------------------------------------------------
 
@@ -44,9 +62,11 @@ async def test_each_key_stores_and_mails_what_the_specification_says(
     assert len(mail.received) == mailed
 
 
-async def test_the_document_holds_exactly_the_specified_fields(client: Client, database: DB) -> None:
+async def test_the_document_holds_exactly_the_specified_fields(
+    client: Client, database: DB, again: Callable[[str], str]
+) -> None:
     before = int(time.time())
-    await create(client, key="new_message", target_id=TARGET.upper(), data={"some_field": "some_value"})
+    await create(client, key="new_message", target_id=again(TARGET), data={"some_field": "some_value"})
     (notification,) = user(database)["notifications"]
     assert re.fullmatch("[0-9a-f]{24}", notification["id"])
     assert before <= notification["timestamp"] <= time.time()
@@ -67,13 +87,16 @@ async def test_null_means_absent(client: Client, database: DB) -> None:
     assert user(database)["notifications"][0].keys() == {"id", "timestamp", "is_new", "user_id", "key"}
 
 
-async def test_a_missing_user_is_created_with_the_configured_address(client: Client, database: DB) -> None:
+async def test_a_missing_user_is_created_with_the_configured_address(
+    client: Client, database: DB, id_type: IdType
+) -> None:
     await create(client)
     assert user(database)["email"] == "new-user@example.com"
+    assert user(database)["_id"] == id_type.to_bson(USER)
 
 
-async def test_an_existing_user_keeps_every_other_field(client: Client, database: DB) -> None:
-    profile = {"_id": ObjectId(USER), "email": "ann@example.com", "name": "Ann", "tags": [1, {"a": None}]}
+async def test_an_existing_user_keeps_every_other_field(client: Client, database: DB, id_type: IdType) -> None:
+    profile = {"_id": id_type.to_bson(USER), "email": "ann@example.com", "name": "Ann", "tags": [1, {"a": None}]}
     database.users.insert_one(profile)
     await create(client)
     found = user(database)
@@ -129,19 +152,21 @@ async def test_list_pages_newest_first_with_exact_counts(client: Client) -> None
     assert (await list_(client, skip=2**63 - 1))["list"] == []
 
 
-async def test_the_list_of_a_user_without_a_document_is_empty(client: Client, database: DB) -> None:
-    page = await list_(client, OTHER.upper(), nonsense="ignored")
+async def test_the_list_of_a_user_without_a_document_is_empty(
+    client: Client, database: DB, id_type: IdType, again: Callable[[str], str]
+) -> None:
+    page = await list_(client, again(OTHER), nonsense="ignored")
     assert page == {"elements": 0, "new": 0, "request": {"user_id": OTHER, "skip": 0, "limit": 10}, "list": []}
-    database.users.insert_one({"_id": ObjectId(OTHER), "name": "no notifications yet"})
+    database.users.insert_one({"_id": id_type.to_bson(OTHER), "name": "no notifications yet"})
     assert (await list_(client, OTHER))["elements"] == 0
 
 
-async def test_read_marks_one_notification_and_may_be_repeated(client: Client) -> None:
+async def test_read_marks_one_notification_and_may_be_repeated(client: Client, again: Callable[[str], str]) -> None:
     for _ in range(3):
         await create(client)
     ids = [item["id"] for item in (await list_(client))["list"]]
     for _ in range(2):
-        assert await read(client, ids[1], USER.upper()) == 200
+        assert await read(client, ids[1], again(USER)) == 200
         assert [item["is_new"] for item in (await list_(client))["list"]] == [True, False, True]
 
 
@@ -258,7 +283,17 @@ def test_the_service_agrees_with_a_model(settings: Settings, mongod: Mongod) -> 
 # --- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("body", "status", "errors"), BAD_BODIES)
+BAD = {id_type: BAD_BODIES + bad for id_type, bad in zip(IdType, (BAD_OBJECT_IDS, BAD_STRING_IDS), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("id_type", "body", "status", "errors"),
+    [
+        pytest.param(id_type, *case.values, id=f"{id_type.value}-{case.id}")
+        for id_type in IdType
+        for case in BAD[id_type]
+    ],
+)
 async def test_every_fault_of_a_bad_body_is_named_and_nothing_is_stored(
     client: Client, database: DB, body: bytes, status: int, errors: set[str] | None
 ) -> None:

@@ -1,4 +1,4 @@
-"""Bodies that `POST /create` refuses: one table, with the status and the fields that the answer names."""
+"""Bodies that `POST /create` refuses: tables, with the status and the fields that the answer names."""
 
 from __future__ import annotations
 
@@ -45,10 +45,8 @@ BAD_BODIES = [
     pytest.param(with_(user_id=None), 422, {"user_id"}, id="null user_id"),
     pytest.param(with_(user_id=1), 422, {"user_id"}, id="number as user_id"),
     pytest.param(with_(user_id={"$gt": ""}), 422, {"user_id"}, id="operator as user_id"),
-    pytest.param(with_(user_id=USER[:-1]), 422, {"user_id"}, id="short user_id"),
     pytest.param(with_(user_id=USER + "\n"), 422, {"user_id"}, id="user_id and newline"),
-    pytest.param(with_(user_id="z" * 24), 422, {"user_id"}, id="user_id not hex"),
-    pytest.param(with_(user_id="٣" * 24), 422, {"user_id"}, id="user_id in Arabic digits"),
+    pytest.param(with_(user_id=""), 422, {"user_id"}, id="empty user_id"),
     pytest.param(with_(user_id="a" * 50_000), 422, {"user_id"}, id="long user_id"),
     pytest.param(with_(target_id=""), 422, {"target_id"}, id="empty target_id"),
     pytest.param(with_(target_id=[TARGET]), 422, {"target_id"}, id="list as target_id"),
@@ -69,9 +67,29 @@ BAD_BODIES = [
     pytest.param(with_(data={"a": "x" * 17_000}), 422, {"data"}, id="17 KB of data"),
     pytest.param(with_(datta={}), 422, {"datta"}, id="unknown field"),
     pytest.param(
-        b'{"user_id": 1, "target_id": "x", "key": "y", "data": 1, "\\ud800": 0}',
+        b'{"user_id": 1, "target_id": "", "key": "y", "data": 1, "\\ud800": 0}',
         422,
         {"user_id", "target_id", "key", "data", "\ud800"},
         id="everything wrong",
     ),
 ]
+BAD_OBJECT_IDS = [
+    pytest.param(with_(user_id=USER[:-1]), 422, {"user_id"}, id="short user_id"),
+    pytest.param(with_(user_id="z" * 24), 422, {"user_id"}, id="user_id not hex"),
+    pytest.param(with_(user_id="٣" * 24), 422, {"user_id"}, id="user_id in Arabic digits"),
+    pytest.param(with_(target_id="x"), 422, {"target_id"}, id="short target_id"),
+    pytest.param(with_(user_id="x", target_id="y", key="z"), 422, {"user_id", "target_id", "key"}, id="three wrong"),
+]
+"""The same, beside those, where ids are ObjectIds."""
+BAD_STRING_IDS = [
+    pytest.param(with_(user_id="x" * 129), 422, {"user_id"}, id="129 characters"),
+    pytest.param(with_(user_id="é🎉" * 65), 422, {"user_id"}, id="130 characters beyond ASCII"),
+    pytest.param(with_(user_id="a\0b"), 422, {"user_id"}, id="NUL in user_id"),
+    pytest.param(with_(user_id="a\x1b[31m"), 422, {"user_id"}, id="escape in user_id"),
+    pytest.param(with_(user_id="a\x7f"), 422, {"user_id"}, id="DEL in user_id"),
+    pytest.param(with_(user_id="a\x85b"), 422, {"user_id"}, id="next line in user_id"),
+    pytest.param(with_(user_id="a\ud800"), 422, {"user_id"}, id="lone surrogate in user_id"),
+    pytest.param(with_(target_id="\udfff"), 422, {"target_id"}, id="lone surrogate as target_id"),
+    pytest.param(with_(target_id="\t", user_id="\r"), 422, {"target_id", "user_id"}, id="both wrong"),
+]
+"""The same, beside those, where ids are strings."""

@@ -82,7 +82,8 @@ async def owe(client: Client, count: int) -> None:
 
 def user(database: DB, user_id: str = USER) -> dict[str, Any]:
     """Return the user's document."""
-    found = database.users.find_one(ObjectId(user_id))
+    ids = [user_id, ObjectId(user_id)] if ObjectId.is_valid(user_id) else [user_id]
+    found = database.users.find_one({"_id": {"$in": ids}})
     assert found is not None
     return found
 

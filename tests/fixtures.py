@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from pymongo.database import Database
 
 from config.environment import load_settings
+from mongo.ids import IdType
 from notifier import create_app
 from settings import Security, Settings
 from tests.client import Client
@@ -95,9 +96,18 @@ async def mail(server_tls: ssl.SSLContext) -> AsyncIterator[MailServer]:
 
 
 @pytest.fixture
-def settings(mongod: Mongod, database: Database[dict[str, Any]], ca_file: Path, mail: MailServer) -> Settings:
+def id_type() -> IdType:
+    """Return the type of the users' ids. A test module may have its own fixture of this name."""
+    return IdType.OBJECTID
+
+
+@pytest.fixture
+def settings(
+    mongod: Mongod, database: Database[dict[str, Any]], ca_file: Path, mail: MailServer, id_type: IdType
+) -> Settings:
     """Return settings that work, with short timeouts and retries after less than a second."""
     return Settings(
+        id_type=id_type,
         email="new-user@example.com",
         db_uri=f"mongodb://{mongod.address}/{database.name}",
         host="127.0.0.1",

@@ -16,7 +16,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.openapi import VERSION
 from settings import Settings
-from tests.bad_input import BAD_BODIES
+from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS
 from tests.client import KEY, ROOT, Client
 from tests.description import DESCRIBED, DOCUMENT, assert_conforms
 from tests.processes import running_service
@@ -61,7 +61,7 @@ TOO_DEEP = {"DBRef"}
     "body",
     [
         pytest.param(case.values[0], id=case.id)
-        for case in BAD_BODIES
+        for case in BAD_BODIES + BAD_OBJECT_IDS
         if case.values[1] == 422 and case.id not in BEYOND_SCHEMAS | TOO_DEEP
     ],
 )

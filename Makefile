@@ -2,12 +2,14 @@
 PYTHON ?= python3
 SECONDS ?= 60
 BIN := .venv/bin
+FOLDERS := $(filter-out bench tests, $(patsubst %/__init__.py, %, $(wildcard */__init__.py))) web
+MODULES := $(filter-out conftest.py test_%, $(wildcard *.py))
 
-.PHONY: help run test soak bench docs lint format clean
+.PHONY: help run test soak bench docs notifier.pyz lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/local  ## start the service; without a .env on an embedded MongoDB and mailbox
 	@$(BIN)/python notifier.py
@@ -24,6 +26,13 @@ bench: .venv/dev  ## measure the service beside what bounds it, for docs/bench.m
 docs: .venv/dev  ## make the tables of the documentation from the code
 	$(BIN)/python docs/generate.py
 
+notifier.pyz: .venv/dev  ## build the service as one file, for machines like this one
+	@echo "Building $@; this takes half a minute ..."
+	@set -e; files=$$(mktemp -d); trap 'rm -rf "$$files"' EXIT; \
+		cp -r $(MODULES) $(FOLDERS) "$$files"; find "$$files" -name __pycache__ -prune -exec rm -rf {} +; \
+		$(BIN)/shiv --site-packages "$$files" --entry-point notifier:run --reproducible --output-file $@ \
+			--quiet --disable-pip-version-check -r requirements.txt
+
 lint: .venv/dev  ## ruff and mypy, strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,8 +41,8 @@ lint: .venv/dev  ## ruff and mypy, strict
 format: .venv/dev  ## let ruff format the code
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv and caches; the data of local runs, in .notifier/, stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, notifier.pyz and caches; the data of local runs, in .notifier/, stays
+	rm -rf notifier.pyz .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Each installs what it needs and no more: the tests' packages are three times as large as those of the local run.

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -55,7 +56,7 @@ class Events:
 
 
 def stream_url(user_id: str = USER) -> str:
-    return f"/stream?user_id={user_id}"
+    return f"/stream?user_id={quote(user_id, safe='')}"
 
 
 @asynccontextmanager

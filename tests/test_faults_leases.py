@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mail.delivery import running_delivery
+from mongo.errors import Unavailable
 from mongo.outbox import OwedEmail
 from ops.metrics import Metrics
 from schemas import Create, Key
@@ -80,6 +82,62 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
                 await asyncio.sleep(0.05)
             await settled(database)
     assert len(mail.received) == 1
+
+
+async def test_i4_after_a_kill_9_another_process_delivers_within_40_s(
+    settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    """With the default lease. The dead process had claimed the e-mail and was in the conversation."""
+    dead = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=30, SMTP_COMMAND_TIMEOUT=30)
+    reached = asyncio.Event()
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        if stage == "RCPT" and not reached.is_set():
+            reached.set()
+            await asyncio.sleep(60)
+        return None
+
+    mail.script = script
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.NEW_LOGIN))
+    await reached.wait()
+    other = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=30)
+    dead.kill()
+    killed = time.monotonic()
+    await settled(database, within=60)
+    took = time.monotonic() - killed
+    other.kill()
+    logging.getLogger(__name__).info("delivered %.1f s after the kill", took)
+    assert took < 40
+    assert len(mail.received) == 1
+
+
+async def test_i5_a_lease_that_ends_during_the_conversation_stops_it_before_the_message(
+    settings: Settings, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MongoDB cannot be reached, so the lease is not extended, and another worker may take the e-mail over."""
+    ended = 0.0
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        if stage == "RCPT":
+            await asyncio.sleep(1.0)
+        return None
+
+    async def unreachable(*_: object) -> None:
+        nonlocal ended
+        ended = time.monotonic()
+        raise Unavailable
+
+    mail.script = script
+    short = replace(settings, mail_lease_seconds=0.6, smtp_command_timeout=5)
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, Key.REGISTRATION))
+        monkeypatch.setattr(direct.outbox, "extend", unreachable)
+        async with running_delivery(direct, short, asyncio.Event(), Metrics()):
+            await asyncio.sleep(1.5)
+    assert ended
+    assert mail.received == []
+    assert len(owed(database)) == 1
 
 
 async def test_i5_an_email_whose_lease_has_ended_is_not_sent(

@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 from bson import ObjectId
 
-from mongo.document import JSONObject
+from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull
-from mongo.outbox import OUTBOX_LIMIT
 from schemas import Create, Key
 from settings import Settings
 from store import Store, open_store

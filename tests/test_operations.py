@@ -24,7 +24,7 @@ from api.middleware import DRAINING
 from api.operations import OPERATIONS
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, NoSuchNotification
 from mongo import changes, errors
-from mongo.outbox import OUTBOX_LIMIT
+from mongo.document import OUTBOX_LIMIT
 from tests.client import OTHER, PROTECTED, ROOT, TARGET, USER, Client, token
 from tests.description import DESCRIBED, assert_conforms
 from tests.fixtures import Start

@@ -18,12 +18,13 @@ from mongo.errors import Unavailable
 from mongo.outbox import OwedEmail
 from ops.metrics import Metrics
 from schemas import Create, Key
-from settings import Settings
+from settings import Security, Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, assert_length, assert_nothing_owed, create, owed, settled, user
 from tests.fixtures import Start
 from tests.processes import running_service
 from tests.servers import MailServer
+from tests.smtp import raw_server
 from tests.waiting import eventually_async
 
 
@@ -112,31 +113,30 @@ async def test_i4_after_a_kill_9_another_process_delivers_within_40_s(
     assert len(mail.received) == 1
 
 
+@pytest.mark.parametrize("stage", ["RCPT", "DATA"])
 async def test_i5_a_lease_that_ends_during_the_conversation_stops_it_before_the_message(
-    settings: Settings, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """MongoDB cannot be reached, so the lease is not extended, and another worker may take the e-mail over."""
-    ended = 0.0
-
-    async def script(stage: str, _recipient: str) -> str | None:
-        if stage == "RCPT":
-            await asyncio.sleep(1.0)
-        return None
 
     async def unreachable(*_: object) -> None:
-        nonlocal ended
-        ended = time.monotonic()
         raise Unavailable
 
-    mail.script = script
-    short = replace(settings, mail_lease_seconds=0.6, smtp_command_timeout=5)
-    async with open_store(settings) as direct:
+    slow = (*[b""] * 10, b"354 go on\r\n" if stage == "DATA" else b"250 OK\r\n")  # a second
+    async with raw_server({stage: slow}) as server, open_store(settings) as direct:
+        short = replace(
+            settings,
+            mail_lease_seconds=0.6,
+            smtp_command_timeout=5,
+            smtp_port=server.port,
+            smtp_security=Security.NONE,
+        )
         await direct.create(Create(USER, Key.REGISTRATION))
         monkeypatch.setattr(direct.outbox, "extend", unreachable)
         async with running_delivery(direct, short, asyncio.Event(), Metrics()):
             await asyncio.sleep(1.5)
-    assert ended
-    assert mail.received == []
+        assert "RCPT" in server.commands
+        assert server.received == []
     assert len(owed(database)) == 1
 
 

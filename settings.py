@@ -124,7 +124,7 @@ class Settings:
     user_token_secret: str | None = _setting(
         "secret that signs users' tokens (JWT, HS256) for /list, /read and /stream; needs API_KEYS",
         secret=True,
-        validate=lambda value: checks.long_secrets([value]),
+        validate=[lambda value: checks.long_secrets([value]), checks.encodable],
     )
     cors_origins: Sequence[str] = _setting(
         "comma-separated origins whose pages may call /list, /read and /stream, such as https://app.example.com",
@@ -223,6 +223,8 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
 
 
 def _variables(env_file: Path) -> _Variables:
+    if os.path.lexists(env_file) and not (env_file.is_file() or env_file.is_fifo()):  # it would be passed over
+        raise SettingsError({f"{env_file}": ["Is not a file."]})
     try:
         return _Variables(env_file)
     except UnicodeDecodeError:

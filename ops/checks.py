@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -10,22 +11,30 @@ from marshmallow import ValidationError, validate
 
 SECRET_LENGTH: Final = 32
 """Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
+HOST_LENGTH: Final = 253
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
 
 
 def host(value: str) -> None:
-    """Accept an address or a host name whose labels have 1 to 63 characters (RFC 1123, section 2.1)."""
-    labels = value.strip("[]").removesuffix(".").split(".")
-    if ":" in value.strip("[]"):
-        labels = [] if re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", value.strip("[]")) else [""]
-    if not all(re.fullmatch(r"(?!-)[\w-]{1,63}(?<!-)", label) for label in labels):
+    """Accept an address, or a host name whose labels have 1 to 63 bytes (RFC 1123, section 2.1)."""
+    try:
+        if ":" in value:
+            ipaddress.IPv6Address(value)
+            return
+        name = value.encode("idna").decode()  # as the resolver and TLS do
+    except ValueError:
+        name = ""
+    labels = name.removesuffix(".").split(".")
+    if len(name) > HOST_LENGTH or not all(re.fullmatch(r"(?!-)[\w-]+(?<!-)", label) for label in labels):
         raise ValidationError("Not a host name or an address.")
 
 
 def encodable(value: str) -> None:
-    """Accept text that can be sent: printable, and decoded from UTF-8."""
-    if not value.isprintable():
-        raise ValidationError("Has a control character, or is not UTF-8.")
+    """Accept text without control characters that can be sent as UTF-8."""
+    if re.search("[\ud800-\udfff]", value):
+        raise ValidationError("Not UTF-8.")
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise ValidationError("Has a control character.")
 
 
 def all_positive(values: Sequence[float]) -> None:

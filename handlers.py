@@ -104,9 +104,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 async def kinds(request: web.Request) -> web.Response:
     """Return the kinds of notification, or 304 to a client that has them already."""
     response = _revalidated(request, request.app[KINDS], "public, max-age=60")
-    response.headers["Access-Control-Allow-Origin"] = (
-        "*"  # for the bell in any page; it is no secret
-    )
+    response.headers["Access-Control-Allow-Origin"] = "*"  # for the bell in any page; it is no secret
     return response
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import os
-import signal
-import socket
 import sys
-import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -21,7 +17,7 @@ import aiohttp_cors
 from aiohttp import web
 
 import handlers
-from api import openapi, pages
+from api import openapi, pages, server
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
@@ -33,6 +29,7 @@ from config.environment import SettingsError, load_settings
 from mail.delivery import running_delivery
 from mongo.errors import Misconfigured, StoreError, Unavailable
 from mongo.start import patiently
+from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
@@ -43,20 +40,9 @@ from store import open_store
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
-LISTEN_BACKLOG: Final = 4096
-"""Connections that may wait to be accepted. A client beyond these tries again only a second later."""
-UNREADY_PERIOD: Final = 1.0
-"""Seconds after SIGTERM in which requests are still accepted while `/readyz` answers 503."""
-SHUTDOWN_TIMEOUT: Final = 1.0
-"""Seconds that requests under way are then given; aiohttp applies it twice. With the graces of delivery, mailer and
-store the process ends within 8 s. Docker waits for 10 s."""
-STOP_LIMIT: Final = 8.0
-"""Seconds after SIGTERM in which the process ends, whatever hangs."""
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
-LISTENING: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
-"""Errors of a port or an address that cannot be listened on."""
 LOCAL_RUN: Final = """\
 This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
 Open http://{host}:{port}/ in a browser and see it work, or try it here (Ctrl-C stops):
@@ -160,35 +146,7 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-async def drain_on_sigterm(app: web.Application) -> None:
-    """On SIGTERM, announce first that no more requests should be sent, and stop a moment later."""
-
-    def stop() -> None:
-        raise web.GracefulExit
-
-    def drain() -> None:
-        if not app[DRAINING].is_set():
-            threading.Timer(STOP_LIMIT, os._exit, [1]).start()  # whatever hangs
-            app[DRAINING].set()
-            app[HUB].close()
-            loop.call_later(UNREADY_PERIOD, stop)
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, drain)
-
-
-async def end_with_supervisor(_: web.Application) -> None:
-    """Stop when the supervisor's end of the pipe closes, which happens however the supervisor ends."""
-
-    def ended() -> None:
-        loop.remove_reader(sys.stdin)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin, ended)
-
-
-def announce(settings: Settings, _: str) -> None:
+def announce(settings: Settings) -> None:
     """Tell where the service listens."""
     if settings.local:
         print(LOCAL_RUN.format(host=settings.host, port=settings.port), flush=True)  # noqa: T201 - for the newcomer
@@ -201,67 +159,65 @@ def announce(settings: Settings, _: str) -> None:
 
 
 def serve(settings: Settings, *, is_worker: bool) -> None:
-    """Serve until a signal stops it. Raises `StoreError`, or `OSError` if the port is taken."""
+    """Serve until a signal stops it. Raises `StoreError` or `CannotListen`."""
     gc.set_threshold(*GC_THRESHOLDS)
     app = create_app(settings)
-    app.on_startup.append(drain_on_sigterm)
-    if is_worker:
-        app.on_startup.append(end_with_supervisor)
-    web.run_app(
-        app,
-        host=settings.host,
-        port=settings.port,
-        access_log=None,
-        reuse_port=is_worker,
-        backlog=LISTEN_BACKLOG,
-        print=partial(announce, settings),
-        shutdown_timeout=SHUTDOWN_TIMEOUT,
-        auto_decompress=False,  # a small body may inflate to any size; see api/body.py
-    )
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(server.serve(app, settings.host, settings.port, partial(announce, settings), is_worker=is_worker))
 
 
-def explain(exc: Exception, settings: Settings) -> int:
+def explain(exc: Exception) -> int:
     """Print in one sentence why the service cannot start; return the exit code, 2 if only the configuration helps."""
+    logging.shutdown()  # what was logged comes first
     match exc:
+        case SettingsError():
+            return fail(f"{exc}", 2)
         case Unavailable():
             return fail(f"{exc}", 2 if isinstance(exc, Misconfigured) else 1)
-        case OSError(errno=code) if code in LISTENING or isinstance(exc, socket.gaierror):
-            why = f"The service cannot listen on HOST {settings.host}, PORT {settings.port}: {exc.strerror}."
-            return fail(why, 1 if code == errno.EADDRINUSE else 2)
+        case CannotListen():
+            return fail(f"{exc}", 1 if exc.is_taken else 2)
     return fail(f"The service cannot start: {exc}.")
 
 
 def main(arguments: list[str]) -> int:
     """Serve, or run a command. Return the exit code: 0, 1 after a failure, 2 for a wrong configuration."""
-    options = parse_arguments(arguments)
-    if options.command == "check":  # which tells the faults of the configuration too
-        return run_check(options)
     try:
+        options = parse_arguments(arguments)
+        if options.command == "check":  # which tells the faults of the configuration too
+            return run_check(options)
         settings = load_settings()
-    except SettingsError as exc:
-        return fail(f"{exc}", 2)
-    configure_logging(settings.log_level)
-    try:
+        configure_logging(settings.log_level)
         if options.command:
             return run_command(options, settings)
         if settings.workers > 1 and not options.worker:
             return asyncio.run(supervise(settings))
         serve(settings, is_worker=options.worker)
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else fail(f"{exc.code}")
     except BrokenPipeError:
-        pass  # whoever reads the output of a command has seen enough
-    except (StoreError, OSError) as exc:
-        return explain(exc, settings)
+        return 0  # whoever reads the output of a command has seen enough
+    except (SettingsError, StoreError, CannotListen, OSError) as exc:
+        return explain(exc)
     return 0
+
+
+def end(code: int) -> NoReturn:
+    """End the process, with all output written."""
+    logging.shutdown()
+    try:
+        if sys.stdout:  # it may be closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as exc:
+        code = fail(f"The output cannot be written: {exc.strerror}.")
+    # Not sys.exit: Python would wait for the driver's threads, and those wait for a MongoDB that hangs.
+    os._exit(code)
 
 
 def run() -> NoReturn:
     """Be the process: what `python notifier.py` and `notifier.pyz` do."""
-    exit_code = main(sys.argv[1:])
-    logging.shutdown()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    # Not sys.exit: Python would wait for the driver's threads, and those wait for a MongoDB that hangs.
-    os._exit(exit_code)
+    end(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

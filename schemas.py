@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -186,8 +187,9 @@ class CreateSchema(IdSchema):
     @pre_load
     def _cap_unknown(self, values: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
         """Name no more than `UNKNOWN_LIMIT` unknown fields: a body has room for thousands."""
-        unknown = [name for name in values if name not in self.fields]
-        return {name: value for name, value in values.items() if name not in unknown[UNKNOWN_LIMIT:]}
+        known = {name: value for name, value in values.items() if name in self.fields}
+        unknown = ((name, value) for name, value in values.items() if name not in self.fields)
+        return known | dict(islice(unknown, UNKNOWN_LIMIT))
 
     @post_load
     def _make(self, values: dict[str, Any], **_: object) -> Create:

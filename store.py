@@ -21,6 +21,7 @@ from mongo.dead_mail import DeadMail
 from mongo.document import (
     DEAD_MAIL,
     NOTIFICATIONS,
+    OUTBOX_LIMIT,
     READ,
     RECENT_LIMIT,
     SIMPLE,
@@ -45,7 +46,7 @@ from mongo.errors import (
     persist,
 )
 from mongo.ids import named
-from mongo.outbox import HAS_ROOM, OUTBOX_LIMIT, Outbox, new_element
+from mongo.outbox import HAS_ROOM, Outbox, new_element
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
 from schemas import Create, ListQuery, ReadQuery
 from settings import Settings, UnknownUsers
@@ -189,7 +190,7 @@ class Store:
         if any(item.get("id") == id_ for name in ("notifications", "outbox") for item in elements(user, name)):
             return False
         for item in elements(user, "recent"):
-            if item.get("k") == key and isinstance(item.get("h"), str):
+            if key and item.get("k") == key and isinstance(item.get("h"), str):
                 if item["h"] != new.fingerprint():
                     raise KeyReused
                 return key != id_

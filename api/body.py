@@ -64,7 +64,7 @@ async def read_object(request: web.Request) -> Mapping[str, Any]:
 
     Raises `BadBody`, and aiohttp's `HTTPRequestEntityTooLarge`.
     """
-    if request.headers.get("Content-Encoding", "").strip().lower() not in {"", "identity"}:
+    if any(coding.strip().lower() not in {"", "identity"} for coding in request.headers.getall("Content-Encoding", [])):
         raise Compressed
     if (request.charset or "utf-8").lower() not in CHARSETS:
         raise WrongCharset

@@ -60,9 +60,10 @@ class Operation:
 
 WRONG_METHOD: Final = (web.HTTPMethodNotAllowed,)
 UNKNOWN_CALLER: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser)
-NOT_A_BACKEND: Final = (*UNKNOWN_CALLER, auth.BackendOnly)
-NOT_THE_USER: Final = (*UNKNOWN_CALLER, auth.OtherUser)
+NOT_A_BACKEND: Final = (*UNKNOWN_CALLER, auth.BackendOnly, auth.ForeignPage)
+NOT_THE_USER: Final = (*UNKNOWN_CALLER, auth.OtherUser, auth.ForeignPage)
 BAD_BODY: Final = (
+    body.Compressed,
     body.WrongCharset,
     body.NotUTF8,
     body.NotJSON,
@@ -183,6 +184,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                 *WRONG_METHOD,
                 *NOT_THE_USER,
                 ValidationError,
+                stream.Unreadable,
                 stream.TooManyOfUser,
                 changes.NotReplicated,
                 errors.Unavailable,

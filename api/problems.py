@@ -15,7 +15,7 @@ from marshmallow import ValidationError
 
 from api import auth, body, hub, stream
 from mongo import changes, errors
-from mongo.outbox import OUTBOX_LIMIT
+from mongo.document import OUTBOX_LIMIT
 
 MEDIA_TYPE: Final = "application/problem+json"
 TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}

@@ -24,6 +24,8 @@ from mongo.ids import IdType
 
 JSONObject = dict[str, Any]
 
+OUTBOX_LIMIT: Final = 20
+"""E-mails owed to one user. The limit is part of the write's filter: what is owed is never dropped."""
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered per user."""
 DEAD_MAIL: Final = "dead_mail"
@@ -56,6 +58,8 @@ def only_ours(field: str) -> list[JSONObject]:
     faults: list[JSONObject] = []
     for name, kind in ELEMENTS[field].items():
         faults += [{name: {"$not": {"$type": kind}}}, {name: {"$type": "array"}}]
+    if field == "outbox":  # the condition that there is room would take this field for the last place
+        faults.append({f"{OUTBOX_LIMIT - 1}": {"$exists": True}})
     return [
         {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]},
         {field: {"$not": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}}},

@@ -19,13 +19,11 @@ from typing import Any, Final
 from bson import ObjectId
 
 from mongo.connection import Collection
-from mongo.document import IS_DATE, OPTIONAL_FIELDS, SIMPLE, JSONObject, Shape, elements, value_at
+from mongo.document import IS_DATE, OPTIONAL_FIELDS, OUTBOX_LIMIT, SIMPLE, JSONObject, Shape, elements, value_at
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError, persist
 from mongo.refused import Refused
 from mongo.writes import Write, Writes
 
-OUTBOX_LIMIT: Final = 20
-"""E-mails owed to one user. The limit is part of the write's filter: what is owed is never dropped."""
 NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
 CLAIM_WINDOW: Final = 32

@@ -138,8 +138,8 @@ class TurnHandler(logging.Handler):
 
 def configure_logging(level: str) -> None:
     """Log records of this level and above."""
-    handler = TurnHandler()
-    handler.setFormatter(logging.Formatter(TEXT) if sys.stderr.isatty() else JSONFormatter())
+    handler = TurnHandler() if sys.stderr else logging.NullHandler()  # it may be closed
+    handler.setFormatter(logging.Formatter(TEXT) if sys.stderr and sys.stderr.isatty() else JSONFormatter())
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("pymongo").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs the contents of malformed requests

@@ -19,6 +19,7 @@ from typing import Final
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from ops.listening import listen
 from settings import Settings
 
 log = logging.getLogger("notifier.workers")
@@ -36,11 +37,10 @@ METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 async def supervise(settings: Settings) -> int:
     """Keep `settings.workers` processes running until SIGTERM or SIGINT, and return the exit code.
 
-    A worker that dies is started again. If one cannot start at all, the others end. Raises `OSError` if the port is
-    taken.
+    A worker that dies is started again. If one cannot start at all, the others end. Raises `CannotListen`.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    (await loop.create_server(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
+    (await listen(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with TemporaryDirectory(prefix="notifier-metrics-", ignore_cleanup_errors=True) as folder:

@@ -132,8 +132,9 @@ async def start(settings: Settings) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def start_service(**changes: Any) -> Client:
-            app = create_app(replace(settings, **changes))
-            return await stack.enter_async_context(TestClient(TestServer(app)))
+            server = TestServer(create_app(replace(settings, **changes)))
+            await server.start_server(auto_decompress=False)  # as the process does
+            return await stack.enter_async_context(TestClient(server))
 
         yield start_service
 

@@ -42,13 +42,16 @@ class Service:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with (self._folder / f"service-{self.port}.log").open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, str(ROOT / "notifier.py")],
-                cwd=self._folder,
-                env=self.environment,
-                stdout=output,
-                stderr=output,
-            )
+            return self._popen(output.fileno())
+
+    def _popen(self, output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "notifier.py")],
+            cwd=self._folder,
+            env=self.environment,
+            stdout=output,
+            stderr=output,
+        )
 
     def log(self) -> str:
         """Return what it has written, on standard output too."""

@@ -33,7 +33,7 @@ UNKNOWN: Final = b"502 unknown command\r\n"
 
 @dataclass
 class RawServer:
-    """Replies of a server, by command or `command recipient`. The parts of a tuple are sent one after another."""
+    """A server and its replies, by command, `command recipient` or `MAIL option`. The parts of a tuple come slowly."""
 
     replies: Mapping[str, bytes | tuple[bytes, ...]]
     port: int = 0
@@ -68,12 +68,12 @@ class RawServer:
                 if command == "RCPT":
                     recipient = line.partition("<")[2].rstrip(">")
                 self.commands.append(command)
-                reply = self._reply(command, recipient if command in {"RCPT", "DATA"} else "")
+                reply = self._reply(command, words[-1] if command == "MAIL" else recipient)
                 await self._say(writer, reply)
                 if reply[0].startswith(b"334"):
                     self.passwords.append(base64.b64decode(await reader.readline()).decode())
                     await self._say(writer, self._reply("password"))
-                if reply[0].startswith(b"354"):
+                if b"".join(reply).startswith(b"354"):
                     message = await reader.readuntil(b"\r\n.\r\n")
                     answer = self._reply("dot", recipient)
                     if answer[0].startswith((b"2", HANG)):

@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 from bson import ObjectId
 
-from mongo.document import JSONObject
+from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull
-from mongo.outbox import OUTBOX_LIMIT
 from ops.kinds import SPECIFIED
 from schemas import Create
 from settings import Settings

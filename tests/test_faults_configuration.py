@@ -101,12 +101,46 @@ async def test_i7_an_unusable_server_kills_no_email_and_gets_no_password(
         ("MAIL", "530 5.7.0 authentication required"),
         ("RCPT", "530 5.7.0 authentication required"),
         ("DATA", "550 5.7.60 client may not send as this sender"),
+        ("RCPT", "550 5.4.5 Daily user sending limit exceeded"),
+        ("DATA", "554 5.2.252 SendAsDenied; not allowed to send as another"),
+        ("DATA", "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException"),
+        ("DATA", "550 The from address does not match a verified Sender Identity"),
+        ("RCPT", "553 Relaying disallowed as another"),
+        ("RCPT", "554 5.7.1 Relay access denied"),
+        ("RCPT", "550 5.7.1 Helo command rejected: Host not found"),
+        ("DATA", "550 5.7.1 our policy does not like it"),
     ],
 )
-async def test_i7_a_refused_sender_kills_no_email(
-    client: Client, database: DB, mail: MailServer, stage: str, reply: str
+async def test_i7_a_fault_of_our_account_kills_no_email(
+    client: Client, database: DB, mail: MailServer, stage: str, reply: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mail.script = scripted({stage: [reply] * 2})
+    mail.script = scripted({stage: [reply] * 1000})
     await owe(client, 5)
+    await asyncio.sleep(1)
+    assert (len(owed(database)), database.dead_mail.count_documents({})) == (5, 0)
+    assert any(record.levelname == "ERROR" for record in caplog.records)
+    mail.script = None
     await settled(database)
     assert (len(set(mail.ids)), database.dead_mail.count_documents({})) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"smtp_host": "smtp\n.example.com"},
+        {"smtp_host": "smtp..example.com"},
+        {"smtp_host": "x" * 64 + ".example.com"},
+        {"smtp_host": "smtp.\udcff.example.com"},
+        {"smtp_password": "not UTF-8: \udcff"},
+        {"smtp_login": "line\nbreak"},
+    ],
+)
+async def test_i7_a_value_that_cannot_be_used_kills_no_email(
+    start: Start, database: DB, mail: MailServer, changes: dict[str, str]
+) -> None:
+    """The settings refuse these. Whatever else is raised before RCPT must do as little harm."""
+    client = await start(**changes)
+    await owe(client, 3)
+    await asyncio.sleep(1.5)
+    assert [item["tries"] for item in owed(database)] == [0] * 3
+    assert (database.dead_mail.count_documents({}), mail.received) == (0, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections import Counter
@@ -13,16 +14,18 @@ from pathlib import Path
 import pytest
 
 from mail.delivery import running_delivery
+from mongo.errors import Unavailable
 from mongo.outbox import OwedEmail
 from ops.kinds import SPECIFIED
 from ops.metrics import Metrics
 from schemas import Create
-from settings import Settings
+from settings import Security, Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, assert_length, assert_nothing_owed, create, owed, settled, user
 from tests.fixtures import Start
 from tests.processes import running_service
 from tests.servers import MailServer
+from tests.smtp import raw_server
 from tests.waiting import eventually_async
 
 
@@ -81,6 +84,61 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
                 await asyncio.sleep(0.05)
             await settled(database)
     assert len(mail.received) == 1
+
+
+async def test_i4_after_a_kill_9_another_process_delivers_within_40_s(
+    settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+) -> None:
+    """With the default lease. The dead process had claimed the e-mail and was in the conversation."""
+    dead = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=30, SMTP_COMMAND_TIMEOUT=30)
+    reached = asyncio.Event()
+
+    async def script(stage: str, _recipient: str) -> str | None:
+        if stage == "RCPT" and not reached.is_set():
+            reached.set()
+            await asyncio.sleep(60)
+        return None
+
+    mail.script = script
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, SPECIFIED["new_login"]))
+    await reached.wait()
+    other = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=30)
+    dead.kill()
+    killed = time.monotonic()
+    await settled(database, within=60)
+    took = time.monotonic() - killed
+    other.kill()
+    logging.getLogger(__name__).info("delivered %.1f s after the kill", took)
+    assert took < 40
+    assert len(mail.received) == 1
+
+
+@pytest.mark.parametrize("stage", ["RCPT", "DATA"])
+async def test_i5_a_lease_that_ends_during_the_conversation_stops_it_before_the_message(
+    settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """MongoDB cannot be reached, so the lease is not extended, and another worker may take the e-mail over."""
+
+    async def unreachable(*_: object) -> None:
+        raise Unavailable
+
+    slow = (*[b""] * 10, b"354 go on\r\n" if stage == "DATA" else b"250 OK\r\n")  # a second
+    async with raw_server({stage: slow}) as server, open_store(settings) as direct:
+        short = replace(
+            settings,
+            mail_lease_seconds=0.6,
+            smtp_command_timeout=5,
+            smtp_port=server.port,
+            smtp_security=Security.NONE,
+        )
+        await direct.create(Create(USER, SPECIFIED["registration"]))
+        monkeypatch.setattr(direct.outbox, "extend", unreachable)
+        async with running_delivery(direct, short, asyncio.Event(), Metrics()):
+            await asyncio.sleep(1.5)
+        assert "RCPT" in server.commands
+        assert server.received == []
+    assert len(owed(database)) == 1
 
 
 async def test_i5_an_email_whose_lease_has_ended_is_not_sent(

@@ -12,7 +12,8 @@ import pytest
 from bson import DatetimeMS, ObjectId, encode
 from bson.raw_bson import RawBSONDocument
 
-from mongo.outbox import OUTBOX_LIMIT, new_element
+from mongo.document import OUTBOX_LIMIT
+from mongo.outbox import new_element
 from settings import Settings
 from tests.client import DB, Client, create, read, settled, user
 from tests.faults import HEARTBEATS, failing

@@ -31,7 +31,20 @@ async def test_the_message_carries_the_key_to_the_address_in_the_document(
 
 
 @pytest.mark.parametrize(
-    "address", [None, "", "nobody", "a@b.example, c@d.example", 7, ["a@b.example"], "a@b.c\r\nX: y"]
+    "address",
+    [
+        None,
+        "",
+        "nobody",
+        "a@b.example, c@d.example",
+        7,
+        ["a@b.example"],
+        "a@b.c\r\nX: y",
+        ["@"],
+        {"@": 1},
+        "@",
+        b"a@b.c",
+    ],
 )
 async def test_an_email_without_a_valid_address_becomes_a_dead_letter_and_goes_nowhere(
     client: Client, database: DB, mail: MailServer, address: object

@@ -24,8 +24,8 @@ from api.middleware import DRAINING
 from api.operations import operations
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, NoSuchNotification
 from mongo import changes, errors
+from mongo.document import OUTBOX_LIMIT
 from mongo.ids import IdType
-from mongo.outbox import OUTBOX_LIMIT
 from ops.kinds import SPECIFIED
 from tests.client import OTHER, PROTECTED, ROOT, TARGET, USER, Client, token
 from tests.description import DESCRIBED, assert_conforms

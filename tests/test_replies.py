@@ -14,6 +14,8 @@ from mail.verdicts import Row, Stage, Verdict
 LATIN_1 = "5.1.1 Empf\udce4nger unbekannt"
 """A reply that is not UTF-8, as aiosmtplib decodes it."""
 OURS = [
+    "450 4.7.1 <no.such.example>: Helo command rejected: Host not found",
+    "554 5.7.1 <localhost[127.0.0.1]>: Client host rejected: Access denied",
     "550 5.4.5 Daily user sending quota exceeded. x - gsmtp",
     "550 5.4.5 Daily user sending limit exceeded",
     "550 5.4.6 Daily SMTP relay limit exceeded for customer",

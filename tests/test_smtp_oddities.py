@@ -6,7 +6,7 @@ import pytest
 from bson import ObjectId
 
 from settings import Security
-from tests.client import DB, OTHER, USER, create, owed, settled
+from tests.client import DB, OTHER, USER, assert_length, create, owed, settled
 from tests.fixtures import Start
 from tests.smtp import DROP, EHLO, raw_server
 from tests.waiting import eventually_async
@@ -112,13 +112,16 @@ async def test_an_address_that_needs_smtputf8_says_so_and_harms_no_other(start: 
         ((recipient, message),) = server.received
         assert recipient == "संपर्क@xn--c2bd4bq1db8d.xn--h2brj9c"
         assert f"To: {recipient}\r\n".encode() in message
-        server.replies = {"MAIL": b"555 no such parameter\r\n"}
+        server.replies = {"MAIL SMTPUTF8": b"555 no such parameter\r\n"}
         await create(client, key="registration")
         await attempted(database)
+        assert all(item["tries"] for item in owed(database))
+        await create(client, OTHER, "registration")
+        await eventually_async(lambda: assert_length(server.received, 2), 2)
         server.replies = {}
         await settled(database)
     assert database.dead_mail.count_documents({}) == 0
-    assert len(server.received) == 2
+    assert len(server.received) == 3
 
 
 async def attempted(database: DB) -> None:

@@ -1,0 +1,91 @@
+"""Serving until a signal, and stopping without a failed request: RFC 9112, section 9.6, says how a server closes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Final, cast
+
+from aiohttp import web
+
+from api.hub import HUB
+from api.middleware import DRAINING
+from ops.listening import Protocols, cease, listen
+
+KEEP_ALIVE_TIMEOUT: Final = 75.0
+"""Seconds until an idle connection is closed. A proxy should close it first: nginx does so after 60 s."""
+UNREADY_PERIOD: Final = 1.0
+"""Seconds after SIGTERM in which connections are still accepted while `/readyz` answers 503."""
+LAST_REQUESTS_PERIOD: Final = 0.3
+"""Seconds in which the connections accepted last may send their request."""
+SHUTDOWN_TIMEOUT: Final = 1.0
+"""Seconds that requests under way are then given; aiohttp applies it twice. With the graces of delivery, mailer and
+store the process ends within `STOP_LIMIT`."""
+STOP_LIMIT: Final = 7.7
+"""Seconds after SIGTERM in which the process ends, whatever hangs. Docker waits for 10 s."""
+
+
+async def serve(app: web.Application, host: str, port: int, announce: Callable[[], None], *, is_worker: bool) -> None:
+    """Serve until SIGTERM; call `announce` once the service listens.
+
+    Raises `CannotListen`, what the start of the application raises, and `CancelledError` if SIGTERM interrupts that.
+    """
+    stop, interrupted = asyncio.Event(), asyncio.current_task()
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        keepalive_timeout=KEEP_ALIVE_TIMEOUT,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+        auto_decompress=False,  # a small body may inflate to any size; see api/body.py
+    )
+
+    def end() -> None:
+        if runner.server:
+            stop.set()
+        elif interrupted:
+            interrupted.cancel()
+
+    _on_sigterm(end)
+    if is_worker:
+        _end_with_supervisor()
+    try:
+        await runner.setup()
+        protocols = cast("Protocols", runner.server)  # it is there now
+        server = await listen(protocols, host, port, share=is_worker)
+        announce()
+        await stop.wait()
+        app[DRAINING].set()  # from now on every answer closes its connection
+        app[HUB].close()
+        await asyncio.sleep(UNREADY_PERIOD)
+        await cease(server, protocols)
+        await asyncio.sleep(LAST_REQUESTS_PERIOD)
+    finally:
+        await runner.cleanup()
+
+
+def _on_sigterm(end: Callable[[], None]) -> None:
+    """Call `end` in the event loop on the first SIGTERM, and end the process after `STOP_LIMIT` at the latest."""
+    loop, pending = asyncio.get_running_loop(), [end]
+
+    def received(*_: object) -> None:
+        if pending:
+            threading.Timer(STOP_LIMIT, os._exit, [1]).start()
+            loop.call_soon_threadsafe(pending.pop())
+
+    # Not the loop's own handler, which needs a loop that turns.
+    signal.signal(signal.SIGTERM, received)
+
+
+def _end_with_supervisor() -> None:
+    """Stop when the supervisor's end of the pipe closes, which happens however the supervisor ends."""
+
+    def ended() -> None:
+        loop.remove_reader(sys.stdin)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin, ended)

@@ -1,0 +1,54 @@
+"""Listening on the service's port, and ceasing to listen without losing a connection that a client has made."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+LISTEN_BACKLOG: Final = 4096
+"""Connections that may wait to be accepted. A client beyond these tries again only a second later."""
+Protocols = Callable[[], asyncio.BaseProtocol]
+"""Makes the protocol of a connection."""
+
+
+class CannotListen(Exception):
+    """The port is taken, or the address is not one of this machine. The message is a sentence.
+
+    `is_taken` tells that the port may be free later; in every other case only another configuration helps.
+    """
+
+    def __init__(self, host: str, port: int, cause: OSError) -> None:
+        self.is_taken = cause.errno == errno.EADDRINUSE
+        if isinstance(cause, socket.gaierror):
+            reason = f"{cause.strerror}"
+        else:  # asyncio adds words of its own to the text of the error, and has no number if no address remains
+            reason = os.strerror(cause.errno or errno.EADDRNOTAVAIL)
+        super().__init__(f"The service cannot listen on HOST {host}, PORT {port}: {reason}.")
+
+
+async def listen(protocols: Protocols, host: str, port: int, *, share: bool = False) -> asyncio.Server:
+    """Listen, on a port that is shared with other processes if they all say so. Raises `CannotListen`."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_server(protocols, host, port, backlog=LISTEN_BACKLOG, reuse_port=share)
+    except OSError as exc:
+        raise CannotListen(host, port, exc) from exc
+
+
+async def cease(server: asyncio.Server, protocols: Protocols) -> None:
+    """Listen no more. Connections that wait to be accepted are accepted, as closing the socket would reset them."""
+    loop, waiting = asyncio.get_running_loop(), []
+    listeners = [own.dup() for own in server.sockets]  # asyncio's own sockets do not let others accept
+    server.close()
+    for listener in listeners:
+        with listener, suppress(OSError):  # until none is left
+            while True:
+                waiting.append(listener.accept()[0])
+    for connection in waiting:
+        with suppress(OSError):  # it was reset meanwhile
+            await loop.connect_accepted_socket(protocols, connection)

@@ -1,0 +1,125 @@
+"""Promise I10: nobody waits for somebody else's fault. One recipient of sixteen provokes the server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from bson import ObjectId
+
+from settings import Security
+from tests.client import DB, OTHER, USER, assert_length, create, owe, owed, settled
+from tests.fixtures import Start
+from tests.smtp import DROP, HANG, RawServer, raw_server
+from tests.waiting import eventually_async
+
+POISON = "poison@example.com"
+PLAIN = {"smtp_security": Security.NONE, "smtp_command_timeout": 2.0, "smtp_data_timeout": 0.3}
+GIVE_UP = {"mail_retry_minutes": (0.005, 0.01), "mail_give_up_hours": 0.03 / 60}
+REACTIONS = {
+    "421 at RCPT": {f"RCPT {POISON}": b"421 4.7.0 try again later\r\n"},
+    "hangs up at RCPT": {f"RCPT {POISON}": DROP},
+    "hangs at RCPT": {f"RCPT {POISON}": HANG},
+    "421 at DATA": {f"DATA {POISON}": b"421 4.7.0 try again later\r\n"},
+    "hangs up at DATA": {f"DATA {POISON}": DROP},
+    "hangs at DATA": {f"DATA {POISON}": HANG},
+    "421 after the dot": {f"dot {POISON}": b"421 4.7.0 try again later\r\n"},
+    "hangs up after the dot": {f"dot {POISON}": DROP},
+    "refuses us for this one": {f"RCPT {POISON}": b"550 5.7.1 Relaying denied\r\n"},
+    "refuses for an unknown reason": {f"RCPT {POISON}": b"550 5.7.1 no\r\n"},
+    "says nonsense": {f"RCPT {POISON}": b"what?\r\n"},
+}
+
+
+@pytest.mark.parametrize("reaction", [*REACTIONS, "hangs after the dot"])
+async def test_i10_one_recipient_delays_no_other(start: Start, database: DB, reaction: str) -> None:
+    """The e-mail of that recipient is the first that the process tries."""
+    database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
+    async with raw_server(REACTIONS.get(reaction, {f"dot {POISON}": HANG})) as server:
+        client = await start(smtp_port=server.port, **PLAIN)
+        await create(client, key="registration")
+        await eventually_async(lambda: assert_tried(server.commands))
+        started = time.monotonic()
+        await owe(client, 15)
+        await eventually_async(lambda: assert_length(others(server), 15), 5)
+        took = time.monotonic() - started
+    assert took < 1.5
+    assert database.dead_mail.count_documents({}) == 0
+
+
+def others(server: RawServer) -> list[str]:
+    """Return the recipients whose e-mails have arrived, without the one that provokes the server."""
+    return [to for to, _ in server.received if to != POISON]
+
+
+def assert_tried(commands: list[str]) -> None:
+    assert "RCPT" in commands
+
+
+@pytest.mark.parametrize("reaction", [name for name in REACTIONS if "refuses us" not in name])
+async def test_i10_its_email_is_tried_by_the_schedule_and_given_up(
+    start: Start, database: DB, reaction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mail.settlement.COPIES", 100)
+    database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
+    async with raw_server(REACTIONS[reaction]) as server:
+        client = await start(
+            smtp_port=server.port, **PLAIN | GIVE_UP | {"smtp_command_timeout": 0.2, "mail_ambiguous_minutes": 0.001}
+        )
+        await owe(client, 3)
+        await create(client, key="registration")
+        await settled(database)
+        (letter,) = database.dead_mail.find()
+        tried = server.commands.count("RCPT") - 3
+    assert letter["tries"] == 4
+    assert 4 <= tried <= 8  # a kept connection that breaks is replaced once
+    assert letter["error"].startswith(("Given up: ", "Probably delivered: "))
+
+
+async def test_i10_three_emails_in_a_row_open_the_breaker_and_one_that_gets_through_closes_it(
+    start: Start, database: DB
+) -> None:
+    async with raw_server({"RCPT": b"550 5.7.1 no\r\n"}) as server:
+        client = await start(smtp_port=server.port, **PLAIN)
+        await owe(client, 40)
+        await eventually_async(lambda: assert_tried(server.commands))
+        await asyncio.sleep(2.5)
+        assert 3 <= server.commands.count("RCPT") <= 10
+        server.replies = {}
+        await settled(database, 30)
+    assert len(server.received) == 40
+    assert database.dead_mail.count_documents({}) == 0
+
+
+async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(start: Start, database: DB) -> None:
+    """It takes the message, and says so long after SMTP_DATA_TIMEOUT."""
+    database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
+    late = (*[b"250-wait\r\n"] * 20, b"250 OK\r\n")  # a line every 0.1 s
+    async with raw_server({f"dot {POISON}": late}) as server:
+        client = await start(smtp_port=server.port, smtp_connections=1, **PLAIN)
+        started = time.monotonic()
+        await create(client, key="registration")
+        await owe(client, 10)
+        await eventually_async(lambda: assert_length(others(server), 10), 5)
+        assert time.monotonic() - started < 1.5
+        (item,) = owed(database)
+        assert item["tries"] == 0
+        await settled(database)
+        assert time.monotonic() - started > 1.5
+    assert [to for to, _ in server.received].count(POISON) == 1
+    assert database.dead_mail.count_documents({}) == 0
+
+
+@pytest.mark.parametrize("reply", [HANG, DROP, b"what?\r\n"])
+async def test_i10_a_server_that_never_says_whether_it_took_a_message_gets_three_copies(
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch, reply: bytes
+) -> None:
+    monkeypatch.setattr("mailer.REPLY_TIMEOUT", 0.3)
+    async with raw_server({"dot": reply}) as server:
+        client = await start(smtp_port=server.port, **PLAIN | {"mail_ambiguous_minutes": 0.001})
+        await create(client, OTHER, "registration")
+        await settled(database)
+    assert server.commands.count("DATA") == 3
+    (letter,) = database.dead_mail.find()
+    assert letter["error"].startswith("Probably delivered: the server had the message 3 times")

@@ -218,12 +218,11 @@ class Store:
         users = {self._id_type.to_bson(query.user_id) for query in queries}
         projection = _page(max(queries, key=attrgetter("limit")))
         if len(users) == 1:
-            user = await self.users.find_one({"_id": users.pop()}, projection, collation=SIMPLE)
+            user = await self.users.find_one({"_id": users.pop()}, projection)
             found = [user] if user else []
         else:
             with pymongo.timeout(SHARED_TIMEOUT):
-                same = {"_id": {"$in": list(users)}}
-                found = await self.users.find(same, projection, collation=SIMPLE).to_list(None)
+                found = await self.users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 

@@ -17,7 +17,7 @@ from bson.timestamp import Timestamp
 from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
 from mongo.connection import MAJORITY, Collection
-from mongo.document import NOTIFICATIONS, SIMPLE, UNREAD, JSONObject
+from mongo.document import NOTIFICATIONS, UNREAD, JSONObject
 from mongo.errors import StoreError, Unavailable, means_unavailable, persist
 from mongo.ids import IdType
 
@@ -171,7 +171,7 @@ class Changes:
             async with await self._users.database.client.start_session(causal_consistency=True) as session:
                 if self._seen:
                     session.advance_operation_time(self._seen)
-                return await self._users.find(filter_, INBOX, session=session, collation=SIMPLE).to_list(None)
+                return await self._users.find(filter_, INBOX, session=session).to_list(None)
 
         return {f"{user.pop('_id')}": Inbox(**user) for user in await persist(attempt)}
 

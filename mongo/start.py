@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("notifier.mongo")
 
-ATTEMPT: Final = 2.0
+ATTEMPT: Final = 4.0
 """Seconds of one attempt to connect."""
 LOG_INTERVAL: Final = 5.0
 """Seconds between two lines that say what the service waits for."""

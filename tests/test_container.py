@@ -19,7 +19,7 @@ from tests.processes import VARIABLES
 from tests.servers import free_port
 from tests.waiting import eventually_async
 
-WINGS = ("api", "mail", "mongo", "ops")
+WINGS = ("api", "config", "mail", "mongo", "ops")
 WILDCARDS = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 

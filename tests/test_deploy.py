@@ -296,6 +296,17 @@ def test_compose_with_nginx_has_the_services_of_compose() -> None:
     assert (target, mode) == ("/etc/nginx/conf.d/default.conf", "ro")
 
 
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
+@pytest.mark.parametrize("file", ["docker-compose.yml", "deploy/docker-compose.nginx.yml"])
+def test_compose_reads_its_files(file: str, tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "deploy")
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    shutil.copy(ROOT / ".env.example", tmp_path / ".env")
+    command = ["/usr/bin/env", "docker-compose", "--project-directory", ".", "-f", file, "config", "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
 def test_nginx_reads_its_configuration(tmp_path: Path) -> None:
     server = (FOLDER / "nginx.conf").read_text().replace("listen 80;", f"listen 127.0.0.1:{free_port()};")

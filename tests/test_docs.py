@@ -21,7 +21,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted({line[2:] for page in PAGES for line in page.read_text().splitlines() if line.startswith("$ ")})
 MAKE = [command for command in COMMANDS if command.startswith("make ")]
 DOCKER = [command for command in COMMANDS if command.startswith("docker")]
-LOCAL = [command for command in COMMANDS if "curl" in command or ("notifier.py" in command and command not in DOCKER)]
+KUBECTL = [command for command in COMMANDS if command.startswith("kubectl")]
+ONE_FILE = [command for command in COMMANDS if " notifier.pyz" in command and command not in MAKE]
+LOCAL = [
+    command
+    for command in COMMANDS
+    if "curl" in command or ("notifier.py " in command and command not in (*DOCKER, *KUBECTL))
+]
+INSIDE = [command for command in (*DOCKER, *KUBECTL, *ONE_FILE) if "notifier.py" in command]
+"""Commands of the service in a container, or in the one file."""
 PYTEST = [command for command in COMMANDS if "-m pytest" in command]
 REST = {"cp .env.example .env", ".venv/bin/python -m bench hostile"}
 EXAMPLE_ID = "6b03bbf4b2edf30b56b0d266"
@@ -62,7 +70,7 @@ def shell(command: str, folder: Path, timeout: float = 60) -> subprocess.Complet
 
 
 def test_every_command_is_tried() -> None:
-    assert {*MAKE, *DOCKER, *LOCAL, *PYTEST, *REST} == set(COMMANDS)
+    assert {*MAKE, *DOCKER, *KUBECTL, *ONE_FILE, *LOCAL, *PYTEST, *REST} == set(COMMANDS)
 
 
 def test_no_command_needs_an_activated_environment() -> None:
@@ -104,8 +112,35 @@ def test_the_benchmark_has_the_part(clone: Path) -> None:
 def test_compose_has_the_services_and_profiles(command: str) -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     profiles = {profile for service in services.values() for profile in service.get("profiles", ())}
-    assert set(re.findall(r"exec (\S+)", command)) <= services.keys()
+    assert set(re.findall(r"(?:exec|restart|--scale) (\w+)", command)) <= services.keys()
     assert set(re.findall(r"--profile (\S+)", command)) <= profiles
+    assert all((ROOT / name).is_file() for name in re.findall(r"-f (\S+)", command))
+
+
+@pytest.mark.parametrize("command", KUBECTL)
+def test_the_manifest_has_what_kubectl_is_asked_for(command: str) -> None:
+    assert all((ROOT / name).is_file() for name in re.findall(r"-f (\S+)", command))
+    manifest = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text())
+    resources = {f"{resource['kind'].lower()}/{resource['metadata']['name']}" for resource in manifest}
+    assert set(re.findall(r"\w+/\w+(?= |$)", command)) <= resources
+
+
+@pytest.mark.parametrize("command", INSIDE)
+def test_a_command_in_a_container_or_in_the_one_file_works(command: str, clone: Path, local: LocalRun) -> None:
+    assert local.get("/healthz")
+    _, program, arguments = re.split(r"(python notifier\.py|notifier\.pyz)", command)
+    assert program
+    done = shell(f".venv/bin/python notifier.py{arguments}", clone)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_override_of_compose_names_settings_and_mounts_what_they_name() -> None:
+    page = (ROOT / "docs/operation.md").read_text()
+    (block,) = re.findall(r"```yaml\n(services:.*?)```", page, re.DOTALL)
+    notifier = yaml.safe_load(block)["services"]["notifier"]
+    assert notifier["environment"].keys() <= VARIABLES
+    mounted = [volume.split(":")[1] for volume in notifier["volumes"]]
+    assert list(notifier["environment"].values()) == mounted
 
 
 def test_the_example_of_an_env_file_is_a_complete_configuration(tmp_path: Path) -> None:

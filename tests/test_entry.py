@@ -22,7 +22,7 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
 
 def test_an_unreachable_database_ends_the_start_with_one_sentence(tmp_path: Path) -> None:
     uri = f"mongodb://user:hunter2@127.0.0.1:{free_port()}/x"
-    done = run(cwd=tmp_path, DB_URI=uri, EMAIL="a@b.example", SMTP_HOST="x")
+    done = run(cwd=tmp_path, DB_URI=uri, EMAIL="a@b.example", SMTP_HOST="x", START_TIMEOUT="1")
     assert (done.returncode, done.stderr.splitlines()[-1][:7]) == (1, "MongoDB")
     assert "hunter2" not in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,113 @@
+"""Waiting for MongoDB at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import Service, run
+from tests.servers import Mongod, free_port, initiate
+from tests.waiting import eventually
+
+PASSWORD_IS: dict[str, Any] = {"pwd": "pw"}
+REST = {"EMAIL": "a@b.example", "SMTP_HOST": "x"}
+
+
+def waits(service: Service) -> list[str]:
+    return re.findall(r"waiting for MongoDB, for \d+ s more at the longest: [^\"]*", service.log())
+
+
+async def test_it_waits_for_mongodb_and_says_so_then_serves(tmp_path: Path) -> None:
+    late = Mongod(tmp_path / "db")
+    service = Service(tmp_path, DB_URI=f"mongodb://user:hunter2@{late.address}/x?authSource=admin", **REST)
+    try:
+        await asyncio.sleep(9)
+        assert service.process.poll() is None
+        assert 1 <= len(waits(service)) <= 3
+        assert waits(service)[0].endswith("the connection is refused.")
+        service.kill()
+        service.environment["DB_URI"] = f"mongodb://{late.address}/x"
+        service.restart()
+        await asyncio.sleep(3)
+        await asyncio.to_thread(late.start)
+        await asyncio.to_thread(eventually, service.answers)
+        assert "hunter2" not in service.log()
+    finally:
+        service.kill()
+        late.kill()
+
+
+async def test_it_waits_for_a_replica_set_that_is_not_initiated_yet(tmp_path: Path) -> None:
+    mongod = Mongod(tmp_path / "db", "rs0")
+    await asyncio.to_thread(mongod.start)
+    service = Service(tmp_path, DB_URI=f"mongodb://{mongod.address}/x?replicaSet=rs0", **REST)
+    try:
+        await asyncio.sleep(5)
+        assert service.process.poll() is None, service.log()
+        await asyncio.to_thread(initiate, [mongod], "rs0")
+        await asyncio.to_thread(eventually, service.answers)
+    finally:
+        service.kill()
+        mongod.kill()
+
+
+@pytest.mark.parametrize("fault", ["refused", "unknown host", "silent"])
+async def test_after_the_start_timeout_it_ends_with_one_sentence(tmp_path: Path, fault: str) -> None:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    hosts = {
+        "refused": f"127.0.0.1:{free_port()}",
+        "unknown host": "nowhere.invalid",
+        "silent": f"127.0.0.1:{server.sockets[0].getsockname()[1]}",
+    }
+    started = time.monotonic()
+    done = await asyncio.to_thread(run, cwd=tmp_path, DB_URI=f"mongodb://{hosts[fault]}/x", **REST, START_TIMEOUT="4")
+    server.close()
+    assert 4 <= time.monotonic() - started < 15
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("The service waited for 4 s (START_TIMEOUT).")
+    assert "Traceback" not in done.stderr
+
+
+async def test_sigterm_ends_the_waiting(tmp_path: Path) -> None:
+    service = Service(tmp_path, DB_URI=f"mongodb://127.0.0.1:{free_port()}/x", **REST)
+    await asyncio.to_thread(eventually, lambda: assert_some(waits(service)))
+    service.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(service.process.wait, 9) == 0
+    assert "Traceback" not in service.log()
+
+
+def assert_some(found: list[str]) -> None:
+    assert found
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run a MongoDB that asks for a login."""
+    server = Mongod(tmp_path_factory.mktemp("guarded"), None, "--auth")
+    server.start()
+    with server.client() as client:
+        client.admin.command("createUser", "root", roles=["root"], **PASSWORD_IS)
+    yield server
+    server.kill()
+
+
+def test_a_wrong_password_ends_the_start_at_once_with_code_2(tmp_path: Path, guarded: Mongod) -> None:
+    uri = f"mongodb://root:hunter2@{guarded.address}/x?authSource=admin"
+    started = time.monotonic()
+    done = run(cwd=tmp_path, DB_URI=uri, **REST)
+    assert (done.returncode, time.monotonic() - started < 15) == (2, True)
+    assert "refuses the user name or password of DB_URI" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_workers_wait_as_one_process_does(tmp_path: Path) -> None:
+    uri = f"mongodb://127.0.0.1:{free_port()}/x"
+    done = run(cwd=tmp_path, DB_URI=uri, **REST, WORKERS="2", START_TIMEOUT="3")
+    assert done.returncode == 1
+    assert "START_TIMEOUT" in done.stderr

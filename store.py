@@ -100,8 +100,8 @@ class Store:
         self.users = database[USERS]
         self.outbox = Outbox(self.users)
         self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
-        self.changes = Changes(self.users)
         self.clock = Clock(database)
+        self.changes = Changes(self.users, self.clock)
         self._database = database
         self._limit = settings.notifications_limit
         self._email = settings.email

@@ -17,6 +17,7 @@ from bson import ObjectId
 from bson.timestamp import Timestamp
 from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
+from mongo.clock import Clock
 from mongo.connection import MAJORITY, Collection
 from mongo.document import NOTIFICATIONS, UNREAD, JSONObject
 from mongo.errors import StoreError, Unavailable, means_unavailable, persist
@@ -90,7 +91,8 @@ class Change:
 class Changes:
     """The changes of all users' notifications."""
 
-    def __init__(self, users: Collection) -> None:
+    def __init__(self, users: Collection, clock: Clock) -> None:
+        self.clock = clock
         self._users = users.with_options(read_concern=MAJORITY)
         self._seen: Timestamp | None = None
 

@@ -15,7 +15,7 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
 
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ReadPreference, WriteConcern
+from pymongo import ReadPreference, WriteConcern, uri_parser
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
@@ -64,7 +64,8 @@ def uri_fault(uri: str) -> str | None:
     if uri.startswith("mongodb+srv://"):
         return None  # DNS names its hosts; it is asked at the start
     try:
-        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()
+        uri_parser.parse_uri(uri, warn=False)
+        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # which looks at the options together, too
     except OSError:
         return "A file that the MongoDB connection string names cannot be read."
     except INVALID:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trustme
 from pymongo import MongoClient
 
@@ -104,6 +105,7 @@ class Greeter(socketserver.StreamRequestHandler):
         self.rfile.readline()
 
 
+@pytest.mark.timeout(400)  # two dozen processes start at once
 async def test_why_mongodb_cannot_be_used_ends_the_start_with_one_sentence(
     mongod: Mongod, authority: trustme.CA, ca_file: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import gc
@@ -187,17 +188,20 @@ def main(arguments: list[str]) -> int:
             return run_check(options)
         settings = load_settings()
         configure_logging(settings.log_level)
-        if options.command:
-            return run_command(options, settings)
-        if settings.workers > 1 and not options.worker:
-            return asyncio.run(supervise(settings))
-        serve(settings, is_worker=options.worker)
+        return run_command(options, settings) if options.command else serve_or_supervise(options, settings)
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else fail(f"{exc.code}")
     except BrokenPipeError:
         return 0  # whoever reads the output of a command has seen enough
     except (SettingsError, StoreError, CannotListen, OSError) as exc:
         return explain(exc)
+
+
+def serve_or_supervise(options: argparse.Namespace, settings: Settings) -> int:
+    """Serve in this process, or in several; return the exit code. Raises as `serve`."""
+    if settings.workers > 1 and not options.worker:
+        return asyncio.run(supervise(settings))
+    serve(settings, is_worker=options.worker)
     return 0
 
 

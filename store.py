@@ -91,8 +91,8 @@ class Store:
         self.users = database[settings.users_collection]
         self.outbox = Outbox(self.users, Shape(settings.id_type, settings.email_field, settings.language_field))
         self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
-        self.changes = Changes(self.users, settings.id_type)
         self.clock = Clock(database)
+        self.changes = Changes(self.users, self.clock, settings.id_type)
         self.database = database
         self._limit = settings.notifications_limit
         self._profile = {settings.email_field: settings.email}

@@ -55,7 +55,7 @@ class Hub:
     """All streams of a process."""
 
     def __init__(self, changes: Changes, metrics: Metrics, limit: int) -> None:
-        self.wire = Wire(metrics)
+        self.wire = Wire(metrics, changes.clock.seconds_since)
         self._changes = changes
         self._metrics = metrics
         self._limit = limit

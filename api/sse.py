@@ -12,6 +12,8 @@ import math
 import random
 import socket
 import time
+from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 import orjson
@@ -61,10 +63,11 @@ def bound_buffers(request: web.Request) -> None:
 class Wire:
     """Sends streams."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, seconds_since: Callable[[datetime], float]) -> None:
         self.keep_alive = KEEP_ALIVE
         self.send_timeout = SEND_TIMEOUT
         self._metrics = metrics
+        self._seconds_since = seconds_since
 
     async def send(self, stream: Stream, writer: AbstractStreamWriter, until: float = math.inf) -> None:
         """Send events, and comments between them, until the stream is closed or it is `until` (Unix seconds).
@@ -83,7 +86,7 @@ class Wire:
                     await self._write(writer, event.text)
                     self._metrics.stream_events.inc()
                     if event.at:
-                        self._metrics.stream_lag.observe(max(0.0, time.time() - event.at.timestamp()))
+                        self._metrics.stream_lag.observe(self._seconds_since(event.at))
 
     async def _write(self, writer: AbstractStreamWriter, chunk: bytes) -> None:
         try:

@@ -92,7 +92,9 @@ class Settlements:
 
     def _waited(self, tries: int) -> float:
         """Return the seconds for which an e-mail has been tried. An outage of the server does not count."""
-        return sum(self._delay(n) for n in range(tries))
+        schedule = self._settings.mail_retry_minutes
+        beyond = max(0, tries - len(schedule))  # somebody may have set `tries` to millions
+        return 60 * (sum(schedule[:tries]) + beyond * schedule[-1])
 
     def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:
         """Count and log an outcome, without the address and the server's words, which may hold one."""

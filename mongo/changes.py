@@ -16,6 +16,7 @@ import pymongo
 from bson.timestamp import Timestamp
 from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
+from mongo.clock import Clock
 from mongo.connection import MAJORITY, Collection
 from mongo.document import NOTIFICATIONS, UNREAD, JSONObject
 from mongo.errors import StoreError, Unavailable, means_unavailable, persist
@@ -90,7 +91,8 @@ class Change:
 class Changes:
     """The changes of all users' notifications."""
 
-    def __init__(self, users: Collection, id_type: IdType) -> None:
+    def __init__(self, users: Collection, clock: Clock, id_type: IdType) -> None:
+        self.clock = clock
         self._id_type = id_type
         self._users = users.with_options(read_concern=MAJORITY)
         self._seen: Timestamp | None = None

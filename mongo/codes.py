@@ -157,6 +157,7 @@ UNREACHABLE: Final = (
         configuration=True,
     ),
     Reason("Authentication failed", f"MongoDB {REFUSED_US[18]}.", configuration=True),
+    Reason("MechanismUnavailable", f"MongoDB {REFUSED_US[334]}.", configuration=True),
     Reason(
         r"\[Errno -\d|Name or service not known|nodename nor|getaddrinfo",
         "DNS does not know the host of DB_URI.",
@@ -173,7 +174,10 @@ UNREACHABLE: Final = (
     Reason(
         "Got response id|Message length|Unknown opcode", "What listens at the host and port of DB_URI is no MongoDB."
     ),
-    Reason("connection closed|Connection reset", "MongoDB closes the connection; it may be stopping, or expect TLS."),
+    Reason(
+        "connection closed|Connection reset",
+        "MongoDB closes the connection: it is stopping, or expects TLS or a client's certificate.",
+    ),
     Reason("timed out|No servers found yet", "MongoDB does not answer in time."),
     Reason("", "MongoDB cannot be reached at the host and port of DB_URI."),
 )
@@ -190,6 +194,11 @@ NOT_USABLE: Final = (
     Reason(
         "load balanc",
         "DB_URI says loadBalanced=true, and MongoDB is behind no load balancer.",
+        configuration=True,
+    ),
+    Reason(
+        "must be installed|requires pymongo",
+        "DB_URI names an authMechanism or a compressor whose package is not installed.",
         configuration=True,
     ),
     Reason("", "DB_URI has an option that is not valid, or options that contradict each other.", configuration=True),

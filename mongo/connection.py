@@ -66,7 +66,7 @@ def uri_fault(uri: str) -> str | None:
     try:
         if not uri.startswith("mongodb://"):
             raise ConfigurationError  # the driver takes a text without a scheme for the name of a host
-        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()
+        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # which looks at the options together, too
     except OSError:
         return "A file that the MongoDB connection string names cannot be read."
     except INVALID:

@@ -15,6 +15,7 @@ from pymongo.errors import (
     DocumentTooLarge,
     DuplicateKeyError,
     ExecutionTimeout,
+    NotPrimaryError,
     OperationFailure,
     PyMongoError,
     WriteConcernError,
@@ -157,8 +158,10 @@ def unavailable(exc: Exception) -> Unavailable:
     match exc:
         case OperationFailure() if code := _refused_us(exc):
             return Misconfigured(f"MongoDB {REFUSED_US[code]}.")
-        case OperationFailure(code=code):
-            name = NOT_NOW.get(code or 0) or (exc.details or {}).get("codeName") or f"error {code}"
+        case OperationFailure() | NotPrimaryError():
+            details: Mapping[str, Any] = exc.details if isinstance(exc.details, Mapping) else {}
+            code = (exc.code if isinstance(exc, OperationFailure) else details.get("code")) or 0
+            name = NOT_NOW.get(code) or details.get("codeName") or f"error {code}"
             return Unavailable(f"MongoDB cannot do it now: {name}.")
         case ConnectionFailure():
             # The driver's own text holds host names, so it is recognised here and not passed on.

@@ -62,7 +62,9 @@ class Metrics:
         )
         self._sent = deque([(time.monotonic(), 0.0)])
         self.foreign = self._gauge(
-            "notifier_foreign_documents", "Documents whose outbox is not the service's, or damaged.", "livemostrecent"
+            "notifier_foreign_documents",
+            "Documents from which no e-mail can be sent: not the service's, damaged or refused.",
+            "livemostrecent",
         )
         self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")
@@ -74,7 +76,7 @@ class Metrics:
         self.streams_dropped = self._counter("notifier_streams_dropped", "Streams whose client did not read.")
         self.stream_lag = Histogram(
             "notifier_stream_lag_seconds",
-            "From the write of a change, by MongoDB's clock, to its event being sent, by ours.",
+            "From the write of a change to its event being sent, both by MongoDB's clock.",
             buckets=STREAM_LAG_BUCKETS,
             registry=self._registry,
         )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.servers import Drop, Mongod, Script
 
@@ -24,6 +27,17 @@ def failing(mongod: Mongod, commands: list[str], mode: object = "alwaysOn", **fa
             yield
         finally:
             client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+def wrong_clock(offset: str) -> dict[str, str]:
+    """Return the variables that put a process's clock wrong, by "-3600" seconds for example.
+
+    Skip the test where Debian's package `faketime` is not installed.
+    """
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not libraries:
+        pytest.skip("Debian's package faketime is not installed")
+    return {"LD_PRELOAD": f"{libraries[0]}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
 
 
 def scripted(replies: dict[str, list[str | None]]) -> Script:

@@ -10,14 +10,14 @@ from bson.raw_bson import RawBSONDocument
 from hypothesis import strategies as st
 
 PAST: Final = datetime(2020, 1, 1, tzinfo=UTC)
-NOTIFICATION: Final = {
+NOTIFICATION: Final[dict[str, Any]] = {
     "id": "a" * 24,
     "timestamp": 1698138241,
     "is_new": True,
     "user_id": "638f394d4b7243fc0399ea67",
     "key": "new_message",
 }
-EMAIL: Final = {
+EMAIL: Final[dict[str, Any]] = {
     "id": "b" * 24,
     "key": "registration",
     "at": PAST,
@@ -27,7 +27,7 @@ EMAIL: Final = {
     "error": None,
     "dead": False,
 }
-KEY: Final = {"k": "a-key", "h": "a hash"}
+KEY: Final[dict[str, Any]] = {"k": "a-key", "h": "a hash"}
 ELEMENTS: Final[dict[str, dict[str, Any]]] = {"notifications": NOTIFICATION, "outbox": EMAIL, "recent": KEY}
 DELIVERABLE: Final = {"id": str, "key": str, "token": str, "at": datetime, "next_at": datetime}
 

@@ -106,7 +106,7 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, str(ROOT / "notifier.py"), *arguments],
         cwd=cwd,
-        env=_unconfigured() | variables,
+        env=_unconfigured() | {"START_TIMEOUT": "5"} | variables,
         capture_output=True,
         text=True,
         timeout=60,

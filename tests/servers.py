@@ -55,7 +55,13 @@ class Mongod:
         with (self._folder / "mongod.out").open("ab") as output:
             self._process = subprocess.Popen(
                 [
-                    *(find_mongod(), "--dbpath", str(self._folder), "--port", str(self.port)),
+                    *(
+                        os.environ.get("NOTIFIER_MONGOD") or find_mongod(),
+                        "--dbpath",
+                        str(self._folder),
+                        "--port",
+                        str(self.port),
+                    ),
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                     *self._arguments,

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+import socket
+import socketserver
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from pymongo import MongoClient
 
 from settings import Settings
-from tests.client import DB, KEY
+from tests.client import DB, KEY, USER
 from tests.processes import run, running_service
-from tests.servers import free_port
+from tests.servers import Mongod, free_port
+from tests.streams import client_of
 
 
 def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
@@ -20,12 +33,150 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_unreachable_database_ends_the_start_with_one_sentence(tmp_path: Path) -> None:
-    uri = f"mongodb://user:hunter2@127.0.0.1:{free_port()}/x"
-    done = run(cwd=tmp_path, DB_URI=uri, EMAIL="a@b.example", SMTP_HOST="x", START_TIMEOUT="1")
-    assert (done.returncode, done.stderr.splitlines()[-1][:7]) == (1, "MongoDB")
-    assert "hunter2" not in done.stderr
-    assert "Traceback" not in done.stderr
+PASSWORD = "hunter2"  # noqa: S105 - of the accounts below
+
+
+class TLSMongod(Mongod):
+    """A MongoDB that accepts nothing but TLS."""
+
+    def __init__(self, folder: Path, authority: trustme.CA, ca_file: Path, *arguments: str) -> None:
+        folder.mkdir()
+        self._certificate = folder / "certificate.pem"
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(f"{self._certificate}")
+        self._ca_file = ca_file
+        tls = (
+            "--tlsMode",
+            "requireTLS",
+            "--tlsCertificateKeyFile",
+            f"{self._certificate}",
+            "--tlsCAFile",
+            f"{ca_file}",
+        )
+        super().__init__(folder, None, *tls, *arguments)
+
+    def client(self) -> MongoClient[dict[str, Any]]:
+        """Return a client with a certificate, which such a server may want."""
+        return MongoClient(
+            self.address,
+            directConnection=True,
+            serverSelectionTimeoutMS=500,
+            tls=True,
+            tlsCAFile=f"{self._ca_file}",
+            tlsCertificateKeyFile=f"{self._certificate}",
+        )
+
+
+@contextmanager
+def with_accounts(folder: Path) -> Iterator[Mongod]:
+    """Run a MongoDB that wants a login, with the accounts `writer`, `reader` and `admin`."""
+    server = Mongod(folder)
+    server.start()
+    with server.client() as client:
+        for database, user, role in (("x", "writer", "readWrite"), ("x", "reader", "read"), ("admin", "admin", "root")):
+            options: dict[str, Any] = {"pwd": PASSWORD, "roles": [role], "writeConcern": {"w": 1, "j": True}}
+            client[database].command("createUser", user, **options)
+    server.kill()
+    server = Mongod(folder, None, "--auth")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def not_a_mongod() -> Iterator[int]:
+    """Listen like a mail server; yield the port."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greeter) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+
+class Greeter(socketserver.StreamRequestHandler):
+    """Greets like a mail server."""
+
+    def handle(self) -> None:
+        """Greet."""
+        self.wfile.write(b"220 mail.example.com ESMTP at your service\r\n")
+        self.rfile.readline()
+
+
+@pytest.mark.timeout(400)  # two dozen processes start at once
+async def test_why_mongodb_cannot_be_used_ends_the_start_with_one_sentence(
+    mongod: Mongod, authority: trustme.CA, ca_file: Path, tmp_path: Path
+) -> None:
+    plain = mongod.address
+    with ExitStack() as stack:
+        auth = stack.enter_context(with_accounts(tmp_path / "auth")).address
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        mail = stack.enter_context(not_a_mongod())
+        servers = [
+            TLSMongod(tmp_path / "tls", authority, ca_file, "--tlsAllowConnectionsWithoutCertificates"),
+            TLSMongod(tmp_path / "certified", authority, ca_file),
+            Mongod(tmp_path / "new", "rs"),
+        ]
+        for server in servers:
+            server.start()
+            stack.callback(server.kill)
+        tls, certified, new = (server.address for server in servers)
+        trusted = f"tls=true&tlsCAFile={ca_file}"
+        local = tls.replace("127.0.0.1", "localhost")
+        no_rights = "the rights it needs: the role readWrite on the database"
+        rows = {
+            f"mongodb://writer:wrong@{auth}/x": (2, "refuses the user name or password"),
+            f"mongodb://admin:{PASSWORD}@{auth}/x": (2, "authSource"),
+            f"mongodb://reader:{PASSWORD}@{auth}/x": (2, no_rights),
+            f"mongodb://writer:{PASSWORD}@{auth}/other?authSource=x": (2, no_rights),
+            f"mongodb://{auth}/x": (2, no_rights),
+            f"mongodb://a:{PASSWORD}@{auth}/x?authMechanism=PLAIN&authSource=$external": (2, "authMechanism"),
+            f"mongodb://a:hunter2@{plain}/x": (2, "refuses the user name or password"),
+            f"mongodb://{plain}/x?tls=true": (2, "does not answer with TLS"),
+            f"mongodb://{tls}/x": (2, "expects TLS, which DB_URI does not ask for"),
+            f"mongodb://{tls}/x?tls=true": (2, "not trusted"),
+            f"mongodb://{local}/x?{trusted}": (2, "for another host"),
+            f"mongodb://{certified}/x?{trusted}": (1, "a client's certificate"),
+            f"mongodb://{plain}/x?replicaSet=other": (2, "the replica set that DB_URI names"),
+            f"mongodb://{plain}/x?replicaSet=other&directConnection=true": (2, "the replica set that DB_URI names"),
+            f"mongodb://{new}/x": (1, "rs.initiate()"),
+            f"mongodb://{new}/x?replicaSet=rs": (1, "rs.initiate()"),
+            f"mongodb://{plain}/x?loadBalanced=true": (2, "loadBalanced"),
+            "mongodb://u:hunter2@nowhere.invalid/x": (1, "DNS does not know the host"),
+            "mongodb+srv://u:hunter2@nowhere.invalid/x": (2, "DNS does not know"),
+            f"mongodb://u:hunter2@127.0.0.1:{free_port()}/x": (1, "the connection is refused"),
+            f"mongodb://u:hunter2@127.0.0.1:{silent}/x": (1, "does not answer in time"),
+            f"mongodb://u:hunter2@127.0.0.1:{mail}/x": (1, "is no MongoDB"),
+        }
+        starts = [asyncio.to_thread(run, cwd=tmp_path, DB_URI=uri, EMAIL="a@b.example", SMTP_HOST="x") for uri in rows]
+        for (uri, (code, part)), done in zip(rows.items(), await asyncio.gather(*starts), strict=True):
+            sentence = done.stderr.splitlines()[-1]
+            assert (done.returncode, part in sentence) == (code, True), (uri, done.stderr)
+            assert re.fullmatch(r"[A-Z][^\n]*\.", sentence), sentence
+            assert not re.search(r"Traceback|hunter2|wrong|127\.0\.0\.1|nowhere|localhost", done.stderr), done.stderr
+
+
+async def test_rights_that_are_taken_away_are_told_in_the_log(settings: Settings, tmp_path: Path) -> None:
+    with with_accounts(tmp_path / "auth") as server:
+        admin: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://admin:{PASSWORD}@{server.address}")
+        uri = f"mongodb://writer:hunter2@{server.address}/x"
+        service = await running_service(replace(settings, db_uri=uri), tmp_path)
+        body = {"user_id": USER, "key": "new_message"}
+        async with client_of(service) as client:
+            async with client.post("/create", json=body) as response:
+                assert response.status == 201
+            admin.x.command("revokeRolesFromUser", "writer", roles=["readWrite"])
+            async with client.post("/create", json=body) as response:
+                assert (response.status, response.headers["Retry-After"]) == (503, "5")  # after 10 s
+            admin.x.command("grantRolesToUser", "writer", roles=["readWrite"])
+            async with client.post("/create", json=body) as response:
+                assert response.status == 201
+        assert "requests fail: MongoDB does not give the user of DB_URI the rights it needs" in service.log()
+        assert not re.search(r"hunter2|writer|Traceback", service.log())
+        service.kill()
+        admin.close()
 
 
 def test_a_conflicting_index_ends_the_start_with_one_sentence(settings: Settings, database: DB, tmp_path: Path) -> None:

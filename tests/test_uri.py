@@ -1,0 +1,101 @@
+"""What the connection string says: nothing in it may change what the service relies on."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from bson import Binary, ObjectId
+
+from mongo.connection import uri_fault
+from tests.client import OTHER, USER, create, list_, read, settled
+from tests.fixtures import Start
+from tests.servers import MailServer, Mongod
+from tests.streams import listening
+
+OPTIONS = [
+    *(f"readConcernLevel={level}" for level in ("local", "available", "majority", "linearizable", "snapshot")),
+    *(f"readPreference={mode}" for mode in ("secondary", "secondaryPreferred", "primaryPreferred", "nearest")),
+    "readPreference=nearest&readPreferenceTags=dc:ny&maxStalenessSeconds=120",
+    "readPreferenceTags=dc:ny",
+    "maxStalenessSeconds=120",
+    "w=0",
+    "w=0&journal=true",
+    "w=1&journal=false",
+    "w=majority&wtimeoutMS=1",
+    "fsync=true",
+    "retryWrites=true&retryReads=true",
+    "retryWrites=false&retryReads=false",
+    "tz_aware=false",
+    "uuidRepresentation=standard",
+    "uuidRepresentation=javaLegacy",
+    "unicode_decode_error_handler=strict",
+    "timeoutMS=1",
+    "serverSelectionTimeoutMS=1",
+    "socketTimeoutMS=30000",
+    "maxPoolSize=1",
+    "minPoolSize=3&maxIdleTimeMS=100",
+    "compressors=zlib",
+    "appName=ours",
+    "directConnection=true",
+    "connect=false",
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+async def test_the_contract_holds_whatever_the_connection_string_says(
+    start: Start, any_mongod: Mongod, mail: MailServer, options: str
+) -> None:
+    name = f"uri_{ObjectId()}"
+    client = await start(db_uri=f"mongodb://{any_mongod.address}/{name}?{options}")
+    with any_mongod.client() as direct:
+        odd: dict[str, Any] = {"id": "x", "is_new": True, "u": Binary(b"123", 4), "v": Binary(uuid.uuid4().bytes, 3)}
+        direct[name].users.insert_one({"_id": ObjectId(OTHER), "notifications": [odd]})
+        for n in range(3):
+            await create(client, key="new_login", data={"n": n})
+            page = await list_(client)
+            assert [item["data"]["n"] for item in page["list"]] == list(range(n, -1, -1))
+            assert page["new"] == 1
+            assert await read(client, page["list"][0]["id"]) == 200
+            assert (await list_(client))["new"] == 0
+        assert (await list_(client, OTHER))["elements"] == 1
+        await settled(direct[name])
+        assert len(mail.ids) == 3
+        assert (await client.get("/readyz")).status == 200
+        if await is_replicated(direct):
+            async with listening(client) as events:
+                assert (await events.next())["elements"] == 3
+                await create(client)
+                assert (await events.next())["elements"] == 4
+        else:
+            assert (await client.get(f"/stream?user_id={USER}")).status == 501
+        await client.close()
+        direct.drop_database(name)
+
+
+async def is_replicated(direct: Any) -> bool:
+    return "setName" in direct.admin.command("hello")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://u:hunter2@x/?directConnection=maybe",
+        "mongodb://u:hunter2@x/?datetime_conversion=datetime",
+        "mongodb://u:hunter2@x,y/?directConnection=true",
+        "mongodb://u:hunter2@x/?authMechanism=NONE",
+        "mongodb://u:hunter2@x/?tls=true&tlsInsecure=true&tlsAllowInvalidCertificates=true",
+        "mongodb://u:hunter2@x/?tls=false&tlsCAFile=/nowhere",
+        "mongodb://u:hunter2@x/?tls=true&tlsCAFile=/nowhere",
+        "mongodb://u:hunter2@x/?w=-1",
+        "mongodb://u:hun/ter2@x/",
+        "mongodb://u:hunter2@x:port/",
+        "mongodb://",
+    ],
+)
+def test_a_connection_string_that_cannot_work_is_a_fault_of_the_configuration(uri: str) -> None:
+    fault = uri_fault(uri)
+    assert fault
+    assert "ter2" not in fault
+    assert "nowhere" not in fault

@@ -38,6 +38,7 @@ PICTURES = {
 async def open_demo(context: BrowserContext, url: str) -> Page:
     page = await open_page(context, url)
     await expect(page.get_by_role("heading", name="Create a notification")).to_be_visible()
+    await expect(page.locator("option").first).to_be_attached()  # the kinds have come
     return page
 
 
@@ -72,6 +73,43 @@ async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserConte
         curl = await page.locator("#curl").inner_text()
         assert (await asyncio.to_thread(run_shell, curl)) == {"success": True}
         assert [event for event in await events(page) if event[0] == "CSP"] == []
+
+
+async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
+    serve: Serve, context: BrowserContext
+) -> None:
+    server = await serve(DEMO="1", KINDS_FILE=ROOT / "examples/kinds.toml", ID_TYPE="string")
+    page = await open_demo(context, server.url)
+    happened, user = page.get_by_label("What happened"), page.get_by_label("User", exact=True)
+    assert await happened.locator("option").all_inner_texts() == [
+        "registration – e-mailed",
+        "new_login – kept, and e-mailed",
+        "order_shipped – kept, and e-mailed",
+        "invoice_ready – kept, and e-mailed",
+        "back_in_stock – kept",
+        "question_answered – kept",
+    ]
+    await expect(happened).to_have_value("new_login")
+    await user.fill("ann & bob/ü")
+    await happened.select_option("back_in_stock")
+    await expect(page.locator("#curl")).to_contain_text('"key":"back_in_stock"')
+    await create_on(page)
+    await expect(page.get_by_text("Created.")).to_be_visible()
+    await shows_unread(page, 1)
+    assert (await asyncio.to_thread(run_shell, await page.locator("#curl").inner_text())) == {"success": True}
+    await shows_unread(page, 2)
+    assert [event for event in await events(page) if event[0] == "CSP"] == []
+
+
+async def test_the_demo_without_a_kind_that_is_both_chooses_the_first(
+    serve: Serve, context: BrowserContext, tmp_path: Path
+) -> None:
+    (tmp_path / "kinds.toml").write_text("[a]\n[b]\nin_app = false\nemail = true\n")
+    page = await open_demo(context, (await serve(DEMO="1", KINDS_FILE=tmp_path / "kinds.toml")).url)
+    assert await page.locator("option").all_inner_texts() == ["a – kept", "b – e-mailed"]
+    await expect(page.get_by_label("What happened")).to_have_value("a")
+    await create_on(page)
+    await shows_unread(page, 1)
 
 
 async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context: BrowserContext) -> None:

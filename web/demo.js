@@ -2,6 +2,7 @@
 const inbox = document.querySelector("notifier-inbox");
 const $ = (id) => document.getElementById(id);
 const form = $("create"), outcome = $("outcome");
+let kinds = {};
 
 const element = (tag, text, className = "") => Object.assign(document.createElement(tag), { textContent: text, className });
 
@@ -67,8 +68,14 @@ function showCurl() {
 }
 
 form.addEventListener("input", showCurl);
-form.elements.user_id.addEventListener("input", ({ target }) => {
-  if (/^[0-9a-f]{24}$/i.test(target.value.trim())) inbox.setAttribute("user-id", target.value.trim());
+form.elements.user_id.addEventListener("change", async ({ target }) => {
+  const id = target.value.trim();
+  try {
+    const { status } = await ask(`/list?limit=0&user_id=${encodeURIComponent(id)}`);
+    if (status !== 422 && id === target.value.trim()) inbox.setAttribute("user-id", id);
+  } catch {
+    // creating a notification will say that the service cannot be reached
+  }
 });
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -92,6 +99,20 @@ form.addEventListener("submit", async (event) => {
     button.disabled = false;
   }
 });
+
+async function showKinds() {
+  try {
+    kinds = (await (await ask("/kinds")).json()).data;
+  } catch {
+    return showFaults({}, "The service cannot be reached.");
+  }
+  const both = Object.values(kinds).find((kind) => kind.in_app && kind.email);
+  form.elements.key.replaceChildren(...Object.entries(kinds).map(([name, kind]) => {
+    const does = [kind.in_app && "kept", kind.email && "e-mailed"].filter(Boolean).join(", and ");
+    return Object.assign(element("option", `${name} – ${does}`), { value: name, selected: kind === both });
+  }));
+  showCurl();
+}
 
 // --- e-mails -----------------------------------------------------------------------------------------
 
@@ -133,9 +154,9 @@ inbox.addEventListener("notification", ({ detail }) => {
   const toast = element("div", `New: ${detail.key}`, "toast");
   $("toasts").append(toast);
   setTimeout(() => toast.remove(), 4000);
-  if (detail.key === "new_login") awaitMail();
+  if (kinds[detail.key]?.email) awaitMail();
 });
 
 inbox.setAttribute("user-id", form.elements.user_id.value);
-showCurl();
+showKinds();
 showMails();

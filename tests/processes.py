@@ -103,7 +103,7 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, str(ROOT / "notifier.py"), *arguments],
         cwd=cwd,
-        env=_unconfigured() | variables,
+        env=unconfigured() | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -111,7 +111,8 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
-def _unconfigured() -> dict[str, str]:
+def unconfigured() -> dict[str, str]:
+    """Return the environment without the variables of the service."""
     return {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
@@ -138,7 +139,7 @@ class LocalRun:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "notifier.py")],
                 cwd=folder,
-                env=_unconfigured() | variables | {"PORT": str(self.port)},
+                env=unconfigured() | variables | {"PORT": str(self.port)},
                 stdout=output,
                 stderr=output,
             )

@@ -25,9 +25,10 @@ from settings import Settings
 log = logging.getLogger("notifier.workers")
 
 RESTART_PAUSES: Final = (1.0, 60.0)
-"""Shortest and longest pause, in seconds, before a worker that died is started again. It doubles while the worker dies
-within `STARTING_PERIOD`."""
+"""Shortest and longest pause, in seconds, before a worker that died is started again. It doubles while the worker
+dies as it starts."""
 STARTING_PERIOD: Final = 30.0
+"""Seconds that a worker is taken to be starting, beside those that it may wait for MongoDB (`START_TIMEOUT`)."""
 STOP_TIMEOUT: Final = 9.0
 """Seconds that a worker is given to drain. It needs less, and Docker waits for 10."""
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -45,10 +46,11 @@ async def supervise(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     with TemporaryDirectory(prefix="notifier-metrics-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, METRICS_FOLDER: folder}
-        return max(await asyncio.gather(*(_tend(environment, stop) for _ in range(settings.workers))))
+        starting = settings.start_timeout + STARTING_PERIOD
+        return max(await asyncio.gather(*(_tend(environment, stop, starting) for _ in range(settings.workers))))
 
 
-async def _tend(environment: Mapping[str, str], stop: asyncio.Event) -> int:
+async def _tend(environment: Mapping[str, str], stop: asyncio.Event, starting: float) -> int:
     """Keep one worker running; return 0 once stopped, or the exit code of a worker that never started."""
     loop, stopped = asyncio.get_running_loop(), asyncio.create_task(stop.wait())
     pause, first = RESTART_PAUSES[0], True
@@ -70,7 +72,7 @@ async def _tend(environment: Mapping[str, str], stop: asyncio.Event) -> int:
             mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
         if stop.is_set():
             break
-        soon = loop.time() - began < STARTING_PERIOD
+        soon = loop.time() - began < starting
         if first and soon and ended.result() > 0:  # the worker has said why
             stop.set()
             return ended.result()

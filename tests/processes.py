@@ -106,7 +106,7 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, str(ROOT / "notifier.py"), *arguments],
         cwd=cwd,
-        env=_unconfigured() | {"START_TIMEOUT": "5"} | variables,
+        env=unconfigured() | {"START_TIMEOUT": "5"} | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -114,7 +114,8 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
-def _unconfigured() -> dict[str, str]:
+def unconfigured() -> dict[str, str]:
+    """Return the environment without the variables of the service."""
     return {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
@@ -141,7 +142,7 @@ class LocalRun:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "notifier.py")],
                 cwd=folder,
-                env=_unconfigured() | variables | {"PORT": str(self.port)},
+                env=unconfigured() | variables | {"PORT": str(self.port)},
                 stdout=output,
                 stderr=output,
             )

@@ -19,6 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers import ROUTES
+from settings import Settings
 from tests.client import ROOT, Client, create, read
 from tests.processes import VARIABLES, run
 from tests.servers import free_port
@@ -101,11 +102,15 @@ def test_the_pod_is_as_safe_as_the_container_of_compose() -> None:
     assert POD["enableServiceLinks"] is False  # else Kubernetes itself sets variables such as SMTP_PORT
 
 
-def test_probes_are_routes_and_the_pod_has_time_to_stop() -> None:
+def test_probes_are_routes_and_the_pod_has_time_to_start_and_to_stop() -> None:
     routes = {route.path for route in ROUTES}
     probes = {name: probe["httpGet"]["path"] for name, probe in CONTAINER.items() if name.endswith("Probe")}
     assert set(probes.values()) <= routes
     assert probes == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+    startup = CONTAINER["startupProbe"]
+    assert (
+        startup["periodSeconds"] * startup["failureThreshold"] > Settings.__dataclass_fields__["start_timeout"].default
+    )
     command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert POD["terminationGracePeriodSeconds"] >= int(command[-1]) + 8
 

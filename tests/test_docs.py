@@ -18,7 +18,17 @@ from tests.client import ROOT, USER
 from tests.processes import COMPLETE, VARIABLES, LocalRun, run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = sorted({line[2:] for page in PAGES for line in page.read_text().splitlines() if line.startswith("$ ")})
+OTHERS = {"kinds.md"}
+"""Pages whose commands need a configuration of their own, and a test of their own: `test_kinds_docs.py`."""
+COMMANDS = sorted(
+    {
+        line[2:]
+        for page in PAGES
+        if page.name not in OTHERS
+        for line in page.read_text().splitlines()
+        if line.startswith("$ ")
+    }
+)
 MAKE = [command for command in COMMANDS if command.startswith("make ")]
 DOCKER = [command for command in COMMANDS if command.startswith("docker")]
 KUBECTL = [command for command in COMMANDS if command.startswith("kubectl")]
@@ -87,8 +97,7 @@ def test_a_command_works_in_a_local_run(command: str, clone: Path, local: LocalR
     done = shell(typed, clone)
     assert done.returncode == 0, done.stderr
     if "curl" in command:
-        assert '"success":false' not in done.stdout.replace(" ", "")
-        assert "elements" in done.stdout or '{"success": true}' in done.stdout
+        assert "elements" in done.stdout or '"success":true' in done.stdout.replace(" ", "")
 
 
 @pytest.mark.parametrize("command", MAKE)

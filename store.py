@@ -16,6 +16,7 @@ from pymongo.errors import DuplicateKeyError
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
+from mongo.codes import EXPECTS_TLS
 from mongo.connection import MAJORITY, Database, connected, expects_tls
 from mongo.dead_mail import DeadMail
 from mongo.document import (
@@ -89,7 +90,7 @@ async def _reach(store: Store, database: Database) -> None:
         raise
     except Unavailable as exc:
         if await expects_tls(database):
-            raise Misconfigured("MongoDB expects TLS, which DB_URI does not ask for.") from exc
+            raise Misconfigured(EXPECTS_TLS) from exc
         raise
 
 

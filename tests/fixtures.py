@@ -17,6 +17,7 @@ import trustme
 from aiohttp.test_utils import TestClient, TestServer
 from pymongo.database import Database
 
+from api.server import OPTIONS
 from notifier import create_app
 from settings import Security, Settings, load_settings
 from tests.client import Client
@@ -122,7 +123,7 @@ async def start(settings: Settings) -> AsyncIterator[Start]:
 
         async def start_service(**changes: Any) -> Client:
             server = TestServer(create_app(replace(settings, **changes)))
-            await server.start_server(auto_decompress=False)  # as the process does
+            await server.start_server(**OPTIONS)
             return await stack.enter_async_context(TestClient(server))
 
         yield start_service

@@ -123,12 +123,13 @@ class Store:
         key = idempotency_key or (None if new.kind.in_app and self._limit >= RECENT_LIMIT else id_)
         update = self._creation(new, id_, now, key, request_id)
         # An attempt may take effect although its reply was lost, and even after the next attempt: a server goes on
-        # with what a broken connection sent. So every attempt has the condition.
-        absent: JSONObject = {"notifications.id": {"$ne": id_}, "recent.k": {"$ne": key or id_}}
+        # with what a broken connection sent. So every attempt has the condition that neither id nor key is there.
         fields = [*(("outbox", "mail_due") if new.kind.email else ()), *(("recent",) if key else ())]
-        fields += ["notifications"] if new.kind.in_app else []
-        conditions = absent | (HAS_ROOM if new.kind.email else {})
-        conditions["$and"] = [condition for field in fields for condition in only_ours(field)]
+        ours = [condition for field in fields for condition in only_ours(field)]
+        if new.kind.in_app:
+            fields.append("notifications")
+            ours += only_ours("notifications", without=id_)
+        conditions = {"$and": ours} | ({"recent.k": {"$ne": key}} if key else {}) | (HAS_ROOM if new.kind.email else {})
         creation = Write({"_id": self._id_type.to_bson(new.user_id), **conditions}, update, upsert=self._creates_users)
         write = self._writes.attempts()
 

@@ -6,6 +6,7 @@ JSON here is that of RFC 8259, more strictly than `json.loads` reads it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -20,6 +21,10 @@ BODY_LIMIT: Final = 64 * 1024
 """Bytes of a request body."""
 BODY_TIMEOUT: Final = 30.0
 """Seconds in which the body must arrive."""
+LINGER: Final = 2.0
+"""Seconds in which the rest of a body that nobody wants is read after the answer, for the client to get it."""
+LINGER_PAUSE: Final = 0.2
+"""Seconds between two reads, each of some 100 KiB, so that a body without end costs little."""
 BOM: Final = "\N{ZERO WIDTH NO-BREAK SPACE}"
 CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
@@ -49,7 +54,7 @@ class NotAnObject(BadBody):
 
 
 class BrokenBody(BadBody):
-    """The body is not what its headers declare."""
+    """The client closed the connection before it had sent the whole body."""
 
 
 class BodyTooSlow(BadBody):
@@ -86,6 +91,22 @@ async def read_object(request: web.Request) -> Mapping[str, Any]:
     if not isinstance(body, dict):
         raise NotAnObject
     return body
+
+
+async def answer_before_body(request: web.Request, response: web.StreamResponse) -> None:
+    """Send an answer to a request whose body has not all arrived, and let its connection be closed.
+
+    Closing at once would reset the connection, and the client might lose the answer (RFC 9112, section 9.6). aiohttp
+    would read on as fast as the client sends.
+    """
+    response.force_close()
+    with contextlib.suppress(ConnectionError, web.RequestPayloadError, TimeoutError):
+        await response.prepare(request)
+        await response.write_eof()
+        async with asyncio.timeout(LINGER):
+            while not request.content.is_eof():
+                await request.content.readany()
+                await asyncio.sleep(LINGER_PAUSE)
 
 
 def parse_json(text: str) -> object:

@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from api.body import answer_before_body
 from api.problems import ForeignHost, problem_of, render
 from mongo.errors import Conflict, Unavailable, UnknownError
 from ops.logs import Throttle
@@ -53,6 +54,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         response = render(exc)
     if not response.prepared:  # a stream was completed when it began
         complete(request, response)
+        if not request.content.is_eof():
+            await answer_before_body(request, response)
     return response
 
 

@@ -68,7 +68,6 @@ BAD_BODY: Final = (
     body.NotUTF8,
     body.NotJSON,
     body.NotAnObject,
-    body.BrokenBody,
     body.BodyTooSlow,
     web.HTTPRequestEntityTooLarge,
 )

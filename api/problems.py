@@ -92,7 +92,12 @@ PROBLEMS: Final = (
     Problem(exception=body.NotUTF8, status=400, detail="The body is not valid UTF-8."),
     Problem(exception=body.NotJSON, status=400, detail="The body is not JSON: {}.", example="NaN is not a number"),
     Problem(exception=body.NotAnObject, status=400, detail="The body must be a JSON object."),
-    Problem(exception=body.BrokenBody, status=400, detail="The body does not match its headers."),
+    Problem(
+        exception=body.BrokenBody,
+        status=400,
+        detail="The connection broke before the body was complete.",
+        advice="Only the log and the metrics have this answer.",
+    ),
     Problem(
         exception=body.BodyTooSlow, status=408, detail=f"The body did not arrive within {body.BODY_TIMEOUT:.0f} s."
     ),
@@ -212,15 +217,15 @@ PROBLEMS: Final = (
     Problem(
         exception=stream.Unreadable,
         status=409,
-        detail="The user's notifications cannot be read. The service's log has the reason.",
-        advice="A field of yours has the name `notifications`.",
+        detail="The user's notifications cannot be sent. The service's log says why.",
+        advice="Another program has stored something in `notifications` that JSON cannot express.",
     ),
     Problem(exception=stream.Stopping, status=503, detail="The service is stopping.", retry_after=5),
     Problem(
         exception=stream.ClientGone,
         status=503,
         detail="The client closed the connection before the stream began.",
-        advice="Nobody receives this answer. The log and the metrics have it.",
+        advice="Nobody receives this answer; the log and the metrics count it.",
         retry_after=5,
     ),
     # --- everything else

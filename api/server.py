@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
 
 from aiohttp import web
 
@@ -16,6 +16,11 @@ from api.hub import HUB
 from api.middleware import DRAINING
 from ops.listening import Protocols, cease, listen
 
+OPTIONS: Final[Mapping[str, Any]] = {
+    "auto_decompress": False,  # a small body may inflate to any size
+    "lingering_time": 0,  # see `answer_before_body`
+}
+"""How aiohttp is to treat bodies."""
 KEEP_ALIVE_TIMEOUT: Final = 75.0
 """Seconds until an idle connection is closed. A proxy should close it first: nginx does so after 60 s."""
 UNREADY_PERIOD: Final = 1.0
@@ -40,7 +45,7 @@ async def serve(app: web.Application, host: str, port: int, announce: Callable[[
         access_log=None,
         keepalive_timeout=KEEP_ALIVE_TIMEOUT,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
-        auto_decompress=False,  # a small body may inflate to any size; see api/body.py
+        **OPTIONS,
     )
 
     def end() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
 import multiprocessing
 import resource
 import statistics
@@ -27,6 +29,8 @@ WARM_UP: Final = 1.0
 """Seconds that are not measured."""
 CONNECT_TIMEOUT: Final = 60.0
 """Seconds in which a bad client must have made its connections."""
+BOMB: Final = gzip.compress(b" " * 60_000_000)
+"""A body of 60 KB."""
 NOBODY: Final = "nobody"
 HEADER: Final = ("beside", "p50 ms", "p99 ms", "p99 ÷ undisturbed")
 
@@ -142,11 +146,47 @@ async def pipeline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             await reader.readuntil(b'{"success": true}')
 
 
+async def send_bombs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send bodies of 60 KB that would inflate to 60 MB, one after another."""
+    head = f"POST /create HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n\r\n"
+    while True:
+        writer.write(head.encode() + BOMB)
+        await writer.drain()
+        await reader.readuntil(b"}")
+
+
+async def send_without_end(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send a chunked body that does not end, as fast as it is read."""
+    chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
+    writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(chunk)
+        await writer.drain()
+
+
 Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+def reconnecting(act: Act) -> Act:
+    """Do the same again on a new connection whenever the service closes one."""
+
+    async def act_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = writer.get_extra_info("peername")
+        while True:
+            with contextlib.suppress(OSError, EOFError):
+                await act(reader, writer)
+            writer.close()
+            reader, writer = await asyncio.open_connection(host, port)
+
+    return act_again
+
+
 BAD_CLIENTS: Final[dict[str, tuple[int, Act]]] = {
     # name: how many connections, and what it does on each of them
     "10,000 idle connections": (10_000, idle),
     "slow headers": (500, send_slow_headers),
     "slow bodies": (50, send_slow_body),
     "pipelining": (1, pipeline),
+    "gzip bombs": (4, reconnecting(send_bombs)),
+    "chunked bodies without end": (20, reconnecting(send_without_end)),
 }

@@ -182,6 +182,7 @@ UNREACHABLE: Final = (
     Reason("", "MongoDB cannot be reached at the host and port of DB_URI."),
 )
 """The connection could not be made, or broke."""
+EXPECTS_TLS: Final = "MongoDB expects TLS, which DB_URI does not ask for."
 NOT_USABLE: Final = (
     Reason(
         "DNS query name does not exist|does not contain|no answer|None of DNS",

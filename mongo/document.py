@@ -47,22 +47,35 @@ ELEMENTS: Final[Mapping[str, Mapping[str, str]]] = {
     "outbox": {"id": "string", "key": "string", "token": "string"},
     "recent": {"k": "string", "h": "string"},
 }
-"""The arrays of ours, and what tells their elements from those of other programs: fields and their types."""
+"""Our arrays, and what tells their elements from those of other programs: fields and their types."""
+
+SCALARS: Final = [
+    *("double", "string", "binData", "undefined", "objectId", "bool", "date", "regex", "dbPointer", "javascript"),
+    *("symbol", "javascriptWithScope", "int", "timestamp", "long", "decimal", "minKey", "maxKey"),
+]
+"""The types of all values that are neither objects, arrays nor `null`."""
 
 
-def only_ours(field: str) -> list[JSONObject]:
-    """Return conditions of a write to a field: it is absent or ours, and in an array everything is ours or `null`."""
+def only_ours(field: str, without: str | None = None) -> list[JSONObject]:
+    """Return conditions of a write to a field: it is absent or ours, and in an array everything is ours or `null`.
+
+    No element may have the id `without`. That is tested in the same pass, as MongoDB takes a fifth of the time of a
+    write for each pass over a full inbox.
+    """
     if field == "mail_due":
-        return [{"$or": [{"mail_due": {"$exists": False}}, {"mail_due": IS_DATE, "outbox": {"$type": "array"}}]}]
-    # `$type` looks into an array, so that a field of the type "array" must be excluded by itself.
-    faults: list[JSONObject] = []
+        due: JSONObject = {"mail_due": IS_DATE, "outbox": {"$type": "array"}}
+        return [{"$or": [{"mail_due": {"$exists": False}}, due]}]
+    faults: list[JSONObject] = [{"id": without}] if without else []
     for name, kind in ELEMENTS[field].items():
-        faults += [{name: {"$not": {"$type": kind}}}, {name: {"$type": "array"}}]
+        faults.append({name: {"$not": {"$type": kind}}})
+        if field != "notifications":  # `$type` looks into arrays, too; where it matters, they are excluded
+            faults.append({name: {"$type": "array"}})
     if field == "outbox":  # the condition that there is room would take this field for the last place
         faults.append({f"{OUTBOX_LIMIT - 1}": {"$exists": True}})
+    an_element, none = {field: {"$elemMatch": {"$exists": True}}}, {field: {"$size": 0}}
     return [
-        {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]},
-        {field: {"$not": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}}},
+        {"$or": [{field: {"$exists": False}}, an_element, none]},
+        {field: {"$not": {"$type": SCALARS}}},
         {field: {"$not": {"$elemMatch": {"$or": faults}}}},
     ]
 

@@ -17,6 +17,7 @@ import trustme
 from aiohttp.test_utils import TestClient, TestServer
 from pymongo.database import Database
 
+from api.server import OPTIONS
 from config.environment import load_settings
 from mongo.ids import IdType
 from notifier import create_app
@@ -133,7 +134,7 @@ async def start(settings: Settings) -> AsyncIterator[Start]:
 
         async def start_service(**changes: Any) -> Client:
             server = TestServer(create_app(replace(settings, **changes)))
-            await server.start_server(auto_decompress=False)  # as the process does
+            await server.start_server(**OPTIONS)
             return await stack.enter_async_context(TestClient(server))
 
         yield start_service

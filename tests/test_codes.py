@@ -7,10 +7,19 @@ import asyncio
 import pytest
 from pymongo.errors import AutoReconnect, ConfigurationError, OperationFailure
 
-from mongo.codes import CONFLICTS, DUPLICATE_KEY, NOT_NOW, REFUSED_US, TOO_LARGE
+from mongo.codes import (
+    CONFLICTS,
+    DUPLICATE_KEY,
+    EXPECTS_TLS,
+    NOT_NOW,
+    NOT_USABLE,
+    REFUSED_US,
+    TOO_LARGE,
+    UNREACHABLE,
+)
 from mongo.errors import Misconfigured, means_unavailable, unavailable
 from settings import Settings
-from tests.client import DB, USER, Client, create, problem
+from tests.client import DB, ROOT, USER, Client, create, problem
 from tests.faults import HEARTBEATS, failing
 from tests.fixtures import Start
 from tests.servers import Mongod
@@ -135,3 +144,10 @@ def test_the_reason_is_one_sentence_without_a_host(exc: Exception, sentence: str
     assert isinstance(found, Misconfigured) == is_configuration
     assert "x:1" not in f"{found}"
     assert "host:" not in f"{found}"
+
+
+def test_every_reason_is_documented() -> None:
+    page = (ROOT / "docs/operation.md").read_text()
+    sentences = [row.sentence for row in (*UNREACHABLE, *NOT_USABLE)]
+    sentences += [f"MongoDB {reason}." for reason in REFUSED_US.values()] + [EXPECTS_TLS]
+    assert [sentence for sentence in sentences if f"| {sentence} |" not in page] == []

@@ -210,7 +210,12 @@ async def test_connections_that_wait_to_be_accepted_are_served_when_listening_en
 def test_sigterm_interrupts_the_start(tmp_path: Path) -> None:
     uri = f"mongodb://127.0.0.1:{free_port()}/x"
     service = Service(tmp_path, DB_URI=uri, EMAIL="a@b.example", SMTP_HOST="x", API_KEYS="k" * 32)
-    time.sleep(2)
+
+    def catches_sigterm() -> None:
+        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        assert int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+
+    eventually(catches_sigterm)
     started = time.monotonic()
     service.signal(signal.SIGTERM)
     assert service.process.wait(10) == 0

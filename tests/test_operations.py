@@ -53,7 +53,7 @@ def test_every_route_is_described_and_nothing_else(client: Client) -> None:
 
 def test_every_problem_of_a_route_is_described() -> None:
     described = {exception for operation in OPERATIONS.values() for exception in operation.problems}
-    of_no_route = {web.HTTPNotFound, ForeignHost, stream.ClientGone, Exception}
+    of_no_route = {web.HTTPNotFound, ForeignHost, body.BrokenBody, stream.ClientGone, Exception}
     assert described | of_no_route == BY_EXCEPTION.keys()
     assert not described & of_no_route
 
@@ -162,6 +162,10 @@ async def open_two_streams(client: Client) -> ClientResponse:
     return await open_stream(OTHER)(client)
 
 
+def breaking(_: object) -> bytes:
+    raise ValueError
+
+
 async def open_stream_while_stopping(client: Client) -> ClientResponse:
     client.app[HUB].close()
     return await open_stream()(client)
@@ -190,7 +194,7 @@ CASES = [
     Case("POST /create", body.NotUTF8, ask("POST", "/create", data=b"\xff")),
     Case("POST /create", body.NotJSON, ask("POST", "/create", data=b'{"a": NaN}')),
     Case("POST /create", body.NotAnObject, ask("POST", "/create", data=b"[]")),
-    Case("POST /create", body.BrokenBody, ask("POST", "/create", data=b"text", headers={"Content-Encoding": "gzip"})),
+    Case("POST /create", body.Compressed, ask("POST", "/create", data=b"text", headers={"Content-Encoding": "gzip"})),
     Case("POST /create", body.BodyTooSlow, send_slowly, patches={"api.body.BODY_TIMEOUT": 0.1}),
     Case("POST /create", web.HTTPRequestEntityTooLarge, ask("POST", "/create", data=b" " * (body.BODY_LIMIT + 1))),
     Case("POST /create", ValidationError, ask("POST", "/create", json=INVALID_REQUEST)),
@@ -214,6 +218,7 @@ CASES = [
     Case("POST /read", errors.Busy, with_full_queues(read())),
     Case("GET /stream", 200, open_stream()),
     Case("GET /stream", ValidationError, ask("GET", "/stream", params=INVALID_REQUEST)),
+    Case("GET /stream", stream.Unreadable, open_stream(), patches={"api.hub.encode": breaking}),
     Case("GET /stream", stream.TooManyOfUser, open_too_many_streams),
     Case("GET /stream", stream.TooManyOfProcess, open_two_streams, settings={"stream_limit": 1}),
     Case("GET /stream", stream.Stopping, open_stream_while_stopping),
@@ -234,6 +239,7 @@ CREDENTIALS = {
     auth.BackendOnly: f"Bearer {token(sub=OTHER)}",
     auth.OtherUser: f"Bearer {token(sub=OTHER)}",
 }
+FOREIGN = [(name, auth.ForeignPage) for name, operation in OPERATIONS.items() if operation.callers]
 REFUSED = [
     (name, exception)
     for name, operation in OPERATIONS.items()
@@ -290,14 +296,14 @@ async def test_an_answer_is_as_described(
     await assert_described(case.operation, case.outcome, await case.ask(client))
 
 
-@pytest.mark.parametrize(("operation", "exception"), REFUSED, ids=name_of)
+@pytest.mark.parametrize(("operation", "exception"), [*REFUSED, *FOREIGN], ids=name_of)
 async def test_a_refused_caller_is_answered_as_described(
     start: Start, operation: str, exception: type[Exception]
 ) -> None:
-    client = await start(**PROTECTED)
+    client = await start(**({} if exception is auth.ForeignPage else PROTECTED))
     method, path = operation.split()
     query = {"user_id": USER, "all": "true"} if path in {"/list", "/read", "/stream"} else {}
-    headers = {"Authorization": CREDENTIALS[exception]}
+    headers = {"Authorization": CREDENTIALS.get(exception, ""), "Origin": "https://evil.example"}
     await assert_described(operation, exception, await client.request(method, path, params=query, headers=headers))
 
 
@@ -313,7 +319,7 @@ async def test_a_standalone_mongodb_is_answered_as_described(start: Start, stand
 
 
 def test_every_described_answer_is_asked_for() -> None:
-    asked: set[tuple[str, object]] = {(case.operation, case.outcome) for case in CASES} | set(REFUSED)
+    asked: set[tuple[str, object]] = {(case.operation, case.outcome) for case in CASES} | {*REFUSED, *FOREIGN}
     asked |= {(name, web.HTTPMethodNotAllowed) for name in OPERATIONS} | {("GET /stream", changes.NotReplicated)}
     described: set[tuple[str, object]] = set()
     for name, operation in OPERATIONS.items():

@@ -1,0 +1,235 @@
+"""Hostile clients: what they send costs little, and pages of other sites get nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import signal
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from settings import Settings
+from tests.bad_input import with_
+from tests.client import KEY, PROTECTED, USER, Client, problem
+from tests.fixtures import Start
+from tests.processes import LocalRun, running_service
+
+BOMB = gzip.compress(b" " * 50_000_000)  # 50 KB
+CODINGS = ["gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "unknown", "gzip;q=1"]
+SITES = {
+    # the headers of a page: whether it is one of the service's own
+    "another site": ({"Origin": "https://evil.example"}, False),
+    "another site, over HTTP": ({"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}, False),
+    "a sandboxed frame or a file": ({"Origin": "null"}, False),
+    "another port of this machine": ({"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}, False),
+    "a name that begins like ours": ({"Origin": "http://{host}.evil.example"}, False),
+    "a link or an image of another site": ({"Sec-Fetch-Site": "cross-site"}, False),
+    "no origin at all": ({"Origin": ""}, False),
+    "its own page": ({"Origin": "http://{host}", "Sec-Fetch-Site": "same-origin"}, True),
+    "its own page in an old browser": ({"Origin": "http://{host}"}, True),
+    "its own page behind a proxy": ({"Origin": "https://public.example", "Sec-Fetch-Site": "same-origin"}, True),
+    "an address typed in": ({"Sec-Fetch-Site": "none"}, True),
+    "a configured origin": ({"Origin": "https://app.example.com", "Sec-Fetch-Site": "cross-site"}, True),
+    "no browser": ({}, True),
+}
+FORMS = {"text/plain": "{%s}=", "application/x-www-form-urlencoded": "%s", "multipart/form-data; boundary=x": "%s"}
+OPEN = {"cors_origins": ("https://app.example.com",)}
+OWN_ROUTES = ["POST /create", "GET /list", "POST /read", "GET /stream", "GET /metrics"]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_compressed_bodies_are_refused_and_never_inflated(client: Client, coding: str) -> None:
+    body = {"deflate": zlib.compress(with_()), "gzip, gzip": gzip.compress(BOMB)}.get(coding, BOMB)
+    started = time.process_time()
+    for _ in range(10):
+        response = await client.post("/create", data=body, headers={"Content-Encoding": coding})
+        assert (response.status, response.headers["Accept-Encoding"]) == (415, "identity")
+        await problem(response)
+    assert time.process_time() - started < 0.5  # inflating one takes a fifth of it
+
+
+async def test_an_identity_coding_is_none(client: Client) -> None:
+    response = await client.post("/create", data=with_(), headers={"Content-Encoding": "identity"})
+    assert response.status == 201
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+async def test_a_caller_without_a_key_is_refused_before_the_body_has_come(
+    start: Start, headers: dict[str, str]
+) -> None:
+    client = await start(**PROTECTED)
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 1000
+            await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(1):
+        response = await client.post("/create", data=endless(), headers=headers)
+        assert response.status == 401
+        response = await client.post("/create", data=b"", headers={"Content-Length": f"{10**15}", **headers})
+        assert response.status == 401
+
+
+async def test_a_chunked_body_without_end_is_cut_off_at_the_limit(client: Client) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 10_000
+
+    async with asyncio.timeout(5):
+        assert (await client.post("/create", data=endless())).status == 413
+
+
+async def test_the_answer_to_a_refused_body_reaches_a_client_that_sends_all_of_it(start: Start) -> None:
+    client = await start(**PROTECTED)
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n")
+    for _ in range(3):
+        await asyncio.sleep(0.1)
+        writer.write(b" " * 100_000)
+        await writer.drain()
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert b"Connection: close" in answer
+    writer.close()
+
+
+async def test_a_body_without_end_is_not_read_for_ever_nor_as_fast_as_it_comes(start: Start) -> None:
+    client = await start(**PROTECTED)
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    sent, began = 0, time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while True:
+            writer.write(b"1000\r\n" + b" " * 4096 + b"\r\n")
+            await writer.drain()
+            sent += 4096
+    assert time.monotonic() - began < 5
+    assert sent < 50_000_000  # what the kernel buffers included
+    writer.close()
+    del reader
+
+
+async def test_a_process_does_not_inflate_either(settings: Settings, tmp_path: Path) -> None:
+    service = await running_service(settings, tmp_path, API_KEYS=KEY)
+    url = f"http://127.0.0.1:{service.port}/create"
+    headers = {"Content-Encoding": "gzip"}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+        for key, status in (("", 401), (KEY, 415)):
+            given = headers | {"Authorization": f"Bearer {key}"}
+            before = cpu_seconds(service.process.pid)
+            for _ in range(20):
+                async with session.post(url, data=BOMB, headers=given) as response:
+                    assert response.status == status
+            assert cpu_seconds(service.process.pid) - before < 1
+    service.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+async def test_thousands_of_unknown_names_cost_little_and_few_are_named(client: Client) -> None:
+    body = "{" + ",".join(f'"{n:x}":0' for n in range(7000)) + "}"
+    started = time.perf_counter()
+    response = await client.post("/create", data=body)
+    assert time.perf_counter() - started < 0.5
+    assert response.status == 422
+    assert len((await problem(response))["errors"]) == 16 + 2  # and those that are missing
+    query = "&".join(f"{n:x}" for n in range(1500))
+    started = time.perf_counter()
+    assert (await client.get(f"/list?user_id={USER}&{query}")).status == 200
+    assert (await client.post(f"/read?user_id={USER}&all=true&{query}")).status == 200
+    assert time.perf_counter() - started < 0.5
+
+
+# --- pages of other sites ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("route", OWN_ROUTES)
+async def test_while_there_are_no_keys_only_own_pages_may_call(start: Start, route: str, site: str) -> None:
+    client = await start(**OPEN)
+    given, is_own = SITES[site]
+    headers = {name: value.format(host=f"127.0.0.1:{client.port}") for name, value in given.items()}
+    assert (await call(client, route, headers)) == (200 if is_own else 403)
+    assert (await call(client, "GET /list", {})) == 200
+
+
+async def call(client: Client, route: str, headers: dict[str, str]) -> int:
+    """Return the status of a good request; 200 for any success."""
+    method, path = route.split()
+    url = path if path in {"/create", "/metrics"} else f"{path}?user_id={USER}&all=true"
+    body = with_() if path == "/create" else None
+    async with client.request(method, url, data=body, headers=headers) as response:
+        if response.status == 403:
+            assert "another site" in (await problem(response))["detail"]
+        return 200 if response.ok else response.status
+
+
+@pytest.mark.parametrize("media_type", FORMS)
+async def test_a_form_of_another_site_creates_nothing_and_marks_nothing(client: Client, media_type: str) -> None:
+    headers = {"Origin": "https://evil.example", "Content-Type": media_type}
+    body = FORMS[media_type] % json.dumps({"user_id": USER, "key": "new_post"})
+    for method_and_url in ("/create", f"/read?user_id={USER}&all=true"):
+        assert (await client.post(method_and_url, data=body, headers=headers)).status == 403
+    body = await (await client.get(f"/list?user_id={USER}")).text()
+    assert json.loads(body)["data"]["elements"] == 0
+
+
+@pytest.mark.parametrize("site", SITES)
+async def test_where_there_are_keys_they_decide_alone(start: Start, site: str) -> None:
+    client = await start(**PROTECTED)
+    headers = {name: value.format(host="x") for name, value in SITES[site][0].items()}
+    assert (await client.get(f"/list?user_id={USER}", headers=headers)).status == 401
+    headers["Authorization"] = f"Bearer {KEY}"
+    assert (await client.get(f"/list?user_id={USER}", headers=headers)).status == 200
+
+
+async def test_what_is_open_to_everyone_stays_open_to_pages(client: Client) -> None:
+    for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/inbox.js"):
+        response = await client.get(path, headers={"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"})
+        assert response.status == 200
+
+
+# --- names of the host ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:abc", "evil.example", "localhost:80:80", "127.0.0.1.evil.example", "[::1", ""]
+)
+async def test_a_host_that_is_no_name_of_a_local_run_is_421(local: LocalRun, host: str) -> None:
+    assert (await raw(local.port, host)).startswith(b"HTTP/1.1 421")
+
+
+@pytest.mark.parametrize("host", ["localhost:abc", "[::1", "a b", "%", "x" * 5000, "é"])
+async def test_any_host_is_answered_elsewhere(client: Client, host: str) -> None:
+    assert client.port
+    assert (await raw(client.port, host)).startswith(b"HTTP/1.1 200")
+
+
+async def raw(port: int, host: str) -> bytes:
+    """Return the answer to a list for this host."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    request = f"GET /list?user_id={USER} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    writer.write(request.encode())
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
+    """Run the service with nothing configured."""
+    run = LocalRun(tmp_path_factory.mktemp("local"))
+    yield run
+    run.end(signal.SIGTERM)

@@ -71,7 +71,7 @@ async def metric(client: Client, line: str) -> float:
 
 def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
     """Return a token for `USER`, valid for a minute. `claims` change that; those that are `None` are left out."""
-    claims = {"sub": USER, "exp": int(time.time()) + 60, **claims}
+    claims = {"sub": USER, "exp": int(time.time()) + 3600, **claims}
     return jwt.encode({name: value for name, value in claims.items() if value is not None}, secret, algorithm)
 
 

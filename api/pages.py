@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped] # it ships no types
+from swagger_ui_bundle import swagger_ui_path
 
 from api.auth import identify
 from api.openapi import DOCUMENT
@@ -27,12 +27,14 @@ MODULE_HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 OWN_ORIGIN_HEADERS: Final = {"Cache-Control": "no-cache", "Cross-Origin-Resource-Policy": "same-origin"}
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""The images of Swagger UI are `data:` URLs."""
-PAGE_HEADERS: Final = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", **OWN_ORIGIN_HEADERS}
+
+
+def _page_headers(images: str) -> Mapping[str, str]:
+    policy = (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", **OWN_ORIGIN_HEADERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class File:
     headers: Mapping[str, str] = field(default_factory=lambda: OWN_ORIGIN_HEADERS)
 
 
-DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", PAGE_HEADERS)
+DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", _page_headers("'self' data:"))  # the icons of Swagger UI
 ASSETS: Final = {
     "/inbox.js": File(FOLDER / "inbox.js", "text/javascript", MODULE_HEADERS),
     "/docs.js": File(FOLDER / "docs.js", "text/javascript"),
@@ -54,7 +56,7 @@ ASSETS: Final = {
 }
 """Always served, and open to everyone. They are no part of the API."""
 DEMO: Final = {
-    "/": File(FOLDER / "demo.html", "text/html", PAGE_HEADERS),
+    "/": File(FOLDER / "demo.html", "text/html", _page_headers("'self'")),
     "/demo.js": File(FOLDER / "demo.js", "text/javascript"),
     "/demo.css": File(FOLDER / "demo.css", "text/css"),
     "/demo.svg": File(FOLDER / "demo.svg", "image/svg+xml"),

@@ -162,6 +162,7 @@ async def test_a_list_requested_before_a_click_does_not_undo_it(
     site.embed(server.url)
     page = await open_page(context, site.origin)
     await shows_unread(page, 2)
+    await eventually_async(lambda: assert_listed(server, 2))  # at the start, and at the stream's first event
     await page.evaluate("""
         window.counts = ["2"];
         const badge = document.querySelector("notifier-inbox").shadowRoot.querySelector("#badge");
@@ -186,6 +187,10 @@ async def test_a_list_requested_before_a_click_does_not_undo_it(
     await expect(rows(page)).to_have_count(3)
     await shows_unread(page, 2)
     assert await page.evaluate("counts.filter(Boolean)") == ["2", "1", "2"]
+
+
+def assert_listed(server: Server, times: int) -> None:
+    assert server.count_logged("/list", 200) + server.count_logged("/list", 304) == times
 
 
 async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(

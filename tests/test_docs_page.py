@@ -61,13 +61,11 @@ async def execute(page: Page, operation: str) -> Locator:
     return block.locator(".live-responses-table .response")
 
 
-@pytest.mark.parametrize(("scheme", "credential"), [("key", KEY), ("token", token())], ids=["key", "token"])
-async def test_a_list_is_fetched_with_a_key_or_a_token(
-    client: Client, page: Page, scheme: str, credential: str
-) -> None:
+@pytest.mark.parametrize("scheme", ["key", "token"])
+async def test_a_list_is_fetched_with_a_key_or_a_token(client: Client, page: Page, scheme: str) -> None:
     client.session.headers["Authorization"] = f"Bearer {KEY}"
     await create(client, data={"text": "Are you coming?"})
-    await authorize(page, scheme, credential)
+    await authorize(page, scheme, KEY if scheme == "key" else token())
     answer = await execute(page, "list")
     await expect(answer.locator(".response-col_status")).to_have_text("200")
     await expect(answer.locator(".microlight").first).to_contain_text("Are you coming?")

@@ -231,14 +231,15 @@ CASES = [
     Case("GET /openapi.json", 200, ask("GET", "/openapi.json")),
     Case("GET /docs", 200, ask("GET", "/docs")),
 ]
-CREDENTIALS = {
-    auth.NoCredential: "",
-    auth.BadCredential: "Bearer wrong",
-    auth.TokenExpired: f"Bearer {token(exp=int(time.time()) - 60)}",
-    auth.TokenWithoutUser: f"Bearer {token(sub='admin')}",
-    auth.BackendOnly: f"Bearer {token(sub=OTHER)}",
-    auth.OtherUser: f"Bearer {token(sub=OTHER)}",
+CREDENTIALS: Mapping[type[Exception], Callable[[], str]] = {
+    auth.NoCredential: lambda: "",
+    auth.BadCredential: lambda: "Bearer wrong",
+    auth.TokenExpired: lambda: f"Bearer {token(exp=int(time.time()) - 60)}",
+    auth.TokenWithoutUser: lambda: f"Bearer {token(sub='admin')}",
+    auth.BackendOnly: lambda: f"Bearer {token(sub=OTHER)}",
+    auth.OtherUser: lambda: f"Bearer {token(sub=OTHER)}",
 }
+"""What to send as `Authorization`. Tokens are made when they are used, as they expire within a long run."""
 FOREIGN = [(name, auth.ForeignPage) for name, operation in OPERATIONS.items() if operation.callers]
 REFUSED = [
     (name, exception)
@@ -303,7 +304,7 @@ async def test_a_refused_caller_is_answered_as_described(
     client = await start(**({} if exception is auth.ForeignPage else PROTECTED))
     method, path = operation.split()
     query = {"user_id": USER, "all": "true"} if path in {"/list", "/read", "/stream"} else {}
-    headers = {"Authorization": CREDENTIALS.get(exception, ""), "Origin": "https://evil.example"}
+    headers = {"Authorization": CREDENTIALS.get(exception, str)(), "Origin": "https://evil.example"}
     await assert_described(operation, exception, await client.request(method, path, params=query, headers=headers))
 
 

@@ -24,6 +24,13 @@ ALARMS: Final = {
     Verdict.CONFIGURATION: "e-mails wait until the SMTP settings or the account are corrected; none is lost: %s",
     Verdict.UNCLEAR: "the mail server refuses e-mails for a reason that may be ours; see `dead` and `mail`: %s",
 }
+RESULTS: Final = {
+    "sent": (Verdict.SENT,),
+    "retried": (Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
+    "dead": (Verdict.PERMANENT, Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
+    "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION),
+}
+"""What becomes of an e-mail after an attempt, and by which verdicts."""
 COPIES: Final = 3
 """Messages at the most that the server may have accepted of one e-mail, without having said so."""
 SPREAD: Final = (0.8, 1.2)
@@ -39,6 +46,9 @@ class Settlements:
         self._dead_mail = store.dead_mail
         self._settings = settings
         self._metrics = metrics
+        for result, verdicts in RESULTS.items():
+            for verdict in verdicts:
+                metrics.emails.labels(result, verdict.value)  # each series begins at 0, so that a first burst shows
         self._next_alarm = 0.0
 
     async def settle(self, email: OwedEmail, outcome: Outcome) -> None:

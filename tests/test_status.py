@@ -132,7 +132,7 @@ async def test_a_hundred_thousand_emails_are_counted_in_seconds(settings: Settin
         database.users.insert_many([owing(email(error=REFUSED)) for _ in range(5000)], ordered=False)
     started = time.monotonic()
     found = await status(settings, PORT=free_port())
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 30
     assert (found["owed"], found["due"]) == (100_000, 100_000)
     assert found["errors"] == [{"reason": REFUSED, "count": 100_000}]
     database.users.drop()

@@ -48,7 +48,7 @@ LOCAL_RUN: Final = """\
 This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
 Open http://{host}:{port}/ in a browser and see it work, or try it here (Ctrl-C stops):
 
-  curl -d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "new_login"}}' http://{host}:{port}/create
+  curl -d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "{key}"}}' http://{host}:{port}/create
   curl 'http://{host}:{port}/list?user_id=638f394d4b7243fc0399ea67'
   ls .notifier/mail/
 """
@@ -150,7 +150,9 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
 def announce(settings: Settings) -> None:
     """Tell where the service listens."""
     if settings.local:
-        print(LOCAL_RUN.format(host=settings.host, port=settings.port), flush=True)  # noqa: T201 - for the newcomer
+        key = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
+        text = LOCAL_RUN.format(host=settings.host, port=settings.port, key=key)
+        print(text, flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)
     if not settings.api_keys and settings.host not in LOOPBACK:

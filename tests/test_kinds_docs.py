@@ -98,7 +98,9 @@ async def test_the_page_leads_from_a_clone_to_the_right_email(
             await eventually_async(received)
         typed = command.replace("127.0.0.1:8080", f"127.0.0.1:{service.port}")
         out = await asyncio.to_thread(shell, typed, tmp_path, **servers)
-        assert _without_values(out.strip()) == _without_values(shown.strip())
+        text, whole, _ = shown.partition("…")
+        answer = out if not whole else out[: len(text)]
+        assert _without_values(answer.strip()) == _without_values(text.strip())
     ((recipient, message),) = mail.received
     assert (recipient, message["Subject"]) == ("ann@example.com", "Bestellung 1027 ist unterwegs")
     assert "die Bestellung 1027 wurde heute verschickt." in str(message.get_payload())
@@ -122,7 +124,7 @@ def _received(mail: MailServer, recipient: str, subject: str) -> None:
 
 def _without_values(text: str) -> str:
     """Return an answer without what differs each time."""
-    return re.sub(r'("id":"|"timestamp":)\w+', r"\1…", text)
+    return re.sub(r'("id":"|"timestamp":)\w+', r"\1?", text)
 
 
 def test_the_page_of_the_api_shows_the_answer_without_a_file() -> None:

@@ -27,6 +27,7 @@ from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
 from mongo.ids import IdType
 from ops.kinds import SPECIFIED
+from settings import UnknownUsers
 from tests.client import OTHER, PROTECTED, ROOT, TARGET, USER, Client, token
 from tests.description import DESCRIBED, assert_conforms
 from tests.fixtures import Start
@@ -115,6 +116,11 @@ async def list_again(client: Client) -> ClientResponse:
     return await ask("GET", f"/list?user_id={USER}", headers={"If-None-Match": etag})(client)
 
 
+async def kinds_again(client: Client) -> ClientResponse:
+    etag = (await client.get("/kinds")).headers["ETag"]
+    return await ask("GET", "/kinds", headers={"If-None-Match": etag})(client)
+
+
 async def read_one(client: Client) -> ClientResponse:
     page = await (await list_two(client)).json()
     return await read(notification_id=page["data"]["list"][0]["id"])(client)
@@ -198,6 +204,7 @@ CASES = [
     Case("POST /create", body.BodyTooSlow, send_slowly, patches={"api.body.BODY_TIMEOUT": 0.1}),
     Case("POST /create", web.HTTPRequestEntityTooLarge, ask("POST", "/create", data=b" " * (body.BODY_LIMIT + 1))),
     Case("POST /create", ValidationError, ask("POST", "/create", json=INVALID_REQUEST)),
+    Case("POST /create", errors.UnknownUser, create(), settings={"unknown_users": UnknownUsers.REFUSE}),
     Case("POST /create", errors.KeyReused, reuse_key),
     Case("POST /create", errors.Conflict, create(user_id=CONFLICTING)),
     Case("POST /create", errors.TooLarge, fill_document),
@@ -228,6 +235,8 @@ CASES = [
     Case("GET /readyz", errors.Unavailable, ask("GET", "/readyz"), patches=NO_TIME),
     Case("GET /readyz", stream.Stopping, probe_while_stopping),
     Case("GET /metrics", 200, ask("GET", "/metrics")),
+    Case("GET /kinds", 200, ask("GET", "/kinds")),
+    Case("GET /kinds", 304, kinds_again),
     Case("GET /openapi.json", 200, ask("GET", "/openapi.json")),
     Case("GET /docs", 200, ask("GET", "/docs")),
 ]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pymongo.collection import Collection
 
 import handlers
 from api import openapi
+from api.problems import BY_EXCEPTION
 from config.environment import SettingsError
+from mongo.errors import UnknownUser
 from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 from settings import Settings, UnknownUsers
@@ -103,7 +106,6 @@ async def test_a_notification_is_kept_listed_streamed_read_and_mailed(
         assert (await events.next())["new"] == 0
     await settled(people)
     assert [recipient for recipient, _ in mail.received] == [f"{ANN}@example.com"]
-    assert (await client.post("/read", params={"user_id": BOB, "target_id": TARGET})).status == 200
     document = find(people)
     assert person(ANN).items() <= document.items()
     assert document.keys() - person().keys() == {"notifications", "outbox"}
@@ -164,14 +166,12 @@ async def test_a_token_is_for_the_user_in_its_sub(start: Start, people: People) 
 async def test_the_commands_take_string_ids(start: Start, settings: Settings, people: People, mail: MailServer) -> None:
     people.insert_many([person(ANN), person("ü/ 1", emails=[{"address": "second@example.com"}])])
     mail.script = scripted({"RCPT": ["550 5.1.1 unknown", "550 5.1.1 unknown"]})
-    client = await start(**PROTECTED)
+    client, protected = await start(), await start(**PROTECTED)
     for id_ in (ANN, "ü/ 1"):
-        body = {"user_id": id_, "key": "registration"}
-        assert (await client.post("/create", json=body, headers={"Authorization": f"Bearer {KEY}"})).status == 201
+        await create(client, id_, "registration")
     await settled(people)
     code, out, _ = await command(settings, "dead", **METEOR)
-    assert code == 0
-    assert all(text in out for text in (ANN, "ü/ 1", "registration"))
+    assert (code, [text for text in (ANN, "ü/ 1", "registration") if text not in out]) == (0, [])
     code, out, _ = await command(settings, "mail", "ü/ 1", **METEOR)
     assert (code, "died" in out, len(out.splitlines())) == (0, True, 1)
     code, out, _ = await command(settings, "retry", "--all", **METEOR)
@@ -181,7 +181,7 @@ async def test_the_commands_take_string_ids(start: Start, settings: Settings, pe
     secrets = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET}
     code, out, _ = await command(settings, "token", "ü/ 1", **METEOR, **secrets)
     headers = {"Authorization": f"Bearer {out.strip()}"}
-    assert (await client.get("/list", params={"user_id": "ü/ 1"}, headers=headers)).status == 200
+    assert (await protected.get("/list", params={"user_id": "ü/ 1"}, headers=headers)).status == 200
     for name in ("mail", "token"):
         code, out, err = await command(settings, name, "a\tb", **METEOR, **secrets)
         assert (code, out) == (2, "")
@@ -220,14 +220,14 @@ async def test_an_unknown_user_is_refused_and_nothing_is_written(client: Client,
         headers = {"Idempotency-Key": f"{n}"} if n % 3 else {}
         body = {"user_id": f"nobody {n % 5}", "key": keys[n % len(keys)]}
         response = await client.post("/create", json=body, headers=headers)
-        assert (await problem(response))["detail"] == "The user has no document."
+        assert (await problem(response))["detail"] == BY_EXCEPTION[UnknownUser].detail
         return response.status
 
     assert await asyncio.gather(*(ask(n) for n in range(64))) == [404] * 64
     assert (await list_(client, "nobody 1"))["elements"] == 0
-    assert await read(client, "x", "nobody 1") == 404
     async with listening(client, "nobody 1") as events:
         assert (await events.next())["elements"] == 0
+    assert await read(client, "x", "nobody 1") == 404
     assert people.count_documents({}) == 0
 
 
@@ -273,13 +273,11 @@ async def test_a_created_user_has_the_address_in_the_configured_field(
     "fields",
     [
         {"emails": None},
-        {"emails": []},
         {"emails": "ann@example.com"},
         {"emails": [None, {"address": "ann@example.com"}]},
         {"emails": [["address", "ann@example.com"]]},
         {"emails": {"address": "ann@example.com"}},
         {"emails": [{"address": 7}]},
-        {"emails": [{"address": ["ann@example.com"]}]},
         {"emails": [{"address": {"x": "ann@example.com"}}]},
         {"emails": [{"address": "not an address"}]},
         {"emails": [{"address": "ann@example.com\r\nBcc: eve@example.com"}]},
@@ -313,7 +311,6 @@ async def test_templates_are_those_of_the_language_in_the_users_document(
         "pt-br": "Ola",
         "pt": "Hello",
         "subject": "Hello",
-        "": "Hello",
         "-".join(["de"] * 100_000): "Hello",
         7: "Hello",
     }
@@ -343,15 +340,18 @@ async def test_an_address_as_an_id_is_not_logged(
             for key in SPECIFIED:
                 assert (await client.post("/create", json={"user_id": id_, "key": key})).status == 409
             assert (await client.post("/read", params={"user_id": id_, "all": "true"})).status == 409
-        await eventually_async(lambda: _assert_logged(caplog, "document 'ann': the field `mail_due`"))
-    _assert_logged(caplog, "the field `outbox` of document ann, which")
-    _assert_logged(caplog, "the field `notifications` of a document whose _id is an address, which")
-    _assert_logged(caplog, "a document whose _id is an address: the field `mail_due`")
+        for text in (
+            "the field `outbox` of document ann, which",
+            "the field `notifications` of a document whose _id is an address, which",
+            "document 'ann': the field `mail_due`",
+            "a document whose _id is an address: the field `mail_due`",
+        ):
+            await eventually_async(partial(assert_logged_once, caplog, text))
     assert "@" not in caplog.text
 
 
-def _assert_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    assert text in caplog.text
+def assert_logged_once(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    assert caplog.text.count(text) == 1
 
 
 async def test_ids_that_the_collation_of_the_collection_takes_for_one_are_not_mixed_up(

@@ -29,7 +29,7 @@ async def test_a_change_does_not_carry_the_notifications(database: DB) -> None:
         push = {"notifications": {"$each": [note], "$position": 0, "$slice": 100}}
         database.users.update_one(me, {"$push": push})
         change = next(changes)
-        assert change.keys() == {"_id", "documentKey", "wallTime"}
+        assert change.keys() - {"wallTime"} == {"_id", "documentKey"}  # the former from MongoDB 6.0 on
         assert len(encode(change)) < 250
         database.users.update_one(me, {"$set": {"outbox": [{"id": "x"}]}})
         database.users.update_one(me, {"$set": {"outbox.0.token": "x"}})

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -80,7 +80,7 @@ class OwedEmail:
 
     `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
     make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts attempts, and `copies` those
-    that the server may have accepted. It was claimed at `claimed_at`, by MongoDB's clock.
+    that the server may have accepted.
     """
 
     document_id: object
@@ -98,8 +98,6 @@ class OwedEmail:
     language: str | None = None
     target_id: str | None = None
     data: JSONObject | None = None
-    claimed_at: datetime | None = None
-    read_at: float = field(default_factory=time.monotonic, compare=False)
 
     def fields(self) -> JSONObject:
         """Return the fields of the notification that the e-mail is about."""
@@ -143,7 +141,6 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             request_id=_typed(item.get("request_id"), str),
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
-            claimed_at=user.get("now"),
         )
         for item in elements(user, "outbox")
         if item.get("token") == token
@@ -222,7 +219,7 @@ class Outbox:
                     await self._lease([id_], token, lease)
                 except (Conflict, TooLarge, UnknownError) as exc:
                     self._refused.add(id_, f"MongoDB does not let its `outbox` be changed: {exc}")
-        read = {**self.shape.projection(), "outbox": 1, "now": "$$NOW"}
+        read = {**self.shape.projection(), "outbox": 1}
         claimed = self.users.find({"_id": {"$in": chosen}, "outbox.token": token}, read, collation=SIMPLE)
         found = await persist(lambda: claimed.clone().to_list(None))
         return [email for user in found for email in load_emails(user, token, self.shape)]

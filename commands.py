@@ -68,11 +68,20 @@ def object_id(text: str) -> str:
 
 def run_command(options: argparse.Namespace, settings: Settings) -> int:
     """Run a command; return 0, or 1 if it failed. Raises `StoreError`."""
-    if options.command == "token":
-        return print_token(options, settings)
-    if options.command == "preview":
-        return preview_email(options, settings)
-    return asyncio.run(run_on_store(options, settings))
+    try:
+        match options.command:
+            case "token":
+                return print_token(options, settings)
+            case "preview":
+                return preview_email(options, settings)
+        return asyncio.run(run_on_store(options, settings))
+    except OSError as exc:
+        return fail_to_write(exc)
+
+
+def fail_to_write(exc: OSError) -> int:
+    """Print why the output cannot be written, and return the exit code: 0 if its reader has seen enough."""
+    return 0 if isinstance(exc, BrokenPipeError) else fail(f"The output cannot be written: {exc.strerror}.")
 
 
 async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:

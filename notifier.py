@@ -21,7 +21,7 @@ from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
-from commands import fail, parse_arguments, run_command
+from commands import fail, fail_to_write, parse_arguments, run_command
 from mail.delivery import running_delivery
 from mongo.errors import Misconfigured, StoreError, Unavailable
 from ops.listening import CannotListen
@@ -177,8 +177,6 @@ def main(arguments: list[str]) -> int:
         serve(settings, is_worker=options.worker)
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else fail(f"{exc.code}")
-    except BrokenPipeError:
-        return 0  # whoever reads the output of a command has seen enough
     except (SettingsError, StoreError, CannotListen, OSError) as exc:
         return explain(exc)
     return 0
@@ -190,10 +188,8 @@ def end(code: int) -> None:
     try:
         if sys.stdout:  # it may be closed
             sys.stdout.flush()
-    except BrokenPipeError:
-        pass
     except OSError as exc:
-        code = fail(f"The output cannot be written: {exc.strerror}.")
+        code = code or fail_to_write(exc)
     # Not sys.exit: Python would wait for the driver's threads, and those wait for a MongoDB that hangs.
     os._exit(code)
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jwt
+import pytest
 from bson import ObjectId
 
 from api.auth import sign_token
 from settings import Settings
-from tests.client import DB, KEY, OTHER, PROTECTED, SECRET, USER, Client, create, settled
+from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, SECRET, USER, Client, create, settled
 from tests.faults import scripted
 from tests.fixtures import Start
 from tests.processes import VARIABLES, command, run
@@ -48,6 +53,32 @@ async def test_dead_letters_are_listed_and_owed_again_while_a_replica_runs(
     assert (code, out) == (1, "Owed again: 0.\n")
     assert f"{second['_id']}: its user no longer exists." in err
     assert [letter["_id"] for letter in database.dead_mail.find()] == [second["_id"]]
+
+
+@pytest.mark.parametrize(
+    ("command", "reader", "errors"),
+    [
+        ("dead", "| head -1", ""),
+        ("dead --json", "| true", ""),
+        ("--help", "| true", ""),
+        ("preview new_login", "| true", ""),
+        ("dead", ">&-", ""),
+        ("dead", "> /dev/full", "The output cannot be written: No space left on device.\n"),
+    ],
+)
+async def test_output_that_nobody_wants_is_no_error(
+    settings: Settings, database: DB, command: str, reader: str, errors: str
+) -> None:
+    letter = {"user_id": USER, "key": "new_login", "tries": 1, "email": "a@b.example", "error": "RCPT: 550 no"}
+    database.dead_mail.insert_many([{"_id": f"{n:024x}", "died_at": datetime.now(UTC), **letter} for n in range(500)])
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", f"set -o pipefail; {sys.executable} {ROOT}/notifier.py {command} {reader}"),
+        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost", "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (1 if errors else 0, errors)
 
 
 async def test_mail_shows_the_emails_of_a_user(

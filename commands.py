@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 from api.auth import sign_token
 from api.body import parse_json
 from cli.dead import discard_dead, list_dead, list_emails, retry_dead, since
-from cli.output import fail, say
+from cli.output import fail, fail_to_write, say
 from cli.status import show_status
 from cli.target import NoDatabase, with_database
 from mail.address import envelope_address
@@ -87,11 +87,15 @@ def run_command(options: argparse.Namespace, settings: Settings) -> int:
         if user_id is None:
             return fail(f"USER_ID: {settings.id_type.fault}", 2)
         options.user_id = user_id
-    if options.command == "token":
-        return print_token(options, settings)
-    if options.command == "preview":
-        return preview_email(options, settings)
-    return asyncio.run(run_on_store(options, settings))
+    try:
+        match options.command:
+            case "token":
+                return print_token(options, settings)
+            case "preview":
+                return preview_email(options, settings)
+        return asyncio.run(run_on_store(options, settings))
+    except OSError as exc:
+        return fail_to_write(exc)
 
 
 async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:

@@ -24,7 +24,7 @@ from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
 from cli.check import run_check
-from cli.output import fail
+from cli.output import fail, fail_to_write
 from commands import parse_arguments, run_command
 from config.environment import SettingsError, load_settings
 from mail.delivery import running_delivery
@@ -193,8 +193,6 @@ def main(arguments: list[str]) -> int:
         return run_command(options, settings) if options.command else serve_or_supervise(options, settings)
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else fail(f"{exc.code}")
-    except BrokenPipeError:
-        return 0  # whoever reads the output of a command has seen enough
     except (SettingsError, StoreError, CannotListen, OSError) as exc:
         return explain(exc)
 
@@ -213,10 +211,8 @@ def end(code: int) -> NoReturn:
     try:
         if sys.stdout:  # it may be closed
             sys.stdout.flush()
-    except BrokenPipeError:
-        pass
     except OSError as exc:
-        code = fail(f"The output cannot be written: {exc.strerror}.")
+        code = code or fail_to_write(exc)
     # Not sys.exit: Python would wait for the driver's threads, and those wait for a MongoDB that hangs.
     os._exit(code)
 

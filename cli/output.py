@@ -14,3 +14,8 @@ def fail(message: str, code: int = 1) -> int:
     """Print what went wrong, and return the exit code."""
     print(message, file=sys.stderr)  # noqa: T201 - for the operator
     return code
+
+
+def fail_to_write(exc: OSError) -> int:
+    """Print why the output cannot be written, and return the exit code: 0 if its reader has seen enough."""
+    return 0 if isinstance(exc, BrokenPipeError) else fail(f"The output cannot be written: {exc.strerror}.")

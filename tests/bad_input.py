@@ -30,6 +30,7 @@ BAD_BODIES = [
     pytest.param(b"[]", 400, None, id="array"),
     pytest.param(b"null", 400, None, id="null"),
     pytest.param(b"\xff\xfe", 400, None, id="not UTF-8"),
+    pytest.param(json.dumps(GOOD).encode("utf-8-sig"), 400, None, id="BOM"),
     pytest.param(json.dumps(GOOD).encode("utf-16"), 400, None, id="UTF-16"),
     pytest.param(b"[" * 60_000, 400, None, id="60 KB of ["),
     pytest.param(with_data('{"a":' * 5000 + "1" + "}" * 5000), 400, None, id="depth 5000"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,7 +19,7 @@ from bson import ObjectId
 from api.auth import sign_token
 from cli.dead import since
 from settings import Settings
-from tests.client import DB, KEY, OTHER, PROTECTED, SECRET, USER, Client, create, settled
+from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, SECRET, USER, Client, create, settled
 from tests.faults import scripted
 from tests.fixtures import Start
 from tests.processes import VARIABLES, command, run
@@ -97,6 +100,32 @@ def test_what_is_no_time_is_refused(wrong: str) -> None:
 def test_a_time_without_a_zone_is_utc() -> None:
     assert since("2026-11-25T10:00") == since("2026-11-25T12:00+02:00") == datetime(2026, 11, 25, 10, tzinfo=UTC)
     assert abs(datetime.now(UTC) - timedelta(hours=2) - since("2h")) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("command", "reader", "errors"),
+    [
+        ("dead", "| head -1", ""),
+        ("dead --json", "| true", ""),
+        ("--help", "| true", ""),
+        ("preview new_login", "| true", ""),
+        ("dead", ">&-", ""),
+        ("dead", "> /dev/full", "The output cannot be written: No space left on device.\n"),
+    ],
+)
+async def test_output_that_nobody_wants_is_no_error(
+    settings: Settings, database: DB, command: str, reader: str, errors: str
+) -> None:
+    letter = {"user_id": USER, "key": "new_login", "tries": 1, "email": "a@b.example", "error": "RCPT: 550 no"}
+    database.dead_mail.insert_many([{"_id": f"{n:024x}", "died_at": datetime.now(UTC), **letter} for n in range(500)])
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", f"set -o pipefail; {sys.executable} {ROOT}/notifier.py {command} {reader}"),
+        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost", "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (1 if errors else 0, errors)
 
 
 async def test_mail_shows_the_emails_of_a_user(

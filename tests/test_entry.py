@@ -200,3 +200,15 @@ async def test_after_sigterm_it_is_unready_at_once_and_ends_within_8_seconds(
     writer.close()
     assert await asyncio.to_thread(service.process.wait, 10) == 0
     assert time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("host", ["203.0.113.1", "nowhere.invalid"])
+def test_a_host_that_cannot_be_listened_on_is_exit_code_2(
+    settings: Settings, tmp_path: Path, workers: str, host: str
+) -> None:
+    variables = {"DB_URI": settings.db_uri, "EMAIL": "a@b.example", "SMTP_HOST": "x", "WORKERS": workers}
+    done = run(cwd=tmp_path, HOST=host, PORT="8080", **variables)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"The service cannot listen on HOST {host}, PORT 8080: [^.]+\.", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,21 @@ def test_the_mongod_of_a_killed_local_run_ends_too(tmp_path: Path) -> None:
     local = LocalRun(tmp_path)
     assert mongods_of(tmp_path)
     local.end(signal.SIGKILL)
+
+    def gone() -> None:
+        assert not mongods_of(tmp_path)
+
+    eventually(gone)
+
+
+def test_a_local_run_ends_in_time_although_its_mongod_hangs(tmp_path: Path) -> None:
+    local = LocalRun(tmp_path)
+    (mongod,) = [int(id_) for id_ in mongods_of(tmp_path) if "mongod" in f"{Path(f'/proc/{id_}/exe').readlink()}"]
+    os.kill(mongod, signal.SIGSTOP)
+    began = time.monotonic()
+    local.end(signal.SIGTERM)
+    assert time.monotonic() - began < 8
+    os.kill(mongod, signal.SIGCONT)
 
     def gone() -> None:
         assert not mongods_of(tmp_path)

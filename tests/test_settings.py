@@ -5,13 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from config.environment import SettingsError
 from settings import Security, Settings
 from tests.client import ROOT
-from tests.processes import COMPLETE, VARIABLES
+from tests.processes import COMPLETE, VARIABLES, run
+
+BAD_HOSTS = [
+    "smtp\n.example.com",
+    "x\n",
+    "a..b",
+    ".x",
+    "a" * 64 + ".x",
+    "ü" * 60,
+    "-a",
+    "a b",
+    "[::1]",
+    "x:1",
+    "x/y",
+    "a\udcff",
+]
 
 
 def test_the_variables_of_the_specification_are_enough(environment: Callable[..., Settings]) -> None:
@@ -68,6 +84,12 @@ def test_without_any_configuration_it_is_a_local_run_on_loopback(environment: Ca
         ({**COMPLETE, "USER_TOKEN_SECRET": "x" * 32}, {"API_KEYS"}),
         ({**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRET": "hunter2"}, {"USER_TOKEN_SECRET"}),
         ({**COMPLETE, "CORS_ORIGINS": "*"}, {"CORS_ORIGINS"}),
+        *(({**COMPLETE, "SMTP_HOST": host}, {"SMTP_HOST"}) for host in BAD_HOSTS),
+        *(({**COMPLETE, "HOST": host}, {"HOST"}) for host in BAD_HOSTS),
+        ({**COMPLETE, "SMTP_LOGIN": "x", "SMTP_PASSWORD": "hunter2\udcff"}, {"SMTP_PASSWORD"}),
+        ({**COMPLETE, "SMTP_LOGIN": "x\udcff", "SMTP_PASSWORD": "hunter2"}, {"SMTP_LOGIN"}),
+        ({**COMPLETE, "SMTP_LOGIN": "x", "SMTP_PASSWORD": "hunter2\n"}, {"SMTP_PASSWORD"}),
+        ({**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRET": "s" * 32 + "\udcff"}, {"USER_TOKEN_SECRET"}),
         ({**COMPLETE, "API_KEYS": "x" * 32 + ", " + " " * 40}, {"API_KEYS"}),
         (
             {"DB_URI": "x", "PORT": "x", "SMTP_LOGIN": "x", "SMTP_SECURITY": "x"},
@@ -83,6 +105,37 @@ def test_every_fault_of_the_configuration_is_named_at_once(
     assert raised.value.faults.keys() == faults
     assert all(name in str(raised.value) for name in faults)
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["x", "smtp.example.com", "smtp.example.com.", "my_mail-1", "127.0.0.1", "::1", "fe80::1%eth0", "münchen.example"],
+)
+def test_a_host_is_a_name_or_an_address(environment: Callable[..., Settings], host: str) -> None:
+    settings = environment(**COMPLETE | {"SMTP_HOST": host, "HOST": host})
+    assert (settings.smtp_host, settings.host) == (host, host)
+
+
+def test_a_password_may_have_any_printable_character(environment: Callable[..., Settings]) -> None:
+    given = "pä ss\u00a0w\u200bord🔑"
+    assert environment(**COMPLETE, SMTP_LOGIN="x", SMTP_PASSWORD=given).smtp_password == given
+
+
+@pytest.mark.parametrize("kind", ["directory", "unreadable", "dangling", "binary"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / ".env"
+    match kind:
+        case "directory":
+            file.mkdir()
+        case "unreadable":  # to root too
+            file.symlink_to("/proc/self/mem")
+        case "dangling":
+            file.symlink_to("nowhere")
+        case "binary":
+            file.write_bytes(b"PORT=\xff")
+    done = run(cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"The configuration is not valid:\n  \.env: [A-Z][^.]*\.\n", done.stderr)
 
 
 def test_the_documentation_names_every_variable() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -75,10 +76,42 @@ async def test_workers_share_port_and_metrics_and_one_that_dies_is_replaced(sett
     assert await counted(service) == 60
     second = await asyncio.to_thread(run, cwd=tmp_path, **service.environment)
     assert second.returncode == 1
-    assert second.stderr.startswith("The service cannot listen on HOST 127.0.0.1")
+    assert (
+        second.stderr == f"The service cannot listen on HOST 127.0.0.1, PORT {service.port}: Address already in use.\n"
+    )
     service.signal(signal.SIGTERM)
     assert await asyncio.to_thread(service.process.wait, 10) == 0
     assert not alive(before)
+
+
+async def test_workers_bear_that_tmp_is_cleaned(settings: Settings, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    service = await running_service(settings, tmp_path, WORKERS=2, TMPDIR=temporary)
+
+    def both_listen() -> None:
+        assert service.log().count("listening on") == 2
+
+    await eventually_async(both_listen)
+    assert list(temporary.glob("notifier-metrics-*/*.db"))
+    shutil.rmtree(temporary)
+    await fetch(service, f"/list?user_id={USER}")
+    for _ in range(10):
+        assert "notifier_emails_owed" in await fetch(service, "/metrics")
+    before = children(service.process.pid)
+    os.kill(before[0], signal.SIGKILL)
+
+    def replaced() -> None:
+        assert len(set(children(service.process.pid)) - set(before)) == 1
+        assert service.log().count("listening on") == 3
+
+    await eventually_async(replaced)
+    for _ in range(20):  # either worker answers
+        assert "notifier_emails_owed" in await fetch(service, "/metrics")
+        assert "elements" in await fetch(service, f"/list?user_id={USER}")
+    service.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(service.process.wait, 10) == 0
+    assert "Traceback" not in service.log()
 
 
 async def test_workers_end_with_their_supervisor(settings: Settings, tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ CONFLICTS: Final[Mapping[int, str]] = {
 """Final refusals because of what the team keeps in the collection."""
 
 
+NO_ANSWER: Final = "MongoDB does not answer in time."
+
+
 class Reason(NamedTuple):
     """What the driver says, as a regular expression, and what that means for an operator."""
 
@@ -178,7 +181,7 @@ UNREACHABLE: Final = (
         "connection closed|Connection reset",
         "MongoDB closes the connection: it is stopping, or expects TLS or a client's certificate.",
     ),
-    Reason("timed out|No servers found yet", "MongoDB does not answer in time."),
+    Reason("timed out|No servers found yet", NO_ANSWER),
     Reason("", "MongoDB cannot be reached at the host and port of DB_URI."),
 )
 """The connection could not be made, or broke."""

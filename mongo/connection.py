@@ -15,7 +15,7 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
 
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ReadPreference, WriteConcern
+from pymongo import ReadPreference, WriteConcern, uri_parser
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
@@ -66,6 +66,7 @@ def uri_fault(uri: str) -> str | None:
     try:
         if not uri.startswith("mongodb://"):
             raise ConfigurationError  # the driver takes a text without a scheme for the name of a host
+        uri_parser.parse_uri(uri, warn=False)
         pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # which looks at the options together, too
     except OSError:
         return "A file that the MongoDB connection string names cannot be read."

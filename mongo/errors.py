@@ -28,6 +28,7 @@ from mongo.codes import (
     ATLAS_REFUSED_US,
     CONFLICTS,
     DUPLICATE_KEY,
+    NO_ANSWER,
     NOT_NOW,
     NOT_USABLE,
     REFUSED_US,
@@ -168,7 +169,7 @@ def unavailable(exc: Exception) -> Unavailable:
             return _because(find(UNREACHABLE, f"{exc}"))
         case ConfigurationError() | ValueError() | TypeError() | LookupError():
             return _because(find(NOT_USABLE, f"{exc}"))
-    return Unavailable("MongoDB did not answer in time.")
+    return Unavailable(NO_ANSWER)
 
 
 def _because(reason: Reason) -> Unavailable:

@@ -134,7 +134,7 @@ async def start(settings: Settings) -> AsyncIterator[Start]:
 
         async def start_service(**changes: Any) -> Client:
             server = TestServer(create_app(replace(settings, **changes)))
-            await server.start_server(**OPTIONS)
+            await server.start_server(**OPTIONS, access_log=None)
             return await stack.enter_async_context(TestClient(server))
 
         yield start_service

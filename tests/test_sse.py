@@ -8,7 +8,7 @@ import re
 import socket
 
 from api.hub import HUB
-from tests.client import Client, create, metric
+from tests.client import KEY, PROTECTED, Client, create, metric
 from tests.fixtures import Start
 from tests.streams import EMPTY, assert_streams_open, listening, stream_url
 from tests.waiting import eventually_async
@@ -33,9 +33,11 @@ async def test_a_stream_has_the_headers_and_the_format_of_event_streams(start: S
             assert {await events.block() for _ in range(3)} == {": keep-alive"}
         await create(client)
         assert (await events.next())["elements"] == 1
-    async with listening(client, Origin="https://evil.example") as events:
+    protected = await start(**PROTECTED)
+    async with listening(protected, Origin="https://evil.example", Authorization=f"Bearer {KEY}") as events:
         assert "Access-Control-Allow-Origin" not in events.response.headers
         assert events.response.headers["Vary"] == "Origin"
+    async with listening(client):
         begun = await metric(client, DURATION)
     assert begun > 0
     await eventually_async(lambda: assert_streams_open(client, 0))

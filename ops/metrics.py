@@ -52,7 +52,9 @@ class Metrics:
             "notifier_oldest_email_owed_seconds", "Age of the oldest e-mail owed; 0 if none is owed.", "livemostrecent"
         )
         self.foreign = self._gauge(
-            "notifier_foreign_documents", "Documents from which no e-mail can be sent: not the service's, damaged or refused.", "livemostrecent"
+            "notifier_foreign_documents",
+            "Documents from which no e-mail can be sent: not the service's, damaged or refused.",
+            "livemostrecent",
         )
         self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")

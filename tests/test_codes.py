@@ -50,9 +50,9 @@ async def works(client: Client) -> None:
 
 @pytest.fixture
 async def impatient_client(start: Start, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """Start the service, and then let it give up on MongoDB after less than a second."""
+    """Start the service, and then let it give up on MongoDB after a second."""
     client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
-    monkeypatch.setattr("mongo.errors.DEADLINE", 0.3)
+    monkeypatch.setattr("mongo.errors.DEADLINE", 1.0)
     return client
 
 

@@ -16,7 +16,7 @@ from tests.processes import COMPLETE, VARIABLES, run
 
 BAD_HOSTS = [
     "smtp\n.example.com",
-    "x\n",
+    "x\ny",
     "a..b",
     ".x",
     "a" * 64 + ".x",
@@ -88,7 +88,7 @@ def test_without_any_configuration_it_is_a_local_run_on_loopback(environment: Ca
         *(({**COMPLETE, "HOST": host}, {"HOST"}) for host in BAD_HOSTS),
         ({**COMPLETE, "SMTP_LOGIN": "x", "SMTP_PASSWORD": "hunter2\udcff"}, {"SMTP_PASSWORD"}),
         ({**COMPLETE, "SMTP_LOGIN": "x\udcff", "SMTP_PASSWORD": "hunter2"}, {"SMTP_LOGIN"}),
-        ({**COMPLETE, "SMTP_LOGIN": "x", "SMTP_PASSWORD": "hunter2\n"}, {"SMTP_PASSWORD"}),
+        ({**COMPLETE, "SMTP_LOGIN": "x", "SMTP_PASSWORD": "hunter2\nx"}, {"SMTP_PASSWORD"}),
         ({**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRET": "s" * 32 + "\udcff"}, {"USER_TOKEN_SECRET"}),
         ({**COMPLETE, "API_KEYS": "x" * 32 + ", " + " " * 40}, {"API_KEYS"}),
         (

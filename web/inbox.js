@@ -1,32 +1,31 @@
-// <notifier-inbox>: see docs/bell.md.
+// See docs/bell.md.
 const TEXTS = {
 	title: "Notifications", unread: "{} unread", new: "Unread:", all: "Mark all as read", more: "Load more",
 	empty: "Nothing here yet.", error: "No connection. Trying again.", undone: "That did not work.",
 	unauthorized: "Please sign in again.", invalid: "This inbox cannot be shown.",
 };
 const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 };
-const PAGE = 20, SILENCE = 45e3; // ms; a comment comes every 15e3
+const PAGE = 20, SILENCE = 45e3; // ms
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(`
 :host{display:inline-block;color-scheme:light dark}
 div,button{--bg:var(--notifier-background,Canvas);--accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
 :host([hidden]),[hidden],#note:empty,#badge:empty{display:none!important}
+#panel,ul{margin:0;padding:0}
 button{font:inherit;color:inherit;background:none;border:0;border-radius:.5rem;cursor:pointer}
 button:hover{background:#8882}
-:focus-visible{outline:2px solid var(--accent);outline-offset:-2px}
+:focus-visible{outline:2px solid;outline-offset:-2px}
 #bell{display:flex;position:relative;padding:.5rem}
 svg{width:1.5em}
 #badge{position:absolute;top:0;right:0;min-width:.8em;padding:0 .3em;border:1px solid #0000;border-radius:1em;
 font:700 .7rem/1.3 system-ui;color:var(--bg);background:var(--accent)}
-#panel{inset:auto;top:min(var(--y),24vh);left:clamp(.5rem,var(--x) - 24rem,100vw - 24.5rem);margin:0;
-padding:0;width:24rem;max-height:75vh;overflow:auto;font-size:.9375rem;line-height:1.4;
-color:var(--notifier-color,CanvasText);background:var(--bg);border:1px solid #8888;border-radius:.8rem;box-shadow:0 .5rem 2rem #0004}
+#panel{inset:min(var(--y),24vh) auto auto clamp(.5rem,var(--x) - 24rem,100vw - 24.5rem);width:24rem;max-height:75vh;overflow:auto;font-size:.94rem;line-height:1.4;
+color:var(--notifier-color,CanvasText);background:var(--bg);border:1px solid #8888;border-radius:.8rem;box-shadow:0 0 2rem #0004}
 header{position:sticky;top:0;z-index:1;display:flex;padding:.5rem .5rem .5rem 1rem;background:var(--bg)}
 strong{flex:1;align-self:center}
-#all,#more{color:var(--accent);padding:.4rem .6rem}
+#all,#more{color:var(--accent);padding:.5rem}
 #more{display:block;margin:.3rem auto}
 #note{padding:1rem}
-ul{margin:0;padding:0}
 li{display:block;border-top:1px solid #8885}
 li button{width:100%;padding:.7rem 1rem;border-radius:0;text-align:start;overflow-wrap:anywhere}
 b,li span{display:block}
@@ -34,27 +33,31 @@ li:not(.new) b{font-weight:400}
 .new b:before{content:"● "/"";color:var(--accent)}
 li span,time{opacity:.75;font-size:.85em}
 i,#status{position:fixed;clip-path:inset(50%)}
-@media(max-width:30rem){#panel{inset:auto 0 0!important;width:auto}}
+@media(max-width:30rem){#panel{inset:auto 0 0;width:auto}}
 `);
 const show = (value) => (typeof value == "object" ? JSON.stringify(value) : `${value ?? ""}`).slice(0, 200);
+const times = (lang) => {
+	try {
+		return new Intl.RelativeTimeFormat(lang, { numeric: "auto" });
+	} catch {
+		return times();
+	}
+};
 
 function inbox(host) {
 	const root = host.attachShadow({ mode: "open" });
-	let items = [], total = 0, unread = 0, size = PAGE, loaded, fault, rows = new Map();
-	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, failures = 0, writes = 0;
+	let items, total, unread, size, loaded, fault, fails, rows = new Map();
+	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, writes = 0;
 	root.adoptedStyleSheets = [SHEET];
-	root.innerHTML = `<button id=bell part=bell popovertarget=panel aria-controls=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
+	root.innerHTML = `<button id=bell part=bell popovertarget=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
 fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
 </svg></slot><span id=badge></span></button><div id=status role=status></div>
 <div id=panel part=panel popover autofocus tabindex=-1 role=dialog aria-labelledby=title><header><strong id=title></strong>
 <button id=all></button></header><div id=note></div><ul id=list role=list></ul><button id=more></button></div>
 <template id=row><li><button><i></i> <b dir=auto></b><span dir=auto></span><time></time></button></li></template>`;
 	const [bell, badge, status, panel, title, all, note, list, more, sample] = root.querySelectorAll("[id]");
-	all.onclick = () => read(items.filter((item) => item.is_new), "all=true", unread);
-	more.onclick = () => {
-		size += PAGE;
-		sync();
-	};
+	all.onclick = () => read(items.filter((item) => item.is_new), { all: true }, unread);
+	more.onclick = () => { size += PAGE; sync(); };
 	panel.onbeforetoggle = ({ newState }) => {
 		const { right, bottom } = bell.getBoundingClientRect();
 		panel.style = `--x:${right}px;--y:${bottom}px`;
@@ -75,33 +78,35 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		render();
 	};
 
-	async function call(path, options, ...signals) {
+	async function call(path, query, init) {
 		const token = get("token"), headers = token ? { Authorization: `Bearer ${token}` } : {};
-		const url = new URL(`${path}&user_id=${encodeURIComponent(get("user-id"))}`, new URL(get("src") ?? import.meta.url, document.baseURI));
-		const response = await fetch(url, { ...options, headers, signal: AbortSignal.any(signals) });
-		if (response.ok) return response;
-		if (/40[13]/.test(response.status) && token == get("token")) {
+		const base = new URL(get("src") ?? import.meta.url, document.baseURI);
+		const url = new URL(`${path}?${new URLSearchParams({ ...query, user_id: get("user-id") })}`, base);
+		const reply = await fetch(url, { ...init, headers });
+		if (reply.ok) return reply;
+		if (/40[13]/.test(reply.status) && token == get("token")) {
 			run.abort();
-			failures++;
+			fails++;
 			fail("unauthorized");
 			emit("notifier-unauthorized");
 		}
-		if (response.status == 422) run.abort(fail("invalid"));
-		throw response;
+		if (reply.status == 422 && !init.method) run.abort(fail("invalid"));
+		throw reply;
 	}
 
-	// Lists and writes take turns; an outdated list is dropped.
+	// Lists and writes take turns.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
 	function sync() {
 		const asked = writes, { signal } = run;
 		return inTurn(async () => {
-			const response = await call(`list?limit=${size}`, {}, signal, AbortSignal.timeout(15e3));
-			const { data } = await response.json(), listed = data.list.filter((item) => item?.id);
+			const init = { signal: AbortSignal.any([signal, AbortSignal.timeout(15e3)]) };
+			const { data } = await (await call("list", { limit: size }, init)).json();
+			const listed = data.list.filter((item) => item?.id);
 			const known = listed.findIndex(({ id }) => rows.has(id));
 			if (signal.aborted || asked != writes) return;
-			if (fault) status.textContent = "";
-			const fresh = loaded ? listed.slice(0, known < 0 ? PAGE : known).filter((item) => item.is_new) : [];
+			status.textContent = "";
+			const fresh = listed.slice(0, known < 0 ? PAGE : known).filter((item) => loaded && item.is_new);
 			[items, total, unread, loaded] = [listed, data.elements, data.new, true];
 			if (fault != "undone") fault = 0;
 			render();
@@ -112,7 +117,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		}).catch(() => {
 			if (signal.aborted) return;
 			fail("error");
-			start(2000 * 2 ** failures++ * Math.random());
+			start(2000 * 2 ** fails++ * Math.random());
 		});
 	}
 
@@ -126,9 +131,9 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		fault = 0;
 		writes++;
 		mark(false, -count);
-		const sent = call(`read?${query}`, { method: "POST", keepalive: true }, AbortSignal.timeout(15e3));
-		const done = sent.catch(() => mark(true, (undone = count)));
-		await inTurn(() => done);
+		const done = call("read", query, { method: "POST", keepalive: true, signal: AbortSignal.timeout(15e3) })
+			.catch(() => mark(true, (undone = count)));
+		inTurn(() => done);
 		await sync();
 		if (undone && !fault) fail("undone");
 	}
@@ -144,46 +149,41 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		again(+wait || 0);
 	}
 
-	// Browsers open six HTTP/1.1 connections per host: a hidden tab keeps none.
 	async function live() {
 		run.abort();
 		if (!host.isConnected) return;
 		document.addEventListener("visibilitychange", start, { once: true });
 		if (document.hidden || !get("user-id") || fault == "invalid") return;
 		const { signal } = (run = new AbortController());
-		let wait, rest = "";
+		let pause, rest = "";
 		try {
 			await sync();
 			if (signal.aborted) return;
 			if (!streams) {
-				failures = 0;
+				fails = 0;
 				return again((+get("poll") || 15) * 1e3);
 			}
 			again(SILENCE);
-			const { body } = await call("stream?", {}, signal), reader = body.pipeThrough(new TextDecoderStream()).getReader();
+			const { body } = await call("stream", {}, { signal }), reader = body.pipeThrough(new TextDecoderStream()).getReader();
 			for (let chunk; !(chunk = await reader.read()).done; signal.aborted || again(SILENCE)) {
 				const lines = /[^]*[\r\n]|/.exec((rest += chunk.value))[0];
 				rest = rest.slice(lines.length);
 				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
-				failures = 0;
+				fails = 0;
 				if (/^data/m.test(lines)) await sync();
 				render();
 			}
-			wait = retry;
 		} catch ({ status }) {
 			if (signal.aborted) return;
 			if (/40[45]|501/.test(status)) streams = false;
-			wait = 1000 * 2 ** failures++;
+			pause = 1000 * 2 ** fails++;
 		}
-		signal.aborted || again(wait * (1 + Math.random()));
+		signal.aborted || again((pause ?? retry) * (1 + Math.random()));
 	}
 
 	function render() {
-		const held = root.activeElement, known = rows, { lang } = document.documentElement;
-		let format = new Intl.RelativeTimeFormat([], { numeric: "auto" });
-		try {
-			format = new Intl.RelativeTimeFormat(lang.replaceAll("_", "-"), { numeric: "auto" });
-		} catch {} // no language
+		const held = root.activeElement, known = rows;
+		const format = times(document.documentElement.lang.replaceAll("_", "-"));
 		for (const part of [title, all, more]) part.textContent = text(part.id);
 		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
 		badge.textContent = unread || "";
@@ -199,7 +199,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			row.className = item.is_new ? "new" : "";
 			row.onclick = () => {
 				emit("notifier-select", item);
-				if (item.is_new) read([item], `notification_id=${encodeURIComponent(item.id)}`, 1);
+				if (item.is_new) read([item], { notification_id: item.id }, 1);
 			};
 			flag.textContent = item.is_new ? text("new") : "";
 			what.textContent = label(item);
@@ -216,9 +216,9 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	}
 
 	return (reset) => {
-		if (reset) [items, total, unread, failures, size, loaded, fault] = [[], 0, 0, 0, PAGE];
+		if (reset || !items) [items, total, unread, fails, size, loaded, fault] = [[], 0, 0, 0, PAGE];
 		render();
-		start(500 * 2 ** failures - 1000);
+		start(500 * 2 ** fails - 1000);
 	};
 }
 

@@ -1,0 +1,91 @@
+"""The bell on odd pages, with odd notifications and for nobody: it shows, skips or says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from playwright.async_api import BrowserContext, Route, expect
+
+from tests.bell import bell, panel, rows, shows_unread
+from tests.browser import Server, Site, open_page
+from tests.client import DB, OTHER, USER
+
+
+@pytest.mark.parametrize(
+    ("lang", "now"),
+    [
+        *[("en_US", "now"), ("de_DE", "jetzt"), ("zh_Hant_TW", "現在")],
+        *[(odd, "now") for odd in ("", "x", "undefined", "en--US", "de_DE.UTF-8")],
+    ],
+)
+async def test_times_are_shown_whatever_the_page_calls_its_language(
+    server: Server, site: Site, context: BrowserContext, lang: str, now: str
+) -> None:
+    await server.create()
+    site.embed(server.url, lang=lang)
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page).first.locator("time")).to_have_text(now)
+
+
+@pytest.mark.parametrize("odd", [None, 7, "text", [], {}, {"id": None}, {"id": ""}], ids=str)
+async def test_what_is_no_notification_is_skipped(
+    server: Server, site: Site, context: BrowserContext, odd: object
+) -> None:
+    async def put_it_in(route: Route) -> None:
+        response = await route.fetch()
+        body: dict[str, Any] = await response.json()
+        body["data"]["list"].insert(0, odd)
+        await route.fulfill(response=response, json=body)
+
+    await server.create()
+    site.embed(server.url)
+    page = await context.new_page()
+    await page.route("**/list?*", put_it_in)
+    await page.goto(site.origin)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(1)
+    await server.create(data={"n": 1})
+    await expect(rows(page)).to_have_count(2)
+    await rows(page).nth(1).click()
+    await expect(page.locator("notifier-inbox .new")).to_have_count(1)
+    await expect(page.get_by_text("No connection")).to_have_count(0)
+    await page.unroute_all(behavior="ignoreErrors")
+
+
+async def test_an_inbox_of_nobody_says_so_and_is_asked_for_once(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url, user__id="undefined", text__invalid="Who are you?")
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(panel(page).get_by_text("Who are you?")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await bell(page).click()
+    await asyncio.sleep(3)
+    assert server.count_logged("/list", 422) == 1
+    await expect(panel(page).get_by_text("Who are you?")).to_be_visible()
+    await server.create()
+    await page.locator("notifier-inbox").evaluate("(inbox, id) => inbox.setAttribute('user-id', id)", USER)
+    await shows_unread(page, 1)
+    await expect(page.get_by_text("Who are you?")).to_have_count(0)
+    await page.locator("notifier-inbox").evaluate("(inbox, id) => inbox.setAttribute('user-id', id)", OTHER)
+    await expect(panel(page).get_by_text("Nothing here yet.")).to_be_visible()
+
+
+async def test_a_mark_that_the_service_does_not_accept_leaves_the_inbox_as_it_is(
+    server: Server, site: Site, context: BrowserContext, database: DB
+) -> None:
+    odd = {"id": "x" * 200, "timestamp": 1, "is_new": True, "key": "new_post"}  # longer than an id may be
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifications": [odd]})
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await rows(page).first.click()
+    await expect(panel(page).get_by_text("That did not work.")).to_be_visible()
+    await shows_unread(page, 1)
+    await server.create(data={"n": 1})
+    await shows_unread(page, 2)

@@ -155,4 +155,4 @@ async def test_an_unreadable_inbox_ends_only_its_own_streams(
         database.users.update_many({}, {"$set": {"notifications": [{"id": "x"}]}})
         await others.end()
         assert (await events.next())["elements"] == 1
-        assert (await client.get(stream_url(OTHER))).status == 500
+        assert (await client.get(stream_url(OTHER))).status == 409

@@ -56,14 +56,15 @@ def errors() -> str:
 def access() -> str:
     """Return the table of who may call which route."""
     rows = [[f"`{route}`", *_callers(operation)] for route, operation in operations(SPECIFIED, IdType.OBJECTID).items()]
-    return table(["route", "anyone", "backend with a key", "user with a token"], rows)
+    return table(["route", "anyone", "page of another site", "backend with a key", "user with a token"], rows)
 
 
 def _callers(operation: Operation) -> Iterable[str]:
     if not operation.callers:
-        return "yes", "yes", "yes"
+        return "yes", "yes", "yes", "yes"
     of_token = "for their own inbox" if "token" in operation.callers else "no"
-    return "only while `API_KEYS` is unset", "yes" if "key" in operation.callers else "no", of_token
+    of_key = "yes" if "key" in operation.callers else "no"
+    return "only while `API_KEYS` is unset", "only of `CORS_ORIGINS`", of_key, of_token
 
 
 def settings() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 
 from ops.listening import cease, listen
 from settings import Settings
-from tests.client import USER
+from tests.client import ROOT, USER
 from tests.faults import scripted
 from tests.processes import Service, running_service
 from tests.servers import MailServer, Mongod, free_port, initiate
@@ -54,7 +55,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
-            proxy_next_upstream error;
+            proxy_next_upstream error timeout;
         }}
     }}
 }}
@@ -120,6 +121,13 @@ async def test_no_request_fails_during_rolling_restarts_behind_nginx(settings: S
         replica.kill()
     assert answers.keys() == {"POST 201", "GET 200"}, answers
     assert answers["POST 201"] > 10 * RESTARTS
+
+
+def test_the_documentation_has_the_settings_of_nginx() -> None:
+    documented = (ROOT / "docs/operation.md").read_text()
+    settings = re.findall(r"(?:max_fails|keepalive|proxy_(?!pass|temp))[^;\n]*;", NGINX)
+    assert len(settings) == 7
+    assert [setting for setting in settings if setting not in documented] == []
 
 
 # --- what a client sees ------------------------------------------------------------------------------

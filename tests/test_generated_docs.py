@@ -49,6 +49,6 @@ def test_a_page_that_is_out_of_date_is_named_and_written(pages: Path) -> None:
 
 def test_the_tables_are_complete() -> None:
     api, operation = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "operation"))
-    assert all(f"| `{route}` |" in api for route in OPERATIONS)
+    assert all(f"| `{route}` |" in operation for route in OPERATIONS)
     assert all(f"| {problem.status} | {problem.meaning} |" in api for problem in PROBLEMS)
     assert all(f"| `{field.name.upper()}` |" in operation for field in fields(Settings))

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from api.hub import HUB
 from api.middleware import DRAINING
-from ops.listening import Protocols, cease, listen
+from ops.listening import bind, cease, listen
 
 OPTIONS: Final[Mapping[str, Any]] = {
     "auto_decompress": False,  # a small body may inflate to any size
@@ -48,6 +48,9 @@ async def serve(app: web.Application, host: str, port: int, announce: Callable[[
         **OPTIONS,
     )
 
+    def protocol() -> asyncio.BaseProtocol:
+        return cast("web.Server", runner.server)()  # it is there once the runner is set up
+
     def end() -> None:
         if runner.server:
             stop.set()
@@ -57,18 +60,19 @@ async def serve(app: web.Application, host: str, port: int, announce: Callable[[
     _on_sigterm(end)
     if is_worker:
         _end_with_supervisor()
+    server = await bind(protocol, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
     try:
         await runner.setup()
-        protocols = cast("Protocols", runner.server)  # it is there now
-        server = await listen(protocols, host, port, share=is_worker)
+        await listen(server, host, port)
         announce()
         await stop.wait()
         app[DRAINING].set()  # from now on every answer closes its connection
         app[HUB].close()
         await asyncio.sleep(UNREADY_PERIOD)
-        await cease(server, protocols)
+        await cease(server, protocol)
         await asyncio.sleep(LAST_REQUESTS_PERIOD)
     finally:
+        server.close()
         await runner.cleanup()
 
 

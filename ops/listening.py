@@ -31,11 +31,21 @@ class CannotListen(Exception):
         super().__init__(f"The service cannot listen on HOST {host}, PORT {port}: {reason}.")
 
 
-async def listen(protocols: Protocols, host: str, port: int, *, share: bool = False) -> asyncio.Server:
-    """Listen, on a port that is shared with other processes if they all say so. Raises `CannotListen`."""
+async def bind(protocols: Protocols, host: str, port: int, *, share: bool = False) -> asyncio.Server:
+    """Reserve a port, which processes share if they all say so; `listen` comes later. Raises `CannotListen`."""
     loop = asyncio.get_running_loop()
     try:
-        return await loop.create_server(protocols, host, port, backlog=LISTEN_BACKLOG, reuse_port=share)
+        return await loop.create_server(
+            protocols, host, port, backlog=LISTEN_BACKLOG, reuse_port=share, start_serving=False
+        )
+    except OSError as exc:
+        raise CannotListen(host, port, exc) from exc
+
+
+async def listen(server: asyncio.Server, host: str, port: int) -> None:
+    """Listen on the port that is bound. Raises `CannotListen` if another process was quicker to listen on it."""
+    try:
+        await server.start_serving()
     except OSError as exc:
         raise CannotListen(host, port, exc) from exc
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from ops.listening import listen
+from ops.listening import bind
 from settings import Settings
 
 log = logging.getLogger("notifier.workers")
@@ -41,7 +41,7 @@ async def supervise(settings: Settings) -> int:
     A worker that dies is started again. If one cannot start at all, the others end. Raises `CannotListen`.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    (await listen(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
+    (await bind(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with TemporaryDirectory(prefix="notifier-metrics-", ignore_cleanup_errors=True) as folder:

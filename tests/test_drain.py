@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ops.listening import cease, listen
+from ops.listening import bind, cease, listen
 from settings import Settings
 from tests.client import ROOT, USER
 from tests.faults import scripted
@@ -201,7 +201,8 @@ async def test_connections_that_wait_to_be_accepted_are_served_when_listening_en
             self.transport.write(data)
 
     port = free_port()
-    server = await listen(Echo, "127.0.0.1", port)
+    server = await bind(Echo, "127.0.0.1", port)
+    await listen(server, "127.0.0.1", port)
     clients = [
         socket.create_connection(("127.0.0.1", port)) for _ in range(200)
     ]  # the event loop has no turn meanwhile

@@ -24,6 +24,7 @@ from tests.faults import scripted
 from tests.fixtures import Start
 from tests.processes import VARIABLES, command, run
 from tests.servers import MailServer, free_port
+from tests.waiting import eventually_async
 
 
 def test_help_explains_every_variable(tmp_path: Path) -> None:
@@ -138,12 +139,15 @@ async def test_mail_shows_the_emails_of_a_user(
     await settled(database)
     await client.close()
     await create(await start(smtp_port=free_port()), key="new_login")
-    await asyncio.sleep(0.3)
-    code, out, _ = await command(settings, "mail", USER.upper())
-    assert code == 0
-    owed, dead = out.splitlines()
-    assert re.search(r"new_login .* next attempt .* request \w{32}  connect: ", owed)
-    assert re.search(r"registration .* died .* request \w{32}  RCPT: 550 5.1.1 no", dead)
+
+    async def shown() -> None:
+        code, out, _ = await command(settings, "mail", USER.upper())
+        assert code == 0
+        owed, dead = out.splitlines()
+        assert re.search(r"new_login .* next attempt .* request \w{32}  connect: ", owed)
+        assert re.search(r"registration .* died .* request \w{32}  RCPT: 550 5.1.1 no", dead)
+
+    await eventually_async(shown)  # once it was tried
     code, _, err = await command(settings, "mail", "nobody")
     assert (code, err) == (2, "USER_ID: Not a valid ObjectId.\n")
 

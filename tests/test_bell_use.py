@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,7 +12,7 @@ from bson import ObjectId
 from playwright.async_api import Browser, BrowserContext, expect
 
 from tests.bell import bell, panel, rows, shows_unread
-from tests.browser import SCHEMES, Server, Site, assert_accessible, events, open_page
+from tests.browser import SCHEMES, Serve, Server, Site, assert_accessible, events, open_page
 from tests.client import DB, USER
 
 HOSTILE = "<img src=x onerror=\"events.push(['HACKED'])\"><script>events.push(['HACKED'])</script>"
@@ -28,7 +29,7 @@ async def test_keys_and_data_are_shown_as_text_only(
         {"id": "e", "is_new": False, "key": "$&", "data": {"x": None, "y": "z" * 10_000}, "timestamp": -1},
     ]
     database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifications": notifications})
-    site.embed(server.url, label__new_login="Sign-in from {city}, {nothing}", text__unread="<b>{}</b>")
+    site.embed(server.url, label__new_login="Sign-in from {data.city}, {data.nothing}", text__unread="<b>{}</b>")
     page = await open_page(context, site.origin)
     await page.locator("notifier-inbox #bell").click()
     await expect(rows(page)).to_have_count(5)
@@ -94,7 +95,7 @@ async def test_a_click_outside_closes_the_panel_and_reaches_its_target(
 
 
 async def test_a_screen_reader_announces_new_notifications(server: Server, site: Site, context: BrowserContext) -> None:
-    site.embed(server.url, label__new_login="Sign-in from {city}")
+    site.embed(server.url, label__new_login="Sign-in from {data.city}")
     page = await open_page(context, site.origin)
     await shows_unread(page, 0)
     status = page.get_by_role("status")
@@ -128,7 +129,7 @@ async def test_axe_finds_no_fault_in_the_bell(
 async def test_a_page_sets_texts_language_and_icon(server: Server, site: Site, context: BrowserContext) -> None:
     await server.create("new_post", data={"author": "Ann"})
     given = {"text__title": "Mitteilungen", "text__unread": "{} neue", "text__all": "Alle gelesen", "text__new": "Neu:"}
-    site.embed(server.url, lang="de", label__new_post="Beitrag von {author}", **given)
+    site.embed(server.url, lang="de", label__new_post="Beitrag von {data.author}", **given)
     site.html = site.html.replace("></notifier-inbox>", "><i id=own>!</i></notifier-inbox>")
     page = await open_page(context, site.origin)
     await page.clock.install()
@@ -153,3 +154,54 @@ async def test_nothing_moves_and_high_contrast_marks_unread_notifications(
         assert await page.evaluate("document.getAnimations({ subtree: true }).length") == 0
         mark = await rows(page).locator("b").evaluate("(b) => getComputedStyle(b, '::before').content")
         assert mark.startswith('"●')
+
+
+LABELS = """
+[order_shipped]
+label = "Order {data.number} of {data.by.name|somebody} is on its way"
+labels = { de = "Bestellung {data.number} ist unterwegs", pt-BR = "O pedido {data.number} {data.constructor.name}" }
+[answer_given]
+label = "There is an answer"
+[just_a_name]
+"""
+
+
+@pytest.mark.parametrize(
+    ("lang", "shipped"),
+    [
+        ("en", "Order 7 of Ann is on its way"),
+        ("de-AT", "Bestellung 7 ist unterwegs"),
+        ("pt_br", "O pedido 7 "),
+        ("pt", "Order 7 of Ann is on its way"),
+        ("", "Order 7 of Ann is on its way"),
+    ],
+)
+async def test_a_row_says_the_label_of_its_kind_in_the_language_of_the_page(
+    serve: Serve, site: Site, context: BrowserContext, tmp_path: Path, lang: str, shipped: str
+) -> None:
+    (tmp_path / "kinds.toml").write_text(LABELS)
+    server = await serve(KINDS_FILE=tmp_path / "kinds.toml")
+    await server.create("just_a_name", data={"n": 1})
+    await server.create("answer_given", data={"n": 1})
+    await server.create("order_shipped", data={"number": 7, "by": {"name": "Ann"}})
+    site.embed(server.url, lang=lang, label__answer_given="{data.name|Somebody} answered, {data.nothing}")
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page).nth(0).locator("b")).to_have_text(shipped, use_inner_text=True)
+    await expect(rows(page).nth(0)).not_to_contain_text("number")
+    await expect(rows(page).nth(1).locator("b")).to_have_text("Somebody answered, ")
+    await expect(rows(page).nth(2)).to_contain_text("Just a namen: 1")
+    assert await events(page) == []
+
+
+async def test_without_the_kinds_a_row_says_the_name_of_its_kind(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await context.route("**/kinds", lambda route: route.abort())
+    await server.create("new_post")
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(rows(page).locator("b")).to_have_text("New post")
+    await server.create("new_message")
+    await expect(rows(page).nth(0).locator("b")).to_have_text("New message")

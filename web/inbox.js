@@ -36,6 +36,18 @@ i,#status{position:fixed;clip-path:inset(50%)}
 @media(max-width:30rem){#panel{inset:auto 0 0;width:auto}}
 `);
 const show = (value) => (typeof value == "object" ? JSON.stringify(value) : `${value ?? ""}`).slice(0, 200);
+const valueAt = (item, path) =>
+	path.split(".").reduce((value, name) => (Object.hasOwn(Object(value), name) ? value[name] : undefined), item);
+const fill = (text, item) => text.replace(/{([^{}|]+)(?:\|([^{}]*))?}/g, (_, path, other = "") => {
+	const value = valueAt(item, path);
+	return value == null ? other : show(value);
+});
+const language = () => (document.documentElement.lang || navigator.language).replaceAll("_", "-");
+// The label in the language, or in the one it is a form of: RFC 4647, section 3.4.
+const translated = (labels, tag) => {
+	const known = new Map(Object.entries(labels).map(([tag, label]) => [tag.toLowerCase(), label]));
+	for (tag = tag.toLowerCase(); tag; tag = tag.replace(/(^|-)[^-]*$/, "")) if (known.has(tag)) return known.get(tag);
+};
 const times = (lang) => {
 	try {
 		return new Intl.RelativeTimeFormat(lang, { numeric: "auto" });
@@ -47,7 +59,7 @@ const times = (lang) => {
 function inbox(host) {
 	const root = host.attachShadow({ mode: "open" });
 	let items, total, unread, size, loaded, fault, fails, rows = new Map();
-	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, writes = 0;
+	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, writes = 0, kinds;
 	root.adoptedStyleSheets = [SHEET];
 	root.innerHTML = `<button id=bell part=bell popovertarget=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
 fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
@@ -68,9 +80,12 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 
 	const get = (name) => host.getAttribute(name);
 	const text = (name, value) => (get(`text-${name}`) ?? TEXTS[name]).replace("{}", value);
-	const label = ({ key, data }) =>
-		get(`label-${key}`)?.replace(/{(\w+)}/g, (_, name) => show(data?.[name])) ??
-		show(key).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+	const phrase = ({ key }) => {
+		const { label, labels = {} } = kinds?.[key] ?? {};
+		return get(`label-${key}`) ?? translated(labels, language()) ?? label;
+	};
+	const label = (item, text = phrase(item)) =>
+		text ? fill(text, item) : show(item.key).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
 	const emit = (type, detail) => host.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
 	const fail = (name) => {
 		fault = name;
@@ -78,10 +93,22 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		render();
 	};
 
+	const at = (path) => new URL(path, new URL(get("src") ?? import.meta.url, document.baseURI));
+
+	async function learn() {
+		const { signal } = run;
+		try {
+			const reply = await fetch(at("kinds"), { signal: AbortSignal.any([signal, AbortSignal.timeout(15e3)]) });
+			const { data = {} } = reply.ok ? await reply.json() : {};
+			if (signal.aborted) return;
+			kinds = data;
+			render();
+		} catch {} // until the next start, rows have the names of their kinds
+	}
+
 	async function call(path, query, init) {
 		const token = get("token"), headers = token ? { Authorization: `Bearer ${token}` } : {};
-		const base = new URL(get("src") ?? import.meta.url, document.baseURI);
-		const url = new URL(`${path}?${new URLSearchParams({ ...query, user_id: get("user-id") })}`, base);
+		const url = at(`${path}?${new URLSearchParams({ ...query, user_id: get("user-id") })}`);
 		const reply = await fetch(url, { ...init, headers });
 		if (reply.ok) return reply;
 		if (/40[13]/.test(reply.status) && token == get("token")) {
@@ -156,6 +183,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		if (document.hidden || !get("user-id") || fault == "invalid") return;
 		const { signal } = (run = new AbortController());
 		let pause, rest = "";
+		if (!kinds) learn();
 		try {
 			await sync();
 			if (signal.aborted) return;
@@ -183,7 +211,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 
 	function render() {
 		const held = root.activeElement, known = rows;
-		const format = times(document.documentElement.lang.replaceAll("_", "-"));
+		const format = times(language());
 		for (const part of [title, all, more]) part.textContent = text(part.id);
 		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
 		badge.textContent = unread || "";
@@ -203,7 +231,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			};
 			flag.textContent = item.is_new ? text("new") : "";
 			what.textContent = label(item);
-			const pairs = get(`label-${item.key}`) ? [] : Object.entries(item.data ?? {});
+			const pairs = phrase(item) ? [] : Object.entries(item.data ?? {});
 			extra.textContent = pairs.map((pair) => pair.map(show).join(": ")).join(" · ").slice(0, 200);
 			try {
 				const age = Math.max(0, Date.now() / 1000 - item.timestamp);
@@ -216,7 +244,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	}
 
 	return (reset) => {
-		if (reset || !items) [items, total, unread, fails, size, loaded, fault] = [[], 0, 0, 0, PAGE];
+		if (reset || !items) [items, total, unread, fails, size, loaded, fault, kinds] = [[], 0, 0, 0, PAGE];
 		render();
 		start(500 * 2 ** fails - 1000);
 	};

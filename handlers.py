@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Final
 
@@ -18,8 +19,9 @@ from api.auth import identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
 from api.middleware import DRAINING, REQUEST_ID, complete
-from api.problems import NoSuchNotification
+from api.problems import NoSuchNotification, incomplete
 from api.stream import Stopping
+from mongo.creation import CreateMany
 from mongo.errors import StoreError
 from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
@@ -35,6 +37,7 @@ CREATE: Final = web.AppKey("CREATE", schemas.CreateSchema)
 KINDS: Final = web.AppKey("KINDS", bytes)
 """The body of `GET /kinds`."""
 CREATE_HEADERS: Final = schemas.CreateHeaders()
+CREATE_MANY_HEADERS: Final = schemas.CreateManyHeaders()
 LIST: Final = web.AppKey("LIST", schemas.ListSchema)
 READ: Final = web.AppKey("READ", schemas.ReadSchema)
 STREAM: Final = web.AppKey("STREAM", schemas.StreamSchema)
@@ -46,13 +49,29 @@ async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
     identify(request).must_be_backend()
     body = await read_object(request)
-    new, headers = load_all(
-        (request.app[CREATE], body), (CREATE_HEADERS, single_values(request.headers, "Idempotency-Key"))
+    headers_schema = CREATE_MANY_HEADERS if "user_ids" in body else CREATE_HEADERS
+    new, given = load_all(
+        (request.app[CREATE], body), (headers_schema, single_values(request.headers, "Idempotency-Key"))
     )
-    replayed = await request.app[STORE].create(new, headers.get("idempotency_key"), request[REQUEST_ID])
+    identified = {"idempotency_key": given.get("idempotency_key"), "request_id": request[REQUEST_ID]}
+    if isinstance(new, CreateMany):
+        return await _create_many(request, replace(new, each=replace(new.each, **identified)))
+    created = await request.app[STORE].create(replace(new, **identified))
     if new.kind.email:
         request.app[EMAIL_OWED].set()
-    return _answer(SUCCESS, 201, {"Idempotent-Replayed": "true"} if replayed else None)
+    headers = {"X-Notification-ID": created.id} if created.id else {}
+    return _answer(SUCCESS, 201, headers | ({"Idempotent-Replayed": "true"} if created.is_replay else {}))
+
+
+async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
+    outcomes = await request.app[STORE].create_many(many)
+    if many.each.kind.email:
+        request.app[EMAIL_OWED].set()
+    failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
+    if failures:
+        raise incomplete(failures)
+    counts = {"success": True, "created": outcomes.count(False), "replayed": outcomes.count(True)}
+    return _answer(orjson.dumps(counts), 201)
 
 
 async def list_(request: web.Request) -> web.Response:

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-import orjson
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, pre_load, validate, validates_schema
 from marshmallow import fields as mf
 
-from mongo.document import RECENT_LIMIT, JSONObject
+from api.fields import (
+    DATA_DEPTH,
+    DATA_LIMIT,
+    INT64_MAX,
+    USERS_LIMIT,
+    DataField,
+    IdField,
+    IdsField,
+    QueryBoolean,
+    QueryInteger,
+    is_unicode,
+)
+from mongo.creation import Create, CreateMany
+from mongo.document import RECENT_LIMIT
 from mongo.ids import IdType
-from ops.kinds import Kind, Kinds
+from ops.kinds import Kinds
 
-DATA_LIMIT: Final = 16 * 1024
-"""Bytes of `data` as compact UTF-8 JSON."""
-DATA_DEPTH: Final = 32
-"""Levels of nesting in `data`. The object itself is the first."""
 PAGE_LIMIT: Final = 1000
 """Notifications in one page."""
 UNKNOWN_LIMIT: Final = 16
 """Unknown fields of a body that its error names."""
 SELECTORS: Final = ("notification_id", "target_id", "key", "all")
 """The ways to say which notifications are meant."""
-INT64_MAX: Final = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    """A valid `POST /create`. Ids are in their one form."""
-
-    user_id: str
-    kind: Kind
-    target_id: str | None = None
-    data: JSONObject | None = None
-
-    def fingerprint(self) -> str:
-        """Return a hash of everything but the user. Bodies with the same meaning have the same one."""
-        meaning = json.dumps([self.kind.name, self.target_id, self.data], sort_keys=True)
-        return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,80 +54,8 @@ class ReadQuery:
     value: str | None = None
 
 
-class IdField(mf.String):
-    """An id of the type that its schema has."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        id_type: IdType = self.root.id_type  # type: ignore[union-attr]
-        parsed = id_type.parse(super()._deserialize(value, attr, data, **kwargs))
-        if parsed is None:
-            raise ValidationError(id_type.fault)
-        return parsed
-
-
-class QueryInteger(mf.Integer):
-    """Decimal digits. `int()` would also accept `1_0`, ` 1 ` and the digits of every script."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
-        if not re.fullmatch("-?[0-9]{1,19}", str(value)):
-            raise self.make_error("invalid", input=value)
-        return int(value)
-
-
-class QueryBoolean(mf.Boolean):
-    """`true` or `false`. marshmallow would also accept many other words."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(truthy={"true"}, falsy={"false"}, **kwargs)
-
-
-class DataField(mf.Field[JSONObject]):
-    """An object that survives MongoDB and JSON unchanged. Its error names every fault at once."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> JSONObject:
-        if not isinstance(value, dict):
-            raise ValidationError("Not an object.")
-        faults = sorted(set(_faults(value, 1)))
-        if faults:
-            raise ValidationError(faults)
-        if len(orjson.dumps(value)) > DATA_LIMIT:
-            raise ValidationError(f"Larger than {DATA_LIMIT // 1024} KiB of JSON.")
-        return value
-
-
-def _faults(value: Any, depth: int) -> Iterator[str]:  # noqa: C901 - a table
-    match value:
-        case dict() | list() if depth > DATA_DEPTH:
-            yield f"Nested deeper than {DATA_DEPTH} levels."
-        case dict():
-            for name, item in value.items():
-                if name.startswith("$"):  # {"$ref": …} would be read back as a DBRef, which JSON has not
-                    yield "A name must not start with '$'."
-                if "\0" in name:  # BSON ends a name at NUL
-                    yield "A name must not contain NUL."
-                yield from _faults(name, depth)
-                yield from _faults(item, depth + 1)
-        case list():
-            for item in value:
-                yield from _faults(item, depth + 1)
-        case str() if not _is_unicode(value):
-            yield "A text must not contain a lone surrogate."
-        case int() if not -INT64_MAX - 1 <= value <= INT64_MAX:
-            yield "An integer must fit in 64 bits."
-        case float() if not math.isfinite(value):
-            yield "A number must be finite."
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _encodable(text: str) -> None:
-    if not _is_unicode(text):
+    if not is_unicode(text):
         raise ValidationError("Not valid Unicode.")
 
 
@@ -173,7 +89,15 @@ class CreateSchema(IdSchema):
 
         unknown = RAISE
 
-    user_id = IdField(required=True, metadata=USER_ID)
+    user_id = IdField(metadata=USER_ID)
+    user_ids = IdsField(
+        metadata={
+            "description": "In place of `user_id`. It needs an `Idempotency-Key`.",
+            "minItems": 1,
+            "maxItems": USERS_LIMIT,
+            "uniqueItems": True,
+        }
+    )
     target_id = IdField(allow_none=True, metadata={"description": "What the notification is about."})
     key = mf.String(required=True, metadata={"description": "The kind of notification: one of `GET /kinds`."})
     data = DataField(
@@ -191,9 +115,23 @@ class CreateSchema(IdSchema):
         unknown = ((name, value) for name, value in values.items() if name not in self.fields)
         return known | dict(islice(unknown, UNKNOWN_LIMIT))
 
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _one_or_many(self, _: object, original: Mapping[str, Any], **__: object) -> None:
+        if "user_ids" not in original and "user_id" not in original:
+            raise ValidationError({"user_id": [self.fields["user_id"].error_messages["required"]]})
+        if "user_ids" in original and "user_id" in original:
+            raise ValidationError({"user_ids": ["Give either user_id or user_ids."]})
+
     @post_load
-    def _make(self, values: dict[str, Any], **_: object) -> Create:
-        return Create(kind=self._kinds[values.pop("key")], **values)
+    def _make(self, values: dict[str, Any], **_: object) -> Create | CreateMany:
+        kind, user_ids = self._kinds[values.pop("key")], values.pop("user_ids", None)
+        if user_ids is None:
+            return Create(kind=kind, **values)
+        return CreateMany(user_ids, Create(user_id="", kind=kind, **values))
+
+
+# OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
+KEY: Final = validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters.")
 
 
 class CreateHeaders(Schema):
@@ -206,12 +144,22 @@ class CreateHeaders(Schema):
 
     idempotency_key = mf.String(
         data_key="Idempotency-Key",
-        # OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
-        validate=validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters."),
+        validate=KEY,
         metadata={
             "description": "A new one for every notification. Repeating one of the user's last "
             f"{RECENT_LIMIT} keys with the same body has no further effect."
         },
+    )
+
+
+class CreateManyHeaders(CreateHeaders):
+    """The headers of a `POST /create` for many users, which must be safe to repeat."""
+
+    idempotency_key = mf.String(
+        data_key="Idempotency-Key",
+        required=True,
+        validate=KEY,
+        error_messages={"required": "user_ids need one."},
     )
 
 

@@ -18,7 +18,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from bson import ObjectId
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from pymongo import MongoClient
 
 from mongo.ids import IdType
 from notifier import create_app
@@ -182,18 +183,20 @@ async def test_read_of_an_unknown_notification_is_404(client: Client) -> None:
 # --- create, list and read together do what these few lines do -----------------------------------
 
 
-LIMIT = 4
-USERS = [f"{n:024x}" for n in range(6)]
+LIMITS = [*range(1, 11), 20]
+"""From 9 on, the array holds more than the limit at times."""
+USERS = [f"{n:024x}" for n in range(4)]
 
 
 class Model:
     """The notifications of every user, newest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.users: dict[str, list[dict[str, Any]]] = {user_id: [] for user_id in USERS}
 
     def create(self, user_id: str, n: int) -> None:
-        self.users[user_id] = [{"n": n, "is_new": True}, *self.users[user_id]][:LIMIT]
+        self.users[user_id] = [{"n": n, "is_new": True}, *self.users[user_id]][: self.limit]
 
     def read(self, user_id: str, index: int) -> bool:
         for item in self.users[user_id][index : index + 1]:
@@ -210,21 +213,30 @@ class Comparison(RuleBasedStateMachine):
 
     settings: Settings
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(limit=st.sampled_from(LIMITS))
+    def start(self, limit: int) -> None:
         self.loop = asyncio.new_event_loop()
-        self.model = Model()
-        self.client: Client = self.loop.run_until_complete(self.start_client())
-
-    async def start_client(self) -> Client:
+        self.model = Model(limit)
         uri = f"{self.settings.db_uri}_{ObjectId()}"
-        client = TestClient(TestServer(create_app(replace(self.settings, db_uri=uri, notifications_limit=LIMIT))))
+        changed = replace(self.settings, db_uri=uri, notifications_limit=limit)
+        self.mongodb: MongoClient[dict[str, Any]] = MongoClient(uri)
+        self.client: Client = self.loop.run_until_complete(self.start_client(changed))
+
+    async def start_client(self, settings: Settings) -> Client:
+        client = TestClient(TestServer(create_app(settings)))
         await client.start_server()
         return client
 
     def teardown(self) -> None:
         self.loop.run_until_complete(self.client.close())
         self.loop.close()
+        self.mongodb.close()
+
+    @invariant()
+    def arrays_are_bounded(self) -> None:
+        limit = self.model.limit
+        for found in self.mongodb.get_default_database().users.find():
+            assert len(found["notifications"]) <= (limit if limit < 8 else limit + limit // 2)
 
     @rule(
         plans=st.dictionaries(
@@ -234,11 +246,11 @@ class Comparison(RuleBasedStateMachine):
                     st.tuples(
                         st.just("create"), st.integers(0, 2**63 - 1), st.sampled_from(["new_message", "new_post"])
                     ),
-                    st.tuples(st.just("read"), st.integers(0, LIMIT)),
-                    st.tuples(st.just("list"), st.integers(0, LIMIT + 1), st.integers(0, LIMIT + 1)),
+                    st.tuples(st.just("read"), st.integers(0, 8)),
+                    st.tuples(st.just("list"), st.integers(0, 30), st.integers(0, 30)),
                 ),
                 min_size=1,
-                max_size=8,
+                max_size=12,
             ),
             min_size=1,
         )
@@ -272,7 +284,7 @@ def test_the_service_agrees_with_a_model(settings: Settings, mongod: Mongod) -> 
     Comparison.settings = settings
     run_state_machine_as_test(
         Comparison,
-        settings=hypothesis_settings(max_examples=20, stateful_step_count=25, deadline=None, database=None),
+        settings=hypothesis_settings(max_examples=15, stateful_step_count=8, deadline=None, database=None),
     )
     with mongod.client() as client:
         for name in client.list_database_names():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
 from api.sse import COMMENT, RETRY_MS, encode
 from mongo.changes import Inbox
 from mongo.document import JSONObject
 from mongo.ids import OBJECT_ID, STRING_LIMIT, IdType
-from schemas import INT64_MAX
 
 
 def ref(name: str) -> JSONObject:
@@ -56,6 +56,7 @@ COUNTS: Final = {
     "elements": COUNT | {"description": "How many notifications the user has."},
     "new": COUNT | {"description": "How many of them are unread."},
 }
+REASONS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 DATA: Final = {
     "type": "object",
     "propertyNames": {"pattern": r"^(?!\$)[^\u0000]*$"},
@@ -95,6 +96,15 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
             "labels",
         ),
         "Success": _object({"success": {"const": True}}),
+        "Created": _object(
+            {
+                "success": {"const": True},
+                "created": COUNT | {"description": "Of `user_ids`: how many were notified by this request."},
+                "replayed": COUNT | {"description": "Of `user_ids`: how many were notified before."},
+            },
+            "created",
+            "replayed",
+        ),
         "Notification": _object(
             {
                 "id": {"type": "string", "description": "Opaque. `/read` takes it as `notification_id`."},
@@ -134,8 +144,10 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "detail": {"type": "string", "description": "What is wrong, for people."},
                 "errors": {
                     "type": "object",
-                    "description": "Every fault of the request, by the name of the field.",
-                    "additionalProperties": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                    "description": "Every fault of the request, by the name of the field; in a list, also by index.",
+                    "additionalProperties": {
+                        "anyOf": [REASONS, {"type": "object", "additionalProperties": REASONS, "minProperties": 1}]
+                    },
                 },
             },
             "errors",

@@ -27,12 +27,13 @@ from api.components import (
     id_schema,
     ref,
 )
+from api.fields import DataField, IdField
 from api.operations import TAGS, Answer, Operation, operations
-from api.problems import BY_EXCEPTION, MEDIA_TYPE, Problem, problem_of
+from api.problems import BY_EXCEPTION, MEDIA_TYPE, Incomplete, NotYetComplete, Problem, problem_of
 from mongo.document import JSONObject
+from mongo.errors import OutboxFull, UnknownUser
 from mongo.ids import IdType
 from ops.kinds import Kinds
-from schemas import DataField, IdField
 
 DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
 """The OpenAPI document of the service."""
@@ -41,6 +42,16 @@ ABOUT: Final = (
     "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "
     "[RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)."
 )
+
+
+INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
+    Incomplete: Incomplete({7: UnknownUser()}),
+    NotYetComplete: NotYetComplete({7: OutboxFull()}),
+}
+"""Examples of requests for many users that failed for one."""
+ONE, MANY = {"required": ["user_id"]}, {"required": ["user_ids"]}
+ONE_OR_MANY: Final[JSONObject] = {"if": MANY, "then": {"not": ONE}, "else": ONE}
+"""A body has one of the two. Of a `oneOf`, client generators would make two types."""
 
 
 def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
@@ -64,6 +75,7 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
         operation["operationId"] = route.handler.__name__.strip("_")
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
+    document["components"]["schemas"]["Create"] |= ONE_OR_MANY
     _fill_in_examples(document)
     return document
 
@@ -149,6 +161,8 @@ def _problems(operation: Operation) -> JSONObject:
 def _example(problem: Problem, operation: Operation) -> JSONObject:
     if problem.exception is ValidationError:
         problem = problem_of(_validation_error(operation))
+    if problem.exception in INCOMPLETE:
+        problem = problem_of(INCOMPLETE[problem.exception])
     shown = replace(problem, detail=problem.detail.format(problem.example))
     example = {"summary": problem.name, "description": problem.advice, "value": shown.document()}
     return {name: value for name, value in example.items() if value}

@@ -12,7 +12,7 @@ from marshmallow import Schema, ValidationError
 import schemas
 from api import auth, body, stream
 from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
-from api.problems import NoSuchNotification
+from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from api.sse import KEEP_ALIVE
 from mongo import changes, errors
 from mongo.document import JSONObject
@@ -92,8 +92,9 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             tag="Notifications",
             summary="Create a notification",
             description="Keeps the notification for `/list`, owes the user an e-mail, or both, as `key` says. A "
-            "missing user is created, unless `UNKNOWN_USERS` says otherwise. The body is read as JSON, whatever its "
-            f"Content-Type. It may have {body.BODY_LIMIT // 1024} KiB.",
+            "missing user is created, unless `UNKNOWN_USERS` says otherwise. `user_ids` in place of `user_id` notifies "
+            "many users at once. The body is read as JSON, whatever its Content-Type. It may have "
+            f"{body.BODY_LIMIT // 1024} KiB.",
             callers=("key",),
             headers=schemas.CreateHeaders,
             body=schemas.CreateSchema(id_type, kinds),
@@ -101,14 +102,18 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             answers={
                 201: Answer(
                     description="The notification and the e-mail owed are on disk on a majority of MongoDB's members.",
-                    schema=ref("Success"),
-                    examples={"created": SUCCESS},
+                    schema=ref("Created"),
+                    examples={"created": SUCCESS, "many": SUCCESS | {"created": 998, "replayed": 2}},
                     headers={
+                        "X-Notification-ID": {
+                            "description": "The `id` that `/list` shows, if a notification was kept for one user.",
+                            "schema": {"type": "string"},
+                        },
                         "Idempotent-Replayed": {
                             "description": "Present if a request with this `Idempotency-Key` was answered before. "
                             "This one had no effect.",
                             "schema": {"type": "string", "enum": ["true"]},
-                        }
+                        },
                     },
                 )
             },
@@ -119,10 +124,12 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                 ValidationError,
                 errors.UnknownUser,
                 errors.KeyReused,
+                Incomplete,
                 errors.Conflict,
                 errors.TooLarge,
                 *UNCONFIRMED,
                 errors.OutboxFull,
+                NotYetComplete,
             ),
         ),
         "GET /list": Operation(

@@ -26,6 +26,23 @@ class NoSuchNotification(Exception):
     """The user has no notification with this id."""
 
 
+class Incomplete(Exception):
+    """A create for many users failed for some, and asking again cannot help them. `failures` are by index."""
+
+    def __init__(self, failures: Mapping[int, errors.StoreError]) -> None:
+        self.failures = failures
+
+
+class NotYetComplete(Incomplete):
+    """A create for many users failed for some, of whom at least one may succeed later."""
+
+
+def incomplete(failures: Mapping[int, errors.StoreError]) -> Incomplete:
+    """Return what to raise for a create for many users that failed for these."""
+    may_succeed = any(isinstance(failure, errors.Unavailable) for failure in failures.values())
+    return NotYetComplete(failures) if may_succeed else Incomplete(failures)
+
+
 class ForeignHost(Exception):
     """A local run was called by another host name than its own."""
 
@@ -158,6 +175,20 @@ PROBLEMS: Final = (
         advice="Use a new key for every notification.",
         errors={"Idempotency-Key": ["Was used with another body before."]},
     ),
+    # --- many users
+    Problem(
+        exception=Incomplete,
+        status=409,
+        detail="Some of the users could not be notified.",
+        advice="All others were. `errors.user_ids` has the reason of each, by its index in `user_ids`.",
+    ),
+    Problem(
+        exception=NotYetComplete,
+        status=503,
+        detail="Some of the users are not notified yet.",
+        advice="Ask again after `Retry-After` seconds with the same key: that notifies the rest, and nobody twice.",
+        retry_after=5,
+    ),
     # --- MongoDB
     Problem(
         exception=errors.Conflict,
@@ -244,6 +275,9 @@ def problem_of(exc: Exception) -> Problem:
     problem = next(BY_EXCEPTION[kind] for kind in type(exc).__mro__ if kind in BY_EXCEPTION)
     if isinstance(exc, ValidationError):
         return replace(problem, errors=exc.messages_dict)
+    if isinstance(exc, Incomplete):
+        reasons = {f"{index}": [problem_of(failure).detail] for index, failure in exc.failures.items()}
+        return replace(problem, errors={"user_ids": reasons})
     if isinstance(exc, web.HTTPException) and problem.exception is Exception:  # one that aiohttp may add
         return replace(problem, status=exc.status, detail=exc.reason)
     return replace(problem, detail=problem.detail.format(exc))

@@ -38,11 +38,12 @@ from bench.load import DATA, TARGET, Workload
 from config.environment import load_settings
 from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
+from mongo.creation import Create
 from mongo.document import optional_fields
 from mongo.ids import IdType
 from mongo.outbox import HAS_ROOM, OwedEmail, new_element
 from ops.kinds import SPECIFIED
-from schemas import Create, CreateSchema, ListQuery, ListSchema, ReadQuery, ReadSchema
+from schemas import CreateSchema, ListQuery, ListSchema, ReadQuery, ReadSchema
 from settings import Settings
 from store import open_store
 

@@ -18,7 +18,7 @@ from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
 from mongo.clock import Clock
 from mongo.connection import MAJORITY, Collection
-from mongo.document import NOTIFICATIONS, UNREAD, JSONObject
+from mongo.document import JSONObject, inbox, marked
 from mongo.errors import StoreError, Unavailable, means_unavailable, persist
 from mongo.ids import IdType
 
@@ -28,7 +28,6 @@ CHANGE_WAIT_MS: Final = 500
 CHANGES_AHEAD: Final = 1000
 """Changes that may wait for the event loop."""
 
-INBOX: Final = {"elements": {"$size": NOTIFICATIONS}, "new": {"$size": UNREAD}, "latest": {"$first": NOTIFICATIONS}}
 CHANGED_FIELDS: Final = {
     "$concatArrays": [
         {
@@ -54,7 +53,7 @@ CHANGES: Final[list[JSONObject]] = [
             }
         }
     },
-    {"$project": {"documentKey": 1, "wallTime": 1}},  # the event of a `$push` with `$slice` holds the whole array
+    {"$project": {"documentKey": 1, "wallTime": 1}},  # the event of a push that trims holds the whole array
 ]
 """Keeps the changes that can change an inbox, and of these only the user and the time."""
 
@@ -91,11 +90,17 @@ class Change:
 class Changes:
     """The changes of all users' notifications."""
 
-    def __init__(self, users: Collection, clock: Clock, id_type: IdType) -> None:
+    def __init__(self, users: Collection, clock: Clock, id_type: IdType, limit: int) -> None:
         self.clock = clock
         self._id_type = id_type
         self._users = users.with_options(read_concern=MAJORITY)
         self._seen: Timestamp | None = None
+        newest = inbox(limit)
+        self._inbox = {
+            "elements": {"$size": newest},
+            "new": {"$size": marked(newest, is_new=True)},
+            "latest": {"$last": newest},
+        }
 
     async def follow(self, token: Mapping[str, Any] | None = None) -> AsyncGenerator[Change, None]:
         """Yield every change of a user's notifications, whoever made it, from behind `token` or from now on.
@@ -173,7 +178,7 @@ class Changes:
             async with await self._users.database.client.start_session(causal_consistency=True) as session:
                 if self._seen:
                     session.advance_operation_time(self._seen)
-                return await self._users.find(filter_, INBOX, session=session).to_list(None)
+                return await self._users.find(filter_, self._inbox, session=session).to_list(None)
 
         return {f"{user.pop('_id')}": Inbox(**user) for user in await persist(attempt)}
 

@@ -2,11 +2,14 @@
 
 ```
 { _id, email: "...",                          of the team's type, and at the team's path (`Shape`)
-  notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest first
+  notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest last
   outbox: [ {id, key, at, next_at, tries, token, error, dead, request_id?, target_id?, data?} ]   e-mails owed
   mail_due: Date,                              min(outbox.next_at); absent when no e-mail is owed
   recent: [ {k, h} ] }                         the last idempotency keys, each with a hash of its request, newest last
 ```
+
+The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. Before them the array may hold half as many again, which
+nobody sees any more (`append`).
 
 MongoDB changes one document atomically, so a request leaves everything behind with one update of its user's
 document. Fields not named here belong to other programs, and so may a field of the same name: the service writes to a
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from random import randrange
 from typing import Any, Final
 
 from mongo.connection import Collection
@@ -35,9 +39,8 @@ OWN_FIELDS: Final = frozenset({"_id", "notifications", "outbox", "mail_due", "re
 OPTIONAL_FIELDS: Final = ("target_id", "data")
 """A notification, an e-mail owed and a dead letter have these only when the request had them."""
 
-NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
-UNREAD: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$eq": ["$$this.is_new", True]}}}
-READ: Final = {"$filter": {"input": NOTIFICATIONS, "cond": {"$ne": ["$$this.is_new", True]}}}
+TRIMMED_AT_ONCE: Final = 8
+"""Notifications that one trim removes, on average."""
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
 IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
@@ -49,6 +52,8 @@ ELEMENTS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Our arrays, and what tells their elements from those of other programs: fields and their types."""
 
+EXPLAINING: Final = {"notifications": 1, "outbox": 1, "recent": 1}
+"""The projection of what explains why the condition of a create failed."""
 SCALARS: Final = [
     *("double", "string", "binData", "undefined", "objectId", "bool", "date", "regex", "dbPointer", "javascript"),
     *("symbol", "javascriptWithScope", "int", "timestamp", "long", "decimal", "minKey", "maxKey"),
@@ -92,6 +97,32 @@ def elements(user: Mapping[str, Any], field: str) -> list[JSONObject]:
     """Return the elements of an array of ours, without what is not ours."""
     array = user.get(field)
     return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
+
+
+def inbox(limit: int) -> JSONObject:
+    """Return the expression of a user's inbox: the newest `limit` notifications, newest last."""
+    return {"$slice": [{"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}, -limit]}
+
+
+def marked(notifications: JSONObject, *, is_new: bool) -> JSONObject:
+    """Return the expression of those of the notifications that are unread, or else of those that are read."""
+    is_unread = {"$eq": ["$$this.is_new", True]}
+    return {"$filter": {"input": notifications, "cond": is_unread if is_new else {"$not": is_unread}}}
+
+
+def has(limit: int, id_: str) -> JSONObject:
+    """Return the expression of whether the inbox has a notification with this id."""
+    return {"$in": [{"$literal": id_}, {"$let": {"vars": {"newest": inbox(limit)}, "in": "$$newest.id"}}]}
+
+
+def append(notification: JSONObject, limit: int) -> JSONObject:
+    """Return the `$push` that adds a notification to an inbox of `limit`.
+
+    A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So only one
+    in `limit / TRIMMED_AT_ONCE` trims, at random, and the others trim at one and a half times the limit.
+    """
+    trims = randrange(limit) < TRIMMED_AT_ONCE
+    return {"$each": [notification], "$slice": -limit if trims else -(limit + limit // 2)}
 
 
 def value_at(document: object, path: str) -> object:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mongo.outbox import new_element
 from tests.servers import Drop, Mongod, Script
 
 HEARTBEATS = "heartbeatFrequencyMS=500"
@@ -56,3 +58,9 @@ def scripted(replies: dict[str, list[str | None]]) -> Script:
         return reply
 
     return script
+
+
+def far_from_due(n: int) -> dict[str, Any]:
+    """Return an e-mail owed that no worker will claim."""
+    email = new_element(f"{n:024x}", "registration", datetime.now(UTC), {}, None)
+    return email | {"next_at": datetime(2100, 1, 1, tzinfo=UTC)}

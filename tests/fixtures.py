@@ -156,8 +156,10 @@ def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongo
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up on MongoDB after 2 s, to keep tests of giving up short."""
     monkeypatch.setattr("mongo.errors.DEADLINE", 2.0)
+    monkeypatch.setattr("mongo.fan_out.DEADLINE", 2.0)
     monkeypatch.setattr("mongo.connection.ATTEMPT_TIMEOUT_MS", 700)
     monkeypatch.setattr("mongo.writes.SHARED_TIMEOUT", 0.5)
+    monkeypatch.setattr("mongo.fan_out.SHARED_TIMEOUT", 0.5)
     monkeypatch.setattr("store.SHARED_TIMEOUT", 0.5)
 
 

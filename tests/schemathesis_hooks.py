@@ -20,11 +20,13 @@ REFUSALS = (
     schemas.CreateSchema(IdType.OBJECTID, SPECIFIED).validate(
         {**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}
     ),
+    schemas.CreateManyHeaders().validate({}),
 )
 BEYOND_SCHEMAS = {message for errors in REFUSALS for messages in errors.values() for message in messages}
 """The reasons to refuse what the document allows.
 
-No schema can say that a key came with another body before, or that exactly one of several parameters must be given.
+No schema can say that a key came with another body before, that it must come with one body and not with another, or
+that exactly one of several parameters must be given.
 Only a recursive schema of `data` could say what holds at its deeper levels.
 """
 

@@ -28,7 +28,7 @@ async def test_keys_and_data_are_shown_as_text_only(
         {"id": "d", "is_new": False, "key": {"a": 1}, "data": None},
         {"id": "e", "is_new": False, "key": "$&", "data": {"x": None, "y": "z" * 10_000}, "timestamp": -1},
     ]
-    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifications": notifications})
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifications": notifications[::-1]})
     site.embed(server.url, label__new_login="Sign-in from {data.city}, {data.nothing}", text__unread="<b>{}</b>")
     page = await open_page(context, site.origin)
     await page.locator("notifier-inbox #bell").click()

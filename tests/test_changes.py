@@ -26,7 +26,7 @@ async def test_a_change_does_not_carry_the_notifications(database: DB) -> None:
     me, note = {"_id": ObjectId(USER)}, {"id": "x", "is_new": True, "data": {"text": "x" * 200}}
     database.users.insert_one(me | {"notifications": [note] * 100})
     with database.users.watch(CHANGES, max_await_time_ms=100) as changes:
-        push = {"notifications": {"$each": [note], "$position": 0, "$slice": 100}}
+        push = {"notifications": {"$each": [note], "$slice": -100}}
         database.users.update_one(me, {"$push": push})
         change = next(changes)
         assert change.keys() - {"wallTime"} == {"_id", "documentKey"}  # the former from MongoDB 6.0 on

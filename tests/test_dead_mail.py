@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from bson import ObjectId
 
+from mongo.creation import Create
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull
 from ops.kinds import SPECIFIED
-from schemas import Create
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed
@@ -23,7 +23,7 @@ from tests.servers import Mongod
 
 async def dead_letter(store: Store, request_id: str | None = None) -> JSONObject:
     """Owe an e-mail to `USER`, make a dead letter of it and return that."""
-    await store.create(Create(USER, SPECIFIED["registration"]), request_id=request_id)
+    await store.create(Create(USER, SPECIFIED["registration"], request_id=request_id))
     (claimed,) = await store.outbox.claim(1, 60)
     assert await store.dead_mail.bury(claimed, 1, "x")
     (letter,) = await store.dead_mail.find()

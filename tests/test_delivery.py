@@ -11,9 +11,9 @@ from pathlib import Path
 
 from bson import ObjectId
 
+from mongo.creation import Create
 from mongo.outbox import NO_TOKEN
 from ops.kinds import SPECIFIED
-from schemas import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, create, list_, owed, settled, user

@@ -214,9 +214,9 @@ def seed(local: LocalRun) -> None:
         local.get("/create", json.dumps({"user_id": USER, "key": key, "data": data}).encode())
     with MongoClient[dict[str, Any]]((local.folder / ".notifier/db_uri").read_text()) as client:
         users = client.get_default_database()["users"]
-        for n, (age, _, _) in enumerate(SEEDED):
+        for n, (age, _, _) in enumerate(reversed(SEEDED)):
             users.update_one({}, {"$inc": {f"notifications.{n}.timestamp": -age}})
-            users.update_one({}, {"$set": {f"notifications.{n}.is_new": n < 3}})
+            users.update_one({}, {"$set": {f"notifications.{n}.is_new": n >= len(SEEDED) - 3}})
     eventually(lambda: assert_length(local.mails(), 1))
     for mail in (local.folder / ".notifier/mail").glob("*.eml"):
         mail.unlink()

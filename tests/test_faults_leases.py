@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from mail.delivery import running_delivery
+from mongo.creation import Create
 from mongo.errors import Unavailable
 from mongo.outbox import OwedEmail
 from ops.kinds import SPECIFIED
 from ops.metrics import Metrics
-from schemas import Create
 from settings import Security, Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, assert_length, assert_nothing_owed, create, owed, settled, user

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from bson import ObjectId, encode
 
+from mongo.creation import Create
 from mongo.outbox import OwedEmail
 from ops.kinds import SPECIFIED
-from schemas import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, problem, settled, user

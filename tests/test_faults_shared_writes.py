@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,10 +12,9 @@ from bson import DatetimeMS, ObjectId, encode
 from bson.raw_bson import RawBSONDocument
 
 from mongo.document import OUTBOX_LIMIT
-from mongo.outbox import new_element
 from settings import Settings
 from tests.client import DB, Client, create, read, settled, user
-from tests.faults import HEARTBEATS, failing
+from tests.faults import HEARTBEATS, failing, far_from_due
 from tests.fixtures import Start
 from tests.servers import Mongod
 
@@ -30,12 +28,6 @@ async def test_i1_the_largest_requests_fit_into_shared_calls(client: Client, dat
     await asyncio.gather(*(create(client, user_id, "new_login", data=data) for user_id in users))
     assert all(user(database, user_id)["notifications"][0]["data"] == data for user_id in users)
     await settled(database)
-
-
-def far_from_due(n: int) -> dict[str, Any]:
-    """Return an e-mail owed that no worker will claim."""
-    email = new_element(f"{n:024x}", "registration", datetime.now(UTC), {}, None)
-    return email | {"next_at": datetime(2100, 1, 1, tzinfo=UTC)}
 
 
 def updates(mongod: Mongod) -> int:

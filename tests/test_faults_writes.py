@@ -45,7 +45,7 @@ async def test_i1_i2_a_write_whose_reply_is_lost_applies_once(
             await settled(direct[name])
             for user_id in users:
                 notifications = user(direct[name], user_id).get("notifications", [])
-                assert [item["data"]["old"] for item in notifications] == [True, False][: 2 * kind.in_app]
+                assert [item["data"]["old"] for item in notifications] == [False, True][: 2 * kind.in_app]
             assert len(set(mail.ids)) == 2 * number * kind.email
             assert max(Counter(mail.ids).values(), default=1) == 1
             direct.drop_database(name)

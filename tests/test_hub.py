@@ -39,7 +39,7 @@ async def test_an_event_comes_at_once_and_after_every_change_whoever_made_it(
         assert (await client.post(f"/read?user_id={USER}&all=true")).status == 200
         assert (await events.next())["new"] == 0
         element = {**first["latest"], "id": "theirs"}
-        users.update_one(me, {"$push": {"notifications": {"$each": [element], "$position": 0}}})
+        users.update_one(me, {"$push": {"notifications": element}})
         assert await events.next() == {"elements": 3, "new": 1, "latest": element}
         users.update_one(me, {"$pull": {"notifications": {"id": "theirs"}}})
         assert (await events.next())["elements"] == 2
@@ -86,7 +86,7 @@ async def test_1000_clients_see_each_change_of_their_user_once_and_in_order(
             for _ in range(4):
                 await asyncio.gather(*(create(client, user_id) for user_id in users))
                 element = {"id": "theirs", "is_new": True}
-                database.users.update_many({}, {"$push": {"notifications": {"$each": [element], "$position": 0}}})
+                database.users.update_many({}, {"$push": {"notifications": element}})
             await eventually_async(lambda: assert_up_to_date(database, streams))
             assert await metric(client, "notifier_streams_open") == 1000
         finally:
@@ -117,7 +117,7 @@ def inbox_of(document: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "elements": len(notifications),
         "new": sum(item["is_new"] for item in notifications),
-        "latest": next(iter(notifications), None),
+        "latest": next(reversed(notifications), None),
     }
 
 

@@ -22,7 +22,7 @@ from api.components import INVALID_REQUEST
 from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
 from api.operations import operations
-from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, NoSuchNotification
+from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, Incomplete, NoSuchNotification, NotYetComplete
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
 from mongo.ids import IdType
@@ -98,6 +98,11 @@ def open_stream(user_id: str = USER) -> Ask:
     return ask("GET", "/stream", params={"user_id": user_id})
 
 
+def create_many(*user_ids: str, **fields: Any) -> Ask:
+    body = {"user_ids": user_ids, "key": "new_post", **fields}
+    return ask("POST", "/create", json=body, headers={"Idempotency-Key": "many"})
+
+
 async def replay(client: Client) -> ClientResponse:
     await create_with_key()(client)
     response = await create_with_key()(client)
@@ -151,6 +156,19 @@ async def fill_outbox(client: Client) -> ClientResponse:
     return await create(key="registration")(client)
 
 
+SEVEN = [f"{n:024x}" for n in range(1, 8)]
+
+
+async def create_for_an_unknown_user(client: Client) -> ClientResponse:
+    await client.app[handlers.STORE].users.insert_many([{"_id": ObjectId(user_id)} for user_id in SEVEN])
+    return await create_many(*SEVEN, USER)(client)
+
+
+async def create_with_a_full_outbox(client: Client) -> ClientResponse:
+    await fill_outbox(client)
+    return await create_many(*SEVEN, USER, key="registration")(client)
+
+
 async def read_what_a_validator_refuses(client: Client) -> ClientResponse:
     await create()(client)
     database = client.app[handlers.STORE].users.database
@@ -196,6 +214,9 @@ NO_TIME = {"mongo.errors.DEADLINE": 0, "store.PING_DEADLINE": 1e-9, "api.hub.FIR
 CASES = [
     Case("POST /create", 201, create()),
     Case("POST /create", 201, replay),
+    Case("POST /create", 201, create_many(USER, OTHER)),
+    Case("POST /create", Incomplete, create_for_an_unknown_user, settings={"unknown_users": UnknownUsers.REFUSE}),
+    Case("POST /create", NotYetComplete, create_with_a_full_outbox, settings={"smtp_port": free_port()}),
     Case("POST /create", body.WrongCharset, ask("POST", "/create", headers={"Content-Type": "text/json;charset=x"})),
     Case("POST /create", body.NotUTF8, ask("POST", "/create", data=b"\xff")),
     Case("POST /create", body.NotJSON, ask("POST", "/create", data=b'{"a": NaN}')),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mail.templates import SUBJECT_LIMIT
+from mongo.creation import Create
 from ops.kinds import SPECIFIED
-from schemas import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, TARGET, USER, create, settled, user

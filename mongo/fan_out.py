@@ -1,0 +1,91 @@
+"""Creates for many users: batches of the same writes that single creates make, each with an outcome of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Final
+
+import pymongo
+from pymongo.errors import PyMongoError
+
+from mongo.codes import NO_ANSWER
+from mongo.connection import MAJORITY, Collection
+from mongo.creation import Creation
+from mongo.document import EXPLAINING, SIMPLE, JSONObject
+from mongo.errors import DEADLINE, KeyReused, StoreError, Unavailable
+from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, SHARED_TIMEOUT, Writes
+
+Finish = Callable[[Creation, float], Awaitable[bool]]
+"""Does one creation within so many seconds and returns whether it was a replay. Raises a `StoreError`."""
+
+
+class FanOut:
+    """Creates for many users. A process has one batch under way at a time, so that single creates do not wait."""
+
+    def __init__(self, users: Collection, writes: Writes, finish: Finish) -> None:
+        self._users = users.with_options(read_concern=MAJORITY)
+        self._writes = writes
+        self._finish = finish
+        self._one_batch: Final = asyncio.Lock()
+
+    async def __call__(self, creations: Iterable[Creation]) -> list[bool | StoreError]:
+        """Return for each creation, in order, whether it was a replay, or its error.
+
+        After `DEADLINE` seconds, those not done yet are `Unavailable`.
+        """
+        deadline = asyncio.get_running_loop().time() + DEADLINE
+        outcomes: list[bool | StoreError] = []
+        waiting = iter(creations)
+        while batch := list(islice(waiting, BATCH_LIMIT)):
+            async with self._one_batch:
+                outcomes += await self._batch(batch, deadline)
+        return outcomes
+
+    async def _batch(self, batch: Sequence[Creation], deadline: float) -> list[bool | StoreError]:
+        """Write the batch together, and then one by one what that has not settled."""
+        loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
+        outcomes = await self._together(batch) if loop.time() < deadline else {}
+
+        async def alone(creation: Creation) -> None:
+            async with few:
+                if (left := deadline - loop.time()) > 0:
+                    try:  # briefly: a document that another program has locked must not take the time of the others
+                        outcomes[creation.id] = await self._finish(creation, min(left, SHARED_TIMEOUT))
+                    except StoreError as exc:
+                        outcomes[creation.id] = exc
+
+        while loop.time() < deadline:
+            unsettled = [c for c in batch if c.id not in outcomes or type(outcomes[c.id]) is Unavailable]
+            if not unsettled:
+                break
+            await asyncio.gather(*map(alone, unsettled))
+        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in batch]
+
+    async def _together(self, batch: Sequence[Creation]) -> dict[str, bool | StoreError]:
+        """Write with one call; return by `id` what has an outcome, replays included."""
+        outcomes: dict[str, bool | StoreError] = {}
+        with suppress(PyMongoError):  # the first one that is done alone will tell
+            written = await self._writes.write_together([creation.write for creation in batch])
+            outcomes |= {c.id: False for c, found in zip(batch, written, strict=True) if found is True}
+            unclear = [creation for creation in batch if creation.id not in outcomes]
+            users = await self._find(unclear)
+            for creation in unclear:
+                try:
+                    replayed = creation.is_replay_of(users.get(creation.document_id, {}))
+                except KeyReused as exc:
+                    outcomes[creation.id] = exc
+                else:
+                    outcomes |= {} if replayed is None else {creation.id: replayed}
+        return outcomes
+
+    async def _find(self, creations: Sequence[Creation]) -> Mapping[object, JSONObject]:
+        """Return by `_id` what explains failed conditions. What only a deposed primary has seen does not count."""
+        if not creations:
+            return {}
+        condition = {"_id": {"$in": [creation.document_id for creation in creations]}}
+        with pymongo.timeout(SHARED_TIMEOUT):
+            found = await self._users.find(condition, EXPLAINING, collation=SIMPLE).to_list(None)
+        return {user["_id"]: user for user in found}

@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, replace
+from typing import cast
 
 from marshmallow import ValidationError
 
 from api.auth import sign_token
-from api.body import parse_json
+from api.body import load_all, parse_json
 from cli.dead import discard_dead, list_dead, list_emails, retry_dead, since
-from cli.output import fail, fail_to_write, say
+from cli.output import BadInput, fail, fail_to_write, say
+from cli.send import UserList, send
 from cli.status import show_status
 from cli.target import NoDatabase, with_database
 from mail.address import envelope_address
 from mail.templates import RenderError, Templates
-from schemas import CreateSchema
+from mongo.creation import Create
+from mongo.ids import IdType
+from schemas import CreateHeaders, CreateSchema
 from settings import Settings, describe_settings
 from store import open_store
 
@@ -57,11 +63,21 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     token = commands.add_parser("token", help="print a user's token, signed with USER_TOKEN_SECRET, for trying the API")
     token.add_argument("user_id", metavar="USER_ID")
     token.add_argument("--ttl", metavar="SECONDS", type=ttl, default=3600, help="its lifetime (default 3600)")
+    send = commands.add_parser("send", help="create a notification for the users of a list of any length")
+    send.add_argument("key", metavar="KIND", help="one of the kinds of notification")
+    send.add_argument(
+        "--users",
+        metavar="FILE",
+        required=True,
+        help="a user's id in each line, or a JSON object with `user_id` or `_id`; - for standard input",
+    )
+    send.add_argument("--idempotency-key", metavar="KEY", help="default: made of the notification and the list")
     preview = commands.add_parser("preview", help="show the e-mail that the templates make of a notification")
     preview.add_argument("key", metavar="KEY")
     preview.add_argument("--language", metavar="LANGUAGE", help="the user's language, such as de")
-    preview.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
-    preview.add_argument("--target-id", metavar="ID", help="the `target_id` of POST /create")
+    for command in (send, preview):
+        command.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
+        command.add_argument("--target-id", metavar="ID", help="the `target_id` of POST /create")
     return parser.parse_args(arguments)
 
 
@@ -80,20 +96,31 @@ def address(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{exc.messages[0]}") from None
 
 
+def one_user(text: str, id_type: IdType) -> str:
+    """Parse a user's id. Raises `BadInput`."""
+    user_id = id_type.parse(text)
+    if user_id is None:
+        raise BadInput(f"USER_ID: {id_type.fault}")
+    return user_id
+
+
 def run_command(options: argparse.Namespace, settings: Settings) -> int:
-    """Run a command; return 0, or 1 if it failed. Raises `StoreError`."""
-    if options.command in {"mail", "token"}:
-        user_id = settings.id_type.parse(options.user_id)
-        if user_id is None:
-            return fail(f"USER_ID: {settings.id_type.fault}", 2)
-        options.user_id = user_id
+    """Run a command; return 0, 1 if it failed, or 2 if its arguments cannot be used. Raises `StoreError`."""
     try:
+        if options.command in {"mail", "token"}:
+            options.user_id = one_user(options.user_id, settings.id_type)
         match options.command:
             case "token":
                 return print_token(options, settings)
             case "preview":
                 return preview_email(options, settings)
+            case "send":
+                options.new = notification(options, settings)  # before MongoDB is waited for, and so is the list
+                with closing(UserList(options.users, settings.id_type)) as options.users:
+                    return asyncio.run(run_on_store(options, settings))
         return asyncio.run(run_on_store(options, settings))
+    except BadInput as exc:
+        return fail(f"{exc}", 2)
     except OSError as exc:
         return fail_to_write(exc)
 
@@ -105,31 +132,41 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
     except NoDatabase as exc:
         return fail(f"{exc}")
     async with open_store(settings) as store:
-        match options.command:
-            case "mail":
-                return await list_emails(store, options.user_id)
-            case "dead":
-                return await list_dead(store, options.key, options.since, as_json=options.json)
-            case "status":
-                return await show_status(store, settings, as_json=options.json)
-            case "discard":
-                return await discard_dead(store, None if options.all else options.ids)
-        return await retry_dead(store, None if options.all else options.ids)
+        chosen = None if getattr(options, "all", False) else getattr(options, "ids", None)
+        commands: Mapping[str, Callable[[], Awaitable[int]]] = {
+            "dead": lambda: list_dead(store, options.key, options.since, as_json=options.json),
+            "discard": lambda: discard_dead(store, chosen),
+            "mail": lambda: list_emails(store, options.user_id),
+            "retry": lambda: retry_dead(store, chosen),
+            "send": lambda: send(store, options.users, options.new),
+            "status": lambda: show_status(store, settings, as_json=options.json),
+        }
+        return await commands[options.command]()
+
+
+def notification(options: argparse.Namespace, settings: Settings) -> Create:
+    """Return what the arguments say to create, for no user in particular. Raises `BadInput`."""
+    given = {"user_id": "0" * 24, "key": options.key, "target_id": options.target_id}
+    try:
+        data = parse_json(options.data)
+    except ValueError as exc:
+        raise BadInput(f"data: not JSON: {exc}.") from None
+    headers = {"Idempotency-Key": getattr(options, "idempotency_key", None)}
+    body = (CreateSchema(settings.id_type, settings.kinds), given | {"data": data})
+    try:
+        new, found = load_all(body, (CreateHeaders(), {name: value for name, value in headers.items() if value}))
+    except ValidationError as exc:
+        faults = "; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items())
+        raise BadInput(faults) from None
+    return replace(cast("Create", new), **found)
 
 
 def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     """Print what an e-mail would say. This needs no MongoDB."""
-    given = {"key": options.key, "target_id": options.target_id}
+    new = notification(options, settings)
+    fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
     try:
-        new = CreateSchema(settings.id_type, settings.kinds).load(
-            given | {"user_id": "0" * 24, "data": parse_json(options.data)}
-        )
-        fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
         content = Templates(settings.templates_dir, settings.kinds).render(fields, options.language)
-    except ValidationError as exc:
-        return fail("; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items()))
-    except ValueError as exc:
-        return fail(f"data: not JSON: {exc}.")
     except RenderError as exc:
         return fail(f"{exc}: {exc.__cause__}; the e-mail would be sent without templates.")
     say(f"Subject: {content.subject}\n\n{content.text}")

@@ -24,7 +24,7 @@ from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
 from cli.check import run_check
-from cli.output import fail, fail_to_write
+from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
 from config.environment import SettingsError, load_settings
 from mail.delivery import running_delivery
@@ -191,6 +191,8 @@ def main(arguments: list[str]) -> int:
         settings = load_settings()
         configure_logging(settings.log_level)
         return run_command(options, settings) if options.command else serve_or_supervise(options, settings)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else fail(f"{exc.code}")
     except (SettingsError, StoreError, CannotListen, OSError) as exc:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
+
+INTERRUPTED: Final = 130
+"""The exit code of a program that SIGINT has ended, by the convention of shells."""
+
+
+class BadInput(Exception):
+    """What the operator gave cannot be used. The message names every fault."""
 
 
 def say(line: str) -> None:

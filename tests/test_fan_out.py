@@ -10,7 +10,9 @@ import aiohttp
 import pytest
 from bson import ObjectId
 
+from api.problems import BY_EXCEPTION
 from mongo.document import OUTBOX_LIMIT
+from mongo.errors import Unavailable, UnknownUser
 from mongo.ids import IdType
 from settings import Settings, UnknownUsers
 from tests.client import DB, OTHER, USER, Client, create, list_, problem, settled, user
@@ -128,7 +130,7 @@ async def test_an_unknown_user_is_told_by_index_and_the_others_are_notified(
     known = [f"user {n}" for n in range(count)]
     database.users.insert_many([{"_id": user_id} for user_id in known])
     status, body = await send(client, [*known, "nobody"])
-    assert (status, body["errors"]) == (409, {"user_ids": {f"{count}": ["The user has no document."]}})
+    assert (status, body["errors"]) == (409, {"user_ids": {f"{count}": [BY_EXCEPTION[UnknownUser].detail]}})
     assert counts(database) == {1: count}
     assert await send(client, known) == done(0, count)
 
@@ -189,7 +191,7 @@ async def test_i6_without_mongodb_everyone_is_told_in_time_and_asking_again_noti
     with failing(mongod, ["findAndModify", "update", "find"], errorCode=91):
         status, body = await asyncio.wait_for(send(client, USERS), 8)
     assert (status, body["errors"]["user_ids"].keys()) == (503, {f"{n}" for n in range(len(USERS))})
-    assert {reason for (reason,) in body["errors"]["user_ids"].values()} == {"MongoDB did not answer in time."}
+    assert {reason for (reason,) in body["errors"]["user_ids"].values()} == {BY_EXCEPTION[Unavailable].detail}
     status, body = await send(client, USERS)
     assert (status, body["created"] + body["replayed"]) == (201, len(USERS))
     assert counts(database) == {1: len(USERS)}

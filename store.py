@@ -217,7 +217,7 @@ class Store:
         Raises `Conflict` or `Unavailable`.
         """
         matching: JSONObject = {query.field: query.value} if query.field else {"id": {"$exists": True}}
-        user, ours = {"_id": self._id_type.to_bson(query.user_id)}, only_ours("notifications")
+        user, ours = {"_id": self._id_type.to_bson(query.user_id)}, [*only_ours("notifications")]
         if query.field == "id" and query.value:  # one that is no longer in the inbox does not exist
             ours.append({"$expr": has(self._limit, query.value)})
         mark = Write(

@@ -18,6 +18,7 @@ from mongo.document import (
     append,
     elements,
     only_ours,
+    only_ours_without,
     optional_fields,
     remember,
 )
@@ -141,7 +142,7 @@ class Creator:
         ours = [condition for field in fields for condition in only_ours(field)]
         if new.kind.in_app:
             fields.append("notifications")
-            ours += only_ours("notifications", without=id_)
+            ours += only_ours_without(id_)
             notification: JSONObject = {
                 "id": id_,
                 "timestamp": int(datetime.now(UTC).timestamp()),

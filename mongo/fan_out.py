@@ -22,30 +22,49 @@ Finish = Callable[[Creation, float], Awaitable[bool]]
 """Does one creation within so many seconds and returns whether it was a replay. Raises a `StoreError`."""
 
 
+BATCHES_AT_ONCE: Final = 3
+"""Batches under way in a process while there are no single creates. More would wait for MongoDB."""
+GENTLE_LIMIT: Final = 16
+"""Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
+CALM: Final = 1.0
+"""Seconds without a single create after which there are none."""
+
+
 class FanOut:
-    """Creates for many users. A process has one batch under way at a time, so that single creates do not wait."""
+    """Creates for many users. Single creates come first: beside them, one small batch is under way at a time."""
 
     def __init__(self, users: Collection, writes: Writes, finish: Finish) -> None:
         self._users = users.with_options(read_concern=MAJORITY)
         self._writes = writes
         self._finish = finish
-        self._one_batch: Final = asyncio.Lock()
+        self._few = asyncio.Semaphore(BATCHES_AT_ONCE)
+        self._one = asyncio.Lock()
 
     async def __call__(self, creations: Iterable[Creation]) -> list[bool | StoreError]:
         """Return for each creation, in order, whether it was a replay, or its error.
 
         After `DEADLINE` seconds, those not done yet are `Unavailable`.
         """
-        deadline = asyncio.get_running_loop().time() + DEADLINE
-        outcomes: list[bool | StoreError] = []
-        waiting = iter(creations)
-        while batch := list(islice(waiting, BATCH_LIMIT)):
-            async with self._one_batch:
-                outcomes += await self._batch(batch, deadline)
-        return outcomes
+        loop = asyncio.get_running_loop()
+        deadline, waiting = loop.time() + DEADLINE, iter(creations)
+        begun: list[Creation] = []
+        outcomes: dict[str, bool | StoreError] = {}
 
-    async def _batch(self, batch: Sequence[Creation], deadline: float) -> list[bool | StoreError]:
-        """Write the batch together, and then one by one what that has not settled."""
+        async def work() -> None:
+            more = True
+            while more:
+                calm = loop.time() - self._writes.used_at > CALM
+                async with self._few if calm else self._one:
+                    batch = list(islice(waiting, BATCH_LIMIT if calm else GENTLE_LIMIT))
+                    begun.extend(batch)
+                    outcomes.update(await self._batch(batch, deadline) if batch else {})
+                    more = bool(batch)
+
+        await asyncio.gather(*(work() for _ in range(BATCHES_AT_ONCE)))
+        return [outcomes[creation.id] for creation in begun]
+
+    async def _batch(self, batch: Sequence[Creation], deadline: float) -> dict[str, bool | StoreError]:
+        """Write the batch together, and then one by one what that has not settled; return outcomes by `id`."""
         loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
         outcomes = await self._together(batch) if loop.time() < deadline else {}
 
@@ -62,7 +81,7 @@ class FanOut:
             if not unsettled:
                 break
             await asyncio.gather(*map(alone, unsettled))
-        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in batch]
+        return {creation.id: outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in batch}
 
     async def _together(self, batch: Sequence[Creation]) -> dict[str, bool | StoreError]:
         """Write with one call; return by `id` what has an outcome, replays included."""

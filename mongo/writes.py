@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,6 +50,8 @@ class Writes:
 
     def __init__(self, collection: Collection, *, free_requests: int = FREE_REQUESTS) -> None:
         self._collection = collection
+        self.used_at = -math.inf
+        """When a write was last begun, by the clock of the event loop."""
         self._batcher: Batcher[Write, bool | None] = Batcher(
             self.write_together,
             calls_at_once=CALLS_AT_ONCE,
@@ -63,7 +67,7 @@ class Writes:
 
         The function raises PyMongo's errors, and `QueueFull`.
         """
-        shared = True
+        shared, self.used_at = True, asyncio.get_running_loop().time()
 
         async def attempt(write: Write) -> bool:
             nonlocal shared

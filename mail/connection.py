@@ -1,6 +1,7 @@
 """A connection to the mail server: opened, secured and logged in, kept for several messages, and closed.
 
-Sources: RFC 5321 (SMTP), RFC 8305 (happy eyeballs), RFC 8314 (implicit TLS), RFC 3207 (STARTTLS), RFC 4954 (AUTH).
+Sources: RFC 5321 (SMTP), RFC 2920 (PIPELINING), RFC 8305 (happy eyeballs), RFC 8314 (implicit TLS), RFC 3207
+(STARTTLS), RFC 4954 (AUTH).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -25,10 +25,15 @@ from aiosmtplib import (
     SMTPResponseException,
     SMTPServerDisconnected,
 )
-from aiosmtplib.protocol import SMTPProtocol, normalize_message_line_endings
+from aiosmtplib.protocol import (
+    COMMAND_INJECTION_REGEX,
+    MAX_RESPONSE_LENGTH,
+    SMTPProtocol,
+    normalize_message_line_endings,
+)
 
 from mail.replies import SMTPFault
-from mail.verdicts import Verdict
+from mail.verdicts import Stage, Verdict
 from settings import Security, Settings
 
 MESSAGES_PER_CONNECTION: Final = 100
@@ -53,15 +58,36 @@ class _Protocol(SMTPProtocol):
             raise SMTPServerDisconnected("Connection lost")
         self.connection_made(smtp.transport)
         self._response_pending = False  # the greeting was read before
+        self._expected = 0
         smtp.transport.set_protocol(self)
         smtp.protocol = self
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of a reply. An empty line is none."""
+        """Take a part of a reply. An empty line is none. Replies to several commands may come together."""
         if not self._buffer:
             data = data.lstrip(b"\r\n")
-        if data:
+        if self._expected > 1 and self._response_waiter and self._response_waiter.done():
+            self._buffer.extend(data[:MAX_RESPONSE_LENGTH])  # which `next_reply` will read
+        elif data:
             super().data_received(data)
+
+    def send(self, *commands: bytes) -> None:
+        """Send commands, for each of which `next_reply` returns the reply. What came before them is none."""
+        if any(COMMAND_INJECTION_REGEX.search(command) for command in commands):
+            raise ValueError("a control character in a command")
+        self._buffer.clear()
+        self._expected, self._response_pending = len(commands), True
+        self.write(b"\r\n".join((*commands, b"")))
+
+    async def next_reply(self, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - aiosmtplib's name
+        """Return the reply to the next of the commands."""
+        if rest := bytes(self._buffer):
+            self._buffer.clear()
+            self._response_pending = True
+            self.data_received(rest)
+        response = await self.read_response(timeout)
+        self._expected -= 1
+        return response
 
     async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109
         """Send a command and return the reply to it. What came before it is none."""
@@ -85,9 +111,12 @@ class Connection:
 
     smtp: SMTP
     protocol: _Protocol
+    pipelines: bool
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
     messages: int = 0
+    stage: Stage = Stage.CONNECT
+    """How far the conversation about the current message has come."""
 
     def usable(self) -> bool:
         """Return whether the server can be expected to still listen."""
@@ -99,14 +128,13 @@ class Connection:
             and now - self.used < CONNECTION_IDLE
         )
 
-    async def command(self, command: str, options: Sequence[str], timeout: float) -> None:  # noqa: ASYNC109 - aiosmtplib's
-        """Send a command that any 2xx accepts, such as 252 at RCPT (RFC 5321, section 4.2.1)."""
-        arguments = [word.encode() for word in (command, *options)]
-        _expect(2, await self.protocol.execute_command(*arguments, timeout=timeout))
+    def send(self, *commands: str) -> None:
+        """Send commands; `reply` reads the reply to each. Several may be sent at once if the server `pipelines`."""
+        self.protocol.send(*(command.encode() for command in commands))
 
-    async def begin_message(self, timeout: float) -> None:  # noqa: ASYNC109
-        """Say DATA, so that the server asks for the message."""
-        _expect(3, await self.protocol.execute_command(b"DATA", timeout=timeout))
+    async def reply(self, kind: int, timeout: float) -> None:  # noqa: ASYNC109 - aiosmtplib's name
+        """Read the reply to the next command. Any of this kind accepts it, such as 252 (RFC 5321, section 4.2.1)."""
+        _expect(kind, await self.protocol.next_reply(timeout))
 
     async def end_message(self, message: bytes, timeout: float) -> None:  # noqa: ASYNC109
         """Send the message and its final dot. Any 2xx accepts it."""
@@ -145,6 +173,8 @@ class Opener:
             self._tls.load_verify_locations(settings.smtp_ca_file)
         self._step = ""
         self._faults = 0
+        self.pipelining = True
+        """Whether commands may be sent together to a server that offers it."""
 
     @property
     def step(self) -> str:
@@ -190,7 +220,7 @@ class Opener:
         except BaseException:
             _drop(smtp)
             raise
-        return Connection(smtp, protocol)
+        return Connection(smtp, protocol, self.pipelining and smtp.supports_extension("pipelining"))
 
     async def _socket(self) -> socket.socket:
         """Connect to the first of the server's addresses that answers. Raises `OSError`.

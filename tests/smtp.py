@@ -13,7 +13,7 @@ DROP: Final = b"drop"
 """Close the connection instead of replying."""
 HANG: Final = b"hang"
 """Never reply."""
-EHLO: Final = b"250-here\r\n250-AUTH PLAIN LOGIN\r\n250 SMTPUTF8\r\n"
+EHLO: Final = b"250-here\r\n250-AUTH PLAIN LOGIN\r\n250-PIPELINING\r\n250 SMTPUTF8\r\n"
 REPLIES: Final[Mapping[str, bytes]] = {
     "greeting": b"220 here\r\n",
     "EHLO": EHLO,

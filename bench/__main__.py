@@ -21,6 +21,7 @@ from pymongo.errors import PyMongoError
 from bench.emails import emails
 from bench.growth import growth
 from bench.hostile import hostile
+from bench.inboxes import inboxes, many
 from bench.load import LoadError, find_wrk
 from bench.process import process, workers
 from bench.rates import create, latency, list_, read
@@ -46,6 +47,8 @@ PARTS: Final = {
     "create": Part(create, 220, 20, "creates per second, against what limits them"),
     "list": Part(list_, 110, 9, "lists per second, likewise"),
     "read": Part(read, 110, 9, "notifications marked as read per second, likewise"),
+    "inboxes": Part(inboxes, 260, 12, "creates of users whose inboxes are full"),
+    "many": Part(many, 120, 12, "notifications to many users at once, and single creates beside them"),
     "latency": Part(latency, 240, 7, "latency of creates and lists at a given rate"),
     "growth": Part(growth, 300, 22, "creates and lists as arrays, users, e-mails owed and data grow"),
     "emails": Part(emails, 200, 16, "e-mails per second"),

@@ -5,6 +5,7 @@
 - **null** is aiohttp with the schemas and no database.
 - **reconnect** claims and settles e-mails as the service does, but connects to the mail server anew for each.
 - **sink** is a mail server that accepts everything. It costs little, because it shares the machine.
+- **distant** is a way to the sink that takes `DELAY` seconds in each direction.
 
 A further one, **mongod**, is no role: `bulk` runs the same operations straight from PyMongo, many per command.
 
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +40,7 @@ from bench.load import DATA, TARGET, Workload
 from config.environment import load_settings
 from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
-from mongo.creation import Create
+from mongo.creation import Create, Creator
 from mongo.document import optional_fields
 from mongo.ids import IdType
 from mongo.outbox import HAS_ROOM, OwedEmail, new_element
@@ -164,7 +166,7 @@ def serve(create: Any, list_: Any, read: Any) -> None:
 
 
 def bulk(users: Collection, workload: Workload, batch: int, seconds: float) -> tuple[int, float]:
-    """Run the workload "stored", "list" or "read" straight on MongoDB, `batch` operations per command.
+    """Run a workload of `OPERATIONS` straight on MongoDB, `batch` operations per command.
 
     Return how many operations it did, and in how many seconds.
     """
@@ -189,6 +191,21 @@ def _store(users: Collection, ids: Sequence[str], _: int) -> None:
     users.bulk_write([UpdateOne(*creation(new, 100), upsert=True) for new in creates], ordered=False)
 
 
+def _write_as_the_service(users: Collection, ids: Sequence[str], key: str | None) -> None:
+    creator = Creator(id_type=IdType.OBJECTID, limit=100, profile={"email": EMAIL}, creates_users=True)
+    new, now = Create("", SPECIFIED["new_post"], TARGET, DATA, idempotency_key=key), datetime.now(UTC)
+    writes = [creator.make(replace(new, user_id=id_), now, "hash").write.statement() for id_ in set(ids)]
+    users.database.command("update", users.name, updates=writes, ordered=False, writeConcern=SAFE.document)
+
+
+def _append(users: Collection, ids: Sequence[str], _: int) -> None:
+    _write_as_the_service(users, ids, None)
+
+
+def _many(users: Collection, ids: Sequence[str], _: int) -> None:
+    _write_as_the_service(users, ids, f"{random.random()}")
+
+
 def _list(users: Collection, ids: Sequence[str], _: int) -> None:
     list(users.find({"_id": {"$in": [ObjectId(id_) for id_ in ids]}}, projection(ListQuery("", 0, 10))))
 
@@ -198,7 +215,7 @@ def _read(users: Collection, ids: Sequence[str], notifications: int) -> None:
     users.bulk_write([UpdateOne(*marking(query)) for query in queries], ordered=False)
 
 
-OPERATIONS: Final = {"stored": _store, "list": _list, "read": _read}
+OPERATIONS: Final = {"stored": _store, "appended": _append, "many": _many, "list": _list, "read": _read}
 
 
 # --- a new connection per e-mail -------------------------------------------------------------------
@@ -252,7 +269,28 @@ async def sink() -> None:
     await server.serve_forever()
 
 
+async def distant() -> None:
+    """Pass what comes to `PORT` on to the port `SINK`, and back, each `DELAY` seconds later."""
+    delay, sink = float(os.environ["DELAY"]), int(os.environ["SINK"])
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                asyncio.get_running_loop().call_later(delay, writer.write, data)
+        asyncio.get_running_loop().call_later(delay, writer.close)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(2 * delay)  # the handshake of TCP
+        to_sink = await asyncio.open_connection("127.0.0.1", sink)
+        await asyncio.gather(forward(reader, to_sink[1]), forward(to_sink[0], writer))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", int(os.environ["PORT"]))
+    await server.serve_forever()
+
+
 async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    extension = b"250-PIPELINING\r\n" if os.environ.get("PIPELINING") else b""
+    replies = REPLIES | {b"EHLO": b"250-sink\r\n" + extension + b"250-SMTPUTF8\r\n250 AUTH PLAIN\r\n"}
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
         writer.write(b"220 sink ESMTP\r\n")
         while line := await reader.readline():
@@ -260,14 +298,13 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
             if command == b"DATA":
                 writer.write(b"354 go on\r\n")
                 await reader.readuntil(b"\r\n.\r\n")
-            writer.write(REPLIES.get(command, b"250 OK\r\n"))
+            writer.write(replies.get(command, b"250 OK\r\n"))
             if command == b"QUIT":
                 break
     writer.close()
 
 
 REPLIES: Final = {
-    b"EHLO": b"250-sink\r\n250-SMTPUTF8\r\n250 AUTH PLAIN\r\n",
     b"AUTH": b"235 OK\r\n",
     b"QUIT": b"221 bye\r\n",
 }
@@ -277,6 +314,7 @@ ROLES: Final[dict[str, Callable[[], None]]] = {
     "null": lambda: serve(null_create, null_list, null_read),
     "reconnect": lambda: asyncio.run(reconnect(int(os.environ["CONNECTIONS"]))),
     "sink": lambda: asyncio.run(sink()),
+    "distant": lambda: asyncio.run(distant()),
 }
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,12 +22,16 @@ from tests.servers import LOGIN, PASSWORD
 
 NOTE: Final = (
     "From claim to settle, with a login. The mail server is a process on the same machine that accepts everything and "
-    "answers at once. Over a network, each new connection would also cost some round trips."
+    "answers at once, or with round trips of 50 ms. There, each new connection would also cost some of them."
 )
 HEADER: Final = ("sent by", "e-mails", "seconds", "e-mails/s", "CPU µs", "mail server's CPU µs", "MongoDB's CPU µs")
 SERVICE: Final = "service, 4 connections"
 RECONNECT: Final = "a new connection per message, 4 at once"
 RECONNECT_ALONE: Final = "a new connection per message, one at a time"
+DISTANT: Final = "service, 4 connections, round trips of 50 ms"
+DISTANT_ONE_AT_A_TIME: Final = "the same, to a server without PIPELINING"
+ONE_WAY: Final = 0.025
+"""Seconds to the distant server, or back."""
 OWING: Final = {"mail_due": {"$exists": True}}
 
 Start = Callable[[], AbstractContextManager[Server]]
@@ -46,9 +50,10 @@ class Drain:
 
 
 def emails(bench: Bench) -> None:
-    """Measure kept connections against a new connection per message, and one process against two."""
+    """Measure kept connections against a new one per message, a server far away, and one process against two."""
     size, found = bench.size, defaultdict[str, list[Drain]](list)
-    with bench.ceiling("sink", CERTIFICATE=_make_certificate(bench)) as sink:
+    certificate = _make_certificate(bench)
+    with bench.ceiling("sink", CERTIFICATE=certificate) as sink:
         settings: dict[str, Any] = {
             "SMTP_HOST": "127.0.0.1",
             "SMTP_PORT": sink.port,
@@ -71,12 +76,26 @@ def emails(bench: Bench) -> None:
         for way, starts in (("service, 1 process", [service]), ("service, 2 processes", [service, service])):
             bench.progress(f"{size.many_emails:,} e-mails, {way}")
             found[way].append(_drain(bench, sink, size.many_emails, starts))
+    for _ in bench.rounds(size.long_rounds):
+        for way, offered in ((DISTANT, "1"), (DISTANT_ONE_AT_A_TIME, "")):
+            bench.progress(f"{size.distant_emails:,} e-mails, {way}")
+            with (
+                bench.ceiling("sink", CERTIFICATE=certificate, PIPELINING=offered) as sink,
+                bench.ceiling("distant", SINK=sink.port, DELAY=ONE_WAY) as distant,
+            ):
+                start = partial(bench.service, **settings | {"SMTP_PORT": distant.port})
+                found[way].append(_drain(bench, sink, size.distant_emails, [start]))
     rows: list[Row] = [
         (way, *map(statistics.median, zip(*map(astuple, drains), strict=True))) for way, drains in found.items()
     ]
     bench.report.add("E-mails", NOTE, HEADER, rows)
-    ratio = median_ratio((drain.rate for drain in found[SERVICE]), (drain.rate for drain in found[RECONNECT]))
-    bench.report.target("e-mails/s over TLS ÷ with a new connection per message", ratio)
+    target = bench.report.target
+    target("e-mails/s over TLS ÷ with a new connection per message", _ratio(found, SERVICE, RECONNECT))
+    target("e-mails/s with round trips of 50 ms ÷ one command at a time", _ratio(found, DISTANT, DISTANT_ONE_AT_A_TIME))
+
+
+def _ratio(found: Mapping[str, Sequence[Drain]], one: str, other: str) -> float:
+    return median_ratio((drain.rate for drain in found[one]), (drain.rate for drain in found[other]))
 
 
 def _make_certificate(bench: Bench) -> str:

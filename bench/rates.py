@@ -37,13 +37,7 @@ def create(bench: Bench) -> None:
     size = bench.size
     workloads = [Workload(name, [post(key=key, data=DATA) for key in keys], size.users) for name, keys in KEYS.items()]
 
-    def restore() -> None:
-        grown = {"$or": [{f"notifications.{size.notifications}": {"$exists": True}}, {"outbox": {"$exists": True}}]}
-        shorten = {"notifications": {"$each": [], "$slice": size.notifications}}
-        remove = dict.fromkeys(("outbox", "mail_due", "recent"), 1)
-        bench.users().update_many(grown, {"$push": shorten, "$unset": remove})
-
-    samples = _compare(bench, "create", workloads, restore)
+    samples = _compare(bench, "create", workloads, lambda: bench.restore(size.notifications))
     target, rates = bench.report.target, bench.report.rates
     target("creates/s at 64 connections ÷ bare", _ratio(samples, "stored", COMPARED_AT, "rps"))
     target("create p50 at 1 connection ÷ bare", _ratio(samples, "stored", size.connections[0], "p50"))

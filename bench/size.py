@@ -40,6 +40,8 @@ class Size:
     """Sizes of `data`."""
     emails: int
     """E-mails that each way of sending sends in a round."""
+    distant_emails: int
+    """The same, to a mail server far away."""
     many_emails: int
     """E-mails that one process sends, and then two."""
     requests: Sequence[int]
@@ -71,6 +73,7 @@ FULL: Final = Size(
     owed=100_000,
     data_kib=(0, 1, 16),
     emails=2_000,
+    distant_emails=400,
     many_emails=10_000,
     requests=(100_000, 1_000_000),
     request_seconds=10,
@@ -95,6 +98,7 @@ QUICK: Final = Size(
     owed=100,
     data_kib=(16,),
     emails=150,
+    distant_emails=40,
     many_emails=150,
     requests=(500, 1_000),
     request_seconds=1,

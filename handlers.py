@@ -8,10 +8,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
+from marshmallow import Schema
 
 import schemas
 from api import pages, sse
@@ -48,19 +49,19 @@ JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
     identify(request).must_be_backend()
-    body = await read_object(request)
-    headers_schema = CREATE_MANY_HEADERS if "user_ids" in body else CREATE_HEADERS
-    new, given = load_all(
-        (request.app[CREATE], body), (headers_schema, single_values(request.headers, "Idempotency-Key"))
-    )
-    identified = {"idempotency_key": given.get("idempotency_key"), "request_id": request[REQUEST_ID]}
+    body, headers = await read_object(request), single_values(request.headers, "Idempotency-Key")
+    parts: list[tuple[Schema, Mapping[str, Any]]] = [(request.app[CREATE], body)]
+    if headers or "user_ids" in body:  # most requests need no second schema
+        parts.append((CREATE_MANY_HEADERS if "user_ids" in body else CREATE_HEADERS, headers))
+    new, *given = load_all(*parts)
+    identified = {"request_id": request[REQUEST_ID], **(given[0] if given else {})}
     if isinstance(new, CreateMany):
         return await _create_many(request, replace(new, each=replace(new.each, **identified)))
     created = await request.app[STORE].create(replace(new, **identified))
     if new.kind.email:
         request.app[EMAIL_OWED].set()
-    headers = {"X-Notification-ID": created.id} if created.id else {}
-    return _answer(SUCCESS, 201, headers | ({"Idempotent-Replayed": "true"} if created.is_replay else {}))
+    told = {"X-Notification-ID": created.id} if created.id else {}
+    return _answer(SUCCESS, 201, told | ({"Idempotent-Replayed": "true"} if created.is_replay else {}))
 
 
 async def _create_many(request: web.Request, many: CreateMany) -> web.Response:

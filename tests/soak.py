@@ -53,6 +53,9 @@ WORKERS: Final = 3
 CLIENTS: Final = 24
 ATTEMPTS: Final = 20
 """Times that a client repeats a request with an Idempotency-Key until it is acknowledged."""
+SHARE_OF_MANY: Final = 0.03
+"""Share of the requests that are for many users."""
+MANY: Final = 40
 SMTP_FAULT_RATE: Final = 0.04
 """Share of the steps of SMTP conversations that go wrong."""
 PROGRESS_PERIOD: Final = 5.0
@@ -157,31 +160,43 @@ def revive(workers: list[Service]) -> None:
 
 
 async def create_until(end: float, ledger: Ledger, workers: list[Service]) -> None:
-    """Create notifications until `end`. Every other one has an Idempotency-Key and is repeated until acknowledged."""
+    """Create notifications until `end`, some of them for many users at once.
+
+    Those, and every other one for a single user, have an Idempotency-Key and are repeated until acknowledged.
+    """
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session:
         while time.monotonic() < end:
-            n = len(ledger.asked)
-            user_id, key = random.choice(USERS), random.choice(KEYS)
-            ledger.asked[n] = user_id, key
-            has_key = n % 2 == 0
+            n, key = next(ledger.numbers), random.choice(KEYS)
+            many = random.random() < SHARE_OF_MANY
+            users = random.sample(USERS, MANY) if many else [random.choice(USERS)]
+            ledger.asked |= {(n, user_id): key for user_id in users}
+            has_key = many or n % 2 == 0
             headers = {"Idempotency-Key": f"soak-{n}"} if has_key else {}
-            body = {"user_id": user_id, "key": key, "data": {"n": n}}
+            body = {"user_ids": users} if many else {"user_id": users[0]}
             for _ in range(ATTEMPTS if has_key else 1):
                 ledger.requests += 1
-                status = await _post(session, random.choice(workers), body, headers)
+                status, failures = await _post(
+                    session, random.choice(workers), {**body, "key": key, "data": {"n": n}}, headers
+                )
                 ledger.statuses[status] += 1
+                if status == "201" or failures:
+                    done = (user_id for index, user_id in enumerate(users) if f"{index}" not in failures)
+                    ledger.acknowledged |= {(n, user_id) for user_id in done}
                 if status == "201":
-                    ledger.acknowledged.add(n)
                     break
                 await asyncio.sleep(0.2)
 
 
-async def _post(session: aiohttp.ClientSession, worker: Service, body: object, headers: Mapping[str, str]) -> str:
+async def _post(
+    session: aiohttp.ClientSession, worker: Service, body: object, headers: Mapping[str, str]
+) -> tuple[str, Mapping[str, object]]:
+    """Return the status, and for many users the failures by index."""
     try:
         async with session.post(f"http://127.0.0.1:{worker.port}/create", json=body, headers=headers) as response:
-            return str(response.status)
+            answer = await response.json()
+            return str(response.status), answer.get("errors", {}).get("user_ids", {})
     except (aiohttp.ClientError, TimeoutError):
-        return NO_ANSWER
+        return NO_ANSWER, {}
 
 
 # --- the faults ------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +21,14 @@ NO_ANSWER: Final = "no answer"
 class Ledger:
     """What was asked, what was acknowledged, and what was broken meanwhile.
 
-    Each notification has a number, which it carries in its `data`.
+    Each request has a number, which its notifications carry in their `data`. Together with the user it tells one.
     """
 
     requests: int = 0
-    asked: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """The user and the key of each notification."""
-    acknowledged: set[int] = field(default_factory=set)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    asked: dict[tuple[int, str], str] = field(default_factory=dict)
+    """The key of each notification."""
+    acknowledged: set[tuple[int, str]] = field(default_factory=set)
     statuses: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
 
@@ -36,9 +38,9 @@ def check(
 ) -> Mapping[str, int]:
     """Count how often each promise was broken."""
     notifications = [item for user in users for item in user.get("notifications", [])]
-    stored = Counter(item["data"]["n"] for item in notifications)
-    ids = {item["data"]["n"]: item["id"] for item in notifications}
-    acknowledged = [(n, ledger.asked[n][1]) for n in ledger.acknowledged]
+    stored = Counter((item["data"]["n"], item["user_id"]) for item in notifications)
+    ids = {(item["data"]["n"], item["user_id"]): item["id"] for item in notifications}
+    acknowledged = [(n, ledger.asked[n]) for n in ledger.acknowledged]
     delivered = set(mail.ids)
     done = delivered | {letter["_id"] for letter in dead_mail}
     lost_logins = sum(ids.get(n) not in done for n, key in acknowledged if key == "new_login")
@@ -68,9 +70,7 @@ def _lost_registrations(
     They leave no notification that would tell the id of each. So they are counted per user: all of a user's e-mails,
     without those that belong to a notification.
     """
-    promised = Counter(
-        user_id for n in ledger.acknowledged for user_id, key in [ledger.asked[n]] if key == "registration"
-    )
+    promised = Counter(user_id for n, user_id in ledger.acknowledged if ledger.asked[n, user_id] == "registration")
     found: defaultdict[str, set[str]] = defaultdict(set)
     for (recipient, _), id_ in zip(mail.received, mail.ids, strict=True):
         found[recipient.split("@")[0]].add(id_)

@@ -57,7 +57,7 @@ async def test_a_dead_address_of_the_server_does_not_matter(
         started = time.monotonic()
         await create(client, key="registration")
         await settled(database)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("greeting", [b"421 busy\r\n", b"554 no service\r\n", DROP, HANG])

@@ -130,7 +130,7 @@ async def test_i2_a_refusal_is_not_hidden_by_a_server_that_hangs_afterwards(
     await create(client, key="registration")
     await settled(database)
     assert database.dead_mail.count_documents({}) == 1
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 1.9
 
 
 async def test_i2_an_email_is_given_up_after_the_configured_time(start: Start, database: DB, mail: MailServer) -> None:

@@ -44,7 +44,7 @@ async def test_i10_one_recipient_delays_no_other(start: Start, database: DB, rea
         await owe(client, 15)
         await eventually_async(lambda: assert_length(others(server), 15), 5)
         took = time.monotonic() - started
-    assert took < 1.5
+    assert took < 1.9  # a reply is waited for 2 s
     assert database.dead_mail.count_documents({}) == 0
 
 
@@ -102,7 +102,7 @@ async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
         await create(client, key="registration")
         await owe(client, 10)
         await eventually_async(lambda: assert_length(others(server), 10), 5)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 1.9
         await eventually_async(lambda: assert_length(owed(database), 1))
         assert owed(database)[0]["tries"] == 0
         await settled(database)

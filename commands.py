@@ -151,10 +151,10 @@ def notification(options: argparse.Namespace, settings: Settings) -> Create:
         data = parse_json(options.data)
     except ValueError as exc:
         raise BadInput(f"data: not JSON: {exc}.") from None
-    headers = {"Idempotency-Key": getattr(options, "idempotency_key", None)}
+    key = getattr(options, "idempotency_key", None)
     body = (CreateSchema(settings.id_type, settings.kinds), given | {"data": data})
     try:
-        new, found = load_all(body, (CreateHeaders(), {name: value for name, value in headers.items() if value}))
+        new, found = load_all(body, (CreateHeaders(), {} if key is None else {"Idempotency-Key": key}))
     except ValidationError as exc:
         faults = "; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items())
         raise BadInput(faults) from None

@@ -114,9 +114,7 @@ class Mailer:
                     connection.drop()
                 raise
         except (SMTPException, SMTPFault, OSError, ValueError) as exc:
-            if isinstance(exc, SMTPResponseException) and exc.code // 100 in {2, 3}:
-                self._opener.pipelining = False  # the replies may be out of step with the commands
-            return judge(exc, connection.stage if connection else Stage.CONNECT)
+            return judge(exc, self._stage(connection, exc) if connection else Stage.CONNECT)
         connection.messages += 1
         connection.used = time.monotonic()
         self._kept.append(connection)
@@ -132,16 +130,30 @@ class Mailer:
             "DATA": (Stage.DATA_COMMAND, 3),
         }
         connection.stage = first
-        if connection.pipelines:
+        connection.together = connection.pipelines and self._opener.pipelining
+        if connection.together:
             connection.send(*commands)
         for command, (stage, kind) in commands.items():
             if not lease.held:
                 return
             connection.stage = stage
-            if not connection.pipelines:
+            if not connection.together:
                 connection.send(command)
             await connection.reply(kind, self._settings.smtp_command_timeout)
             self.breaker.reach(ticket)
+
+    def _stage(self, connection: Connection, exc: Exception) -> Stage:
+        """Return how far a conversation had come that failed.
+
+        A server may hold back the replies to commands that were sent together (RFC 2920, section 3.2), MAIL's too
+        while it ponders the recipient. So on a new connection silence is about the e-mail, and not about the server.
+        """
+        stage, kind = connection.stage, exc.code // 100 if isinstance(exc, SMTPResponseException) else None
+        if not connection.together or stage is Stage.DATA or (kind is None and connection.messages):
+            return stage
+        if kind in {None, 2, 3}:  # or the replies may be out of step with the commands
+            self._opener.pause_pipelining()
+        return Stage.RCPT if kind is None and stage is Stage.MAIL else stage
 
     async def _hand_over(self, connection: Connection, message: bytes, ticket: object, lease: Lease) -> None:
         """Send the message and wait for the reply as long as RFC 5321 asks. Raises aiosmtplib's errors."""

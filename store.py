@@ -35,6 +35,7 @@ from mongo.errors import (
     Conflict,
     Misconfigured,
     StoreError,
+    TooLarge,
     Unavailable,
     UnknownUser,
     persist,
@@ -125,29 +126,35 @@ class Store:
         of these may the write have taken effect.
         """
         creation = self._creator.make(new, self.clock.now())
-        write = self._writes.attempts()
+        replayed = await self._do(creation, self._writes.attempts())
+        return Created(creation.id if new.kind.in_app and not replayed else None, is_replay=replayed)
+
+    async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[bool | StoreError]:
+        """Do for each of these users what `create` does for one; return for each whether it replayed, or its error."""
+        fingerprint, now = many.each.fingerprint(), self.clock.now()
+        creations = (
+            self._creator.make(replace(many.each, user_id=user_id), now, fingerprint) for user_id in many.user_ids
+        )
+        return await self._fan_out(creations, gently=gently)
+
+    async def _create_alone(self, creation: Creation, deadline: float) -> bool:
+        """Write without sharing a call; return whether it was a replay. Raises as `create`."""
+        return await self._do(creation, self._writes.write_alone, deadline)
+
+    async def _do(
+        self, creation: Creation, write: Callable[[Write], Awaitable[bool]], deadline: float | None = None
+    ) -> bool:
+        """Write until the outcome is known; return whether it was a replay. Raises as `create`."""
 
         async def attempt() -> bool:
             return not await self._upsert(write, creation.write) and await self._is_replay(creation)
 
-        replayed = await persist(attempt)
-        return Created(creation.id if new.kind.in_app and not replayed else None, is_replay=replayed)
-
-    async def create_many(self, many: CreateMany) -> Sequence[bool | StoreError]:
-        """Do for each of these users what `create` does for one; return for each whether it replayed, or its error."""
-        fingerprint, now = many.each.fingerprint(), self.clock.now()
-        return await self._fan_out(
-            self._creator.make(replace(many.each, user_id=user_id), now, fingerprint) for user_id in many.user_ids
-        )
-
-    async def _create_alone(self, creation: Creation, deadline: float) -> bool:
-        """Write without sharing a call; return whether it was a replay. Raises as `create`."""
-
-        async def attempt() -> bool:
-            found = await self._upsert(self._writes.write_alone, creation.write)
-            return not found and await self._is_replay(creation)
-
-        return await persist(attempt, deadline)
+        try:
+            return await persist(attempt, deadline)
+        except TooLarge:
+            if not creation.trim(self._limit):  # what nobody sees any more makes room
+                raise
+            return await persist(attempt, deadline)
 
     async def _upsert(self, write: Callable[[Write], Awaitable[bool]], creation: Write) -> bool:
         """Update the user's document, creating a missing one if so set; return whether the conditions held."""

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from api.body import answer_before_body
-from api.problems import ForeignHost, problem_of, render
+from api.problems import ForeignHost, Incomplete, problem_of, render
 from mongo.errors import Conflict, Unavailable, UnknownError
 from ops.logs import Throttle
 from ops.metrics import METRICS
@@ -61,10 +61,11 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
 
 def _log_failure(exc: Exception, request_id: str, throttle: Throttle) -> None:
     extra = {"request_id": request_id}
-    if isinstance(exc, Conflict | Unavailable | UnknownError):
-        if f"{exc}" and throttle.allows(f"{exc}"):
-            log.error("requests fail: %s", exc, extra=extra)
-    elif problem_of(exc).status == 500:
+    reasons = exc.failures.values() if isinstance(exc, Incomplete) else [exc]
+    for reason in reasons:
+        if isinstance(reason, Conflict | Unavailable | UnknownError) and f"{reason}" and throttle.allows(f"{reason}"):
+            log.error("requests fail: %s", reason, extra=extra)
+    if not isinstance(exc, UnknownError) and problem_of(exc).status == 500:
         log.error("unexpected error", exc_info=exc, extra=extra)
 
 

@@ -166,7 +166,7 @@ def endless_fan_out(server: Server, users: int) -> Iterator[None]:
         try:
             while not ended.is_set():
                 send_to_many(server, users)
-        except (LoadError, OSError, ValueError) as exc:
+        except (LoadError, OSError, ValueError, http.client.HTTPException) as exc:
             faults.append(exc)
 
     thread = threading.Thread(target=work)

@@ -18,14 +18,14 @@ from tqdm import tqdm
 from api.body import parse_json
 from api.fields import USERS_LIMIT
 from api.problems import problem_of
-from cli.output import INTERRUPTED, BadInput, fail, say
+from cli.output import INTERRUPTED, BadInput, fail, fail_to_write, say
 from mongo.creation import Create, CreateMany
-from mongo.errors import StoreError, Unavailable
+from mongo.errors import OutboxFull, StoreError, Unavailable
 from mongo.ids import IdType
 from store import Store
 
 FAULTS_SHOWN: Final = 20
-AGAIN: Final = "Run the same command again to go on: nobody is notified twice."
+AGAIN: Final = "To go on, run the command again with --idempotency-key %s: nobody is notified twice."
 
 
 class UserList:
@@ -62,7 +62,7 @@ class UserList:
 
     def chunks(self) -> Iterator[list[str]]:
         """Yield the users again, as many at a time as one request may have."""
-        users = (user_id for _, user_id in self._lines() if user_id is not None)
+        users = islice((user_id for _, user_id in self._lines() if user_id is not None), self.count)
         while chunk := list(islice(users, USERS_LIMIT)):
             yield chunk
 
@@ -78,10 +78,11 @@ class UserList:
 def _open(path: str) -> BinaryIO:
     """Open a file that can be read twice."""
     try:
-        if path != "-":
-            return Path(path).open("rb")
+        file = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115
+        if path != "-" and file.seekable():
+            return file
         copy = tempfile.TemporaryFile()  # noqa: SIM115
-        shutil.copyfileobj(sys.stdin.buffer, copy)
+        shutil.copyfileobj(file, copy)
     except OSError as exc:
         raise BadInput(f"{path}: {exc.strerror}.") from None
     return copy
@@ -107,25 +108,38 @@ async def send(store: Store, users: UserList, new: Create) -> int:
     """
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{users.digest}".encode()).hexdigest()[:32]
     new = replace(new, idempotency_key=key)
-    counts = {"created": 0, "before": 0, "failed": 0}
-    interval = 0.5 if sys.stderr.isatty() else 10
+    created = before = failed = 0
+    again, interval = AGAIN % key, 0.5 if sys.stderr.isatty() else 10
+    may_succeed = False
     try:
         with tqdm(total=users.count, unit=" users", mininterval=interval, file=sys.stderr) as progress:
             for chunk in users.chunks():
-                outcomes = await store.create_many(CreateMany(chunk, new))
+                outcomes = await store.create_many(CreateMany(chunk, new), gently=True)
+                failures = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
                 for user_id, outcome in zip(chunk, outcomes, strict=True):
                     if isinstance(outcome, StoreError):
-                        progress.write(f"{user_id}: {problem_of(outcome).detail}", file=sys.stderr)
-                counts["created"] += outcomes.count(False)
-                counts["before"] += outcomes.count(True)
-                counts["failed"] += sum(isinstance(outcome, StoreError) for outcome in outcomes)
+                        progress.write(_failure(user_id, outcome), file=sys.stderr)
+                created, before = created + outcomes.count(False), before + outcomes.count(True)
+                failed += len(failures)
+                may_succeed |= any(isinstance(failure, Unavailable) for failure in failures)
                 progress.update(len(chunk))
-                if all(isinstance(outcome, Unavailable) for outcome in outcomes):
+                if len(failures) == len(chunk) and all(map(_means_no_answer, failures)):
                     break
     except asyncio.CancelledError:
-        return fail(f"Interrupted. {AGAIN}", INTERRUPTED)
-    say(f"Created: {counts['created']}. Created before: {counts['before']}. Failed: {counts['failed']}.")
-    left = users.count - sum(counts.values())
-    if left:
+        return fail(f"Interrupted. {again}", INTERRUPTED)
+    except OSError as exc:  # nobody reads the progress any more
+        return fail_to_write(exc) or 1
+    say(f"Created: {created}. Created before: {before}. Failed: {failed}.")
+    if left := users.count - created - before - failed:
         fail(f"Not tried, as MongoDB does not answer: {left}.")
-    return fail(AGAIN) if left or counts["failed"] else 0
+    if left or may_succeed:
+        fail(again)
+    return 1 if left or failed else 0
+
+
+def _failure(user_id: str, failure: StoreError) -> str:
+    return f"{user_id}: {problem_of(failure).detail}" + (f" ({failure})" if f"{failure}" else "")
+
+
+def _means_no_answer(failure: StoreError) -> bool:
+    return isinstance(failure, Unavailable) and not isinstance(failure, OutboxFull)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 import ssl
@@ -45,6 +46,8 @@ QUIT_TIMEOUT: Final = 0.5
 """Seconds to wait for the reply to QUIT."""
 ATTEMPT_DELAY: Final = 0.25
 """Seconds before the server's next address is tried as well (RFC 8305, section 5)."""
+PIPELINING_PAUSE: Final = 600.0
+"""Seconds without pipelining after commands sent together were not answered as they should."""
 NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
 """Replies to a command or a mechanism that the server does not have after all (RFC 5321, section 4.2.4; RFC 4954)."""
 
@@ -81,11 +84,9 @@ class _Protocol(SMTPProtocol):
 
     async def next_reply(self, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - aiosmtplib's name
         """Return the reply to the next of the commands."""
-        if rest := bytes(self._buffer):
-            self._buffer.clear()
-            self._response_pending = True
-            self.data_received(rest)
-        response = await self.read_response(timeout)
+        self._buffer[:] = self._buffer.lstrip(b"\r\n")
+        response = self._read_response_from_buffer()  # it may have come with the one before, and be the last
+        response = response or await self.read_response(timeout)
         self._expected -= 1
         return response
 
@@ -117,6 +118,8 @@ class Connection:
     messages: int = 0
     stage: Stage = Stage.CONNECT
     """How far the conversation about the current message has come."""
+    together: bool = False
+    """Whether its commands were sent together."""
 
     def usable(self) -> bool:
         """Return whether the server can be expected to still listen."""
@@ -173,13 +176,21 @@ class Opener:
             self._tls.load_verify_locations(settings.smtp_ca_file)
         self._step = ""
         self._faults = 0
-        self.pipelining = True
-        """Whether commands may be sent together to a server that offers it."""
+        self._one_by_one_until = -math.inf
 
     @property
     def step(self) -> str:
         """How far the last connection came."""
         return self._step
+
+    @property
+    def pipelining(self) -> bool:
+        """Whether commands may be sent together to a server that offers it."""
+        return time.monotonic() > self._one_by_one_until
+
+    def pause_pipelining(self) -> None:
+        """Send commands one by one for some time, which shows what each is answered."""
+        self._one_by_one_until = time.monotonic() + PIPELINING_PAUSE
 
     async def open(self) -> Connection:
         """Open a connection. Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network."""
@@ -220,7 +231,7 @@ class Opener:
         except BaseException:
             _drop(smtp)
             raise
-        return Connection(smtp, protocol, self.pipelining and smtp.supports_extension("pipelining"))
+        return Connection(smtp, protocol, smtp.supports_extension("pipelining"))
 
     async def _socket(self) -> socket.socket:
         """Connect to the first of the server's addresses that answers. Raises `OSError`.

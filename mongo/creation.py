@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from bson import ObjectId
 
@@ -84,6 +84,14 @@ class Creation:
     def document_id(self) -> Any:
         """The `_id` of the user's document."""
         return self.write.filter["_id"]
+
+    def trim(self, limit: int) -> bool:
+        """Let the write trim the inbox to its limit; return whether it would not have done so anyway."""
+        push = cast("JSONObject", self.write.update)["$push"].get("notifications")
+        if push is None or push["$slice"] == -limit:
+            return False
+        push["$slice"] = -limit
+        return True
 
     def is_replay_of(self, user: Mapping[str, Any]) -> bool | None:
         """Explain by the user's document why the condition failed.

@@ -40,8 +40,8 @@ OWN_FIELDS: Final = frozenset({"_id", "notifications", "outbox", "mail_due", "re
 OPTIONAL_FIELDS: Final = ("target_id", "data")
 """A notification, an e-mail owed and a dead letter have these only when the request had them."""
 
-TRIMMED_AT_ONCE: Final = 8
-"""Notifications that one trim removes, on average."""
+TRIMS: Final = 8
+"""Trims in as many creates as an inbox holds, on average."""
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
 IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
@@ -53,7 +53,7 @@ ELEMENTS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Our arrays, and what tells their elements from those of other programs: fields and their types."""
 
-EXPLAINING: Final = {"notifications": 1, "outbox": 1, "recent": 1}
+EXPLAINING: Final = {"notifications.id": 1, "outbox": 1, "recent": 1}
 """The projection of what explains why the condition of a create failed."""
 SCALARS: Final = [
     *("double", "string", "binData", "undefined", "objectId", "bool", "date", "regex", "dbPointer", "javascript"),
@@ -127,9 +127,9 @@ def append(notification: JSONObject, limit: int) -> JSONObject:
     """Return the `$push` that adds a notification to an inbox of `limit`.
 
     A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So only one
-    in `limit / TRIMMED_AT_ONCE` trims, at random, and the others trim at one and a half times the limit.
+    in `limit / TRIMS` trims, at random, and the others trim at one and a half times the limit.
     """
-    trims = randrange(limit) < TRIMMED_AT_ONCE
+    trims = randrange(limit) < TRIMS
     return {"$each": [notification], "$slice": -limit if trims else -(limit + limit // 2)}
 
 

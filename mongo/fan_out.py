@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from itertools import islice
 from typing import Final
 
@@ -40,10 +40,11 @@ class FanOut:
         self._few = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._one = asyncio.Lock()
 
-    async def __call__(self, creations: Iterable[Creation]) -> list[bool | StoreError]:
+    async def __call__(self, creations: Iterable[Creation], *, gently: bool = False) -> list[bool | StoreError]:
         """Return for each creation, in order, whether it was a replay, or its error.
 
-        After `DEADLINE` seconds, those not done yet are `Unavailable`.
+        `gently` is as if there were single creates: another process may have some. After `DEADLINE` seconds, those not
+        done yet are `Unavailable`.
         """
         loop = asyncio.get_running_loop()
         deadline, waiting = loop.time() + DEADLINE, iter(creations)
@@ -53,40 +54,36 @@ class FanOut:
         async def work() -> None:
             more = True
             while more:
-                calm = loop.time() - self._writes.used_at > CALM
-                async with self._few if calm else self._one:
-                    batch = list(islice(waiting, BATCH_LIMIT if calm else GENTLE_LIMIT))
+                async with self._turn(gently=gently) as limit:
+                    batch = list(islice(waiting, limit))
                     begun.extend(batch)
-                    outcomes.update(await self._batch(batch, deadline) if batch else {})
+                    outcomes.update(await self._together(batch, deadline - loop.time()))
                     more = bool(batch)
 
+        def unsettled() -> list[Creation]:
+            return [c for c in begun if c.id not in outcomes or type(outcomes[c.id]) is Unavailable]
+
         await asyncio.gather(*(work() for _ in range(BATCHES_AT_ONCE)))
-        return [outcomes[creation.id] for creation in begun]
+        while (rest := unsettled()) and loop.time() < deadline:
+            for start in range(0, len(rest), GENTLE_LIMIT):
+                async with self._turn(gently=gently):
+                    outcomes.update(await self._one_by_one(rest[start : start + GENTLE_LIMIT], deadline))
+        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in begun]
 
-    async def _batch(self, batch: Sequence[Creation], deadline: float) -> dict[str, bool | StoreError]:
-        """Write the batch together, and then one by one what that has not settled; return outcomes by `id`."""
-        loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
-        outcomes = await self._together(batch) if loop.time() < deadline else {}
+    @asynccontextmanager
+    async def _turn(self, *, gently: bool) -> AsyncIterator[int]:
+        """Wait until a batch may be under way; give how many creations it may have."""
+        async with self._few:
+            calm = not gently and asyncio.get_running_loop().time() - self._writes.used_at > CALM
+            async with nullcontext() if calm else self._one:
+                yield BATCH_LIMIT if calm else GENTLE_LIMIT
 
-        async def alone(creation: Creation) -> None:
-            async with few:
-                if (left := deadline - loop.time()) > 0:
-                    try:  # briefly: a document that another program has locked must not take the time of the others
-                        outcomes[creation.id] = await self._finish(creation, min(left, SHARED_TIMEOUT))
-                    except StoreError as exc:
-                        outcomes[creation.id] = exc
-
-        while loop.time() < deadline:
-            unsettled = [c for c in batch if c.id not in outcomes or type(outcomes[c.id]) is Unavailable]
-            if not unsettled:
-                break
-            await asyncio.gather(*map(alone, unsettled))
-        return {creation.id: outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in batch}
-
-    async def _together(self, batch: Sequence[Creation]) -> dict[str, bool | StoreError]:
+    async def _together(self, batch: Sequence[Creation], timeout: float) -> Mapping[str, bool | StoreError]:  # noqa: ASYNC109 - MongoDB's
         """Write with one call; return by `id` what has an outcome, replays included."""
         outcomes: dict[str, bool | StoreError] = {}
-        with suppress(PyMongoError):  # the first one that is done alone will tell
+        if not batch or timeout <= 0:
+            return outcomes
+        with suppress(PyMongoError), pymongo.timeout(timeout):  # the first one that is done alone will tell
             written = await self._writes.write_together([creation.write for creation in batch])
             outcomes |= {c.id: False for c, found in zip(batch, written, strict=True) if found is True}
             unclear = [creation for creation in batch if creation.id not in outcomes]
@@ -98,6 +95,22 @@ class FanOut:
                     outcomes[creation.id] = exc
                 else:
                     outcomes |= {} if replayed is None else {creation.id: replayed}
+        return outcomes
+
+    async def _one_by_one(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, bool | StoreError]:
+        """Do alone what no call has settled, each briefly: a document that another program has locked stays so."""
+        loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
+        outcomes: dict[str, bool | StoreError] = {}
+
+        async def finish(creation: Creation) -> None:
+            async with few:
+                if (left := deadline - loop.time()) > 0:
+                    try:
+                        outcomes[creation.id] = await self._finish(creation, min(left, SHARED_TIMEOUT))
+                    except StoreError as exc:
+                        outcomes[creation.id] = exc
+
+        await asyncio.gather(*map(finish, batch))
         return outcomes
 
     async def _find(self, creations: Sequence[Creation]) -> Mapping[object, JSONObject]:

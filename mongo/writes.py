@@ -51,7 +51,7 @@ class Writes:
     def __init__(self, collection: Collection, *, free_requests: int = FREE_REQUESTS) -> None:
         self._collection = collection
         self.used_at = -math.inf
-        """When a write was last begun, by the clock of the event loop."""
+        """When a write was last begun or done, by the clock of the event loop."""
         self._batcher: Batcher[Write, bool | None] = Batcher(
             self.write_together,
             calls_at_once=CALLS_AT_ONCE,
@@ -75,7 +75,9 @@ class Writes:
             if shared:
                 shared = False
                 found = await self._batcher(write)
-            return await self.write_alone(write) if found is None else found
+            found = await self.write_alone(write) if found is None else found
+            self.used_at = asyncio.get_running_loop().time()
+            return found
 
         return attempt
 

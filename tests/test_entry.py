@@ -157,7 +157,7 @@ async def test_why_mongodb_cannot_be_used_ends_the_start_with_one_sentence(
             """Wait briefly for what never comes, and long for an answer that does on a busy machine."""
             variables = {"DB_URI": uri, "EMAIL": "a@b.example", "SMTP_HOST": "x"}
             async with few:
-                return await asyncio.to_thread(run, cwd=tmp_path, START_TIMEOUT="3" if code == 1 else "30", **variables)
+                return await asyncio.to_thread(run, cwd=tmp_path, START_TIMEOUT="8" if code == 1 else "30", **variables)
 
         starts = [start(uri, code) for uri, (code, _) in rows.items()]
         for (uri, (code, part)), done in zip(rows.items(), await asyncio.gather(*starts), strict=True):

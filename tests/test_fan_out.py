@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -212,14 +213,15 @@ async def test_i6_locked_documents_fail_alone(start: Start, mongod: Mongod, data
 
 
 async def test_i1_after_a_kill_9_asking_again_notifies_each_once(
-    settings: Settings, database: DB, tmp_path: Any
+    settings: Settings, mongod: Mongod, database: DB, tmp_path: Path
 ) -> None:
     service = await running_service(settings, tmp_path)
     users = [f"{n:024x}" for n in range(1000)]
     async with client_of(service) as client:
-        asking = asyncio.create_task(send(client, users))
-        await eventually_async(lambda: assert_some(database))
-        service.kill()
+        with failing(mongod, ["update"], {"skip": 2}, blockConnection=True, blockTimeMS=3000):
+            asking = asyncio.create_task(send(client, users))
+            await eventually_async(lambda: assert_some(database))
+            service.kill()
         with pytest.raises(aiohttp.ClientError):
             await asking
     assert database.users.count_documents({}) < 1000
@@ -237,13 +239,54 @@ def assert_some(database: DB) -> None:
     assert database.users.count_documents({})
 
 
-async def test_single_creates_beside_it_have_their_own_calls(client: Client) -> None:
+def updates(mongod: Mongod) -> int:
+    """Return how many update commands the server has received."""
+    with mongod.client() as direct:
+        total: int = direct.admin.command("serverStatus")["metrics"]["commands"]["update"]["total"]
+        return total
+
+
+async def test_beside_single_creates_its_batches_are_small(client: Client, mongod: Mongod) -> None:
     users = [f"{n:024x}" for n in range(1000)]
-    sending = asyncio.create_task(send(client, users))
-    singles = 0
+    before = updates(mongod)
+    assert await send(client, users) == done(1000)
+    assert updates(mongod) - before == 16
+    await create(client, OTHER)
+    before = updates(mongod)
+    sending = asyncio.create_task(send(client, users, repeat="again"))
+    singles = 1
     while not sending.done():
         await create(client, OTHER)
         singles += 1
     assert await sending == done(1000)
-    assert singles > 16  # one for each batch at least
+    assert updates(mongod) - before >= 50
     assert (await list_(client, OTHER))["elements"] == min(singles, 100)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_i6_a_locked_document_delays_nobody_but_its_user(
+    start: Start, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await start()
+    await send(client, USERS, repeat="first")
+    await create(client, OTHER)  # so that batches are small, and one at a time
+    database.users.update_one({"_id": ObjectId(USERS[80])}, {"$set": {"notifications": "not ours"}})
+    with mongod.client() as other, other.start_session() as session, session.start_transaction():
+        other[database.name].users.update_one({"_id": ObjectId(USERS[3])}, {"$set": {"x": 1}}, session=session)
+        status, body = await send(client, USERS)
+    assert (status, body["errors"]["user_ids"].keys()) == (503, {"3", "80"})
+    assert "the field `notifications` of document" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_nobody_sees_any_more_makes_room(
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mongo.document.randrange", lambda limit: limit - 1)  # no create trims by chance
+    held = [{"id": f"{n}", "is_new": False, "data": {"x": "x" * 1_030_000}} for n in range(15)]
+    for user_id in (USER, OTHER):
+        database.users.insert_one({"_id": ObjectId(user_id), "notifications": held, "own": "x" * 1_300_000})
+    client = await start(notifications_limit=10)
+    await create(client, USER, data={"x": "x" * 16_000})
+    assert await send(client, [OTHER], data={"x": "x" * 16_000}) == done(1)
+    assert [len(user(database, user_id)["notifications"]) for user_id in (USER, OTHER)] == [10, 10]

@@ -118,8 +118,10 @@ async def test_i2_a_permanent_refusal_makes_one_dead_letter_at_once(
 
 
 async def test_i2_a_refusal_is_not_hidden_by_a_server_that_hangs_afterwards(
-    client: Client, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+    start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    client = await start(smtp_command_timeout=10.0)
+
     async def hang(*_: object) -> str:
         await asyncio.sleep(30)
         return "250 OK"
@@ -130,7 +132,7 @@ async def test_i2_a_refusal_is_not_hidden_by_a_server_that_hangs_afterwards(
     await create(client, key="registration")
     await settled(database)
     assert database.dead_mail.count_documents({}) == 1
-    assert time.monotonic() - started < 1.9
+    assert time.monotonic() - started < 8
 
 
 async def test_i2_an_email_is_given_up_after_the_configured_time(start: Start, database: DB, mail: MailServer) -> None:

@@ -13,9 +13,10 @@ from tests.client import KEY, ROOT, Client
 from tests.fixtures import Start
 
 
-def test_the_module_is_under_10_kb_compressed_has_no_dependencies_and_sets_markup_once() -> None:
+def test_the_module_is_small_has_no_dependencies_and_sets_markup_once() -> None:
     text = (ROOT / "web/inbox.js").read_text()
-    assert len(gzip.compress(text.encode())) < 10_000
+    assert len(text.encode()) < 12_000
+    assert len(gzip.compress(text.encode())) < 6_000
     assert not re.search(r"^import\b|import\(|require\(|eval|insertAdjacent|outerHTML|https?:", text, re.MULTILINE)
     assert len(re.findall("innerHTML", text)) == 1
     assert not re.search(r"innerHTML = `[^`]*\$\{", text)

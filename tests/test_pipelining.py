@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from bson import ObjectId
 
 from settings import Security
 from tests.client import DB, OTHER, USER, create, owed, settled
@@ -34,6 +35,11 @@ class Turns:
     piece: int
     pause: float
     port: int = 0
+    hangs_for: bytes = b"nobody"
+    """At the envelope of this recipient it says nothing, not even to MAIL (RFC 2920, section 3.2, allows that)."""
+    closes_after: bytes = b"nothing"
+    """Having said this, it closes the connection."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     read: list[bytes] = field(default_factory=list)
     messages: int = 0
 
@@ -43,6 +49,9 @@ class Turns:
         in_message = False
         while data := await reader.read(1 << 20):
             self.read.append(data)
+            if self.hangs_for in data:
+                await self.ended.wait()
+                break
             said = b""
             for line in [b"dot"] if in_message else data.splitlines():
                 command = line.decode().split(" ")[0]
@@ -53,6 +62,8 @@ class Turns:
                 writer.write(said[start : start + self.piece])
                 await writer.drain()
                 await asyncio.sleep(self.pause)
+            if self.closes_after in said:
+                break
         writer.close()
 
 
@@ -65,6 +76,7 @@ async def turns(
     state.port = server.sockets[0].getsockname()[1]
     async with server:
         yield state
+        state.ended.set()
 
 
 @pytest.mark.parametrize("pause", [0, 0.001])
@@ -101,7 +113,7 @@ async def test_a_refused_recipient_is_sent_no_message_whatever_data_is_answered(
         client = await start(smtp_port=server.port, **PLAIN)
         await create(client, key="registration")
         await settled(database)
-        assert server.messages == 0
+        assert len(server.read) == 2  # EHLO, and the envelope
     assert [letter["error"] for letter in database.dead_mail.find()] == ["RCPT: 550 5.1.1 unknown"]
 
 
@@ -127,3 +139,44 @@ async def test_what_a_later_command_is_answered_is_not_blamed_on_an_earlier_one(
         server.replies = {}
         await settled(database)
         assert server.messages == 1
+
+
+async def test_a_server_that_ponders_a_recipient_and_holds_back_its_replies_stops_no_other(
+    start: Start, database: DB
+) -> None:
+    database.users.insert_one({"_id": ObjectId(USER), "email": "poison@example.com"})
+    async with turns() as server:
+        server.hangs_for = b"poison@"
+        client = await start(smtp_port=server.port, **PLAIN | {"smtp_command_timeout": 0.5})
+        await create(client, key="registration")
+
+        def tried(times: int) -> None:
+            (item,) = owed(database)
+            assert item["tries"] >= times
+            assert item["error"] == "RCPT: no reply in time"
+
+        await eventually_async(lambda: tried(1))
+        await create(client, OTHER, "registration")
+        await eventually_async(lambda: assert_messages(server, 1))
+        await eventually_async(lambda: tried(2))
+        asked = [data for data in server.read if server.hangs_for in data]
+        assert asked[0].startswith(b"MAIL ")
+        assert asked[-1].startswith(b"RCPT ")  # one command at a time shows what it ponders
+
+
+def assert_messages(server: Turns, count: int) -> None:
+    assert server.messages == count
+
+
+async def test_a_reply_that_comes_with_others_and_the_end_of_the_connection_is_read(start: Start, database: DB) -> None:
+    async with turns({"DATA": b"554 5.7.1 no\r\n"}) as server:
+        server.closes_after = b"554"
+        client = await start(smtp_port=server.port, **PLAIN)
+        await create(client, key="registration")
+
+        def tried() -> None:
+            assert owed(database)[0]["error"] == "DATA command: 554 5.7.1 no"
+
+        await eventually_async(tried)
+        server.replies = {}
+        await settled(database)

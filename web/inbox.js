@@ -42,10 +42,10 @@ const fill = (text, item) => text.replace(/{([^{}|]+)(?:\|([^{}]*))?}/g, (_, pat
 	const value = valueAt(item, path);
 	return value == null ? other : show(value);
 });
-const language = () => (document.documentElement.lang || navigator.language).replaceAll("_", "-");
+const language = () => (document.documentElement.lang || navigator.language || "").replaceAll("_", "-");
 // The label in the language, or in the one it is a form of: RFC 4647, section 3.4.
 const translated = (labels, tag) => {
-	const known = new Map(Object.entries(labels).map(([tag, label]) => [tag.toLowerCase(), label]));
+	const known = new Map(Object.entries(labels ?? {}).map(([tag, label]) => [tag.toLowerCase(), label]));
 	for (tag = tag.toLowerCase(); tag; tag = tag.replace(/(^|-)[^-]*$/, "")) if (known.has(tag)) return known.get(tag);
 };
 const times = (lang) => {
@@ -81,11 +81,11 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	const get = (name) => host.getAttribute(name);
 	const text = (name, value) => (get(`text-${name}`) ?? TEXTS[name]).replace("{}", value);
 	const phrase = ({ key }) => {
-		const { label, labels = {} } = kinds?.[key] ?? {};
+		const { label, labels } = kinds?.[key] ?? {};
 		return get(`label-${key}`) ?? translated(labels, language()) ?? label;
 	};
 	const label = (item, text = phrase(item)) =>
-		text ? fill(text, item) : show(item.key).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
+		text ? fill(`${text}`, item) : show(item.key).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase());
 	const emit = (type, detail) => host.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
 	const fail = (name) => {
 		fault = name;
@@ -99,11 +99,11 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		const { signal } = run;
 		try {
 			const reply = await fetch(at("kinds"), { signal: AbortSignal.any([signal, AbortSignal.timeout(15e3)]) });
-			const { data = {} } = reply.ok ? await reply.json() : {};
-			if (signal.aborted) return;
+			const { data } = await reply.json();
+			if (!reply.ok || signal.aborted) return;
 			kinds = data;
 			render();
-		} catch {} // until the next start, rows have the names of their kinds
+		} catch {} // until the next start, rows say what they did before
 	}
 
 	async function call(path, query, init) {
@@ -183,7 +183,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 		if (document.hidden || !get("user-id") || fault == "invalid") return;
 		const { signal } = (run = new AbortController());
 		let pause, rest = "";
-		if (!kinds) learn();
+		learn();
 		try {
 			await sync();
 			if (signal.aborted) return;

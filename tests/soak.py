@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -33,6 +32,7 @@ from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
 from tests.soak_check import NO_ANSWER, Ledger, check, logged_exceptions
+from tests.soak_load import USERS, create_until
 from tests.soak_poison import (
     CONCERNS,
     Account,
@@ -47,15 +47,8 @@ from tests.waiting import eventually
 
 DATABASE: Final = "soak"
 EMAIL: Final = "unknown@example.com"
-USERS: Final = [f"{n:024x}" for n in range(300)]
-KEYS: Final = ("registration", "new_message", "new_post", "new_login")
 WORKERS: Final = 3
 CLIENTS: Final = 24
-ATTEMPTS: Final = 20
-"""Times that a client repeats a request with an Idempotency-Key until it is acknowledged."""
-SHARE_OF_MANY: Final = 0.03
-"""Share of the requests that are for many users."""
-MANY: Final = 40
 SMTP_FAULT_RATE: Final = 0.04
 """Share of the steps of SMTP conversations that go wrong."""
 PROGRESS_PERIOD: Final = 5.0
@@ -154,49 +147,6 @@ def revive(workers: list[Service]) -> None:
     for worker in workers:
         if worker.process.poll() is not None:
             worker.restart()
-
-
-# --- the load --------------------------------------------------------------------------------------
-
-
-async def create_until(end: float, ledger: Ledger, workers: list[Service]) -> None:
-    """Create notifications until `end`, some of them for many users at once.
-
-    Those, and every other one for a single user, have an Idempotency-Key and are repeated until acknowledged.
-    """
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session:
-        while time.monotonic() < end:
-            n, key = next(ledger.numbers), random.choice(KEYS)
-            many = random.random() < SHARE_OF_MANY
-            users = random.sample(USERS, MANY) if many else [random.choice(USERS)]
-            ledger.asked |= {(n, user_id): key for user_id in users}
-            has_key = many or n % 2 == 0
-            headers = {"Idempotency-Key": f"soak-{n}"} if has_key else {}
-            body = {"user_ids": users} if many else {"user_id": users[0]}
-            for _ in range(ATTEMPTS if has_key else 1):
-                ledger.requests += 1
-                status, failures = await _post(
-                    session, random.choice(workers), {**body, "key": key, "data": {"n": n}}, headers
-                )
-                ledger.statuses[status] += 1
-                if status == "201" or failures:
-                    done = (user_id for index, user_id in enumerate(users) if f"{index}" not in failures)
-                    ledger.acknowledged |= {(n, user_id) for user_id in done}
-                if status == "201":
-                    break
-                await asyncio.sleep(0.2)
-
-
-async def _post(
-    session: aiohttp.ClientSession, worker: Service, body: object, headers: Mapping[str, str]
-) -> tuple[str, Mapping[str, object]]:
-    """Return the status, and for many users the failures by index."""
-    try:
-        async with session.post(f"http://127.0.0.1:{worker.port}/create", json=body, headers=headers) as response:
-            answer = await response.json()
-            return str(response.status), answer.get("errors", {}).get("user_ids", {})
-    except (aiohttp.ClientError, TimeoutError):
-        return NO_ANSWER, {}
 
 
 # --- the faults ------------------------------------------------------------------------------------

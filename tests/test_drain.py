@@ -47,6 +47,7 @@ http {{
         server 127.0.0.1:{ports[0]} max_fails=0;
         server 127.0.0.1:{ports[1]} max_fails=0;
         keepalive 16;
+        keepalive_timeout 1s;
     }}
     server {{
         listen 127.0.0.1:{port};
@@ -126,7 +127,7 @@ async def test_no_request_fails_during_rolling_restarts_behind_nginx(settings: S
 def test_the_documentation_has_the_settings_of_nginx() -> None:
     documented = (ROOT / "docs/operation.md").read_text()
     settings = re.findall(r"(?:max_fails|keepalive|proxy_(?!pass|temp))[^;\n]*;", NGINX)
-    assert len(settings) == 7
+    assert len(settings) == 8
     assert [setting for setting in settings if setting not in documented] == []
 
 

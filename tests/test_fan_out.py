@@ -283,9 +283,9 @@ async def test_what_nobody_sees_any_more_makes_room(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mongo.document.randrange", lambda limit: limit - 1)  # no create trims by chance
-    held = [{"id": f"{n}", "is_new": False, "data": {"x": "x" * 1_030_000}} for n in range(15)]
+    held = [{"id": f"{n}", "is_new": False, "data": {"x": "x" * 1_100_000}} for n in range(14)]
     for user_id in (USER, OTHER):
-        database.users.insert_one({"_id": ObjectId(user_id), "notifications": held, "own": "x" * 1_300_000})
+        database.users.insert_one({"_id": ObjectId(user_id), "notifications": held, "own": "x" * 1_370_000})
     client = await start(notifications_limit=10)
     await create(client, USER, data={"x": "x" * 16_000})
     assert await send(client, [OTHER], data={"x": "x" * 16_000}) == done(1)

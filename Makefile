@@ -15,7 +15,7 @@ run: .venv/local  ## start the service; without a .env on an embedded MongoDB an
 	@$(BIN)/python notifier.py
 
 test: .venv/dev  ## run every test, on a real MongoDB and a real SMTP server
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 soak: .venv/dev  ## break everything at random for SECONDS on each topology, then check every promise
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)

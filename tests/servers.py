@@ -83,7 +83,7 @@ class Mongod:
         return MongoClient(
             self.address,
             directConnection=True,
-            serverSelectionTimeoutMS=500,
+            serverSelectionTimeoutMS=3000,
             tz_aware=True,
             datetime_conversion="DATETIME_AUTO",
         )

@@ -132,7 +132,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			const listed = data.list.filter((item) => item?.id);
 			const known = listed.findIndex(({ id }) => rows.has(id));
 			if (signal.aborted || asked != writes) return;
-			status.textContent = "";
+			if (fault) status.textContent = ""; // an announcement stays: the next list may come at once
 			const fresh = listed.slice(0, known < 0 ? PAGE : known).filter((item) => loaded && item.is_new);
 			[items, total, unread, loaded] = [listed, data.elements, data.new, true];
 			if (fault != "undone") fault = 0;

@@ -217,13 +217,11 @@ class Comparison(RuleBasedStateMachine):
     def start(self, limit: int) -> None:
         self.loop = asyncio.new_event_loop()
         self.model = Model(limit)
-        uri = f"{self.settings.db_uri}_{ObjectId()}"
-        changed = replace(self.settings, db_uri=uri, notifications_limit=limit)
-        self.mongodb: MongoClient[dict[str, Any]] = MongoClient(uri)
-        self.client: Client = self.loop.run_until_complete(self.start_client(changed))
+        self.mongodb: MongoClient[dict[str, Any]] = MongoClient(uri := f"{self.settings.db_uri}_{ObjectId()}")
+        self.client: Client = self.loop.run_until_complete(self.start_client(db_uri=uri, notifications_limit=limit))
 
-    async def start_client(self, settings: Settings) -> Client:
-        client = TestClient(TestServer(create_app(settings)))
+    async def start_client(self, **changes: Any) -> Client:
+        client = TestClient(TestServer(create_app(replace(self.settings, **changes))))
         await client.start_server()
         return client
 

@@ -97,6 +97,12 @@ class Mongod:
         """Return whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
+    def updates(self) -> int:
+        """Return how many update commands it has received."""
+        with self.client() as client:
+            total: int = client.admin.command("serverStatus")["metrics"]["commands"]["update"]["total"]
+            return total
+
     def kill(self) -> None:
         """Kill it, as a power failure would."""
         if self._process and self.alive():

@@ -30,13 +30,6 @@ async def test_i1_the_largest_requests_fit_into_shared_calls(client: Client, dat
     await settled(database)
 
 
-def updates(mongod: Mongod) -> int:
-    """Return how many update commands the server has received."""
-    with mongod.client() as direct:
-        total: int = direct.admin.command("serverStatus")["metrics"]["commands"]["update"]["total"]
-        return total
-
-
 async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
     client: Client, database: DB, mongod: Mongod
 ) -> None:
@@ -62,12 +55,12 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
         (changed, key, 422),
         *((body, {}, 201) for body in plain),
     ]
-    before = updates(mongod)
+    before = mongod.updates()
     for _ in range(3):
         answers = [client.post("/create", json=body, headers=headers) for body, headers, _ in requests * 2]
         statuses = [answer.status for answer in await asyncio.gather(*answers)]
         assert statuses == [status for *_, status in requests * 2]
-    assert updates(mongod) - before < 3 * 2 * len(requests) / 2
+    assert mongod.updates() - before < 3 * 2 * len(requests) / 2
     for body in plain:
         assert [item["data"] for item in user(database, str(body["user_id"]))["notifications"]] == [body["data"]] * 6
     assert len(user(database, replayed)["notifications"]) == 1

@@ -59,7 +59,7 @@ const times = (lang) => {
 function inbox(host) {
 	const root = host.attachShadow({ mode: "open" });
 	let items, total, unread, size, loaded, fault, fails, rows = new Map();
-	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, writes = 0, kinds;
+	let run = new AbortController(), queue = Promise.resolve(), timer, streams, retry = 2000, writes = 0, kinds, announced;
 	root.adoptedStyleSheets = [SHEET];
 	root.innerHTML = `<button id=bell part=bell popovertarget=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
 fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
@@ -89,6 +89,7 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	const emit = (type, detail) => host.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
 	const fail = (name) => {
 		fault = name;
+		announced = false;
 		status.textContent = text(name);
 		render();
 	};
@@ -132,13 +133,14 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 			const listed = data.list.filter((item) => item?.id);
 			const known = listed.findIndex(({ id }) => rows.has(id));
 			if (signal.aborted || asked != writes) return;
-			if (fault) status.textContent = ""; // an announcement stays: the next list may come at once
+			if (!announced) status.textContent = ""; // what is announced stays: the next list may come at once
 			const fresh = listed.slice(0, known < 0 ? PAGE : known).filter((item) => loaded && item.is_new);
 			[items, total, unread, loaded] = [listed, data.elements, data.new, true];
 			if (fault != "undone") fault = 0;
 			render();
 			for (const item of fresh.reverse()) {
 				status.textContent = `${text("unread", unread)}: ${label(item)}`;
+				announced = true;
 				emit("notification", item);
 			}
 		}).catch(() => {
@@ -244,7 +246,10 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 	}
 
 	return (reset) => {
-		if (reset || !items) [items, total, unread, fails, size, loaded, fault, kinds] = [[], 0, 0, 0, PAGE];
+		if (reset || !items) {
+			[items, total, unread, fails, size, loaded, fault, kinds] = [[], 0, 0, 0, PAGE];
+			status.textContent = "";
+		}
 		render();
 		start(500 * 2 ** fails - 1000);
 	};

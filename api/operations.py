@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from aiohttp import web
-from marshmallow import Schema, ValidationError
+from marshmallow import ValidationError
 
 import schemas
-from api import auth, body, stream
+from api import body, stream
 from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
+from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WRONG_METHOD, Answer, Operation
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from api.sse import KEEP_ALIVE
 from mongo import changes, errors
@@ -25,53 +24,6 @@ TAGS: Final = {
     "Operation": "Probes and metrics.",
     "Documentation": "The API itself.",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A success. Without a schema it has no body."""
-
-    description: str
-    schema: JSONObject | None = None
-    media_type: str = "application/json"
-    examples: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, JSONObject] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """A route as its callers see it.
-
-    `callers` are the security schemes that it accepts once API keys are set; without any, it is open to everyone.
-    `problems` are the exceptions that it may answer with.
-    """
-
-    tag: str
-    summary: str
-    description: str = ""
-    callers: tuple[str, ...] = ()
-    query: Schema | None = None
-    headers: type[Schema] | None = None
-    body: Schema | None = None
-    examples: Mapping[str, JSONObject] = field(default_factory=dict)
-    answers: Mapping[int, Answer]
-    problems: tuple[type[Exception], ...]
-
-
-WRONG_METHOD: Final = (web.HTTPMethodNotAllowed,)
-UNKNOWN_CALLER: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser)
-NOT_A_BACKEND: Final = (*UNKNOWN_CALLER, auth.BackendOnly, auth.ForeignPage)
-NOT_THE_USER: Final = (*UNKNOWN_CALLER, auth.OtherUser, auth.ForeignPage)
-BAD_BODY: Final = (
-    body.Compressed,
-    body.WrongCharset,
-    body.NotUTF8,
-    body.NotJSON,
-    body.NotAnObject,
-    body.BodyTooSlow,
-    web.HTTPRequestEntityTooLarge,
-)
-UNCONFIRMED: Final = (errors.Unavailable, errors.Busy)
 
 
 def _bodies(kinds: Kinds) -> Mapping[str, JSONObject]:

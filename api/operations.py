@@ -37,6 +37,27 @@ def _bodies(kinds: Kinds) -> Mapping[str, JSONObject]:
     }
 
 
+def _marking(summary: str, done: str, kinds: Kinds, id_type: IdType) -> Operation:
+    """Describe an operation on the notifications that its query selects."""
+    return Operation(
+        tag="Notifications",
+        summary=summary,
+        description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Asking twice is not "
+        "an error.",
+        callers=("key", "token"),
+        query=schemas.SelectionSchema(id_type, kinds),
+        answers={200: Answer(description=done, schema=ref("Success"), examples={"done": SUCCESS})},
+        problems=(
+            *WRONG_METHOD,
+            *NOT_THE_USER,
+            NoSuchNotification,
+            ValidationError,
+            errors.Conflict,
+            *UNCONFIRMED,
+        ),
+    )
+
+
 def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
     """Return the operations, by method and path, of a service with these kinds."""
     return {
@@ -104,23 +125,9 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             },
             problems=(*WRONG_METHOD, *NOT_THE_USER, ValidationError, *UNCONFIRMED),
         ),
-        "POST /read": Operation(
-            tag="Notifications",
-            summary="Mark notifications as read",
-            description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Marking a "
-            "notification twice is not an error.",
-            callers=("key", "token"),
-            query=schemas.ReadSchema(id_type, kinds),
-            answers={200: Answer(description="They are read.", schema=ref("Success"), examples={"read": SUCCESS})},
-            problems=(
-                *WRONG_METHOD,
-                *NOT_THE_USER,
-                NoSuchNotification,
-                ValidationError,
-                errors.Conflict,
-                *UNCONFIRMED,
-            ),
-        ),
+        "POST /read": _marking("Mark notifications as read", "They are read.", kinds, id_type),
+        "POST /unread": _marking("Mark notifications as unread", "They are unread.", kinds, id_type),
+        "POST /delete": _marking("Delete notifications", "They are deleted, for good.", kinds, id_type),
         "GET /stream": Operation(
             tag="Streams",
             summary="Follow a user's notifications",

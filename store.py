@@ -99,7 +99,7 @@ class Store:
         self.users = database[settings.users_collection]
         self.outbox = Outbox(self.users, Shape(settings.id_type, settings.email_field, settings.language_field))
         self.suppressions = Suppressions(self.users, settings.id_type)
-        self.dead_mail = DeadMail(self.outbox, self.suppressions, database[DEAD_MAIL])
+        self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
         self.clock = Clock(database)
         self.changes = Changes(self.users, self.clock, settings.id_type, settings.notifications_limit)
         self.database = database

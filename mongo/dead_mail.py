@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
@@ -21,10 +20,11 @@ from mongo.document import (
     optional_fields,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Changed, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser, persist
+from mongo.errors import PING_DEADLINE, Changed, Conflict, OutboxFull, TooLarge, UnknownError, persist
 from mongo.outbox import Outbox
 from mongo.owed import HAS_ROOM, OwedEmail, new_element
-from mongo.suppression import Bounce, Suppressions
+from mongo.suppression import FIELD as SUPPRESSION
+from mongo.suppression import Bounce
 
 OLDEST_FIRST: Final = "died_at"
 BY_AGE: Final = "died_at_1"
@@ -41,9 +41,8 @@ ADDRESS_SHOWN: Final = 1000
 class DeadMail:
     """The dead letters of all users."""
 
-    def __init__(self, outbox: Outbox, suppressions: Suppressions, letters: Collection) -> None:
+    def __init__(self, outbox: Outbox, letters: Collection) -> None:
         self._outbox = outbox
-        self._suppressions = suppressions
         self.letters = letters
 
     async def create_indexes(self, days: float | None) -> None:
@@ -156,17 +155,16 @@ class DeadMail:
         id_, user, once = letter["_id"], {"_id": self._outbox.shape.id_type.to_bson(user_id)}, str(ObjectId())
         if not await persist(lambda: self.letters.find_one({"_id": id_}, {"_id": 1}, collation=SIMPLE)):
             return False
-        with suppress(Conflict, UnknownUser):
-            await self._suppressions.lift(user_id)
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}
-        fields = ("outbox", "mail_due", "recent")
+        fields = ("outbox", "mail_due", "recent", SUPPRESSION)
         ours = {"$and": [condition for field in fields for condition in only_ours(field)]}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), letter.get("request_id"))
         update = {
             "$push": {"outbox": element, "recent": remember(once, "")},
             "$min": {"mail_due": element["next_at"]},
+            "$unset": {SUPPRESSION: ""},
         }
         result = await persist(
             lambda: users.update_one({**user, **absent, **HAS_ROOM, **ours}, update, collation=SIMPLE)

@@ -257,8 +257,8 @@ class PreferencesSchema(Schema):
         super().__init__()
         self._kinds = {name: kind for name, kind in kinds.items() if kind.email}
 
-    @post_load
-    def _make(self, values: dict[str, Any], **_: object) -> Mapping[str, bool | None]:
+    @post_load(pass_original=True)  # which has the order of the request
+    def _make(self, _: object, values: Mapping[str, Any], **__: object) -> Mapping[str, bool | None]:
         faults = {name: fault for name, value in values.items() if (fault := self._fault(name, value))}
         if faults:
             raise ValidationError({name: [fault] for name, fault in islice(faults.items(), UNKNOWN_LIMIT)})

@@ -24,6 +24,7 @@ from api.problems import NoSuchNotification, incomplete
 from api.stream import Stopping
 from mongo.creation import CreateMany
 from mongo.errors import StoreError
+from mongo.marks import Selection
 from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
 from store import Store
@@ -40,7 +41,7 @@ KINDS: Final = web.AppKey("KINDS", bytes)
 CREATE_HEADERS: Final = schemas.CreateHeaders()
 CREATE_MANY_HEADERS: Final = schemas.CreateManyHeaders()
 LIST: Final = web.AppKey("LIST", schemas.ListSchema)
-READ: Final = web.AppKey("READ", schemas.ReadSchema)
+SELECTION: Final = web.AppKey("SELECTION", schemas.SelectionSchema)
 STREAM: Final = web.AppKey("STREAM", schemas.StreamSchema)
 SUCCESS: Final = b'{"success": true}'
 JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
@@ -92,10 +93,34 @@ async def list_(request: web.Request) -> web.Response:
 
 async def read(request: web.Request) -> web.Response:
     """Mark one notification as read, or all that match."""
+    return await _mark(request, is_new=False)
+
+
+async def unread(request: web.Request) -> web.Response:
+    """Mark one notification as unread, or all that match."""
+    return await _mark(request, is_new=True)
+
+
+async def _mark(request: web.Request, *, is_new: bool) -> web.Response:
+    selection = _selection(request)
+    return _answer_found(selection, found=await request.app[STORE].marks.mark(selection, is_new=is_new))
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Delete one notification, or all that match."""
+    selection = _selection(request)
+    return _answer_found(selection, found=await request.app[STORE].marks.delete(selection))
+
+
+def _selection(request: web.Request) -> Selection:
     caller = identify(request)
-    query: schemas.ReadQuery = request.app[READ].load(single_values(request.query))
-    caller.must_act_for(query.user_id)
-    if not await request.app[STORE].mark_read(query) and query.field == "id":
+    selection: Selection = request.app[SELECTION].load(single_values(request.query))
+    caller.must_act_for(selection.user_id)
+    return selection
+
+
+def _answer_found(selection: Selection, *, found: bool) -> web.Response:
+    if not found and selection.field == "id":
         raise NoSuchNotification
     return _answer(SUCCESS)
 
@@ -158,6 +183,8 @@ ROUTES: Final = (
     web.post("/create", create),
     web.get("/list", list_),
     web.post("/read", read),
+    web.post("/unread", unread),
+    web.post("/delete", delete),
     web.get("/stream", stream, allow_head=False),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
@@ -166,7 +193,7 @@ ROUTES: Final = (
     web.get("/openapi.json", pages.openapi),
     web.get("/docs", pages.docs),
 )
-FOR_BROWSERS: Final = ("/list", "/read", "/stream")
+FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/stream")
 """What pages of the origins in `CORS_ORIGINS` may call."""
 
 

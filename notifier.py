@@ -34,7 +34,7 @@ from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
-from schemas import CreateSchema, ListSchema, ReadSchema, StreamSchema
+from schemas import CreateSchema, ListSchema, SelectionSchema, StreamSchema
 from settings import Settings
 from store import open_store
 
@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> web.Application:
     app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES, kinds, settings.id_type)
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
     app[handlers.LIST] = ListSchema(settings.id_type)
-    app[handlers.READ] = ReadSchema(settings.id_type, kinds)
+    app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
     app[handlers.STREAM] = StreamSchema(settings.id_type)
     app[handlers.KINDS] = handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)

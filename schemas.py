@@ -25,6 +25,7 @@ from api.fields import (
 from mongo.creation import Create, CreateMany
 from mongo.document import RECENT_LIMIT
 from mongo.ids import IdType
+from mongo.marks import Selection
 from ops.kinds import Kinds
 
 PAGE_LIMIT: Final = 1000
@@ -43,15 +44,6 @@ class ListQuery:
     skip: int
     limit: int
     is_new: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadQuery:
-    """A valid `POST /read`: the user's notifications whose `field` has this value, or all without a field."""
-
-    user_id: str
-    field: str | None = None
-    value: str | None = None
 
 
 def _encodable(text: str) -> None:
@@ -198,8 +190,8 @@ class StreamSchema(IdSchema):
     user_id = IdField(required=True, metadata=USER_ID)
 
 
-class ReadSchema(IdSchema):
-    """The query of `POST /read`: a user and one of the selectors. Unknown parameters are ignored."""
+class SelectionSchema(IdSchema):
+    """The query of `/read`, `/unread` and `/delete`: a user and one selector. Unknown parameters are ignored."""
 
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         super().__init__(id_type)
@@ -229,12 +221,12 @@ class ReadSchema(IdSchema):
             raise ValidationError({name: [message] for name in given or ["notification_id"]})
 
     @post_load
-    def _make(self, values: dict[str, Any], **_: object) -> ReadQuery:
+    def _make(self, values: dict[str, Any], **_: object) -> Selection:
         user_id = values.pop("user_id")
         ((name, value),) = values.items()
         match name:
             case "all":
-                return ReadQuery(user_id)
+                return Selection(user_id)
             case "notification_id":
-                return ReadQuery(user_id, "id", value)
-        return ReadQuery(user_id, name, value)
+                return Selection(user_id, "id", value)
+        return Selection(user_id, name, value)

@@ -28,7 +28,8 @@ from api.components import (
     ref,
 )
 from api.fields import DataField, IdField
-from api.operations import TAGS, Answer, Operation, operations
+from api.operation import Answer, Operation
+from api.operations import TAGS, operations
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, Incomplete, NotYetComplete, Problem, problem_of
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser

@@ -16,7 +16,7 @@ from ops.kinds import SPECIFIED
 USER = {"user_id": "638f394d4b7243fc0399ea67"}
 REFUSALS = (
     BY_EXCEPTION[KeyReused].errors or {},
-    schemas.ReadSchema(IdType.OBJECTID, SPECIFIED).validate(USER),
+    schemas.SelectionSchema(IdType.OBJECTID, SPECIFIED).validate(USER),
     schemas.CreateSchema(IdType.OBJECTID, SPECIFIED).validate(
         {**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}
     ),

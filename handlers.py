@@ -16,6 +16,7 @@ from marshmallow import Schema
 
 import schemas
 from api import pages, sse
+from api import unsubscribe as unsubscribing
 from api.auth import identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
@@ -153,6 +154,22 @@ async def kinds(request: web.Request) -> web.Response:
     return response
 
 
+async def unsubscribe_page(request: web.Request) -> web.Response:
+    """Show the page that a link to unsubscribe leads to. This changes nothing."""
+    page = request.app[unsubscribing.PAGE]
+    return page.ask(request, page.open(request))
+
+
+async def unsubscribe(request: web.Request) -> web.Response:
+    """Unsubscribe the user whom a link is for, or undo that. Nobody logs in, and no body is read."""
+    page, preferences = request.app[unsubscribing.PAGE], request.app[STORE].preferences
+    subscription, choice = page.open(request), unsubscribing.choice_of(request)
+    if subscription.may(choice):
+        act = preferences.resubscribe if choice.undoes else preferences.unsubscribe
+        await act(subscription.user_id, None if choice.is_of_all else subscription.kind.name)
+    return page.confirm(request, subscription, choice)
+
+
 async def healthz(_: web.Request) -> web.Response:
     """Answer that the process is alive and its event loop turns."""
     return _answer(SUCCESS)
@@ -186,6 +203,8 @@ ROUTES: Final = (
     web.post("/unread", unread),
     web.post("/delete", delete),
     web.get("/stream", stream, allow_head=False),
+    web.get("/u/{token}", unsubscribe_page),
+    web.post("/u/{token}", unsubscribe),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
     web.get("/metrics", metrics),

@@ -23,6 +23,8 @@ from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
+from api.unsubscribe import PAGE as UNSUBSCRIBE_PAGE
+from api.unsubscribe import UnsubscribePage
 from cli.check import run_check
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
@@ -74,6 +76,7 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.LIST] = ListSchema(settings.id_type)
     app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
     app[handlers.STREAM] = StreamSchema(settings.id_type)
+    app[UNSUBSCRIBE_PAGE] = UnsubscribePage(settings)
     app[handlers.KINDS] = handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))

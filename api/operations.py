@@ -13,6 +13,8 @@ from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WRONG_METHOD, Answer, Operation
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from api.sse import KEEP_ALIVE
+from api.unsubscribe import LinkPath, LinkQuery
+from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import JSONObject
 from mongo.ids import IdType
@@ -20,6 +22,7 @@ from ops.kinds import Kinds
 
 TAGS: Final = {
     "Notifications": "Create, list and mark notifications.",
+    "E-mail": "Unsubscribe from e-mails.",
     "Streams": "Follow a user's notifications live.",
     "Operation": "Probes and metrics.",
     "Documentation": "The API itself.",
@@ -55,6 +58,19 @@ def _marking(summary: str, done: str, kinds: Kinds, id_type: IdType) -> Operatio
             errors.Conflict,
             *UNCONFIRMED,
         ),
+    )
+
+
+def _page(summary: str, description: str, query: LinkQuery | None, *problems: type[Exception]) -> Operation:
+    """Describe an operation on a link to unsubscribe."""
+    return Operation(
+        tag="E-mail",
+        summary=summary,
+        description=f"{description} The answers are pages for browsers (`Accept: text/html`), in their language.",
+        path=LinkPath,
+        query=query,
+        answers={200: Answer(description="A page.", schema={"type": "string"}, media_type="text/html")},
+        problems=(*WRONG_METHOD, NoSuchLink, *problems),
     )
 
 
@@ -156,6 +172,15 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                 stream.TooManyOfProcess,
                 stream.Stopping,
             ),
+        ),
+        "GET /u/{token}": _page("See the page to unsubscribe", "Changes nothing, whoever follows the link.", None),
+        "POST /u/{token}": _page(
+            "Unsubscribe without a login",
+            "For mail programs (RFC 8058), and the buttons of the page. No body is read. Asking twice is not an error.",
+            LinkQuery(),
+            errors.Conflict,
+            errors.TooLarge,
+            *UNCONFIRMED,
         ),
         "GET /healthz": Operation(
             tag="Operation",

@@ -14,6 +14,7 @@ from aiohttp import web
 from marshmallow import ValidationError
 
 from api import auth, body, hub, stream
+from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
 
@@ -154,6 +155,7 @@ PROBLEMS: Final = (
         detail="The user has no document.",
         advice="With `UNKNOWN_USERS=refuse` the service creates no users.",
     ),
+    Problem(exception=NoSuchLink, status=404, detail="This link to unsubscribe is not valid."),
     Problem(exception=NoSuchNotification, status=404, detail="The user has no such notification."),
     Problem(
         exception=web.HTTPMethodNotAllowed,

@@ -24,6 +24,10 @@ KEY_LENGTH: Final = 64
 """Bytes: AES-256, with a second key for the MAC."""
 
 
+class NoSuchLink(Exception):
+    """None of the secrets made the token, or there are no links, as `PUBLIC_URL` is not set."""
+
+
 class Links:
     """Makes and opens the links. The first of the secrets makes them; those made with any of the others open too."""
 
@@ -46,20 +50,14 @@ class Links:
         sealed = self._ciphers[0].encrypt(f"{kind}\0{user_id}".encode(), None)
         return f"{self._url}/u/{_encode(sealed)}"
 
-    def open(self, token: str) -> tuple[str, str] | None:
-        """Return the user's id and the name of the kind, or `None` if none of the secrets made the token."""
-        with suppress(ValueError):
-            sealed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-            if _encode(sealed) == token:  # the decoder ignores what is not base64
-                return self._unseal(sealed)
-        return None
-
-    def _unseal(self, sealed: bytes) -> tuple[str, str] | None:
+    def open(self, token: str) -> tuple[str, str]:
+        """Return the user's id and the name of the kind that a token is for. Raises `NoSuchLink`."""
         for cipher in self._ciphers:
             with suppress(InvalidTag):
-                kind, _, user_id = cipher.decrypt(sealed, None).decode().partition("\0")
-                return (user_id, kind) if self._id_type.parse(user_id) == user_id else None  # ID_TYPE was changed
-        return None
+                kind, _, user_id = cipher.decrypt(_decode(token), None).decode().partition("\0")
+                if self._id_type.parse(user_id) == user_id:  # ID_TYPE may have changed since
+                    return user_id, kind
+        raise NoSuchLink
 
 
 def _cipher(secret: str) -> AESSIV:
@@ -70,3 +68,14 @@ def _cipher(secret: str) -> AESSIV:
 def _encode(sealed: bytes) -> str:
     """Return base64url without padding (RFC 4648, section 5)."""
     return urlsafe_b64encode(sealed).decode().rstrip("=")
+
+
+def _decode(token: str) -> bytes:
+    """Undo `_encode`. Raises `NoSuchLink` for any other spelling: the decoder ignores what is not base64."""
+    try:
+        sealed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    except ValueError:
+        raise NoSuchLink from None
+    if _encode(sealed) != token:
+        raise NoSuchLink
+    return sealed

@@ -180,7 +180,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             LinkQuery(),
             errors.Conflict,
             errors.TooLarge,
-            *UNCONFIRMED,
+            errors.Unavailable,
         ),
         "GET /healthz": Operation(
             tag="Operation",

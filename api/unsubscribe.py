@@ -10,6 +10,7 @@ import enum
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -18,13 +19,13 @@ from marshmallow import Schema, validate
 from marshmallow import fields as mf
 
 from api.middleware import RENDER_FAILURE
-from api.pages import FOLDER
 from api.problems import render
 from mail.unsubscribe import Links, NoSuchLink
 from ops.kinds import Kind
 from ops.languages import accepted, translated
 from settings import Settings
 
+FOLDER: Final = Path(__file__).parent.parent / "web"
 DEFAULT_LANGUAGE: Final = "en"
 POLICY: Final = (
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"  # no scripts

@@ -233,7 +233,7 @@ async def test_without_links_there_is_no_page(start: Start, linked: Settings) ->
 async def test_without_mongodb_it_says_when_to_try_again(
     client: Client, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with failing(mongod, ["findAndModify"], errorCode=11600), caplog.at_level(logging.ERROR, "notifier.http"):
+    with failing(mongod, ["findAndModify"], errorCode=24), caplog.at_level(logging.ERROR, "notifier.http"):
         answers = [
             await client.post(link_path(linked), headers=headers)
             for headers in ({}, BROWSER, BROWSER | {"Accept-Language": "fr"})
@@ -245,7 +245,7 @@ async def test_without_mongodb_it_says_when_to_try_again(
     assert "Please try again later." in await answers[1].text()
     assert "Veuillez réessayer plus tard." in await answers[2].text()
     (line,) = [record.getMessage() for record in caplog.records if record.name == "notifier.http"]
-    assert line.startswith("requests fail: MongoDB ")
+    assert line == "requests fail: MongoDB cannot do it now: LockTimeout."
     assert preferences(database) is None
     assert (await client.post(link_path(linked))).status == 200
 

@@ -18,13 +18,11 @@ import aiohttp_cors
 from aiohttp import web
 
 import handlers
-from api import openapi, pages, server
+from api import openapi, pages, server, unsubscribe
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
-from api.unsubscribe import PAGE as UNSUBSCRIBE_PAGE
-from api.unsubscribe import UnsubscribePage
 from cli.check import run_check
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
@@ -36,7 +34,7 @@ from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
-from schemas import CreateSchema, ListSchema, SelectionSchema, StreamSchema
+from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema, UserSchema
 from settings import Settings
 from store import open_store
 
@@ -75,9 +73,10 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
     app[handlers.LIST] = ListSchema(settings.id_type)
     app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
-    app[handlers.STREAM] = StreamSchema(settings.id_type)
-    app[UNSUBSCRIBE_PAGE] = UnsubscribePage(settings)
-    app[handlers.KINDS] = handlers.describe_kinds(kinds)
+    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
+    app[handlers.USER] = UserSchema(settings.id_type)
+    app[handlers.PREFERENCES] = PreferencesSchema(kinds)
+    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))
     if settings.cors_origins:
@@ -92,7 +91,8 @@ def create_app(settings: Settings) -> web.Application:
 def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
     """Let the pages of these origins call what a browser may call."""
     options = aiohttp_cors.ResourceOptions(
-        allow_headers=("Authorization", "If-None-Match", "X-Request-ID"), expose_headers=("ETag", "X-Request-ID")
+        allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
+        expose_headers=("ETag", "X-Request-ID"),
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in list(app.router.routes()):
@@ -122,6 +122,7 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
         app[handlers.STORE] = await patiently(
             lambda deadline: stack.enter_async_context(open_store(settings, deadline)), settings.start_timeout
         )
+        app[unsubscribe.PREFERENCES] = app[handlers.STORE].preferences
         yield
 
 

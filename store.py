@@ -9,8 +9,10 @@ from operator import attrgetter
 from typing import Final
 
 import pymongo
+from marshmallow import ValidationError
 from pymongo.errors import DuplicateKeyError
 
+from mail.address import envelope_address
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
@@ -26,7 +28,9 @@ from mongo.document import (
     foreign_field,
     inbox,
     marked,
+    value_at,
 )
+from mongo.erasure import erase
 from mongo.errors import (
     PING_DEADLINE,
     Changed,
@@ -43,6 +47,7 @@ from mongo.ids import named
 from mongo.marks import Marks
 from mongo.outbox import Outbox
 from mongo.preferences import Preferences
+from mongo.suppression import Bounce, Suppressions
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
 from schemas import ListQuery
 from settings import Settings, UnknownUsers
@@ -82,7 +87,7 @@ async def open_store(settings: Settings, deadline: float | None = None) -> Async
     async with connected(settings.db_uri) as database:
         store = Store(database, settings)
         await store.reach(deadline)
-        await store.outbox.create_index()
+        await store.create_indexes(settings.dead_mail_days)
         async with store.clock.running():
             yield store
 
@@ -93,6 +98,7 @@ class Store:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.users = database[settings.users_collection]
         self.outbox = Outbox(self.users, Shape(settings.id_type, settings.email_field, settings.language_field))
+        self.suppressions = Suppressions(self.users, settings.id_type)
         self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
         self.clock = Clock(database)
         self.changes = Changes(self.users, self.clock, settings.id_type, settings.notifications_limit)
@@ -115,6 +121,12 @@ class Store:
             queue_limit=QUEUE_LIMIT,
             kind=_kind_of_list,
         )
+
+    async def create_indexes(self, dead_mail_days: float | None) -> None:
+        """Create the indexes that are missing. Raises a `StoreError`."""
+        await self.outbox.create_index()
+        await self.suppressions.create_index()
+        await self.dead_mail.create_indexes(dead_mail_days)
 
     async def create(self, new: Create) -> Created:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
@@ -217,6 +229,28 @@ class Store:
                 found = await self.users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
+
+    async def erase(self, user_id: str) -> None:
+        """Remove what the service holds of a user. Raises `EmailUnderWay`, `Conflict` or `Unavailable`."""
+        await erase(self.outbox, self.dead_mail, user_id)
+
+    async def suppress(self, user_id: str, address: str | None, code: str) -> bool:
+        """Send nothing more to the user's address; return `False` if the user has none, or another than `address`.
+
+        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        """
+        shape, id_ = self.outbox.shape, {"_id": self._id_type.to_bson(user_id)}
+        user = await persist(lambda: self.users.find_one(id_, shape.projection(), collation=SIMPLE))
+        if user is None:
+            raise UnknownUser
+        try:
+            current = envelope_address(value_at(user, shape.email_field))
+        except ValidationError:
+            return False
+        if address not in {None, current}:
+            return False
+        await self.suppressions.suppress(user_id, Bounce(current, code))
+        return True
 
     async def reach(self, deadline: float | None = None) -> None:
         """Connect. Raises `Unavailable`, which says why it cannot."""

@@ -30,7 +30,8 @@ from api.components import (
 from api.fields import DataField, IdField
 from api.operation import Answer, Operation
 from api.operations import TAGS, operations
-from api.problems import BY_EXCEPTION, MEDIA_TYPE, Incomplete, NotYetComplete, Problem, problem_of
+from api.problem import MEDIA_TYPE, Problem
+from api.problems import BY_EXCEPTION, Incomplete, NotYetComplete, problem_of
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
 from mongo.ids import IdType
@@ -55,6 +56,14 @@ ONE_OR_MANY: Final[JSONObject] = {"if": MANY, "then": {"not": ONE}, "else": ONE}
 """A body has one of the two. Of a `oneOf`, client generators would make two types."""
 
 
+PREFERENCE: Final = {
+    "type": ["object", "null"],
+    "required": ["email"],
+    "properties": {"email": {"type": ["boolean", "null"]}},
+    "additionalProperties": False,
+}
+
+
 def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
     """Return the OpenAPI document of these routes, for a service with these kinds and ids.
 
@@ -76,7 +85,9 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
         operation["operationId"] = route.handler.__name__.strip("_")
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
-    document["components"]["schemas"]["Create"] |= ONE_OR_MANY
+    schemas = document["components"]["schemas"]
+    schemas["Create"] |= ONE_OR_MANY
+    schemas["Preferences"]["additionalProperties"] = PREFERENCE
     _fill_in_examples(document)
     return document
 
@@ -171,5 +182,7 @@ def _example(problem: Problem, operation: Operation) -> JSONObject:
 
 def _validation_error(operation: Operation) -> ValidationError:
     """Return what an invalid request really raises."""
-    schema = next(filter(None, (operation.body, operation.query)))
-    return ValidationError(schema.validate(INVALID_REQUEST))
+    errors: JSONObject = {}
+    for schema in filter(None, (operation.body, operation.query)):
+        errors |= schema.validate(INVALID_REQUEST)
+    return ValidationError(errors)

@@ -13,8 +13,7 @@ from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WRONG_METHOD, Answer, Operation
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from api.sse import KEEP_ALIVE
-from api.unsubscribe import LinkPath, LinkQuery
-from mail.unsubscribe import NoSuchLink
+from api.user_operations import user_operations
 from mongo import changes, errors
 from mongo.document import JSONObject
 from mongo.ids import IdType
@@ -22,7 +21,7 @@ from ops.kinds import Kinds
 
 TAGS: Final = {
     "Notifications": "Create, list and mark notifications.",
-    "E-mail": "Unsubscribe from e-mails.",
+    "Users": "What users decide, and what is known of their addresses.",
     "Streams": "Follow a user's notifications live.",
     "Operation": "Probes and metrics.",
     "Documentation": "The API itself.",
@@ -58,19 +57,6 @@ def _marking(summary: str, done: str, kinds: Kinds, id_type: IdType) -> Operatio
             errors.Conflict,
             *UNCONFIRMED,
         ),
-    )
-
-
-def _page(summary: str, description: str, query: LinkQuery | None, *problems: type[Exception]) -> Operation:
-    """Describe an operation on a link to unsubscribe."""
-    return Operation(
-        tag="E-mail",
-        summary=summary,
-        description=f"{description} The answers are pages for browsers (`Accept: text/html`), in their language.",
-        path=LinkPath,
-        query=query,
-        answers={200: Answer(description="A page.", schema={"type": "string"}, media_type="text/html")},
-        problems=(*WRONG_METHOD, NoSuchLink, *problems),
     )
 
 
@@ -144,6 +130,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
         "POST /read": _marking("Mark notifications as read", "They are read.", kinds, id_type),
         "POST /unread": _marking("Mark notifications as unread", "They are unread.", kinds, id_type),
         "POST /delete": _marking("Delete notifications", "They are deleted, for good.", kinds, id_type),
+        **user_operations(kinds, id_type),
         "GET /stream": Operation(
             tag="Streams",
             summary="Follow a user's notifications",
@@ -152,7 +139,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without one. The stream ends "
             "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
             callers=("key", "token"),
-            query=schemas.StreamSchema(id_type),
+            query=schemas.UserSchema(id_type),
             answers={
                 200: Answer(
                     description="A stream of events.",
@@ -172,15 +159,6 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                 stream.TooManyOfProcess,
                 stream.Stopping,
             ),
-        ),
-        "GET /u/{token}": _page("See the page to unsubscribe", "Changes nothing, whoever follows the link.", None),
-        "POST /u/{token}": _page(
-            "Unsubscribe without a login",
-            "For mail programs (RFC 8058), and the buttons of the page. No body is read. Asking twice is not an error.",
-            LinkQuery(),
-            errors.Conflict,
-            errors.TooLarge,
-            errors.Unavailable,
         ),
         "GET /healthz": Operation(
             tag="Operation",

@@ -21,6 +21,7 @@ from marshmallow import fields as mf
 from api.middleware import RENDER_FAILURE
 from api.problems import render
 from mail.unsubscribe import Links, NoSuchLink
+from mongo.preferences import Preferences
 from ops.kinds import Kind
 from ops.languages import accepted, translated
 from settings import Settings
@@ -171,3 +172,20 @@ class UnsubscribePage:
 
 
 PAGE: Final = web.AppKey("PAGE", UnsubscribePage)
+PREFERENCES: Final = web.AppKey("PREFERENCES", Preferences)
+
+
+async def show_page(request: web.Request) -> web.Response:
+    """Show the page that a link leads to."""
+    page = request.app[PAGE]
+    return page.ask(request, page.open(request))
+
+
+async def unsubscribe(request: web.Request) -> web.Response:
+    """Unsubscribe the user whom a link is for, or undo that. Nobody logs in, and no body is read."""
+    page, preferences = request.app[PAGE], request.app[PREFERENCES]
+    subscription, choice = page.open(request), choice_of(request)
+    if subscription.may(choice):
+        act = preferences.resubscribe if choice.undoes else preferences.unsubscribe
+        await act(subscription.user_id, None if choice.is_of_all else subscription.kind.name)
+    return page.confirm(request, subscription, choice)

@@ -38,7 +38,7 @@ from mongo.creation import Create, Creator
 from mongo.document import optional_fields
 from mongo.ids import IdType
 from mongo.marks import Selection
-from mongo.outbox import HAS_ROOM, new_element
+from mongo.owed import HAS_ROOM, new_element
 from ops.kinds import SPECIFIED
 from schemas import CreateSchema, ListQuery, ListSchema, SelectionSchema
 

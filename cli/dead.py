@@ -10,7 +10,7 @@ from typing import Final
 
 from cli.output import fail, say
 from mongo.errors import Conflict, OutboxFull
-from mongo.outbox import NO_TOKEN
+from mongo.owed import NO_TOKEN
 from store import Store
 
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}

@@ -24,7 +24,7 @@ from mongo.document import (
 )
 from mongo.errors import KeyReused, OutboxFull
 from mongo.ids import IdType
-from mongo.outbox import HAS_ROOM, new_element
+from mongo.owed import HAS_ROOM, new_element
 from mongo.writes import Write
 
 

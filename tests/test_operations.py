@@ -22,7 +22,8 @@ from api.components import INVALID_REQUEST
 from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
 from api.operations import operations
-from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, Incomplete, NoSuchNotification, NotYetComplete
+from api.problem import MEDIA_TYPE
+from api.problems import BY_EXCEPTION, PROBLEMS, ForeignHost, Incomplete, NoSuchNotification, NotYetComplete
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
 from mongo.ids import IdType

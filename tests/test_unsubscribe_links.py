@@ -17,7 +17,7 @@ from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
 from mail.unsubscribe import Links, NoSuchLink
 from mongo.ids import IdType
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 from settings import Settings
 from tests.client import DB, KEY, OTHER, USER, create, settled
 from tests.fixtures import Start

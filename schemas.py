@@ -290,7 +290,10 @@ class SuppressionSchema(Schema):
     address = AddressField(
         load_default=None,
         allow_none=True,
-        metadata={"description": "The address that bounced. If it is no longer the user's, nothing is suppressed."},
+        metadata={
+            "description": "The address that bounced. If it is no longer the user's, nothing is suppressed.",
+            "format": "email",
+        },
     )
     code = mf.String(
         load_default="reported",

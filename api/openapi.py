@@ -35,6 +35,7 @@ from api.problems import BY_EXCEPTION, Incomplete, NotYetComplete, problem_of
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
 from mongo.ids import IdType
+from mongo.preferences import EVERY_KIND
 from ops.kinds import Kinds
 
 DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
@@ -87,7 +88,8 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
     document = spec.to_dict()
     schemas = document["components"]["schemas"]
     schemas["Create"] |= ONE_OR_MANY
-    schemas["Preferences"]["additionalProperties"] = PREFERENCE
+    names = [EVERY_KIND, *(kind.name for kind in kinds.values() if kind.email)]
+    schemas["Preferences"] |= {"propertyNames": {"enum": names}, "additionalProperties": PREFERENCE}
     _fill_in_examples(document)
     return document
 
@@ -130,7 +132,7 @@ def _operation(operation: Operation) -> JSONObject:
     }
     if operation.body:
         content = {"application/json": {"schema": operation.body, "examples": _examples(operation.examples)}}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": operation.needs_body, "content": content}
     return {name: value for name, value in described.items() if value}
 
 

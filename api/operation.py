@@ -41,6 +41,7 @@ class Operation:
     query: Schema | None = None
     headers: type[Schema] | None = None
     body: Schema | None = None
+    needs_body: bool = True
     examples: Mapping[str, JSONObject] = field(default_factory=dict)
     answers: Mapping[int, Answer]
     problems: tuple[type[Exception], ...]

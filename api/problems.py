@@ -182,7 +182,7 @@ PROBLEMS: Final = (
         exception=errors.EmailUnderWay,
         status=503,
         detail="An e-mail to the user is being sent.",
-        advice="Ask again after `Retry-After` seconds.",
+        advice="Its lease ends within `MAIL_LEASE_SECONDS` of the attempt.",
         retry_after=5,
     ),
     # --- streams

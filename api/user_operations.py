@@ -84,6 +84,7 @@ def user_operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             callers=("key",),
             query=schemas.UserSchema(id_type),
             body=schemas.SuppressionSchema(),
+            needs_body=False,
             examples={
                 "a bounce": {"address": "ann@example.com", "code": "5.1.1"},
                 "lift it": {"suppressed": False},

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from api.problems import BY_EXCEPTION
 from api.unsubscribe import ASK, DONE, FAILED, INVALID, REQUIRED
+from mail.unsubscribe import NoSuchLink
+from mongo.errors import Unavailable
 from settings import Settings
 from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, USER, Client, problem, user
 from tests.faults import failing
@@ -211,7 +214,7 @@ async def test_a_link_that_is_not_valid_is_a_problem_or_a_page(
     path = link_path(linked)[:-1]
     response = await client.request(method, path)
     body = await problem(response)
-    assert (body["status"], body["detail"]) == (404, "This link to unsubscribe is not valid.")
+    assert (body["status"], body["detail"]) == (404, BY_EXCEPTION[NoSuchLink].detail)
     response = await client.request(method, path, headers=BROWSER | {"Accept-Language": "de"})
     assert (response.status, response.content_type, response.charset) == (404, "text/html", "utf-8")
     assert response.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
@@ -241,7 +244,7 @@ async def test_without_mongodb_it_says_when_to_try_again(
         looked = await client.get(link_path(linked))
     assert looked.status == 200
     assert [(answer.status, answer.headers["Retry-After"]) for answer in answers] == [(503, "5")] * 3
-    assert (await problem(answers[0]))["detail"] == "MongoDB did not answer in time."
+    assert (await problem(answers[0]))["detail"] == BY_EXCEPTION[Unavailable].detail
     assert "Please try again later." in await answers[1].text()
     assert "Veuillez réessayer plus tard." in await answers[2].text()
     (line,) = [record.getMessage() for record in caplog.records if record.name == "notifier.http"]

@@ -171,7 +171,8 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
         content = Templates(settings.templates_dir, settings.kinds).render(fields, options.language, link)
     except RenderError as exc:
         return fail(f"{exc}: {exc.__cause__}; the e-mail would be sent without templates.")
-    say(f"Subject: {content.subject}\n\n{content.text}")
+    listed = f"List-Unsubscribe: <{link}>\n" if link else ""
+    say(f"Subject: {content.subject}\n{listed}\n{content.text}")
     if content.html:
         say(f"\n--- as HTML ---\n\n{content.html}")
     return 0

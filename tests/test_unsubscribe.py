@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import tomllib
@@ -80,6 +81,18 @@ async def test_a_post_unsubscribes_whatever_its_body(client: Client, linked: Set
         assert (response.status, response.content_type) == (200, "text/html")
     assert preferences(database) == {"order_shipped": OFF}
     assert user(database).keys() == {"_id", "email", "notification_preferences"}
+
+
+async def test_the_command_of_the_documentation_does_what_a_mail_program_does(
+    client: Client, linked: Settings, database: DB
+) -> None:
+    page = (ROOT / "docs/preferences.md").read_text()
+    (command,) = re.findall("^curl .*$", page, re.MULTILINE)
+    typed = command.replace("https://notifications.example.com/u/TOKEN", f"{client.make_url(link_path(linked))}")
+    process = await asyncio.create_subprocess_shell(f"{typed} --silent", stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert b"You are unsubscribed" in out
+    assert preferences(database) == {"order_shipped": OFF}
 
 
 async def test_each_choice_is_made_and_undone(client: Client, linked: Settings, database: DB) -> None:

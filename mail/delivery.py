@@ -21,6 +21,7 @@ from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.slots import Slots
 from mail.templates import Content, RenderError, Templates
+from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer
 from mongo.errors import StoreError, Unavailable
@@ -80,6 +81,7 @@ class Delivery:
         self._settlements = Settlements(store, settings, metrics)
         self._kinds = settings.kinds
         self._templates = Templates(settings.templates_dir, self._kinds)
+        self._links = Links(settings)
         self._metrics = metrics
         self._lease_seconds = settings.mail_lease_seconds
         self._owed = owed
@@ -236,12 +238,13 @@ class Delivery:
 
     def _content(self, email: OwedEmail) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
+        link = self._links.url(email.user_id, email.key)
         try:
-            return self._templates.render(email.fields(), email.language)
+            return self._templates.render(email.fields(), email.language, link)
         except RenderError as exc:
             reason = type(exc.__cause__).__name__  # its message may quote data
             log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)
-            return Content(email.key, email.key)
+            return Content(email.key, email.key, unsubscribe_url=link)
 
 
 def _stopped(verdict: Verdict) -> Outcome:

@@ -138,9 +138,9 @@ def check_decisions(
     left = {f"{user['_id']}" for user in users if user.keys() - {"_id", "email"}}
     left |= {letter["user_id"] for letter in dead_mail}
     return {
-        "deleted notifications that came back": len(decisions.deleted & stored.keys()),
-        "I2 e-mails sent against an opt-out": sum(stored.get(n) in delivered for n in decisions.muted),
-        "erased users of whom something is left": len(decisions.erased & left),
+        "I11 deleted notifications that came back": len(decisions.deleted & stored.keys()),
+        "I12 e-mails sent against an opt-out": sum(stored.get(n) in delivered for n in decisions.muted),
+        "I13 erased users of whom something is left": len(decisions.erased & left),
         "answers to decisions other than 200 and 503": sum(
             times for status, times in decisions.statuses.items() if status not in {"200", "503", NO_ANSWER}
         ),

@@ -120,7 +120,8 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     async with AsyncExitStack() as stack:
         app[handlers.STORE] = await patiently(
-            lambda deadline: stack.enter_async_context(open_store(settings, deadline)), settings.start_timeout
+            lambda deadline: stack.enter_async_context(open_store(settings, deadline, serves=True)),
+            settings.start_timeout,
         )
         app[unsubscribe.PREFERENCES] = app[handlers.STORE].preferences
         yield

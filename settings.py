@@ -148,7 +148,7 @@ class Settings:
         validate=[validate.Length(min=1), checks.long_secrets],
     )
     user_token_secret: str | None = _setting(
-        "secret that signs users' tokens (JWT, HS256) for /list, /read and /stream; needs API_KEYS",
+        "secret that signs users' tokens (JWT, HS256), for what concerns one user; needs API_KEYS",
         secret=True,
         validate=[lambda value: checks.long_secrets([value]), checks.encodable],
     )
@@ -166,7 +166,7 @@ class Settings:
         validate=[validate.Length(min=1), checks.long_secrets],
     )
     cors_origins: Sequence[str] = _setting(
-        "comma-separated origins whose pages may call /list, /read and /stream, such as https://app.example.com",
+        "comma-separated origins whose pages may call what concerns a user, such as https://app.example.com",
         "list",
         (),
         subcast=str.strip,

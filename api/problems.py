@@ -182,7 +182,7 @@ PROBLEMS: Final = (
         exception=errors.EmailUnderWay,
         status=503,
         detail="An e-mail to the user is being sent.",
-        advice="Its lease ends within `MAIL_LEASE_SECONDS` of the attempt.",
+        advice="Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
         retry_after=5,
     ),
     # --- streams

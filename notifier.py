@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 import handlers
-from api import openapi, pages, server
+from api import demo, openapi, pages, server
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
@@ -82,7 +82,8 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.STREAM] = StreamSchema(settings.id_type)
     app[handlers.KINDS] = handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)
-    app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))
+    app.add_routes(pages.routes())
+    app.add_routes(demo.routes(settings))
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins)
     if settings.local:
@@ -106,13 +107,12 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
 async def local_run(app: web.Application) -> AsyncIterator[None]:
     """Run on an embedded MongoDB and mailbox."""
     try:
-        from ops.local import LocalRunError, embedded, read_mailbox  # noqa: PLC0415 - its packages are optional
+        from ops.local import LocalRunError, embedded  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
         sys.exit(NOT_INSTALLED)
     try:
         async with embedded(app[SETTINGS]) as settings:
             app[SETTINGS] = settings
-            app[pages.READ_MAILBOX] = read_mailbox
             yield
     except LocalRunError as exc:
         sys.exit(f"{exc}")

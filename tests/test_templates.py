@@ -61,7 +61,7 @@ def test_a_part_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> Non
     assert "repeats" in str(raised.value.__cause__)  # refused before it is made, not found too large afterwards
 
 
-@pytest.mark.parametrize("key", ["registration", "new_message", "new_post", "new_login"])
+@pytest.mark.parametrize("key", [kind.name for kind in SPECIFIED.values() if kind.email])
 def test_the_examples_render_any_data(key: str) -> None:
     for data in (None, {"city": 1, "name": ["x"], "title": {}, "sender": None}, dict.fromkeys(["city", "name"], "<Å>")):
         content = render(EXAMPLES, data, key)

@@ -154,8 +154,10 @@ async def test_one_command_of_the_demo_shows_kinds_and_templates(context: Browse
 
 KINDS = """
 [order]
-label = "{data.order} {data.order.number} of {data.customer_name|Somebody}: {data.order.lines.0.price}"
+label = "{data.order} {data.order.lastNumber} of {data.name|Somebody}: {data.order.lines.0.price}"
 url = "/orders/{target_id}?since={data.paid_on_day}"
+[order.labels]
+de = "{data.country} {data.userName} {data.constructor}"
 [only_german.labels]
 de = "{data.city}, {data.__proto__.polluted}, {user_id}"
 [plain]
@@ -171,7 +173,13 @@ async def test_the_demo_suggests_data_for_the_fields_that_a_kind_names(
     about = page.get_by_label("About (target_id, optional)")
     order = json.loads(await data.input_value())
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", order.pop("paid_on_day"))
-    assert order == {"order": {"number": 1027, "lines": {"0": {"price": 1027}}}, "customer_name": "Ann"}
+    assert order == {
+        "order": {"lastNumber": 1027, "lines": {"0": {"price": 49.9}}},
+        "name": "Ann",
+        "country": "some country",
+        "userName": "some user name",
+        "constructor": "some constructor",
+    }
     await expect(about).to_have_value(TARGET)
     await happened.select_option("only_german")
     assert json.loads(await data.input_value()) == {"city": "Oslo", "__proto__": {"polluted": "some polluted"}}

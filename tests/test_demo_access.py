@@ -49,6 +49,9 @@ async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
     server = await serve(DEMO="1", API_KEYS=f"{KEY},{OLD_KEY}", USER_TOKEN_SECRET=SECRET)
     page = await open_demo(context, server.url)
     field = page.get_by_label("One of API_KEYS, or a user's token")
+    await create_on(page)
+    await expect(field).to_have_accessible_description("Enter a key or a token.")
+    await expect(field).to_be_focused()
     for wrong, message in (
         ("", "Enter a key or a token."),
         ("x" * 32, "This key or token is not valid."),
@@ -77,7 +80,7 @@ async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, co
     await user.fill(OTHER)
     await user.blur()
     field = page.get_by_label("One of API_KEYS, or a user's token")
-    await expect(field).to_have_accessible_description("The service does not take it for this user, or no longer.")
+    await expect(field).to_have_accessible_description("This key or token is not valid for this user, or has expired.")
     await enter(page, KEY)
     await create_on(page)
     await shows_unread(page, 1)

@@ -39,13 +39,16 @@ function showFaults(errors, otherwise = "") {
 
 // --- access ----------------------------------------------------------------------------------------
 
+const MISSING = "Enter a key or a token.";
+const isLocked = () => setup.keys && !inbox.hasAttribute("token");
+
 function askForKey(reason = "") {
   $("access").hidden = false;
   showFault(credential, reason);
 }
 
 async function refusalOf(token) {
-  if (!token) return "Enter a key or a token.";
+  if (!token) return MISSING;
   try {
     const reply = await checkUser(token);
     return reply.ok || reply.status === 422 ? "" : (await reply.json()).detail; // 422 is about the user
@@ -54,7 +57,7 @@ async function refusalOf(token) {
   }
 }
 
-inbox.addEventListener("notifier-unauthorized", () => askForKey("The service does not take it for this user, or no longer."));
+inbox.addEventListener("notifier-unauthorized", () => askForKey("This key or token is not valid for this user, or has expired."));
 $("enter").addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = event.target.querySelector("button");
@@ -97,7 +100,7 @@ form.addEventListener("input", () => {
 });
 user_id.addEventListener("change", async () => {
   const id = user_id.value.trim();
-  if (setup.keys && !inbox.hasAttribute("token")) return;
+  if (isLocked()) return;
   try {
     const { status } = await checkUser();
     if (status !== 422 && id === user_id.value.trim()) inbox.setAttribute("user-id", id);
@@ -107,6 +110,10 @@ user_id.addEventListener("change", async () => {
 });
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (isLocked()) {
+    askForKey(MISSING);
+    return credential.focus();
+  }
   let fields;
   try {
     fields = fieldsOf();
@@ -118,7 +125,7 @@ form.addEventListener("submit", async (event) => {
   try {
     const response = await ask("/create", { method: "POST", body: JSON.stringify(fields) });
     const answer = await response.json();
-    if (response.status === 401) askForKey();
+    if (response.status === 401) askForKey(answer.detail);
     showFaults(answer.errors ?? {}, response.ok ? "Created." : answer.errors ? "" : answer.detail);
     if (response.ok) awaitMail();
   } catch {
@@ -132,16 +139,19 @@ form.addEventListener("submit", async (event) => {
 
 const PLACEHOLDER = /{([^{}|]+)(?:\|[^{}]*)?}/g;
 const TARGET = "0399ea67638f394d4b7243fc";
-const VALUES = [
-  [/count|number|total|amount|price/, 1027],
-  [/city|place|town|country/, "Oslo"],
-  [/name|author|from|sender/, "Ann"],
-  [/title|subject/, "How we moved house"],
-  [/date|day|time/, new Date().toISOString().slice(0, 10)],
-];
+const TODAY = new Date().toISOString().slice(0, 10);
+const BY_NAME = { __proto__: null, name: "Ann", author: "Ann", sender: "Ann", from: "Ann" };
+const BY_LAST_WORD = {
+  __proto__: null,
+  number: 1027, count: 3, amount: 49.9, price: 49.9, total: 49.9, date: TODAY, day: TODAY, at: TODAY,
+  city: "Oslo", place: "Oslo", title: "How we moved house",
+};
 const suggested = { data: "", target_id: "" };
 
-const valueOf = (name) => VALUES.find(([words]) => words.test(name))?.[1] ?? `some ${name.replaceAll("_", " ")}`;
+function valueOf(name) {
+  const words = name.replace(/[A-Z]/g, "_$&").toLowerCase().split("_");
+  return BY_NAME[name] ?? BY_LAST_WORD[words.at(-1)] ?? `some ${words.join(" ")}`;
+}
 
 // The fields that the label and the url of a kind name, with values to read in their place.
 function exampleOf(name) {
@@ -184,7 +194,7 @@ function showKinds() {
 
 async function showMails() {
   let mails;
-  if (!setup.mailbox || (setup.keys && !inbox.hasAttribute("token"))) return false;
+  if (!setup.mailbox || isLocked()) return false;
   try {
     const response = await ask("/demo/mails");
     if (!response.ok) return false; // it is for keys, not for a user's token

@@ -14,7 +14,6 @@ from typing import Any, Final
 from marshmallow import validate
 
 from config import checks
-from config.checks import in_url
 from mail.address import envelope_address, sender_address
 from mongo.ids import IdType
 from ops.kinds import Kinds, load_kinds
@@ -187,7 +186,7 @@ class Settings:
     @property
     def url(self) -> str:
         """The service's address for programs on this machine, without a path."""
-        return f"http://{in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
+        return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
 
     @property
     def kinds(self) -> Kinds:

@@ -18,6 +18,7 @@ from store import open_store
 from tests.client import DB, PROTECTED, USER, Client, create, metric, settled, token, user
 from tests.fixtures import Start
 from tests.servers import MailServer
+from tests.waiting import eventually_async
 
 GONE = "550 5.1.1 <gone@example.com>: no such user"
 
@@ -109,7 +110,11 @@ async def test_a_bounce_makes_later_emails_dead_letters_without_a_conversation(
     assert first["error"] == f"RCPT: {GONE}"
     assert second["error"] == "Suppressed: no e-mail is sent to this address (5.1.1)."
     assert (first["tries"], second["tries"]) == (1, 0)
-    assert await metric(client, 'notifier_emails_total{outcome="dead",reason="suppressed"}') == 1
+
+    async def is_counted() -> None:
+        assert await metric(client, 'notifier_emails_total{outcome="dead",reason="suppressed"}') == 1
+
+    await eventually_async(is_counted)
 
 
 async def test_a_refusal_for_policy_suppresses_nothing(client: Client, database: DB, mail: MailServer) -> None:

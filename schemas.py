@@ -285,6 +285,6 @@ class SuppressionSchema(Schema):
     )
     code = mf.String(
         load_default="reported",
-        validate=validate.Regexp(r"^[ -~]{1,100}$", error="Not 1 to 100 printable ASCII characters."),
+        validate=validate.Regexp(r"^[A-Za-z0-9._-]{1,32}$", error="Not 1 to 32 letters, digits or ._-"),
         metadata={"description": "Why, for operators: an enhanced status code such as `5.1.1`."},
     )

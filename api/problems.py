@@ -97,7 +97,7 @@ PROBLEMS: Final = (
     Problem(
         exception=ForeignHost,
         status=421,
-        detail="A local run answers only to localhost and 127.0.0.1.",
+        detail="A local run answers only to localhost, 127.0.0.1 and the names in LOCAL_NAMES.",
         advice="The name of any site can point to this machine, so a local run refuses other names.",
     ),
     # --- the resource
@@ -182,7 +182,7 @@ PROBLEMS: Final = (
         exception=errors.EmailUnderWay,
         status=503,
         detail="An e-mail to the user is being sent.",
-        advice="Its lease ends within `MAIL_LEASE_SECONDS` of the attempt.",
+        advice="Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
         retry_after=5,
     ),
     # --- streams

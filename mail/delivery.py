@@ -217,12 +217,7 @@ class Delivery:
             if not lease.held:  # this process was frozen, or MongoDB was
                 return None
             lease.on_wait = slot.give_up
-            # Here, as the user may have opted out while the e-mail waited for its turn.
-            wanted = await self._is_wanted(email)
-            if wanted is None:
-                return None
-            if not wanted:
-                return Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
+            lease.is_wanted = lambda: self._is_wanted(email)
             return await self._mailer.send(lease, self._content(email))
 
     async def _is_wanted(self, email: OwedEmail) -> bool | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from mail.connection import Connection, Opener
 from mongo.preferences import wants_email
 from settings import UnknownUsers
 from tests.client import DB, OTHER, PROTECTED, USER, Client, assert_nothing_owed, create, metric, problem, settled, user
@@ -230,4 +231,26 @@ async def test_i12_an_opt_out_stops_an_email_that_waits_for_its_turn(
     assert await change(client, {"digest": OFF}) == state(digest=False)
     release.set()
     await eventually_async(lambda: assert_nothing_owed(database))
+    assert (len(mail.received), await muted(client)) == (1, 1)
+
+
+async def test_i12_an_opt_out_stops_an_email_that_waits_for_a_connection(
+    start: Start, database: DB, mail: MailServer, kinds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, release = asyncio.Event(), asyncio.Event()
+    open_connection = Opener.open
+
+    async def slow(opener: Opener) -> Connection:
+        opening.set()
+        await release.wait()
+        return await open_connection(opener)
+
+    monkeypatch.setattr(Opener, "open", slow)
+    client = await start(**kinds)
+    for user_id in (USER, OTHER):
+        await create(client, user_id, key="digest")
+    await opening.wait()
+    assert await change(client, {"digest": OFF}) == state(digest=False)
+    release.set()
+    await settled(database)
     assert (len(mail.received), await muted(client)) == (1, 1)

@@ -49,6 +49,7 @@ class File:
 DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", _page_headers("'self' data:"))  # the icons of Swagger UI
 ASSETS: Final = {
     "/inbox.js": File(FOLDER / "inbox.js", "text/javascript", MODULE_HEADERS),
+    "/inbox.d.ts": File(FOLDER / "inbox.d.ts", "text/plain", MODULE_HEADERS),  # types for TypeScript
     "/docs.js": File(FOLDER / "docs.js", "text/javascript"),
     "/docs.css": File(FOLDER / "docs.css", "text/css"),
     "/swagger-ui-bundle.js": File(swagger_ui_path / "swagger-ui-bundle.js", "text/javascript"),
@@ -69,7 +70,11 @@ def routes(*, demo: bool, mailbox: bool) -> Iterator[web.RouteDef]:
     The files are read now, so one that is missing stops the start. They are open to everyone; the mailbox is not.
     """
     _read(DOCS_PAGE.path)
-    for path, file in {**ASSETS, **(DEMO if demo else {})}.items():
+    parts = {
+        f"/{path.relative_to(FOLDER)}": File(path, "text/javascript", MODULE_HEADERS)
+        for path in sorted((FOLDER / "inbox").rglob("*.js"))
+    }
+    for path, file in {**ASSETS, **parts, **(DEMO if demo else {})}.items():
         _read(file.path)
         yield web.get(path, _serving(file))
     if mailbox:

@@ -1,0 +1,56 @@
+// Requests to the service, with the user's token.
+const TIMEOUT = 15e3, MARGIN = 60e3, PAUSE = 5e3; // ms
+
+/** When a token (RFC 7519) expires, in ms; NaN if it does not say. */
+function expiry(token) {
+	try {
+		return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).exp * 1000;
+	} catch {
+		return NaN;
+	}
+}
+
+/** Return what addresses and calls the service. `refused(user)` is told of a 401 and a 403. */
+export function requests(host, refused) {
+	const get = (name) => host.getAttribute(name);
+	let given = {}; // by getToken
+
+	async function ask(known) {
+		const late = new Promise((_, reject) => setTimeout(reject, TIMEOUT));
+		try {
+			known.token = await Promise.race([host.getToken(), late]);
+			known.expires = expiry(known.token);
+			const life = known.expires - Date.now();
+			// A clock that is wrong may say that a new token has expired. The service will say if it has.
+			known.renew = life > 0 ? known.expires - Math.min(MARGIN, life / 5) : known.token && Infinity;
+		} catch (error) {
+			if (!(Date.now() < known.expires)) throw error;
+			known.renew = Date.now() + PAUSE;
+		}
+	}
+
+	async function token() {
+		if (!host.getToken) return get("token");
+		const known = given;
+		if (!(Date.now() < known.renew)) await (known.asking ??= ask(known).finally(() => { known.asking = null; }));
+		return known.token;
+	}
+
+	const at = (path) => new URL(path, new URL(get("src") ?? new URL("..", import.meta.url), document.baseURI));
+
+	async function call(path, query, { user = get("user-id"), again, ...init } = {}) {
+		const known = given, sent = await token();
+		const url = at(`${path}?${new URLSearchParams({ ...query, user_id: user })}`);
+		const headers = sent ? { ...init.headers, Authorization: `Bearer ${sent}` } : init.headers;
+		const reply = host.getToken && !sent ? { status: 401 } : await fetch(url, { ...init, headers });
+		if (reply.ok) return reply;
+		if (/40[13]/.test(reply.status) && sent == (host.getToken ? given.token : get("token"))) {
+			known.renew = 0;
+			if (host.getToken && sent && !again) return call(path, query, { ...init, user, again: true });
+			refused(user);
+		}
+		throw reply;
+	}
+
+	return { at, call, forget: () => { given = {}; }, renewsIn: () => Math.max(1000, (given.renew ?? Infinity) - Date.now()) };
+}

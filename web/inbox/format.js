@@ -49,7 +49,7 @@ export function ago(seconds, lang) {
 export function readable(value, lang, type) {
 	const text =
 		(/date|time/.test(type) || DAY.test(value) || MOMENT.test(value)) ? moment(value, lang, type)
-		: type == "number" || typeof value == "number" ? number(value, lang, { useGrouping: !!type, maximumFractionDigits: 9 })
+		: typeof value == "number" || (type && !isNaN(value)) ? number(value, lang, { useGrouping: !!type, maximumFractionDigits: 9 })
 		: typeof value == "object" ? JSON.stringify(value) : value;
 	const characters = [...`${text ?? value}`];
 	return characters.length > LIMIT ? `${characters.slice(0, LIMIT - 1).join("")}…` : characters.join("");
@@ -76,7 +76,7 @@ export const plain = (pieces) => pieces.map((piece) => piece.value ?? piece).joi
 /** An address that is relative, http or https; otherwise undefined. To a browser `\` is a `/`, and a tab is nothing. */
 export function checked(url) {
 	try {
-		const safe = !/^\/\/|[\\\0- \x7f]/.test(url) && /^https?:$/.test(new URL(url, document.baseURI).protocol);
+		const safe = typeof url == "string" && !/^\/\/|[\\\0- \x7f]/.test(url) && /^https?:$/.test(new URL(url, document.baseURI).protocol);
 		return url && safe ? url : undefined;
 	} catch {}
 }

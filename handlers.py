@@ -16,7 +16,7 @@ from marshmallow import Schema
 
 import schemas
 from api import pages, sse
-from api.auth import identify
+from api.auth import Caller, identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
 from api.middleware import DRAINING, REQUEST_ID, complete
@@ -24,6 +24,8 @@ from api.problems import NoSuchNotification, incomplete
 from api.stream import Stopping
 from mongo.creation import CreateMany
 from mongo.errors import StoreError
+from mongo.marks import Selection
+from mongo.preferences import wants_email
 from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
 from store import Store
@@ -35,13 +37,16 @@ EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
 """Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
 
 CREATE: Final = web.AppKey("CREATE", schemas.CreateSchema)
-KINDS: Final = web.AppKey("KINDS", bytes)
+KINDS: Final[web.AppKey[Kinds]] = web.AppKey("KINDS")
+KINDS_BODY: Final = web.AppKey("KINDS_BODY", bytes)
 """The body of `GET /kinds`."""
 CREATE_HEADERS: Final = schemas.CreateHeaders()
 CREATE_MANY_HEADERS: Final = schemas.CreateManyHeaders()
 LIST: Final = web.AppKey("LIST", schemas.ListSchema)
-READ: Final = web.AppKey("READ", schemas.ReadSchema)
-STREAM: Final = web.AppKey("STREAM", schemas.StreamSchema)
+SELECTION: Final = web.AppKey("SELECTION", schemas.SelectionSchema)
+USER: Final = web.AppKey("USER", schemas.UserSchema)
+PREFERENCES: Final = web.AppKey("PREFERENCES", schemas.PreferencesSchema)
+SUPPRESSION: Final = schemas.SuppressionSchema()
 SUCCESS: Final = b'{"success": true}'
 JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
@@ -92,19 +97,98 @@ async def list_(request: web.Request) -> web.Response:
 
 async def read(request: web.Request) -> web.Response:
     """Mark one notification as read, or all that match."""
+    return await _mark(request, is_new=False)
+
+
+async def unread(request: web.Request) -> web.Response:
+    """Mark one notification as unread, or all that match."""
+    return await _mark(request, is_new=True)
+
+
+async def _mark(request: web.Request, *, is_new: bool) -> web.Response:
+    selection = _selection(request)
+    return _answer_found(selection, found=await request.app[STORE].marks.mark(selection, is_new=is_new))
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Delete one notification, or all that match."""
+    selection = _selection(request)
+    return _answer_found(selection, found=await request.app[STORE].marks.delete(selection))
+
+
+def _selection(request: web.Request) -> Selection:
     caller = identify(request)
-    query: schemas.ReadQuery = request.app[READ].load(single_values(request.query))
-    caller.must_act_for(query.user_id)
-    if not await request.app[STORE].mark_read(query) and query.field == "id":
+    selection: Selection = request.app[SELECTION].load(single_values(request.query))
+    caller.must_act_for(selection.user_id)
+    return selection
+
+
+def _answer_found(selection: Selection, *, found: bool) -> web.Response:
+    if not found and selection.field == "id":
         raise NoSuchNotification
     return _answer(SUCCESS)
+
+
+async def preferences(request: web.Request) -> web.Response:
+    """Return which e-mails a user wants."""
+    user_id = _user(request, identify(request))
+    return _preferences(request, await request.app[STORE].preferences.of_user(user_id))
+
+
+async def change_preferences(request: web.Request) -> web.Response:
+    """Set which e-mails a user wants, and return the same."""
+    caller = identify(request)
+    changes, user = load_all((request.app[PREFERENCES], await read_object(request)), _query(request))
+    caller.must_act_for(user["user_id"])
+    return _preferences(request, await request.app[STORE].preferences.change(user["user_id"], changes))
+
+
+def _preferences(request: web.Request, stored: object) -> web.Response:
+    data = {
+        name: {"email": kind.required or wants_email(stored, name), "required": kind.required}
+        for name, kind in request.app[KINDS].items()
+        if kind.email
+    }
+    return _answer(orjson.dumps({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
+
+
+async def erase(request: web.Request) -> web.Response:
+    """Remove what the service holds of a user."""
+    caller = identify(request)
+    caller.must_be_backend()
+    await request.app[STORE].erase(_user(request, caller))
+    return _answer(SUCCESS)
+
+
+async def suppress(request: web.Request) -> web.Response:
+    """Send nothing more to a user's address, or send again."""
+    identify(request).must_be_backend()
+    body = await read_object(request) if request.body_exists else {}
+    asked, user = load_all((SUPPRESSION, body), _query(request))
+    store, is_suppressed = request.app[STORE], False
+    if asked["suppressed"]:
+        is_suppressed = await store.suppress(user["user_id"], asked["address"], asked["code"])
+    else:
+        await store.suppressions.lift(user["user_id"])
+    return _answer(orjson.dumps({"success": True, "data": {"suppressed": is_suppressed}}))
+
+
+def _query(request: web.Request) -> tuple[Schema, Mapping[str, Any]]:
+    """Return the schema and the values of a query that names a user."""
+    return request.app[USER], single_values(request.query)
+
+
+def _user(request: web.Request, caller: Caller) -> str:
+    """Return the user whom a request is about."""
+    (user,) = load_all(_query(request))
+    caller.must_act_for(user["user_id"])
+    return str(user["user_id"])
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
     caller, hub = identify(request), request.app[HUB]
-    user_id = request.app[STREAM].load(single_values(request.query))["user_id"]
-    caller.must_act_for(user_id)
+    user_id = _user(request, caller)
     async with hub.listen(user_id, lambda: request.transport is None) as listener:
         response = web.StreamResponse(headers=sse.HEADERS)
         response.force_close()  # a client that returns should be free to reach another process
@@ -123,7 +207,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 async def kinds(request: web.Request) -> web.Response:
     """Return the kinds of notification, or 304 to a client that has them already."""
-    response = _revalidated(request, request.app[KINDS], "public, max-age=60")
+    response = _revalidated(request, request.app[KINDS_BODY], "public, max-age=60")
     response.headers["Access-Control-Allow-Origin"] = "*"  # for the bell in any page; it is no secret
     return response
 
@@ -158,6 +242,12 @@ ROUTES: Final = (
     web.post("/create", create),
     web.get("/list", list_),
     web.post("/read", read),
+    web.post("/unread", unread),
+    web.post("/delete", delete),
+    web.get("/preferences", preferences),
+    web.post("/preferences", change_preferences),
+    web.post("/erase", erase),
+    web.post("/suppress", suppress),
     web.get("/stream", stream, allow_head=False),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
@@ -166,7 +256,7 @@ ROUTES: Final = (
     web.get("/openapi.json", pages.openapi),
     web.get("/docs", pages.docs),
 )
-FOR_BROWSERS: Final = ("/list", "/read", "/stream")
+FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/preferences", "/stream")
 """What pages of the origins in `CORS_ORIGINS` may call."""
 
 

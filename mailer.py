@@ -21,7 +21,8 @@ from mail.message import WIRE_POLICY, Sender, compose
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
+from mongo.suppression import Suppression
 from settings import Settings
 
 REPLY_TIMEOUT: Final = 600.0
@@ -58,6 +59,9 @@ class Mailer:
             to = envelope_address(address)
         except ValidationError:
             return _unsendable("The e-mail address in the user's document is not valid.")
+        suppression = lease.email.suppression
+        if suppression and suppression.address == to:
+            return _suppressed(suppression)
         ticket = self.breaker.admit()
         if ticket is None:
             return Outcome(verdict=Verdict.CONNECTION, status="not tried", detail=self.breaker.fault)
@@ -208,6 +212,11 @@ def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content, *, ut
         return compose(email, sender, to, content).as_bytes(policy=WIRE_POLICY[utf8])
     except ValueError as exc:
         raise SMTPFault(Verdict.TRANSIENT, f"the message cannot be made: {type(exc).__name__}") from exc
+
+
+def _suppressed(suppression: Suppression) -> Outcome:
+    detail = f"Suppressed: mail to this address was refused for good on {suppression.at:%F} ({suppression.code})."
+    return Outcome(verdict=Verdict.SUPPRESSED, status=suppression.code, detail=detail, stage=Stage.CONNECT)
 
 
 def _unsendable(detail: str) -> Outcome:

@@ -34,7 +34,7 @@ from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
 from ops.workers import supervise
-from schemas import CreateSchema, ListSchema, ReadSchema, StreamSchema
+from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema, UserSchema
 from settings import Settings
 from store import open_store
 
@@ -72,9 +72,10 @@ def create_app(settings: Settings) -> web.Application:
     app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES, kinds, settings.id_type)
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
     app[handlers.LIST] = ListSchema(settings.id_type)
-    app[handlers.READ] = ReadSchema(settings.id_type, kinds)
-    app[handlers.STREAM] = StreamSchema(settings.id_type)
-    app[handlers.KINDS] = handlers.describe_kinds(kinds)
+    app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
+    app[handlers.USER] = UserSchema(settings.id_type)
+    app[handlers.PREFERENCES] = PreferencesSchema(kinds)
+    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))
     if settings.cors_origins:
@@ -89,7 +90,8 @@ def create_app(settings: Settings) -> web.Application:
 def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
     """Let the pages of these origins call what a browser may call."""
     options = aiohttp_cors.ResourceOptions(
-        allow_headers=("Authorization", "If-None-Match", "X-Request-ID"), expose_headers=("ETag", "X-Request-ID")
+        allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
+        expose_headers=("ETag", "X-Request-ID"),
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in list(app.router.routes()):

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, post_load, pre_load, validate, validates_schema
+from marshmallow import (
+    EXCLUDE,
+    INCLUDE,
+    RAISE,
+    Schema,
+    ValidationError,
+    post_load,
+    pre_load,
+    validate,
+    validates_schema,
+)
 from marshmallow import fields as mf
 
 from api.fields import (
@@ -15,9 +25,11 @@ from api.fields import (
     DATA_LIMIT,
     INT64_MAX,
     USERS_LIMIT,
+    AddressField,
     DataField,
     IdField,
     IdsField,
+    JSONBoolean,
     QueryBoolean,
     QueryInteger,
     is_unicode,
@@ -25,6 +37,8 @@ from api.fields import (
 from mongo.creation import Create, CreateMany
 from mongo.document import RECENT_LIMIT
 from mongo.ids import IdType
+from mongo.marks import Selection
+from mongo.preferences import EVERY_KIND
 from ops.kinds import Kinds
 
 PAGE_LIMIT: Final = 1000
@@ -43,15 +57,6 @@ class ListQuery:
     skip: int
     limit: int
     is_new: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadQuery:
-    """A valid `POST /read`: the user's notifications whose `field` has this value, or all without a field."""
-
-    user_id: str
-    field: str | None = None
-    value: str | None = None
 
 
 def _encodable(text: str) -> None:
@@ -187,8 +192,8 @@ class ListSchema(IdSchema):
         return ListQuery(**values)
 
 
-class StreamSchema(IdSchema):
-    """The query of `GET /stream`. Unknown parameters are ignored."""
+class UserSchema(IdSchema):
+    """The query of a request about one user. Unknown parameters are ignored."""
 
     class Meta:
         """Ignore unknown parameters."""
@@ -198,8 +203,8 @@ class StreamSchema(IdSchema):
     user_id = IdField(required=True, metadata=USER_ID)
 
 
-class ReadSchema(IdSchema):
-    """The query of `POST /read`: a user and one of the selectors. Unknown parameters are ignored."""
+class SelectionSchema(IdSchema):
+    """The query of `/read`, `/unread` and `/delete`: a user and one selector. Unknown parameters are ignored."""
 
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         super().__init__(id_type)
@@ -229,12 +234,69 @@ class ReadSchema(IdSchema):
             raise ValidationError({name: [message] for name in given or ["notification_id"]})
 
     @post_load
-    def _make(self, values: dict[str, Any], **_: object) -> ReadQuery:
+    def _make(self, values: dict[str, Any], **_: object) -> Selection:
         user_id = values.pop("user_id")
         ((name, value),) = values.items()
         match name:
             case "all":
-                return ReadQuery(user_id)
+                return Selection(user_id)
             case "notification_id":
-                return ReadQuery(user_id, "id", value)
-        return ReadQuery(user_id, name, value)
+                return Selection(user_id, "id", value)
+        return Selection(user_id, name, value)
+
+
+class PreferencesSchema(Schema):
+    """The body of `POST /preferences`: whether e-mails are wanted, by kind; loaded as `True`, `False` or `None`."""
+
+    class Meta:
+        """The names are those of the kinds."""
+
+        unknown = INCLUDE
+
+    def __init__(self, kinds: Kinds) -> None:
+        super().__init__()
+        self._kinds = {name: kind for name, kind in kinds.items() if kind.email}
+
+    @post_load(pass_original=True)  # which has the order of the request
+    def _make(self, _: object, values: Mapping[str, Any], **__: object) -> Mapping[str, bool | None]:
+        faults = {name: fault for name, value in values.items() if (fault := self._fault(name, value))}
+        if faults:
+            raise ValidationError({name: [fault] for name, fault in islice(faults.items(), UNKNOWN_LIMIT)})
+        return {name: value and value["email"] for name, value in values.items()}
+
+    def _fault(self, name: str, value: object) -> str | None:
+        if name != EVERY_KIND and name not in self._kinds:
+            return f"Must be one of: {', '.join([*self._kinds, EVERY_KIND])}."
+        match value:
+            case None:
+                return None
+            case {"email": None | bool() as wanted, **others} if not others:
+                is_required = name in self._kinds and self._kinds[name].required
+                return "This kind is required: nobody can opt out." if wanted is False and is_required else None
+        return 'Must be {"email": true}, {"email": false}, or null for the default.'
+
+
+class SuppressionSchema(Schema):
+    """The body of `POST /suppress`, which may be left out."""
+
+    class Meta:
+        """Refuse unknown fields."""
+
+        unknown = RAISE
+
+    suppressed = JSONBoolean(
+        load_default=True, metadata={"description": "`false` lifts the suppression: e-mails are sent again."}
+    )
+    address = AddressField(
+        load_default=None,
+        allow_none=True,
+        metadata={
+            "description": "The address that bounced. If it is no longer the user's, nothing is suppressed.",
+            "format": "email",
+        },
+    )
+    code = mf.String(
+        load_default="reported",
+        validate=validate.Regexp(r"^[ -~]{1,100}$", error="Not 1 to 100 printable ASCII characters."),
+        metadata={"description": "Why, for operators: an enhanced status code such as `5.1.1`."},
+    )

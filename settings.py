@@ -134,6 +134,11 @@ class Settings:
         30.0,
         validate=validate.Range(1, 3600),
     )
+    dead_mail_days: float | None = _setting(
+        "days after which a dead letter is deleted; default: it stays",
+        "float",
+        validate=validate.Range(min=0, min_inclusive=False, max=10_000),
+    )
     api_keys: Sequence[str] = _setting(
         "comma-separated keys, one of which a backend sends as Authorization: Bearer KEY; without any, the API is open",
         "list",

@@ -1,16 +1,18 @@
-"""What a request does in MongoDB: create, list and mark, each one atomic operation on the user's own document."""
+"""What a request does in MongoDB: create and list here, the rest in a room each; one atomic operation on a document."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import pymongo
+from marshmallow import ValidationError
 from pymongo.errors import DuplicateKeyError
 
+from mail.address import envelope_address
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
@@ -24,11 +26,11 @@ from mongo.document import (
     JSONObject,
     Shape,
     foreign_field,
-    has,
     inbox,
     marked,
-    only_ours,
+    value_at,
 )
+from mongo.erasure import erase
 from mongo.errors import (
     PING_DEADLINE,
     Changed,
@@ -42,9 +44,12 @@ from mongo.errors import (
 )
 from mongo.fan_out import FanOut
 from mongo.ids import named
+from mongo.marks import Marks
 from mongo.outbox import Outbox
+from mongo.preferences import Preferences
+from mongo.suppression import Bounce, Suppressions
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
-from schemas import ListQuery, ReadQuery
+from schemas import ListQuery
 from settings import Settings, UnknownUsers
 
 SHARED_LIMITS: Final = (0, 10, 50)
@@ -82,7 +87,7 @@ async def open_store(settings: Settings, deadline: float | None = None) -> Async
     async with connected(settings.db_uri) as database:
         store = Store(database, settings)
         await store.reach(deadline)
-        await store.outbox.create_index()
+        await store.create_indexes(settings.dead_mail_days)
         async with store.clock.running():
             yield store
 
@@ -93,19 +98,20 @@ class Store:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.users = database[settings.users_collection]
         self.outbox = Outbox(self.users, Shape(settings.id_type, settings.email_field, settings.language_field))
+        self.suppressions = Suppressions(self.users, settings.id_type)
         self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
         self.clock = Clock(database)
         self.changes = Changes(self.users, self.clock, settings.id_type, settings.notifications_limit)
         self.database = database
+        profile, creates = {settings.email_field: settings.email}, settings.unknown_users is UnknownUsers.CREATE
         self._creator = Creator(
-            id_type=settings.id_type,
-            limit=settings.notifications_limit,
-            profile={settings.email_field: settings.email},
-            creates_users=settings.unknown_users is UnknownUsers.CREATE,
+            id_type=settings.id_type, limit=settings.notifications_limit, profile=profile, creates_users=creates
         )
+        self.preferences = Preferences(self.users, settings.id_type, profile if creates else None)
         self._limit = settings.notifications_limit
         self._id_type = settings.id_type
         self._writes = Writes(self.users)
+        self.marks = Marks(self.users, self._writes, settings.id_type, settings.notifications_limit)
         self._fan_out = FanOut(self.users, self._writes, self._create_alone)
         self._lists: Batcher[ListQuery, Page] = Batcher(
             self._fetch,
@@ -115,6 +121,12 @@ class Store:
             queue_limit=QUEUE_LIMIT,
             kind=_kind_of_list,
         )
+
+    async def create_indexes(self, dead_mail_days: float | None) -> None:
+        """Create the indexes that are missing. Raises a `StoreError`."""
+        await self.outbox.create_index()
+        await self.suppressions.create_index()
+        await self.dead_mail.create_indexes(dead_mail_days)
 
     async def create(self, new: Create) -> Created:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
@@ -218,29 +230,27 @@ class Store:
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
-    async def mark_read(self, query: ReadQuery) -> bool:
-        """Mark the matching notifications as read; return whether the user has any.
+    async def erase(self, user_id: str) -> None:
+        """Remove what the service holds of a user. Raises `EmailUnderWay`, `Conflict` or `Unavailable`."""
+        await erase(self.outbox, self.dead_mail, user_id)
 
-        Raises `Conflict` or `Unavailable`.
+    async def suppress(self, user_id: str, address: str | None, code: str) -> bool:
+        """Send nothing more to the user's address; return `False` if the user has none, or another than `address`.
+
+        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
         """
-        matching: JSONObject = {query.field: query.value} if query.field else {"id": {"$exists": True}}
-        user, ours = {"_id": self._id_type.to_bson(query.user_id)}, [*only_ours("notifications")]
-        if query.field == "id" and query.value:  # one that is no longer in the inbox does not exist
-            ours.append({"$expr": has(self._limit, query.value)})
-        mark = Write(
-            {**user, "notifications": {"$elemMatch": matching}, "$and": ours},
-            {"$set": {"notifications.$[matching].is_new": False}},
-            array_filters=[_array_filter("matching", matching)],
-        )
-        write = self._writes.attempts()
-
-        async def attempt() -> bool:
-            found = await write(mark)
-            if not found and await foreign_field(self.users, user, ["notifications"]):
-                raise Conflict(f"the field `notifications` of {named(query.user_id)}, which is not the service's")
-            return found
-
-        return await persist(attempt)
+        shape, id_ = self.outbox.shape, {"_id": self._id_type.to_bson(user_id)}
+        user = await persist(lambda: self.users.find_one(id_, shape.projection(), collation=SIMPLE))
+        if user is None:
+            raise UnknownUser
+        try:
+            current = envelope_address(value_at(user, shape.email_field))
+        except ValidationError:
+            return False
+        if address not in {None, current}:
+            return False
+        await self.suppressions.suppress(user_id, Bounce(current, code))
+        return True
 
     async def reach(self, deadline: float | None = None) -> None:
         """Connect. Raises `Unavailable`, which says why it cannot."""
@@ -256,10 +266,6 @@ class Store:
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
         await persist(lambda: self.database.command("ping"), PING_DEADLINE)
-
-
-def _array_filter(identifier: str, condition: JSONObject) -> Mapping[str, Any]:
-    return {f"{identifier}.{name}": value for name, value in condition.items()}
 
 
 def _kind_of_list(query: ListQuery) -> tuple[bool | None, int]:

@@ -95,6 +95,21 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
             "url",
             "labels",
         ),
+        "UserPreferences": _object(
+            {
+                "success": {"const": True},
+                "data": {"type": "object", "additionalProperties": ref("UserPreference")},
+            }
+        ),
+        "UserPreference": _object(
+            {
+                "email": {"type": "boolean", "description": "Whether e-mails of this kind are sent."},
+                "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
+            }
+        ),
+        "Suppressed": _object(
+            {"success": {"const": True}, "data": _object({"suppressed": {"type": "boolean"}})},
+        ),
         "Success": _object({"success": {"const": True}}),
         "Created": _object(
             {

@@ -11,6 +11,7 @@ import orjson
 from marshmallow import ValidationError
 from marshmallow import fields as mf
 
+from mail.address import envelope_address
 from mongo.document import JSONObject
 from mongo.ids import IdType
 
@@ -64,6 +65,22 @@ class QueryBoolean(mf.Boolean):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(truthy={"true"}, falsy={"false"}, **kwargs)
+
+
+class JSONBoolean(mf.Boolean):
+    """`true` or `false` of JSON. marshmallow would also accept `1`, `"yes"` and many others."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class AddressField(mf.String):
+    """An e-mail address, normalised."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        return envelope_address(super()._deserialize(value, attr, data, **kwargs))
 
 
 class DataField(mf.Field[JSONObject]):

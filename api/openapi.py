@@ -28,11 +28,14 @@ from api.components import (
     ref,
 )
 from api.fields import DataField, IdField
-from api.operations import TAGS, Answer, Operation, operations
-from api.problems import BY_EXCEPTION, MEDIA_TYPE, Incomplete, NotYetComplete, Problem, problem_of
+from api.operation import Answer, Operation
+from api.operations import TAGS, operations
+from api.problem import MEDIA_TYPE, Problem
+from api.problems import BY_EXCEPTION, Incomplete, NotYetComplete, problem_of
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
 from mongo.ids import IdType
+from mongo.preferences import EVERY_KIND
 from ops.kinds import Kinds
 
 DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
@@ -52,6 +55,14 @@ INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
 ONE, MANY = {"required": ["user_id"]}, {"required": ["user_ids"]}
 ONE_OR_MANY: Final[JSONObject] = {"if": MANY, "then": {"not": ONE}, "else": ONE}
 """A body has one of the two. Of a `oneOf`, client generators would make two types."""
+
+
+PREFERENCE: Final = {
+    "type": ["object", "null"],
+    "required": ["email"],
+    "properties": {"email": {"type": ["boolean", "null"]}},
+    "additionalProperties": False,
+}
 
 
 def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
@@ -75,7 +86,10 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
         operation["operationId"] = route.handler.__name__.strip("_")
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
-    document["components"]["schemas"]["Create"] |= ONE_OR_MANY
+    schemas = document["components"]["schemas"]
+    schemas["Create"] |= ONE_OR_MANY
+    names = [EVERY_KIND, *(kind.name for kind in kinds.values() if kind.email)]
+    schemas["Preferences"] |= {"propertyNames": {"enum": names}, "additionalProperties": PREFERENCE}
     _fill_in_examples(document)
     return document
 
@@ -118,7 +132,7 @@ def _operation(operation: Operation) -> JSONObject:
     }
     if operation.body:
         content = {"application/json": {"schema": operation.body, "examples": _examples(operation.examples)}}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": operation.needs_body, "content": content}
     return {name: value for name, value in described.items() if value}
 
 
@@ -170,5 +184,7 @@ def _example(problem: Problem, operation: Operation) -> JSONObject:
 
 def _validation_error(operation: Operation) -> ValidationError:
     """Return what an invalid request really raises."""
-    schema = next(filter(None, (operation.body, operation.query)))
-    return ValidationError(schema.validate(INVALID_REQUEST))
+    errors: JSONObject = {}
+    for schema in filter(None, (operation.body, operation.query)):
+        errors |= schema.validate(INVALID_REQUEST)
+    return ValidationError(errors)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from aiohttp import web
-from marshmallow import Schema, ValidationError
+from marshmallow import ValidationError
 
 import schemas
-from api import auth, body, stream
+from api import body, stream
 from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
+from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WRONG_METHOD, Answer, Operation
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from api.sse import KEEP_ALIVE
+from api.user_operations import user_operations
 from mongo import changes, errors
 from mongo.document import JSONObject
 from mongo.ids import IdType
@@ -21,57 +21,11 @@ from ops.kinds import Kinds
 
 TAGS: Final = {
     "Notifications": "Create, list and mark notifications.",
+    "Users": "What users decide, and what is known of their addresses.",
     "Streams": "Follow a user's notifications live.",
     "Operation": "Probes and metrics.",
     "Documentation": "The API itself.",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A success. Without a schema it has no body."""
-
-    description: str
-    schema: JSONObject | None = None
-    media_type: str = "application/json"
-    examples: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, JSONObject] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """A route as its callers see it.
-
-    `callers` are the security schemes that it accepts once API keys are set; without any, it is open to everyone.
-    `problems` are the exceptions that it may answer with.
-    """
-
-    tag: str
-    summary: str
-    description: str = ""
-    callers: tuple[str, ...] = ()
-    query: Schema | None = None
-    headers: type[Schema] | None = None
-    body: Schema | None = None
-    examples: Mapping[str, JSONObject] = field(default_factory=dict)
-    answers: Mapping[int, Answer]
-    problems: tuple[type[Exception], ...]
-
-
-WRONG_METHOD: Final = (web.HTTPMethodNotAllowed,)
-UNKNOWN_CALLER: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser)
-NOT_A_BACKEND: Final = (*UNKNOWN_CALLER, auth.BackendOnly, auth.ForeignPage)
-NOT_THE_USER: Final = (*UNKNOWN_CALLER, auth.OtherUser, auth.ForeignPage)
-BAD_BODY: Final = (
-    body.Compressed,
-    body.WrongCharset,
-    body.NotUTF8,
-    body.NotJSON,
-    body.NotAnObject,
-    body.BodyTooSlow,
-    web.HTTPRequestEntityTooLarge,
-)
-UNCONFIRMED: Final = (errors.Unavailable, errors.Busy)
 
 
 def _bodies(kinds: Kinds) -> Mapping[str, JSONObject]:
@@ -83,6 +37,27 @@ def _bodies(kinds: Kinds) -> Mapping[str, JSONObject]:
         "required fields": {"user_id": USER, "key": emailed},
         "all fields": {name: NOTIFICATION[name] for name in fields} | {"key": kept},
     }
+
+
+def _marking(summary: str, done: str, kinds: Kinds, id_type: IdType) -> Operation:
+    """Describe an operation on the notifications that its query selects."""
+    return Operation(
+        tag="Notifications",
+        summary=summary,
+        description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Asking twice is not "
+        "an error.",
+        callers=("key", "token"),
+        query=schemas.SelectionSchema(id_type, kinds),
+        answers={200: Answer(description=done, schema=ref("Success"), examples={"done": SUCCESS})},
+        problems=(
+            *WRONG_METHOD,
+            *NOT_THE_USER,
+            NoSuchNotification,
+            ValidationError,
+            errors.Conflict,
+            *UNCONFIRMED,
+        ),
+    )
 
 
 def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
@@ -152,23 +127,10 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             },
             problems=(*WRONG_METHOD, *NOT_THE_USER, ValidationError, *UNCONFIRMED),
         ),
-        "POST /read": Operation(
-            tag="Notifications",
-            summary="Mark notifications as read",
-            description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Marking a "
-            "notification twice is not an error.",
-            callers=("key", "token"),
-            query=schemas.ReadSchema(id_type, kinds),
-            answers={200: Answer(description="They are read.", schema=ref("Success"), examples={"read": SUCCESS})},
-            problems=(
-                *WRONG_METHOD,
-                *NOT_THE_USER,
-                NoSuchNotification,
-                ValidationError,
-                errors.Conflict,
-                *UNCONFIRMED,
-            ),
-        ),
+        "POST /read": _marking("Mark notifications as read", "They are read.", kinds, id_type),
+        "POST /unread": _marking("Mark notifications as unread", "They are unread.", kinds, id_type),
+        "POST /delete": _marking("Delete notifications", "They are deleted, for good.", kinds, id_type),
+        **user_operations(kinds, id_type),
         "GET /stream": Operation(
             tag="Streams",
             summary="Follow a user's notifications",
@@ -177,7 +139,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without one. The stream ends "
             "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
             callers=("key", "token"),
-            query=schemas.StreamSchema(id_type),
+            query=schemas.UserSchema(id_type),
             answers={
                 200: Answer(
                     description="A stream of events.",

@@ -1,4 +1,4 @@
-"""The one table of errors: how each exception is answered, as a problem of RFC 9457 with the envelope of a success.
+"""The one table of errors: how each exception is answered.
 
 The middleware answers from it; the OpenAPI document and the table in `docs/api.md` are made from it.
 """
@@ -6,20 +6,16 @@ The middleware answers from it; the OpenAPI document and the table in `docs/api.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from http import HTTPStatus
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 from aiohttp import web
 from marshmallow import ValidationError
 
 from api import auth, body, hub, stream
+from api.problem import MEDIA_TYPE, Problem
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
-
-MEDIA_TYPE: Final = "application/problem+json"
-TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""The names of RFC 9110, where Python 3.11 still has those of its predecessor."""
 
 
 class NoSuchNotification(Exception):
@@ -45,49 +41,6 @@ def incomplete(failures: Mapping[int, errors.StoreError]) -> Incomplete:
 
 class ForeignHost(Exception):
     """A local run was called by another host name than its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """How an exception is answered.
-
-    `{}` in `detail` stands for the exception's own message, of which `example` is one. `advice` tells the reader of
-    the documentation what to do, where the detail does not. `retry_after` is in seconds.
-    """
-
-    exception: type[Exception]
-    status: int
-    detail: str
-    advice: str = ""
-    example: str = ""
-    errors: Mapping[str, Any] | None = None
-    retry_after: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The exception's name, without aiohttp's prefix."""
-        return self.exception.__name__.removeprefix("HTTP")
-
-    @property
-    def meaning(self) -> str:
-        """The detail as the documentation shows it."""
-        return self.detail.replace("{}.", "…")
-
-    @property
-    def title(self) -> str:
-        """The status in words."""
-        return TITLES.get(self.status) or HTTPStatus(self.status).phrase
-
-    def document(self) -> dict[str, Any]:
-        """Return the body of the answer."""
-        document = {
-            "success": False,
-            "type": "about:blank",
-            "title": self.title,
-            "status": self.status,
-            "detail": self.detail,
-        }
-        return document if self.errors is None else document | {"errors": self.errors}
 
 
 RETRY: Final = (
@@ -152,7 +105,7 @@ PROBLEMS: Final = (
         exception=errors.UnknownUser,
         status=404,
         detail="The user has no document.",
-        advice="With `UNKNOWN_USERS=refuse` the service creates no users.",
+        advice="With `UNKNOWN_USERS=refuse` the service creates no users; `/suppress` never does.",
     ),
     Problem(exception=NoSuchNotification, status=404, detail="The user has no such notification."),
     Problem(
@@ -199,7 +152,7 @@ PROBLEMS: Final = (
     Problem(
         exception=errors.TooLarge,
         status=413,
-        detail="The user's document has no room for this notification.",
+        detail="The user's document has no room for this.",
         advice="MongoDB's limit for a document is 16 MiB.",
     ),
     Problem(
@@ -222,6 +175,13 @@ PROBLEMS: Final = (
         detail=f"The user is owed {OUTBOX_LIMIT} e-mails that could not be delivered yet.",
         advice=RETRY,
         retry_after=60,
+    ),
+    Problem(
+        exception=errors.EmailUnderWay,
+        status=503,
+        detail="An e-mail to the user is being sent.",
+        advice="Its lease ends within `MAIL_LEASE_SECONDS` of the attempt.",
+        retry_after=5,
     ),
     # --- streams
     Problem(

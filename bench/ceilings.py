@@ -37,9 +37,10 @@ from bench.mail import EMAIL, distant, reconnect, sink
 from mongo.creation import Create, Creator
 from mongo.document import optional_fields
 from mongo.ids import IdType
-from mongo.outbox import HAS_ROOM, new_element
+from mongo.marks import Selection
+from mongo.owed import HAS_ROOM, new_element
 from ops.kinds import SPECIFIED
-from schemas import CreateSchema, ListQuery, ListSchema, ReadQuery, ReadSchema
+from schemas import CreateSchema, ListQuery, ListSchema, SelectionSchema
 
 SAFE: Final = WriteConcern(w="majority", j=True)
 THREADS: Final = 4
@@ -80,7 +81,7 @@ def projection(query: ListQuery) -> JSON:
     return {"_id": 0, "elements": {"$size": "$notifications"}, "new": {"$size": unread}, "list": page}
 
 
-def marking(query: ReadQuery) -> tuple[JSON, JSON]:
+def marking(query: Selection) -> tuple[JSON, JSON]:
     """Return the filter and the update that mark one notification as read."""
     filter_ = {"_id": ObjectId(query.user_id), "notifications.id": query.value}
     return filter_, {"$set": {"notifications.$.is_new": False}}
@@ -137,7 +138,7 @@ async def null_read(request: web.Request) -> web.Response:
 
 CREATE: Final = CreateSchema(IdType.OBJECTID, SPECIFIED)
 LIST: Final = ListSchema(IdType.OBJECTID)
-READ: Final = ReadSchema(IdType.OBJECTID, SPECIFIED)
+READ: Final = SelectionSchema(IdType.OBJECTID, SPECIFIED)
 ITEM: Final = {"id": "0" * 24, "timestamp": 1698138241, "is_new": True, "user_id": "0" * 24, "key": "new_post"}
 PAGE: Final = {"elements": 25, "new": 25, "list": [{**ITEM, "target_id": "0" * 24, "data": {"post": "Hello"}}] * 10}
 
@@ -201,7 +202,7 @@ def _list(users: Collection, ids: Sequence[str], _: int) -> None:
 
 
 def _read(users: Collection, ids: Sequence[str], notifications: int) -> None:
-    queries = [ReadQuery(id_, "id", f"{random.randrange(notifications):024x}") for id_ in ids]
+    queries = [Selection(id_, "id", f"{random.randrange(notifications):024x}") for id_ in ids]
     users.bulk_write([UpdateOne(*marking(query)) for query in queries], ordered=False)
 
 

@@ -14,7 +14,7 @@ from aiosmtplib import SMTP
 from config.environment import load_settings
 from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 from settings import Settings
 from store import open_store
 

@@ -27,7 +27,7 @@ from bench.load import DATA, TARGET, USER, LoadError, Server, Workload, family, 
 from bench.mail import EMAIL
 from bench.report import Report, machine
 from bench.size import FULL, Size
-from mongo.outbox import new_element
+from mongo.owed import new_element
 from tests.client import ROOT
 from tests.processes import Service
 from tests.servers import Mongod, free_port, initiate

@@ -24,7 +24,7 @@ from mail.replies import SMTPFault
 from mail.templates import Content
 from mail.verdicts import Verdict
 from mailer import Mailer
-from mongo.outbox import NO_TOKEN, OwedEmail
+from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings
 
 DAY: Final = 86_400

@@ -10,7 +10,7 @@ from typing import Final
 
 from cli.output import fail, say
 from mongo.errors import Conflict, OutboxFull
-from mongo.outbox import NO_TOKEN
+from mongo.owed import NO_TOKEN
 from store import Store
 
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
@@ -33,8 +33,9 @@ def since(text: str) -> datetime:
 
 
 async def list_emails(store: Store, user_id: str) -> int:
-    """Print the e-mails that a user is owed, and the user's dead letters."""
+    """Print the e-mails that a user is owed, the user's dead letters, and whether the address is suppressed."""
     owed, dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
+    suppression = await store.suppressions.of_user(user_id)
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
         row = f"{email['id']}  {email['key']:12}  {email['tries']} tries, {state} {email['next_at']:%F %T} UTC"
@@ -42,6 +43,11 @@ async def list_emails(store: Store, user_id: str) -> int:
     for letter in dead:
         row = f"{letter['_id']}  {letter['key']:12}  {letter['tries']} tries, died {letter['died_at']:%F %H:%M} UTC"
         say(f"{row}  request {letter.get('request_id') or '-'}  {letter['error']}")
+    if suppression:
+        say(
+            f"Suppressed: {suppression.address} was refused for good on {suppression.at:%F %H:%M} UTC "
+            f"({suppression.code}). It gets no e-mail until `retry` or POST /suppress lifts that."
+        )
     if not (owed or dead):
         say("The user is owed no e-mail and has no dead letter.")
     return 0

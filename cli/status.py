@@ -46,6 +46,7 @@ async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
         "errors": [asdict(reason) for reason in await overview.errors_of_owed(store.users)],
         "dead_letters": await store.dead_mail.count(),
         "dead": [asdict(reason) for reason in await overview.errors_of_dead(store.dead_mail.letters)],
+        "suppressed_users": await store.suppressions.count(),
         "foreign_documents": await _count_foreign(store),
         "service": await _ask_service(settings),
         "kinds": {name: {"in_app": kind.in_app, "email": kind.email} for name, kind in settings.kinds.items()},
@@ -79,7 +80,7 @@ async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
 
 
 def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str, str]]:
-    age, service = status["oldest_seconds"], status["service"]
+    age, service, suppressed = status["oldest_seconds"], status["service"], status["suppressed_users"]
     owed = f"{status['owed']}: {status['due']} due now, {status['leased']} being sent" if status["owed"] else "none"
     lines = [
         ("E-mails owed", owed),
@@ -92,6 +93,7 @@ def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str,
             f"{service['sent_last_hour']:.0f}, by the service on port {settings.port}" if service else "?",
         ),
         ("Dead letters", f"{status['dead_letters']}: {_counted(status['dead'])}" if status["dead"] else "none"),
+        ("Suppressed", f"addresses of {suppressed} users; `mail` shows whose" if suppressed else "none"),
         ("Kinds", ", ".join(f"{name} ({_channels(kind)})" for name, kind in status["kinds"].items())),
         ("Streams", "possible" if status["streams"] else "not possible: MongoDB is a standalone server"),
     ]

@@ -18,7 +18,8 @@ sys.path.insert(0, str(FOLDER.parent))
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
 from api.components import INVALID_REQUEST  # noqa: E402
-from api.operations import Operation, operations  # noqa: E402
+from api.operation import Operation  # noqa: E402
+from api.operations import operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from mongo.ids import IdType  # noqa: E402
 from ops.kinds import SPECIFIED  # noqa: E402

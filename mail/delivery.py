@@ -25,7 +25,7 @@ from mail.verdicts import Stage, Verdict
 from mailer import Mailer
 from mongo.errors import StoreError, Unavailable
 from mongo.ids import named
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
 from store import Store
@@ -78,7 +78,8 @@ class Delivery:
         self._outbox = store.outbox
         self._mailer = mailer
         self._settlements = Settlements(store, settings, metrics)
-        self._templates = Templates(settings.templates_dir, settings.kinds)
+        self._kinds = settings.kinds
+        self._templates = Templates(settings.templates_dir, self._kinds)
         self._metrics = metrics
         self._lease_seconds = settings.mail_lease_seconds
         self._owed = owed
@@ -214,7 +215,24 @@ class Delivery:
             if not lease.held:  # this process was frozen, or MongoDB was
                 return None
             lease.on_wait = slot.give_up
+            # Here, as the user may have opted out while the e-mail waited for its turn.
+            wanted = await self._is_wanted(email)
+            if wanted is None:
+                return None
+            if not wanted:
+                return Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
             return await self._mailer.send(lease, self._content(email))
+
+    async def _is_wanted(self, email: OwedEmail) -> bool | None:
+        """Return whether the user wants the e-mail; `None` if the lease was lost, or MongoDB does not answer."""
+        kind = self._kinds.get(email.key)
+        if kind and kind.required:
+            return True
+        try:
+            return await self._outbox.is_wanted(email)
+        except StoreError as exc:
+            log.warning("e-mail %s: its user's preferences cannot be read: %s", email.id, exc)
+            return None
 
     def _content(self, email: OwedEmail) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""

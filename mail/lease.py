@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 
 
 @dataclass(eq=False, slots=True)

@@ -16,7 +16,7 @@ from email.utils import formataddr
 from typing import Any, Final
 
 from mail.templates import Content
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 
 LINE_LENGTH: Final = 76
 """Characters of a line that has encoded words (RFC 2047, section 2). Others may have 78 (RFC 5322, section 2.1.1)."""

@@ -8,10 +8,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from mail.address import envelope_address
 from mail.replies import Outcome
+from mail.suppression import bounce_code
 from mail.verdicts import AFTER, Verdict
 from mongo.errors import Unavailable
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
+from mongo.suppression import Bounce
 from ops.metrics import Metrics
 from settings import Settings
 from store import Store
@@ -27,8 +30,9 @@ ALARMS: Final = {
 RESULTS: Final = {
     "sent": (Verdict.SENT,),
     "retried": (Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
-    "dead": (Verdict.PERMANENT, Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
+    "dead": (Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
     "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION),
+    "muted": (Verdict.MUTED,),
 }
 """What becomes of an e-mail after an attempt, and by which verdicts."""
 COPIES: Final = 3
@@ -67,17 +71,19 @@ class Settlements:
                 return
 
     def _settlement(self, email: OwedEmail, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
-        """Return the result for the e-mail (sent, retried, dead or waiting), and the function that settles it."""
+        """Return the result for the e-mail, one of `RESULTS`, and the function that settles it."""
         outbox, tries, copies = self._outbox, email.tries + 1, email.copies
         error, spread = outcome.detail, random.uniform(*SPREAD)
         if outcome.verdict is Verdict.AMBIGUOUS:
             copies += 1
         delay = self._delay(email.tries)
         match outcome.verdict:
-            case Verdict.SENT:
-                return "sent", lambda: outbox.remove(email)
-            case Verdict.PERMANENT:
-                return "dead", lambda: self._bury(email, tries, error)
+            case Verdict.SENT | Verdict.MUTED:
+                return outcome.verdict.value, lambda: outbox.remove(email)
+            case Verdict.PERMANENT | Verdict.SUPPRESSED:
+                if outcome.verdict is Verdict.SUPPRESSED:
+                    tries = email.tries  # this was no attempt
+                return "dead", lambda: self._bury(email, tries, error, _bounce(email, outcome))
             case Verdict.CONNECTION | Verdict.CONFIGURATION:
                 # A refusal after MAIL may be for the sake of this e-mail, which must not be the next probe again.
                 wait = self._delay(0) * spread if outcome.stage in AFTER else 0.0
@@ -92,8 +98,8 @@ class Settlements:
             )
         return "retried", lambda: outbox.retry(email, delay * spread, error, tries=tries, copies=copies)
 
-    def _bury(self, email: OwedEmail, tries: int, error: str) -> Awaitable[bool]:
-        return self._dead_mail.bury(email, email.tries if email.dead else tries, error)
+    def _bury(self, email: OwedEmail, tries: int, error: str, bounce: Bounce | None = None) -> Awaitable[bool]:
+        return self._dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
 
     def _delay(self, tries: int) -> float:
         """Return the seconds from the attempt after `tries` others to the next one (RFC 5321, section 4.5.4.1)."""
@@ -117,7 +123,7 @@ class Settlements:
         if outcome.verdict is Verdict.CONFIGURATION:
             return
         log.log(
-            logging.INFO if outcome.verdict is Verdict.SENT else logging.WARNING,
+            logging.INFO if outcome.verdict in {Verdict.SENT, Verdict.MUTED} else logging.WARNING,
             "e-mail %s %s: %s, %s (%s)%s",
             *(email.id, email.key, result, outcome.verdict.value, outcome.status),
             "" if held else "; the lease was lost, or it was settled before",
@@ -128,6 +134,11 @@ class Settlements:
                 "request_id": email.request_id,
             },
         )
+
+
+def _bounce(email: OwedEmail, outcome: Outcome) -> Bounce | None:
+    code = bounce_code(outcome)
+    return Bounce(envelope_address(email.address), code) if code else None
 
 
 def _probably(copies: int, error: str) -> str:

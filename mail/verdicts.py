@@ -37,6 +37,10 @@ class Verdict(enum.Enum):
     """The server cannot be worked with now. This says nothing about the e-mail."""
     CONFIGURATION = "configuration"
     """The server refuses us, our sender or our account. This says nothing about the e-mail."""
+    SUPPRESSED = "suppressed"
+    """Not sent, as mail to the address was refused for good before."""
+    MUTED = "muted"
+    """Not sent, as the user has opted out."""
 
 
 class Row(NamedTuple):

@@ -24,7 +24,7 @@ from mongo.document import (
 )
 from mongo.errors import KeyReused, OutboxFull
 from mongo.ids import IdType
-from mongo.outbox import HAS_ROOM, new_element
+from mongo.owed import HAS_ROOM, new_element
 from mongo.writes import Write
 
 
@@ -99,7 +99,10 @@ class Creation:
         Return `False` if an earlier attempt took effect, `True` if an earlier request had the key, and else `None`.
         Raises `KeyReused`.
         """
-        if any(item.get("id") == self.id for name in ("notifications", "outbox") for item in elements(user, name)):
+        deleted = user.get("deleted_notifications")
+        if any(item.get("id") == self.id for name in ("notifications", "outbox") for item in elements(user, name)) or (
+            isinstance(deleted, list) and self.id in deleted
+        ):
             return False
         for item in elements(user, "recent"):
             if self.key and item.get("k") == self.key and isinstance(item.get("h"), str):
@@ -150,6 +153,7 @@ class Creator:
         ours = [condition for field in fields for condition in only_ours(field)]
         if new.kind.in_app:
             fields.append("notifications")
+            conditions["deleted_notifications"] = {"$ne": id_}
             ours += only_ours_without(id_)
             notification: JSONObject = {
                 "id": id_,

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from bson import ObjectId
+from pymongo.errors import OperationFailure
 
 from mongo.connection import Collection
 from mongo.document import (
@@ -19,10 +20,17 @@ from mongo.document import (
     optional_fields,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, persist
-from mongo.outbox import HAS_ROOM, Outbox, OwedEmail, new_element
+from mongo.errors import PING_DEADLINE, Changed, Conflict, OutboxFull, TooLarge, UnknownError, persist
+from mongo.outbox import Outbox
+from mongo.owed import HAS_ROOM, OwedEmail, new_element
+from mongo.suppression import FIELD as SUPPRESSION
+from mongo.suppression import Bounce
 
 OLDEST_FIRST: Final = "died_at"
+BY_AGE: Final = "died_at_1"
+"""The index by age."""
+INDEX_CHANGED: Final = (27, 85, 86)
+"""IndexNotFound, IndexOptionsConflict and IndexKeySpecsConflict: another process changes the index, too."""
 DISCARDED_AT_ONCE: Final = 1000
 LONG_DEADLINE: Final = 60.0
 """Seconds for an operator's question about all of them."""
@@ -37,15 +45,39 @@ class DeadMail:
         self._outbox = outbox
         self.letters = letters
 
-    async def bury(self, email: OwedEmail, tries: int, error: str | None) -> bool:
+    async def create_indexes(self, days: float | None) -> None:
+        """Create the indexes of its queries. One lets MongoDB delete a letter after so many days, unless `None`.
+
+        Replicas may do so at the same time. Raises a `StoreError`.
+        """
+        seconds = None if days is None else round(days * 86_400)
+        options: JSONObject = {} if seconds is None else {"expireAfterSeconds": seconds}
+
+        async def attempt() -> None:
+            index = (await self.letters.index_information()).get(BY_AGE)
+            try:
+                if index and index.get("expireAfterSeconds") != seconds:
+                    await self.letters.drop_index(BY_AGE)
+                await self.letters.create_index(OLDEST_FIRST, name=BY_AGE, collation=SIMPLE, **options)
+            except OperationFailure as exc:
+                if exc.code in INDEX_CHANGED:
+                    raise Changed from exc
+                raise
+
+        await persist(attempt)
+        await persist(lambda: self.letters.create_index("user_id", collation=SIMPLE))
+
+    async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
+
+        After a bounce, nothing more is sent to its address.
 
         There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, its letter is
         written, the e-mail is removed. Whoever claims an e-mail that is marked buries it again, to the same effect.
 
         Raises `Unavailable`.
         """
-        if not await self._outbox.mark_dead(email, tries, error):
+        if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
         letter = {
             "user_id": email.user_id,
@@ -58,15 +90,22 @@ class DeadMail:
             **optional_fields(email.fields()),
         }
         try:
-            await self._write(email.id, letter)
+            is_new = await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
-            await self._write(email.id, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
-        await self._outbox.remove(email)
+            is_new = await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
+        if not await self._outbox.remove(email) and is_new:
+            # The lease was lost. Either the next holder has written to the same letter, which then has another token;
+            # or the user was erased meanwhile, and must leave none.
+            await persist(lambda: self.letters.delete_one({"_id": email.id, "token": email.token}))
         return True
 
-    async def _write(self, id_: str, letter: JSONObject) -> None:
-        update = {"$setOnInsert": letter, "$currentDate": {"died_at": True}}
-        await persist(lambda: self.letters.update_one({"_id": id_}, update, upsert=True, collation=SIMPLE))
+    async def _write(self, email: OwedEmail, letter: JSONObject) -> bool:
+        """Write a letter; return whether it is known to be new."""
+        update = {"$setOnInsert": letter, "$set": {"token": email.token}, "$currentDate": {"died_at": True}}
+        result = await persist(
+            lambda: self.letters.update_one({"_id": email.id}, update, upsert=True, collation=SIMPLE)
+        )
+        return result.upserted_id is not None
 
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
@@ -88,19 +127,24 @@ class DeadMail:
             await persist(lambda chosen=chosen: self.letters.delete_many(chosen, collation=SIMPLE))  # type: ignore[misc]
         return len(letters)
 
+    async def discard_of_user(self, user_id: str) -> None:
+        """Delete a user's dead letters. Raises `Unavailable`."""
+        await persist(lambda: self.letters.delete_many({"user_id": user_id}, collation=SIMPLE))
+
     async def count(self) -> int:
         """Return about how many there are, without counting them. Raises `Unavailable`."""
         return await persist(self.letters.estimated_document_count, PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
         """Return a user's dead letters, oldest first. Raises `Unavailable`."""
-        found = self.letters.find({"user_id": user_id}).sort(OLDEST_FIRST)
+        found = self.letters.find({"user_id": user_id}, collation=SIMPLE).sort(OLDEST_FIRST)
         return await persist(lambda: found.clone().to_list(None))
 
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
 
-        So is one whose id is not of the type that ids have now.
+        So is one whose id is not of the type that ids have now, and one who was erased meanwhile. The user's address
+        is no longer suppressed.
 
         Raises `OutboxFull`, `Conflict` or `Unavailable`.
         """
@@ -109,15 +153,18 @@ class DeadMail:
         if user_id is None:
             return False
         id_, user, once = letter["_id"], {"_id": self._outbox.shape.id_type.to_bson(user_id)}, str(ObjectId())
+        if not await persist(lambda: self.letters.find_one({"_id": id_}, {"_id": 1}, collation=SIMPLE)):
+            return False
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}
-        fields = ("outbox", "mail_due", "recent")
+        fields = ("outbox", "mail_due", "recent", SUPPRESSION)
         ours = {"$and": [condition for field in fields for condition in only_ours(field)]}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), letter.get("request_id"))
         update = {
             "$push": {"outbox": element, "recent": remember(once, "")},
             "$min": {"mail_due": element["next_at"]},
+            "$unset": {SUPPRESSION: ""},
         }
         result = await persist(
             lambda: users.update_one({**user, **absent, **HAS_ROOM, **ours}, update, collation=SIMPLE)

@@ -5,7 +5,10 @@
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest last
   outbox: [ {id, key, at, next_at, tries, token, error, dead, request_id?, target_id?, data?} ]   e-mails owed
   mail_due: Date,                              min(outbox.next_at); absent when no e-mail is owed
-  recent: [ {k, h} ] }                         the last idempotency keys, each with a hash of its request, newest last
+  recent: [ {k, h} ],                          the last idempotency keys, each with a hash of its request, newest last
+  deleted_notifications: [ id ],               the last that the user deleted, newest last
+  notification_preferences: { KIND or "*": {email} },    where the user wants something else than the default
+  email_suppression: {address, code, at} }     the address to which nothing is sent, as mail to it was refused for good
 ```
 
 The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. Before them the array may hold half as many again, which
@@ -35,8 +38,12 @@ RECENT_LIMIT: Final = 32
 """Idempotency keys remembered per user."""
 DEAD_MAIL: Final = "dead_mail"
 """The collection of the dead letters."""
-OWN_FIELDS: Final = frozenset({"_id", "notifications", "outbox", "mail_due", "recent"})
-"""Fields of the user's document that the service writes."""
+WRITTEN: Final = (
+    *("notifications", "outbox", "mail_due", "recent"),
+    *("deleted_notifications", "notification_preferences", "email_suppression"),
+)
+OWN_FIELDS: Final = frozenset({"_id", *WRITTEN})
+"""Fields of the user's document that the service writes, without and with `_id`."""
 OPTIONAL_FIELDS: Final = ("target_id", "data")
 """A notification, an e-mail owed and a dead letter have these only when the request had them."""
 
@@ -53,7 +60,7 @@ ELEMENTS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Our arrays, and what tells their elements from those of other programs: fields and their types."""
 
-EXPLAINING: Final = {"notifications.id": 1, "outbox": 1, "recent": 1}
+EXPLAINING: Final = {"notifications.id": 1, "outbox": 1, "recent": 1, "deleted_notifications": 1}
 """The projection of what explains why the condition of a create failed."""
 SCALARS: Final = [
     *("double", "string", "binData", "undefined", "objectId", "bool", "date", "regex", "dbPointer", "javascript"),
@@ -62,9 +69,41 @@ SCALARS: Final = [
 """The types of all values that are neither objects, arrays nor `null`."""
 
 
+def _all(array: JSONObject | str, condition: JSONObject) -> JSONObject:
+    return {"$allElementsTrue": [{"$map": {"input": array, "in": condition}}]}
+
+
+OURS: Final[Mapping[str, tuple[str, JSONObject]]] = {
+    "deleted_notifications": ("array", _all("$deleted_notifications", {"$eq": [{"$type": "$$this"}, "string"]})),
+    "notification_preferences": (
+        "object",
+        _all({"$objectToArray": "$notification_preferences"}, {"$eq": [{"$type": "$$this.v.email"}, "bool"]}),
+    ),
+    "email_suppression": (
+        "object",
+        {
+            "$and": [
+                {"$eq": [{"$type": f"$email_suppression.{name}"}, kind]}
+                for name, kind in {"address": "string", "code": "string", "at": "date"}.items()
+            ]
+        },
+    ),
+}
+"""What is not written by every create: the type of the field, and the expression of what else must hold of ours."""
+
+
+def is_ours(field: str) -> JSONObject:
+    """Return the expression of whether one of `OURS` is absent, `null` or ours."""
+    kind, holds = OURS[field]
+    typed = {"$cond": [{"$eq": [{"$type": f"${field}"}, kind]}, holds, False]}
+    return {"$cond": [{"$lte": [f"${field}", None]}, True, typed]}
+
+
 @cache
 def only_ours(field: str) -> Sequence[JSONObject]:
     """Return conditions of a write to a field: it is absent or ours, and in an array everything is ours or `null`."""
+    if field in OURS:
+        return ({"$expr": is_ours(field)},)
     if field == "mail_due":
         due: JSONObject = {"mail_due": IS_DATE, "outbox": {"$type": "array"}}
         return ({"$or": [{"mail_due": {"$exists": False}}, due]},)

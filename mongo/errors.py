@@ -73,8 +73,12 @@ class OutboxFull(Unavailable):
     """The user is owed as many e-mails as the outbox holds. Nothing was written."""
 
 
+class EmailUnderWay(Unavailable):
+    """An e-mail of the user is being sent. Nothing was written."""
+
+
 class UnknownUser(StoreError):
-    """The user has no document, and the service does not create users. Nothing was written."""
+    """The user has no document, and is not to be created. Nothing was written."""
 
 
 class KeyReused(StoreError):

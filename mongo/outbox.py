@@ -8,54 +8,27 @@ Every document is claimed, read and settled for itself: one that is not ours, or
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from bson import ObjectId
 
 from mongo.connection import Collection
-from mongo.document import IS_DATE, OPTIONAL_FIELDS, OUTBOX_LIMIT, SIMPLE, JSONObject, Shape, elements, value_at
+from mongo.document import IS_DATE, SIMPLE, JSONObject, Shape, elements
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError, persist
+from mongo.owed import IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
+from mongo.preferences import FIELD as PREFERENCES
+from mongo.preferences import wants_email
 from mongo.refused import Refused
+from mongo.suppression import FIELD as SUPPRESSION
+from mongo.suppression import Bounce, suppress
 from mongo.writes import Write, Writes
 
-NO_TOKEN: Final = "0" * 24
-"""Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
 CLAIM_WINDOW: Final = 32
 """Due documents read to claim some of them. Workers that choose at random rarely choose the same."""
 FOREIGN_LIMIT: Final = 100
 """Documents that `foreign` names at once."""
-COUNT_LIMIT: Final = 10**6
-"""Attempts that are counted."""
-
-HAS_ROOM: Final = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-"""Condition of a write that owes another e-mail."""
-
-
-def _has_type(name: str, *types: str) -> JSONObject:
-    return {"$in": [{"$type": f"$$this.{name}"}, list(types)]}
-
-
-IS_EMAIL: Final = {
-    "$and": [
-        _has_type("id", "string"),
-        _has_type("key", "string"),
-        _has_type("token", "string"),
-        _has_type("at", "date"),
-        _has_type("next_at", "date"),
-        _has_type("tries", "int", "long", "double"),
-        # as far as Python's dates go, whatever the time zone
-        {"$gte": ["$$this.at", datetime(1970, 1, 1, tzinfo=UTC)]},
-        {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
-    ]
-}
-"""Whether an element of the outbox has what an e-mail of ours always has."""
-IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
 OUTBOX: Final = {"$cond": [{"$isArray": "$outbox"}, "$outbox", []]}
 DUE: Final = {"$lte": ["$mail_due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
@@ -72,89 +45,6 @@ IS_FOREIGN: Final = {
         ]
     },
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwedEmail:
-    """An e-mail that is owed, leased by `token`. `address` is the user's as the document has it, of any type.
-
-    `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
-    make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts attempts, and `copies` those
-    that the server may have accepted.
-    """
-
-    document_id: object
-    user_id: str
-    id: str
-    key: str
-    at: datetime
-    tries: int
-    token: str
-    error: str | None = None
-    dead: bool = False
-    copies: int = 0
-    request_id: str | None = None
-    address: object = None
-    language: str | None = None
-    target_id: str | None = None
-    data: JSONObject | None = None
-
-    def fields(self) -> JSONObject:
-        """Return the fields of the notification that the e-mail is about."""
-        named = {name: getattr(self, name) for name in ("id", "user_id", "key", *OPTIONAL_FIELDS)}
-        return named | {"timestamp": int(self.at.timestamp())}
-
-
-def new_element(id_: str, key: str, at: datetime, optional: JSONObject, request_id: str | None) -> JSONObject:
-    """Make an element of the outbox that is due at once. `at` is when the e-mail was first owed, by MongoDB's clock.
-
-    The update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So `next_at` lies in January 1970, with
-    our seconds as its milliseconds: it is always past, and earlier e-mails come first.
-    """
-    element: JSONObject = {
-        "id": id_,
-        "key": key,
-        "at": at,
-        "next_at": datetime.fromtimestamp(time.time() / 1000, UTC),
-        "tries": 0,
-        "token": NO_TOKEN,
-        "error": None,
-        "dead": False,
-        **optional,
-    }
-    return element | ({"request_id": request_id} if request_id else {})
-
-
-def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
-    """Return the e-mails of a document that are leased by this token."""
-    return [
-        OwedEmail(
-            document_id=user["_id"],
-            user_id=str(user["_id"]),
-            address=value_at(user, shape.email_field),
-            language=_typed(value_at(user, shape.language_field) if shape.language_field else None, str),
-            **{name: item[name] for name in ("id", "key", "at", "token")},
-            tries=_count(item["tries"]),
-            error=_typed(item.get("error"), str),
-            dead=item.get("dead") is True,
-            copies=_count(item.get("copies")),
-            request_id=_typed(item.get("request_id"), str),
-            target_id=_typed(item.get("target_id"), str),
-            data=_typed(item.get("data"), dict),
-        )
-        for item in elements(user, "outbox")
-        if item.get("token") == token
-    ]
-
-
-def _typed(value: Any, kind: type) -> Any:
-    return value if isinstance(value, kind) else None
-
-
-def _count(value: Any) -> int:
-    """Return a number of attempts, which somebody may have set to anything, as one that can be counted on."""
-    is_number = isinstance(value, int | float) and not math.isnan(value)
-    return int(min(max(value, 0), COUNT_LIMIT)) if is_number else 0
 
 
 class Outbox:
@@ -219,7 +109,7 @@ class Outbox:
                     await self._lease([id_], token, lease)
                 except (Conflict, TooLarge, UnknownError) as exc:
                     self._refused.add(id_, f"MongoDB does not let its `outbox` be changed: {exc}")
-        read = {**self.shape.projection(), "outbox": 1}
+        read = {**self.shape.projection(), "outbox": 1, SUPPRESSION: 1}
         claimed = self.users.find({"_id": {"$in": chosen}, "outbox.token": token}, read, collation=SIMPLE)
         found = await persist(lambda: claimed.clone().to_list(None))
         return [email for user in found for email in load_emails(user, token, self.shape)]
@@ -247,15 +137,23 @@ class Outbox:
         change = {"token": NO_TOKEN, "next_at": _from_now(delay), "tries": tries, "error": {"$literal": error}}
         return await self._settle(email, change | ({"copies": copies} if copies else {}))
 
-    async def mark_dead(self, email: OwedEmail, tries: int, error: str | None) -> bool:
-        """Keep the lease, and let whoever claims the e-mail next make a dead letter of it. Otherwise as `remove`."""
-        return await self._settle(email, {"dead": True, "tries": tries, "error": {"$literal": error}})
+    async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
+        """Keep the lease, and let whoever claims the e-mail next make a dead letter of it. Otherwise as `remove`.
 
-    async def _settle(self, email: OwedEmail, change: JSONObject | None) -> bool:
-        """Change or remove an e-mail whose lease is held. A document without room does without the error."""
-        held = {"_id": email.document_id, "outbox": {"$elemMatch": {"id": email.id, "token": email.token}}}
+        After a bounce, nothing more is sent to its address.
+        """
+        change = {"dead": True, "tries": tries, "error": {"$literal": error}}
+        return await self._settle(email, change, bounce)
+
+    async def is_wanted(self, email: OwedEmail) -> bool | None:
+        """Return whether its user wants the e-mail as of now; `None` if the lease was lost. Raises `Unavailable`."""
+        found = await persist(lambda: self.users.find_one(_held(email), {PREFERENCES: 1}, collation=SIMPLE))
+        return None if found is None else wants_email(found.get(PREFERENCES), email.key)
+
+    async def _settle(self, email: OwedEmail, change: JSONObject | None, bounce: Bounce | None = None) -> bool:
+        """Change or remove an e-mail whose lease is held. A document without room does without error and bounce."""
         chosen = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
-        write = Write(held, _rewrite_outbox(chosen, change))
+        write = Write(_held(email), [*_rewrite_outbox(chosen, change), *([suppress(bounce)] if bounce else ())])
         attempt = self._settlements.attempts()
         try:
             return await persist(lambda: attempt(write))
@@ -263,6 +161,10 @@ class Outbox:
             if change is None or change["error"] is None:
                 raise
             return await self._settle(email, {**change, "error": None})
+
+
+def _held(email: OwedEmail) -> JSONObject:
+    return {"_id": email.document_id, "outbox": {"$elemMatch": {"id": email.id, "token": email.token}}}
 
 
 def _from_now(seconds: float) -> JSONObject:

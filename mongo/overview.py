@@ -10,7 +10,8 @@ from typing import Any, Final
 from mongo.connection import Collection, Database
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import persist
-from mongo.outbox import IS_EMAIL, NO_TOKEN, OUTBOX
+from mongo.outbox import OUTBOX
+from mongo.owed import IS_EMAIL, NO_TOKEN
 
 DEADLINE: Final = 60.0
 """Seconds for a question about all users."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mongo.outbox import new_element
+from mongo.owed import new_element
 from tests.servers import Drop, Mongod, Script
 
 HEARTBEATS = "heartbeatFrequencyMS=500"

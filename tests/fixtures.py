@@ -33,8 +33,8 @@ Start = Callable[..., Awaitable[Client]]
 
 @pytest.fixture(scope="session")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """Run MongoDB as a replica set of one member."""
-    server = Mongod(tmp_path_factory.mktemp("mongod"), "tests")
+    """Run MongoDB as a replica set of one member. It looks for expired documents every second."""
+    server = Mongod(tmp_path_factory.mktemp("mongod"), "tests", "--setParameter", "ttlMonitorSleepSecs=1")
     server.start()
     initiate([server], "tests")
     yield server

@@ -16,18 +16,20 @@ from ops.kinds import SPECIFIED
 USER = {"user_id": "638f394d4b7243fc0399ea67"}
 REFUSALS = (
     BY_EXCEPTION[KeyReused].errors or {},
-    schemas.ReadSchema(IdType.OBJECTID, SPECIFIED).validate(USER),
+    schemas.SelectionSchema(IdType.OBJECTID, SPECIFIED).validate(USER),
     schemas.CreateSchema(IdType.OBJECTID, SPECIFIED).validate(
         {**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}
     ),
     schemas.CreateManyHeaders().validate({}),
+    schemas.SuppressionSchema().validate({"address": "none"}),
+    schemas.PreferencesSchema(SPECIFIED).validate({"new_login": {"email": False}}),
 )
 BEYOND_SCHEMAS = {message for errors in REFUSALS for messages in errors.values() for message in messages}
 """The reasons to refuse what the document allows.
 
 No schema can say that a key came with another body before, that it must come with one body and not with another, or
-that exactly one of several parameters must be given.
-Only a recursive schema of `data` could say what holds at its deeper levels.
+that exactly one of several parameters must be given. That a kind is required, its description says. Of addresses,
+`format: email` allows somewhat others. Only a recursive schema of `data` could say what holds at its deeper levels.
 """
 
 

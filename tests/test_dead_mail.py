@@ -1,13 +1,16 @@
-"""Dead letters whose e-mails are owed again."""
+"""Dead letters: their e-mails owed again, and the indexes of their collection."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo.collation import Collation
 
 from mongo.creation import Create
 from mongo.document import OUTBOX_LIMIT, JSONObject
@@ -19,6 +22,7 @@ from tests.client import DB, USER, owed
 from tests.fixtures import assert_outboxes_consistent
 from tests.proxy import Proxy
 from tests.servers import Mongod
+from tests.waiting import eventually_async
 
 
 async def dead_letter(store: Store, request_id: str | None = None) -> JSONObject:
@@ -79,3 +83,57 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
             await store.dead_mail.owe_again(letter)
         assert (len(owed(database)), database.dead_mail.count_documents({})) == (OUTBOX_LIMIT, 1)
         assert_outboxes_consistent(database)
+
+
+# --- indexes ----------------------------------------------------------------------------------------
+
+
+def expiry(database: DB) -> int | None:
+    """Return after how many seconds MongoDB deletes a dead letter."""
+    seconds: int | None = database.dead_mail.index_information()["died_at_1"].get("expireAfterSeconds")
+    return seconds
+
+
+async def test_dead_mail_days_may_be_set_changed_and_taken_back(settings: Settings, database: DB) -> None:
+    for days, seconds in ((None, None), (30, 2_592_000), (30, 2_592_000), (0.5, 43_200), (None, None)):
+        async with open_store(replace(settings, dead_mail_days=days)):
+            assert expiry(database) == seconds
+
+
+async def test_replicas_with_different_days_may_start_at_once(settings: Settings, database: DB) -> None:
+    async def open_and_close(days: float | None) -> None:
+        async with open_store(replace(settings, dead_mail_days=days)):
+            pass
+
+    await asyncio.gather(*(open_and_close(days) for days in (None, 1, 2, 3) * 3))
+    assert expiry(database) in {None, 86_400, 172_800, 259_200}
+
+
+async def test_mongodb_deletes_letters_that_are_too_old(settings: Settings) -> None:
+    async with open_store(replace(settings, dead_mail_days=1)) as store:
+        letter = await dead_letter(store)
+        old = letter | {"_id": "old", "died_at": datetime.now(UTC) - timedelta(days=1)}
+        await store.dead_mail.letters.insert_one(old)
+
+        async def is_deleted() -> None:
+            assert await store.dead_mail.find() == [letter]
+
+        await eventually_async(is_deleted)
+
+
+@pytest.mark.parametrize("query", [{"user_id": USER}, {"died_at": {"$gte": datetime(2026, 1, 1)}}])  # noqa: DTZ001
+async def test_queries_of_dead_letters_use_an_index(settings: Settings, database: DB, query: dict[str, Any]) -> None:
+    async with open_store(settings) as store:
+        await dead_letter(store)
+    plan = database.dead_mail.find(query, collation=Collation("simple")).explain()["queryPlanner"]["winningPlan"]
+    assert "IXSCAN" in str(plan)
+
+
+async def test_the_count_of_suppressions_reads_an_index_only_of_those(settings: Settings, database: DB) -> None:
+    database.users.insert_many([{"n": n} for n in range(50)])
+    async with open_store(settings) as store:
+        database.users.insert_one({"email_suppression": {"address": "a", "code": "5.1.1", "at": datetime.now(UTC)}})
+        assert await store.suppressions.count() == 1
+    query = {"email_suppression.at": {"$gte": datetime(1970, 1, 1)}}  # noqa: DTZ001
+    plan = database.users.find(query, collation=Collation("simple")).explain()["executionStats"]
+    assert plan["totalDocsExamined"] == 1

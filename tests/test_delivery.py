@@ -12,7 +12,7 @@ from pathlib import Path
 from bson import ObjectId
 
 from mongo.creation import Create
-from mongo.outbox import NO_TOKEN
+from mongo.owed import NO_TOKEN
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store

@@ -16,7 +16,7 @@ import pytest
 from mail.delivery import running_delivery
 from mongo.creation import Create
 from mongo.errors import Unavailable
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 from ops.kinds import SPECIFIED
 from ops.metrics import Metrics
 from settings import Security, Settings

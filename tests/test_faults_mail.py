@@ -12,7 +12,7 @@ import pytest
 from bson import ObjectId, encode
 
 from mongo.creation import Create
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store

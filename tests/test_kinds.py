@@ -15,7 +15,7 @@ from api import openapi
 from config.environment import SettingsError
 from mongo.ids import IdType
 from ops.kinds import SPECIFIED, load_kinds
-from schemas import CreateSchema, ReadSchema
+from schemas import CreateSchema, SelectionSchema
 from settings import Settings
 from tests.client import DB, PROTECTED, ROOT, TARGET, USER, Client, create, list_, owed, problem, settled, user
 from tests.fixtures import Start
@@ -201,7 +201,7 @@ def test_two_tables_in_one_process_do_not_mix() -> None:
     for schema, key in ((of_shop, "new_post"), (specified, "back_in_stock")):
         with pytest.raises(ValidationError):
             schema.load({"user_id": USER, "key": key})
-    reading = [ReadSchema(IdType.OBJECTID, kinds) for kinds in (shop, SPECIFIED)]
+    reading = [SelectionSchema(IdType.OBJECTID, kinds) for kinds in (shop, SPECIFIED)]
     assert [schema.load({"user_id": USER, "key": "new_login"}).value for schema in reading] == ["new_login"] * 2
 
 

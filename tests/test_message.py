@@ -15,7 +15,7 @@ from marshmallow import ValidationError
 from mail.address import envelope_address
 from mail.message import WIRE_POLICY, Sender, compose
 from mail.templates import Content
-from mongo.outbox import OwedEmail
+from mongo.owed import OwedEmail
 
 EMAIL = OwedEmail(
     document_id=1,

@@ -1,0 +1,127 @@
+"""One e-mail that a user is owed: an element of the outbox, and what a worker gets of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from mongo.document import OPTIONAL_FIELDS, OUTBOX_LIMIT, JSONObject, Shape, elements, value_at
+from mongo.suppression import Suppression, load_suppression
+
+NO_TOKEN: Final = "0" * 24
+"""Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
+COUNT_LIMIT: Final = 10**6
+"""Attempts that are counted."""
+
+HAS_ROOM: Final = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
+"""Condition of a write that owes another e-mail."""
+
+
+def _has_type(name: str, *types: str) -> JSONObject:
+    return {"$in": [{"$type": f"$$this.{name}"}, list(types)]}
+
+
+IS_EMAIL: Final = {
+    "$and": [
+        _has_type("id", "string"),
+        _has_type("key", "string"),
+        _has_type("token", "string"),
+        _has_type("at", "date"),
+        _has_type("next_at", "date"),
+        _has_type("tries", "int", "long", "double"),
+        # as far as Python's dates go, whatever the time zone
+        {"$gte": ["$$this.at", datetime(1970, 1, 1, tzinfo=UTC)]},
+        {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
+    ]
+}
+"""Whether an element of the outbox has what an e-mail of ours always has."""
+IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwedEmail:
+    """An e-mail that is owed, leased by `token`. `address` is the user's as the document has it, of any type.
+
+    `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
+    make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts attempts, and `copies` those
+    that the server may have accepted. `suppression` is the user's, which may be of another address.
+    """
+
+    document_id: object
+    user_id: str
+    id: str
+    key: str
+    at: datetime
+    tries: int
+    token: str
+    error: str | None = None
+    dead: bool = False
+    copies: int = 0
+    request_id: str | None = None
+    address: object = None
+    suppression: Suppression | None = None
+    language: str | None = None
+    target_id: str | None = None
+    data: JSONObject | None = None
+
+    def fields(self) -> JSONObject:
+        """Return the fields of the notification that the e-mail is about."""
+        named = {name: getattr(self, name) for name in ("id", "user_id", "key", *OPTIONAL_FIELDS)}
+        return named | {"timestamp": int(self.at.timestamp())}
+
+
+def new_element(id_: str, key: str, at: datetime, optional: JSONObject, request_id: str | None) -> JSONObject:
+    """Make an element of the outbox that is due at once. `at` is when the e-mail was first owed, by MongoDB's clock.
+
+    The update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So `next_at` lies in January 1970, with
+    our seconds as its milliseconds: it is always past, and earlier e-mails come first.
+    """
+    element: JSONObject = {
+        "id": id_,
+        "key": key,
+        "at": at,
+        "next_at": datetime.fromtimestamp(time.time() / 1000, UTC),
+        "tries": 0,
+        "token": NO_TOKEN,
+        "error": None,
+        "dead": False,
+        **optional,
+    }
+    return element | ({"request_id": request_id} if request_id else {})
+
+
+def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
+    """Return the e-mails of a document that are leased by this token."""
+    return [
+        OwedEmail(
+            document_id=user["_id"],
+            user_id=str(user["_id"]),
+            address=value_at(user, shape.email_field),
+            suppression=load_suppression(user),
+            language=_typed(value_at(user, shape.language_field) if shape.language_field else None, str),
+            **{name: item[name] for name in ("id", "key", "at", "token")},
+            tries=_count(item["tries"]),
+            error=_typed(item.get("error"), str),
+            dead=item.get("dead") is True,
+            copies=_count(item.get("copies")),
+            request_id=_typed(item.get("request_id"), str),
+            target_id=_typed(item.get("target_id"), str),
+            data=_typed(item.get("data"), dict),
+        )
+        for item in elements(user, "outbox")
+        if item.get("token") == token
+    ]
+
+
+def _typed(value: Any, kind: type) -> Any:
+    return value if isinstance(value, kind) else None
+
+
+def _count(value: Any) -> int:
+    """Return a number of attempts, which somebody may have set to anything, as one that can be counted on."""
+    is_number = isinstance(value, int | float) and not math.isnan(value)
+    return int(min(max(value, 0), COUNT_LIMIT)) if is_number else 0

@@ -1,0 +1,114 @@
+"""Which e-mails a user wants: the `notification_preferences` of the user's document.
+
+They hold only what differs from the default, which is to send: `{"invoice_ready": {"email": false}}`. The entry `*` is
+for every kind without one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from pymongo import ReturnDocument
+
+from mongo.connection import Collection
+from mongo.document import SIMPLE, JSONObject, foreign_field, only_ours
+from mongo.errors import Changed, Conflict, UnknownUser, persist
+from mongo.ids import IdType, named
+
+FIELD: Final = "notification_preferences"
+EVERY_KIND: Final = "*"
+
+
+def wants_email(preferences: object, kind: str) -> bool:
+    """Return whether a user with these preferences wants e-mails of a kind. What is not ours says nothing."""
+    for name in (kind, EVERY_KIND):
+        entry = preferences.get(name) if isinstance(preferences, dict) else None
+        if isinstance(entry, dict) and isinstance(wanted := entry.get("email"), bool):
+            return wanted
+    return True
+
+
+class Preferences:
+    """The preferences of all users. `profile` is what a new user has, or `None` if the service creates no users."""
+
+    def __init__(self, users: Collection, id_type: IdType, profile: Mapping[str, str] | None) -> None:
+        self._users = users
+        self._id_type = id_type
+        self._profile = profile
+
+    async def of_user(self, user_id: str) -> object:
+        """Return a user's preferences as they stand in the document. Raises `Unavailable`."""
+        user = {"_id": self._id_type.to_bson(user_id)}
+        return (await persist(lambda: self._users.find_one(user, {FIELD: 1}, collation=SIMPLE)) or {}).get(FIELD)
+
+    async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
+        """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.
+
+        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        """
+        return await self._write(user_id, _changed(changes), self._profile)
+
+    async def unsubscribe(self, user_id: str, kind: str | None) -> None:
+        """Send no more e-mails of this kind, or no more at all but what is required.
+
+        An unknown user is not created, and no error. Raises `Conflict`, `TooLarge` or `Unavailable`.
+        """
+        await self._change_if_known(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
+
+    async def resubscribe(self, user_id: str, kind: str | None) -> None:
+        """Undo `unsubscribe`. Raises the same."""
+        await self._change_if_known(user_id, _changed({kind or EVERY_KIND: True}))
+
+    async def _change_if_known(self, user_id: str, change: list[JSONObject]) -> None:
+        try:
+            await self._write(user_id, change, None)
+        except UnknownUser:
+            return
+
+    async def _write(self, user_id: str, change: list[JSONObject], profile: Mapping[str, str] | None) -> object:
+        user = {"_id": self._id_type.to_bson(user_id)}
+
+        async def attempt() -> object:
+            found: JSONObject | None = await self._users.find_one_and_update(
+                {**user, "$and": list(only_ours(FIELD))},
+                change,
+                {FIELD: 1},
+                return_document=ReturnDocument.AFTER,
+                collation=SIMPLE,
+            )
+            if found is not None:
+                return found.get(FIELD)
+            if await foreign_field(self._users, user, [FIELD]):
+                raise Conflict(f"the field `{FIELD}` of {named(user_id)}, which is not the service's")
+            if profile is None:
+                raise UnknownUser
+            await self._users.update_one(user, {"$setOnInsert": profile}, upsert=True, collation=SIMPLE)
+            raise Changed  # for the next attempt finds the user
+
+        return await persist(attempt)
+
+
+def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) -> list[JSONObject]:
+    """Return the update that merges the changes, and drops what is then no difference.
+
+    That a kind is wanted is a difference only where `*` is not; without `keep_wanted`, not even there.
+    """
+    default = {EVERY_KIND: True}  # of a kind, it is what `*` says
+    wanted = {name: default.get(name) if value is None else value for name, value in changes.items()}
+    entries = {name: {"email": value} for name, value in wanted.items() if value is not None}
+    restored = [name for name, value in wanted.items() if value is None]
+    every = {"$getField": {"field": {"$literal": EVERY_KIND}, "input": f"${FIELD}"}}
+    differs = {
+        "$or": [
+            {"$eq": ["$$this.v.email", False]},
+            {"$and": [keep_wanted, {"$ne": ["$$this.k", EVERY_KIND]}, {"$eq": ["$$every.email", False]}]},
+        ]
+    }
+    kept = {"$and": [{"$not": [{"$in": ["$$this.k", {"$literal": restored}]}]}, differs]}
+    pairs = {"$filter": {"input": {"$objectToArray": f"${FIELD}"}, "cond": kept}}
+    return [
+        {"$set": {FIELD: {"$mergeObjects": [f"${FIELD}", {"$literal": entries}]}}},
+        {"$set": {FIELD: {"$arrayToObject": {"$let": {"vars": {"every": every}, "in": pairs}}}}},
+        {"$set": {FIELD: {"$cond": [{"$eq": [f"${FIELD}", {}]}, "$$REMOVE", f"${FIELD}"]}}},
+    ]

@@ -1,0 +1,187 @@
+"""Addresses that were refused for good: which refusals count, what follows, and what lifts a suppression."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from cli.dead import list_emails, retry_dead
+from cli.status import show_status
+from mail.replies import Outcome, verdict_of
+from mail.suppression import CODES, bounce_code
+from mail.verdicts import Stage
+from settings import Settings
+from store import open_store
+from tests.client import DB, PROTECTED, USER, Client, create, metric, settled, token, user
+from tests.fixtures import Start
+from tests.servers import MailServer
+
+GONE = "550 5.1.1 <gone@example.com>: no such user"
+
+
+def refused(reply: str, stage: Stage = Stage.RCPT) -> Outcome:
+    """Return the outcome of a conversation that ended with this reply."""
+    return Outcome(verdict=verdict_of(reply, stage), status="", detail=f"{stage.value}: {reply}", stage=stage)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("separator", [" ", "-"])
+def test_the_codes_of_a_mailbox_that_does_not_exist_suppress(code: str, separator: str) -> None:
+    assert bounce_code(refused(f"550{separator}{code} The account does not exist")) == code
+    assert bounce_code(refused(f"550 {code}")) == code
+
+
+NO_BOUNCES = [
+    "451 4.1.1 try again",
+    "450 5.1.1 contradicts itself",
+    "550 no such user",
+    "550 5.1.0 other address status",
+    "550 5.1.3 bad syntax",
+    "550 5.1.11 none of the table",
+    "550 5.2.1 mailbox disabled",
+    "552 5.2.2 mailbox full",
+    "550 5.7.1 no such user",
+    "550 5.7.26 unauthenticated",
+    "550 5.1.8 bad sender",
+    "550 5.1.1 sender address rejected",
+    "550 5.1.1 blocked using zen.spamhaus.org",
+    "550 5.1.1 refused for the reputation of 192.0.2.1",
+    "550 5.1.1 message rejected under a local policy",
+    "550 5.1.1 Daily user sending limit exceeded",
+    "554 5.1.2 relay access denied",
+]
+
+
+@pytest.mark.parametrize("reply", NO_BOUNCES)
+def test_policy_reputation_and_everything_else_never_suppresses(reply: str) -> None:
+    assert bounce_code(refused(reply)) is None
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.RCPT])
+def test_only_the_reply_to_rcpt_suppresses(stage: Stage) -> None:
+    assert bounce_code(refused(GONE, stage)) is None
+
+
+# --- what follows -----------------------------------------------------------------------------------
+
+
+async def bounce(
+    client: Client, database: DB, mail: MailServer, reply: str = GONE, address: str = "gone@example.com"
+) -> int:
+    """Let an e-mail to `USER` be refused with this reply; return how many recipients the server was then asked for."""
+    asked = []
+
+    async def script(stage: str, recipient: str) -> str | None:
+        if stage == "RCPT":
+            asked.append(recipient)
+        return reply if stage == "RCPT" and recipient == "gone@example.com" else None
+
+    mail.script = script
+    database.users.update_one({"_id": ObjectId(USER)}, {"$set": {"email": address}}, upsert=True)
+    await create(client, key="registration")
+    await settled(database)
+    return len(asked)
+
+
+async def test_a_bounce_makes_later_emails_dead_letters_without_a_conversation(
+    client: Client, database: DB, mail: MailServer
+) -> None:
+    assert await bounce(client, database, mail) == 1
+    suppression = user(database)["email_suppression"]
+    assert {name: suppression[name] for name in ("address", "code")} == {"address": "gone@example.com", "code": "5.1.1"}
+    assert abs((datetime.now(UTC) - suppression["at"]).total_seconds()) < 60
+    assert await bounce(client, database, mail) == 0
+    first, second = database.dead_mail.find().sort("died_at")
+    assert first["error"] == f"RCPT: {GONE}"
+    assert (
+        second["error"] == f"Suppressed: mail to this address was refused for good on {suppression['at']:%F} (5.1.1)."
+    )
+    assert (first["tries"], second["tries"]) == (1, 0)
+    assert await metric(client, 'notifier_emails_total{outcome="dead",reason="suppressed"}') == 1
+
+
+async def test_a_refusal_for_policy_suppresses_nothing(client: Client, database: DB, mail: MailServer) -> None:
+    assert await bounce(client, database, mail, "550 5.7.17 mailbox owner has changed") == 1
+    assert "email_suppression" not in user(database)
+    assert await bounce(client, database, mail) == 1
+
+
+async def test_another_address_is_not_suppressed_and_the_same_in_another_form_is(
+    client: Client, database: DB, mail: MailServer
+) -> None:
+    await bounce(client, database, mail)
+    assert await bounce(client, database, mail, address="new@example.com") == 1
+    assert [recipient for recipient, _ in mail.received] == ["new@example.com"]
+    assert await bounce(client, database, mail, address=" gone@example.com ") == 0
+
+
+@pytest.mark.parametrize("value", ["yes", {"address": "gone@example.com"}, [1]], ids=repr)
+async def test_a_field_of_the_teams_stays_and_suppresses_nothing(
+    start: Start, database: DB, mail: MailServer, value: Any
+) -> None:
+    client = await start()
+    database.users.insert_one({"_id": ObjectId(USER), "email_suppression": value})
+    for _ in range(2):
+        assert await bounce(client, database, mail) == 1
+    assert user(database)["email_suppression"] == value
+    assert (await client.post("/suppress", params={"user_id": USER})).status == 409
+
+
+# --- setting and lifting one ------------------------------------------------------------------------
+
+
+async def suppress(client: Client, body: object = None, **options: Any) -> Any:
+    response = await client.post("/suppress", params={"user_id": USER}, json=body, **options)
+    return response.status, (await response.json()).get("data")
+
+
+SUPPRESSED, NOT = (200, {"suppressed": True}), (200, {"suppressed": False})
+
+
+async def test_a_webhook_sets_and_lifts_a_suppression(client: Client, database: DB, mail: MailServer) -> None:
+    database.users.insert_one({"_id": ObjectId(USER), "email": "gone@example.com"})
+    response = await client.post("/suppress", params={"user_id": USER})  # as curl -X POST does, without a body
+    assert (response.status, user(database)["email_suppression"]["code"]) == (200, "reported")
+    assert await suppress(client, {"suppressed": False}) == NOT
+    assert "email_suppression" not in user(database)
+    assert await suppress(client, {"address": "old@example.com", "code": "5.1.1"}) == NOT
+    assert await suppress(client, {"address": " gone@example.com", "code": "complaint"}) == SUPPRESSED
+    assert await bounce(client, database, mail) == 0
+    assert await suppress(client, {"suppressed": False}) == NOT
+    assert await bounce(client, database, mail) == 1
+
+
+async def test_a_user_without_an_address_has_none_to_suppress(client: Client, database: DB) -> None:
+    assert (await suppress(client, {}))[0] == 404
+    database.users.insert_one({"_id": ObjectId(USER), "email": ["none"]})
+    assert await suppress(client, {}) == NOT
+    assert "email_suppression" not in user(database)
+
+
+async def test_only_a_backend_may_suppress(start: Start, database: DB) -> None:
+    client = await start(**PROTECTED)
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@example.com"})
+    assert (await suppress(client, {}, headers={"Authorization": f"Bearer {token()}"}))[0] == 403
+    assert "email_suppression" not in user(database)
+
+
+async def test_operators_see_it_and_a_retry_lifts_it(
+    settings: Settings, client: Client, database: DB, mail: MailServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await bounce(client, database, mail)
+    mail.script = None
+    async with open_store(settings) as store:
+        await list_emails(store, USER)
+        await show_status(store, settings, as_json=False)
+        output = capsys.readouterr().out
+        assert "Suppressed: gone@example.com was refused for good on" in output
+        assert "addresses of 1 users; `mail` shows whose" in output
+        assert await retry_dead(store, None) == 0
+        await settled(database)
+        assert [recipient for recipient, _ in mail.received] == ["gone@example.com"]
+        await show_status(store, settings, as_json=False)
+        assert "Suppressed        none" in capsys.readouterr().out
+    assert "email_suppression" not in user(database)

@@ -12,6 +12,7 @@ from playwright.async_api import Browser, BrowserContext, Page, expect
 from tests.bell import bell, panel, row_of, rows, shows_unread
 from tests.browser import Server, Site, events, open_page
 from tests.client import DB, USER
+from tests.waiting import eventually_async
 
 
 def seeded(database: DB, count: int, **fields: Any) -> None:
@@ -160,15 +161,23 @@ async def test_the_wheel_at_the_end_of_the_list_does_not_scroll_the_page(
     await page.mouse.move(box["x"] + 50, box["y"] + 200)
     for _ in range(10):
         await page.mouse.wheel(0, 2000)
-    at_end = "(panel) => panel.scrollTop + panel.clientHeight >= panel.scrollHeight - 1"
-    await page.wait_for_function(f"({at_end})(document.querySelector('notifier-inbox').shadowRoot.querySelector('#panel'))")
+    left = "(panel) => panel.scrollHeight - panel.clientHeight - panel.scrollTop"
+
+    async def at_end() -> None:
+        assert await panel(page).evaluate(left) < 2
+
+    await eventually_async(at_end)
     for _ in range(10):
         await page.mouse.wheel(0, 2000)
     await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert await page.evaluate("scrollY") == 0
     await page.keyboard.press("Escape")
     await page.mouse.wheel(0, 100)
-    await page.wait_for_function("scrollY > 0")  # without the panel, the wheel does
+
+    async def scrolled() -> None:
+        assert await page.evaluate("scrollY") > 0
+
+    await eventually_async(scrolled)  # without the panel, the wheel does
 
 
 # --- themes -------------------------------------------------------------------------------------------

@@ -184,6 +184,7 @@ function inbox(host) {
 
 	async function toggleSettings() {
 		settings = !settings;
+		fault = 0;
 		render();
 		if (!settings) return;
 		try {
@@ -192,7 +193,7 @@ function inbox(host) {
 			await switches.load();
 			render();
 		} catch {
-			fail("error");
+			fail("undone");
 		}
 	}
 

@@ -4,7 +4,9 @@ import { titleOf } from "./rows.js";
 
 /** Return what shows a switch for each kind with e-mail, and loads their state. `failed` is told of a refused change. */
 export function preferences(host, section, sample, { call, text, failed }) {
+	const heading = document.createElement("p"), labels = {};
 	let state = {}, changes = 0;
+	section.replaceChildren(heading);
 
 	async function ask(init) {
 		const change = ++changes;
@@ -25,13 +27,12 @@ export function preferences(host, section, sample, { call, text, failed }) {
 	}
 
 	function show(kinds) {
-		section.replaceChildren(Object.assign(document.createElement("p"), { textContent: text("emails") }));
+		heading.textContent = text("emails");
 		for (const [kind, { email, required }] of Object.entries(state)) {
-			const label = sample.cloneNode(true), [name, why, box] = label.children;
+			const label = (labels[kind] ??= section.appendChild(sample.cloneNode(true))), [name, why, box] = label.children;
 			name.textContent = plain(titleOf(host, kinds, kind, {}));
 			why.textContent = required ? text("required") : "";
 			Object.assign(box, { checked: email, disabled: required, onchange: () => change(kind, box, kinds) });
-			section.append(label);
 		}
 	}
 

@@ -42,10 +42,10 @@ export function view(host, text, act) {
 		if (!open && root.activeElement) bell.focus();
 		act.toggled(open);
 	};
-	menu.onkeydown = ({ key }) => {
+	menu.onkeydown = (event) => {
 		const other = root.activeElement == mark ? part.delete : mark;
-		({ ArrowDown: other, ArrowUp: other, Home: mark, End: part.delete })[key]?.focus();
-		if (key == "Tab") menu.hidePopover();
+		({ ArrowDown: other, ArrowUp: other, Home: mark, End: part.delete })[event.key]?.focus();
+		if (event.key == "Tab") event.preventDefault(menu.hidePopover()); // back to the row
 	};
 
 	/** The panel goes below the bell or above it, and towards the middle of the window. */

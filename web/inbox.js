@@ -1,17 +1,14 @@
 // The custom element <notifier-inbox>. See docs/bell.md.
-import { plain } from "./inbox/format.js";
-import { live } from "./inbox/live.js";
-import { requests } from "./inbox/requests.js";
-import { describe } from "./inbox/rows.js";
-import { textsOf } from "./inbox/texts.js";
-import { view } from "./inbox/view.js";
+import { view } from "./inbox/panel.js";
+import { live, requests } from "./inbox/service.js";
+import { describe, plain, textsOf } from "./inbox/words.js";
 
 const PAGE = 20, MOST = 1000; // notifications
 const TIMEOUT = 15e3, UNDO = 6e3, PATIENCE = 5e3; // ms
 const FILTER = "notifier-filter"; // in sessionStorage
 
 function inbox(host) {
-	let items, total, unread, size, loaded, fault, kinds, seen, newest; // of the user
+	let items, total, unread, size, listed, loaded, fault, kinds, seen, newest; // of the user
 	let filter = false, settings = false, switches, removed, announced, patience, writes = 0, users = 0, queue = Promise.resolve();
 	const gone = new Set(); // ids of what was deleted, though the list may still have it
 	try {
@@ -38,7 +35,7 @@ function inbox(host) {
 		const nothing = loaded && !count && !settings ? text(filter ? "empty-unread" : "empty") : "";
 		show({
 			items: items.filter((item) => !gone.has(item.id) && (item.is_new || !filter)),
-			unread: counted(), left: size < Math.min(filter ? unread : total, MOST),
+			unread: counted(), left: listed < Math.min(filter ? unread : total, MOST),
 			note: fault ? text(fault) : nothing, filter, kinds, removed, settings,
 		});
 		if (settings) switches?.show(kinds);
@@ -83,10 +80,10 @@ function inbox(host) {
 	function sync() {
 		const asked = writes, { signal } = link.run;
 		return inTurn(async () => {
-			const query = filter ? { limit: size, is_new: true } : { limit: size };
+			const limit = size, query = filter ? { limit, is_new: true } : { limit };
 			const reply = await call("list", query, { signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]) });
 			const { data } = await reply.json();
-			if (!signal.aborted && asked == writes) take(data);
+			if (!signal.aborted && asked == writes) take(data, limit);
 		}).catch(({ status }) => {
 			if (signal.aborted) return;
 			if (status == 422) return link.run.abort(fail("invalid"));
@@ -96,18 +93,18 @@ function inbox(host) {
 	}
 
 	/** Show a list, and announce what has come since the last one. */
-	function take(data) {
-		const ids = new Set(), listed = data.list.filter((item) => item?.id && !ids.has(item.id) && ids.add(item.id));
-		const known = listed.findIndex(({ id }) => seen.has(id));
-		const fresh = listed.slice(0, known < 0 ? PAGE : known)
+	function take(data, limit) {
+		const ids = new Set(), list = data.list.filter((item) => item?.id && !ids.has(item.id) && ids.add(item.id));
+		const known = list.findIndex(({ id }) => seen.has(id));
+		const fresh = list.slice(0, known < 0 ? PAGE : known)
 			.filter((item) => loaded && item.is_new && (known >= 0 || !(item.timestamp < newest)));
-		for (const { id, timestamp } of listed) {
+		for (const { id, timestamp } of list) {
 			seen.add(id);
 			if (timestamp > newest) newest = timestamp;
 		}
 		clearTimeout(patience);
 		if (!announced) say(""); // what is announced stays: the next list may come at once
-		[items, total, unread, loaded] = [listed, data.elements, data.new, true];
+		[items, total, unread, listed, loaded] = [list, data.elements, data.new, limit, true];
 		if (fault != "undone") fault = 0;
 		render();
 		for (const item of fresh.reverse()) {
@@ -212,7 +209,7 @@ function inbox(host) {
 			settle(true);
 			users++;
 			switches = undefined;
-			[items, total, unread, size, loaded, fault, kinds, seen, newest] = [[], 0, 0, PAGE, , , , new Set(), 0];
+			[items, total, unread, listed, newest, size, seen, loaded, fault, kinds] = [[], 0, 0, 0, 0, PAGE, new Set()];
 			link.fails = 0;
 			forget();
 			say("");

@@ -1,6 +1,5 @@
 // The settings in the panel: which e-mails the user wants.
-import { plain } from "./format.js";
-import { titleOf } from "./rows.js";
+import { plain, titleOf } from "./words.js";
 
 /** Return what shows a switch for each kind with e-mail, and loads their state. `failed` is told of a refused change. */
 export function preferences(host, section, sample, { call, text, failed }) {

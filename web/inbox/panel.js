@@ -1,7 +1,52 @@
 // The bell and its panel: the markup, and how it shows a state.
-import { language, number, plain } from "./format.js";
-import { describe, put, putTime } from "./rows.js";
-import { SHEET } from "./style.js";
+import { ago, describe, moment, number, plain } from "./words.js";
+
+const SHEET = new CSSStyleSheet();
+SHEET.replaceSync(`
+:host{display:inline-block}
+:host,div,button{--bg:var(--notifier-background,Canvas);--accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
+:host([hidden]),[hidden],#note:empty,#badge:empty,li span:empty{display:none!important}
+#panel,ul{margin:0;padding:0}
+button,a{font:inherit;color:inherit;background:none;border:0;border-radius:.5rem;cursor:pointer;text-decoration:none}
+:is(button,a):hover{background:#8882}
+:focus-visible{outline:2px solid;outline-offset:-2px}
+#bell{display:flex;position:relative;padding:.5rem}
+svg{width:1.5em}
+#badge{position:absolute;top:0;inset-inline-start:55%;min-width:.8em;padding:0 .3em;border-radius:1em;
+font:700 .7rem/1.3 system-ui;color:var(--bg);background:var(--accent)}
+#panel{inset:var(--top) auto var(--bottom) clamp(.5rem,var(--x),100vw - 24.5rem);width:24rem;max-height:min(75vh,var(--room));
+overflow:auto;overscroll-behavior:contain;font-size:.94rem;line-height:1.4}
+#panel,#menu{box-sizing:border-box;color:var(--notifier-color,CanvasText);background:var(--bg);
+border:1px solid #8888;border-radius:.8rem;box-shadow:0 0 2rem #0004}
+header,#deleted{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;align-items:center;padding:.5rem;padding-inline-start:1rem;background:var(--bg)}
+#deleted{top:auto;bottom:0;border-top:1px solid #8885}
+strong,#deleted span{flex:1}
+#bar{display:flex;width:100%;margin-inline-start:-.5rem}
+#all{margin-inline-start:auto}
+header button,#more,#undo{padding:.5rem}
+#all,#more,#undo,[aria-pressed=true]{color:var(--accent)}
+[aria-pressed=true]{text-decoration:underline}
+#more{display:block;margin:.3rem auto}
+#note,label,#preferences p{padding:.7rem 1rem;margin:0}
+li,label{display:flex;border-top:1px solid #8885}
+li>:first-child{flex:1;padding-block:.7rem;padding-inline:1rem 0;border-radius:0;text-align:start;overflow-wrap:anywhere}
+b,li span,label span{display:block}
+li:not(.new) b{font-weight:400}
+.new b:before{content:"● "/"";color:var(--accent)}
+li span,time,small{opacity:.75;font-size:.85em}
+.menu{padding:.7rem}
+.menu:before{content:"⋯"/""}
+img{float:inline-start;width:2rem;height:2rem;margin-inline-end:.7rem;object-fit:contain}
+label span{flex:1}
+#menu{margin:0;padding:.3rem}
+#menu button{display:block;width:100%;padding:.5rem 1rem;text-align:start}
+i,#status{position:fixed;clip-path:inset(50%)}
+#close{display:none}
+@media(max-width:30rem),(max-height:24rem){#panel{inset:auto 0 0;width:auto;max-height:75vh}#close{display:block}}
+@media(forced-colors:active){#badge{forced-color-adjust:none;color:HighlightText;background:Highlight}}
+`);
+
+// The bell and its panel: the markup, and how it shows a state.
 
 const MARKUP = `<button id=bell part=bell popovertarget=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
 fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
@@ -16,6 +61,13 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 const ACTIONS = ["all", "more", "undo", "settings", "mark", "delete", "filter-all", "filter-unread"];
 const TEXTS = ["title", "all", "more", "deleted", "undo", "settings", "close", "delete", "filter-all", "filter-unread"];
 
+/** Show pieces; a value is isolated, because it may run in the other direction than the text around it. */
+function put(element, pieces) {
+	if (element.textContent == plain(pieces)) return;
+	element.replaceChildren(...pieces.map((piece) =>
+		piece.value == null ? piece : Object.assign(document.createElement("bdi"), { textContent: piece.value })));
+}
+
 /** Put the bell into `host`. `act` has what its buttons do. Return what shows a state. */
 export function view(host, text, act) {
 	const root = host.attachShadow({ mode: "open" });
@@ -24,7 +76,7 @@ export function view(host, text, act) {
 	const part = Object.fromEntries([...root.querySelectorAll("[id]")].map((element) => [element.id, element]));
 	const { bell, panel, list, more, menu, mark } = part;
 	const [row, toggle] = root.querySelector("template").content.children;
-	let rows = new Map(), chosen, next, last;
+	let rows = new Map(), chosen, opener, next, last;
 
 	for (const name of ACTIONS) {
 		part[name].onclick = () => {
@@ -45,8 +97,9 @@ export function view(host, text, act) {
 	menu.onkeydown = (event) => {
 		const other = root.activeElement == mark ? part.delete : mark;
 		({ ArrowDown: other, ArrowUp: other, Home: mark, End: part.delete })[event.key]?.focus();
-		if (event.key == "Tab") event.preventDefault(menu.hidePopover()); // back to the row
+		if (event.key == "Tab") event.preventDefault(menu.hidePopover());
 	};
+	menu.onbeforetoggle = ({ newState }) => { if (newState == "closed" && menu.contains(root.activeElement)) opener.focus(); };
 
 	/** The panel goes below the bell or above it, and towards the middle of the window. */
 	function place() {
@@ -58,7 +111,7 @@ export function view(host, text, act) {
 
 	function openMenu(item, dots) {
 		if (chosen != item) menu.hidePopover();
-		chosen = item;
+		[chosen, opener] = [item, dots];
 		mark.textContent = text(item.is_new ? "mark-read" : "mark-unread");
 		const { bottom, left, right } = dots.getBoundingClientRect();
 		const side = getComputedStyle(host).direction == "rtl" ? `left:${left}px` : `right:${innerWidth - right}px`;
@@ -86,7 +139,8 @@ export function view(host, text, act) {
 		flag.textContent = item.is_new ? text("new") : "";
 		put(what, title);
 		put(extra, body);
-		putTime(time, item.timestamp);
+		const date = new Date(typeof item.timestamp == "number" ? item.timestamp * 1000 : NaN);
+		if (!isNaN(date)) Object.assign(time, { dateTime: date.toISOString(), title: moment(item.timestamp), textContent: ago(item.timestamp) });
 		image.hidden = !icon;
 		if (icon) image.src = icon;
 		dots.popoverTargetElement = menu;
@@ -112,7 +166,7 @@ export function view(host, text, act) {
 		if (index >= 0) last = index;
 		for (const name of TEXTS) part[name].textContent = text(name);
 		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
-		part.badge.textContent = unread > 99 ? `${number(99, language())}+` : unread ? number(unread, language()) : "";
+		part.badge.textContent = unread > 99 ? `${number(99)}+` : unread ? number(unread) : "";
 		part.note.textContent = note;
 		part["filter-all"].ariaPressed = !filter;
 		part["filter-unread"].ariaPressed = !!filter;

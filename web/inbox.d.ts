@@ -88,17 +88,17 @@ declare global {
 }
 
 // @ts-ignore - without React there is nothing to add to
+type ReactAttributes = import("react").HTMLAttributes<NotifierInbox> & import("react").RefAttributes<NotifierInbox>;
+
+// @ts-ignore - as above
 declare module "react" {
   namespace JSX {
     interface IntrinsicElements {
-      "notifier-inbox": NotifierInboxAttributes &
-        Pick<NotifierInbox, "format" | "getToken"> &
-        Omit<import("react").HTMLAttributes<NotifierInbox>, keyof NotifierInboxAttributes> &
-        import("react").RefAttributes<NotifierInbox> & {
-          onnotification?: (event: NotifierInboxEventMap["notification"]) => void;
-          "onnotifier-select"?: (event: NotifierSelectEvent) => void;
-          "onnotifier-unauthorized"?: (event: NotifierInboxEventMap["notifier-unauthorized"]) => void;
-        };
+      "notifier-inbox": NotifierInboxAttributes & Pick<NotifierInbox, "format" | "getToken"> & ReactAttributes & {
+        onnotification?: (event: NotifierInboxEventMap["notification"]) => void;
+        "onnotifier-select"?: (event: NotifierSelectEvent) => void;
+        "onnotifier-unauthorized"?: (event: NotifierInboxEventMap["notifier-unauthorized"]) => void;
+      };
     }
   }
 }

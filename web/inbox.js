@@ -260,8 +260,9 @@ class NotifierInbox extends HTMLElement {
 	}
 	get getToken() { return this.#given.getToken; }
 	set getToken(getToken) {
+		const { getToken: before } = this.#given;
 		this.#given.getToken = getToken;
-		this.#inbox.update();
+		if (!before) this.#inbox.update(); // frameworks set a new function at each rendering
 	}
 
 	get unread() { return this.#inbox.count(); }

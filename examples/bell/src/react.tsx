@@ -1,10 +1,14 @@
 import { StrictMode, useState } from "react";
 import { createRoot } from "react-dom/client";
-import type { InboxNotification, InboxRow, NotifierSelectEvent } from "./inbox";
+import type { InboxNotification, InboxRow, NotifierInbox, NotifierSelectEvent } from "./inbox";
 import { getToken, user } from "./session";
 
 const format = ({ key, data }: InboxNotification<{ amount?: number }>): InboxRow =>
   key === "invoice_paid" ? { title: `Счёт оплачен: ${data?.amount} €`, url: "/invoices" } : {};
+
+function prepare(inbox: NotifierInbox | null) {
+  if (inbox) Object.assign(inbox, { format, getToken });
+}
 
 function App() {
   const [page, setPage] = useState("/");
@@ -18,9 +22,8 @@ function App() {
   return (
     <>
       <notifier-inbox
+        ref={prepare}
         user-id={user.id}
-        getToken={getToken}
-        format={format}
         label-order_shipped="Заказ {data.number} отправлен"
         url-order_shipped="/orders/{target_id}"
         text-empty="Тихо."

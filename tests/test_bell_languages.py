@@ -21,7 +21,7 @@ def texts(module: str) -> dict[str, str]:
 
 
 def english() -> set[str]:
-    module = (ROOT / "web/inbox/texts.js").read_text()
+    module = (ROOT / "web/inbox/words.js").read_text()
     (table,) = re.findall(r"const ENGLISH = \{(.*?)\n\};", module, re.DOTALL)
     return set(re.findall(r'(?:^|[\s,])"?([a-z-]+)"?: "', table))
 

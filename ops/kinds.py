@@ -15,8 +15,10 @@ from typing import Any, Final
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")
 """A language tag (RFC 5646), in the form that browsers use. No language has a longer first part."""
-PLACEHOLDER: Final = re.compile(r"\{(?:id|key|timestamp|user_id|target_id|data(?:\.[^{}.|]+)+)(?:\|[^{}|]*)?\}")
-"""A field of the notification, with the text that replaces a missing one: `{data.name|Somebody}`."""
+PLACEHOLDER: Final = re.compile(
+    r"\{(?:id|key|timestamp|user_id|target_id|data(?:\.[^{}.|]+)+)(?:, *(?:number|date|time))?(?:\|[^{}|]*)?\}"
+)
+"""A field of the notification, with how to write it, and the text that replaces a missing one: `{data.name|Somebody}`."""
 URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
 r"""Where a click may lead: an http or https address, or a path on the page's own origin. To a browser `\` is a `/`."""
 TEXT_LIMIT: Final = 500

@@ -70,5 +70,7 @@ def test_the_page_names_every_text_and_attribute() -> None:
     assert len(names) > 20
     (listed,) = re.findall(r"The names are (.*)\.\n", page)
     assert listed.split(", ") == [f"`{name.removesuffix('-other')}`" for name in names]
-    for name in re.findall(r'^  "?([a-z-]+)"?\?: ', (ROOT / "web/inbox.d.ts").read_text().split("NotifierInboxAttributes")[1], re.M):
+    for name in re.findall(
+        r'^  "?([a-z-]+)"?\?: ', (ROOT / "web/inbox.d.ts").read_text().split("NotifierInboxAttributes")[1], re.MULTILINE
+    ):
         assert f"`{name}`" in page

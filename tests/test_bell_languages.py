@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
-from playwright.async_api import BrowserContext, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.bell import rows
-from tests.browser import Server, Site, assert_accessible, events, open_page
-from tests.client import ROOT
+from tests.browser import Serve, Server, Site, assert_accessible, events, open_page
+from tests.client import DB, ROOT
 
 LANGUAGES = sorted(path.stem for path in (ROOT / "web/inbox/languages").glob("*.js"))
 
@@ -145,6 +147,51 @@ async def bounds(page: Page, selector: str) -> dict[str, float]:
         }"""
     )
     return found
+
+
+async def test_the_panel_fits_an_arabic_page(
+    serve: Serve, site: Site, browser: Browser, database: DB, tmp_path: Path
+) -> None:
+    """Also take the picture of the documentation. SCREENSHOTS=docs puts it there."""
+    (tmp_path / "kinds.toml").write_text(ARABIC)
+    server = await serve(KINDS_FILE=tmp_path / "kinds.toml")
+    for key, data in (
+        ("back_in_stock", {"product": "Teapot «Oslo», 0.8 l"}),
+        ("invoice_ready", {"number": "INV-2031", "total": 1249.5}),
+        ("order_shipped", {"number": 1027}),
+        ("new_login", {"city": "Bergen (Norway)"}),
+    ):
+        await server.create(key, data=data)
+    for n, age in enumerate((90_000, 7200, 1800, 60)):  # seconds
+        database.users.update_one({}, {"$inc": {f"notifications.{n}.timestamp": -age}})
+        database.users.update_one({}, {"$set": {f"notifications.{n}.is_new": n > 1}})
+    site.embed(server.url, lang="ar", settings="")
+    site.html = site.html.replace('lang="ar"', 'lang="ar" dir="rtl"').replace(">A site<", "><")
+    async with await browser.new_context(viewport={"width": 560, "height": 520}) as context:
+        page = await open_page(context, site.origin)
+        await page.evaluate("document.querySelector('h1').textContent = 'متجر الشاي'")
+        await page.locator("#bell").click()
+        await expect(rows(page)).to_have_count(4)
+        await expect(page.get_by_role("button", name="الإعدادات")).to_be_visible()
+        box = await page.locator("#panel").bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 560
+        await page.screenshot(path=Path(os.environ.get("SCREENSHOTS") or tmp_path) / "inbox-rtl.png")
+
+
+ARABIC = """
+[new_login]
+label = "تسجيل دخول جديد من {data.city}"
+url = "/security"
+[order_shipped]
+label = "طلبك رقم {data.number} في الطريق إليك"
+url = "/orders/{data.number}"
+[invoice_ready]
+label = "الفاتورة {data.number} بقيمة {data.total, number} يورو جاهزة"
+[back_in_stock]
+label = "{data.product} متوفر من جديد"
+"""
 
 
 async def test_axe_finds_no_fault_from_right_to_left(server: Server, site: Site, context: BrowserContext) -> None:

@@ -54,15 +54,15 @@ async def test_a_notification_is_marked_as_unread_again(
     await page.get_by_role("menuitem", name="Mark as unread").click()
     await shows_unread(page, 3)
     await expect(rows(page).nth(1)).to_contain_text("Unread")
-    await eventually_async(lambda: assert_new(database, True))
+    await eventually_async(lambda: assert_new(database, is_new=True))
     await open_menu(page, 1)
     await page.get_by_role("menuitem", name="Mark as read").click()
     await shows_unread(page, 2)
-    await eventually_async(lambda: assert_new(database, False))
+    await eventually_async(lambda: assert_new(database, is_new=False))
 
 
-def assert_new(database: DB, expected: bool) -> None:  # noqa: FBT001
-    assert user(database)["notifications"][1]["is_new"] is expected
+def assert_new(database: DB, *, is_new: bool) -> None:
+    assert user(database)["notifications"][1]["is_new"] is is_new
 
 
 async def test_a_deleted_notification_goes_for_good_after_a_while(

@@ -97,7 +97,14 @@ async def test_a_router_takes_over_a_link(server: Server, site: Site, context: B
     await shows_unread(page, 0)
 
 
-UNSAFE = ["javascript:events.push(['HACKED'])", "//evil.example", "/\\evil.example", "/\t/evil.example", " /a", "data:,x"]
+UNSAFE = [
+    "javascript:events.push(['HACKED'])",
+    "//evil.example",
+    "/\\evil.example",
+    "/\t/evil.example",
+    " /a",
+    "data:,x",
+]
 
 
 @pytest.mark.parametrize("url", [*UNSAFE, "blob:http://a/b", "http://[", "", 7, {}, None], ids=repr)
@@ -176,9 +183,18 @@ async def test_placeholders_are_filled_in_the_language_of_the_page(
     server: Server, site: Site, context: BrowserContext, lang: str, label: str, shown: str
 ) -> None:
     data = {
-        **{"nested": {"deeper": {"name": "Ann"}}, "empty": "", "count": 1234567.5, "digits": "12345", "zero": 0},
-        **{"day": "2026-03-09", "at": "2026-03-09T23:30:00Z", "seconds": 1773099000, "yes": True, "list": ["a", "b"]},
-        **{"text": "Tuesday", "odd_day": "2026-99-99"},
+        "nested": {"deeper": {"name": "Ann"}},
+        "empty": "",
+        "count": 1234567.5,
+        "digits": "12345",
+        "zero": 0,
+        "day": "2026-03-09",
+        "at": "2026-03-09T23:30:00Z",
+        "seconds": 1773099000,
+        "yes": True,
+        "list": ["a", "b"],
+        "text": "Tuesday",
+        "odd_day": "2026-99-99",
     }
     await server.create("new_post", data=data)
     site.embed(server.url, lang=lang, label__new_post=label)

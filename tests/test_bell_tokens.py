@@ -189,8 +189,11 @@ async def test_a_token_that_comes_in_time_saves_the_message(serve: Serve, site: 
     await server.create()
     site.embed(server.url)
     token = sign_token(SECRET, USER, 3600)
-    site.script = TIMES + f"""addEventListener("notifier-unauthorized", ({{ target }}) =>
+    site.script = (
+        TIMES
+        + f"""addEventListener("notifier-unauthorized", ({{ target }}) =>
         setTimeout(() => target.setAttribute("token", "{token}"), 1000));"""
+    )
     page = await context.new_page()
     await page.clock.install()
     await page.goto(site.origin)

@@ -10,7 +10,7 @@ const FILTER = "notifier-filter"; // in sessionStorage
 function inbox(host) {
 	let items, total, unread, size, listed, loaded, fault, kinds, seen, newest; // of the user
 	let filter = false, settings = false, switches, removed, announced, patience, writes = 0, users = 0, queue = Promise.resolve();
-	const gone = new Set(); // ids of what was deleted, though the list may still have it
+	const gone = new Set(); // ids of what the list may still have
 	try {
 		filter = sessionStorage[FILTER] == "unread";
 	} catch {} // a page may have no storage
@@ -19,7 +19,7 @@ function inbox(host) {
 	const text = textsOf(host, () => render());
 	const { at, call, forget, renewsIn } = requests(host, refused);
 	const { show, part, say, toggle } = view(host, text, {
-		select, settings: toggleSettings, toggled, undo: () => settle(false), delete: remove,
+		select, settings: toggleSettings, toggled, undo: () => settle(false), delete: remove, close: () => part.panel.hidePopover(),
 		all: () => mark(items.filter((item) => item.is_new), false, { all: true }, unread),
 		mark: (item) => mark([item], !item.is_new, { notification_id: item.id }, 1),
 		more: () => { size += PAGE; sync(); },
@@ -92,7 +92,6 @@ function inbox(host) {
 		});
 	}
 
-	/** Show a list, and announce what has come since the last one. */
 	function take(data, limit) {
 		const ids = new Set(), list = data.list.filter((item) => item?.id && !ids.has(item.id) && ids.add(item.id));
 		const known = list.findIndex(({ id }) => seen.has(id));
@@ -114,7 +113,7 @@ function inbox(host) {
 		}
 	}
 
-	/** Send what `change(true)` shows at once. If it is not accepted, `change(false)` takes it back. */
+	// `change(true)` shows it at once; if it is not accepted, `change(false)` takes it back.
 	async function write(path, query, change, user) {
 		const owner = users;
 		let undone;
@@ -158,7 +157,6 @@ function inbox(host) {
 		part.undo.focus();
 	}
 
-	/** Delete what was removed, or bring it back. */
 	function settle(forGood) {
 		if (!removed) return;
 		const { item, user, timer } = removed;
@@ -174,7 +172,7 @@ function inbox(host) {
 			sessionStorage[FILTER] = filter ? "unread" : "all";
 		} catch {}
 		size = PAGE;
-		writes++; // a list that was asked for before is not the one
+		writes++;
 		render();
 		sync();
 	}
@@ -203,7 +201,6 @@ function inbox(host) {
 		if (fault || !link.streams) link.start();
 	}
 
-	/** Begin anew: with nothing for another user, else with what is shown. */
 	function update(reset) {
 		if (reset || !items) {
 			settle(true);

@@ -18,9 +18,9 @@ font:700 .7rem/1.3 system-ui;color:var(--bg);background:var(--accent)}
 overflow:auto;overscroll-behavior:contain;font-size:.94rem;line-height:1.4}
 #panel,#menu{box-sizing:border-box;color:var(--notifier-color,CanvasText);background:var(--bg);
 border:1px solid #8888;border-radius:.8rem;box-shadow:0 0 2rem #0004}
-header,#deleted{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;align-items:center;padding:.5rem;padding-inline-start:1rem;background:var(--bg)}
-#deleted{top:auto;bottom:0;border-top:1px solid #8885}
-strong,#deleted span{flex:1}
+header,#removed{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;align-items:center;padding:.5rem;padding-inline-start:1rem;background:var(--bg)}
+#removed{top:auto;bottom:0;border-top:1px solid #8885}
+strong,#removed span,label span{flex:1}
 #bar{display:flex;width:100%;margin-inline-start:-.5rem}
 #all{margin-inline-start:auto}
 header button,#more,#undo{padding:.5rem}
@@ -37,7 +37,6 @@ li span,time,small{opacity:.75;font-size:.85em}
 .menu{padding:.7rem}
 .menu:before{content:"⋯"/""}
 img{float:inline-start;width:2rem;height:2rem;margin-inline-end:.7rem;object-fit:contain}
-label span{flex:1}
 #menu{margin:0;padding:.3rem}
 #menu button{display:block;width:100%;padding:.5rem 1rem;text-align:start}
 i,#status{position:fixed;clip-path:inset(50%)}
@@ -45,8 +44,6 @@ i,#status{position:fixed;clip-path:inset(50%)}
 @media(max-width:30rem),(max-height:24rem){#panel{inset:auto 0 0;width:auto;max-height:75vh}#close{display:block}}
 @media(forced-colors:active){#badge{forced-color-adjust:none;color:HighlightText;background:Highlight}}
 `);
-
-// The bell and its panel: the markup, and how it shows a state.
 
 const MARKUP = `<button id=bell part=bell popovertarget=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
 fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
@@ -57,18 +54,17 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 <div id=note></div><ul id=list role=list></ul><button id=more></button><div id=preferences></div>
 <div id=removed><span id=deleted></span><button id=undo></button></div>
 <div id=menu popover role=menu><button id=mark role=menuitem autofocus></button><button id=delete role=menuitem></button></div></div>
-<template><li><button><img hidden alt=""><i></i> <b></b><span></span><time></time></button><button class=menu aria-haspopup=menu></button></li><label><span></span><small></small><input type=checkbox role=switch></label></template>`;
-const ACTIONS = ["all", "more", "undo", "settings", "mark", "delete", "filter-all", "filter-unread"];
-const TEXTS = ["title", "all", "more", "deleted", "undo", "settings", "close", "delete", "filter-all", "filter-unread"];
+<template><li><button><img hidden alt=""><i></i> <b></b><span></span><time></time></button>
+<button class=menu aria-haspopup=menu></button></li><label><span></span><small></small><input type=checkbox role=switch></label></template>`;
 
-/** Show pieces; a value is isolated, because it may run in the other direction than the text around it. */
+/** Show pieces. A value may run in the other direction than the text around it. */
 function put(element, pieces) {
 	if (element.textContent == plain(pieces)) return;
 	element.replaceChildren(...pieces.map((piece) =>
 		piece.value == null ? piece : Object.assign(document.createElement("bdi"), { textContent: piece.value })));
 }
 
-/** Put the bell into `host`. `act` has what its buttons do. Return what shows a state. */
+/** Put the bell into `host`. `act` has what its buttons do, by their ids. */
 export function view(host, text, act) {
 	const root = host.attachShadow({ mode: "open" });
 	root.adoptedStyleSheets = [SHEET];
@@ -78,14 +74,14 @@ export function view(host, text, act) {
 	const [row, toggle] = root.querySelector("template").content.children;
 	let rows = new Map(), chosen, opener, next, last;
 
-	for (const name of ACTIONS) {
-		part[name].onclick = () => {
-			if (name == "more") next = list.children.length;
+	const buttons = root.querySelectorAll("button[id]:not(#bell)");
+	for (const button of buttons) {
+		button.onclick = () => {
+			if (button == more) next = list.children.length;
 			menu.hidePopover();
-			act[name](chosen);
+			act[button.id](chosen);
 		};
 	}
-	part.close.onclick = () => panel.hidePopover();
 	panel.onscroll = () => menu.hidePopover();
 	panel.onbeforetoggle = ({ newState }) => {
 		const open = newState == "open";
@@ -101,7 +97,7 @@ export function view(host, text, act) {
 	};
 	menu.onbeforetoggle = ({ newState }) => { if (newState == "closed" && menu.contains(root.activeElement)) opener.focus(); };
 
-	/** The panel goes below the bell or above it, and towards the middle of the window. */
+	// below the bell or above it, and towards the middle of the window
 	function place() {
 		const { top, bottom, left, right } = bell.getBoundingClientRect();
 		const below = innerHeight - bottom, down = below > Math.min(top, 400);
@@ -118,7 +114,7 @@ export function view(host, text, act) {
 		menu.style = `inset:auto;top:${Math.min(bottom, innerHeight - 100)}px;${side}`;
 	}
 
-	/** A row that leads somewhere is a real link, any other a button. */
+	// A row that leads somewhere is a real link.
 	function mainOf(li, url) {
 		const old = li.firstChild, name = url ? "a" : "button";
 		if (old.localName != name) {
@@ -160,11 +156,11 @@ export function view(host, text, act) {
 		});
 	}
 
-	/** Show a state. If what has the focus goes, the row that takes its place gets it. */
+	// If what has the focus goes, the row that takes its place gets it.
 	function show({ items, unread, left, note, filter, removed, kinds, settings }) {
 		const held = root.activeElement, index = [...list.children].indexOf(held?.closest("li"));
 		if (index >= 0) last = index;
-		for (const name of TEXTS) part[name].textContent = text(name);
+		for (const element of [part.title, part.deleted, ...buttons]) if (element != mark) element.textContent = text(element.id);
 		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
 		part.badge.textContent = unread > 99 ? `${number(99)}+` : unread ? number(unread) : "";
 		part.note.textContent = note;

@@ -1,7 +1,7 @@
 // Requests to the service, with the user's token.
 const TIMEOUT = 15e3, MARGIN = 60e3, PAUSE = 5e3; // ms
 
-/** When a token (RFC 7519) expires, in ms; NaN if it does not say. */
+// ms; NaN if a token (RFC 7519) does not say
 function expiry(token) {
 	try {
 		return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).exp * 1000;
@@ -10,7 +10,7 @@ function expiry(token) {
 	}
 }
 
-/** Return what addresses and calls the service. `refused(user)` is told of a 401 and a 403. */
+/** What addresses and calls the service. `refused(user)` is told of a 401 and a 403. */
 export function requests(host, refused) {
 	const get = (name) => host.getAttribute(name);
 	let given = {}; // by getToken
@@ -21,7 +21,7 @@ export function requests(host, refused) {
 			known.token = await Promise.race([host.getToken(), late]);
 			known.expires = expiry(known.token);
 			const life = known.expires - Date.now();
-			// A clock that is wrong may say that a new token has expired. The service will say if it has.
+			// A new token that has expired means that the clock is wrong. The service will say if it has.
 			known.renew = life > 0 ? known.expires - Math.min(MARGIN, life / 5) : known.token && Infinity;
 		} catch (error) {
 			if (!(Date.now() < known.expires)) throw error;
@@ -58,7 +58,7 @@ export function requests(host, refused) {
 // How the bell stays up to date: by the stream, or by polls where there is none.
 const SILENCE = 45e3; // ms
 
-/** Return what keeps `sync` called while the page is visible. Each `start` begins anew, and ends what was under way. */
+/** What calls `sync` while the page is visible. `start` begins anew. */
 export function live(host, { call, learn, render, renewsIn, sync, stopped }) {
 	let timer, retry = 2000;
 	const link = { run: new AbortController(), fails: 0, streams: undefined, start };

@@ -16,7 +16,7 @@ const tables = { en: ENGLISH, ar: 0, de: 0, es: 0, fr: 0, ru: 0, zh: 0 };
 const made = {};
 const intl = (type, lang, options) => (made[[type, lang, JSON.stringify(options)]] ??= new Intl[type](lang, options));
 
-/** The language of the page, or else of the browser. Some pages say `en_US`, or worse. */
+// Some pages say `en_US`, or worse.
 export function language() {
 	for (const tag of [document.documentElement.lang, navigator.language]) {
 		try {
@@ -26,7 +26,7 @@ export function language() {
 	return "en";
 }
 
-/** The key that is a language, or the one it is a form of: RFC 4647, section 3.4. */
+// RFC 4647, section 3.4
 function lookup(table, tag) {
 	for (; tag; tag = tag.replace(/(^|-)[^-]*$/, "")) {
 		const found = Object.keys(table ?? {}).find((known) => known.toLowerCase() == tag.toLowerCase());
@@ -34,7 +34,7 @@ function lookup(table, tag) {
 	}
 }
 
-/** Return what gives a text by its name; a count chooses the plural form. `came` is called when a language has come. */
+/** What gives the bell's own texts by name. `came` is called when a language has come. */
 export const textsOf = (host, came) => (name, count) => {
 	const lang = language(), tag = lookup(tables, lang) ?? "en";
 	if (!tables[tag]) {
@@ -48,7 +48,7 @@ export const textsOf = (host, came) => (name, count) => {
 
 export const number = (value, options) => intl("NumberFormat", language(), options).format(value);
 
-/** A moment in Unix seconds or in ISO 8601; undefined if it is none. */
+// Unix seconds or ISO 8601
 export function moment(value, type) {
 	const date = new Date(typeof value == "number" ? value * 1000 : value), day = DAY.test(value), options = {};
 	if (type != "time") options.dateStyle = "medium";
@@ -63,7 +63,7 @@ export function ago(seconds) {
 	return intl("RelativeTimeFormat", language(), { numeric: "auto" }).format(-Math.floor(age / size), unit);
 }
 
-/** A value as people read it. A plain number has no thousands separators, because it may be an order's. */
+// A plain number has no thousands separators, because it may be an order's.
 function readable(value, type) {
 	const text = /date|time/.test(type) || DAY.test(value) || MOMENT.test(value) ? moment(value, type)
 		: typeof value == "number" || (type && !isNaN(value)) ? number(value, { useGrouping: !!type, maximumFractionDigits: 9 })
@@ -75,7 +75,7 @@ function readable(value, type) {
 const valueAt = (item, path) =>
 	path.split(".").reduce((value, name) => (Object.hasOwn(Object(value), name) ? value[name] : undefined), item);
 
-/** A text in pieces: strings, and for each placeholder `{value}`, which may be in another script than the text. */
+/** A text in pieces: strings, and `{value}` for each placeholder. */
 function fill(text, item) {
 	const pieces = [];
 	let end = 0;
@@ -89,7 +89,7 @@ function fill(text, item) {
 
 export const plain = (pieces) => pieces.map((piece) => piece.value ?? piece).join("");
 
-/** An address if it is relative, http or https. To a browser `\` is a `/`, and a tab is nothing. */
+// To a browser `\` is a `/`, and a tab is nothing.
 function checked(url) {
 	try {
 		if (/^\/\/|[\\\0- \x7f]/.test(url) || !/^https?:$/.test(new URL(url, document.baseURI).protocol)) return;
@@ -97,7 +97,7 @@ function checked(url) {
 	} catch {}
 }
 
-/** An address with its placeholders filled; undefined if one is missing, or would lead to another path. */
+// A value that is missing, or would lead to another path, makes no address.
 function address(template, item) {
 	let whole = typeof template == "string";
 	const url = whole && template.replace(PLACEHOLDER, (_, path, type, other) => {
@@ -108,7 +108,6 @@ function address(template, item) {
 	return whole ? checked(url) : undefined;
 }
 
-/** What the page or the service knows of a kind: `{label, labels, url}`. */
 const kindOf = (kinds, key) => (Object.hasOwn(Object(kinds), key) ? kinds[key] : {});
 
 function labelOf(host, kinds, key) {
@@ -116,14 +115,14 @@ function labelOf(host, kinds, key) {
 	return host.getAttribute(`label-${key}`) ?? labels?.[lookup(labels, language())] ?? label;
 }
 
-/** The label of a kind with `item` in its placeholders, in pieces; without a label, the kind's name. */
+/** The label of a kind, or else its name, in pieces. */
 export function titleOf(host, kinds, key, item) {
 	const label = labelOf(host, kinds, key);
 	return label ? fill(`${label}`, item)
 		: [readable(key ?? "").replaceAll("_", " ").replace(/^./u, (first) => first.toUpperCase())];
 }
 
-/** Return `{title, body, url, icon}` of a notification; title and body are in pieces. `host.format` takes precedence. */
+/** `{title, body, url, icon}` of a notification; title and body are in pieces. */
 export function describe(host, kinds, item) {
 	const { key, data } = item;
 	const url = address(host.getAttribute(`url-${key}`) ?? kindOf(kinds, key).url, item);

@@ -18,7 +18,7 @@ LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")
 PLACEHOLDER: Final = re.compile(
     r"\{(?:id|key|timestamp|user_id|target_id|data(?:\.[^{}.|]+)+)(?:, *(?:number|date|time))?(?:\|[^{}|]*)?\}"
 )
-"""A field of the notification, with how to write it, and the text that replaces a missing one: `{data.name|Somebody}`."""
+"""A field of the notification, how to write it, and what replaces a missing one: `{data.total, number|none}`."""
 URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
 r"""Where a click may lead: an http or https address, or a path on the page's own origin. To a browser `\` is a `/`."""
 TEXT_LIMIT: Final = 500

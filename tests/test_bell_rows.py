@@ -97,6 +97,17 @@ async def test_a_router_takes_over_a_link(server: Server, site: Site, context: B
     await shows_unread(page, 0)
 
 
+async def test_a_link_is_followed_though_the_filter_takes_its_row_away(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create("new_post")
+    site.embed(server.url, url__new_post="/post")
+    page = await open_rows(context, site, 1)
+    await page.get_by_role("button", name="Unread", exact=True).click()
+    await row_of(page, 0).click()
+    await page.wait_for_url("**/post")
+
+
 UNSAFE = [
     "javascript:events.push(['HACKED'])",
     "//evil.example",

@@ -13,8 +13,7 @@ from tests.browser import local_run
 from tests.client import KEY, ROOT, Client
 from tests.fixtures import Start
 
-
-MODULES = sorted(path for path in (ROOT / "web").glob("inbox/**/*.js")) + [ROOT / "web/inbox.js"]
+MODULES = [ROOT / "web/inbox.js", *sorted((ROOT / "web").glob("inbox/**/*.js"))]
 ON_DEMAND = re.compile("inbox/(languages/..|preferences).js$")
 """Modules that a page loads only when it needs them: a language, and the settings."""
 

@@ -141,11 +141,12 @@ function inbox(host) {
 	}
 
 	function select(item, url, click) {
-		if (item.is_new) mark([item], false, { notification_id: item.id }, 1);
-		if (url && (click.button || click.ctrlKey || click.metaKey || click.shiftKey)) return; // it opens elsewhere
-		const { defaultPrevented } = emit("notifier-select", item, { url });
+		const elsewhere = click.button || click.ctrlKey || click.metaKey || click.shiftKey; // a link in another tab
+		if (elsewhere && !url) return;
+		const { defaultPrevented } = elsewhere ? {} : emit("notifier-select", item, { url });
 		if (defaultPrevented) click.preventDefault();
-		if (url || defaultPrevented) part.panel.hidePopover();
+		if (item.is_new) mark([item], false, { notification_id: item.id }, 1);
+		if (defaultPrevented || (url && !elsewhere)) part.panel.hidePopover();
 	}
 
 	function remove(item) {

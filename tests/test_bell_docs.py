@@ -43,12 +43,12 @@ async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: Br
     (script,) = re.findall('<script type="module">(.*?)</script>', html, re.DOTALL)
     site.html = f"<!DOCTYPE html><title>x</title>{html.replace(script, '')}"
     site.script = f"const toast = (text) => events.push(['toast', text]);{script}"
-    for count, token in enumerate(tokens):
 
-        async def hand_out(route: Route, token: str = token) -> None:
-            await route.fulfill(body=token)
+    async def hand_out_token(route: Route) -> None:
+        await route.fulfill(body=tokens.pop())
 
-        await context.route("**/notifier-token", hand_out)
+    await context.route("**/notifier-token", hand_out_token)
+    for count in range(len(tokens)):
         page = await open_page(context, site.origin)
         await shows_unread(page, count)
         await server.create("new_post")

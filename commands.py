@@ -21,6 +21,7 @@ from cli.status import show_status
 from cli.target import NoDatabase, with_database
 from mail.address import envelope_address
 from mail.templates import RenderError, Templates
+from mail.unsubscribe import Links
 from mongo.creation import Create
 from mongo.ids import IdType
 from schemas import CreateHeaders, CreateSchema
@@ -166,10 +167,12 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     new = notification(options, settings)
     fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
     try:
-        content = Templates(settings.templates_dir, settings.kinds).render(fields, options.language)
+        link = Links(settings).url(new.user_id, new.kind.name)
+        content = Templates(settings.templates_dir, settings.kinds).render(fields, options.language, link)
     except RenderError as exc:
         return fail(f"{exc}: {exc.__cause__}; the e-mail would be sent without templates.")
-    say(f"Subject: {content.subject}\n\n{content.text}")
+    listed = f"List-Unsubscribe: <{link}>\n" if link else ""
+    say(f"Subject: {content.subject}\n{listed}\n{content.text}")
     if content.html:
         say(f"\n--- as HTML ---\n\n{content.html}")
     return 0

@@ -15,7 +15,7 @@ from aiohttp import web
 from marshmallow import Schema
 
 import schemas
-from api import pages, sse
+from api import pages, sse, unsubscribe
 from api.auth import Caller, identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
@@ -248,6 +248,8 @@ ROUTES: Final = (
     web.post("/preferences", change_preferences),
     web.post("/erase", erase),
     web.post("/suppress", suppress),
+    web.get("/u/{token}", unsubscribe.show_page),
+    web.post("/u/{token}", unsubscribe.unsubscribe),
     web.get("/stream", stream, allow_head=False),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),

@@ -29,6 +29,8 @@ REPLY_TIMEOUT: Final = 600.0
 """Seconds to wait for the reply to a message, at the least (RFC 5321, section 4.5.3.2.6). To give up earlier is to send
 the e-mail again although the server may have accepted it."""
 
+MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
+
 
 class Mailer:
     """Sends e-mails, each over one connection at a time. Connections are kept for the next e-mails."""
@@ -78,7 +80,7 @@ class Mailer:
 
     def _report(self, ticket: object, lease: Lease, outcome: Outcome | None) -> None:
         """Tell the breaker what an attempt says about the server."""
-        if outcome is None:
+        if outcome is None or outcome is MUTED:
             self.breaker.abandon(ticket)
         elif outcome.blames_server:
             self.breaker.fail(ticket, outcome.detail)
@@ -104,6 +106,10 @@ class Mailer:
                 if connection is None:
                     connection = await self._connect()
                 connection.stage = Stage.CONNECT
+                wanted = await lease.is_wanted()
+                if not wanted:
+                    self._kept.append(connection)
+                    return None if wanted is None else MUTED
                 option = self._option(connection, to)
                 message = _as_bytes(lease.email, self._sender, to, content, utf8=bool(option))
                 await self._say_envelope(connection, ticket, lease, to, option)
@@ -215,8 +221,8 @@ def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content, *, ut
 
 
 def _suppressed(suppression: Suppression) -> Outcome:
-    detail = f"Suppressed: mail to this address was refused for good on {suppression.at:%F} ({suppression.code})."
-    return Outcome(verdict=Verdict.SUPPRESSED, status=suppression.code, detail=detail, stage=Stage.CONNECT)
+    detail = f"Suppressed: no e-mail is sent to this address ({suppression.code})."
+    return Outcome(verdict=Verdict.SUPPRESSED, status="no attempt", detail=detail, stage=Stage.CONNECT)
 
 
 def _unsendable(detail: str) -> Outcome:

@@ -18,7 +18,7 @@ import aiohttp_cors
 from aiohttp import web
 
 import handlers
-from api import openapi, pages, server
+from api import openapi, pages, server, unsubscribe
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
@@ -73,6 +73,7 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
     app[handlers.LIST] = ListSchema(settings.id_type)
     app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
+    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
     app[handlers.USER] = UserSchema(settings.id_type)
     app[handlers.PREFERENCES] = PreferencesSchema(kinds)
     app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, handlers.describe_kinds(kinds)
@@ -119,8 +120,10 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     async with AsyncExitStack() as stack:
         app[handlers.STORE] = await patiently(
-            lambda deadline: stack.enter_async_context(open_store(settings, deadline)), settings.start_timeout
+            lambda deadline: stack.enter_async_context(open_store(settings, deadline, serves=True)),
+            settings.start_timeout,
         )
+        app[unsubscribe.PREFERENCES] = app[handlers.STORE].preferences
         yield
 
 

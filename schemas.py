@@ -168,8 +168,8 @@ class CreateManyHeaders(CreateHeaders):
     )
 
 
-class ListSchema(IdSchema):
-    """The query of `GET /list`. Unknown parameters are ignored."""
+class UserSchema(IdSchema):
+    """The query of a request about one user. Unknown parameters are ignored."""
 
     class Meta:
         """Ignore unknown parameters."""
@@ -177,6 +177,11 @@ class ListSchema(IdSchema):
         unknown = EXCLUDE
 
     user_id = IdField(required=True, metadata=USER_ID)
+
+
+class ListSchema(UserSchema):
+    """The query of `GET /list`."""
+
     skip = QueryInteger(
         load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to skip."}
     )
@@ -192,30 +197,13 @@ class ListSchema(IdSchema):
         return ListQuery(**values)
 
 
-class UserSchema(IdSchema):
-    """The query of a request about one user. Unknown parameters are ignored."""
-
-    class Meta:
-        """Ignore unknown parameters."""
-
-        unknown = EXCLUDE
-
-    user_id = IdField(required=True, metadata=USER_ID)
-
-
-class SelectionSchema(IdSchema):
-    """The query of `/read`, `/unread` and `/delete`: a user and one selector. Unknown parameters are ignored."""
+class SelectionSchema(UserSchema):
+    """The query of `/read`, `/unread` and `/delete`: a user and one selector."""
 
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         super().__init__(id_type)
         _accept(kinds, self)
 
-    class Meta:
-        """Ignore unknown parameters."""
-
-        unknown = EXCLUDE
-
-    user_id = IdField(required=True, metadata=USER_ID)
     notification_id = mf.String(
         validate=[validate.Length(1, 128), _encodable],
         metadata={"description": "The one with this `id`."},
@@ -297,6 +285,6 @@ class SuppressionSchema(Schema):
     )
     code = mf.String(
         load_default="reported",
-        validate=validate.Regexp(r"^[ -~]{1,100}$", error="Not 1 to 100 printable ASCII characters."),
+        validate=validate.Regexp(r"^[A-Za-z0-9._-]{1,32}$", error="Not 1 to 32 letters, digits or ._-"),
         metadata={"description": "Why, for operators: an enhanced status code such as `5.1.1`."},
     )

@@ -148,12 +148,25 @@ class Settings:
         validate=[validate.Length(min=1), checks.long_secrets],
     )
     user_token_secret: str | None = _setting(
-        "secret that signs users' tokens (JWT, HS256) for /list, /read and /stream; needs API_KEYS",
+        "secret that signs users' tokens (JWT, HS256), for what concerns one user; needs API_KEYS",
         secret=True,
         validate=[lambda value: checks.long_secrets([value]), checks.encodable],
     )
+    public_url: str | None = _setting(
+        "where users' browsers reach the service, such as https://notifications.example.com, for links to unsubscribe; "
+        "needs API_KEYS or UNSUBSCRIBE_SECRETS",
+        validate=checks.public_url,
+    )
+    unsubscribe_secrets: Sequence[str] = _setting(
+        "comma-separated secrets of the links to unsubscribe; the first makes them, all open them; default API_KEYS",
+        "list",
+        (),
+        secret=True,
+        subcast=str.strip,
+        validate=[validate.Length(min=1), checks.long_secrets],
+    )
     cors_origins: Sequence[str] = _setting(
-        "comma-separated origins whose pages may call /list, /read and /stream, such as https://app.example.com",
+        "comma-separated origins whose pages may call what concerns a user, such as https://app.example.com",
         "list",
         (),
         subcast=str.strip,
@@ -182,6 +195,11 @@ class Settings:
     def kinds(self) -> Kinds:
         """The kinds of notification. Raises `KindsError`."""
         return load_kinds(self.kinds_file)
+
+    @property
+    def link_secrets(self) -> Sequence[str]:
+        """The secrets of the links to unsubscribe."""
+        return self.unsubscribe_secrets or self.api_keys
 
     @property
     def security(self) -> Security:

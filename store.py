@@ -25,9 +25,9 @@ from mongo.document import (
     SIMPLE,
     JSONObject,
     Shape,
-    foreign_field,
     inbox,
     marked,
+    must_be_ours,
     value_at,
 )
 from mongo.erasure import erase
@@ -43,11 +43,11 @@ from mongo.errors import (
     persist,
 )
 from mongo.fan_out import FanOut
-from mongo.ids import named
 from mongo.marks import Marks
 from mongo.outbox import Outbox
 from mongo.preferences import Preferences
-from mongo.suppression import Bounce, Suppressions
+from mongo.suppression import FIELD as SUPPRESSION
+from mongo.suppression import Bounce, Suppressions, load_suppression
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
 from schemas import ListQuery
 from settings import Settings, UnknownUsers
@@ -82,12 +82,20 @@ class Created:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings, deadline: float | None = None) -> AsyncIterator[Store]:
-    """Connect within `deadline` seconds, create missing indexes, and close at the end. Raises a `StoreError`."""
+async def open_store(
+    settings: Settings, deadline: float | None = None, *, serves: bool = False
+) -> AsyncIterator[Store]:
+    """Connect within `deadline` seconds, create missing indexes, and close at the end. Raises a `StoreError`.
+
+    Only who serves sets when dead letters expire: a command may run with other settings.
+    """
     async with connected(settings.db_uri) as database:
         store = Store(database, settings)
         await store.reach(deadline)
-        await store.create_indexes(settings.dead_mail_days)
+        await store.outbox.create_index()
+        await store.suppressions.create_index()
+        if serves:
+            await store.dead_mail.create_indexes(settings.dead_mail_days)
         async with store.clock.running():
             yield store
 
@@ -121,12 +129,6 @@ class Store:
             queue_limit=QUEUE_LIMIT,
             kind=_kind_of_list,
         )
-
-    async def create_indexes(self, dead_mail_days: float | None) -> None:
-        """Create the indexes that are missing. Raises a `StoreError`."""
-        await self.outbox.create_index()
-        await self.suppressions.create_index()
-        await self.dead_mail.create_indexes(dead_mail_days)
 
     async def create(self, new: Create) -> Created:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
@@ -199,8 +201,7 @@ class Store:
             raise Changed
         if (replayed := creation.is_replay_of(user)) is not None:
             return replayed
-        if foreign := await foreign_field(users, document, creation.fields):
-            raise Conflict(f"the field `{foreign}` of {named(creation.user_id)}, which is not the service's")
+        await must_be_ours(users, document, creation.fields)
         creation.must_have_room_in(user)
         raise Changed
 
@@ -235,12 +236,13 @@ class Store:
         await erase(self.outbox, self.dead_mail, user_id)
 
     async def suppress(self, user_id: str, address: str | None, code: str) -> bool:
-        """Send nothing more to the user's address; return `False` if the user has none, or another than `address`.
+        """Send nothing more to the user's address, unless it is another than `address`; return whether it is suppressed.
 
         Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
         """
         shape, id_ = self.outbox.shape, {"_id": self._id_type.to_bson(user_id)}
-        user = await persist(lambda: self.users.find_one(id_, shape.projection(), collation=SIMPLE))
+        read = shape.projection() | {SUPPRESSION: 1}
+        user = await persist(lambda: self.users.find_one(id_, read, collation=SIMPLE))
         if user is None:
             raise UnknownUser
         try:
@@ -248,7 +250,8 @@ class Store:
         except ValidationError:
             return False
         if address not in {None, current}:
-            return False
+            known = load_suppression(user)
+            return known is not None and known.address == current
         await self.suppressions.suppress(user_id, Bounce(current, code))
         return True
 

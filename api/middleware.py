@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import re
+from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 
@@ -21,6 +22,8 @@ from ops.metrics import METRICS
 log = logging.getLogger("notifier.http")
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+RENDER_FAILURE: Final[web.RequestKey[Callable[[Exception], web.Response]]] = web.RequestKey("RENDER_FAILURE")
+"""How a request's failures are answered, if not as problems only."""
 STARTED: Final = web.RequestKey("STARTED", float)
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -51,7 +54,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         response = await handler(request)
     except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem
         _log_failure(exc, request_id, request.app[THROTTLE])
-        response = render(exc)
+        response = request.get(RENDER_FAILURE, render)(exc)
     if not response.prepared:  # a stream was completed when it began
         complete(request, response)
         if not request.content.is_eof():

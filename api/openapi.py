@@ -125,7 +125,7 @@ def _operation(operation: Operation) -> JSONObject:
         "security": [{caller: []} for caller in operation.callers],
         "parameters": [
             {"in": where, "schema": schema}
-            for where, schema in (("header", operation.headers), ("query", operation.query))
+            for where, schema in (("path", operation.path), ("header", operation.headers), ("query", operation.query))
             if schema
         ],
         "responses": {status: _answer(answer) for status, answer in operation.answers.items()} | _problems(operation),

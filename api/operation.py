@@ -37,6 +37,7 @@ class Operation:
     summary: str
     description: str = ""
     callers: tuple[str, ...] = ()
+    path: type[Schema] | None = None
     query: Schema | None = None
     headers: type[Schema] | None = None
     body: Schema | None = None

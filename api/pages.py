@@ -1,4 +1,7 @@
-"""What browsers get besides the API: the module of the bell, the documentation in Swagger UI, and the demo page."""
+"""What browsers get besides the API: the module of the bell, the documentation in Swagger UI, and the demo page.
+
+The page to unsubscribe is in `unsubscribe.py`.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,7 @@ DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", _page_headers("'self'
 ASSETS: Final = {
     "/inbox.js": File(FOLDER / "inbox.js", "text/javascript", MODULE_HEADERS),
     "/inbox.d.ts": File(FOLDER / "inbox.d.ts", "text/plain", MODULE_HEADERS),  # types for TypeScript
+    "/u/style.css": File(FOLDER / "unsubscribe.css", "text/css"),
     "/docs.js": File(FOLDER / "docs.js", "text/javascript"),
     "/docs.css": File(FOLDER / "docs.css", "text/css"),
     "/swagger-ui-bundle.js": File(swagger_ui_path / "swagger-ui-bundle.js", "text/javascript"),

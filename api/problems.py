@@ -14,6 +14,7 @@ from marshmallow import ValidationError
 
 from api import auth, body, hub, stream
 from api.problem import MEDIA_TYPE, Problem
+from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
 
@@ -107,6 +108,7 @@ PROBLEMS: Final = (
         detail="The user has no document.",
         advice="With `UNKNOWN_USERS=refuse` the service creates no users; `/suppress` never does.",
     ),
+    Problem(exception=NoSuchLink, status=404, detail="This link to unsubscribe is not valid."),
     Problem(exception=NoSuchNotification, status=404, detail="The user has no such notification."),
     Problem(
         exception=web.HTTPMethodNotAllowed,
@@ -180,7 +182,7 @@ PROBLEMS: Final = (
         exception=errors.EmailUnderWay,
         status=503,
         detail="An e-mail to the user is being sent.",
-        advice="Its lease ends within `MAIL_LEASE_SECONDS` of the attempt.",
+        advice="Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
         retry_after=5,
     ),
     # --- streams

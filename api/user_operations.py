@@ -10,6 +10,8 @@ from marshmallow import ValidationError
 import schemas
 from api.components import SUCCESS, ref
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, WRONG_METHOD, Answer, Operation
+from api.unsubscribe import LinkPath, LinkQuery
+from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import JSONObject
 from mongo.ids import IdType
@@ -105,7 +107,29 @@ def user_operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                 *UNQUEUED,
             ),
         ),
+        "GET /u/{token}": _link("Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None),
+        "POST /u/{token}": _link(
+            "Unsubscribe without a login",
+            "For mail programs (RFC 8058), and for the buttons of the page. No body is read. Asking twice is not an "
+            "error.",
+            LinkQuery(),
+            errors.Conflict,
+            errors.TooLarge,
+            *UNQUEUED,
+        ),
     }
+
+
+def _link(summary: str, description: str, query: LinkQuery | None, *problems: type[Exception]) -> Operation:
+    return Operation(
+        tag="Users",
+        summary=summary,
+        description=f"{description} A browser (`Accept: text/html`) is shown its problems as pages, too.",
+        path=LinkPath,
+        query=query,
+        answers={200: Answer(description="A page.", schema={"type": "string"}, media_type="text/html")},
+        problems=(*WRONG_METHOD, NoSuchLink, *problems),
+    )
 
 
 def _preferences(example: JSONObject) -> Answer:

@@ -14,7 +14,7 @@ from mongo.overview import topology
 from settings import Settings
 from store import Store
 
-NEEDED: Final = ("find", "insert", "update", "remove", "createIndex")
+NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "dropIndex")
 """Actions on the collections (MongoDB manual, "Privilege Actions"); the role readWrite has them, and changeStream."""
 OLDEST_VERSION: Final = (5, 0)
 DEADLINE: Final = 6.0

@@ -45,8 +45,8 @@ async def list_emails(store: Store, user_id: str) -> int:
         say(f"{row}  request {letter.get('request_id') or '-'}  {letter['error']}")
     if suppression:
         say(
-            f"Suppressed: {suppression.address} was refused for good on {suppression.at:%F %H:%M} UTC "
-            f"({suppression.code}). It gets no e-mail until `retry` or POST /suppress lifts that."
+            f"Suppressed: {suppression.address} gets no e-mails since {suppression.at:%F %H:%M} UTC "
+            f"({suppression.code}), until `retry` or POST /suppress lifts that."
         )
     if not (owed or dead):
         say("The user is owed no e-mail and has no dead letter.")

@@ -93,7 +93,7 @@ def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str,
             f"{service['sent_last_hour']:.0f}, by the service on port {settings.port}" if service else "?",
         ),
         ("Dead letters", f"{status['dead_letters']}: {_counted(status['dead'])}" if status["dead"] else "none"),
-        ("Suppressed", f"addresses of {suppressed} users; `mail` shows whose" if suppressed else "none"),
+        ("Suppressed", f"{suppressed}; `mail` shows a user's address and why" if suppressed else "none"),
         ("Kinds", ", ".join(f"{name} ({_channels(kind)})" for name, kind in status["kinds"].items())),
         ("Streams", "possible" if status["streams"] else "not possible: MongoDB is a standalone server"),
     ]

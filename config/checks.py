@@ -14,6 +14,8 @@ from mongo.document import DEAD_MAIL, OWN_FIELDS
 SECRET_LENGTH: Final = 32
 """Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
 HOST_LENGTH: Final = 253
+PUBLIC_URL_LENGTH: Final = 180
+"""Characters. With the longest token, a link fits into the line of its header: 998 bytes (RFC 5322, section 2.1.1)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
 
 
@@ -56,6 +58,17 @@ def origins(values: Sequence[str]) -> None:
     for value in values:
         if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
             raise ValidationError("Not an origin such as https://app.example.com.")
+
+
+def public_url(value: str) -> None:
+    """Accept an http or https address in ASCII, with or without a path."""
+    found = re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[a-z0-9._~%-]+)*/?", value, re.IGNORECASE)
+    if not found or not value.isascii() or len(value) > PUBLIC_URL_LENGTH or int((found[2] or ":0")[1:]) >= 1 << 16:
+        raise ValidationError(
+            "Not an address such as https://notifications.example.com or https://example.com/notifications, "
+            f"of at most {PUBLIC_URL_LENGTH} characters."
+        )
+    host(found[1].strip("[]"))
 
 
 def collection(value: str) -> None:

@@ -23,8 +23,11 @@ from settings import Settings, UnknownUsers
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
 LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
+LINKS: Final = frozenset({"public_url", "unsubscribe_secrets"})
 TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
 NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRET protects nothing."
+NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads to need it, or API_KEYS."
+NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and UNSUBSCRIBE_SECRETS protects nothing."
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
@@ -163,6 +166,8 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
+        ("PUBLIC_URL", NEEDS_URL if given & LINKS == {"unsubscribe_secrets"} else None),
+        ("UNSUBSCRIBE_SECRETS", NEEDED_BY_URL if given & (LINKS | {"api_keys"}) == {"public_url"} else None),
         ("EMAIL_FIELD", _email_field_fault(values["email_field"], values["unknown_users"])),
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
         *_kinds_faults(values["kinds_file"], values["templates_dir"]),

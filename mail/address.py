@@ -54,7 +54,7 @@ def _ascii_domain(domain: str) -> str:
     labels = name.removesuffix(".").split(".")
     if len(name) > DOMAIN_LIMIT or not all(LABEL.fullmatch(label) for label in labels):
         raise ValidationError(NOT_AN_ADDRESS)
-    return ".".join(labels)
+    return ".".join(labels).lower()  # so that the same address is always the same text
 
 
 def sender_address(value: str) -> tuple[str, str]:

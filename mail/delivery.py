@@ -21,6 +21,7 @@ from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.slots import Slots
 from mail.templates import Content, RenderError, Templates
+from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer
 from mongo.errors import StoreError, Unavailable
@@ -80,6 +81,7 @@ class Delivery:
         self._settlements = Settlements(store, settings, metrics)
         self._kinds = settings.kinds
         self._templates = Templates(settings.templates_dir, self._kinds)
+        self._links = Links(settings)
         self._metrics = metrics
         self._lease_seconds = settings.mail_lease_seconds
         self._owed = owed
@@ -215,12 +217,7 @@ class Delivery:
             if not lease.held:  # this process was frozen, or MongoDB was
                 return None
             lease.on_wait = slot.give_up
-            # Here, as the user may have opted out while the e-mail waited for its turn.
-            wanted = await self._is_wanted(email)
-            if wanted is None:
-                return None
-            if not wanted:
-                return Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
+            lease.is_wanted = lambda: self._is_wanted(email)
             return await self._mailer.send(lease, self._content(email))
 
     async def _is_wanted(self, email: OwedEmail) -> bool | None:
@@ -236,12 +233,13 @@ class Delivery:
 
     def _content(self, email: OwedEmail) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
+        link = self._links.url(email.user_id, email.key)
         try:
-            return self._templates.render(email.fields(), email.language)
+            return self._templates.render(email.fields(), email.language, link)
         except RenderError as exc:
             reason = type(exc.__cause__).__name__  # its message may quote data
             log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)
-            return Content(email.key, email.key)
+            return Content(email.key, email.key, unsubscribe_url=link)
 
 
 def _stopped(verdict: Verdict) -> Outcome:

@@ -1,7 +1,7 @@
 """The message: its headers, and its text and HTML, as they travel.
 
-Sources: RFC 5322 (the message), RFC 2046 (alternatives), RFC 3834 (Auto-Submitted), RFC 6152 and RFC 6531 (servers
-that take more than ASCII).
+Sources: RFC 5322 (the message), RFC 2046 (alternatives), RFC 2369 and RFC 8058 (List-Unsubscribe), RFC 3834
+(Auto-Submitted), RFC 6152 and RFC 6531 (servers that take more than ASCII).
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class _CachedHeaderRegistry(HeaderRegistry):
 
     def __init__(self) -> None:
         super().__init__()
-        for name, kind in (("from", _From), ("to", _Verbatim), ("subject", _Subject)):
+        verbatim = dict.fromkeys(("to", "list-unsubscribe", "list-unsubscribe-post"), _Verbatim)
+        for name, kind in {"from": _From, "subject": _Subject, **verbatim}.items():
             self.map_to_type(name, kind)
         self._classes: dict[str, type] = {}
 
@@ -103,6 +104,7 @@ WIRE_POLICY: Final = {False: policy.SMTP, True: policy.SMTPUTF8}
 CONTENT_POLICY: Final = policy.default.clone(cte_type="7bit", header_factory=_CachedHeaderRegistry())
 """Encodes every text as ASCII, as not every server takes more (RFC 6152)."""
 AUTO_SUBMITTED: Final = CONTENT_POLICY.header_factory("Auto-Submitted", "auto-generated")
+ONE_CLICK: Final = CONTENT_POLICY.header_factory("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
 
 
 class Sender:
@@ -123,6 +125,9 @@ def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> Emai
     message["Date"] = email.at
     message["Message-ID"] = f"<{email.id}@{sender.domain}>"
     message["Auto-Submitted"] = AUTO_SUBMITTED
+    if content.unsubscribe_url:
+        message["List-Unsubscribe"] = f"<{content.unsubscribe_url}>"
+        message["List-Unsubscribe-Post"] = ONE_CLICK
     message.set_content(content.text + "\n")
     if content.html:
         message.add_alternative(content.html + "\n", subtype="html")

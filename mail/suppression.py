@@ -24,6 +24,8 @@ CODES: Final[Mapping[str, str]] = {
 REPLY: Final = re.compile(r"RCPT: (5\d\d[ -](5\.\d{1,3}\.\d{1,3})\b.*)", re.DOTALL)
 POLICY: Final = re.compile(r"policy|policies|reputation|spam|abuse|block|suspicious|rejected by rule", re.IGNORECASE)
 """Words of refusals that are not about the mailbox, whatever their code."""
+NAMES: Final = re.compile(r"<[^>]*>|\S+@\S+|[\w-]+(?:\.[\w-]+)+")
+"""Addresses, hosts and codes. Their words say nothing about the reason."""
 
 
 def bounce_code(outcome: Outcome) -> str | None:
@@ -31,6 +33,6 @@ def bounce_code(outcome: Outcome) -> str | None:
     found = REPLY.match(outcome.detail)
     if outcome.verdict is not Verdict.PERMANENT or outcome.stage is not Stage.RCPT or not found:
         return None
-    reply, code = " ".join(found[1].split()), found[2]
+    reply, code = NAMES.sub(" ", " ".join(found[1].split())), found[2]
     about_us = any(row.pattern.match(reply) for row in (*LOGIN, *RIGHTS, *ACCOUNT, *REPUTATION))
     return code if code in CODES and not about_us and not POLICY.search(reply) else None

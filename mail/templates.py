@@ -17,10 +17,12 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ops.kinds import LANGUAGE, Kinds
+from ops.kinds import Kind, Kinds
+from ops.languages import LANGUAGE, forms_of, tag_of
 
 PARTS: Final = ("subject.txt", "txt", "html")
-VARIABLES: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"})
+FIELDS: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"})
+VARIABLES: Final = FIELDS | {"kind", "language", "unsubscribe_url"}
 RENDERED_LIMIT: Final = 256 * 1024
 """Bytes of UTF-8 in one rendered part. Some mailboxes accept no more than a few MiB."""
 SUBJECT_LIMIT: Final = 250
@@ -37,6 +39,7 @@ class Content:
     subject: str
     text: str
     html: str | None = None
+    unsubscribe_url: str | None = None
 
 
 class TemplatesError(Exception):
@@ -67,9 +70,12 @@ class Templates:
         if faults := [fault for name in sorted(sources) for fault in _faults(environment, name, sources)]:
             raise TemplatesError(" ".join(faults))
         self._templates = {name: environment.get_template(name) for name in sources}
+        self._kinds = kinds
         self._localized = {name.lower(): name for name in sources}
 
-    def render(self, fields: Mapping[str, Any], language: str | None = None) -> Content:
+    def render(
+        self, fields: Mapping[str, Any], language: str | None = None, unsubscribe_url: str | None = None
+    ) -> Content:
         """Return the content of the e-mail about a notification with these fields.
 
         A field that is missing or null renders as nothing, and so does anything below it: clients forget fields, and
@@ -82,14 +88,15 @@ class Templates:
         Raises `RenderError`.
         """
         key = fields["key"]
-        variables = {"data": {}} | {name: value for name, value in fields.items() if value is not None}
+        kind = self._kinds.get(key) or Kind(name=key)
+        told = {"name": key, "label": kind.say(language, fields), "required": kind.required}
+        given = {**fields, "kind": told, "language": tag_of(language), "unsubscribe_url": unsubscribe_url}
+        variables = {"data": {}} | {name: value for name, value in given.items() if value is not None}
         subject, text, html = (self._part(self._name(key, part, language), variables) for part in PARTS)
-        return Content(_one_line(subject) or key, text or key, html or None)
+        return Content(_one_line(subject) or key, text or key, html or None, unsubscribe_url)
 
     def _name(self, key: str, part: str, language: str | None) -> str:
-        tag = (language or "").replace("_", "-").lower()
-        tags = tag.split("-") if LANGUAGE.fullmatch(tag) else []
-        names = [f"{key}.{'-'.join(tags[:n])}.{part}" for n in range(len(tags), 0, -1)]
+        names = [f"{key}.{tag}.{part}" for tag in forms_of(language)]
         return next((self._localized[name] for name in names if name in self._localized), f"{key}.{part}")
 
     def _part(self, name: str, variables: Mapping[str, Any]) -> str:

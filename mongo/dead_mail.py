@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -15,7 +16,7 @@ from mongo.document import (
     SIMPLE,
     JSONObject,
     elements,
-    foreign_field,
+    must_be_ours,
     only_ours,
     optional_fields,
     remember,
@@ -25,6 +26,8 @@ from mongo.outbox import Outbox
 from mongo.owed import HAS_ROOM, OwedEmail, new_element
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce
+
+log = logging.getLogger("notifier.mongo")
 
 OLDEST_FIRST: Final = "died_at"
 BY_AGE: Final = "died_at_1"
@@ -54,10 +57,13 @@ class DeadMail:
         options: JSONObject = {} if seconds is None else {"expireAfterSeconds": seconds}
 
         async def attempt() -> None:
-            index = (await self.letters.index_information()).get(BY_AGE)
+            indexes = await self.letters.index_information()
+            found = {name: index for name, index in indexes.items() if index["key"] == [(OLDEST_FIRST, 1)]}
             try:
-                if index and index.get("expireAfterSeconds") != seconds:
-                    await self.letters.drop_index(BY_AGE)
+                for name, index in found.items():
+                    if index.get("expireAfterSeconds") != seconds or name != BY_AGE:
+                        log.warning("dead letters: the index %s is replaced, as DEAD_MAIL_DAYS was changed", name)
+                        await self.letters.drop_index(name)
                 await self.letters.create_index(OLDEST_FIRST, name=BY_AGE, collation=SIMPLE, **options)
             except OperationFailure as exc:
                 if exc.code in INDEX_CHANGED:
@@ -74,6 +80,8 @@ class DeadMail:
 
         There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, its letter is
         written, the e-mail is removed. Whoever claims an e-mail that is marked buries it again, to the same effect.
+
+        A worker that freezes between the first two may wake after its user was erased, and must leave no letter.
 
         Raises `Unavailable`.
         """
@@ -93,19 +101,23 @@ class DeadMail:
             is_new = await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
             is_new = await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
-        if not await self._outbox.remove(email) and is_new:
-            # The lease was lost. Either the next holder has written to the same letter, which then has another token;
-            # or the user was erased meanwhile, and must leave none.
-            await persist(lambda: self.letters.delete_one({"_id": email.id, "token": email.token}))
+        if await self._outbox.holds(email):  # asked after the letter was written: what is erased later takes it along
+            await self._outbox.remove(email)
+        elif is_new:  # if the next holder of the lease has written to the letter, it has another token
+            await persist(lambda: self.letters.delete_one({"_id": email.id, "token": email.token}, collation=SIMPLE))
         return True
 
     async def _write(self, email: OwedEmail, letter: JSONObject) -> bool:
-        """Write a letter; return whether it is known to be new."""
+        """Write a letter; return whether it is new."""
         update = {"$setOnInsert": letter, "$set": {"token": email.token}, "$currentDate": {"died_at": True}}
-        result = await persist(
-            lambda: self.letters.update_one({"_id": email.id}, update, upsert=True, collation=SIMPLE)
-        )
-        return result.upserted_id is not None
+
+        async def attempt() -> bool:
+            before: JSONObject | None = await self.letters.find_one_and_update(
+                {"_id": email.id}, update, {"token": 1}, upsert=True, collation=SIMPLE
+            )
+            return before is None or before.get("token") == email.token  # or the reply to an attempt was lost
+
+        return await persist(attempt)
 
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
@@ -113,7 +125,7 @@ class DeadMail:
         """Return these dead letters, or all, oldest first; of one kind only, or since a time. Raises `Unavailable`."""
         condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
         condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
-        found = self.letters.find(condition, collation=SIMPLE, allow_disk_use=True).sort(OLDEST_FIRST)
+        found = self.letters.find(condition, {"token": 0}, collation=SIMPLE, allow_disk_use=True).sort(OLDEST_FIRST)
         return await persist(lambda: found.clone().to_list(None), LONG_DEADLINE)
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
@@ -175,8 +187,7 @@ class DeadMail:
                 return False
             owed = [item.get("id") for item in elements(found, "outbox")]
             if id_ not in owed and once not in [item.get("k") for item in elements(found, "recent")]:
-                if foreign := await persist(lambda: foreign_field(users, user, fields)):
-                    raise Conflict(f"the field `{foreign}`, which is not the service's")
+                await persist(lambda: must_be_ours(users, user, fields))
                 raise OutboxFull
         await persist(lambda: self.letters.delete_one({"_id": id_}))
         return True

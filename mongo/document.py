@@ -28,7 +28,8 @@ from random import randrange
 from typing import Any, Final
 
 from mongo.connection import Collection
-from mongo.ids import IdType
+from mongo.errors import Conflict
+from mongo.ids import IdType, named
 
 JSONObject = dict[str, Any]
 
@@ -132,12 +133,11 @@ def only_ours_without(id_: str) -> Sequence[JSONObject]:
     return (*others, {"notifications": {"$not": {"$elemMatch": {"$or": [{"id": id_}, *faults]}}}})
 
 
-async def foreign_field(users: Collection, user: JSONObject, fields: Iterable[str]) -> str | None:
-    """Return the first of these fields that is not ours in a user's document, as MongoDB judges it."""
+async def must_be_ours(users: Collection, user: JSONObject, fields: Iterable[str]) -> None:
+    """Raise `Conflict` if one of these fields is not ours in a user's document, as MongoDB judges it."""
     for field in fields:
         if await users.find_one({**user, "$nor": [{"$and": only_ours(field)}]}, {"_id": 1}, collation=SIMPLE):
-            return field
-    return None
+            raise Conflict(f"the field `{field}` of {named(str(user['_id']))}, which is not the service's")
 
 
 def elements(user: Mapping[str, Any], field: str) -> list[JSONObject]:

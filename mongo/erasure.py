@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from mongo.dead_mail import DeadMail
-from mongo.document import SIMPLE, WRITTEN, foreign_field, only_ours
-from mongo.errors import Changed, Conflict, EmailUnderWay, persist
-from mongo.ids import named
+from mongo.document import SIMPLE, WRITTEN, must_be_ours, only_ours
+from mongo.errors import Changed, EmailUnderWay, persist
 from mongo.outbox import OUTBOX, Outbox
 from mongo.owed import IS_EMAIL, NO_TOKEN
 
@@ -32,8 +31,7 @@ async def erase(outbox: Outbox, dead_mail: DeadMail, user_id: str) -> None:
         result = await users.update_one(erasable, [{"$unset": list(WRITTEN)}], collation=SIMPLE)
         if result.matched_count or not await users.find_one(user, {"_id": 1}, collation=SIMPLE):
             return
-        if foreign := await foreign_field(users, user, WRITTEN):
-            raise Conflict(f"the field `{foreign}` of {named(user_id)}, which is not the service's")
+        await must_be_ours(users, user, WRITTEN)
         if await users.find_one({**user, "$nor": [{"$expr": NONE_LEASED}]}, {"_id": 1}, collation=SIMPLE):
             raise EmailUnderWay
         raise Changed

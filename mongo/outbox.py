@@ -145,6 +145,10 @@ class Outbox:
         change = {"dead": True, "tries": tries, "error": {"$literal": error}}
         return await self._settle(email, change, bounce)
 
+    async def holds(self, email: OwedEmail) -> bool:
+        """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
+        return await persist(lambda: self.users.find_one(_held(email), {"_id": 1}, collation=SIMPLE)) is not None
+
     async def is_wanted(self, email: OwedEmail) -> bool | None:
         """Return whether its user wants the e-mail as of now; `None` if the lease was lost. Raises `Unavailable`."""
         found = await persist(lambda: self.users.find_one(_held(email), {PREFERENCES: 1}, collation=SIMPLE))

@@ -12,9 +12,9 @@ from typing import Final
 from pymongo import ReturnDocument
 
 from mongo.connection import Collection
-from mongo.document import SIMPLE, JSONObject, foreign_field, only_ours
-from mongo.errors import Changed, Conflict, UnknownUser, persist
-from mongo.ids import IdType, named
+from mongo.document import SIMPLE, JSONObject, must_be_ours, only_ours
+from mongo.errors import Changed, UnknownUser, persist
+from mongo.ids import IdType
 
 FIELD: Final = "notification_preferences"
 EVERY_KIND: Final = "*"
@@ -79,8 +79,7 @@ class Preferences:
             )
             if found is not None:
                 return found.get(FIELD)
-            if await foreign_field(self._users, user, [FIELD]):
-                raise Conflict(f"the field `{FIELD}` of {named(user_id)}, which is not the service's")
+            await must_be_ours(self._users, user, [FIELD])
             if profile is None:
                 raise UnknownUser
             await self._users.update_one(user, {"$setOnInsert": profile}, upsert=True, collation=SIMPLE)

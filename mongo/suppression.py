@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from mongo.connection import Collection
-from mongo.document import SIMPLE, JSONObject, foreign_field, is_ours, only_ours
-from mongo.errors import PING_DEADLINE, Changed, Conflict, UnknownUser, persist
-from mongo.ids import IdType, named
+from mongo.document import SIMPLE, JSONObject, is_ours, must_be_ours, only_ours
+from mongo.errors import PING_DEADLINE, Changed, UnknownUser, persist
+from mongo.ids import IdType
 
 FIELD: Final = "email_suppression"
 EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - lower than any date of ours
@@ -87,8 +87,7 @@ class Suppressions:
         async def attempt() -> None:
             if (await self._users.update_one(ours, change, collation=SIMPLE)).matched_count:
                 return
-            if await foreign_field(self._users, user, [FIELD]):
-                raise Conflict(f"the field `{FIELD}` of {named(user_id)}, which is not the service's")
+            await must_be_ours(self._users, user, [FIELD])
             if await self._users.find_one(user, {"_id": 1}, collation=SIMPLE) is None:
                 raise UnknownUser
             raise Changed

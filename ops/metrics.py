@@ -42,7 +42,7 @@ class Metrics:
         )
         self.emails = Counter(
             "notifier_emails",
-            "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting) and reason.",
+            "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting, muted) and reason.",
             ["outcome", "reason"],
             registry=self._registry,
         )

@@ -20,12 +20,15 @@ from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
 from api.operations import operations
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
+from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT
 from mongo.ids import IdType
+from notifier import SETTINGS
 from ops.kinds import SPECIFIED
 from settings import UnknownUsers
 from tests.client import OTHER, TARGET, USER, Client, token
+from tests.links import link_path
 from tests.servers import free_port
 
 OPERATIONS = operations(SPECIFIED, IdType.OBJECTID)
@@ -178,6 +181,11 @@ async def suppress_a_known_user(client: Client) -> ClientResponse:
     return await of_user("POST", "/suppress", json={"code": "5.1.1"})(client)
 
 
+def follow(method: str, query: str = "") -> Ask:
+    """Ask with a link to unsubscribe from a kind that has left the table."""
+    return lambda client: client.request(method, link_path(client.app[SETTINGS], "news") + query)
+
+
 async def open_too_many_streams(client: Client) -> ClientResponse:
     responses = [await open_stream()(client) for _ in range(STREAMS_PER_USER + 1)]
     return responses[-1]
@@ -238,6 +246,7 @@ def bad_bodies(path: str) -> list[Case]:
 
 MARKING = ("/read", "/unread", "/delete")
 REFUSING = {"unknown_users": UnknownUsers.REFUSE}
+LINKED = {"public_url": "https://x.example", "unsubscribe_secrets": ("u" * 32,)}
 NO_TIME = {"mongo.errors.DEADLINE": 0, "store.PING_DEADLINE": 1e-9, "api.hub.FIRST_EVENT_TIMEOUT": 0.2}
 
 CASES = [
@@ -303,6 +312,13 @@ CASES = [
             Case(f"POST {path}", ValidationError, ask("POST", path, params=INVALID_REQUEST, json=INVALID_REQUEST)),
         )
     ),
+    Case("GET /u/{token}", 200, follow("GET"), settings=LINKED),
+    Case("GET /u/{token}", NoSuchLink, ask("GET", "/u/a-token"), settings=LINKED),
+    Case("POST /u/{token}", 200, follow("POST"), settings=LINKED),
+    Case("POST /u/{token}", NoSuchLink, follow("POST", "?choice=none"), settings=LINKED),
+    Case("POST /u/{token}", errors.Conflict, with_validator(follow("POST")), settings=LINKED),
+    Case("POST /u/{token}", errors.TooLarge, with_full_document(follow("POST")), settings=LINKED),
+    Case("POST /u/{token}", errors.Unavailable, follow("POST"), settings=LINKED, patches=NO_TIME),
     Case("GET /stream", 200, open_stream()),
     Case("GET /stream", ValidationError, ask("GET", "/stream", params=INVALID_REQUEST)),
     Case("GET /stream", stream.Unreadable, open_stream(), patches={"api.hub.encode": breaking}),

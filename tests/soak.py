@@ -3,7 +3,8 @@
     python -m tests.soak --seconds 60
 
 Three workers of the service share a MongoDB: a standalone server, then a replica set of one, then one of three. Workers
-and MongoDB servers are killed, frozen and cut off, and the mail server misbehaves, while clients create notifications.
+and MongoDB servers are killed, frozen and cut off, and the mail server misbehaves, while clients create notifications
+and users delete them, opt out and are erased.
 Some documents are not the service's, some recipients stop their mail server, our account is refused now and then, the
 workers' clocks are an hour wrong, and each connection string asks for other concerns.
 """
@@ -32,6 +33,7 @@ from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
 from tests.soak_check import NO_ANSWER, Ledger, check, logged_exceptions
+from tests.soak_decide import KINDS, Decisions, check_decisions, decide_until
 from tests.soak_load import USERS, create_until
 from tests.soak_poison import (
     CONCERNS,
@@ -49,6 +51,7 @@ DATABASE: Final = "soak"
 EMAIL: Final = "unknown@example.com"
 WORKERS: Final = 3
 CLIENTS: Final = 24
+DECIDERS: Final = 6
 SMTP_FAULT_RATE: Final = 0.04
 """Share of the steps of SMTP conversations that go wrong."""
 PROGRESS_PERIOD: Final = 5.0
@@ -130,6 +133,7 @@ def start_worker(folder: Path, setup: Setup, mail: MailServer, number: int) -> S
         DB_URI=f"{setup.uri}&{concern}",
         EMAIL=EMAIL,
         NOTIFICATIONS_LIMIT=5000,
+        KINDS_FILE=folder / "kinds.toml",
         SMTP_HOST="127.0.0.1",
         SMTP_PORT=mail.port,
         SMTP_SECURITY="none",
@@ -242,7 +246,7 @@ async def _freeze(setup: Setup, _workers: list[Service]) -> str:
 
 async def soak(topology: str, seconds: float) -> bool:
     """Run one topology and print the report; return whether every promise was kept."""
-    ledger, mail = Ledger(), MailServer()
+    ledger, decisions, mail = Ledger(), Decisions(), MailServer()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         progress(f"{topology}: starting the servers")
@@ -252,11 +256,12 @@ async def soak(topology: str, seconds: float) -> bool:
             addresses = poison_addresses(USERS)
             client[DATABASE].users.insert_many([{"_id": ObjectId(id_), "email": addresses[id_]} for id_ in USERS])
             odd = insert_odd_documents(client, DATABASE)
+        (folder / "kinds.toml").write_text(KINDS)
         workers = [start_worker(folder, setup, mail, number) for number in range(WORKERS)]
         try:
             for worker in workers:
                 await asyncio.to_thread(eventually, worker.answers, 30)
-            await storm(ledger, mail, setup, workers, seconds)
+            await storm(ledger, decisions, mail, setup, workers, seconds)
             owed = await settle(setup, workers)
         finally:
             for worker in workers:
@@ -267,17 +272,20 @@ async def soak(topology: str, seconds: float) -> bool:
         broken = {
             "I2 users still owed an e-mail": owed,
             **check(ledger, mail, users, dead_mail),
+            **check_decisions(decisions, mail, users, dead_mail),
             "I7 e-mails killed by a fault of ours": killed_by_us(dead_mail),
             "documents that are not ours and were changed": changed(odd, documents),
         }
         exceptions = logged_exceptions(folder)
-    report(topology, seconds, ledger, mail, broken)
+    report(topology, seconds, ledger, decisions, mail, broken)
     for exception, times in exceptions.items():
         print(f"  logged {times} times: {exception}")
     return not any(broken.values())
 
 
-async def storm(ledger: Ledger, mail: MailServer, setup: Setup, workers: list[Service], seconds: float) -> None:
+async def storm(
+    ledger: Ledger, decisions: Decisions, mail: MailServer, setup: Setup, workers: list[Service], seconds: float
+) -> None:
     """Break things under load. Everything is mended at the end."""
     started = time.monotonic()
     end = started + seconds
@@ -285,6 +293,7 @@ async def storm(ledger: Ledger, mail: MailServer, setup: Setup, workers: list[Se
     mail.script = poisoned(misbehave(ledger), account)
     tasks = [asyncio.create_task(break_until(end, ledger, setup, workers, account))]
     tasks += [asyncio.create_task(create_until(end, ledger, workers)) for _ in range(CLIENTS)]
+    tasks += [asyncio.create_task(decide_until(end, ledger, decisions, workers)) for _ in range(DECIDERS)]
     pending = set(tasks)
     while pending:
         _, pending = await asyncio.wait(pending, timeout=PROGRESS_PERIOD)
@@ -317,7 +326,9 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def report(topology: str, seconds: float, ledger: Ledger, mail: MailServer, broken: Mapping[str, int]) -> None:
+def report(
+    topology: str, seconds: float, ledger: Ledger, decisions: Decisions, mail: MailServer, broken: Mapping[str, int]
+) -> None:
     """Print what happened, and whether each promise was kept."""
     rows: list[tuple[str, int]] = [
         ("requests", ledger.requests),
@@ -327,6 +338,10 @@ def report(topology: str, seconds: float, ledger: Ledger, mail: MailServer, brok
             (status if status == NO_ANSWER else f"answered {status}", n)
             for status, n in sorted(ledger.statuses.items())
         ),
+        ("notifications deleted", len(decisions.deleted)),
+        ("e-mails that users had opted out of", len(decisions.muted)),
+        ("users erased", len(decisions.erased)),
+        ("suppressions lifted", decisions.lifted),
         ("e-mails delivered", len(set(mail.ids))),
         ("delivered again with the same Message-ID", len(mail.ids) - len(set(mail.ids))),
         *((f"fault: {name}", times) for name, times in sorted(ledger.faults.items())),

@@ -45,7 +45,7 @@ async def leave_everything(client: Client, database: DB) -> None:
     assert user(database).keys() == PROFILE.keys() | fields | {"notification_preferences", "email_suppression"}
 
 
-async def test_nothing_is_left_but_the_profile(start: Start, database: DB) -> None:
+async def test_i13_nothing_is_left_but_the_profile(start: Start, database: DB) -> None:
     client = await start(smtp_port=free_port())
     await leave_everything(client, database)
     for _ in range(2):
@@ -87,7 +87,7 @@ async def test_streams_see_it(client: Client) -> None:
         assert (await stream.next())["elements"] == 0
 
 
-async def test_while_an_email_is_in_a_conversation_it_is_503_and_200_afterwards(
+async def test_i13_while_an_email_is_in_a_conversation_it_is_503_and_200_afterwards(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     release, busy = asyncio.Event(), asyncio.Event()
@@ -150,7 +150,7 @@ async def dying(store: Store, monkeypatch: pytest.MonkeyPatch, method: str) -> N
     monkeypatch.undo()
 
 
-async def test_a_process_that_dies_between_the_steps_leaves_what_a_repetition_erases(
+async def test_i13_a_process_that_dies_between_the_steps_leaves_what_a_repetition_erases(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.dead_mail.insert_one({"user_id": USER})
@@ -163,7 +163,7 @@ async def test_a_process_that_dies_between_the_steps_leaves_what_a_repetition_er
         assert database.dead_mail.count_documents({}) == 0
 
 
-async def test_a_worker_frozen_while_it_buries_leaves_no_letter_of_an_erased_user(
+async def test_i13_a_worker_frozen_while_it_buries_leaves_no_letter_of_an_erased_user(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It wakes after its lease has ended and the user was erased, and only then writes the dead letter."""
@@ -210,7 +210,7 @@ async def test_a_worker_frozen_while_it_buries_does_not_delete_the_letter_of_its
         assert_outboxes_consistent(database)
 
 
-async def test_a_retry_of_letters_read_before_an_erasure_owes_nothing(settings: Settings, database: DB) -> None:
+async def test_i13_a_retry_of_letters_read_before_an_erasure_owes_nothing(settings: Settings, database: DB) -> None:
     async with open_store(settings) as store:
         await store.create(Create(USER, SPECIFIED["registration"]))
         (email,) = await store.outbox.claim(1, 60)

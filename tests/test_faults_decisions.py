@@ -49,7 +49,7 @@ async def nothing_is_owed(client: Client) -> None:
 @pytest.mark.parametrize(("command", "number"), [("findAndModify", 1), ("updates", 20)], ids=["alone", "shared"])
 @pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
 @pytest.mark.usefixtures("impatient")
-async def test_a_create_repeated_after_the_deletion_brings_nothing_back(
+async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
     start: Start, proxied: Any, mail: MailServer, kind: str, command: str, number: int, key: str | None
 ) -> None:
     """Its first attempt took effect and the reply was lost; before the next one, the user deletes."""
@@ -84,7 +84,7 @@ async def test_a_create_repeated_after_the_deletion_brings_nothing_back(
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
 @pytest.mark.parametrize("selector", ["notification_id", "all"])
 @pytest.mark.usefixtures("impatient")
-async def test_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
+async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
     start: Start, proxied: Any, fault: str, selector: str
 ) -> None:
     proxy, uri, _ = proxied
@@ -111,7 +111,7 @@ def kinds(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
 @pytest.mark.usefixtures("impatient")
-async def test_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
+async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
     start: Start, proxied: Any, mail: MailServer, kinds: dict[str, Any], fault: str
 ) -> None:
     proxy, uri, _ = proxied
@@ -127,7 +127,7 @@ async def test_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_an_email_whose_users_preferences_cannot_be_read_waits(
+async def test_i12_an_email_whose_users_preferences_cannot_be_read_waits(
     start: Start, database: DB, mail: MailServer, mongod: Mongod, kinds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is neither sent against an opt-out that nobody could read, nor lost."""

@@ -14,7 +14,7 @@ import handlers
 from api import openapi
 from config.environment import SettingsError
 from mongo.ids import IdType
-from ops.kinds import SPECIFIED, load_kinds
+from ops.kinds import SPECIFIED, Kind, load_kinds
 from schemas import CreateSchema, SelectionSchema
 from settings import Settings
 from tests.client import DB, PROTECTED, ROOT, TARGET, USER, Client, create, list_, owed, problem, settled, user
@@ -310,3 +310,62 @@ def test_the_description_without_a_file_has_the_specified_kinds() -> None:
     properties: dict[str, Any] = document["components"]["schemas"]["Create"]["properties"]
     assert properties["key"]["enum"] == ["registration", "new_message", "new_post", "new_login"]
     assert re.fullmatch(properties["user_id"]["pattern"], USER)
+
+
+# --- what a kind is called --------------------------------------------------------------------------
+
+NOTIFICATION = {
+    "id": "1" * 24,
+    "timestamp": 1795406836,
+    "target_id": None,
+    "data": {
+        "n": 7,
+        "whole": 7.0,
+        "part": 0.5,
+        "yes": True,
+        "gap": None,
+        "no": "",
+        "list": [1, {"a": "é"}],
+        "t": "{id}",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("label", "said", "of_any"),
+    [
+        ("Order {data.n}", "Order 7", "Order …"),
+        ("{data.name|Somebody} wrote {data.gap|something}", "Somebody wrote something", "Somebody wrote something"),
+        ("[{data.name}{data.gap}{target_id}{data.no|no}]", "[]", "[………no]"),
+        ("{data.whole} {data.part} {data.yes}", "7 0.5 true", "… … …"),
+        ("{data.list} {data.list.0} {data.list.1.a} {data.list.2|none}", '[1,{"a":"é"}] 1 é none', "… … … none"),
+        ("{data.n.x|} {data.t} {timestamp}", " {id} 1795406836", " … …"),
+        (None, "Order shipped", "Order shipped"),
+    ],
+)
+def test_a_label_is_said_as_the_bell_says_it(label: str | None, said: str, of_any: str) -> None:
+    kind = Kind(name="order_shipped", label=label)
+    assert (kind.say("en", NOTIFICATION), kind.say_of_any(None)) == (said, of_any)
+
+
+def test_a_long_field_is_cut_in_a_label() -> None:
+    assert Kind(name="a", label="{data.x}!").say(None, {"data": {"x": "x" * 999}}) == "x" * 200 + "!"
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("de", "deutsch"),
+        ("de-CH", "deutsch"),
+        ("DE_at_1996", "österreichisch"),
+        ("pt-BR", "brasileiro"),
+        ("pt", "plain"),
+        ("d", "plain"),
+        ("", "plain"),
+        (None, "plain"),
+        ("de;q=1", "plain"),
+    ],
+)
+def test_a_label_is_in_the_language_or_in_the_one_it_is_a_form_of(language: str | None, said: str) -> None:
+    labels = {"de": "deutsch", "de-AT": "österreichisch", "PT-br": "brasileiro"}
+    assert Kind(name="a", label="plain", labels=labels).say(language, {}) == said

@@ -182,7 +182,7 @@ async def muted(client: Client) -> float:
     return await metric(client, 'notifier_emails_total{outcome="muted",reason="muted"}')
 
 
-async def test_an_opt_out_stops_what_is_owed_already_and_is_counted(
+async def test_i2_i12_an_opt_out_stops_what_is_owed_already_and_is_counted(
     start: Start, database: DB, mail: MailServer, kinds: Any
 ) -> None:
     down = await start(smtp_port=free_port(), **kinds)
@@ -205,7 +205,7 @@ async def test_all_off_mutes_what_is_not_required(client: Client, database: DB, 
     assert sorted(message["Subject"] for _, message in mail.received) == ["invoice", "receipt"]
 
 
-async def test_an_opt_out_stops_an_email_that_waits_for_its_turn(
+async def test_i12_an_opt_out_stops_an_email_that_waits_for_its_turn(
     start: Start, database: DB, mail: MailServer, kinds: Any
 ) -> None:
     """Its worker had claimed it before; the only connection is busy with another user's e-mail."""

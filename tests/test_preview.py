@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.client import TARGET
+from tests.client import KEY, TARGET
+from tests.links import SHOP
 from tests.processes import COMPLETE, run
 from tests.templates import write
 
@@ -43,3 +45,15 @@ def test_preview_says_in_one_sentence_what_is_wrong(tmp_path: Path, arguments: l
     code = 1 if "division" in sentence else 2  # which is for arguments that cannot be used
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
     assert done.stderr.startswith(sentence)
+
+
+@pytest.mark.parametrize("variables", [{}, {"PUBLIC_URL": "https://x.example/", "API_KEYS": KEY}])
+def test_preview_shows_the_language_and_the_link(tmp_path: Path, variables: dict[str, str]) -> None:
+    folder = write(tmp_path, {"order_shipped.txt": "{{ language }}: {{ kind.label }} [{{ unsubscribe_url }}]"})
+    shop = {"KINDS_FILE": f"{SHOP}", "TEMPLATES_DIR": f"{folder}"}
+    arguments = ("order_shipped", "--language", "de_DE", "--data", '{"number": 7}')
+    done = run("preview", *arguments, cwd=tmp_path, **shop, **variables)
+    found = re.search(r"List-Unsubscribe: <(https://x\.example/u/[\w-]{60,})>\n", done.stdout)
+    assert bool(found) == bool(variables)
+    header, link = (found[0], found[1]) if found else ("", "")
+    assert done.stdout == f"Subject: order_shipped\n{header}\nde-DE: Bestellung 7 ist unterwegs [{link}]\n"

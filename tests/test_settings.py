@@ -28,6 +28,23 @@ BAD_HOSTS = [
     "x/y",
     "a\udcff",
 ]
+BAD_URLS = [
+    "notifications.example.com",
+    "ftp://x.example",
+    "https://",
+    "https:///u",
+    "https://me:hunter2@x.example",
+    "https://x.example?a=b",
+    "https://x.example/#a",
+    "https://x.example//",
+    "https://x.example/a b",
+    "https://x.example/<a>",
+    "https://x.example:99999",
+    "https://bücher.example",
+    "https://a..b",
+    "https://[::1",
+    "https://x.example/" + "a" * 200,
+]
 
 
 def test_the_variables_of_the_specification_are_enough(environment: Callable[..., Settings]) -> None:
@@ -83,6 +100,11 @@ def test_without_any_configuration_it_is_a_local_run_on_loopback(environment: Ca
         ({**COMPLETE, "API_KEYS": "x" * 32 + ","}, {"API_KEYS"}),
         ({**COMPLETE, "USER_TOKEN_SECRET": "x" * 32}, {"API_KEYS"}),
         ({**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRET": "hunter2"}, {"USER_TOKEN_SECRET"}),
+        ({**COMPLETE, "PUBLIC_URL": "https://x.example"}, {"UNSUBSCRIBE_SECRETS"}),
+        ({**COMPLETE, "UNSUBSCRIBE_SECRETS": "x" * 32}, {"PUBLIC_URL"}),
+        ({"UNSUBSCRIBE_SECRETS": "x" * 32}, {"PUBLIC_URL"}),  # of a local run
+        ({**COMPLETE, "PUBLIC_URL": "https://x.example", "UNSUBSCRIBE_SECRETS": "hunter2"}, {"UNSUBSCRIBE_SECRETS"}),
+        *(({**COMPLETE, "API_KEYS": "x" * 32, "PUBLIC_URL": url}, {"PUBLIC_URL"}) for url in BAD_URLS),
         ({**COMPLETE, "CORS_ORIGINS": "*"}, {"CORS_ORIGINS"}),
         *(({**COMPLETE, "SMTP_HOST": host}, {"SMTP_HOST"}) for host in BAD_HOSTS),
         *(({**COMPLETE, "HOST": host}, {"HOST"}) for host in BAD_HOSTS),
@@ -114,6 +136,17 @@ def test_every_fault_of_the_configuration_is_named_at_once(
 def test_a_host_is_a_name_or_an_address(environment: Callable[..., Settings], host: str) -> None:
     settings = environment(**COMPLETE | {"SMTP_HOST": host, "HOST": host})
     assert (settings.smtp_host, settings.host) == (host, host)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://x.example", "http://127.0.0.1:8080/", "https://[::1]:1/a", "HTTPS://X.example/a-b/c_d~%20/"]
+)
+def test_an_address_for_browsers_may_have_a_port_and_a_path(environment: Callable[..., Settings], url: str) -> None:
+    secrets = {"UNSUBSCRIBE_SECRETS": "a" * 32 + ", " + "b" * 32}
+    settings = environment(**COMPLETE, PUBLIC_URL=url, **secrets)
+    assert (settings.public_url, settings.link_secrets) == (url, ["a" * 32, "b" * 32])
+    assert "aaa" not in repr(settings)
+    assert environment(**COMPLETE, PUBLIC_URL=url, UNSUBSCRIBE_SECRETS="", API_KEYS="k" * 32).link_secrets == ["k" * 32]
 
 
 def test_a_password_may_have_any_printable_character(environment: Callable[..., Settings]) -> None:

@@ -10,13 +10,14 @@ import pytest
 
 from config.environment import SettingsError
 from mail.templates import RENDERED_LIMIT, Content, RenderError, Templates, TemplatesError
-from ops.kinds import SPECIFIED
+from ops.kinds import SPECIFIED, load_kinds
 from settings import Settings
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, run
 from tests.templates import write
 
 EXAMPLES = ROOT / "examples/templates"
+SHOP = load_kinds(ROOT / "examples/kinds.toml")
 
 
 def render(folder: Path, data: Any = None, key: str = "new_login", **fields: Any) -> Content:
@@ -61,12 +62,49 @@ def test_a_part_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> Non
     assert "repeats" in str(raised.value.__cause__)  # refused before it is made, not found too large afterwards
 
 
-@pytest.mark.parametrize("key", ["registration", "new_message", "new_post", "new_login"])
-def test_the_examples_render_any_data(key: str) -> None:
-    for data in (None, {"city": 1, "name": ["x"], "title": {}, "sender": None}, dict.fromkeys(["city", "name"], "<Å>")):
-        content = render(EXAMPLES, data, key)
+@pytest.mark.parametrize("language", ["en", "de"])
+@pytest.mark.parametrize("key", [kind.name for kind in SHOP.values() if kind.email])
+def test_the_examples_render_any_data_of_the_example_of_kinds(key: str, language: str) -> None:
+    for data in (
+        None,
+        {"city": 1, "name": ["x"], "number": {}, "carrier": None},
+        dict.fromkeys(["city", "name"], "<Å>"),
+    ):
+        about = {"id": "1" * 24, "key": key, "timestamp": 1795406836, "user_id": USER, "data": data}
+        content = Templates(EXAMPLES, SHOP).render(about, language)
         assert key not in (content.subject, content.text)
-        assert content.html is None or "<Å>" not in content.html
+        assert content.html
+        assert f'<html lang="{language}">' in content.html
+        assert "<Å>" not in content.html
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("en", ("Unsubscribe", "we have to send it")), ("de", ("Abbestellen", "müssen wir sie senden"))],
+)
+def test_the_footer_of_the_examples_has_the_link_unless_the_kind_is_required(
+    language: str, words: tuple[str, str]
+) -> None:
+    templates, link = Templates(EXAMPLES, SHOP), "https://x.example/u/a-token"
+    shipped = templates.render({"key": "order_shipped", "data": {"number": 7}}, language, link)
+    assert shipped.text.endswith(f"\n{words[0]}: {link}")
+    assert f'<a href="{link}">{words[0]}</a>' in (shipped.html or "")
+    without = templates.render({"key": "order_shipped"}, language)
+    assert not [part for part in (without.text, without.html or "") if words[0] in part or words[1] in part]
+    required = templates.render({"key": "invoice_ready"}, language)
+    assert not [part for part in (required.text, required.html or "") if words[0] in part or words[1] not in part]
+
+
+def test_a_template_knows_its_kind_and_language(tmp_path: Path) -> None:
+    said = "{{ kind.name }} {{ kind.label }} {{ kind.required }} {{ language }} {{ unsubscribe_url }}"
+    folder = write(tmp_path, {"order_shipped.txt": f"{said}.", "invoice_ready.html": said})
+    templates = Templates(folder, SHOP)
+    about = {"key": "order_shipped", "data": {"number": "<7>"}}
+    assert templates.render(about).text == "order_shipped Order <7> is on its way False  ."
+    assert templates.render(about, "de_AT", "u").text == "order_shipped Bestellung <7> ist unterwegs False de-AT u."
+    assert templates.render(about, "Deutsch, bitte").text == "order_shipped Order <7> is on its way False  ."
+    required = templates.render({"key": "invoice_ready", "data": {"number": "<7>"}}, "de")
+    assert required.html == "invoice_ready Rechnung &lt;7&gt; liegt bereit True de"
 
 
 @pytest.mark.parametrize(
@@ -122,4 +160,5 @@ def test_a_directory_that_cannot_be_read_is_a_fault(environment: Callable[..., S
     for folder in ("/nothing/here", __file__):
         with pytest.raises(SettingsError, match="TEMPLATES_DIR: Cannot be read: N"):
             environment(**COMPLETE, TEMPLATES_DIR=folder)
-    assert environment(TEMPLATES_DIR=f"{EXAMPLES}").templates_dir == EXAMPLES
+    shop = {"KINDS_FILE": f"{ROOT / 'examples/kinds.toml'}"}
+    assert environment(**shop, TEMPLATES_DIR=f"{EXAMPLES}").templates_dir == EXAMPLES

@@ -1,0 +1,43 @@
+"""Languages: their tags (RFC 5646), and how one that is asked for finds one that there is (RFC 4647)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")
+"""A language tag, in the form that browsers use. No language has a longer first part."""
+WEIGHT: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
+"""How much a language is wanted (RFC 9110, section 12.4.2)."""
+
+
+def tag_of(language: str | None) -> str | None:
+    """Return what a user's document says as a tag, `de-AT` for `de_AT`, or `None` if it is no language."""
+    tag = (language or "").replace("_", "-")
+    return tag if LANGUAGE.fullmatch(tag) else None
+
+
+def forms_of(language: str | None) -> Sequence[str]:
+    """Return the language, then what it is a form of, in lower case: `de-at`, `de` (RFC 4647, section 3.4)."""
+    parts = (tag_of(language) or "").lower().split("-")
+    return ["-".join(parts[:n]) for n in range(len(parts), 0, -1) if parts[0]]
+
+
+def translated(texts: Mapping[str, T], language: str | None) -> T | None:
+    """Return the text in the language, or in the one that it is a form of. The case of tags makes no difference."""
+    known = {tag.lower(): text for tag, text in texts.items()}
+    return next((known[tag] for tag in forms_of(language) if tag in known), None)
+
+
+def accepted(header: str) -> Sequence[str]:
+    """Return the languages of an `Accept-Language`, the most wanted first. What is none is left out."""
+    weighted = []
+    for part in header.split(","):
+        tag, _, parameter = (piece.strip() for piece in part.partition(";"))
+        weight = WEIGHT.fullmatch(parameter or "q=1")
+        if LANGUAGE.fullmatch(tag) and weight and float(weight[1]) > 0:
+            weighted.append((-float(weight[1]), tag))
+    return [tag for _, tag in sorted(weighted, key=lambda item: item[0])]

@@ -1,0 +1,282 @@
+"""The page to unsubscribe, as mail programs and browsers ask for it: what it does, and what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from api.problems import BY_EXCEPTION
+from api.unsubscribe import ASK, DONE, FAILED, INVALID, REQUIRED
+from mail.unsubscribe import NoSuchLink
+from mongo.errors import Unavailable
+from settings import Settings
+from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, USER, Client, problem, user
+from tests.faults import failing
+from tests.fixtures import Start
+from tests.links import BROWSER, LINKED, link_path
+from tests.servers import Mongod
+
+OFF = {"email": False}
+VIEWS = (ASK, REQUIRED, INVALID, FAILED, *DONE.values())
+BODIES: Mapping[str, tuple[str, bytes]] = {
+    "urlencoded": ("application/x-www-form-urlencoded", b"List-Unsubscribe=One-Click"),
+    "multipart": (
+        "multipart/form-data; boundary=b",
+        b'--b\r\nContent-Disposition: form-data; name="List-Unsubscribe"\r\n\r\nOne-Click\r\n--b--\r\n',
+    ),
+    "garbage": ("application/json; charset=nonsense", b"\xff\0{"),
+    "a broken multipart": ("multipart/form-data", b"--"),
+    "nothing": ("", b""),
+    "a large body": ("text/plain", b"x" * 300_000),
+}
+
+
+@pytest.fixture
+def linked(settings: Settings) -> Settings:
+    """Return settings of a service whose e-mails have links."""
+    return replace(settings, **LINKED)
+
+
+@pytest.fixture
+async def client(start: Start, database: DB) -> Client:
+    """Start the service with a key and links. The user is known."""
+    database.users.insert_one({"_id": ObjectId(USER), "email": "ann@example.com"})
+    return await start(**LINKED, **PROTECTED)
+
+
+def preferences(database: DB, user_id: str = USER) -> Any:
+    """Return what the user's document says."""
+    return user(database, user_id).get("notification_preferences")
+
+
+# --- what a request does ----------------------------------------------------------------------------
+
+
+async def test_to_look_at_the_page_changes_nothing(client: Client, linked: Settings, database: DB) -> None:
+    before = user(database)
+    for query in ("", "?choice=all", "?choice=undo-all"):
+        for method in ("GET", "HEAD"):
+            response = await client.request(method, link_path(linked) + query, headers=BROWSER)
+            assert (response.status, response.content_type) == (200, "text/html")
+            assert bool(await response.read()) == (method == "GET")
+    assert user(database) == before
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_a_post_unsubscribes_whatever_its_body(client: Client, linked: Settings, database: DB, body: str) -> None:
+    media_type, data = BODIES[body]
+    for _ in range(2):  # again is no error
+        response = await client.post(
+            link_path(linked), data=data, headers={"Content-Type": media_type}, allow_redirects=False
+        )
+        assert (response.status, response.content_type) == (200, "text/html")
+    assert preferences(database) == {"order_shipped": OFF}
+    assert user(database).keys() == {"_id", "email", "notification_preferences"}
+
+
+async def test_the_command_of_the_documentation_does_what_a_mail_program_does(
+    client: Client, linked: Settings, database: DB
+) -> None:
+    page = (ROOT / "docs/preferences.md").read_text()
+    (command,) = re.findall("^curl .*$", page, re.MULTILINE)
+    typed = command.replace("https://notifications.example.com/u/TOKEN", f"{client.make_url(link_path(linked))}")
+    process = await asyncio.create_subprocess_shell(f"{typed} --silent", stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert b"You are unsubscribed" in out
+    assert preferences(database) == {"order_shipped": OFF}
+
+
+async def test_each_choice_is_made_and_undone(client: Client, linked: Settings, database: DB) -> None:
+    path = link_path(linked)
+    stored = []
+    for query in ("?choice=", "?choice=all", "?choice=undo-all", "?choice=undo", "?choice=undo"):
+        assert (await client.post(path + query)).status == 200
+        stored.append(preferences(database))
+    assert stored == [{"order_shipped": OFF}, {"order_shipped": OFF, "*": OFF}, {"order_shipped": OFF}, None, None]
+    await problem(response := await client.post(f"{path}?choice=everything"))
+    assert response.status == 404
+    assert preferences(database) is None
+
+
+async def test_a_required_kind_stays_on_and_the_page_says_so(client: Client, linked: Settings, database: DB) -> None:
+    path = link_path(linked, "invoice_ready")
+    pages = [
+        await (await client.request(method, path + query)).text()
+        for method, query in (("GET", ""), ("POST", ""), ("POST", "?choice=undo"))
+    ]
+    assert len(set(pages)) == 1
+    assert "These e-mails are required" in pages[0]
+    assert "Invoice … is ready" in pages[0]
+    assert re.findall('action="([^"]*)"', pages[0]) == ["?choice=all"]
+    assert preferences(database) is None
+    assert (await client.post(f"{path}?choice=all")).status == 200
+    assert preferences(database) == {"*": OFF}
+
+
+async def test_a_kind_that_has_left_the_table_can_be_turned_off(client: Client, linked: Settings, database: DB) -> None:
+    path = link_path(linked, "weekly_news")
+    assert "Weekly news" in await (await client.get(path)).text()
+    assert (await client.post(path)).status == 200
+    assert preferences(database) == {"weekly_news": OFF}
+
+
+@pytest.mark.parametrize("query", ["", "?choice=all", "?choice=undo", "?choice=undo-all"])
+async def test_an_unknown_user_is_no_error_and_not_created(
+    client: Client, linked: Settings, database: DB, query: str
+) -> None:
+    assert (await client.post(link_path(linked, user_id=OTHER) + query)).status == 200
+    assert database.users.count_documents({}) == 1
+
+
+@pytest.mark.parametrize("settings_", [{}, PROTECTED], ids=["no keys", "keys"])
+async def test_anybody_with_the_link_may_post_from_anywhere(
+    start: Start, linked: Settings, database: DB, settings_: dict[str, Any]
+) -> None:
+    database.users.insert_one({"_id": ObjectId(USER)})
+    client = await start(**LINKED, **settings_)
+    foreign = {"Origin": "https://mail.example", "Sec-Fetch-Site": "cross-site"}
+    assert (await client.post(link_path(linked), headers=foreign)).status == 200
+    assert preferences(database) == {"order_shipped": OFF}
+
+
+async def test_a_token_is_no_credential_and_a_credential_no_token(client: Client, linked: Settings) -> None:
+    token = link_path(linked).removeprefix("/u/")
+    response = await client.get(f"/list?user_id={USER}", headers={"Authorization": f"Bearer {token}"})
+    assert response.status == 401
+    assert (await client.post(f"/u/{KEY}")).status == 404
+
+
+# --- what a request is answered ---------------------------------------------------------------------
+
+
+async def test_the_page_is_private_strict_and_says_nothing_of_the_user(client: Client, linked: Settings) -> None:
+    for method in ("GET", "POST"):
+        response = await client.request(method, link_path(linked))
+        headers, text = response.headers, await response.text()
+        policy = set(headers["Content-Security-Policy"].split("; "))
+        assert policy == {
+            "default-src 'none'",
+            "style-src 'self'",
+            "base-uri 'none'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        }
+        assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("no-referrer", "no-store")
+        assert (headers["X-Robots-Tag"], headers["X-Content-Type-Options"]) == ("noindex", "nosniff")
+        assert "Order … is on its way" in text
+        assert not [secret for secret in (USER, "ann@example.com", "<script", "http") if secret in text]
+        assert set(re.findall('(?:href|action)="([^"]*)"', text)) <= {"style.css", "?", "?choice=all", "?choice=undo"}
+    style = await client.get("/u/style.css")
+    assert (style.status, style.content_type) == (200, "text/css")
+
+
+async def test_a_label_is_escaped(start: Start, linked: Settings, tmp_path: Path) -> None:
+    kinds = tmp_path / "kinds.toml"
+    kinds.write_text("[order_shipped]\nemail = true\nlabel = '<b>{data.x|\"&\"} & more'\n")
+    client = await start(**LINKED | {"kinds_file": kinds})
+    assert "<bdi>&lt;b&gt;&#34;&amp;&#34; &amp; more</bdi>" in await (await client.get(link_path(linked))).text()
+
+
+@pytest.mark.parametrize(
+    ("header", "language", "label"),
+    [
+        ("", "en", "Order … is on its way"),
+        ("de-AT, en;q=0.5", "de", "Bestellung … ist unterwegs"),
+        ("en;q=0.3, ru;q=0.7, xx", "ru", "Order … is on its way"),
+        ("fr;q=0, es;q=0.1", "es", "Order … is on its way"),
+        ("pt-BR, AR-eg;q=0.8", "ar", "Order … is on its way"),
+        ("zh-Hant-TW", "zh", "Order … is on its way"),
+        ("fr-CA;q=1.0,de;q=0.999", "fr", "Order … is on its way"),
+        ("*", "en", "Order … is on its way"),
+        (";;,q=,de;q=2,ru;q=x,\xe4, 12", "en", "Order … is on its way"),
+    ],
+)
+async def test_the_page_speaks_the_language_of_the_browser(
+    client: Client, linked: Settings, header: str, language: str, label: str
+) -> None:
+    response = await client.get(link_path(linked), headers={"Accept-Language": header})
+    text = await response.text()
+    assert f'<html lang="{language}" dir="{"rtl" if language == "ar" else "ltr"}">' in text
+    assert f"<bdi>{label}</bdi>" in text
+
+
+def test_every_language_has_every_text() -> None:
+    texts = tomllib.loads((ROOT / "web/unsubscribe.toml").read_text())
+    assert texts.keys() >= {"en", "ru", "de", "fr", "es", "ar", "zh"}
+    assert {name: texts[name].keys() ^ texts["en"].keys() for name in texts} == {name: set() for name in texts}
+    said = [text for of_one in texts.values() for text in of_one.values()]
+    assert all(text == text.strip() != "" for text in said)
+    used = {view.heading for view in VIEWS} | {view.sentence for view in VIEWS} - {None}
+    assert used | {name for view in VIEWS for name in view.buttons.values()} == texts["en"].keys()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_link_that_is_not_valid_is_a_problem_or_a_page(
+    client: Client, linked: Settings, database: DB, method: str
+) -> None:
+    before = list(database.users.find())
+    path = link_path(linked)[:-1]
+    response = await client.request(method, path)
+    body = await problem(response)
+    assert (body["status"], body["detail"]) == (404, BY_EXCEPTION[NoSuchLink].detail)
+    response = await client.request(method, path, headers=BROWSER | {"Accept-Language": "de"})
+    assert (response.status, response.content_type, response.charset) == (404, "text/html", "utf-8")
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
+    assert '<html lang="de"' in (text := await response.text())
+    assert "Dieser Link ist ungültig" in text
+    assert "<form" not in text
+    assert list(database.users.find()) == before
+
+
+async def test_without_links_there_is_no_page(start: Start, linked: Settings) -> None:
+    client = await start(**PROTECTED)
+    for method in ("GET", "POST"):
+        response = await client.request(method, link_path(linked))
+        await problem(response)
+        assert response.status == 404
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_without_mongodb_it_says_when_to_try_again(
+    client: Client, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
+) -> None:
+    with failing(mongod, ["findAndModify"], errorCode=24), caplog.at_level(logging.ERROR, "notifier.http"):
+        answers = [
+            await client.post(link_path(linked), headers=headers)
+            for headers in ({}, BROWSER, BROWSER | {"Accept-Language": "fr"})
+        ]
+        looked = await client.get(link_path(linked))
+    assert looked.status == 200
+    assert [(answer.status, answer.headers["Retry-After"]) for answer in answers] == [(503, "5")] * 3
+    assert (await problem(answers[0]))["detail"] == BY_EXCEPTION[Unavailable].detail
+    assert "Please try again later." in await answers[1].text()
+    assert "Veuillez réessayer plus tard." in await answers[2].text()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "notifier.http"]
+    assert line == "requests fail: MongoDB cannot do it now: LockTimeout."
+    assert preferences(database) is None
+    assert (await client.post(link_path(linked))).status == 200
+
+
+async def test_no_token_reaches_a_log_or_a_metric(
+    client: Client, linked: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = link_path(linked)
+    with caplog.at_level(logging.DEBUG):
+        for method in ("GET", "POST", "DELETE", "HEAD"):
+            await client.request(method, path)
+        await client.post(path + "x")
+    metrics = await (await client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"})).text()
+    lines = [f"{vars(record)}" for record in caplog.records if record.name == "notifier.http"]
+    assert len(lines) >= 5
+    token = path.removeprefix("/u/")
+    assert not [line for line in [*lines, metrics] if token[:20] in line or USER in line]
+    assert 'route="/u/{token}"' in metrics

@@ -1,0 +1,173 @@
+"""The page to unsubscribe in Chromium, without JavaScript and behind a proxy that serves it under a path."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from bson import ObjectId
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, expect
+
+from settings import Settings
+from tests.browser import SCHEMES, assert_accessible
+from tests.client import DB, PROTECTED, USER, Client, user
+from tests.fixtures import Start
+from tests.links import LINKED, link_path
+
+PREFIX = "/team/notifications"
+OFF = {"email": False}
+TEXTS = {
+    "en-GB": ("Unsubscribe from these e-mails?", "Unsubscribe", "You are unsubscribed", "Undo"),
+    "de-DE": ("Diese E-Mails abbestellen?", "Abbestellen", "Abbestellt", "Rückgängig machen"),
+    "ar-EG": ("هل تريد إلغاء الاشتراك في هذه الرسائل؟", "إلغاء الاشتراك", "تم إلغاء اشتراكك", "تراجع"),
+}
+"""In some languages: what the page asks, its button, the confirmation, and the button that undoes it."""
+
+
+@pytest.fixture
+async def client(start: Start, database: DB) -> Client:
+    """Start the service. The user is known."""
+    database.users.insert_one({"_id": ObjectId(USER)})
+    return await start(**LINKED, **PROTECTED)
+
+
+@pytest.fixture
+async def url(client: Client, settings: Settings) -> AsyncIterator[str]:
+    """Return a link that leads through a proxy, which takes a prefix off the path."""
+
+    async def forward(request: web.Request) -> web.Response:
+        target = client.make_url(request.path_qs.removeprefix(PREFIX))
+        kept = {name: value for name, value in request.headers.items() if name.startswith("Accept")}
+        async with aiohttp.request(request.method, target, headers=kept, allow_redirects=False) as response:
+            own = ("Content-Type", "Content-Security-Policy", "Referrer-Policy", "X-Content-Type-Options")
+            headers = {name: response.headers[name] for name in own if name in response.headers}
+            return web.Response(status=response.status, body=await response.read(), headers=headers)
+
+    app = web.Application()
+    app.router.add_route("*", PREFIX + "/{rest:.*}", forward)
+    async with TestServer(app) as proxy:
+        yield f"{proxy.make_url(PREFIX)}{link_path(replace(settings, **LINKED))}"
+
+
+@pytest.fixture
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """Open a browser profile without JavaScript."""
+    async with await browser.new_context(java_script_enabled=False, locale="en-GB") as context:
+        yield context
+
+
+async def open_link(context: BrowserContext, url: str) -> tuple[Page, list[str]]:
+    """Open a link; also return what the browser says of it, such as a violation of its policy."""
+    page, said = await context.new_page(), []
+
+    def note(message: ConsoleMessage) -> None:
+        said.append(message.text)
+
+    page.on("console", note)
+    page.on("requestfailed", lambda request: said.append(request.url))
+    await page.goto(url)
+    return page, said
+
+
+async def press(page: Page, name: str) -> None:
+    await page.get_by_role("button", name=name, exact=True).click()
+
+
+async def assert_heading(page: Page, text: str) -> None:
+    await expect(page.get_by_role("heading")).to_have_text(text)
+    await expect(page).to_have_title(text)
+
+
+def wanted(database: DB) -> object:
+    return user(database).get("notification_preferences")
+
+
+async def test_a_user_unsubscribes_and_undoes_it_without_javascript(
+    context: BrowserContext, url: str, database: DB
+) -> None:
+    page, said = await open_link(context, url)
+    await assert_heading(page, "Unsubscribe from these e-mails?")
+    await expect(page.locator(".kind")).to_have_text("Order … is on its way")
+    assert wanted(database) is None
+    await press(page, "Unsubscribe")
+    await assert_heading(page, "You are unsubscribed")
+    assert wanted(database) == {"order_shipped": OFF}
+    await press(page, "Undo")
+    await assert_heading(page, "You are subscribed again")
+    assert wanted(database) is None
+    await press(page, "Unsubscribe")
+    await press(page, "Unsubscribe from all e-mails that are not required")
+    await expect(page.locator("main p")).to_have_text("From now on, you will only get e-mails that are required.")
+    assert wanted(database) == {"order_shipped": OFF, "*": OFF}
+    await page.reload()  # which posts again
+    await press(page, "Undo")
+    await assert_heading(page, "You are subscribed again")
+    assert wanted(database) == {"order_shipped": OFF}
+    assert page.url == f"{url}?choice=undo-all"
+    assert said == []
+
+
+@pytest.mark.parametrize("locale", TEXTS)
+async def test_a_user_unsubscribes_in_another_language(browser: Browser, url: str, database: DB, locale: str) -> None:
+    ask, unsubscribe, done, undo = TEXTS[locale]
+    async with await browser.new_context(java_script_enabled=False, locale=locale) as context:
+        page, said = await open_link(context, url)
+        await assert_heading(page, ask)
+        await press(page, unsubscribe)
+        await assert_heading(page, done)
+        await press(page, undo)
+        await expect(page.get_by_role("button", name=unsubscribe, exact=True)).to_be_visible()
+        assert wanted(database) is None
+        assert said == []
+
+
+async def test_the_page_has_its_style(context: BrowserContext, url: str) -> None:
+    page, said = await open_link(context, url)
+    corner = page.locator("main")
+    await expect(corner).to_have_css("border-top-left-radius", "16px")
+    assert said == []
+
+
+VIEWS = {"ask": "", "all": "?choice=all", "invalid": "x"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("locale", TEXTS)
+async def test_the_page_is_accessible_on_a_phone_too(browser: Browser, url: str, scheme: str, locale: str) -> None:
+    async with await browser.new_context(
+        locale=locale,
+        color_scheme=scheme,  # type: ignore[arg-type]
+        viewport={"width": 320, "height": 640},
+    ) as context:
+        page = await context.new_page()
+        for view, end in VIEWS.items():
+            await page.goto(url + end)
+            if view == "all":
+                await page.get_by_role("button").last.click()
+                await expect(page.get_by_role("button")).to_have_count(1)
+            await assert_accessible(page)
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+@pytest.mark.parametrize("locale", ["en-GB", "ar-EG"])
+async def test_the_mark_of_the_kind_is_where_its_line_begins(browser: Browser, url: str, locale: str) -> None:
+    async with await browser.new_context(locale=locale) as context:
+        page = await context.new_page()
+        await page.goto(url)
+        side = "right" if locale == "ar-EG" else "left"
+        await expect(page.locator(".kind")).to_have_css(f"border-{side}-width", "3px")
+        await expect(page.locator("html")).to_have_css("direction", "rtl" if locale == "ar-EG" else "ltr")
+
+
+async def test_buttons_are_seen_in_forced_colours(browser: Browser, url: str) -> None:
+    async with await browser.new_context(forced_colors="active") as context:
+        page = await context.new_page()
+        await page.goto(url)
+        for button in await page.get_by_role("button").all():
+            await expect(button).to_have_css("border-top-style", "solid")
+            await expect(button).to_have_css("border-top-width", "1px")
+        await assert_accessible(page)

@@ -26,7 +26,7 @@ async def protected(serve: Serve) -> Server:
     return await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
 
 
-async def hand_out(context: BrowserContext, lifetime: float) -> None:
+async def hand_out(context: BrowserContext, lifetime: int) -> None:
     """Answer the page's requests for a token."""
     await context.unroute("**/token?*")
 

@@ -176,7 +176,7 @@ export function view(host, text, act) {
 		part.all.hidden = !unread;
 		more.hidden = settings || !left;
 		part.removed.hidden = !removed;
-		if (held?.checkVisibility() === false) (list.children[Math.min(last, items.length - 1)]?.firstChild ?? panel).focus();
+		if (held && !(root.activeElement ?? held).checkVisibility()) (list.children[Math.min(last, items.length - 1)]?.firstChild ?? panel).focus();
 	}
 
 	return { show, part, toggle, say: (words) => { part.status.textContent = words; } };

@@ -106,7 +106,7 @@ export function view(host, text, act) {
 	}
 
 	function openMenu(item, dots) {
-		if (chosen != item) menu.hidePopover();
+		if (chosen?.id != item.id) menu.hidePopover();
 		[chosen, opener] = [item, dots];
 		mark.textContent = text(item.is_new ? "mark-read" : "mark-unread");
 		const { bottom, left, right } = dots.getBoundingClientRect();
@@ -131,6 +131,7 @@ export function view(host, text, act) {
 		const { title, body, url, icon } = describe(host, kinds, item);
 		const main = mainOf(li, url), dots = li.lastChild, [image, flag, what, extra, time] = main.children;
 		li.className = item.is_new ? "new" : "";
+		if (chosen?.id == item.id) chosen = item; // an open menu is about what the list says now
 		main.onclick = main.onauxclick = (event) => event.button < 2 && act.select(item, url, event);
 		flag.textContent = item.is_new ? text("new") : "";
 		put(what, title);

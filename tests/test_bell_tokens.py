@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playwright.async_api import BrowserContext, Page, Route, expect
 
@@ -49,6 +51,12 @@ def complaints(page: Page) -> list[str]:
     return messages
 
 
+async def serve_late(route: Route) -> None:
+    """Serve the page's script so late that a bell that does not wait for it has called the service."""
+    await asyncio.sleep(1)
+    await route.fulfill(body=SCRIPT, headers={"Content-Type": "text/javascript"})
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["before the bell", "after the bell"])
 async def test_a_token_is_asked_for_before_the_first_call(
     serve: Serve, site: Site, context: BrowserContext, late: bool
@@ -59,8 +67,7 @@ async def test_a_token_is_asked_for_before_the_first_call(
     site.embed(server.url)
     if late:
         site.html += "<script type=module src=/late.js></script>"
-        headers = {"Content-Type": "text/javascript"}
-        await context.route("**/late.js", lambda route: route.fulfill(body=SCRIPT, headers=headers))
+        await context.route("**/late.js", serve_late)
     else:
         site.script = SCRIPT
     page = await context.new_page()

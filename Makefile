@@ -14,7 +14,7 @@ help:  ## list these commands
 run: .venv/local  ## start the service; without a .env on an embedded MongoDB and mailbox
 	@$(BIN)/python notifier.py
 
-test: .venv/dev  ## run every test, on a real MongoDB and a real SMTP server
+test: .venv/dev examples/bell/node_modules/.package-lock.json  ## run every test, on a real MongoDB and a real SMTP server
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 soak: .venv/dev  ## break everything at random for SECONDS on each topology, then check every promise
@@ -42,7 +42,7 @@ format: .venv/dev  ## let ruff format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv, notifier.pyz and caches; the data of local runs, in .notifier/, stays
-	rm -rf notifier.pyz .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf notifier.pyz .venv examples/bell/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Each installs what it needs and no more: the tests' packages are three times as large as those of the local run.
@@ -55,6 +55,11 @@ clean:  ## remove .venv, notifier.pyz and caches; the data of local runs, in .no
 	@echo "Installing into .venv, once; this may take a minute ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/local
+
+# The frameworks of the bell's examples. Without npm, the tests of the examples fail, and all others work.
+examples/bell/node_modules/.package-lock.json: examples/bell/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: the tests of the bell's examples will fail."; exit 0; }; \
+		npm ci --prefix examples/bell --silent --no-audit --no-fund --ignore-scripts && touch $@
 
 .venv:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or later."; exit 1; }

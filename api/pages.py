@@ -48,6 +48,7 @@ ICONS: Final = "'self' data:"
 DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", page_headers(images=ICONS))
 ASSETS: Final = {
     "/inbox.js": File(FOLDER / "inbox.js", "text/javascript", MODULE_HEADERS),
+    "/inbox.d.ts": File(FOLDER / "inbox.d.ts", "text/plain", MODULE_HEADERS),  # types for TypeScript
     "/u/style.css": File(FOLDER / "unsubscribe.css", "text/css"),
     "/docs.js": File(FOLDER / "docs.js", "text/javascript"),
     "/docs.css": File(FOLDER / "docs.css", "text/css"),
@@ -60,7 +61,11 @@ ASSETS: Final = {
 def routes() -> Iterator[web.RouteDef]:
     """Yield the routes of the assets."""
     _read(DOCS_PAGE.path)
-    yield from serve_files(ASSETS)
+    modules = {
+        f"/{path.relative_to(FOLDER)}": File(path, "text/javascript", MODULE_HEADERS)
+        for path in sorted((FOLDER / "inbox").rglob("*.js"))
+    }
+    yield from serve_files(ASSETS | modules)
 
 
 def serve_files(files: Mapping[str, File]) -> Iterator[web.RouteDef]:

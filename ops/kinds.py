@@ -16,8 +16,10 @@ from typing import Any, Final
 from ops.languages import LANGUAGE, translated
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
-PLACEHOLDER: Final = re.compile(r"\{(id|key|timestamp|user_id|target_id|data(?:\.[^{}.|]+)+)(?:\|([^{}|]*))?\}")
-"""A field of the notification, with the text that replaces a missing one: `{data.name|Somebody}`."""
+PLACEHOLDER: Final = re.compile(
+    r"\{(id|key|timestamp|user_id|target_id|data(?:\.[^{}.|]+?)+?)(?:, *(?:number|date|time))?(?:\|([^{}|]*))?\}"
+)
+"""A field of the notification, how to write it, and what replaces a missing one: `{data.total, number|none}`."""
 URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
 r"""Where a click may lead: an http or https address, or a path on the page's own origin. To a browser `\` is a `/`."""
 TEXT_LIMIT: Final = 500

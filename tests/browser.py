@@ -172,7 +172,7 @@ async def serve(settings: Settings, site: Site, tmp_path: Path) -> AsyncIterator
 
         async def start(db_uri: str = settings.db_uri, **variables: object) -> Server:
             changed = replace(settings, db_uri=db_uri)
-            service = await running_service(changed, tmp_path, CORS_ORIGINS=site.origin, **variables)
+            service = await running_service(changed, tmp_path, **{"CORS_ORIGINS": site.origin, **variables})
             started.append(service)
             return Server(service, session)
 

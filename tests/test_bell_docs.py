@@ -7,6 +7,7 @@ import os
 import re
 import sys
 
+import pytest
 from playwright.async_api import BrowserContext, Route
 
 from tests.bell import shows_unread
@@ -37,23 +38,39 @@ async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: Br
         await run_example("node", "--input-type=module", "-e", example("js")),
     ]
     server = await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
-    await server.create()
     site.service = server.url
+    html = example("html").replace("https://notifications.example.com", server.url)
+    (script,) = re.findall('<script type="module">(.*?)</script>', html, re.DOTALL)
+    site.html = f"<!DOCTYPE html><title>x</title>{html.replace(script, '')}"
+    site.script = f"const toast = (text) => events.push(['toast', text]);{script}"
 
     async def hand_out_token(route: Route) -> None:
         await route.fulfill(body=tokens.pop())
 
     await context.route("**/notifier-token", hand_out_token)
-    html = example("html").replace("https://notifications.example.com", server.url)
-    (script,) = re.findall('<script type="module">(.*?)</script>', html, re.DOTALL)
-    site.html = f"<!DOCTYPE html><title>x</title>{html.replace(script, '')}"
-    site.script = f"const toast = (text) => events.push(['toast', text]);{script}"
-    page = await open_page(context, site.origin)
-    await shows_unread(page, 1)  # with a token, which the page fetched because it had none
-    await server.create("new_post")
-    await shows_unread(page, 2)
-    assert ["toast", "new_post"] in await events(page)
-    await page.locator("notifier-inbox").evaluate("(inbox) => inbox.setAttribute('token', 'expired')")
-    await server.create()
-    await shows_unread(page, 3)
-    assert not tokens
+    for count in range(len(tokens)):
+        page = await open_page(context, site.origin)
+        await shows_unread(page, count)
+        await server.create("new_post")
+        await shows_unread(page, count + 1)
+        assert await events(page) == [["toast", "new_post"], ["notification", "new_post"]]
+        await page.close()
+
+
+@pytest.mark.parametrize("name", ["session.ts", "react.tsx", "Vue.vue", "Svelte.svelte", "plain.ts"])
+def test_the_page_shows_the_examples_as_they_are_tested(name: str) -> None:
+    code = (ROOT / "examples/bell/src" / name).read_text()
+    assert f"\n{code}```" in (ROOT / "docs/bell.md").read_text()
+
+
+def test_the_page_names_every_text_and_attribute() -> None:
+    page = (ROOT / "docs/bell.md").read_text()
+    (table,) = re.findall(r"const ENGLISH = \{(.*?)\n\};", (ROOT / "web/inbox/words.js").read_text(), re.DOTALL)
+    names = re.findall(r'(?:^|[\s,])"?([a-z-]+)"?: "', table)
+    assert len(names) > 20
+    (listed,) = re.findall(r"The names are (.*)\.\n", page)
+    assert listed.split(", ") == [f"`{name.removesuffix('-other')}`" for name in names]
+    for name in re.findall(
+        r'^  "?([a-z-]+)"?\?: ', (ROOT / "web/inbox.d.ts").read_text().split("NotifierInboxAttributes")[1], re.MULTILINE
+    ):
+        assert f"`{name}`" in page

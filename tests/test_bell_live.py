@@ -9,7 +9,7 @@ from pathlib import Path
 from playwright.async_api import BrowserContext, Page, Route, expect
 
 from api.auth import LEEWAY, sign_token
-from tests.bell import bell, panel, rows, shows_unread
+from tests.bell import bell, panel, row_of, rows, shows_unread
 from tests.browser import Serve, Server, Site, events, open_page
 from tests.client import KEY, SECRET, USER
 from tests.servers import Mongod
@@ -20,7 +20,7 @@ async def test_two_tabs_show_the_same_notifications_and_marks(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     await server.create(data={"n": 0})
-    site.embed(server.url)
+    site.embed(server.url, label__new_message="New message {data.n}")
     one, two = [await open_page(context, site.origin) for _ in range(2)]
     for page in (one, two):
         await shows_unread(page, 1)
@@ -31,7 +31,7 @@ async def test_two_tabs_show_the_same_notifications_and_marks(
         await shows_unread(page, 3)
         await bell(page).click()
         await expect(rows(page)).to_have_count(3)
-        await expect(rows(page).first).to_have_text(re.compile(r"Unread:\s*New messagen: 2now"))
+        await expect(rows(page).first).to_have_text(re.compile(r"Unread:\s*New message 2now"))
     await rows(one).nth(1).click()
     for page in (one, two):
         await shows_unread(page, 2)
@@ -50,18 +50,20 @@ async def test_load_more_shows_each_notification_once_even_while_new_ones_arrive
 ) -> None:
     for n in range(45):
         await server.create(data={"n": n})
-    site.embed(server.url)
+    site.embed(server.url, label__new_message="n: {data.n}")
     page = await open_page(context, site.origin)
     await bell(page).click()
     await expect(rows(page)).to_have_count(20)
     more = page.get_by_role("button", name="Load more")
     await asyncio.gather(more.click(), server.create(data={"n": 45}))
     await expect(rows(page)).to_have_count(40)
+    await expect(row_of(page, 20)).to_be_focused()  # the first of those that came
     await more.focus()
     await page.keyboard.press("Enter")
     await expect(rows(page)).to_have_count(46)
     await expect(more).to_be_hidden()
-    await expect(panel(page)).to_be_focused()
+    await expect(row_of(page, 40)).to_be_focused()
+    await expect(row_of(page, 40)).to_be_in_viewport()
     shown = [int(n) for text in await rows(page).all_inner_texts() for n in re.findall(r"n: (\d+)", text)]
     assert shown == list(range(45, -1, -1))
     await shows_unread(page, 46)

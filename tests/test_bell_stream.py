@@ -30,6 +30,7 @@ class StreamServer:
         app = web.Application()
         app.on_response_prepare.append(self._allow_origin)
         app.router.add_get("/inbox.js", self._module)
+        app.router.add_get("/inbox/{path:.+}", self._module)
         app.router.add_get("/list", self._list)
         app.router.add_get("/stream", self._stream)
         async with TestServer(app) as server:
@@ -38,8 +39,8 @@ class StreamServer:
     async def _allow_origin(self, _: web.Request, response: web.StreamResponse) -> None:
         response.headers["Access-Control-Allow-Origin"] = self._site.origin
 
-    async def _module(self, _: web.Request) -> web.Response:
-        return web.Response(body=(ROOT / "web/inbox.js").read_bytes(), content_type="text/javascript")
+    async def _module(self, request: web.Request) -> web.Response:
+        return web.Response(body=(ROOT / f"web{request.path}").read_bytes(), content_type="text/javascript")
 
     async def _list(self, _: web.Request) -> web.Response:
         self.lists += 1

@@ -110,4 +110,5 @@ async def test_the_five_lines_put_the_bell_into_a_page_of_another_origin(
             assert len(lines.splitlines()) == 5
             pages[""] = (f"<!DOCTYPE html><title>Mine</title>{lines}", "text/html")
             await shows_unread(await open_page(context, f"{origin}/"), 2 if access else 1)
+            assert " 401 " not in service.log()
             service.kill()

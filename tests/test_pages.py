@@ -7,28 +7,48 @@ import re
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.browser import local_run
 from tests.client import KEY, ROOT, Client
 from tests.fixtures import Start
 
+MODULES = [ROOT / "web/inbox.js", *sorted((ROOT / "web").glob("inbox/**/*.js"))]
+ON_DEMAND = re.compile("inbox/(languages/..|preferences).js$")
+"""Modules that a page loads only when it needs them: a language, and the settings."""
 
-def test_the_module_is_small_has_no_dependencies_and_sets_markup_once() -> None:
-    text = (ROOT / "web/inbox.js").read_text()
-    assert len(text.encode()) < 12_000
-    assert len(gzip.compress(text.encode())) < 6_000
-    assert not re.search(r"^import\b|import\(|require\(|eval|insertAdjacent|outerHTML|https?:", text, re.MULTILINE)
+
+def test_the_modules_are_small_have_no_dependencies_and_set_markup_once() -> None:
+    sizes = {str(path.relative_to(ROOT / "web")): len(gzip.compress(path.read_bytes())) for path in MODULES}
+    assert sum(size for name, size in sizes.items() if not ON_DEMAND.search(name)) < 12_400
+    assert all(size < 900 for name, size in sizes.items() if ON_DEMAND.search(name))
+    text = "".join(path.read_text() for path in MODULES)
+    assert not re.search(r"require\(|eval|insertAdjacent|outerHTML|https?://", text)
+    assert all(name.startswith("./") for name in re.findall(r"(?:from|import\() ?[\"`](.*?)[\"`]", text))
     assert len(re.findall("innerHTML", text)) == 1
-    assert not re.search(r"innerHTML = `[^`]*\$\{", text)
+    assert not re.search(r"const MARKUP = `[^`]*\$\{", text)
 
 
-async def test_the_module_is_public_and_cacheable_and_there_is_no_demo(client: Client) -> None:
-    response = await client.get("/inbox.js", headers={"Origin": "https://anything.example"})
-    assert (response.status, response.content_type, response.charset) == (200, "text/javascript", "utf-8")
-    assert await response.read() == (ROOT / "web/inbox.js").read_bytes()
-    assert response.headers["Access-Control-Allow-Origin"] == "*"
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_a_module_is_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+
+
+async def test_the_modules_and_their_types_are_public_and_cacheable(client: Client) -> None:
+    for path in (*MODULES, ROOT / "web/inbox.d.ts"):
+        response = await client.get(
+            f"/{path.relative_to(ROOT / 'web')}", headers={"Origin": "https://anything.example"}
+        )
+        media_type = "text/javascript" if path.suffix == ".js" else "text/plain"
+        assert (response.status, response.content_type, response.charset) == (200, media_type, "utf-8")
+        assert await response.read() == path.read_bytes()
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert response.headers["Cache-Control"].startswith("public, max-age=")
+
+
+async def test_the_module_has_an_etag_and_there_is_no_demo(client: Client) -> None:
+    response = await client.get("/inbox.js")
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert response.headers["Cache-Control"].startswith("public, max-age=")
     etag = response.headers["ETag"]
     assert re.fullmatch('"[0-9a-f]{24}"', etag)
     for known in (etag, f'W/{etag}, "x"', "*"):

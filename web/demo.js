@@ -244,10 +244,13 @@ inbox.addEventListener("notification", ({ detail }) => {
 
 function showLines() {
   const id = user_id.value.trim().replaceAll("&", "&amp;").replaceAll('"', "&quot;");
+  const token = setup.keys
+    ? 'getToken = async () => (await fetch("/notifier-token")).text();'
+    : 'addEventListener("notifier-unauthorized", async ({ target }) => target.setAttribute("token", await (await fetch("/notifier-token")).text()));'; // waits for keys
   $("lines").textContent = `<script type="module" src="${location.origin}/inbox.js"></script>
 <notifier-inbox user-id="${id}"></notifier-inbox>
 <script type="module">
-  document.querySelector("notifier-inbox").addEventListener("notifier-unauthorized", async ({ target }) => target.setAttribute("token", await (await fetch("/notifier-token")).text()));
+  document.querySelector("notifier-inbox").${token}
 </script>`;
 }
 

@@ -1,0 +1,124 @@
+"""The examples of the bell in React, Vue, Svelte and a plain page: built, type-checked and run in Chromium."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from playwright.async_api import BrowserContext, expect
+
+from api.auth import sign_token
+from tests.bell import row_of, rows
+from tests.browser import Serve, events, open_page
+from tests.client import KEY, ROOT, SECRET, TARGET, USER
+
+EXAMPLES = ROOT / "examples/bell"
+EXPECTED = {
+    "plain": ("Notifications, 1 unread", "Order shipped"),
+    "react": ("Уведомления, 1 непрочитанное", "Заказ 1027 отправлен"),
+    "svelte": ("Mitteilungen, 1 ungelesen", "Bestellung 1027 ist unterwegs"),
+    "vue": ("الإشعارات, إشعار واحد غير مقروء", "الطلب 1027 في الطريق"),
+}
+"""For each page the name of its bell, and what the row says."""
+
+
+def npm(*arguments: str) -> None:
+    """Run npm where the examples are. Its packages are those that `make test` installs."""
+    if not (EXAMPLES / "node_modules").is_dir():
+        pytest.fail("The examples have no packages: npm ci --prefix examples/bell", pytrace=False)
+    command = [shutil.which("npm") or "npm", *arguments]
+    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_types_fit_the_examples_and_the_uses_of_an_editor(tmp_path: Path) -> None:
+    npm("run", "check")
+    shutil.copytree(EXAMPLES / "src", tmp_path / "src")
+    shutil.copy(EXAMPLES / "tsconfig.json", tmp_path)
+    for name in ("react.tsx", "vue.ts", "svelte.ts"):
+        (tmp_path / "src" / name).unlink()
+    (tmp_path / "src/uses.ts").write_text(USES)  # without React: there is no node_modules
+    compiler = EXAMPLES / "node_modules/.bin/tsc"
+    done = subprocess.run([compiler, "-p", tmp_path], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, done.returncode) == ("", 0)
+
+
+USES = """
+const inbox = document.createElement("notifier-inbox");
+inbox.format = ({ data }) => ({ title: String(data.city), url: null });
+inbox.getToken = async () => "token";
+inbox.open();
+inbox.close();
+inbox.refresh();
+const unread: number = inbox.unread;
+inbox.addEventListener("notification", ({ detail }) => detail.timestamp.toFixed());
+inbox.addEventListener("notifier-select", (event) => { event.preventDefault(); event.url?.length; });
+inbox.addEventListener("notifier-unauthorized", ({ target }) => target);
+inbox.addEventListener("click", (event) => event.clientX);
+// @ts-expect-error - it is read-only
+inbox.unread = unread;
+// @ts-expect-error - it returns no row
+inbox.format = () => 7;
+// @ts-expect-error - it is asynchronous
+inbox.getToken = () => "token";
+// @ts-expect-error - a notification has no such field
+inbox.addEventListener("notification", ({ detail }) => detail.colour);
+"""
+
+
+class Pages:
+    """Serves the built pages as another origin than the service, with a strict Content-Security-Policy and tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.service = ""
+        self._folder = folder
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        app = web.Application()
+        app.router.add_get("/notifier-token", self._token)
+        app.router.add_static("/assets", self._folder / "assets")
+        app.router.add_get("/{name:[a-z]+}.html", self._page)
+        async with TestServer(app) as server:
+            yield str(server.make_url("")).rstrip("/")
+
+    async def _page(self, request: web.Request) -> web.Response:
+        html = (self._folder / f"{request.match_info['name']}.html").read_text()
+        policy = f"default-src 'none'; script-src 'self' {self.service}; connect-src 'self' {self.service}"
+        headers = {"Content-Security-Policy": policy}
+        text = html.replace("https://notifications.example.com", self.service)
+        return web.Response(text=text, content_type="text/html", headers=headers)
+
+    async def _token(self, _: web.Request) -> web.Response:
+        return web.Response(text=sign_token(SECRET, USER, 3600))
+
+
+async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserContext, tmp_path: Path) -> None:
+    npm("run", "build", "--", "--outDir", str(tmp_path / "dist"), "--logLevel", "warn")
+    (tmp_path / "kinds.toml").write_text("[order_shipped]")
+    pages = Pages(tmp_path / "dist")
+    async with pages.running() as origin:
+        settings = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET, "CORS_ORIGINS": origin}
+        service = await serve(KINDS_FILE=tmp_path / "kinds.toml", **settings)
+        pages.service = service.url
+        await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
+        for name, (label, row) in EXPECTED.items():
+            page = await open_page(context, f"{origin}/{name}.html")
+            await page.get_by_role("button", name=label, exact=True).click()
+            await expect(rows(page).locator("b")).to_have_text(row)
+            if name != "plain":  # the others route links, then mark the notification as unread for the next one
+                await row_of(page, 0).click()
+                await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
+                await page.locator("#bell").click()
+                await rows(page).locator("> :last-child").click()
+                async with page.expect_response("**/unread?*"):
+                    await page.get_by_role("menuitem").first.click()
+            assert [event for event in await events(page) if event[0] in {"CSP", "notifier-unauthorized"}] == []
+            await page.close()
+        assert service.count_logged("/list", 401) == 0

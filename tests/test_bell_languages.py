@@ -1,0 +1,200 @@
+"""The bell in the language and the direction of its page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, expect
+
+from tests.bell import rows
+from tests.browser import Serve, Server, Site, assert_accessible, events, open_page
+from tests.client import DB, ROOT
+
+LANGUAGES = sorted(path.stem for path in (ROOT / "web/inbox/languages").glob("*.js"))
+
+
+def texts(module: str) -> dict[str, str]:
+    """Return the texts in a module, by name."""
+    return dict(re.findall(r'^\t"?([\w-]+)"?: (".*"),$', module, re.MULTILINE))
+
+
+def english() -> set[str]:
+    module = (ROOT / "web/inbox/words.js").read_text()
+    (table,) = re.findall(r"const ENGLISH = \{(.*?)\n\};", module, re.DOTALL)
+    return set(re.findall(r'(?:^|[\s,])"?([a-z-]+)"?: "', table))
+
+
+def test_every_language_has_every_text() -> None:
+    assert {"ar", "de", "es", "fr", "ru", "zh"} <= set(LANGUAGES)
+    for language in LANGUAGES:
+        table = texts((ROOT / f"web/inbox/languages/{language}.js").read_text())
+        assert {name for name in table if not re.fullmatch("unread-(one|two|few|many)", name)} == english()
+        assert all(json.loads(text).strip() for text in table.values())
+
+
+@pytest.mark.parametrize(
+    ("lang", "names"),
+    [
+        ("en", ["Notifications, 1 unread", "Notifications, 2 unread"]),
+        ("de-AT", ["Mitteilungen, 1 ungelesen", "Mitteilungen, 2 ungelesen"]),
+        ("fr", ["Notifications, 1 non lue", "Notifications, 2 non lues"]),
+        ("es_MX", ["Notificaciones, 1 sin leer", "Notificaciones, 2 sin leer"]),
+        ("zh-Hant-TW", ["通知, 1 条未读", "通知, 2 条未读"]),
+        ("ru", ["Уведомления, 1 непрочитанное", "Уведомления, 2 непрочитанных"]),
+        ("ar", ["الإشعارات, إشعار واحد غير مقروء", "الإشعارات, إشعاران غير مقروءين"]),
+        ("pl", ["Notifications, 1 unread", "Notifications, 2 unread"]),
+    ],
+)
+async def test_the_bell_speaks_the_language_of_the_page(
+    server: Server, site: Site, context: BrowserContext, lang: str, names: list[str]
+) -> None:
+    site.embed(server.url, lang=lang)
+    page = await open_page(context, site.origin)
+    for name in names:
+        await server.create()
+        await expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()
+
+
+async def test_a_page_gives_its_own_plural_forms(server: Server, site: Site, context: BrowserContext) -> None:
+    forms = {"one": "{} новость", "few": "{} новости", "many": "{} новостей"}
+    site.embed(server.url, lang="ru", **{f"text__unread__{form}": text for form, text in forms.items()})
+    page = await open_page(context, site.origin)
+    for count, text in ((1, "1 новость"), (3, "3 новости"), (5, "5 новостей"), (21, "21 новость")):
+        while int(await page.locator("#badge").text_content() or 0) < count:
+            before = await page.locator("#badge").text_content()
+            await server.create()
+            await expect(page.locator("#badge")).not_to_have_text(before or "")
+        await expect(page.get_by_role("button", name=f"Уведомления, {text}", exact=True)).to_be_visible()
+
+
+async def test_a_switch_of_the_language_or_of_a_text_shows_at_once(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create("new_post", data={"n": 1234.5})
+    site.embed(server.url, label__new_post="Nr. {data.n}")
+    page = await open_page(context, site.origin)
+    inbox, first = page.locator("notifier-inbox"), rows(page).first
+    await page.locator("#bell").click()
+    await expect(first.locator("b")).to_have_text("Nr. 1234.5")
+    await page.evaluate("document.documentElement.lang = 'de'")
+    await expect(page.get_by_role("dialog", name="Mitteilungen")).to_be_visible()
+    await expect(first.locator("b")).to_have_text("Nr. 1234,5")
+    await expect(first.locator("time")).to_have_text("jetzt")
+    for name, value in (("text-title", "Neues"), ("label-new_post", "Post"), ("url-new_post", "/post")):
+        await inbox.evaluate("(inbox, [name, value]) => inbox.setAttribute(name, value)", [name, value])
+    await expect(page.get_by_role("dialog", name="Neues")).to_be_visible()
+    await expect(first.get_by_role("link")).to_have_attribute("href", "/post")
+    await expect(first.locator("b")).to_have_text("Post")
+    await inbox.evaluate("(inbox) => inbox.removeAttribute('text-title')")
+    await page.evaluate("document.documentElement.lang = 'ru'")
+    await expect(page.get_by_role("dialog", name="Уведомления")).to_be_visible()
+    assert [event for event in await events(page) if event[0] == "CSP"] == []
+
+
+async def test_without_the_texts_of_a_language_the_bell_is_english(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await context.route("**/languages/de.js", lambda route: route.abort())
+    site.embed(server.url, lang="de")
+    page = await open_page(context, site.origin)
+    await page.get_by_role("button", name="Notifications").click()
+    await expect(page.get_by_text("Nothing here yet.")).to_be_visible()
+
+
+async def right_to_left(server: Server, site: Site, context: BrowserContext) -> Page:
+    """Open the bell on a page from right to left. Its notification has data in Latin script."""
+    await server.create("new_login", data={"city": "Oslo (Norway)!"})
+    site.embed(server.url, lang="ar", label__new_login="تسجيل دخول جديد من {data.city}", url__new_login="/security")
+    site.html = site.html.replace('lang="ar"', 'lang="ar" dir="rtl"')
+    page = await open_page(context, site.origin)
+    await page.locator("#bell").click()
+    await expect(page.get_by_role("dialog", name="الإشعارات")).to_be_visible()
+    return page
+
+
+async def test_a_page_from_right_to_left_has_such_a_panel(server: Server, site: Site, context: BrowserContext) -> None:
+    page = await right_to_left(server, site, context)
+    main, dots = rows(page).locator("> :first-child"), rows(page).locator("> :last-child")
+    assert await rows(page).locator("b").evaluate("(b) => getComputedStyle(b).direction") == "rtl"
+    await expect(rows(page).locator("b bdi")).to_have_text("Oslo (Norway)!")
+    text, time = await bounds(page, "b"), await bounds(page, "time")
+    outer, menu = await main.bounding_box(), await dots.bounding_box()
+    assert outer
+    assert menu
+    assert menu["x"] < outer["x"]
+    assert time["right"] == pytest.approx(outer["x"] + outer["width"] - 15, abs=1.5)
+    assert 0 < time["right"] - text["right"] < 20  # the mark of an unread one comes first
+    title, mark_all = await bounds(page, "#title"), await bounds(page, "#all")
+    assert mark_all["left"] < title["left"]
+    await dots.click()
+    await expect(page.get_by_role("menuitem", name="حذف")).to_be_in_viewport(ratio=1)
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("menu")).to_be_hidden()
+
+
+async def bounds(page: Page, selector: str) -> dict[str, float]:
+    """Return the left and right edge of the text in an element of the panel."""
+    found: dict[str, float] = await page.locator(f"notifier-inbox {selector}").first.evaluate(
+        """(element) => {
+            const range = document.createRange();
+            range.selectNodeContents(element);
+            const { left, right } = range.getBoundingClientRect();
+            return { left, right };
+        }"""
+    )
+    return found
+
+
+async def test_the_panel_fits_an_arabic_page(
+    serve: Serve, site: Site, browser: Browser, database: DB, tmp_path: Path
+) -> None:
+    """Also take the picture of the documentation. SCREENSHOTS=docs puts it there."""
+    (tmp_path / "kinds.toml").write_text(ARABIC)
+    server = await serve(KINDS_FILE=tmp_path / "kinds.toml")
+    for key, data in (
+        ("back_in_stock", {"product": "Teapot «Oslo», 0.8 l"}),
+        ("invoice_ready", {"number": "INV-2031", "total": 1249.5}),
+        ("order_shipped", {"number": 1027}),
+        ("new_login", {"city": "Bergen (Norway)"}),
+    ):
+        await server.create(key, data=data)
+    for n, age in enumerate((90_000, 7200, 1800, 60)):  # seconds
+        database.users.update_one({}, {"$inc": {f"notifications.{n}.timestamp": -age}})
+        database.users.update_one({}, {"$set": {f"notifications.{n}.is_new": n > 1}})
+    site.embed(server.url, lang="ar", settings="")
+    site.html = site.html.replace('lang="ar"', 'lang="ar" dir="rtl"').replace(">A site<", "><")
+    async with await browser.new_context(viewport={"width": 560, "height": 520}) as context:
+        page = await open_page(context, site.origin)
+        await page.evaluate("document.querySelector('h1').textContent = 'متجر الشاي'")
+        await page.locator("#bell").click()
+        await expect(rows(page)).to_have_count(4)
+        await expect(page.get_by_role("button", name="الإعدادات")).to_be_visible()
+        box = await page.locator("#panel").bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 560
+        await page.screenshot(path=Path(os.environ.get("SCREENSHOTS") or tmp_path) / "inbox-rtl.png")
+
+
+ARABIC = """
+[new_login]
+label = "تسجيل دخول جديد من {data.city}"
+url = "/security"
+[order_shipped]
+label = "طلبك رقم {data.number} في الطريق إليك"
+url = "/orders/{data.number}"
+[invoice_ready]
+label = "الفاتورة {data.number} بقيمة {data.total, number} يورو جاهزة"
+[back_in_stock]
+label = "{data.product} متوفر من جديد"
+"""
+
+
+async def test_axe_finds_no_fault_from_right_to_left(server: Server, site: Site, context: BrowserContext) -> None:
+    page = await right_to_left(server, site, context)
+    await page.evaluate("document.querySelector('h1').textContent = 'موقع'")
+    await assert_accessible(page)

@@ -16,9 +16,10 @@ from typing import Final, NoReturn
 
 import aiohttp_cors
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 import handlers
-from api import openapi, pages, server, unsubscribe
+from api import demo, openapi, pages, server, unsubscribe
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
@@ -46,12 +47,17 @@ GC_THRESHOLDS: Final = (50_000, 20, 50)
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
 LOCAL_RUN: Final = """\
 This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
-Open http://{host}:{port}/ in a browser and see it work, or try it here (Ctrl-C stops):
+Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
 
-  curl -d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "{key}"}}' http://{host}:{port}/create
-  curl 'http://{host}:{port}/list?user_id=638f394d4b7243fc0399ea67'
+  curl {header}-d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "{kind}"}}' {url}/create
+  curl {header}'{url}/list?user_id=638f394d4b7243fc0399ea67'
   ls .notifier/mail/
 """
+WITH_KEYS: Final = {
+    "where": ", where API_KEY is one of API_KEYS",
+    "header": '-H "Authorization: Bearer $API_KEY" ',
+}
+WITHOUT_KEYS: Final = dict.fromkeys(WITH_KEYS, "")
 NOT_INSTALLED: Final = (
     "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST; or install requirements-local.txt to run locally."
 )
@@ -59,9 +65,9 @@ NOT_INSTALLED: Final = (
 
 def create_app(settings: Settings) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
-    middlewares = [middleware]
-    if settings.local and settings.host in LOOPBACK:
-        middlewares.append(own_name_only)
+    middlewares: list[Middleware] = [middleware]
+    if settings.local:
+        middlewares.append(own_name_only([settings.host, *settings.local_names]))
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[SETTINGS] = settings
     kinds = settings.kinds
@@ -78,7 +84,8 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.PREFERENCES] = PreferencesSchema(kinds)
     app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, handlers.describe_kinds(kinds)
     app.add_routes(handlers.ROUTES)
-    app.add_routes(pages.routes(demo=settings.demo or settings.local, mailbox=settings.local))
+    app.add_routes(pages.routes())
+    app.add_routes(demo.routes(settings))
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins)
     if settings.local:
@@ -103,13 +110,12 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
 async def local_run(app: web.Application) -> AsyncIterator[None]:
     """Run on an embedded MongoDB and mailbox."""
     try:
-        from ops.local import LocalRunError, embedded, read_mailbox  # noqa: PLC0415 - its packages are optional
+        from ops.local import LocalRunError, embedded  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
         sys.exit(NOT_INSTALLED)
     try:
         async with embedded(app[SETTINGS]) as settings:
             app[SETTINGS] = settings
-            app[pages.READ_MAILBOX] = read_mailbox
             yield
     except LocalRunError as exc:
         sys.exit(f"{exc}")
@@ -155,8 +161,9 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
 def announce(settings: Settings) -> None:
     """Tell where the service listens."""
     if settings.local:
-        key = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
-        text = LOCAL_RUN.format(host=settings.host, port=settings.port, key=key)
+        kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
+        access = WITH_KEYS if settings.api_keys else WITHOUT_KEYS
+        text = LOCAL_RUN.format(url=settings.url, kind=kind, **access)
         print(text, flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from marshmallow import validate
 
@@ -17,6 +17,9 @@ from config import checks
 from mail.address import envelope_address, sender_address
 from mongo.ids import IdType
 from ops.kinds import Kinds, load_kinds
+
+ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+"""What listens on every address of this machine, and the one by which the machine reaches itself."""
 
 
 class UnknownUsers(enum.Enum):
@@ -176,6 +179,13 @@ class Settings:
         "streams open at once in one process", "int", 10_000, validate=validate.Range(1, 1_000_000)
     )
     demo: bool = _setting("1 serves the demo page at /; a local run always does", "bool", default=False)
+    local_names: Sequence[str] = _setting(
+        "comma-separated names and addresses, besides localhost and HOST, by which a browser may call a local run",
+        "list",
+        (),
+        subcast=str.strip,
+        validate=[validate.Length(min=1), checks.hosts],
+    )
     templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail is its key", "path")
     kinds_file: Path | None = _setting("TOML file of the kinds of notification; default the four", "path")
     start_timeout: float = _setting("seconds to wait for MongoDB at the start", "float", 60.0, validate=checks.POSITIVE)
@@ -190,6 +200,11 @@ class Settings:
     def local(self) -> bool:
         """Whether this is a local run, on an embedded MongoDB and mailbox."""
         return not (self.db_uri or self.smtp_host)
+
+    @property
+    def url(self) -> str:
+        """The service's address for programs on this machine, without a path."""
+        return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
 
     @property
     def kinds(self) -> Kinds:

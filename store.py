@@ -236,7 +236,7 @@ class Store:
         await erase(self.outbox, self.dead_mail, user_id)
 
     async def suppress(self, user_id: str, address: str | None, code: str) -> bool:
-        """Send nothing more to the user's address, unless it is another than `address`; return whether it is suppressed.
+        """Suppress the user's address, unless it is another than `address`; return whether it is suppressed then.
 
         Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
         """

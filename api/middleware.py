@@ -6,15 +6,16 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Final
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from api.body import answer_before_body
 from api.problems import ForeignHost, Incomplete, problem_of, render
+from config.checks import in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
 from ops.logs import Throttle
 from ops.metrics import METRICS
@@ -27,18 +28,27 @@ RENDER_FAILURE: Final[web.RequestKey[Callable[[Exception], web.Response]]] = web
 STARTED: Final = web.RequestKey("STARTED", float)
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
-OWN_NAME: Final = re.compile(r"(?:127\.0\.0\.1|\[::1\]|localhost)(?::\d{1,5})?", re.IGNORECASE)
+PORT: Final = re.compile(r":\d{1,5}$")
 DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
 """Set when the service is about to stop and should be sent no more requests."""
 THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
 
 
-@web.middleware
-async def own_name_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse requests for another host name. The name of any site can point to this machine (DNS rebinding)."""
-    if not OWN_NAME.fullmatch(request.host):
-        raise ForeignHost
-    return await handler(request)
+def own_name_only(names: Iterable[str]) -> Middleware:
+    """Make what refuses requests for other hosts, on any port.
+
+    The name of any site can point to this machine (DNS rebinding), and then its pages may call the service. `Host` has
+    that name. What `X-Forwarded-Host` has counts for nothing, as such a page may set it.
+    """
+    own = {in_url(name) for name in (*LOOPBACK, *names)}
+
+    @web.middleware
+    async def refuse_others(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if PORT.sub("", request.host.lower()) not in own:
+            raise ForeignHost
+        return await handler(request)
+
+    return refuse_others
 
 
 @web.middleware

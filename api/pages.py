@@ -1,28 +1,21 @@
-"""What browsers get besides the API: the module of the bell, the documentation in Swagger UI, and the demo page.
-
-The page to unsubscribe is in `unsubscribe.py`.
-"""
+"""What browsers get besides the API: the module of the bell, and the documentation in Swagger UI."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from swagger_ui_bundle import swagger_ui_path
 
-from api.auth import identify
 from api.openapi import DOCUMENT
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
-READ_MAILBOX: Final[web.AppKey[Callable[[], list[dict[str, Any]]]]] = web.AppKey("READ_MAILBOX")
-"""Returns the newest e-mails of a local run; absent in any other."""
 
 MODULE_HEADERS: Final = {
     "Cache-Control": "public, max-age=300, stale-while-revalidate=86400",  # a page need not wait for it
@@ -32,10 +25,11 @@ MODULE_HEADERS: Final = {
 OWN_ORIGIN_HEADERS: Final = {"Cache-Control": "no-cache", "Cross-Origin-Resource-Policy": "same-origin"}
 
 
-def _page_headers(images: str) -> Mapping[str, str]:
+def page_headers(*, images: str = "'self'", frames: str = "'none'") -> Mapping[str, str]:
+    """Return the headers of a page that loads nothing from elsewhere, and may show these images and frames."""
     policy = (
         f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"frame-src {frames}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", **OWN_ORIGIN_HEADERS}
 
@@ -49,7 +43,9 @@ class File:
     headers: Mapping[str, str] = field(default_factory=lambda: OWN_ORIGIN_HEADERS)
 
 
-DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", _page_headers("'self' data:"))  # the icons of Swagger UI
+ICONS: Final = "'self' data:"
+"""Where Swagger UI has its icons."""
+DOCS_PAGE: Final = File(FOLDER / "docs.html", "text/html", page_headers(images=ICONS))
 ASSETS: Final = {
     "/inbox.js": File(FOLDER / "inbox.js", "text/javascript", MODULE_HEADERS),
     "/inbox.d.ts": File(FOLDER / "inbox.d.ts", "text/plain", MODULE_HEADERS),  # types for TypeScript
@@ -60,36 +56,24 @@ ASSETS: Final = {
     "/swagger-ui.css": File(swagger_ui_path / "swagger-ui.css", "text/css"),
 }
 """Always served, and open to everyone. They are no part of the API."""
-DEMO: Final = {
-    "/": File(FOLDER / "demo.html", "text/html", _page_headers("'self'")),
-    "/demo.js": File(FOLDER / "demo.js", "text/javascript"),
-    "/demo.css": File(FOLDER / "demo.css", "text/css"),
-    "/demo.svg": File(FOLDER / "demo.svg", "image/svg+xml"),
-}
 
 
-def routes(*, demo: bool, mailbox: bool) -> Iterator[web.RouteDef]:
-    """Yield the routes of the assets, of the demo page, and of the mailbox that the page shows in a local run.
-
-    The files are read now, so one that is missing stops the start. They are open to everyone; the mailbox is not.
-    """
+def routes() -> Iterator[web.RouteDef]:
+    """Yield the routes of the assets."""
     _read(DOCS_PAGE.path)
-    parts = {
-        f"/{path.relative_to(FOLDER)}": File(path, "text/javascript", MODULE_HEADERS)
-        for path in sorted((FOLDER / "inbox").rglob("*.js"))
-    }
-    for path, file in {**ASSETS, **parts, **(DEMO if demo else {})}.items():
+    modules = sorted((FOLDER / "inbox").rglob("*.js"))
+    parts = {f"/{path.relative_to(FOLDER)}": File(path, "text/javascript", MODULE_HEADERS) for path in modules}
+    yield from serve_files({**ASSETS, **parts})
+
+
+def serve_files(files: Mapping[str, File]) -> Iterator[web.RouteDef]:
+    """Yield the routes of these files, which are open to everyone.
+
+    They are read now, so one that is missing stops the start.
+    """
+    for path, file in files.items():
         _read(file.path)
         yield web.get(path, _serving(file))
-    if mailbox:
-        yield web.get("/demo/mails", mails)
-
-
-async def mails(request: web.Request) -> web.Response:
-    """Return the newest e-mails of the local mailbox, as text."""
-    identify(request).must_be_backend()
-    found = await asyncio.to_thread(request.app[READ_MAILBOX])
-    return web.json_response({"success": True, "mails": found}, headers={"Cache-Control": "no-store"})
 
 
 async def docs(request: web.Request) -> web.Response:

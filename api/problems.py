@@ -97,7 +97,7 @@ PROBLEMS: Final = (
     Problem(
         exception=ForeignHost,
         status=421,
-        detail="A local run answers only to localhost and 127.0.0.1.",
+        detail="A local run answers only to localhost, 127.0.0.1 and the names in LOCAL_NAMES.",
         advice="The name of any site can point to this machine, so a local run refuses other names.",
     ),
     # --- the resource

@@ -91,7 +91,7 @@ def user_operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             },
             answers={
                 200: Answer(
-                    description="Whether the address is suppressed now.",
+                    description="Whether the user's present address is suppressed now.",
                     schema=ref("Suppressed"),
                     examples={"suppressed": SUCCESS | {"data": {"suppressed": True}}},
                 )

@@ -19,7 +19,6 @@ from settings import Settings
 from store import Store
 
 ANSWER_TIMEOUT: Final = aiohttp.ClientTimeout(total=3)
-ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 FROM_METRICS: Final = {
     "breaker_open": "notifier_smtp_breaker_open",
     "sent_last_hour": "notifier_emails_sent_last_hour",
@@ -63,13 +62,11 @@ async def _count_foreign(store: Store) -> int | None:
 
 async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
     """Return what the service says that runs on this machine, or `None` if none does."""
-    host = ANY_ADDRESS.get(settings.host, settings.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/metrics"
     headers = {"Authorization": f"Bearer {settings.api_keys[0]}"} if settings.api_keys else {}
     try:
         async with (
             aiohttp.ClientSession(timeout=ANSWER_TIMEOUT, headers=headers) as session,
-            session.get(url, allow_redirects=False) as response,
+            session.get(f"{settings.url}/metrics", allow_redirects=False) as response,
         ):
             text = await response.text()
     except (aiohttp.ClientError, TimeoutError, ValueError):

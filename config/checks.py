@@ -33,6 +33,17 @@ def host(value: str) -> None:
         raise ValidationError("Not a host name or an address.")
 
 
+def hosts(values: Sequence[str]) -> None:
+    """Accept what `host` accepts."""
+    for value in values:
+        host(value)
+
+
+def in_url(name: str) -> str:
+    """Return a host name or an address, which `host` accepts, as a browser writes it (URL Standard, section 3.5)."""
+    return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else name.encode("idna").decode().lower()
+
+
 def encodable(value: str) -> None:
     """Accept text without control characters that can be sent as UTF-8."""
     if re.search("[\ud800-\udfff]", value):

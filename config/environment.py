@@ -29,6 +29,7 @@ NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRE
 NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads to need it, or API_KEYS."
 NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and UNSUBSCRIBE_SECRETS protects nothing."
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
+OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
 NAMES: Final = frozenset(f.name.upper() for f in fields(Settings))
@@ -170,6 +171,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ("UNSUBSCRIBE_SECRETS", NEEDED_BY_URL if given & (LINKS | {"api_keys"}) == {"public_url"} else None),
         ("EMAIL_FIELD", _email_field_fault(values["email_field"], values["unknown_users"])),
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
+        ("LOCAL_NAMES", OF_LOCAL_RUNS if not local and "local_names" in given else None),
         *_kinds_faults(values["kinds_file"], values["templates_dir"]),
         ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
         ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),

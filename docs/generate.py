@@ -21,6 +21,7 @@ from api.components import INVALID_REQUEST  # noqa: E402
 from api.operation import Operation  # noqa: E402
 from api.operations import operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
+from mail.suppression import CODES  # noqa: E402
 from mongo.ids import IdType  # noqa: E402
 from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
@@ -86,11 +87,17 @@ def _default(value: Any) -> str:
     return f"`{value}`" if value else ""
 
 
+def bounces() -> str:
+    """Return the table of the codes that suppress an address."""
+    return table(["code", "what it says", "source"], [[code, *said] for code, said in CODES.items()])
+
+
 BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "invalid": invalid,
     "errors": errors,
     "access": access,
     "settings": settings,
+    "bounces": bounces,
 }
 MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 

@@ -14,13 +14,13 @@ from mail.refusals import ACCOUNT, LOGIN, REPUTATION, RIGHTS
 from mail.replies import Outcome
 from mail.verdicts import Stage, Verdict
 
-CODES: Final[Mapping[str, str]] = {
-    "5.1.1": "RFC 3463, section 3.2: the mailbox does not exist",
-    "5.1.2": "RFC 3463, section 3.2: the domain does not exist or takes no mail",
-    "5.1.6": "RFC 3463, section 3.2: the mailbox has moved, and no longer takes mail",
-    "5.1.10": "RFC 7505, section 4.2: the domain says that it takes no mail (null MX)",
+CODES: Final[Mapping[str, tuple[str, str]]] = {
+    "5.1.1": ("The mailbox does not exist.", "RFC 3463, section 3.2"),
+    "5.1.2": ("The domain does not exist, or takes no mail.", "RFC 3463, section 3.2"),
+    "5.1.6": ("The mailbox has moved, and takes no mail any more.", "RFC 3463, section 3.2"),
+    "5.1.10": ("The domain says that it takes no mail (null MX).", "RFC 7505, section 4.2"),
 }
-"""Enhanced status codes, with their sources."""
+"""Enhanced status codes, what they say, and their sources. `docs/bounces.md` has the same table."""
 REPLY: Final = re.compile(r"RCPT: (5\d\d[ -](5\.\d{1,3}\.\d{1,3})\b.*)", re.DOTALL)
 POLICY: Final = re.compile(r"policy|policies|reputation|spam|abuse|block|suspicious|rejected by rule", re.IGNORECASE)
 """Words of refusals that are not about the mailbox, whatever their code."""

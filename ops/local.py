@@ -17,23 +17,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from email import message_from_bytes
-from email.message import EmailMessage
-from email.policy import default
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo.connection import Client, connected
+from ops.mailbox import MAILBOX
 from settings import Security, Settings
 
 log = logging.getLogger("notifier.local")
 
 FOLDER: Final = Path(".notifier")
 DATABASE: Final = FOLDER / "db"
-MAILBOX: Final = FOLDER / "mail"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
 DB_URI_FILE: Final = FOLDER / "db_uri"
 """Tells commands such as `dead` where the running local run has its MongoDB."""
@@ -214,27 +211,6 @@ async def _mailbox() -> AsyncIterator[int]:
     )
     async with server:
         yield server.sockets[0].getsockname()[1]
-
-
-def read_mailbox(count: int = 20) -> list[dict[str, Any]]:
-    """Return the newest e-mails of the mailbox, newest first. Their HTML stays in the files."""
-    newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:count]
-    return [email for path in newest if (email := _read_email(path))]
-
-
-def _read_email(path: Path) -> dict[str, Any] | None:
-    try:
-        message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)
-        body = message.get_body(("plain",))
-        return {
-            "file": f"{path}",
-            "to": str(message["To"] or ""),
-            "subject": str(message["Subject"] or ""),
-            "text": str(body.get_content()) if body else "",
-            "html": message.get_body(("html",)) is not None,
-        }
-    except (OSError, LookupError, ValueError):  # deleted meanwhile, or not written by us
-        return None
 
 
 class _Mailbox:

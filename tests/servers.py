@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -138,6 +139,7 @@ class MailServer:
 
     port: int = 0
     received: list[tuple[str, Message]] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)  # when the conversation about each of them did (monotonic)
     connections: int = 0
     logins: int = 0
     script: Script | None = None
@@ -162,8 +164,9 @@ class MailServer:
         return responses
 
     async def handle_MAIL(  # noqa: N802
-        self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
+        session.began = time.monotonic()  # type: ignore[attr-defined]
         reply = await self._ask("MAIL", server)
         if reply is None:
             envelope.mail_from = address
@@ -178,10 +181,11 @@ class MailServer:
             envelope.rcpt_tos.append(address)
         return reply or "250 OK"
 
-    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
         reply = await self._ask("DATA", server, envelope.rcpt_tos[0])
         if reply is None or reply.startswith("2"):
             self.received.append((envelope.rcpt_tos[0], message_from_bytes(envelope.original_content or b"")))
+            self.began.append(session.began)  # type: ignore[attr-defined]
         if reply == "250 OK and drop":
             _abort(server)
         return reply or "250 OK"

@@ -32,6 +32,8 @@ required = true
 email = true
 """
 """Those of the specification, and one that users may opt out of."""
+TOLERANCE: Final = 1.0
+"""Seconds from the last look at a user's preferences to the mail server's notice that a conversation has begun."""
 ATTEMPTS: Final = 60
 """Times that a decision is repeated until it is answered."""
 
@@ -41,7 +43,8 @@ class Decisions:
     """What users decided, and was answered. Each decision is about a user of its own, whom nothing else touches."""
 
     deleted: set[tuple[int, str]] = field(default_factory=set)
-    muted: set[tuple[int, str]] = field(default_factory=set)
+    muted: dict[tuple[int, str], float] = field(default_factory=dict)
+    """What was owed, or came later, and when the opt-out was answered (monotonic)."""
     erased: set[str] = field(default_factory=set)
     lifted: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -76,9 +79,12 @@ class Decider:
         await creation
 
     async def _opt_out(self, n: int, user_id: str) -> None:
-        answered = await self._insist("/preferences", user_id, {"digest": {"email": False}})
-        if answered and await self._create(n, user_id, "digest") == "201":
-            self._decisions.muted.add((n, user_id))
+        """Opt out of an e-mail that is owed already, and of one that comes later."""
+        later = next(self._ledger.numbers)
+        await self._create(n, user_id, "digest")
+        if await self._insist("/preferences", user_id, {"digest": {"email": False}}):
+            self._decisions.muted |= dict.fromkeys([(n, user_id), (later, user_id)], time.monotonic())
+            await self._create(later, user_id, "digest")
 
     async def _erase(self, n: int, user_id: str) -> None:
         """Erase a user whose creates were all answered, so that none may still take effect."""
@@ -134,12 +140,14 @@ def check_decisions(
     stored = {
         (item["data"]["n"], item["user_id"]): item["id"] for user in users for item in user.get("notifications", [])
     }
-    delivered = set(mail.ids)
+    began = dict(zip(mail.ids, mail.began, strict=True))  # of several copies, the last
     left = {f"{user['_id']}" for user in users if user.keys() - {"_id", "email"}}
     left |= {letter["user_id"] for letter in dead_mail}
     return {
         "I11 deleted notifications that came back": len(decisions.deleted & stored.keys()),
-        "I12 e-mails sent against an opt-out": sum(stored.get(n) in delivered for n in decisions.muted),
+        "I12 e-mails sent against an opt-out": sum(
+            began.get(stored.get(n, ""), 0.0) > answered + TOLERANCE for n, answered in decisions.muted.items()
+        ),
         "I13 erased users of whom something is left": len(decisions.erased & left),
         "answers to decisions other than 200 and 503": sum(
             times for status, times in decisions.statuses.items() if status not in {"200", "503", NO_ANSWER}

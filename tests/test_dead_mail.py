@@ -85,6 +85,34 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
         assert_outboxes_consistent(database)
 
 
+@pytest.mark.parametrize("step", ["mark_dead", "_write", "remove"])
+@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.usefixtures("impatient")
+async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
+    settings: Settings, any_mongod: Mongod, monkeypatch: pytest.MonkeyPatch, step: str, fault: str
+) -> None:
+    name, proxy = f"lost_{ObjectId()}", Proxy(any_mongod.port)
+    async with proxy.running():
+        uri = f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true"
+        async with open_store(replace(settings, db_uri=uri)) as store:
+            await store.create(Create(USER, SPECIFIED["registration"]))
+            (email,) = await store.outbox.claim(1, 60)
+            broken = store.dead_mail if step == "_write" else store.outbox
+            original = getattr(broken, step)
+
+            async def break_it(*arguments: Any) -> Any:
+                proxy.break_next("findAndModify" if step == "_write" else "update", fault)
+                return await original(*arguments)
+
+            monkeypatch.setattr(broken, step, break_it)
+            assert await store.dead_mail.bury(email, 1, "x")
+            assert proxy.faults == 1
+            assert [letter["_id"] for letter in await store.dead_mail.find()] == [email.id]
+            assert await store.outbox.of_user(USER) == []
+    with any_mongod.client() as client:
+        client.drop_database(name)
+
+
 # --- indexes ----------------------------------------------------------------------------------------
 
 
@@ -96,13 +124,13 @@ def expiry(database: DB) -> int | None:
 
 async def test_dead_mail_days_may_be_set_changed_and_taken_back(settings: Settings, database: DB) -> None:
     for days, seconds in ((None, None), (30, 2_592_000), (30, 2_592_000), (0.5, 43_200), (None, None)):
-        async with open_store(replace(settings, dead_mail_days=days)):
+        async with open_store(replace(settings, dead_mail_days=days), serves=True):
             assert expiry(database) == seconds
 
 
 async def test_replicas_with_different_days_may_start_at_once(settings: Settings, database: DB) -> None:
     async def open_and_close(days: float | None) -> None:
-        async with open_store(replace(settings, dead_mail_days=days)):
+        async with open_store(replace(settings, dead_mail_days=days), serves=True):
             pass
 
     await asyncio.gather(*(open_and_close(days) for days in (None, 1, 2, 3) * 3))
@@ -110,7 +138,7 @@ async def test_replicas_with_different_days_may_start_at_once(settings: Settings
 
 
 async def test_mongodb_deletes_letters_that_are_too_old(settings: Settings) -> None:
-    async with open_store(replace(settings, dead_mail_days=1)) as store:
+    async with open_store(replace(settings, dead_mail_days=1), serves=True) as store:
         letter = await dead_letter(store)
         old = letter | {"_id": "old", "died_at": datetime.now(UTC) - timedelta(days=1)}
         await store.dead_mail.letters.insert_one(old)
@@ -121,9 +149,23 @@ async def test_mongodb_deletes_letters_that_are_too_old(settings: Settings) -> N
         await eventually_async(is_deleted)
 
 
+async def test_a_command_leaves_the_days_as_the_service_has_set_them(settings: Settings, database: DB) -> None:
+    async with open_store(replace(settings, dead_mail_days=30), serves=True):
+        pass
+    async with open_store(settings):
+        assert expiry(database) == 2_592_000
+
+
+async def test_an_index_under_another_name_is_replaced(settings: Settings, database: DB) -> None:
+    database.dead_mail.create_index("died_at", name="mine", expireAfterSeconds=1)
+    async with open_store(settings, serves=True):
+        assert "mine" not in database.dead_mail.index_information()
+        assert expiry(database) is None
+
+
 @pytest.mark.parametrize("query", [{"user_id": USER}, {"died_at": {"$gte": datetime(2026, 1, 1)}}])  # noqa: DTZ001
 async def test_queries_of_dead_letters_use_an_index(settings: Settings, database: DB, query: dict[str, Any]) -> None:
-    async with open_store(settings) as store:
+    async with open_store(settings, serves=True) as store:
         await dead_letter(store)
     plan = database.dead_mail.find(query, collation=Collation("simple")).explain()["queryPlanner"]["winningPlan"]
     assert "IXSCAN" in str(plan)

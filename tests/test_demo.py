@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,11 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 from pymongo import MongoClient
 
+from ops.kinds import SPECIFIED
 from tests.bell import bell, panel, rows, shows_unread
-from tests.browser import SCHEMES, Serve, assert_accessible, events, local_run, open_page
-from tests.client import KEY, ROOT, SECRET, USER, assert_length
+from tests.browser import SCHEMES, Serve, assert_accessible, events, local_run
+from tests.client import KEY, ROOT, TARGET, USER, assert_length
+from tests.demo import create_on, enter, local_url, open_demo, options, run_shell
 from tests.processes import LocalRun
 from tests.waiting import eventually
 
@@ -29,36 +30,12 @@ SEEDED = [
     (3 * 86_400, "new_post", {"author": "Dee", "title": "Bread without kneading"}),
 ]
 """Notifications for the pictures, newest first: age in seconds, key and data."""
+EXAMPLES = {"KINDS_FILE": f"{ROOT / 'examples/kinds.toml'}", "TEMPLATES_DIR": f"{ROOT / 'examples/templates'}"}
 PICTURES = {
     "inbox": {"viewport": {"width": 1280, "height": 700}},
     "inbox-dark": {"viewport": {"width": 1280, "height": 700}, "color_scheme": "dark"},
     "inbox-phone": {"viewport": {"width": 390, "height": 700}},
 }
-
-
-async def open_demo(context: BrowserContext, url: str) -> Page:
-    page = await open_page(context, url)
-    await expect(page.get_by_role("heading", name="Create a notification")).to_be_visible()
-    await expect(page.locator("option").first).to_be_attached()  # the kinds have come
-    return page
-
-
-def local_url(local: LocalRun) -> str:
-    return f"http://127.0.0.1:{local.port}/"
-
-
-async def options(page: Page) -> dict[str, str]:
-    """Return the kinds that the page offers, and what it says that each does."""
-    texts = await page.locator("option").all_inner_texts()
-    return dict(text.split(" \N{EN DASH} ") for text in texts)
-
-
-async def create_on(page: Page) -> None:
-    await page.get_by_role("button", name="Create", exact=True).click()
-
-
-def run_shell(line: str) -> object:
-    return json.loads(subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=30).stdout)  # noqa: S607
 
 
 async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserContext, tmp_path: Path) -> None:
@@ -147,25 +124,90 @@ async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context:
     await expect(page.get_by_text("The service cannot be reached.")).to_be_visible()
 
 
-async def test_the_demo_asks_for_a_key_if_the_api_has_keys(serve: Serve, context: BrowserContext) -> None:
-    server = await serve(DEMO="1", API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
-    await server.create()
-    page = await open_demo(context, server.url)
-    await page.get_by_label("One of API_KEYS, or a user's token").fill(KEY)
-    await page.get_by_role("button", name="Use it").click()
-    await shows_unread(page, 1)
-    await expect(page.locator("#access")).to_be_hidden()
-    await create_on(page)
-    await shows_unread(page, 2)
-    assert await page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+async def test_one_command_of_the_demo_shows_kinds_and_templates(context: BrowserContext, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    async with local_run(tmp_path) as local:
+        page = await open_demo(context, local_url(local))
+        assert set(await options(page)) == set(SPECIFIED)
+        await page.get_by_text("With kinds and templates of your own").click()
+        *assignments, program, target = (await page.locator("#restart").inner_text()).split()
+        assert (program, target) == ("make", "run")
+    async with local_run(tmp_path, **dict(assignment.split("=") for assignment in assignments)) as local:
+        page = await open_demo(context, local_url(local))
+        await expect(page.locator("#examples")).to_be_hidden()
+        for kind in await options(page):
+            await page.get_by_label("What happened").select_option(kind)
+            await create_on(page)
+            await expect(page.get_by_text("Created.")).to_be_visible()
+            await page.evaluate("document.getElementById('outcome').textContent = ''")
+        await shows_unread(page, 5)
+        await bell(page).click()
+        labels = await page.locator("notifier-inbox li b").all_inner_texts()
+        assert [label.replace("1,027", "1027") for label in labels] == [
+            "Ann answered your question about some product",
+            "some product is back in stock",
+            "Invoice 1027 is ready",
+            "Order 1027 is on its way",
+            "New sign-in from Oslo",
+        ]
+        await expect(page.frame_locator("#mails li:last-child iframe").get_by_role("heading")).to_have_text("Welcome")
+
+
+KINDS = """
+[order]
+label = "{data.order} {data.order.lastNumber} of {data.name|Somebody}: {data.order.lines.0.price}"
+url = "/orders/{target_id}?since={data.paid_on_day}"
+[order.labels]
+de = "{data.country} {data.userName} {data.constructor}"
+[only_german.labels]
+de = "{data.city}, {data.__proto__.polluted}, {user_id}"
+[plain]
+"""
+
+
+async def test_the_demo_suggests_data_for_the_fields_that_a_kind_names(
+    serve: Serve, context: BrowserContext, tmp_path: Path
+) -> None:
+    (tmp_path / "kinds.toml").write_text(KINDS)
+    page = await open_demo(context, (await serve(DEMO="1", KINDS_FILE=tmp_path / "kinds.toml")).url)
+    happened, data = page.get_by_label("What happened"), page.get_by_label("Data (a JSON object, optional)")
+    about = page.get_by_label("About (target_id, optional)")
+    order = json.loads(await data.input_value())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", order.pop("paid_on_day"))
+    assert order == {
+        "order": {"lastNumber": 1027, "lines": {"0": {"price": 49.9}}},
+        "name": "Ann",
+        "country": "some country",
+        "userName": "some user name",
+        "constructor": "some constructor",
+    }
+    await expect(about).to_have_value(TARGET)
+    await happened.select_option("only_german")
+    assert json.loads(await data.input_value()) == {"city": "Oslo", "__proto__": {"polluted": "some polluted"}}
+    await expect(about).to_have_value("")
+    assert await page.evaluate("({}).polluted === undefined")
+    await happened.select_option("plain")
+    await expect(data).to_have_value("")
+    await data.fill('{"mine": 1}')
+    await happened.select_option("order")
+    await expect(data).to_have_value('{"mine": 1}')
+    await expect(about).to_have_value(TARGET)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_axe_finds_no_fault_in_the_demo(
     browser: Browser, scheme: Literal["light", "dark"], tmp_path: Path
 ) -> None:
-    async with local_run(tmp_path) as local, await browser.new_context(color_scheme=scheme, bypass_csp=True) as context:
+    async with (
+        local_run(tmp_path, API_KEYS=KEY, **EXAMPLES) as local,
+        await browser.new_context(color_scheme=scheme, bypass_csp=True) as context,
+    ):
         page = await open_demo(context, local_url(local))
+        await enter(page, "x")
+        await expect(page.get_by_text("This key or token is not valid.")).to_be_visible()
+        await assert_accessible(page)
+        await enter(page, KEY)
+        await expect(page.locator("#access")).to_be_hidden()
         await page.get_by_label("About (target_id, optional)").fill("y")
         await create_on(page)
         await assert_accessible(page)

@@ -84,21 +84,30 @@ async def test_a_stream_is_described_but_not_executed(page: Page) -> None:
     await expect(block.get_by_role("button", name="Try it out")).to_have_count(0)
 
 
-async def click_each(buttons: Locator) -> None:
-    """Click buttons that another takes the place of."""
-    for left in range(await buttons.count(), 0, -1):
-        await expect(buttons).to_have_count(left)
-        await buttons.first.click()
-    await expect(buttons).to_have_count(0)
-
-
-async def test_it_fits_a_phone_with_everything_open(page: Page) -> None:
+async def test_it_fits_a_phone_whatever_is_open(page: Page) -> None:
     await page.set_viewport_size(PHONE)
-    await click_each(page.locator(".opblock-summary-control[aria-expanded=false]"))
-    await click_each(page.get_by_role("button", name="Try it out"))
+    tried = 0
+    for block in await page.locator(".opblock").all():  # one at a time: each makes the page slower
+        summary = block.locator(".opblock-summary-control")
+        await summary.click()
+        await expect(block.locator(".responses-wrapper").first).to_be_visible()
+        if await block.get_by_role("button", name="Try it out").count():  # a stream has none
+            await block.get_by_role("button", name="Try it out").click()
+            await expect(block.get_by_role("button", name="Execute")).to_be_visible()
+            tried += 1
+        await assert_fits(page)
+        await summary.click()
+        await expect(summary).to_have_attribute("aria-expanded", "false")
+    assert tried == len(DESCRIBED) - 1
     for schema in await page.locator(".models .json-schema-2020-12-expand-deep-button").all():
         await schema.click()
+    await assert_fits(page)
     await authorize(page, "key", KEY)
+    await assert_fits(page)
+
+
+async def assert_fits(page: Page) -> None:
+    """Check that the page does not scroll sideways."""
     assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 

@@ -86,6 +86,11 @@ def test_values_end_before_their_line_end_as_in_a_secret_made_with_echo(
             )
         ),
         ("", {**COMPLETE, "HOST": "http://0.0.0.0"}, {"HOST": "Not a host name or an address."}),
+        *(
+            ("", {"LOCAL_NAMES": names}, {"LOCAL_NAMES": "Not a host name or an address."})
+            for names in ("*", "*.example", "x,", "a.example:80", "http://a.example", "[::1]", "a b")
+        ),
+        ("", {**COMPLETE, "LOCAL_NAMES": "x"}, {"LOCAL_NAMES": "Is for local runs only"}),
         # --- what cannot be sent
         ("", {**COMPLETE, "SMTP_LOGIN": "x", "SMTP_PASSWORD": "hunter2\udcff"}, {"SMTP_PASSWORD": "Not UTF-8."}),
         ("", {**COMPLETE, "SMTP_LOGIN": "x\ty", "SMTP_PASSWORD": "x"}, {"SMTP_LOGIN": "control character"}),
@@ -134,6 +139,11 @@ def test_what_a_platform_sets_is_no_fault(environment: Callable[..., Settings], 
 @pytest.mark.parametrize("host", ["smtp.example.com", "a_b", "127.0.0.1", "::1", "fe80::1%eth0", "ö.example", "x."])
 def test_host_names_and_addresses_are_accepted(environment: Callable[..., Settings], host: str) -> None:
     assert environment(**{**COMPLETE, "SMTP_HOST": host}).smtp_host == host
+
+
+def test_names_of_a_local_run_are_names_and_addresses(environment: Callable[..., Settings]) -> None:
+    settings = environment(LOCAL_NAMES="box.local, 192.168.1.5,fe80::1")
+    assert (settings.local, settings.local_names) == (True, ["box.local", "192.168.1.5", "fe80::1"])
 
 
 @pytest.mark.parametrize("kind", ["directory", "link to itself", "link to nothing", "not UTF-8", "under a file"])

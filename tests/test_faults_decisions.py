@@ -100,6 +100,23 @@ async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
     assert left == ([oldest] if selector == "notification_id" else [])
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_i1_a_deletion_that_is_repeated_deletes_nothing_that_came_meanwhile(start: Start, proxied: Any) -> None:
+    proxy, uri, direct_uri = proxied
+    client, other = await start(db_uri=uri), await start(db_uri=direct_uri)
+    await create(client)
+    proxy.break_next("update", "swallow")
+    deletion = asyncio.create_task(client.post("/delete", params={"user_id": USER, "all": "true"}))
+
+    async def is_deleted() -> None:
+        assert (await list_(other))["elements"] == 0
+
+    await eventually_async(is_deleted)
+    await create(other, data={"n": 2})
+    assert ((await deletion).status, proxy.faults) == (200, 1)
+    assert [item["data"] for item in (await list_(other))["list"]] == [{"n": 2}]
+
+
 # --- an opt-out that was answered ---------------------------------------------------------------------
 
 

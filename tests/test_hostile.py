@@ -17,6 +17,7 @@ import pytest
 
 from settings import Settings
 from tests.bad_input import with_
+from tests.browser import local_run
 from tests.client import KEY, PROTECTED, USER, Client, problem
 from tests.fixtures import Start
 from tests.processes import LocalRun, running_service
@@ -211,16 +212,60 @@ async def test_a_host_that_is_no_name_of_a_local_run_is_421(local: LocalRun, hos
     assert (await raw(local.port, host)).startswith(b"HTTP/1.1 421")
 
 
+NAMES = "Box.local,192.168.1.5,fd00:0::5,bücher.example"
+KNOWN = ["BOX.local", "box.local:1", "192.168.1.5:8080", "[fd00::5]:443", "xn--bcher-kva.example", "[::1]:80"]
+FOREIGN = ["local", "x.box.local", "box.local.", "192.168.1.50", "fd00::5", "[fd00::6]", "evil.example:8080"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_a_local_run_answers_to_its_local_names_and_to_no_other(tmp_path: Path, host: str) -> None:
+    async with local_run(tmp_path, LOCAL_NAMES=NAMES, HOST=host) as local:
+        for name in KNOWN:
+            assert (await raw(local.port, name)).startswith(b"HTTP/1.1 200"), name
+        for name in FOREIGN:
+            answer = await raw(local.port, name, "X-Forwarded-Host: box.local\r\n")
+            assert answer.startswith(b"HTTP/1.1 421"), name
+            assert b"LOCAL_NAMES" in answer
+
+
+FORWARDED = {
+    # what a forwarder makes of a page's request to https://x-8080.example
+    "all as the browser sent it": {"Host": "x-8080.example", "Origin": "https://x-8080.example"},
+    "an Origin of this machine": {"Host": "x-8080.example", "Origin": "http://localhost:8080"},
+    "a Host of this machine": {"Host": "localhost:8080", "Origin": "https://x-8080.example"},
+    "both of this machine": {"Host": "localhost:8080", "Origin": "http://localhost:8080"},
+}
+
+
+@pytest.mark.parametrize("forwarder", FORWARDED)
+async def test_the_page_behind_a_forwarder_may_call_and_another_may_not(local_x: LocalRun, forwarder: str) -> None:
+    headers = FORWARDED[forwarder] | {"X-Forwarded-Host": "x-8080.example"}
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{local_x.port}") as session:
+        for site, status in (("same-origin", 201), ("cross-site", 403)):
+            headers["Sec-Fetch-Site"] = site
+            assert (await session.post("/create", data=with_(), headers=headers)).status == status
+
+
+async def test_a_phone_on_plain_http_sends_only_its_origin(tmp_path: Path) -> None:
+    async with (
+        local_run(tmp_path, LOCAL_NAMES="192.168.1.5", HOST="0.0.0.0") as local,
+        aiohttp.ClientSession(f"http://127.0.0.1:{local.port}") as session,
+    ):
+        for origin, status in (("192.168.1.5:8080", 201), ("192.168.1.5:3000", 403)):
+            headers = {"Host": "192.168.1.5:8080", "Origin": f"http://{origin}"}
+            assert (await session.post("/create", data=with_(), headers=headers)).status == status
+
+
 @pytest.mark.parametrize("host", ["localhost:abc", "[::1", "a b", "%", "x" * 5000, "é"])
 async def test_any_host_is_answered_elsewhere(client: Client, host: str) -> None:
     assert client.port
     assert (await raw(client.port, host)).startswith(b"HTTP/1.1 200")
 
 
-async def raw(port: int, host: str) -> bytes:
+async def raw(port: int, host: str, more: str = "") -> bytes:
     """Return the answer to a list for this host."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    request = f"GET /list?user_id={USER} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    request = f"GET /list?user_id={USER} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n"
     writer.write(request.encode())
     answer = await reader.read()
     writer.close()
@@ -231,5 +276,13 @@ async def raw(port: int, host: str) -> bytes:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
     """Run the service with nothing configured."""
     run = LocalRun(tmp_path_factory.mktemp("local"))
+    yield run
+    run.end(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def local_x(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
+    """Run the service with a forwarded port."""
+    run = LocalRun(tmp_path_factory.mktemp("local_x"), LOCAL_NAMES="x-8080.example")
     yield run
     run.end(signal.SIGTERM)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ops.local import LocalRunError, find_mongod
+from settings import Settings
 from tests.bad_input import with_
-from tests.client import USER, assert_length
+from tests.browser import local_run
+from tests.client import KEY, OLD_KEY, USER, assert_length
+from tests.demo import run_shell
 from tests.processes import LocalRun, mongods_of, run
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -32,6 +37,31 @@ def test_a_local_run_serves_sends_and_keeps_its_data_even_when_killed(tmp_path: 
     assert "LOCAL RUN" in output
     assert "curl" in output
     assert "@" not in re.sub(r"curl.*", "", output)
+
+
+@pytest.mark.parametrize("keys", [{}, {"API_KEYS": f"{OLD_KEY},{KEY}"}])
+async def test_the_curls_of_the_banner_work_when_pasted(tmp_path: Path, keys: dict[str, str]) -> None:
+    async with local_run(tmp_path, **keys):
+        output = (tmp_path / "output").read_text()
+        create, list_ = re.findall("^  (curl .*)$", output, re.MULTILINE)
+        assert not re.search(f"{KEY}|{OLD_KEY}", output)
+        assert await asyncio.to_thread(run_shell, create) == {"success": True}
+        listed: Any = await asyncio.to_thread(run_shell, list_)
+        assert listed["data"]["elements"] == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("FE80:0::1", "http://[fe80::1]:80"),
+        ("Box.local", "http://box.local:80"),
+    ],
+)
+def test_the_banner_and_status_call_the_service_by_an_address_that_works(host: str, url: str) -> None:
+    assert Settings(host=host, port=80).url == url
 
 
 def test_the_mongod_of_a_killed_local_run_ends_too(tmp_path: Path) -> None:

@@ -109,6 +109,15 @@ async def test_as_many_deleted_ids_are_remembered_as_an_inbox_holds(start: Start
     assert user(database)["notifications"] == []
 
 
+async def test_an_id_of_another_program_that_is_no_text_stays_and_harms_nothing(client: Client, database: DB) -> None:
+    odd = {"id": ["x"], "is_new": False, "key": "new_post"}
+    database.users.insert_one({"_id": ObjectId(USER), "notifications": [odd]})
+    await create(client, key="new_post")
+    for selector in ({"key": "new_post"}, {"all": "true"}):
+        assert await delete(client, **selector) == 200
+    assert user(database)["notifications"] == [odd]
+
+
 async def test_a_null_among_the_notifications_stays_and_is_not_deleted(client: Client, database: DB) -> None:
     await create(client)
     database.users.update_one({}, {"$push": {"notifications": None}})

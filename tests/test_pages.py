@@ -58,7 +58,7 @@ async def test_the_module_has_an_etag_and_there_is_no_demo(client: Client) -> No
     assert (await client.get("/inbox.js", headers={"If-None-Match": '"x"'})).status == 200
     assert (await client.head("/inbox.js")).status == 200
     assert (await client.post("/inbox.js")).status == 405
-    for path in ("/", "/demo.js", "/demo.css", "/demo.svg", "/demo/mails", "/web/inbox.js"):
+    for path in ("/", "/demo.js", "/demo.css", "/demo.svg", "/demo/setup", "/demo/mails", "/web/inbox.js"):
         assert (await client.get(path)).status == 404
 
 
@@ -73,7 +73,10 @@ async def test_the_demo_has_strict_headers_and_no_mailbox(start: Start) -> None:
     assert "unsafe" not in headers["Content-Security-Policy"]
     assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(headers["Content-Security-Policy"].split("; "))
     assert headers["Referrer-Policy"] == "no-referrer"
+    assert "frame-src 'none'" in headers["Content-Security-Policy"]
     assert (await client.get("/demo/mails")).status == 404
+    setup = (await (await client.get("/demo/setup")).json())["data"]
+    assert setup == {"keys": True, "mailbox": False, "examples": False}
 
 
 async def test_the_mailbox_is_for_backends_only_and_survives_odd_files(tmp_path: Path) -> None:
@@ -92,5 +95,6 @@ async def test_the_mailbox_is_for_backends_only_and_survives_odd_files(tmp_path:
         response = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
         assert response.status == 200
         mails = (await response.json())["mails"]
-    html = {"file": ".notifier/mail/4.eml", "to": "b@c.example", "subject": "a", "text": "", "html": True}
+    html = {"file": ".notifier/mail/4.eml", "to": "b@c.example", "subject": "a", "text": ""}
+    assert mails[0].pop("html").endswith("/4.eml")
     assert mails[0] == html

@@ -1,0 +1,113 @@
+"""The demo page of a service with keys, and the lines that put the bell into a page of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from playwright.async_api import BrowserContext, expect
+
+from settings import Settings
+from tests.bell import shows_unread
+from tests.browser import Serve, open_page
+from tests.client import KEY, OLD_KEY, OTHER, SECRET, token
+from tests.demo import create_on, enter, open_demo, run_shell
+from tests.processes import running_service
+
+
+async def test_the_demo_asks_for_a_key_if_the_api_has_keys(serve: Serve, context: BrowserContext) -> None:
+    server = await serve(DEMO="1", API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    await server.create()
+    page = await open_demo(context, server.url)
+    await enter(page, KEY)
+    await shows_unread(page, 1)
+    await expect(page.locator("#access")).to_be_hidden()
+    await create_on(page)
+    await shows_unread(page, 2)
+    assert await page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+    assert server.count_logged("/list", 401) == 0
+    assert KEY not in await page.locator("body").inner_text()
+
+
+async def test_the_curl_of_the_demo_works_with_a_key_from_the_start(serve: Serve, context: BrowserContext) -> None:
+    server = await serve(DEMO="1", API_KEYS=KEY)
+    page = await open_demo(context, server.url)
+    curl = page.locator("#curl")
+    await expect(curl).to_contain_text('-H "Authorization: Bearer $API_KEY"')
+    await expect(page.get_by_text("There, API_KEY is one of the service's API_KEYS.")).to_be_visible()
+    assert (await asyncio.to_thread(run_shell, await curl.inner_text())) == {"success": True}
+    await enter(page, KEY)
+    await shows_unread(page, 1)
+    await expect(curl).to_contain_text('-H "Authorization: Bearer $API_KEY"')
+
+
+async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
+    serve: Serve, context: BrowserContext
+) -> None:
+    server = await serve(DEMO="1", API_KEYS=f"{KEY},{OLD_KEY}", USER_TOKEN_SECRET=SECRET)
+    page = await open_demo(context, server.url)
+    field = page.get_by_label("One of API_KEYS, or a user's token")
+    await create_on(page)
+    await expect(field).to_have_accessible_description("Enter a key or a token.")
+    await expect(field).to_be_focused()
+    for wrong, message in (
+        ("", "Enter a key or a token."),
+        ("x" * 32, "This key or token is not valid."),
+        ("ключ", "This key or token is not valid."),
+        (token(exp=1), "The token has expired."),
+        (token(sub=OTHER), "The token belongs to another user."),
+    ):
+        await enter(page, wrong)
+        await expect(field).to_have_accessible_description(message)
+        await expect(field).to_have_attribute("aria-invalid", "true")
+        await expect(field).to_be_focused()
+    await enter(page, OLD_KEY)
+    await expect(page.locator("#access")).to_be_hidden()
+    await create_on(page)
+    await shows_unread(page, 1)
+
+
+async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, context: BrowserContext) -> None:
+    server = await serve(DEMO="1", API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    page = await open_demo(context, server.url)
+    await enter(page, token())
+    await expect(page.locator("#access")).to_be_hidden()
+    await create_on(page)
+    await expect(page.get_by_text("Only a backend with a key may do this.")).to_be_visible()
+    user = page.get_by_label("User", exact=True)
+    await user.fill(OTHER)
+    await user.blur()
+    field = page.get_by_label("One of API_KEYS, or a user's token")
+    await expect(field).to_have_accessible_description("This key or token is not valid for this user, or has expired.")
+    await enter(page, KEY)
+    await create_on(page)
+    await shows_unread(page, 1)
+
+
+async def test_the_five_lines_put_the_bell_into_a_page_of_another_origin(
+    settings: Settings, context: BrowserContext, tmp_path: Path
+) -> None:
+    pages = {"": ("", "text/html"), "notifier-token": (token(), "text/plain")}
+
+    async def serve_page(request: web.Request) -> web.Response:
+        text, media_type = pages[request.match_info["name"]]
+        return web.Response(text=text, content_type=media_type)
+
+    app = web.Application()
+    app.router.add_get("/{name:.*}", serve_page)
+    async with TestServer(app) as site:
+        origin = str(site.make_url("")).rstrip("/")
+        for access in ({}, {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET}):
+            service = await running_service(settings, tmp_path, DEMO="1", CORS_ORIGINS=origin, **access)
+            await context.grant_permissions(["clipboard-read", "clipboard-write"])
+            page = await open_demo(context, f"http://127.0.0.1:{service.port}")
+            assert await asyncio.to_thread(run_shell, await page.locator("#curl").inner_text()) == {"success": True}
+            await page.locator("#embed").get_by_role("button", name="Copy").click()
+            await expect(page.locator("#embed").get_by_role("button", name="Copied")).to_be_visible()
+            lines = await page.evaluate("navigator.clipboard.readText()")
+            assert len(lines.splitlines()) == 5
+            pages[""] = (f"<!DOCTYPE html><title>Mine</title>{lines}", "text/html")
+            await shows_unread(await open_page(context, f"{origin}/"), 2 if access else 1)
+            service.kill()

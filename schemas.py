@@ -245,11 +245,14 @@ class PreferencesSchema(Schema):
         super().__init__()
         self._kinds = {name: kind for name, kind in kinds.items() if kind.email}
 
-    @post_load(pass_original=True)  # which has the order of the request
-    def _make(self, _: object, values: Mapping[str, Any], **__: object) -> Mapping[str, bool | None]:
-        faults = {name: fault for name, value in values.items() if (fault := self._fault(name, value))}
+    @validates_schema(pass_original=True)  # which has the order of the request
+    def _check(self, _: object, original: Mapping[str, Any], **__: object) -> None:
+        faults = {name: fault for name, value in original.items() if (fault := self._fault(name, value))}
         if faults:
             raise ValidationError({name: [fault] for name, fault in islice(faults.items(), UNKNOWN_LIMIT)})
+
+    @post_load
+    def _make(self, values: dict[str, Any], **_: object) -> Mapping[str, bool | None]:
         return {name: value and value["email"] for name, value in values.items()}
 
     def _fault(self, name: str, value: object) -> str | None:

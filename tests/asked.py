@@ -279,7 +279,7 @@ CASES = [
             Case(f"POST {path}", ValidationError, ask("POST", path, params=INVALID_REQUEST)),
             Case(f"POST {path}", errors.Conflict, mark(path, user_id=CONFLICTING, all="true")),
             Case(f"POST {path}", errors.Unavailable, mark(path), patches=NO_TIME),
-            Case(f"POST {path}", errors.Busy, with_full_queues(mark(path))),
+            Case(f"POST {path}", errors.Busy, with_full_queues(mark(path, notification_id="any"))),
         )
     ),
     Case("GET /preferences", 200, of_user("GET", "/preferences")),

@@ -134,7 +134,7 @@ async def test_mail_shows_the_emails_of_a_user(
 ) -> None:
     client = await start()
     assert (await command(settings, "mail", USER))[1] == "The user is owed no e-mail and has no dead letter.\n"
-    mail.script = scripted({"RCPT": ["550 5.1.1 no"]})
+    mail.script = scripted({"RCPT": ["550 5.2.1 no"]})
     await create(client, key="registration")
     await settled(database)
     await client.close()
@@ -145,7 +145,7 @@ async def test_mail_shows_the_emails_of_a_user(
         assert code == 0
         owed, dead = out.splitlines()
         assert re.search(r"new_login .* next attempt .* request \w{32}  connect: ", owed)
-        assert re.search(r"registration .* died .* request \w{32}  RCPT: 550 5.1.1 no", dead)
+        assert re.search(r"registration .* died .* request \w{32}  RCPT: 550 5.2.1 no", dead)
 
     await eventually_async(shown)  # once it was tried
     code, _, err = await command(settings, "mail", "nobody")

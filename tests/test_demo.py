@@ -14,6 +14,8 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 from pymongo import MongoClient
 
+from api.auth import BadCredential
+from api.problems import BY_EXCEPTION
 from ops.kinds import SPECIFIED
 from tests.bell import bell, panel, rows, shows_unread
 from tests.browser import SCHEMES, Serve, assert_accessible, events, local_run
@@ -204,7 +206,7 @@ async def test_axe_finds_no_fault_in_the_demo(
     ):
         page = await open_demo(context, local_url(local))
         await enter(page, "x")
-        await expect(page.get_by_text("This key or token is not valid.")).to_be_visible()
+        await expect(page.get_by_text(BY_EXCEPTION[BadCredential].detail)).to_be_visible()
         await assert_accessible(page)
         await enter(page, KEY)
         await expect(page.locator("#access")).to_be_hidden()

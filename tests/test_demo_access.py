@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import BrowserContext, expect
 
+from api import auth
+from api.problems import BY_EXCEPTION
 from settings import Settings
 from tests.bell import shows_unread
 from tests.browser import Serve, open_page
 from tests.client import KEY, OLD_KEY, OTHER, SECRET, token
 from tests.demo import create_on, enter, open_demo, run_shell
 from tests.processes import running_service
+
+
+def said(exception: type[Exception]) -> str:
+    """Return what the service says of it."""
+    return BY_EXCEPTION[exception].detail
 
 
 async def test_the_demo_asks_for_a_key_if_the_api_has_keys(serve: Serve, context: BrowserContext) -> None:
@@ -54,10 +62,10 @@ async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
     await expect(field).to_be_focused()
     for wrong, message in (
         ("", "Enter a key or a token."),
-        ("x" * 32, "This key or token is not valid."),
-        ("ключ", "This key or token is not valid."),
-        (token(exp=1), "The token has expired."),
-        (token(sub=OTHER), "The token belongs to another user."),
+        ("x" * 32, said(auth.BadCredential)),
+        ("ключ", said(auth.BadCredential)),
+        (token(exp=1), said(auth.TokenExpired)),
+        (token(sub=OTHER), said(auth.OtherUser)),
     ):
         await enter(page, wrong)
         await expect(field).to_have_accessible_description(message)
@@ -75,12 +83,12 @@ async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, co
     await enter(page, token())
     await expect(page.locator("#access")).to_be_hidden()
     await create_on(page)
-    await expect(page.get_by_text("Only a backend with a key may do this.")).to_be_visible()
+    await expect(page.get_by_text(said(auth.BackendOnly))).to_be_visible()
     user = page.get_by_label("User", exact=True)
     await user.fill(OTHER)
     await user.blur()
     field = page.get_by_label("One of API_KEYS, or a user's token")
-    await expect(field).to_have_accessible_description("This key or token is not valid for this user, or has expired.")
+    await expect(field).to_have_accessible_description(re.compile("not valid for this user"))
     await enter(page, KEY)
     await create_on(page)
     await shows_unread(page, 1)

@@ -57,7 +57,7 @@ async function refusalOf(token) {
   }
 }
 
-inbox.addEventListener("notifier-unauthorized", () => askForKey("This key or token is not valid for this user, or has expired."));
+inbox.addEventListener("notifier-unauthorized", () => askForKey("The key or token is not valid for this user, or has expired."));
 $("enter").addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = event.target.querySelector("button");

@@ -20,7 +20,7 @@ overflow:auto;overscroll-behavior:contain;font-size:.94rem;line-height:1.4}
 border:1px solid #8888;border-radius:.8rem;box-shadow:0 0 2rem #0004}
 header,#removed{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;align-items:center;padding:.5rem;padding-inline-start:1rem;background:var(--bg)}
 #removed{top:auto;bottom:0;border-top:1px solid #8885}
-strong,#removed span,label span{flex:1}
+strong,#removed span,label span{flex:1;padding-block:.25rem}
 #bar{display:flex;width:100%;margin-inline-start:-.5rem}
 #all{margin-inline-start:auto}
 header button,#more,#undo{padding:.5rem}

@@ -216,5 +216,7 @@ async def _mailbox() -> AsyncIterator[int]:
 class _Mailbox:
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
-        (MAILBOX / name).write_bytes(envelope.original_content or b"")
+        part = MAILBOX / f"{name}.part"  # so that nobody reads half an e-mail
+        part.write_bytes(envelope.original_content or b"")
+        part.rename(MAILBOX / name)
         return "250 OK"

@@ -32,9 +32,9 @@ SCHEMES = ["light", "dark"]
 expect.set_options(timeout=EXPECT_TIMEOUT_MS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    """Run Chromium."""
+    """Run Chromium, once for all tests of a process. Each test has a profile of its own."""
     path = shutil.which("chromium")
     if not path:
         pytest.fail("These tests need Chromium: apt-get install chromium", pytrace=False)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import trustme
 from aiohttp.test_utils import TestClient, TestServer
@@ -27,6 +28,8 @@ from tests.processes import VARIABLES
 from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, smtp_server
 
 logging.getLogger("mail.log").setLevel(logging.ERROR)
+hypothesis.settings.register_profile("busy", deadline=None)  # the time of an example says how busy the machine is
+hypothesis.settings.load_profile("busy")
 
 Start = Callable[..., Awaitable[Client]]
 

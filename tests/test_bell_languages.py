@@ -36,27 +36,26 @@ def test_every_language_has_every_text() -> None:
         assert all(json.loads(text).strip() for text in table.values())
 
 
-@pytest.mark.parametrize(
-    ("lang", "names"),
-    [
-        ("en", ["Notifications, 1 unread", "Notifications, 2 unread"]),
-        ("de-AT", ["Mitteilungen, 1 ungelesen", "Mitteilungen, 2 ungelesen"]),
-        ("fr", ["Notifications, 1 non lue", "Notifications, 2 non lues"]),
-        ("es_MX", ["Notificaciones, 1 sin leer", "Notificaciones, 2 sin leer"]),
-        ("zh-Hant-TW", ["通知, 1 条未读", "通知, 2 条未读"]),
-        ("ru", ["Уведомления, 1 непрочитанное", "Уведомления, 2 непрочитанных"]),
-        ("ar", ["الإشعارات, إشعار واحد غير مقروء", "الإشعارات, إشعاران غير مقروءين"]),
-        ("pl", ["Notifications, 1 unread", "Notifications, 2 unread"]),
-    ],
-)
-async def test_the_bell_speaks_the_language_of_the_page(
-    server: Server, site: Site, context: BrowserContext, lang: str, names: list[str]
-) -> None:
-    site.embed(server.url, lang=lang)
+SPOKEN = [
+    ("en", ["Notifications, 1 unread", "Notifications, 2 unread"]),
+    ("de-AT", ["Mitteilungen, 1 ungelesen", "Mitteilungen, 2 ungelesen"]),
+    ("fr", ["Notifications, 1 non lue", "Notifications, 2 non lues"]),
+    ("es_MX", ["Notificaciones, 1 sin leer", "Notificaciones, 2 sin leer"]),
+    ("zh-Hant-TW", ["通知, 1 条未读", "通知, 2 条未读"]),
+    ("ru", ["Уведомления, 1 непрочитанное", "Уведомления, 2 непрочитанных"]),
+    ("ar", ["الإشعارات, إشعار واحد غير مقروء", "الإشعارات, إشعاران غير مقروءين"]),
+    ("pl", ["Notifications, 1 unread", "Notifications, 2 unread"]),
+]
+
+
+async def test_the_bell_speaks_the_language_of_the_page(server: Server, site: Site, context: BrowserContext) -> None:
+    site.embed(server.url)
     page = await open_page(context, site.origin)
-    for name in names:
+    for count in range(2):
         await server.create()
-        await expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()
+        for lang, names in SPOKEN:
+            await page.evaluate("(lang) => { document.documentElement.lang = lang; }", lang)
+            await expect(page.get_by_role("button", name=names[count], exact=True)).to_be_visible()
 
 
 async def test_a_page_gives_its_own_plural_forms(server: Server, site: Site, context: BrowserContext) -> None:

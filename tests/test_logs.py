@@ -151,7 +151,7 @@ async def test_lines_that_nobody_reads_hold_nobody_up_and_are_dropped_and_counte
     for n in range(2 * QUEUE_LIMIT):
         log.warning("%d %s", n, "x" * PIPE_BUF)  # a piece each
         await asyncio.sleep(0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # a log that waits would wait for ever
     lines: list[Any] = []
     with os.fdopen(os.dup(pipe), "rb") as reader:
         while len(lines) < QUEUE_LIMIT:

@@ -129,20 +129,24 @@ async def test_a_generated_client_creates_lists_and_reads(settings: Settings, tm
     generate = ("generate", "--path=openapi.json", "--config=config.json", "--meta=none", "--output-path=notifier")
     await run_python(tmp_path, "-m", "openapi_python_client", *generate, "--fail-on-warning")
     service = await running_service(settings, tmp_path, API_KEYS=KEY)
-    await run_python(tmp_path, "-c", CLIENT, f"http://127.0.0.1:{service.port}", KEY)
-    service.kill()
+    try:
+        await run_python(tmp_path, "-c", CLIENT, f"http://127.0.0.1:{service.port}", KEY)
+    finally:
+        service.kill()
 
 
 async def test_schemathesis_finds_no_difference(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path, API_KEYS=KEY)
     (tmp_path / "openapi.json").write_text(json.dumps(DOCUMENT))  # the route of a fetched document is not tested
-    output = await run_python(
-        tmp_path,
-        *("-m", "schemathesis.cli", "run", "openapi.json", f"--url=http://127.0.0.1:{service.port}"),
-        *("--checks=all", "--max-examples=60", "--generation-deterministic", "--continue-on-failure", "--no-color"),
-        *("-H", f"Authorization: Bearer {KEY}", "--exclude-path=/stream"),  # a stream does not end
-        SCHEMATHESIS_HOOKS=str(ROOT / "tests/schemathesis_hooks.py"),
-        PYTHONPATH=str(ROOT),
-    )
-    service.kill()
+    try:
+        output = await run_python(
+            tmp_path,
+            *("-m", "schemathesis.cli", "run", "openapi.json", f"--url=http://127.0.0.1:{service.port}"),
+            *("--checks=all", "--max-examples=60", "--generation-deterministic", "--continue-on-failure", "--no-color"),
+            *("-H", f"Authorization: Bearer {KEY}", "--exclude-path=/stream"),  # a stream does not end
+            SCHEMATHESIS_HOOKS=str(ROOT / "tests/schemathesis_hooks.py"),
+            PYTHONPATH=str(ROOT),
+        )
+    finally:
+        service.kill()
     assert f"Tested: {len(DESCRIBED) - 1}" in output

@@ -51,20 +51,14 @@ class Kind:
         return described
 
     def say(self, language: str | None, fields: Mapping[str, Any]) -> str:
-        """Return the label in a language with the fields of a notification, as the bell says it (`web/inbox.js`)."""
+        """Return the label in a language with the fields of a notification; "…" stands where one is missing."""
 
         def fill(found: re.Match[str]) -> str:
             value = _value(fields, found[1])
-            return found[2] or "" if value is None else value
+            return value or ("…" if found[2] is None else found[2])
 
-        return PLACEHOLDER.sub(fill, self._phrase(language))
-
-    def say_of_any(self, language: str | None) -> str:
-        """Return the label in a language, of no notification in particular: `…` stands where a field would."""
-        return PLACEHOLDER.sub(lambda found: "…" if found[2] is None else found[2], self._phrase(language))
-
-    def _phrase(self, language: str | None) -> str:
-        return translated(self.labels, language) or self.label or self.name.replace("_", " ").capitalize()
+        label = translated(self.labels, language) or self.label or self.name.replace("_", " ").capitalize()
+        return PLACEHOLDER.sub(fill, label)
 
 
 Kinds = Mapping[str, Kind]

@@ -336,7 +336,7 @@ NOTIFICATION = {
     [
         ("Order {data.n}", "Order 7", "Order …"),
         ("{data.name|Somebody} wrote {data.gap|something}", "Somebody wrote something", "Somebody wrote something"),
-        ("[{data.name}{data.gap}{target_id}{data.no|no}]", "[]", "[………no]"),
+        ("[{data.name}{data.gap}{target_id}{data.no|no}]", "[………no]", "[………no]"),
         ("{data.whole} {data.part} {data.yes}", "7 0.5 true", "… … …"),
         ("{data.list} {data.list.0} {data.list.1.a} {data.list.2|none}", '[1,{"a":"é"}] 1 é none', "… … … none"),
         ("{data.n.x|} {data.t} {timestamp}", " {id} 1795406836", " … …"),
@@ -345,7 +345,7 @@ NOTIFICATION = {
 )
 def test_a_label_is_said_as_the_bell_says_it(label: str | None, said: str, of_any: str) -> None:
     kind = Kind(name="order_shipped", label=label)
-    assert (kind.say("en", NOTIFICATION), kind.say_of_any(None)) == (said, of_any)
+    assert (kind.say("en", NOTIFICATION), kind.say(None, {})) == (said, of_any)
 
 
 def test_a_long_field_is_cut_in_a_label() -> None:

@@ -20,8 +20,8 @@ test: .venv/dev examples/bell/node_modules/.package-lock.json  ## run every test
 soak: .venv/dev  ## break everything at random for SECONDS on each topology, then check every promise
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
-bench: .venv/dev  ## measure the service beside what bounds it, for docs/bench.md; QUICK=1 only checks that it works
-	$(BIN)/python -m bench $(if $(QUICK),--quick)
+bench: .venv/dev  ## measure the service beside what bounds it, for docs/bench.md; QUICK=1 only checks that it works, PARTS="..." some of it
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(PARTS)
 
 docs: .venv/dev  ## make the tables of the documentation from the code
 	$(BIN)/python docs/generate.py

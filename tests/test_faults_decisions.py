@@ -22,13 +22,13 @@ from tests.waiting import eventually_async
 
 
 @pytest.fixture
-async def proxied(any_mongod: Mongod) -> AsyncIterator[tuple[Proxy, str, str]]:
+async def proxied(mongod: Mongod) -> AsyncIterator[tuple[Proxy, str, str]]:
     """Return a proxy of MongoDB, and connection strings with and without it to a new database."""
-    name, proxy = f"decided_{ObjectId()}", Proxy(any_mongod.port)
+    name, proxy = f"decided_{ObjectId()}", Proxy(mongod.port)
     async with proxy.running():
-        uris = [f"mongodb://127.0.0.1:{port}/{name}?directConnection=true" for port in (proxy.port, any_mongod.port)]
+        uris = [f"mongodb://127.0.0.1:{port}/{name}?directConnection=true" for port in (proxy.port, mongod.port)]
         yield proxy, uris[0], uris[1]
-    with any_mongod.client() as client:
+    with mongod.client() as client:
         client.drop_database(name)
 
 

@@ -86,7 +86,7 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
 
 
 @pytest.mark.parametrize("step", ["mark_dead", "_write", "remove"])
-@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
 @pytest.mark.usefixtures("impatient")
 async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
     settings: Settings, any_mongod: Mongod, monkeypatch: pytest.MonkeyPatch, step: str, fault: str

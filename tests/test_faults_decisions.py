@@ -80,7 +80,7 @@ async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
     assert len(mail.ids) == number
 
 
-@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
 @pytest.mark.parametrize("selector", ["notification_id", "all"])
 @pytest.mark.usefixtures("impatient")
 async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(

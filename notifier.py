@@ -29,7 +29,7 @@ from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
 from config.environment import SettingsError, load_settings
 from mail.delivery import running_delivery
-from mongo.errors import Misconfigured, StoreError, Unavailable
+from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
@@ -42,6 +42,7 @@ from store import open_store
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
+PATIENT: Final = web.AppKey("PATIENT", Patience)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
@@ -63,13 +64,13 @@ NOT_INSTALLED: Final = (
 )
 
 
-def create_app(settings: Settings) -> web.Application:
+def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
     middlewares: list[Middleware] = [middleware]
     if settings.local:
         middlewares.append(own_name_only([settings.host, *settings.local_names]))
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
-    app[SETTINGS] = settings
+    app[SETTINGS], app[PATIENT] = settings, patience
     kinds = settings.kinds
     app[GATE] = Gate(settings)
     app[METRICS] = Metrics()
@@ -126,7 +127,9 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     async with AsyncExitStack() as stack:
         app[handlers.STORE] = await patiently(
-            lambda deadline: stack.enter_async_context(open_store(settings, deadline, serves=True)),
+            lambda deadline: stack.enter_async_context(
+                open_store(settings, deadline, serves=True, patience=app[PATIENT])
+            ),
             settings.start_timeout,
         )
         app[unsubscribe.PREFERENCES] = app[handlers.STORE].preferences

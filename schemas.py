@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
@@ -34,11 +33,10 @@ from api.fields import (
     QueryInteger,
     is_unicode,
 )
-from mongo.creation import Create, CreateMany
+from config.ids import IdType
 from mongo.document import RECENT_LIMIT
-from mongo.ids import IdType
-from mongo.marks import Selection
 from mongo.preferences import EVERY_KIND
+from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.kinds import Kinds
 
 PAGE_LIMIT: Final = 1000
@@ -47,16 +45,6 @@ UNKNOWN_LIMIT: Final = 16
 """Unknown fields of a body that its error names."""
 SELECTORS: Final = ("notification_id", "target_id", "key", "all")
 """The ways to say which notifications are meant."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListQuery:
-    """A valid `GET /list`. `is_new` selects only the unread, or only the read."""
-
-    user_id: str
-    skip: int
-    limit: int
-    is_new: bool | None = None
 
 
 def _encodable(text: str) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from pymongo import MongoClient
 
-from mongo.ids import IdType
+from config.ids import IdType
 from notifier import create_app
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS, BAD_STRING_IDS, with_

@@ -8,9 +8,9 @@ from typing import Final
 from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
 from api.sse import COMMENT, RETRY_MS, encode
+from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from mongo.changes import Inbox
 from mongo.document import JSONObject
-from mongo.ids import OBJECT_ID, STRING_LIMIT, IdType
 
 
 def ref(name: str) -> JSONObject:

@@ -11,9 +11,9 @@ import orjson
 from marshmallow import ValidationError
 from marshmallow import fields as mf
 
-from mail.address import envelope_address
+from config.address import envelope_address
+from config.ids import IdType
 from mongo.document import JSONObject
-from mongo.ids import IdType
 
 DATA_LIMIT: Final = 16 * 1024
 """Bytes of `data` as compact UTF-8 JSON."""

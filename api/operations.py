@@ -14,9 +14,9 @@ from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WR
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from api.sse import KEEP_ALIVE
 from api.user_operations import user_operations
+from config.ids import IdType
 from mongo import changes, errors
 from mongo.document import JSONObject
-from mongo.ids import IdType
 from ops.kinds import Kinds
 
 TAGS: Final = {

@@ -28,16 +28,16 @@ from typing import Any, Final
 from aiohttp import web
 from bson import ObjectId
 from marshmallow import Schema, ValidationError
+from mongo.marks import Selection
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
 from pymongo import UpdateOne, WriteConcern
 from pymongo.collection import Collection as PyMongoCollection
 
 from bench.load import DATA, TARGET, Workload
 from bench.mail import EMAIL, distant, reconnect, sink
+from config.ids import IdType
 from mongo.creation import Create, Creator
 from mongo.document import optional_fields
-from mongo.ids import IdType
-from mongo.marks import Selection
 from mongo.owed import HAS_ROOM, new_element
 from ops.kinds import SPECIFIED
 from schemas import CreateSchema, ListQuery, ListSchema, SelectionSchema

@@ -15,7 +15,7 @@ from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 
-from mail.address import sender_address
+from config.address import sender_address
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
 from ops.kinds import KindsError, load_kinds

@@ -25,7 +25,6 @@ from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer
 from mongo.errors import StoreError, Unavailable
-from mongo.ids import named
 from mongo.owed import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
@@ -47,8 +46,6 @@ LEASE_PART: Final = 0.8
 """Part of a lease in which a message may be begun."""
 EXTENSION_PAUSE: Final = 0.03
 """Part of a lease to wait after a failed extension."""
-FOREIGN_INTERVAL: Final = 60.0
-"""Seconds between two looks for documents whose outbox is not ours."""
 
 
 @asynccontextmanager
@@ -64,7 +61,7 @@ async def running_delivery(
     metrics.watch(metrics.breaker, lambda: mailer.breaker.tripped)
     delivery = Delivery(store, mailer, settings, owed, metrics)
     run = asyncio.create_task(delivery.run())
-    helpers = {asyncio.create_task(delivery.keep_leases()), asyncio.create_task(delivery.watch_foreign())}
+    helpers = {asyncio.create_task(delivery.keep_leases())}
     try:
         yield delivery
     finally:
@@ -88,7 +85,6 @@ class Delivery:
         self._slots = Slots(settings.smtp_connections)
         self._stopped = asyncio.Event()
         self._leases: dict[asyncio.Task[None], Lease] = {}
-        self._foreign: set[str] = set()
 
     async def run(self) -> None:
         """Claim and deliver until stopped."""
@@ -132,20 +128,6 @@ class Delivery:
     def _ends(self) -> float:
         """Return when a lease taken now ends for us, which is sooner than for others: a message takes its time."""
         return time.monotonic() + LEASE_PART * self._lease_seconds
-
-    async def watch_foreign(self) -> None:
-        """Count the documents whose outbox is not ours, or damaged, and log each of them once, for ever."""
-        while True:
-            try:
-                found = await self._outbox.foreign()
-            except StoreError:
-                log.debug("MongoDB is unavailable, so foreign documents cannot be counted")
-            else:
-                self._metrics.foreign.set(len(found))
-                for document in found.keys() - self._foreign:
-                    self._foreign.add(document)
-                    log.error("%s: %s", named(document), found[document])
-            await asyncio.sleep(FOREIGN_INTERVAL)
 
     async def stop(self, run: asyncio.Task[None], helpers: set[asyncio.Task[None]]) -> None:
         """Stop claiming, let conversations end for a while, and give everything else back."""

@@ -17,10 +17,10 @@ from bson.timestamp import Timestamp
 from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
 from mongo.clock import Clock
-from mongo.connection import MAJORITY, Collection
+from mongo.connection import MAJORITY
 from mongo.document import JSONObject, inbox, marked
-from mongo.errors import StoreError, Unavailable, means_unavailable, persist
-from mongo.ids import IdType
+from mongo.errors import StoreError, Unavailable, means_unavailable
+from mongo.users import Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
 CHANGE_WAIT_MS: Final = 500
@@ -28,27 +28,31 @@ CHANGE_WAIT_MS: Final = 500
 CHANGES_AHEAD: Final = 1000
 """Changes that may wait for the event loop."""
 
-CHANGED_FIELDS: Final = {
-    "$concatArrays": [
-        {
-            "$map": {
-                "input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}},
-                "in": "$$this.k",
-            }
-        },
-        {"$ifNull": ["$updateDescription.removedFields", []]},
-        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
-    ]
+UPDATED: Final = {
+    "$map": {"input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}, "in": "$$this.k"}
 }
-"""The paths that an update changed, for example `notifications`, `notifications.3.is_new` or `outbox.0.token`."""
-IN_NOTIFICATIONS: Final = {"$regexMatch": {"input": "$$this", "regex": r"^notifications(\.|$)"}}
+"""The paths that an update set, for example `notifications.3.is_new` or `notifier.outbox`."""
+REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
+TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays.field", []]}
+
+
+def _has(paths: JSONObject, regex: str) -> JSONObject:
+    matches = {"$regexMatch": {"input": "$$this", "regex": regex}}
+    return {"$anyElementTrue": {"$map": {"input": paths, "in": matches}}}
+
+
 CHANGES: Final[list[JSONObject]] = [
     {
         "$match": {
             "$expr": {
                 "$or": [
                     {"$ne": ["$operationType", "update"]},
-                    {"$anyElementTrue": {"$map": {"input": CHANGED_FIELDS, "in": IN_NOTIFICATIONS}}},
+                    _has(
+                        {"$concatArrays": [UPDATED, REMOVED, TRUNCATED]},
+                        r"^(notifications(\.|$)|notifier\.seen_at$)",
+                    ),
+                    _has(REMOVED, "^notifier$"),
+                    {"$ne": [{"$type": "$updateDescription.updatedFields.notifier.seen_at"}, "missing"]},
                 ]
             }
         }
@@ -90,10 +94,10 @@ class Change:
 class Changes:
     """The changes of all users' notifications."""
 
-    def __init__(self, users: Collection, clock: Clock, id_type: IdType, limit: int) -> None:
+    def __init__(self, users: Users, clock: Clock, limit: int) -> None:
         self.clock = clock
-        self._id_type = id_type
-        self._users = users.with_options(read_concern=MAJORITY)
+        self._users = users
+        self._collection = users.collection.with_options(read_concern=MAJORITY)
         self._seen: Timestamp | None = None
         newest = inbox(limit)
         self._inbox = {
@@ -142,7 +146,7 @@ class Changes:
         PyMongo resumes the stream once by itself after an error that allows it. Raises `HistoryLost`, or PyMongo's
         errors.
         """
-        users: pymongo.collection.Collection[dict[str, Any]] = self._users.delegate
+        users: pymongo.collection.Collection[dict[str, Any]] = self._collection.delegate
         with users.database.client.start_session() as session:
             if token and self._seen:  # a new primary may not yet know what the old one reported
                 session.advance_operation_time(self._seen)
@@ -161,7 +165,7 @@ class Changes:
 
     def _change(self, change: Mapping[str, Any] | None, token: Mapping[str, Any] | None) -> Change:
         """Turn an event, or its absence, into a `Change`. A document of another program may have another `_id`."""
-        user_id = self._id_type.from_bson(change["documentKey"]["_id"]) if change else None
+        user_id = self._users.shape.id_type.from_bson(change["documentKey"]["_id"]) if change else None
         return Change(token, user_id, change.get("wallTime") if change and user_id else None)
 
     async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
@@ -172,15 +176,15 @@ class Changes:
 
         Raises `Unavailable`.
         """
-        filter_ = {"_id": {"$in": [self._id_type.to_bson(user_id) for user_id in user_ids]}}
+        filter_ = {"_id": {"$in": [self._users.key(user_id)["_id"] for user_id in user_ids]}}
 
-        async def attempt() -> list[dict[str, Any]]:
-            async with await self._users.database.client.start_session(causal_consistency=True) as session:
+        async def attempt(_: int) -> list[dict[str, Any]]:
+            async with await self._collection.database.client.start_session(causal_consistency=True) as session:
                 if self._seen:
                     session.advance_operation_time(self._seen)
-                return await self._users.find(filter_, self._inbox, session=session).to_list(None)
+                return await self._collection.find(filter_, self._inbox, session=session).to_list(None)
 
-        return {f"{user.pop('_id')}": Inbox(**user) for user in await persist(attempt)}
+        return {f"{user.pop('_id')}": Inbox(**user) for user in await self._users.persist(attempt)}
 
 
 def _end_of_changes(exc: PyMongoError) -> StoreError:

@@ -19,7 +19,7 @@ from pymongo import ReadPreference, WriteConcern, uri_parser
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
-from mongo.errors import unavailable
+from mongo.errors import PATIENCE, unavailable
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -27,8 +27,6 @@ Database = AsyncIOMotorDatabase[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"
 """The database when the connection string names none."""
-ATTEMPT_TIMEOUT_MS: Final = 4000
-"""Timeout of one attempt. It leaves time for another when a reply never comes."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
 MAJORITY: Final = ReadConcern("majority")
@@ -76,13 +74,13 @@ def uri_fault(uri: str) -> str | None:
 
 
 @asynccontextmanager
-async def connected(uri: str, *, attempt_timeout_ms: int | None = None) -> AsyncIterator[Database]:
+async def connected(uri: str, *, attempt_timeout: float = PATIENCE.attempt) -> AsyncIterator[Database]:
     """Return the database that a connection string names, and close the connection at the end.
 
     Raises `Unavailable` when DNS does not tell the hosts of a mongodb+srv:// string. The connection itself is made
     by the first operation.
     """
-    timeout_ms = attempt_timeout_ms or ATTEMPT_TIMEOUT_MS
+    timeout_ms = round(attempt_timeout * 1000)
     try:
         client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=timeout_ms, serverSelectionTimeoutMS=timeout_ms)
     except INVALID as exc:

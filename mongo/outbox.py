@@ -9,85 +9,54 @@ Every document is claimed, read and settled for itself: one that is not ours, or
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from bson import ObjectId
 
-from mongo.connection import Collection
-from mongo.document import IS_DATE, SIMPLE, JSONObject, Shape, elements
-from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError, persist
+from mongo.document import IS_DATE, OURS, OUTBOX, JSONObject, elements
+from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError
 from mongo.owed import IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
-from mongo.preferences import FIELD as PREFERENCES
 from mongo.preferences import wants_email
 from mongo.refused import Refused
-from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce, suppress
-from mongo.writes import Write, Writes
+from mongo.users import Users
+from mongo.writes import Writes
 
 CLAIM_WINDOW: Final = 32
 """Due documents read to claim some of them. Workers that choose at random rarely choose the same."""
-FOREIGN_LIMIT: Final = 100
-"""Documents that `foreign` names at once."""
-OUTBOX: Final = {"$cond": [{"$isArray": "$outbox"}, "$outbox", []]}
-DUE: Final = {"$lte": ["$mail_due", "$$NOW"]}
+DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
-    "mail_due": IS_DATE,  # a missing field compares lower than any date
+    "notifier.due": IS_DATE,  # a missing field compares lower than any date
     "$expr": {"$and": [DUE, {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}]},
-}
-IS_FOREIGN: Final = {
-    "mail_due": {"$exists": True},
-    "$expr": {
-        "$or": [
-            {"$ne": [{"$type": "$mail_due"}, "date"]},
-            {"$not": [{"$isArray": "$outbox"}]},
-            {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": {"$not": [IS_EMAIL]}}}},
-        ]
-    },
 }
 
 
 class Outbox:
     """The outboxes of all users."""
 
-    def __init__(self, users: Collection, shape: Shape) -> None:
+    def __init__(self, users: Users) -> None:
         self.users = users
-        self.shape = shape
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
-        self._settlements = Writes(users, free_requests=1)
+        self._settlements = Writes(users.collection, users.patience, free_requests=1)
         self._refused = Refused()
-
-    async def create_index(self) -> None:
-        """Create the index that finds due e-mails. Replicas may do so at the same time. Raises a `StoreError`."""
-        await persist(lambda: self.users.create_index("mail_due", sparse=True, collation=SIMPLE))
 
     async def backlog(self) -> tuple[int, float]:
         """Return how many e-mails are owed, and the age of the oldest in seconds. Raises `Unavailable`."""
         ours = {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}
         age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
         owed: list[JSONObject] = [
-            {"$match": {"mail_due": {"$exists": True}}},
+            {"$match": {"notifier.due": {"$exists": True}}},
             {"$project": {"ours": ours}},
             {"$group": {"_id": None, "owed": {"$sum": {"$size": "$ours"}}, "oldest": {"$min": {"$min": "$ours.at"}}}},
             {"$project": {"owed": 1, "age": age}},
         ]
-        found = await persist(lambda: self.users.aggregate(owed, collation=SIMPLE).to_list(None), PING_DEADLINE)
+        found = await self.users.aggregate(owed, PING_DEADLINE)
         return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
-
-    async def foreign(self) -> Mapping[str, str]:
-        """Return the documents from which no e-mail can be sent, each with the reason. Raises `Unavailable`."""
-        kind = {"$type": "$mail_due"}
-        found = self.users.find(IS_FOREIGN, {"kind": kind}, collation=SIMPLE).limit(FOREIGN_LIMIT)
-        users = await persist(lambda: found.clone().to_list(None), PING_DEADLINE)
-        fields = {repr(user["_id"]): "outbox" if user["kind"] == "date" else "mail_due" for user in users}
-        reasons = {id_: f"the field `{field}` is not the service's, or is damaged" for id_, field in fields.items()}
-        return self._refused.reasons() | reasons
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
         """Return the e-mails that a user is owed. Raises `Unavailable`."""
-        owner = {"_id": self.shape.id_type.to_bson(user_id)}
-        user = await persist(lambda: self.users.find_one(owner, {"outbox": 1})) or {}
-        return elements(user, "outbox")
+        return elements((await self.users.of(user_id, "notifier.outbox")).get("notifier"), "outbox")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
         """Lease the due e-mails of at most `users` users for `lease` seconds.
@@ -95,11 +64,10 @@ class Outbox:
         No other worker claims them until the lease ends. Raises `Unavailable`.
         """
         candidates = HAS_DUE_EMAIL | self._refused.condition()
-        due = self.users.find(candidates, {"_id": 1}, collation=SIMPLE).sort("mail_due").limit(CLAIM_WINDOW)
-        ids = [user["_id"] for user in await persist(lambda: due.clone().to_list(None))]
-        if not ids:
+        found = await self.users.find(candidates, {"_id": 1}, sort="notifier.due", limit=CLAIM_WINDOW)
+        if not found:
             return []
-        chosen = random.sample(ids, min(users, len(ids)))
+        chosen = random.sample([user["_id"] for user in found], min(users, len(found)))
         token = str(ObjectId())
         try:
             await self._lease(chosen, token, lease)
@@ -108,25 +76,22 @@ class Outbox:
                 try:
                     await self._lease([id_], token, lease)
                 except (Conflict, TooLarge, UnknownError) as exc:
-                    self._refused.add(id_, f"MongoDB does not let its `outbox` be changed: {exc}")
-        read = {**self.shape.projection(), "outbox": 1, SUPPRESSION: 1}
-        claimed = self.users.find({"_id": {"$in": chosen}, "outbox.token": token}, read, collation=SIMPLE)
-        found = await persist(lambda: claimed.clone().to_list(None))
-        return [email for user in found for email in load_emails(user, token, self.shape)]
+                    self._refused.add(id_, exc)
+        read = {**self.users.shape.projection(), "notifier.outbox": 1, "notifier.suppression": 1}
+        claimed = await self.users.find({"_id": {"$in": chosen}, "notifier.outbox.token": token}, read)
+        return [email for user in claimed for email in load_emails(user, token, self.users.shape)]
 
     async def _lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
-        due = {"_id": {"$in": list(ids)}, **HAS_DUE_EMAIL}
-        claim = _rewrite_outbox(IS_DUE, {"token": token, "next_at": _from_now(seconds)})
-        await persist(lambda: self.users.update_many(due, claim, collation=SIMPLE))
+        due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
+        await self.users.update_many(due, _rewrite(IS_DUE, {"token": token, "next_at": _from_now(seconds)}))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""
         tokens = list({email.token for email in emails})
         ids = [email.document_id for email in emails]
         chosen = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
-        extension = _rewrite_outbox(chosen, {"next_at": _from_now(lease)})
-        held = {"_id": {"$in": ids}, "outbox": {"$type": "array"}, "outbox.token": {"$in": tokens}}
-        await persist(lambda: self.users.update_many(held, extension, collation=SIMPLE))
+        held = {"_id": {"$in": ids}, **OURS, "notifier.outbox.token": {"$in": tokens}}
+        await self.users.update_many(held, _rewrite(chosen, {"next_at": _from_now(lease)}))
 
     async def remove(self, email: OwedEmail) -> bool:
         """Owe the e-mail no longer; return whether the lease was still held. Raises `Unavailable`."""
@@ -147,20 +112,19 @@ class Outbox:
 
     async def holds(self, email: OwedEmail) -> bool:
         """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
-        return await persist(lambda: self.users.find_one(_held(email), {"_id": 1}, collation=SIMPLE)) is not None
+        return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
     async def is_wanted(self, email: OwedEmail) -> bool | None:
         """Return whether its user wants the e-mail as of now; `None` if the lease was lost. Raises `Unavailable`."""
-        found = await persist(lambda: self.users.find_one(_held(email), {PREFERENCES: 1}, collation=SIMPLE))
-        return None if found is None else wants_email(found.get(PREFERENCES), email.key)
+        found = await self.users.find_one(_held(email), {"notifier.preferences": 1})
+        return None if found is None else wants_email(found["notifier"].get("preferences"), email.key)
 
     async def _settle(self, email: OwedEmail, change: JSONObject | None, bounce: Bounce | None = None) -> bool:
-        """Change or remove an e-mail whose lease is held. A document without room does without error and bounce."""
+        """Change or remove an e-mail whose lease is held. If the document is full, error and bounce are left out."""
         chosen = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
-        write = Write(_held(email), [*_rewrite_outbox(chosen, change), *([suppress(bounce)] if bounce else ())])
-        attempt = self._settlements.attempts()
+        settled = [*_rewrite(chosen, change), *([suppress(bounce)] if bounce else ())]
         try:
-            return await persist(lambda: attempt(write))
+            return await self.users.persist(lambda n: self._settlements.update_one(_held(email), settled, attempt=n))
         except TooLarge:
             if change is None or change["error"] is None:
                 raise
@@ -168,24 +132,25 @@ class Outbox:
 
 
 def _held(email: OwedEmail) -> JSONObject:
-    return {"_id": email.document_id, "outbox": {"$elemMatch": {"id": email.id, "token": email.token}}}
+    item = {"id": email.id, "token": email.token}
+    return {"_id": email.document_id, **OURS, "notifier.outbox": {"$elemMatch": item}}
 
 
 def _from_now(seconds: float) -> JSONObject:
     return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
-def _rewrite_outbox(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the chosen elements, or remove them, and set `mail_due` to the earliest e-mail of the rest.
+def _rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
+    """Merge `change` into the chosen elements, or remove them, and set `due` to that of the earliest e-mail left.
 
     Elements that are not e-mails of ours stay as they are, and in place.
     """
     merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
     outbox = (
-        {"$map": {"input": "$outbox", "in": merged}}
+        {"$map": {"input": OUTBOX, "in": merged}}
         if change is not None
-        else {"$filter": {"input": "$outbox", "cond": {"$not": [chosen]}}}
+        else {"$filter": {"input": OUTBOX, "cond": {"$not": [chosen]}}}
     )
-    ours = {"$filter": {"input": "$outbox", "cond": IS_EMAIL}}
+    ours = {"$filter": {"input": "$notifier.outbox", "cond": IS_EMAIL}}
     earliest = {"$min": {"$map": {"input": ours, "in": "$$this.next_at"}}}
-    return [{"$set": {"outbox": outbox}}, {"$set": {"mail_due": {"$ifNull": [earliest, "$$REMOVE"]}}}]
+    return [{"$set": {"notifier.outbox": outbox}}, {"$set": {"notifier.due": {"$ifNull": [earliest, "$$REMOVE"]}}}]

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from mongo.document import OPTIONAL_FIELDS, OUTBOX_LIMIT, JSONObject, Shape, elements, value_at
+from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, value_at
 from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
 COUNT_LIMIT: Final = 10**6
 """Attempts that are counted."""
-
-HAS_ROOM: Final = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-"""Condition of a write that owes another e-mail."""
 
 
 def _has_type(name: str, *types: str) -> JSONObject:
@@ -112,7 +109,7 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
         )
-        for item in elements(user, "outbox")
+        for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pymongo
-from pymongo.errors import PyMongoError, WriteConcernError
+from pymongo.errors import DuplicateKeyError, PyMongoError, WriteConcernError
 
 from mongo.batcher import Batcher
 from mongo.connection import Collection
 from mongo.document import SIMPLE, JSONObject
-from mongo.errors import write_error
+from mongo.errors import PATIENCE, Conflict, Patience, write_error
 
 CALLS_AT_ONCE: Final = 8
 """Shared calls in flight, without those that are late. Under light load each holds one request, sent at once."""
 FREE_REQUESTS: Final = 32
-"""While fewer requests than this are in flight, a new one starts at once. Smaller shared calls would be more work
-in sum; with the largest possible, MongoDB and this process would wait for each other in turn."""
-SHARED_TIMEOUT: Final = 2.0
-"""Timeout of a shared call in seconds. A request that stalls one is retried alone, so it delays the others once."""
+"""While fewer requests than this are in flight, a new one starts at once. A lower limit makes many small calls, which
+cost more CPU in total; with the largest possible, MongoDB and this process would wait for each other in turn."""
 BATCH_LIMIT: Final = 64
 """Requests in one shared call. 16 KiB of JSON become at most 80 KiB of BSON, twice that with an e-mail: this many stay
 below MongoDB's limit of 16 MiB a command."""
@@ -35,9 +33,9 @@ class Write:
     """A write to one document that may share a call with others. Without upsert it must be safe to repeat."""
 
     filter: JSONObject
-    update: JSONObject | list[JSONObject]
+    update: JSONObject | Sequence[JSONObject]
     upsert: bool = False
-    array_filters: list[Mapping[str, Any]] | None = None
+    array_filters: Sequence[JSONObject] | None = None
 
     def statement(self) -> JSONObject:
         """Return it as the `update` command takes it."""
@@ -46,50 +44,68 @@ class Write:
 
 
 class Writes:
-    """A queue of writes to one collection. Each queue shares calls only among its own writes."""
+    """The driver's writes to single documents of a collection, which share a call with those that wait beside them.
 
-    def __init__(self, collection: Collection, *, free_requests: int = FREE_REQUESTS) -> None:
+    The first attempt (number 0) shares a call. The others do not: one of the writes may have made it fail as a whole.
+    """
+
+    def __init__(
+        self, collection: Collection, patience: Patience = PATIENCE, *, free_requests: int = FREE_REQUESTS
+    ) -> None:
         self._collection = collection
+        self._timeout = patience.shared_call
         self.used_at = -math.inf
         """When a write was last begun or done, by the clock of the event loop."""
         self._batcher: Batcher[Write, bool | None] = Batcher(
-            self.write_together,
+            self.together,
             calls_at_once=CALLS_AT_ONCE,
             free_items=free_requests,
             batch_limit=BATCH_LIMIT,
             queue_limit=QUEUE_LIMIT,
         )
 
-    def attempts(self) -> Callable[[Write], Awaitable[bool]]:
-        """Return a function that makes one attempt at a write and returns whether it found its document.
+    async def find_one_and_update(self, filter_: JSONObject, update: JSONObject, *, upsert: bool, attempt: int) -> bool:
+        """Update a document, or else insert it if `upsert`; return whether the conditions held.
 
-        The first attempt shares a call. The others do not: one of the writes may have made the call fail as a whole.
-
-        The function raises PyMongo's errors, and `QueueFull`.
+        Raises `Conflict`, PyMongo's errors, or `QueueFull`.
         """
-        shared, self.used_at = True, asyncio.get_running_loop().time()
+        write = Write(filter_, update, upsert=upsert)
+        try:
+            return await self._do(write, attempt)
+        except DuplicateKeyError as exc:
+            if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
+                raise Conflict("a unique index") from None  # on the address, say, which all new users share
+            # Either a condition failed, so that the server tried to insert, or another upsert inserted in between.
+            # Without upsert there is only one meaning left.
+            return await self.alone(replace(write, upsert=False))
 
-        async def attempt(write: Write) -> bool:
-            nonlocal shared
-            found = None
-            if shared:
-                shared = False
-                found = await self._batcher(write)
-            found = await self.write_alone(write) if found is None else found
-            self.used_at = asyncio.get_running_loop().time()
-            return found
+    async def update_one(
+        self,
+        filter_: JSONObject,
+        update: JSONObject | Sequence[JSONObject],
+        *,
+        attempt: int,
+        array_filters: Sequence[JSONObject] | None = None,
+    ) -> bool:
+        """Update a document; return whether one matched. Raises PyMongo's errors, or `QueueFull`."""
+        return await self._do(Write(filter_, update, array_filters=array_filters), attempt)
 
-        return attempt
+    async def _do(self, write: Write, attempt: int) -> bool:
+        self.used_at = asyncio.get_running_loop().time()
+        found = None if attempt else await self._batcher(write)
+        found = await self.alone(write) if found is None else found
+        self.used_at = asyncio.get_running_loop().time()
+        return found
 
-    async def write_together(self, writes: Sequence[Write]) -> Sequence[bool | Exception | None]:
+    async def together(self, writes: Sequence[Write]) -> Sequence[bool | Exception | None]:
         """Make several writes in one call.
 
         Return for each whether it found its document, or its error, or `None` where the reply does not say whether
         it found one: then it changed nothing, or may be repeated.
         """
-        with pymongo.timeout(SHARED_TIMEOUT):
+        with pymongo.timeout(self._timeout):
             if len(writes) == 1:
-                return [await self.write_alone(writes[0])]
+                return [await self.alone(writes[0])]
             # The driver's bulk_write sends the same command, with several times the work for each write.
             reply = await self._collection.database.command(
                 "update",
@@ -101,7 +117,7 @@ class Writes:
             )
         return _outcomes(writes, reply)
 
-    async def write_alone(self, write: Write) -> bool:
+    async def alone(self, write: Write) -> bool:
         """Make one write; return whether it found its document. Raises PyMongo's errors."""
         if write.upsert:
             await self._collection.find_one_and_update(

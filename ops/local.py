@@ -40,8 +40,8 @@ STOP_TIMEOUT: Final = 15.0
 """Seconds that MongoDB is given to close its files."""
 IN_USE_TIMEOUT: Final = 8.0
 """Seconds to wait for files in use: an orphaned MongoDB closes them within that time."""
-PROBE_TIMEOUT_MS: Final = 1000
-"""Timeout of one question to a MongoDB that is starting."""
+PROBE_TIMEOUT: Final = 1.0
+"""Timeout, in seconds, of one question to a MongoDB that is starting."""
 
 TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill $$) & exec 3<&-; exec "$@" </dev/null'
 """The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
@@ -174,7 +174,7 @@ def _why_mongod_failed(code: int | None) -> str:
 async def _becomes_primary(process: Process, port: int) -> bool:
     """Wait until it takes writes as the only member of its replica set; return `False` if it ended instead."""
     address = f"127.0.0.1:{port}"
-    async with connected(_uri(port), attempt_timeout_ms=PROBE_TIMEOUT_MS) as database:
+    async with connected(_uri(port), attempt_timeout=PROBE_TIMEOUT) as database:
         client = database.client
         while process.returncode is None:
             try:

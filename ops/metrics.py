@@ -46,6 +46,7 @@ class Metrics:
             ["outcome", "reason"],
             registry=self._registry,
         )
+        self.not_owed = self._counter("notifier_emails_not_owed", "E-mails not owed, as their user's outbox was full.")
         self.delivery = Histogram(
             "notifier_email_delivery_seconds",
             "From the creation of an e-mail to the server's 250.",
@@ -61,11 +62,6 @@ class Metrics:
             "notifier_emails_sent_last_hour", "E-mails sent in the last hour, for `status`.", "livesum"
         )
         self._sent = deque([(time.monotonic(), 0.0)])
-        self.foreign = self._gauge(
-            "notifier_foreign_documents",
-            "Documents from which no e-mail can be sent: not the service's, damaged or refused.",
-            "livemostrecent",
-        )
         self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")
         self.lag = self._gauge(

@@ -20,10 +20,10 @@ from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
 from api.operations import operations
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
+from config.ids import IdType
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT
-from mongo.ids import IdType
 from notifier import SETTINGS
 from ops.kinds import SPECIFIED
 from settings import UnknownUsers
@@ -121,7 +121,7 @@ async def reuse_key(client: Client) -> ClientResponse:
 
 async def fill_document(client: Client) -> ClientResponse:
     full = {"_id": ObjectId(USER), "own": "x" * (DOCUMENT_LIMIT - 200)}
-    await client.app[handlers.STORE].users.insert_one(full)
+    await client.app[handlers.STORE].users.collection.insert_one(full)
     return await create(data={"text": "x" * 1000})(client)
 
 
@@ -135,7 +135,7 @@ SEVEN = [f"{n:024x}" for n in range(1, 8)]
 
 
 async def create_for_an_unknown_user(client: Client) -> ClientResponse:
-    await client.app[handlers.STORE].users.insert_many([{"_id": ObjectId(user_id)} for user_id in SEVEN])
+    await client.app[handlers.STORE].users.collection.insert_many([{"_id": ObjectId(user_id)} for user_id in SEVEN])
     return await create_many(*SEVEN, USER)(client)
 
 
@@ -158,7 +158,7 @@ def with_validator(ask: Ask) -> Ask:
 def with_full_document(ask: Ask) -> Ask:
     async def ask_of_full_document(client: Client) -> ClientResponse:
         full = {"_id": ObjectId(USER), "email": "a@example.com", "own": "x" * (DOCUMENT_LIMIT - 100)}
-        await client.app[handlers.STORE].users.insert_one(full)
+        await client.app[handlers.STORE].users.collection.insert_one(full)
         return await ask(client)
 
     return ask_of_full_document
@@ -172,7 +172,7 @@ async def erase_while_an_email_is_sent(client: Client) -> ClientResponse:
     await create(key="registration")(client)
     later = datetime(9000, 1, 1, tzinfo=UTC)
     leased = {"outbox.0.token": "1" * 24, "outbox.0.next_at": later, "mail_due": later}
-    await client.app[handlers.STORE].users.update_one({"_id": ObjectId(USER)}, {"$set": leased})
+    await client.app[handlers.STORE].users.collection.update_one({"_id": ObjectId(USER)}, {"$set": leased})
     return await of_user("POST", "/erase")(client)
 
 

@@ -20,7 +20,8 @@ from pymongo.database import Database
 
 from api.server import OPTIONS
 from config.environment import load_settings
-from mongo.ids import IdType
+from config.ids import IdType
+from mongo.errors import PATIENCE, Patience
 from notifier import create_app
 from settings import Security, Settings
 from tests.client import Client
@@ -64,10 +65,11 @@ def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
 
 
 def assert_outboxes_consistent(database: Database[dict[str, Any]]) -> None:
-    """Check promise I9: `mail_due` is the time when the first e-mail is due, and absent when none is owed."""
+    """Check promise I9: `due` is the time when the first e-mail is due, and absent when none is owed."""
     for user in database.users.find():
-        due = [item["next_at"] for item in user.get("outbox", [])]
-        assert user.get("mail_due") == (min(due) if due else None)
+        notifier = user.get("notifier", {})
+        due = [item["next_at"] for item in notifier.get("outbox", [])]
+        assert notifier.get("due") == (min(due) if due else None)
 
 
 @pytest.fixture(scope="session")
@@ -131,12 +133,12 @@ def settings(
 
 
 @pytest.fixture
-async def start(settings: Settings) -> AsyncIterator[Start]:
+async def start(settings: Settings, patience: Patience) -> AsyncIterator[Start]:
     """Return a function that starts the service, with some settings changed, and returns a client of it."""
     async with AsyncExitStack() as stack:
 
         async def start_service(**changes: Any) -> Client:
-            server = TestServer(create_app(replace(settings, **changes)))
+            server = TestServer(create_app(replace(settings, **changes), patience))
             await server.start_server(**OPTIONS, access_log=None)
             return await stack.enter_async_context(TestClient(server))
 
@@ -156,14 +158,9 @@ def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongo
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up on MongoDB after 2 s, to keep tests of giving up short."""
-    monkeypatch.setattr("mongo.errors.DEADLINE", 2.0)
-    monkeypatch.setattr("mongo.fan_out.DEADLINE", 2.0)
-    monkeypatch.setattr("mongo.connection.ATTEMPT_TIMEOUT_MS", 700)
-    monkeypatch.setattr("mongo.writes.SHARED_TIMEOUT", 0.5)
-    monkeypatch.setattr("mongo.fan_out.SHARED_TIMEOUT", 0.5)
-    monkeypatch.setattr("store.SHARED_TIMEOUT", 0.5)
+def patience() -> Patience:
+    """Return how long the service waits for MongoDB. A test of giving up has a shorter one."""
+    return PATIENCE
 
 
 @pytest.fixture

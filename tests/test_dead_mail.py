@@ -12,7 +12,7 @@ import pytest
 from bson import ObjectId
 from pymongo.collation import Collation
 
-from mongo.creation import Create
+from mongo.requests import Create
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull
 from ops.kinds import SPECIFIED

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bson import ObjectId
 
-from mongo.creation import Create
+from mongo.requests import Create
 from mongo.owed import NO_TOKEN
 from ops.kinds import SPECIFIED
 from settings import Settings

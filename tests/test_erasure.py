@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from mongo.creation import Create
+from mongo.requests import Create
 from mongo.dead_mail import DeadMail
 from ops.kinds import SPECIFIED
 from settings import Settings

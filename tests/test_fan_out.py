@@ -12,9 +12,9 @@ import pytest
 from bson import ObjectId
 
 from api.problems import BY_EXCEPTION
+from config.ids import IdType
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import Unavailable, UnknownUser
-from mongo.ids import IdType
 from settings import Settings, UnknownUsers
 from tests.client import DB, OTHER, USER, Client, create, list_, problem, settled, user
 from tests.faults import HEARTBEATS, failing, far_from_due

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mail.delivery import running_delivery
-from mongo.creation import Create
+from mongo.requests import Create
 from mongo.errors import Unavailable
 from mongo.owed import OwedEmail
 from ops.kinds import SPECIFIED

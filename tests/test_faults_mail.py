@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bson import ObjectId, encode
 
-from mongo.creation import Create
+from mongo.requests import Create
 from mongo.owed import OwedEmail
 from ops.kinds import SPECIFIED
 from settings import Settings

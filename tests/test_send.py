@@ -20,9 +20,9 @@ from bson import ObjectId
 
 from api.problems import BY_EXCEPTION
 from cli.send import UserList, send
-from mongo.creation import Create
+from config.ids import IdType
+from mongo.requests import Create
 from mongo.errors import Conflict, UnknownUser
-from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store

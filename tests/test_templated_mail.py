@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mail.templates import SUBJECT_LIMIT
-from mongo.creation import Create
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store

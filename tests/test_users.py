@@ -19,8 +19,8 @@ import handlers
 from api import openapi
 from api.problems import BY_EXCEPTION
 from config.environment import SettingsError
+from config.ids import IdType
 from mongo.errors import UnknownUser
-from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 from settings import Settings, UnknownUsers
 from tests.client import DB, KEY, PROTECTED, SECRET, Client, create, list_, problem, read, token

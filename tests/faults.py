@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 
+from mongo.errors import Patience
 from mongo.owed import new_element
 from tests.servers import Drop, Mongod, Script
 
 HEARTBEATS = "heartbeatFrequencyMS=500"
 """An option of the connection string, so that the driver soon sees that a server is back: one that only pretends to
 step down does not say so."""
+
+impatient = pytest.mark.parametrize(
+    "patience", [Patience(operation=2.0, attempt=0.7, shared_call=0.5)], ids=["impatient"]
+)
+"""Lets the service give up on MongoDB early, to keep tests of giving up short."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from playwright.async_api import BrowserContext, Page, Route, expect
 from api.auth import sign_token
 from tests.bell import bell, open_menu, panel, row_of, rows, shows_unread
 from tests.browser import Serve, Server, Site, assert_accessible, events, open_page
-from tests.client import DB, KEY, OTHER, SECRET, USER, user
+from tests.client import DB, KEY, OTHER, SECRET, USER, ours, user
 from tests.waiting import eventually_async
 
 
@@ -224,7 +224,7 @@ async def open_settings(serve: Serve, site: Site, context: BrowserContext, folde
 
 
 def preferences(database: DB) -> object:
-    return user(database).get("notification_preferences")
+    return ours(database).get("preferences")
 
 
 async def test_a_user_chooses_which_e_mails_to_get(

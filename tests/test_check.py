@@ -271,7 +271,7 @@ async def test_an_index_that_is_not_ours_is_said(settings: Settings, database: D
     assert (code, list(failures(steps))) == (1, ["index"])
     database.users.drop_indexes()
     database.users.create_index("mail_due", sparse=True)
-    assert (await check(settings))[1]["index"] == ("ok", "mail_due, sparse")
+    assert (await check(settings))[1]["index"] == ("ok", "notifier.due, sparse")
 
 
 def test_in_a_local_run_the_mail_server_is_not_checked(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 from bson import ObjectId
 from pymongo.collation import Collation
 
-from mongo.requests import Create
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed
+from tests.faults import impatient
 from tests.fixtures import assert_outboxes_consistent
 from tests.proxy import Proxy
 from tests.servers import Mongod
@@ -87,7 +88,7 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
 
 @pytest.mark.parametrize("step", ["mark_dead", "_write", "remove"])
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
     settings: Settings, any_mongod: Mongod, monkeypatch: pytest.MonkeyPatch, step: str, fault: str
 ) -> None:
@@ -176,6 +177,6 @@ async def test_the_count_of_suppressions_reads_an_index_only_of_those(settings: 
     async with open_store(settings) as store:
         database.users.insert_one({"email_suppression": {"address": "a", "code": "5.1.1", "at": datetime.now(UTC)}})
         assert await store.suppressions.count() == 1
-    query = {"email_suppression.at": {"$gte": datetime(1970, 1, 1)}}  # noqa: DTZ001
+    query = {"notifier.suppression.at": {"$gte": datetime(1970, 1, 1)}}  # noqa: DTZ001
     plan = database.users.find(query, collation=Collation("simple")).explain()["executionStats"]
     assert plan["totalDocsExamined"] == 1

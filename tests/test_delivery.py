@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bson import ObjectId
 
-from mongo.requests import Create
 from mongo.owed import NO_TOKEN
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from mongo.requests import Create
 from mongo.dead_mail import DeadMail
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
-from tests.client import DB, OTHER, PROTECTED, USER, Client, create, list_, owed, problem, settled, token, user
+from tests.client import DB, OTHER, PROTECTED, USER, Client, create, list_, ours, owed, problem, settled, token, user
 from tests.fixtures import Start, assert_outboxes_consistent
 from tests.servers import MailServer, free_port
 from tests.streams import listening
@@ -53,7 +53,7 @@ async def test_i13_nothing_is_left_but_the_profile(start: Start, database: DB) -
         assert user(database) == PROFILE
         assert [letter["user_id"] for letter in database.dead_mail.find()] == [OTHER]
         assert (await list_(client))["elements"] == 0
-    assert len(user(database, OTHER)["outbox"]) == 1
+    assert len(ours(database, OTHER)["outbox"]) == 1
     await create(client)
     assert (await list_(client))["elements"] == 1
 

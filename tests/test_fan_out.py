@@ -16,8 +16,8 @@ from config.ids import IdType
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import Unavailable, UnknownUser
 from settings import Settings, UnknownUsers
-from tests.client import DB, OTHER, USER, Client, create, list_, problem, settled, user
-from tests.faults import HEARTBEATS, failing, far_from_due
+from tests.client import DB, OTHER, USER, Client, create, list_, owing, problem, settled, user
+from tests.faults import HEARTBEATS, failing, far_from_due, impatient
 from tests.fixtures import Start
 from tests.processes import running_service
 from tests.proxy import Proxy
@@ -145,7 +145,7 @@ async def test_each_user_has_an_outcome_of_their_own_and_asking_again_does_the_r
         [
             {"_id": ObjectId(full), "blob": b"x" * (16 * 1024 * 1024 - 1000)},
             {"_id": ObjectId(foreign), "notifications": "not ours"},
-            {"_id": ObjectId(owed), "outbox": emails, "mail_due": emails[0]["next_at"]},
+            {"_id": ObjectId(owed), **owing(*emails)},
         ]
     )
     await send(client, [changed], "new_message")
@@ -170,7 +170,7 @@ async def test_each_user_has_an_outcome_of_their_own_and_asking_again_does_the_r
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i1_a_batch_whose_reply_is_lost_applies_once(start: Start, any_mongod: Mongod, fault: str) -> None:
     name, proxy = f"lost_{ObjectId()}", Proxy(any_mongod.port)
     async with proxy.running():
@@ -184,7 +184,7 @@ async def test_i1_a_batch_whose_reply_is_lost_applies_once(start: Start, any_mon
         await client.close()
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_without_mongodb_everyone_is_told_in_time_and_asking_again_notifies_each_once(
     start: Start, settings: Settings, mongod: Mongod, database: DB
 ) -> None:
@@ -198,7 +198,7 @@ async def test_i6_without_mongodb_everyone_is_told_in_time_and_asking_again_noti
     assert counts(database) == {1: len(USERS)}
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_locked_documents_fail_alone(start: Start, mongod: Mongod, database: DB) -> None:
     client = await start()
     await send(client, USERS, repeat="first")
@@ -256,7 +256,7 @@ async def test_beside_single_creates_its_batches_are_small(client: Client, mongo
     assert (await list_(client, OTHER))["elements"] == min(singles, 100)
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_a_locked_document_delays_nobody_but_its_user(
     start: Start, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,7 +271,7 @@ async def test_i6_a_locked_document_delays_nobody_but_its_user(
     assert "the field `notifications` of document" in caplog.text
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_what_nobody_sees_any_more_makes_room(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from mail.delivery import running_delivery
-from mongo.requests import Create
 from mongo.errors import Unavailable
 from mongo.owed import OwedEmail
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from ops.metrics import Metrics
 from settings import Security, Settings

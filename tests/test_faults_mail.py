@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from bson import ObjectId, encode
 
-from mongo.requests import Create
 from mongo.owed import OwedEmail
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store

@@ -13,8 +13,8 @@ from bson.raw_bson import RawBSONDocument
 
 from mongo.document import OUTBOX_LIMIT
 from settings import Settings
-from tests.client import DB, Client, create, read, settled, user
-from tests.faults import HEARTBEATS, failing, far_from_due
+from tests.client import DB, Client, create, owing, read, settled, user
+from tests.faults import HEARTBEATS, failing, far_from_due, impatient
 from tests.fixtures import Start
 from tests.servers import Mongod
 
@@ -40,7 +40,7 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
     database.users.insert_many(
         [
             {"_id": ObjectId(not_an_array), "notifications": "not ours"},
-            {"_id": ObjectId(full_outbox), "outbox": emails, "mail_due": emails[0]["next_at"]},
+            {"_id": ObjectId(full_outbox), **owing(*emails)},
         ]
     )
     once, changed = ({"user_id": replayed, "key": "new_post", "data": {"x": n}} for n in range(2))
@@ -102,7 +102,7 @@ async def test_i1_a_refusal_by_a_validator_affects_no_other_write_of_the_call(cl
     [{"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}, {"closeConnection": True}],
     ids=["not on a majority", "no reply"],
 )
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_a_shared_call_that_is_not_confirmed_is_a_201_for_nobody(
     start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
 ) -> None:
@@ -120,7 +120,7 @@ async def test_i6_a_shared_call_that_is_not_confirmed_is_a_201_for_nobody(
     assert [len(user(database, user_id)["notifications"]) for user_id in users] == [1] * 20
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_locked_documents_fail_alone(
     start: Start, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +162,7 @@ async def test_i6_a_client_that_disconnects_affects_no_other_write_of_the_call(c
     assert all(len(user(database, user_id)["notifications"]) == 1 for user_id in users[10:])
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_beyond_the_queue_limit_requests_are_503_at_once(
     start: Start, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:

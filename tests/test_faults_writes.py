@@ -15,8 +15,8 @@ from pymongo.errors import WriteError
 
 from ops.kinds import SPECIFIED, Kind
 from settings import Settings
-from tests.client import DB, OTHER, USER, Client, create, problem, settled, user
-from tests.faults import HEARTBEATS, failing
+from tests.client import DB, OTHER, USER, Client, create, ours, problem, settled, user
+from tests.faults import HEARTBEATS, failing, impatient
 from tests.fixtures import Start
 from tests.proxy import Proxy
 from tests.servers import MailServer, Mongod, initiate
@@ -28,7 +28,7 @@ from tests.waiting import eventually_async
 @pytest.mark.parametrize("fault", ["before", "after", "swallow"])
 @pytest.mark.parametrize("kind", [SPECIFIED[name] for name in ("new_message", "new_login", "registration")])
 @pytest.mark.parametrize(("command", "number"), [("findAndModify", 1), ("updates", 20)], ids=["alone", "shared"])
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i1_i2_a_write_whose_reply_is_lost_applies_once(
     start: Start, any_mongod: Mongod, mail: MailServer, fault: str, kind: Kind, command: str, number: int
 ) -> None:
@@ -52,7 +52,7 @@ async def test_i1_i2_a_write_whose_reply_is_lost_applies_once(
         await client.close()
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i1_a_write_applies_once_even_if_newer_ones_have_pushed_it_out(start: Start, standalone: Mongod) -> None:
     """With so short an array, a repeated write cannot recognise itself by its notification."""
     name, proxy = f"lost_{ObjectId()}", Proxy(standalone.port)
@@ -145,7 +145,7 @@ async def test_i1_acknowledged_writes_survive_kill_9_of_mongod(
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_a_failing_database_is_503_with_retry_after_and_a_retry_has_one_effect(
     start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
 ) -> None:
@@ -169,7 +169,7 @@ async def test_i6_a_failing_database_is_503_with_retry_after_and_a_retry_has_one
     await settled(database)
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_a_step_down_reported_as_a_write_error_is_503(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server does so only in a race, which the soak found on a real replica set."""
 
@@ -180,7 +180,7 @@ async def test_i6_a_step_down_reported_as_a_write_error_is_503(client: Client, m
     assert (await client.post(f"/read?user_id={USER}&all=true")).status == 503
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_an_exhausted_pool_is_503(start: Start, settings: Settings, mongod: Mongod) -> None:
     client = await start(db_uri=f"{settings.db_uri}?maxPoolSize=1&waitQueueTimeoutMS=100&{HEARTBEATS}")
     with failing(mongod, ["find", "findAndModify"], blockConnection=True, blockTimeMS=2500):
@@ -190,7 +190,7 @@ async def test_i6_an_exhausted_pool_is_503(start: Start, settings: Settings, mon
     await create(client)
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_a_frozen_mongod_is_503_until_it_recovers(start: Start, tmp_path: Path) -> None:
     server = Mongod(tmp_path / "db")
     server.start()
@@ -241,4 +241,4 @@ async def test_i6_the_last_32_keys_are_remembered(client: Client, database: DB) 
     for n, replayed in ((32, "true"), (1, "true"), (0, None)):
         response = await client.post("/create", json=body, headers={"Idempotency-Key": f"k{n}"})
         assert response.headers.get("Idempotent-Replayed") == replayed
-    assert len(user(database)["recent"]) == 32
+    assert len(ours(database)["recent"]) == 32

@@ -12,7 +12,20 @@ from bson import ObjectId
 from mail.connection import Connection, Opener
 from mongo.preferences import wants_email
 from settings import UnknownUsers
-from tests.client import DB, OTHER, PROTECTED, USER, Client, assert_nothing_owed, create, metric, problem, settled, user
+from tests.client import (
+    DB,
+    OTHER,
+    PROTECTED,
+    USER,
+    Client,
+    assert_nothing_owed,
+    create,
+    metric,
+    ours,
+    problem,
+    settled,
+    user,
+)
 from tests.client import token as token_of
 from tests.fixtures import Start
 from tests.servers import MailServer, free_port
@@ -98,7 +111,7 @@ async def test_changes_are_partial_and_only_differences_are_stored(
         found = await change(client, body)
     assert found == state(**expected)
     if stored is not None or not expected:
-        assert user(database).get("notification_preferences") == stored
+        assert ours(database).get("preferences") == stored
 
 
 REFUSED = [
@@ -167,7 +180,7 @@ async def test_a_field_of_the_teams_is_409_stays_and_mutes_nothing(
     await create(client, key="digest")
     await settled(database)
     assert len(mail.received) == 1
-    assert user(database)["notification_preferences"] == value
+    assert ours(database)["preferences"] == value
 
 
 def test_what_somebody_else_wrote_says_nothing_about_a_kind() -> None:
@@ -231,7 +244,7 @@ async def test_i12_an_opt_out_stops_an_email_that_waits_for_its_turn(
     await create(client, USER, key="digest")
 
     def is_claimed() -> None:
-        assert user(database)["outbox"][0]["token"] != "0" * 24
+        assert ours(database)["outbox"][0]["token"] != "0" * 24
 
     await eventually_async(is_claimed)
     assert await change(client, {"digest": OFF}) == state(digest=False)

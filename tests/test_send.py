@@ -21,13 +21,13 @@ from bson import ObjectId
 from api.problems import BY_EXCEPTION
 from cli.send import UserList, send
 from config.ids import IdType
-from mongo.requests import Create
 from mongo.errors import Conflict, UnknownUser
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, ROOT, USER, Client, create, list_, settled
-from tests.faults import HEARTBEATS, failing
+from tests.faults import HEARTBEATS, failing, impatient
 from tests.processes import command
 from tests.servers import MailServer, Mongod
 from tests.waiting import eventually_async
@@ -147,7 +147,7 @@ async def test_those_who_cannot_be_notified_are_named_with_the_reason(
     assert "To go on" not in err
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_without_mongodb_it_stops_and_the_next_run_goes_on(
     settings: Settings, mongod: Mongod, database: DB, listed: Listed, capsys: pytest.CaptureFixture[str]
 ) -> None:

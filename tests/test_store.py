@@ -59,7 +59,7 @@ async def test_several_replicas_may_create_the_indexes_at_once(settings: Setting
             pass
 
     await asyncio.gather(*(open_and_close() for _ in range(8)))
-    assert database.users.index_information()["mail_due_1"]["sparse"]
+    assert database.users.index_information()["notifier.due_1"]["sparse"]
 
 
 @pytest.mark.parametrize("limit", [10, 100])

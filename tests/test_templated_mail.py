@@ -15,7 +15,7 @@ from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
-from tests.client import DB, TARGET, USER, create, settled, user
+from tests.client import DB, TARGET, USER, create, ours, settled, user
 from tests.fixtures import Start
 from tests.servers import MailServer
 from tests.templates import write
@@ -203,7 +203,7 @@ async def test_an_owed_email_holds_the_fields_of_its_request_and_no_more(setting
     async with open_store(settings) as store:
         await store.create(Create(USER, SPECIFIED["new_login"], TARGET, {}))
         await store.create(Create(USER, SPECIFIED["registration"]))
-    full, bare = user(database)["outbox"]
+    full, bare = ours(database)["outbox"]
     assert (full.pop("target_id"), full.pop("data")) == (TARGET, {})
     assert full.keys() == bare.keys() == {"id", "key", "at", "next_at", "tries", "token", "error", "dead"}
 

@@ -19,8 +19,8 @@ from api.unsubscribe import ASK, DONE, FAILED, INVALID, REQUIRED
 from mail.unsubscribe import NoSuchLink
 from mongo.errors import Unavailable
 from settings import Settings
-from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, USER, Client, problem, user
-from tests.faults import failing
+from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, USER, Client, ours, problem, user
+from tests.faults import failing, impatient
 from tests.fixtures import Start
 from tests.links import BROWSER, LINKED, link_path
 from tests.servers import Mongod
@@ -55,7 +55,7 @@ async def client(start: Start, database: DB) -> Client:
 
 def preferences(database: DB, user_id: str = USER) -> Any:
     """Return what the user's document says."""
-    return user(database, user_id).get("notification_preferences")
+    return ours(database, user_id).get("preferences")
 
 
 # --- what a request does ----------------------------------------------------------------------------
@@ -245,7 +245,7 @@ async def test_without_links_there_is_no_page(start: Start, linked: Settings) ->
         assert response.status == 404
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_without_mongodb_it_says_when_to_try_again(
     client: Client, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, 
 
 from settings import Settings
 from tests.browser import SCHEMES, assert_accessible
-from tests.client import DB, PROTECTED, USER, Client, user
+from tests.client import DB, PROTECTED, USER, Client, ours
 from tests.fixtures import Start
 from tests.links import LINKED, link_path
 
@@ -83,7 +83,7 @@ async def assert_heading(page: Page, text: str) -> None:
 
 
 def wanted(database: DB) -> object:
-    return user(database).get("notification_preferences")
+    return ours(database).get("preferences")
 
 
 async def test_a_user_unsubscribes_and_undoes_it_without_javascript(

@@ -75,7 +75,12 @@ async def settled(people: People) -> None:
     """Wait until no e-mail is owed."""
 
     def nothing_owed() -> None:
-        assert people.count_documents({"$or": [{"mail_due": {"$exists": True}}, {"outbox.0": {"$exists": True}}]}) == 0
+        assert (
+            people.count_documents(
+                {"$or": [{"notifier.due": {"$exists": True}}, {"notifier.outbox.0": {"$exists": True}}]}
+            )
+            == 0
+        )
 
     await eventually_async(nothing_owed)
 

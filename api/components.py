@@ -116,9 +116,12 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "success": {"const": True},
                 "created": COUNT | {"description": "Of `user_ids`: how many were notified by this request."},
                 "replayed": COUNT | {"description": "Of `user_ids`: how many were notified before."},
+                "not_owed": COUNT
+                | {"description": "Of `created`, if there are any: how many are owed no e-mail, as too many wait."},
             },
             "created",
             "replayed",
+            "not_owed",
         ),
         "Notification": _object(
             {

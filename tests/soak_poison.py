@@ -13,23 +13,27 @@ from bson import ObjectId, encode
 from pymongo import MongoClient
 
 from tests.servers import Drop, Script
+from tests.soak_load import POISON_PERIOD
 
 Document = Mapping[str, Any]
 PAST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 EMAIL: Final = {"id": "x", "key": "new_login", "token": "0" * 24, "at": PAST, "next_at": PAST, "tries": 0}
 ODD_DOCUMENTS: Final[Sequence[Document]] = [
-    {"mail_due": PAST},
-    {"mail_due": PAST, "outbox": None},
-    {"mail_due": PAST, "outbox": "next week"},
-    {"mail_due": PAST, "outbox": {"0": EMAIL}},
-    {"mail_due": PAST, "outbox": [None]},
-    {"mail_due": PAST, "outbox": [1, "x", [EMAIL]]},
-    {"mail_due": PAST, "outbox": [{"to": "ann@example.com", "sent": False}]},
-    *({"mail_due": PAST, "outbox": [EMAIL | {name: None}]} for name in EMAIL),
-    {"mail_due": "soon", "outbox": [EMAIL]},
-    {"mail_due": [PAST], "outbox": [EMAIL]},
+    {"notifier": None},
+    {"notifier": "next week"},
+    {"notifier": [{"due": PAST, "outbox": [EMAIL]}]},
+    {"notifier": {"due": PAST}},
+    {"notifier": {"due": PAST, "outbox": None}},
+    {"notifier": {"due": PAST, "outbox": "next week"}},
+    {"notifier": {"due": PAST, "outbox": {"0": EMAIL}}},
+    {"notifier": {"due": PAST, "outbox": [None]}},
+    {"notifier": {"due": PAST, "outbox": [1, "x", [EMAIL]]}},
+    {"notifier": {"due": PAST, "outbox": [{"to": "ann@example.com", "sent": False}]}},
+    *({"notifier": {"due": PAST, "outbox": [EMAIL | {name: None}]}} for name in EMAIL),
+    {"notifier": {"due": "soon", "outbox": [EMAIL]}},
+    {"notifier": {"due": [PAST], "outbox": [EMAIL]}},
 ]
-"""Documents whose outbox is not the service's, or damaged. Nothing of them may be sent or changed."""
+"""Documents in which `notifier` is not the service's, or its outbox is damaged. Nothing may be sent or changed."""
 ODD_COUNT: Final = 100
 """Odd documents in the collection: more than a worker looks at to claim some."""
 
@@ -75,10 +79,12 @@ def changed(before: Mapping[object, bytes], users: Sequence[Document]) -> int:
 
 
 def poison_addresses(user_ids: Sequence[str]) -> Mapping[str, str]:
-    """Return an address for each user: one in twenty makes the mail server behave oddly."""
+    """Return an address for each user: one in `POISON_PERIOD` makes the mail server behave oddly."""
     oddities = list(RECIPIENTS)
     return {
-        id_: f"{id_}@{oddities[n // 20 % len(oddities)]}.example" if n % 20 == 0 else f"{id_}@example.com"
+        id_: f"{id_}@{oddities[n // POISON_PERIOD % len(oddities)]}.example"
+        if n % POISON_PERIOD == 0
+        else f"{id_}@example.com"
         for n, id_ in enumerate(user_ids)
     }
 

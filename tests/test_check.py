@@ -266,11 +266,11 @@ async def test_without_mongodb_the_mail_server_is_checked_all_the_same(settings:
 
 async def test_an_index_that_is_not_ours_is_said(settings: Settings, database: DB) -> None:
     assert "not there yet" in (await check(settings))[1]["index"][1]
-    database.users.create_index("mail_due", unique=True, sparse=True)
+    database.users.create_index("notifier.due", unique=True, sparse=True)
     code, steps = await check(settings)
     assert (code, list(failures(steps))) == (1, ["index"])
     database.users.drop_indexes()
-    database.users.create_index("mail_due", sparse=True)
+    database.users.create_index("notifier.due", sparse=True)
     assert (await check(settings))[1]["index"] == ("ok", "notifier.due, sparse")
 
 

@@ -189,7 +189,7 @@ async def test_rights_that_are_taken_away_are_told_in_the_log(settings: Settings
 
 
 def test_a_conflicting_index_ends_the_start_with_one_sentence(settings: Settings, database: DB, tmp_path: Path) -> None:
-    database.users.create_index("mail_due", name="notifier.due_1", unique=True)
+    database.users.create_index("notifier.due", name="notifier.due_1", unique=True)
     done = run(cwd=tmp_path, DB_URI=settings.db_uri, EMAIL="a@b.example", SMTP_HOST="x")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "The service cannot start: MongoDB's error 86 IndexKeySpecsConflict."

@@ -34,7 +34,7 @@ async def proxied(mongod: Mongod) -> AsyncIterator[tuple[Proxy, str, str]]:
 
 async def nothing_is_owed(client: Client) -> None:
     """Wait until no e-mail is owed."""
-    users = client.app[STORE].users
+    users = client.app[STORE].users.collection
 
     async def is_settled() -> None:
         assert await users.count_documents({"notifier.due": {"$exists": True}}) == 0

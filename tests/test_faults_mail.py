@@ -82,7 +82,7 @@ async def test_i2_i3_a_fault_of_the_server_delays_an_email_and_never_kills_it(
 async def test_i2_an_email_in_a_document_with_hardly_any_room_is_delivered(
     client: Client, database: DB, mail: MailServer
 ) -> None:
-    profile = {"email": "ann@example.com", "blob": b"", "outbox": [], "recent": []}
+    profile = {"email": "ann@example.com", "blob": b"", "notifier": {"outbox": [], "recent": []}}
     database.users.insert_one({"_id": ObjectId(OTHER), **profile})
     before = len(encode(user(database, OTHER)))
     mail.script = scripted({"MAIL": ["451 wait"], "RCPT": ["451 " + "long " * 80]})

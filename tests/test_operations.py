@@ -88,6 +88,8 @@ async def test_an_answer_is_as_described(
     client = await start(**case.settings)
     for name, value in case.patches.items():
         monkeypatch.setattr(name, value)
+    if case.patience:
+        client.app[handlers.STORE].users.patience = case.patience
     await assert_described(case.operation, case.outcome, await case.ask(client))
 
 

@@ -125,7 +125,7 @@ async def test_a_mailbox_gets_the_headers_of_one_click_as_they_were_sent(
     response = await client.post(link.removeprefix(long["public_url"]), data={"List-Unsubscribe": "One-Click"})
     assert response.status == 200
     (user,) = database.users.find()
-    assert user["notification_preferences"] == {"order_shipped": {"email": False}}
+    assert user["notifier"]["preferences"] == {"order_shipped": {"email": False}}
 
 
 def parse(raw: bytes) -> EmailMessage:

@@ -152,7 +152,7 @@ async def test_a_user_without_a_document_can_opt_out(start: Start, client: Clien
     assert user(database) == {
         "_id": ObjectId(USER),
         "email": "new-user@example.com",
-        "notification_preferences": {"*": OFF},
+        "notifier": {"preferences": {"*": OFF}},
     }
     refusing = await start(unknown_users=UnknownUsers.REFUSE, **kinds)
     response = await refusing.post("/preferences", params={"user_id": OTHER}, json={"*": OFF})

@@ -137,7 +137,7 @@ async def test_a_field_of_the_teams_stays_and_suppresses_nothing(
     start: Start, database: DB, mail: MailServer, value: Any
 ) -> None:
     client = await start()
-    database.users.insert_one({"_id": ObjectId(USER), "email_suppression": value})
+    database.users.insert_one({"_id": ObjectId(USER), "notifier": {"suppression": value}})
     for _ in range(2):
         assert await bounce(client, database, mail) == 1
     assert ours(database)["suppression"] == value

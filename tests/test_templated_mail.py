@@ -213,7 +213,7 @@ async def test_an_email_owed_by_an_older_version_is_still_sent(
 ) -> None:
     async with open_store(settings) as store:
         await store.create(Create(USER, SPECIFIED["new_login"], TARGET, {"city": "Oslo"}))
-    database.users.update_one({}, {"$unset": {"outbox.0.data": 1, "outbox.0.target_id": 1}})
+    database.users.update_one({}, {"$unset": {"notifier.outbox.0.data": 1, "notifier.outbox.0.target_id": 1}})
     await start(templates_dir=write(tmp_path, {"new_login.txt": "In {{ data.city.name or 'a city' }}{{ target_id }}."}))
     await settled(database)
     assert part(received(mail), "plain") == "In a city.\n"

@@ -80,7 +80,7 @@ async def test_a_post_unsubscribes_whatever_its_body(client: Client, linked: Set
         )
         assert (response.status, response.content_type) == (200, "text/html")
     assert preferences(database) == {"order_shipped": OFF}
-    assert user(database).keys() == {"_id", "email", "notification_preferences"}
+    assert user(database).keys() == {"_id", "email", "notifier"}
 
 
 async def test_the_command_of_the_documentation_does_what_a_mail_program_does(

@@ -5,6 +5,7 @@ Create, list and read stand here; what else a request may ask for has a room eac
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,20 +13,20 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Final
 
-import pymongo
 from bson import ObjectId
 
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
-from mongo.connection import MAJORITY, Database, connected
+from mongo.connection import MAJORITY, Connection, connected
 from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.dead_mail import DeadMail
 from mongo.deletion import Deletions
 from mongo.document import (
     HAS_ROOM,
     IS_FINDABLE,
+    ONLY_OURS,
     RECENT_LIMIT,
     SIMPLE,
     JSONObject,
@@ -34,7 +35,6 @@ from mongo.document import (
     has,
     inbox,
     marked,
-    only_ours,
     optional_fields,
     remember,
 )
@@ -52,11 +52,13 @@ from mongo.errors import (
     persist,
 )
 from mongo.fan_out import FanOut
+from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
 from mongo.owed import new_element
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection
 from mongo.start import reach
+from mongo.statement import Write
 from mongo.suppression import Suppressions
 from mongo.users import Documents, Users
 from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, Writes
@@ -99,9 +101,10 @@ async def open_store(
 
     Only the server sets the expiry of dead letters: a command may run with other settings.
     """
-    async with connected(settings.db_uri, attempt_timeout=patience.attempt) as database:
-        store = Store(database, settings, patience)
-        await reach(store.clock, database, deadline)
+    async with connected(settings.db_uri, patience=patience) as connection:
+        store = Store(connection, settings, patience)
+        await reach(store.clock, connection.database, deadline)
+        store.users.calls.numbered = await keeps_numbers(connection.shared, patience)
         await store.users.create_index("notifier.due", sparse=True)
         await store.users.create_index("notifier.suppression.at", sparse=True)
         if serves:
@@ -113,13 +116,14 @@ async def open_store(
 class Store:
     """The users' documents."""
 
-    def __init__(self, database: Database, settings: Settings, patience: Patience = PATIENCE) -> None:
-        self.database = database
+    def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
+        self.database = database = connection.database
         self._profile = {settings.email_field: settings.email}
         self._creates_users = settings.unknown_users is UnknownUsers.CREATE
         self._limit, self._slack = settings.notifications_limit, settings.notifications_slack
         self.users = Users(
-            database[settings.users_collection],
+            connection,
+            settings.users_collection,
             Shape(settings.id_type, settings.email_field, settings.language_field),
             self._profile if self._creates_users else None,
             patience,
@@ -130,7 +134,7 @@ class Store:
         self.preferences = Preferences(self.users)
         self.suppressions = Suppressions(self.users)
         self.changes = Changes(self.users, self.clock, self._limit)
-        self._writes = Writes(self.users.collection, patience)
+        self._writes = Writes(self.users)
         self.deletions = Deletions(self.users, self._writes, self._limit, self._slack)
         self._fan_out = FanOut(self.users, self._writes, self._record)
         self._lists: Batcher[ListQuery, Page] = Batcher(
@@ -139,6 +143,7 @@ class Store:
             free_items=FREE_REQUESTS,
             batch_limit=BATCH_LIMIT,
             queue_limit=QUEUE_LIMIT,
+            patience=patience.operation,
             kind=_kind_of_list,
         )
 
@@ -170,7 +175,8 @@ class Store:
         key = new.idempotency_key or (None if new.kind.in_app and self._limit >= RECENT_LIMIT else id_)
         fingerprint = fingerprint or (new.fingerprint() if key else "")
         optional = optional_fields({"target_id": new.target_id, "data": new.data})
-        filter_, pushes = self.users.key(new.user_id), JSONObject()
+        filter_, guard, pushes = self.users.key(new.user_id), JSONObject(), JSONObject()
+        is_judged = filter_["_id"] in self.users.judged
         update: JSONObject = {"$setOnInsert": self._profile, "$push": pushes}
         if new.kind.in_app:
             notification: JSONObject = {
@@ -181,7 +187,8 @@ class Store:
                 "key": new.kind.name,
                 **optional,
             }
-            filter_ |= {"notifier.deleted": {"$ne": id_}, **only_ours(id_)}
+            filter_ |= {} if is_judged else ONLY_OURS
+            guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
             pushes["notifications"] = append(notification, self._limit, self._slack)
         if new.kind.email:
             filter_ |= HAS_ROOM | IS_FINDABLE
@@ -190,7 +197,8 @@ class Store:
         if key:
             filter_["notifier.recent.k"] = {"$ne": key}
             pushes["notifier.recent"] = remember(key, fingerprint, id_)
-        return Creation(new.user_id, id_, key, fingerprint, filter_, update, self._creates_users)
+        write = Write(filter_, update, upsert=self._creates_users, guard=guard, numbered=True)
+        return Creation(new.user_id, id_, key, fingerprint, write)
 
     async def _record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
         """Write until the outcome is known, in calls of its own if `alone`. Raises as `create`."""
@@ -204,10 +212,10 @@ class Store:
 
     async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
         async def attempt(n: int) -> Recorded:
-            is_done = await self._writes.find_one_and_update(
-                creation.filter, creation.update, upsert=creation.upsert, attempt=n + alone
-            )
-            return Recorded.CREATED if is_done else await self._explain(creation)
+            if await self._writes.find_one_and_update(creation.write, attempt=n + alone):
+                creation.mark_judged(self.users.judged)
+                return Recorded.CREATED
+            return await self._explain(creation)
 
         try:
             return await self.users.persist_for(creation.user_id, attempt, deadline)
@@ -221,7 +229,7 @@ class Store:
         key = self.users.key(creation.user_id)
         if user := await self.users.find_one(key, EXPLAINING, majority=True):
             return creation.explain(user)
-        if not creation.upsert:
+        if not creation.write.upsert:
             raise UnknownUser
         majority = self.users.collection.with_options(read_concern=MAJORITY)
         if await majority.find_one(key, {"_id": 1}):  # as the collection's default collation compares
@@ -239,15 +247,14 @@ class Store:
 
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
         """Fetch pages that differ only in their users and limits, with one query."""
-        users = self.users.collection
         ids = {self.users.key(query.user_id)["_id"] for query in queries}
         projection = _page(max(queries, key=attrgetter("limit")), self._limit)
         if len(ids) == 1:
-            user = await users.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
+            user = await self.users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
             found = [user] if user else []
         else:
-            with pymongo.timeout(self.users.patience.shared_call):
-                found = await users.find({"_id": {"$in": list(ids)}}, projection, collation=SIMPLE).to_list(None)
+            async with asyncio.timeout(self.users.patience.shared_call):
+                found = await self.users.shared.find({"_id": {"$in": [*ids]}}, projection, collation=SIMPLE).to_list()
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
@@ -261,15 +268,9 @@ class Store:
         if self._slack and selection.field == "id" and selection.value:  # what the inbox does not show does not exist
             filter_["$expr"] = has(self._limit, selection.value)
 
-        async def attempt(n: int) -> bool:
-            return await self._writes.update_one(
-                filter_,
-                {"$set": {"notifications.$[chosen].is_new": is_new}},
-                array_filters=[{f"chosen.{name}": value for name, value in matching.items()}],
-                attempt=n,
-            )
-
-        if await self.users.persist(attempt):
+        chosen = [{f"chosen.{name}": value for name, value in matching.items()}]
+        mark = Write(filter_, {"$set": {"notifications.$[chosen].is_new": is_new}}, array_filters=chosen)
+        if await self.users.persist(lambda n: self._writes.update_one(mark, attempt=n)):
             return True
         await self.users.must_admit(selection.user_id, ["notifications"])
         return False

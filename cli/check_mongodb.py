@@ -28,9 +28,9 @@ AFTER: Final = ("rights", "index", "streams", "dead_mail")
 async def check_mongodb(settings: Settings) -> Sequence[Result]:
     """Return the result of each step."""
     try:
-        async with connected(with_database(settings).db_uri) as database:
-            store = Store(database, settings)
-            await reach(store.clock, database, DEADLINE)
+        async with connected(with_database(settings).db_uri) as connection:
+            store = Store(connection, settings)
+            await reach(store.clock, connection.database, DEADLINE)
             return [await _version(store), *[await _step(name, store, settings) for name in AFTER]]
     except (NoDatabase, StoreError) as exc:
         return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in AFTER)]

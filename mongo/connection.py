@@ -6,7 +6,8 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 # Motor reads this when it is imported. It starts threads only as it needs them, by default up to 5 a core, and each
@@ -15,15 +16,20 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
 
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ReadPreference, WriteConcern, uri_parser
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern, uri_parser
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
-from mongo.errors import PATIENCE, unavailable
+from mongo.errors import PATIENCE, Patience, unavailable
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
 Database = AsyncIOMotorDatabase[dict[str, Any]]
+SharedClient = AsyncMongoClient[dict[str, Any]]
+SharedDatabase = AsyncDatabase[dict[str, Any]]
+SharedCollection = AsyncCollection[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"
 """The database when the connection string names none."""
@@ -73,26 +79,46 @@ def uri_fault(uri: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The database by both of PyMongo's asyncio interfaces.
+
+    `database` is Motor's, for what one request does alone. `shared` is for calls that several requests share and for
+    the change stream, which would cost Motor a switch of threads each.
+    """
+
+    database: Database
+    shared: SharedDatabase
+
+
 @asynccontextmanager
-async def connected(uri: str, *, attempt_timeout: float = PATIENCE.attempt) -> AsyncIterator[Database]:
+async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
     """Return the database that a connection string names, and close the connection at the end.
 
     Raises `Unavailable` when DNS does not tell the hosts of a mongodb+srv:// string. The connection itself is made
     by the first operation.
     """
-    timeout_ms = round(attempt_timeout * 1000)
+    attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
     try:
-        client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=timeout_ms, serverSelectionTimeoutMS=timeout_ms)
+        client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=attempt, serverSelectionTimeoutMS=attempt)
+        shared: SharedClient = AsyncMongoClient(uri, **OPTIONS, timeoutMS=None, serverSelectionTimeoutMS=selection)
     except INVALID as exc:
         raise unavailable(exc) from exc
+    # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
+    concerns: Mapping[str, Any] = {
+        "write_concern": WriteConcern(w="majority", j=True),
+        "read_preference": ReadPreference.PRIMARY,
+        "read_concern": ReadConcern("local"),
+    }
     try:
-        yield client.get_default_database(DEFAULT_DATABASE).with_options(
-            # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
-            write_concern=WriteConcern(w="majority", j=True),
-            read_preference=ReadPreference.PRIMARY,
-            read_concern=ReadConcern("local"),
+        yield Connection(
+            client.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
+            shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
         )
     finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await shared.close()
         await asyncio.to_thread(_close, client)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mongo.document import HAS_ROOM, IS_FINDABLE, OUTBOX, OUTBOX_LIMIT, JSONObject, elements
 from mongo.errors import Changed, KeyReused, OutboxFull
+from mongo.judged import Judged
+from mongo.statement import Write
 from mongo.users import REFUSING, judge
-from mongo.writes import Write
 
 EXPLAINING: Final = {
     "ids": "$notifications.id",
@@ -37,31 +38,33 @@ class Recorded(enum.Enum):
 class Creation:
     """One atomic write that records a notification, an e-mail owed, or both.
 
-    An attempt may take effect although its reply was lost, and even after the next attempt: a server goes on with what
-    a broken connection sent. So every attempt has the condition that neither `id` nor `key` is there.
+    Its repetition must not record it twice: `write` has a number, or the guard that neither `id` nor `key` is there.
     """
 
     user_id: str
     id: str
     key: str | None
     fingerprint: str
-    filter: JSONObject
-    update: JSONObject
-    upsert: bool
+    write: Write
 
     @property
-    def write(self) -> Write:
-        """The write, for a call that it shares with others."""
-        return Write(self.filter, self.update, upsert=self.upsert)
+    def update(self) -> JSONObject:
+        """The update of the write, which is no pipeline."""
+        return cast("JSONObject", self.write.update)
+
+    def mark_judged(self, judged: Judged) -> None:
+        """Remember that the document has passed the condition on `notifications`, if the write had it."""
+        if "notifications" in self.update["$push"]:
+            judged.add(self.write.filter["_id"])
 
     def without_email(self) -> Creation | None:
         """Return the same creation, with its id and key, without the e-mail; `None` if nothing is left."""
         pushes = {name: push for name, push in self.update["$push"].items() if name != "notifier.outbox"}
         if "notifications" not in pushes:
             return None
-        conditions = {name: value for name, value in self.filter.items() if name not in HAS_ROOM | IS_FINDABLE}
+        conditions = {name: value for name, value in self.write.filter.items() if name not in HAS_ROOM | IS_FINDABLE}
         update = {"$setOnInsert": self.update["$setOnInsert"], "$push": pushes}
-        return replace(self, filter=conditions, update=update)
+        return replace(self, write=replace(self.write, filter=conditions, update=update))
 
     def trim(self, limit: int) -> bool:
         """Let the write trim the inbox to its limit; return whether it would not have done so anyway."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mongo.document import OURS, RECENT_LIMIT, JSONObject, has, inbox
 from mongo.requests import Selection
+from mongo.statement import Write
 from mongo.users import Users
 from mongo.writes import Writes
 
@@ -36,10 +37,10 @@ class Deletions:
         filter_ = self._users.key(selection.user_id) | OURS | {"notifications": {"$elemMatch": {"id": {"$in": ids}}}}
         if self._slack and selection.field == "id" and selection.value:  # what the inbox does not show does not exist
             filter_["$expr"] = has(self._limit, selection.value)
-        change: list[JSONObject] = [{"$set": {"notifier.deleted": remembered, "notifications": kept}}]
+        deletion = Write(filter_, [{"$set": {"notifier.deleted": remembered, "notifications": kept}}])
 
         async def attempt(n: int) -> bool:
-            return await self._writes.update_one(filter_, change, attempt=n)
+            return await self._writes.update_one(deletion, attempt=n)
 
         is_deleted: bool = await self._users.persist(attempt) if ids else False
         if is_deleted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mongo.document import OURS, OUTBOX, SIMPLE, WRITTEN, JSONObject, only_ours
+from mongo.document import ONLY_OURS, OURS, OUTBOX, SIMPLE, WRITTEN, JSONObject
 from mongo.errors import Changed, EmailUnderWay
 from mongo.owed import IS_EMAIL, NO_TOKEN
 from mongo.users import Users
@@ -27,7 +27,7 @@ async def erase(users: Users, user_id: str) -> None:
     Raises `EmailUnderWay`, `Conflict` or `Unavailable`.
     """
     key = users.key(user_id)
-    erasable = {**key, **OURS, **IS_ARRAY, **only_ours(), **NONE_LEASED}
+    erasable = {**key, **OURS, **IS_ARRAY, **ONLY_OURS, **NONE_LEASED}
 
     async def attempt(_: int) -> None:
         if (await users.collection.update_one(erasable, WITHOUT_OURS, collation=SIMPLE)).matched_count:

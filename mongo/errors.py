@@ -140,16 +140,18 @@ async def persist(
     """
     cause: Exception | None = None
     limit = patience.operation if deadline is None else deadline
+    n, ends = -1, asyncio.get_running_loop().time() + limit
     try:
-        async with asyncio.timeout(limit):
-            n = -1
-            while True:
-                n += 1
+        while True:
+            n += 1
+            # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
+            # a timer for each request would cost as much as its log line.
+            async with nullcontext() if n == 0 and deadline is None else asyncio.timeout_at(ends):
                 try:
                     # The driver must give up first, as it knows why. Else its own timeout is short enough.
                     with nullcontext() if deadline is None else pymongo.timeout(0.8 * limit):
                         return await attempt(n)
-                except Changed as exc:
+                except (Changed, TimeoutError) as exc:
                     cause = exc
                 except PyMongoError as exc:
                     if not means_unavailable(exc):

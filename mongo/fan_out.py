@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from itertools import islice
 from typing import Final, Protocol
 
-import pymongo
 from pymongo.errors import PyMongoError
 
 from mongo.codes import NO_ANSWER
@@ -88,17 +87,19 @@ class FanOut:
         outcomes: dict[str, Outcome] = {}
         if not batch or timeout <= 0:
             return outcomes
-        with (
-            suppress(PyMongoError, Unavailable),
-            pymongo.timeout(timeout),
-        ):
-            written = await self._writes.together([creation.write for creation in batch])
-            outcomes |= {c.id: Recorded.CREATED for c, found in zip(batch, written, strict=True) if found is True}
+        # Whatever stays unclear has the condition on its key, so it is safe to do it alone.
+        with suppress(PyMongoError, TimeoutError, Unavailable):
+            async with asyncio.timeout(timeout):
+                written = await self._writes.together([creation.write for creation in batch])
+            for creation, found in zip(batch, written, strict=True):
+                if found is True:
+                    outcomes[creation.id] = Recorded.CREATED
+                    creation.mark_judged(self._users.judged)
             unclear = [creation for creation in batch if creation.id not in outcomes]
             users = await self._find(unclear)
             for creation in unclear:
                 try:
-                    outcome = creation.outcome(users.get(creation.filter["_id"], {}))
+                    outcome = creation.outcome(users.get(creation.write.filter["_id"], {}))
                 except KeyReused as exc:
                     outcomes[creation.id] = exc
                 else:
@@ -126,6 +127,6 @@ class FanOut:
         """Return by `_id` what explains failed conditions. What only a deposed primary has seen does not count."""
         if not creations:
             return {}
-        condition = {"_id": {"$in": [creation.filter["_id"] for creation in creations]}}
+        condition = {"_id": {"$in": [creation.write.filter["_id"] for creation in creations]}}
         found = await self._users.find(condition, EXPLAINING, majority=True, deadline=self._users.patience.shared_call)
         return {user["_id"]: user for user in found}

@@ -19,6 +19,7 @@ from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError
 from mongo.owed import IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
 from mongo.preferences import wants_email
 from mongo.refused import Refused
+from mongo.statement import Write
 from mongo.suppression import Bounce, suppress
 from mongo.users import Users
 from mongo.writes import Writes
@@ -38,7 +39,7 @@ class Outbox:
     def __init__(self, users: Users) -> None:
         self.users = users
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
-        self._settlements = Writes(users.collection, users.patience, free_requests=1)
+        self._settlements = Writes(users, free_requests=1)
         self._refused = Refused()
 
     async def backlog(self) -> tuple[int, float]:
@@ -122,9 +123,9 @@ class Outbox:
     async def _settle(self, email: OwedEmail, change: JSONObject | None, bounce: Bounce | None = None) -> bool:
         """Change or remove an e-mail whose lease is held. If the document is full, error and bounce are left out."""
         chosen = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
-        settled = [*_rewrite(chosen, change), *([suppress(bounce)] if bounce else ())]
+        settlement = Write(_held(email), [*_rewrite(chosen, change), *([suppress(bounce)] if bounce else ())])
         try:
-            return await self.users.persist(lambda n: self._settlements.update_one(_held(email), settled, attempt=n))
+            return await self.users.persist(lambda n: self._settlements.update_one(settlement, attempt=n))
         except TooLarge:
             if change is None or change["error"] is None:
                 raise

@@ -8,10 +8,12 @@ from typing import Any, Final, TypeVar
 from pymongo import ReturnDocument
 
 from config.ids import named
-from mongo import connection
-from mongo.connection import MAJORITY
+from mongo.connection import MAJORITY, Connection
+from mongo.connection import Collection as MotorCollection
 from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, Shape
 from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
+from mongo.judged import Judged
+from mongo.lanes import Calls
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ class Documents:
     Operations raise a `StoreError`; `Unavailable` after `deadline` seconds, by default those of `patience`.
     """
 
-    def __init__(self, collection: connection.Collection, patience: Patience = PATIENCE) -> None:
+    def __init__(self, collection: MotorCollection, patience: Patience = PATIENCE) -> None:
         self.collection = collection
         self.patience = patience
 
@@ -101,12 +103,16 @@ class Users(Documents):
 
     def __init__(
         self,
-        collection: connection.Collection,
+        connection: Connection,
+        name: str,
         shape: Shape,
         profile: Mapping[str, str] | None = None,
         patience: Patience = PATIENCE,
     ) -> None:
-        super().__init__(collection, patience)
+        super().__init__(connection.database[name], patience)
+        self.shared = connection.shared[name]
+        self.calls = Calls(self.shared, patience)
+        self.judged = Judged()
         self.shape = shape
         self.profile = profile
 

@@ -24,6 +24,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo.connection import Client, connected
+from mongo.errors import Patience
 from ops.mailbox import MAILBOX
 from settings import Security, Settings
 
@@ -40,8 +41,8 @@ STOP_TIMEOUT: Final = 15.0
 """Seconds that MongoDB is given to close its files."""
 IN_USE_TIMEOUT: Final = 8.0
 """Seconds to wait for files in use: an orphaned MongoDB closes them within that time."""
-PROBE_TIMEOUT: Final = 1.0
-"""Timeout, in seconds, of one question to a MongoDB that is starting."""
+PROBING: Final = Patience(attempt=1.0)
+"""For one question to a MongoDB that is starting."""
 
 TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill $$) & exec 3<&-; exec "$@" </dev/null'
 """The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
@@ -174,8 +175,8 @@ def _why_mongod_failed(code: int | None) -> str:
 async def _becomes_primary(process: Process, port: int) -> bool:
     """Wait until it takes writes as the only member of its replica set; return `False` if it ended instead."""
     address = f"127.0.0.1:{port}"
-    async with connected(_uri(port), attempt_timeout=PROBE_TIMEOUT) as database:
-        client = database.client
+    async with connected(_uri(port), patience=PROBING) as connection:
+        client = connection.database.client
         while process.returncode is None:
             try:
                 hello = await client.admin.command("hello")

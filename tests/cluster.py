@@ -22,6 +22,7 @@ from pymongo.monitoring import (
 
 import mongo.connection
 from config.checks import DEAD_MAIL
+from mongo.lanes import PROBE
 
 BROKEN: Final = "breaks a rule of sharded clusters"
 """What a line of the program says."""
@@ -57,7 +58,7 @@ def fault_of(name: str, command: Mapping[str, Any]) -> str | None:
     """Return which rule a command breaks."""
     if "startTransaction" in command:
         return "a transaction"
-    if command.get(name) == DEAD_MAIL and name != "findAndModify":
+    if command.get(name) in (DEAD_MAIL, PROBE) and name != "findAndModify":
         return None
     judge = JUDGES.get(name)
     return judge(command) if judge else "not a command of the service"

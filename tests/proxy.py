@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -18,14 +18,27 @@ class Proxy:
         self._target = target
         self._needle: bytes | None = None
         self._fault = ""
+        self._held: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes] | None = None
+        self.rewrite: Callable[[bytes], bytes] = lambda message: message
+        """Changes each request on its way."""
 
     def break_next(self, command: str, fault: str) -> None:
         """Break the next exchange of this command.
 
         "before" cuts the connection instead of forwarding the command. "after" forwards it, and cuts the connection
-        instead of the reply. "swallow" forwards it, keeps the connection open and never sends the reply.
+        instead of the reply. "swallow" forwards it, keeps the connection open and never sends the reply. "hold" cuts
+        the connection, and keeps the command until `deliver`.
         """
         self._needle, self._fault = command.encode() + b"\0", fault
+
+    async def deliver(self) -> bytes:
+        """Send on what was held, and return MongoDB's reply, which nobody else gets."""
+        assert self._held
+        reader, writer, message = self._held
+        writer.write(message)
+        reply = await _read_message(reader)
+        writer.transport.abort()
+        return reply
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
@@ -49,7 +62,8 @@ class Proxy:
             try:
                 await self._exchange(reader, writer, up_reader, up_writer)
             finally:
-                up_writer.transport.abort()
+                if not self._held or self._held[1] is not up_writer:
+                    up_writer.transport.abort()
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -67,7 +81,7 @@ class Proxy:
         replies = asyncio.create_task(self._forward(up_reader, writer))
         try:
             while True:
-                message = await _read_message(reader)
+                message = self.rewrite(await _read_message(reader))
                 if self._needle and self._needle in message:
                     self._needle = None
                     self.faults += 1
@@ -75,6 +89,9 @@ class Proxy:
                         return
                     replies.cancel()
                     await asyncio.wait({replies})
+                    if self._fault == "hold":
+                        self._held = up_reader, up_writer, message
+                        return
                     up_writer.write(message)
                     await _read_message(up_reader)
                     if self._fault == "after":

@@ -101,21 +101,26 @@ def _elements(draw: st.DrawFn, field: str) -> Any:
     return array
 
 
-OURS: Final = st.fixed_dictionaries(
-    {},
-    optional={
-        "outbox": st.one_of(VALUES, _elements("outbox")),
-        "due": st.one_of(VALUES, st.just(PAST)),
-        "recent": st.one_of(VALUES, _elements("recent")),
-        "deleted": st.one_of(VALUES, st.lists(SCALARS, max_size=3)),
-        "preferences": st.one_of(VALUES, st.dictionaries(st.sampled_from(["*", "new_login"]), VALUES, max_size=2)),
-        "suppression": VALUES,
-        "of another version": VALUES,
-    },
-)
+PARTS: Final = {
+    "outbox": st.one_of(VALUES, _elements("outbox")),
+    "due": st.one_of(VALUES, st.just(PAST)),
+    "recent": st.one_of(VALUES, _elements("recent")),
+    "deleted": st.one_of(VALUES, st.lists(SCALARS, max_size=3)),
+    "preferences": st.one_of(VALUES, st.dictionaries(st.sampled_from(["*", "new_login"]), VALUES, max_size=2)),
+    "suppression": VALUES,
+    "of another version": VALUES,
+}
+
+
+@st.composite
+def _ours(draw: st.DrawFn) -> Any:
+    """Draw an object as the service writes it, each part with any value."""
+    return draw(st.fixed_dictionaries({}, optional=PARTS))
+
+
 FIELDS: Final = {
     "notifications": st.one_of(VALUES, _elements("notifications")),
-    "notifier": st.one_of(OURS, OURS, VALUES, st.lists(OURS, max_size=2)),
+    "notifier": st.one_of(_ours(), _ours(), VALUES, st.lists(_ours(), max_size=2)),
     "email": st.one_of(VALUES, st.lists(SCALARS, max_size=2), st.just("user@example.com")),
 }
 DOCUMENTS: Final = st.fixed_dictionaries({}, optional=FIELDS).filter(bool)

@@ -269,7 +269,7 @@ class Store:
                 attempt=n,
             )
 
-        if await self.users.persist(attempt):
+        if await self.users.persist_for(selection.user_id, attempt):
             return True
         await self.users.must_admit(selection.user_id, ["notifications"])
         return False

@@ -270,7 +270,7 @@ class Store:
 
         chosen = [{f"chosen.{name}": value for name, value in matching.items()}]
         mark = Write(filter_, {"$set": {"notifications.$[chosen].is_new": is_new}}, array_filters=chosen)
-        if await self.users.persist(lambda n: self._writes.update_one(mark, attempt=n)):
+        if await self.users.persist_for(selection.user_id, lambda n: self._writes.update_one(mark, attempt=n)):
             return True
         await self.users.must_admit(selection.user_id, ["notifications"])
         return False

@@ -111,9 +111,9 @@ btree_key_generator.cpp of MongoDB 6.0)."""
 TOO_LARGE: Final = frozenset({10334, 17419, 17420})
 """BSONObjectTooLarge, and the codes of an update that would make such a document."""
 DUPLICATE_KEY: Final = 11000
-WRONG_TYPE: Final = frozenset({2, 14, 28, 16837})
-"""BadValue (such as a push to what is no array), TypeMismatch, PathNotViable, and an update operator that met a value
-which it cannot change."""
+WRONG_TYPE: Final = frozenset({2, 14, 28, 16837, 40400})
+"""BadValue (such as a push to what is no array), TypeMismatch, PathNotViable, an update operator that met a value
+which it cannot change, and `$mergeObjects` with what is no object."""
 CONFLICTS: Final[Mapping[int, str]] = {
     DUPLICATE_KEY: "a unique index",
     121: "a validator of the collection",  # DocumentValidationFailure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mongo.document import OURS, RECENT_LIMIT, JSONObject, has, inbox
+from mongo.document import ONLY_OURS, OURS, RECENT_LIMIT, JSONObject, has, inbox
 from mongo.requests import Selection
 from mongo.statement import Write
 from mongo.users import Users
@@ -34,7 +34,8 @@ class Deletions:
         chosen = {"$map": {"input": {"$filter": {"input": newest, "cond": is_chosen}}, "in": "$$this.id"}}
         remembered = {"$slice": [{"$concatArrays": [DELETED, chosen]}, -max(self._limit, RECENT_LIMIT)]}
         kept = {"$filter": {"input": newest, "cond": {"$not": [is_chosen]}}}
-        filter_ = self._users.key(selection.user_id) | OURS | {"notifications": {"$elemMatch": {"id": {"$in": ids}}}}
+        filter_ = self._users.key(selection.user_id) | OURS | ONLY_OURS
+        filter_ |= {"notifications": {"$elemMatch": {"id": {"$in": ids}}}}
         if self._slack and selection.field == "id" and selection.value:  # what the inbox does not show does not exist
             filter_["$expr"] = has(self._limit, selection.value)
         deletion = Write(filter_, [{"$set": {"notifier.deleted": remembered, "notifications": kept}}])

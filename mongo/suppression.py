@@ -49,7 +49,7 @@ class Bounce:
 def suppress(bounce: Bounce) -> JSONObject:
     """Return the stage of an update that suppresses an address."""
     suppression = {"address": {"$literal": bounce.address}, "code": {"$literal": bounce.code}, "at": "$$NOW"}
-    return {"$set": {FIELD: suppression}}
+    return {"$set": {FIELD: {"$mergeObjects": [suppression]}}}  # a plain object would go into each element of an array
 
 
 class Suppressions:

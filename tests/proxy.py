@@ -21,15 +21,16 @@ class Proxy:
         self._held: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes] | None = None
         self.rewrite: Callable[[bytes], bytes] = lambda message: message
         """Changes each request on its way."""
+        self._skip = 0
 
-    def break_next(self, command: str, fault: str) -> None:
-        """Break the next exchange of this command.
+    def break_next(self, command: str, fault: str, skip: int = 0) -> None:
+        """Break the next exchange of this command, or the one after `skip` others.
 
         "before" cuts the connection instead of forwarding the command. "after" forwards it, and cuts the connection
         instead of the reply. "swallow" forwards it, keeps the connection open and never sends the reply. "hold" cuts
         the connection, and keeps the command until `deliver`.
         """
-        self._needle, self._fault = command.encode() + b"\0", fault
+        self._needle, self._fault, self._skip = command.encode() + b"\0", fault, skip
 
     async def deliver(self) -> bytes:
         """Send on what was held, and return MongoDB's reply, which nobody else gets."""
@@ -82,7 +83,7 @@ class Proxy:
         try:
             while True:
                 message = self.rewrite(await _read_message(reader))
-                if self._needle and self._needle in message:
+                if self._is_broken(message):
                     self._needle = None
                     self.faults += 1
                     if self._fault == "before":
@@ -101,6 +102,12 @@ class Proxy:
                 up_writer.write(message)
         finally:
             replies.cancel()
+
+    def _is_broken(self, message: bytes) -> bool:
+        if not self._needle or self._needle not in message:
+            return False
+        self._skip -= 1
+        return self._skip < 0
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -231,7 +231,7 @@ QUIET = [
     {"series": 'notifier_emails_total{outcome="dead",reason="permanent"}', "values": "0+0.1x120"},
     {"series": 'notifier_emails_total{outcome="retried",reason="unclear"}', "values": "0+0.05x120"},
     {"series": "notifier_dead_letters", "values": "50x120"},
-    {"series": "notifier_foreign_documents", "values": "0x120"},
+    {"series": "notifier_emails_not_owed_total", "values": "5x120"},
     {"series": f'{REQUESTS}"201"}}', "values": "0+1000x120"},
     {"series": f'{REQUESTS}"503"}}', "values": "0+1x120"},
 ]
@@ -254,7 +254,7 @@ FIRING = {
         {"series": f'{REQUESTS}"503"}}', "values": "0+1x120"},
     ],
     "NotifierEventLoopLags": [{"series": 'notifier_event_loop_lag_seconds{instance="a"}', "values": "0.5x120"}],
-    "NotifierForeignDocuments": [{"series": "notifier_foreign_documents", "values": "1x120"}],
+    "NotifierEmailsNotOwed": [{"series": "notifier_emails_not_owed_total", "values": "0+1x120"}],
 }
 """What happens when each alert fires, and no other."""
 

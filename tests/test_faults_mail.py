@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from bson import ObjectId, encode
 
+from mongo.document import OUTBOX_LIMIT
 from mongo.owed import OwedEmail
 from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
-from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, problem, settled, user
+from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, settled, user
 from tests.faults import scripted
 from tests.fixtures import Start
 from tests.processes import running_service
@@ -168,21 +169,24 @@ async def test_i2_a_worker_that_dies_after_writing_a_dead_letter_leaves_one(
 # --- I8: the outbox is limited without silent loss -----------------------------------------------
 
 
-async def test_i8_the_21st_email_owed_is_503_and_the_other_20_arrive(
+async def test_i8_a_dead_mail_server_costs_no_notification_and_100_emails_are_owed_at_most(
     start: Start, database: DB, server_tls: ssl.SSLContext
 ) -> None:
     port = free_port()
-    client = await start(smtp_port=port)
-    body = {"user_id": USER, "key": "new_login"}
-    responses = await asyncio.gather(*(client.post("/create", json=body) for _ in range(30)))
-    assert Counter(response.status for response in responses) == {201: 20, 503: 10}
-    for response in responses:
-        if response.status == 503:
-            assert "Retry-After" in response.headers
-            assert "e-mails" in (await problem(response))["detail"]
-    assert (await list_(client))["elements"] == 20
-    await create(client, key="new_message")
+    client = await start(smtp_port=port, notifications_limit=1000)
+    bodies = [{"user_id": USER, "key": key} for key in ("new_login", "registration") for _ in range(80)]
+    responses = await asyncio.gather(*(client.post("/create", json=body) for body in bodies))
+    logins, registrations = responses[:80], responses[80:]
+    assert Counter(response.status for response in logins) == {201: 80}
+    said = Counter(response.headers.get("X-Email") for response in logins)
+    answers = Counter((response.status, response.headers.get("Retry-After")) for response in registrations)
+    assert said.keys() <= {None, "not-owed"}
+    assert answers.keys() <= {(201, None), (503, "60")}
+    assert said[None] + answers[201, None] == OUTBOX_LIMIT == len(owed(database))
+    assert (await list_(client))["elements"] == 80
+    told = [response.headers["X-Notification-ID"] for response in logins if "X-Email" not in response.headers]
     async with smtp_server(server_tls, port=port) as mail:
-        await settled(database)
-        assert len(set(mail.ids)) == len(mail.ids) == 20
+        await settled(database, 60)
+        assert len(set(mail.ids)) == len(mail.ids) == OUTBOX_LIMIT
+        assert set(told) <= set(mail.ids)
     await create(client, key="new_login")

@@ -14,7 +14,7 @@ from bson.raw_bson import RawBSONDocument
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import Patience
 from settings import Settings
-from tests.client import DB, Client, create, owing, read, settled, user
+from tests.client import DB, Client, create, ours, owing, read, settled, user
 from tests.faults import HEARTBEATS, failing, far_from_due, impatient
 from tests.fixtures import Start
 from tests.servers import Mongod
@@ -35,13 +35,13 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
     client: Client, database: DB, mongod: Mongod
 ) -> None:
     """Every outcome that a create can have, among many creates that succeed."""
-    full_document, not_an_array, full_outbox, replayed = (f"{n:024x}" for n in range(100, 104))
+    full_document, not_an_array, full_outbox, kept, replayed = (f"{n:024x}" for n in range(100, 105))
     emails = [far_from_due(n) for n in range(OUTBOX_LIMIT)]
     database.users.insert_one({"_id": ObjectId(full_document), "blob": b"x" * (16 * 1024 * 1024 - 1000)})
     database.users.insert_many(
         [
             {"_id": ObjectId(not_an_array), "notifications": "not ours"},
-            {"_id": ObjectId(full_outbox), **owing(*emails)},
+            *({"_id": ObjectId(user_id), **owing(*emails)} for user_id in (full_outbox, kept)),
         ]
     )
     once, changed = ({"user_id": replayed, "key": "new_post", "data": {"x": n}} for n in range(2))
@@ -51,7 +51,8 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
     requests = [
         ({"user_id": full_document, "key": "new_post", "data": {"a": "x" * 2000}}, {}, 413),
         ({"user_id": not_an_array, "key": "new_post"}, {}, 409),
-        ({"user_id": full_outbox, "key": "new_login"}, {}, 503),
+        ({"user_id": full_outbox, "key": "registration"}, {}, 503),
+        ({"user_id": kept, "key": "new_login"}, {}, 201),
         (once, key, 201),
         (changed, key, 422),
         *((body, {}, 201) for body in plain),
@@ -66,7 +67,8 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
         assert [item["data"] for item in user(database, str(body["user_id"]))["notifications"]] == [body["data"]] * 6
     assert len(user(database, replayed)["notifications"]) == 1
     assert "notifications" not in user(database, full_outbox) | user(database, full_document)
-    database.users.delete_one({"_id": ObjectId(full_outbox)})
+    assert (len(user(database, kept)["notifications"]), len(ours(database, kept)["outbox"])) == (6, OUTBOX_LIMIT)
+    database.users.delete_many({"_id": {"$in": [ObjectId(full_outbox), ObjectId(kept)]}})
     await settled(database)
 
 

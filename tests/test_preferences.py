@@ -168,19 +168,30 @@ async def test_a_token_opens_ones_own_preferences_only(start: Start, kinds: Any)
         assert (await client.post("/preferences", params=params, headers=headers, json={"*": OFF})).status == status
 
 
-@pytest.mark.parametrize(
-    "value", ["off", [], {"digest": True}, {"digest": {"email": 1}}, {"push": {"sms": 1}}], ids=repr
-)
-async def test_a_field_of_the_teams_is_409_stays_and_mutes_nothing(
+@pytest.mark.parametrize("value", ["off", [], ["off"], False, 5], ids=repr)
+async def test_preferences_of_another_type_are_409_stay_and_mute_nothing(
     client: Client, database: DB, mail: MailServer, value: Any
 ) -> None:
-    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notification_preferences": value})
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notifier": {"preferences": value}})
     response = await client.post("/preferences", params={"user_id": USER}, json={"*": OFF})
     assert response.status == 409
     await create(client, key="digest")
     await settled(database)
     assert len(mail.received) == 1
     assert ours(database)["preferences"] == value
+
+
+@pytest.mark.parametrize("value", [{"digest": True}, {"digest": {"email": 1}}, {"push": {"sms": 1}}], ids=repr)
+async def test_entries_of_another_form_mute_nothing_and_go_with_the_next_change(
+    client: Client, database: DB, mail: MailServer, value: Any
+) -> None:
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notifier": {"preferences": value}})
+    await create(client, key="digest")
+    await settled(database)
+    assert len(mail.received) == 1
+    assert ours(database)["preferences"] == value
+    assert await change(client, {"invoice": OFF}) == state(invoice=False)
+    assert ours(database)["preferences"] == {"invoice": OFF}
 
 
 def test_what_somebody_else_wrote_says_nothing_about_a_kind() -> None:

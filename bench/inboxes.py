@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from bench.ceilings import THREADS, bulk
+from bench.bulk import THREADS, bulk
 from bench.figures import Sample, median, median_ratio
 from bench.load import CREATE, DATA, TARGET, LoadError, Server, Workload, post
 from bench.open_loop import open_loop

@@ -4,62 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import ssl
-from pathlib import Path
+import time
+from datetime import UTC, datetime
 from typing import Final
 
-from aiosmtplib import SMTP
+from bson import ObjectId
 
-from config.environment import load_settings
-from mail.message import WIRE_POLICY, Sender, compose
-from mail.templates import Content
-from mongo.owed import OwedEmail
-from settings import Settings
-from store import open_store
+from bench.frozen.mailer import SENDER, Mailer, as_bytes, authority, opened
+from bench.frozen.outbox import Collection, Email, claim, remove
+from bench.frozen.writes import EMAIL, NO_TOKEN
 
-EMAIL: Final = "bench@example.com"
-SENDER: Final = Sender("", EMAIL)
+CLAIM_USERS: Final = 16
 
 
 # --- a new connection per e-mail -------------------------------------------------------------------
 
 
-async def reconnect(connections: int) -> None:
+async def reconnect(users: Collection, connections: int) -> None:
     """Send the e-mails owed, so many at once, each over a connection of its own."""
-    settings = load_settings(Path(os.devnull))
-    tls = ssl.create_default_context(cafile=str(settings.smtp_ca_file))
-    slots = asyncio.Semaphore(connections)
-    async with open_store(settings) as store:
+    tls, slots = authority(), asyncio.Semaphore(connections)
 
-        async def deliver(email: OwedEmail) -> None:
-            async with slots:
-                await _send(email, settings, tls)
-            await store.outbox.remove(email)
+    async def deliver(email: Email) -> None:
+        async with slots:
+            smtp = await opened(tls)
+            await smtp.sendmail(SENDER.address, email.address, as_bytes(email))
+            await smtp.quit()
+        await remove(users, email)
 
-        async def work() -> None:
-            while True:
-                emails = await store.outbox.claim(16, settings.mail_lease_seconds)
-                await asyncio.gather(*map(deliver, emails))
-                await asyncio.sleep(0 if emails else 0.1)
+    async def work() -> None:
+        while True:
+            emails = await claim(users, CLAIM_USERS)
+            await asyncio.gather(*map(deliver, emails))
+            await asyncio.sleep(0 if emails else 0.1)
 
-        await asyncio.gather(work(), work())  # while one claims, the e-mails of the other keep the connections busy
+    await asyncio.gather(work(), work())  # while one claims, the e-mails of the other keep the connections busy
 
 
-async def _send(email: OwedEmail, settings: Settings, tls: ssl.SSLContext) -> None:
-    to = str(email.address)
-    message = compose(email, SENDER, to, Content(email.key, email.key))
-    smtp = SMTP(
-        hostname=settings.smtp_host,
-        port=settings.smtp_port,
-        use_tls=True,
-        tls_context=tls,
-        local_hostname=SENDER.domain,
-        username=settings.smtp_login,
-        password=settings.smtp_password,
-    )
-    async with smtp:
-        await smtp.sendmail(EMAIL, to, message.as_bytes(policy=WIRE_POLICY[False]))
+# --- a sender without MongoDB ----------------------------------------------------------------------
+
+
+async def send(emails: int, connections: int) -> None:
+    """Send so many e-mails over so many kept connections; print how long it took and the CPU, both in seconds."""
+    mailers = [Mailer() for _ in range(connections)]
+    await asyncio.gather(*(mailer.send(_email()) for mailer in mailers))  # so that the connections are open
+    left = iter(range(emails))
+    began, cpu = time.monotonic(), time.process_time()
+
+    async def work(mailer: Mailer) -> None:
+        for _ in left:
+            await mailer.send(_email())
+
+    await asyncio.gather(*map(work, mailers))
+    print(json.dumps({"seconds": time.monotonic() - began, "cpu": time.process_time() - cpu}))
+    await asyncio.gather(*(mailer.close() for mailer in mailers))
+
+
+def _email() -> Email:
+    return Email(ObjectId(), str(ObjectId()), "new_login", datetime.now(UTC), NO_TOKEN, EMAIL)
 
 
 # --- a mail server ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Final
 
-from bench.ceilings import THREADS, bulk
+from bench.bulk import THREADS, bulk
 from bench.figures import Latency, Sample, median, median_ratio
 from bench.load import CREATE, DATA, LIST, READ, Server, Workload, post
 from bench.open_loop import open_loop

@@ -21,10 +21,10 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 
-from bench.ceilings import Collection
 from bench.figures import Sample
+from bench.frozen.writes import EMAIL
 from bench.load import DATA, TARGET, USER, LoadError, Server, Workload, family, run_wrk
-from bench.mail import EMAIL
+from bench.own import Collection
 from bench.report import Report, machine
 from bench.size import FULL, Size
 from mongo.owed import new_element

@@ -14,10 +14,12 @@ from pymongo import UpdateOne
 from bench.frozen.schemas import SPECIFIED, Create, ListQuery, Selection
 from bench.frozen.writes import SAFE, creation, marking, projection
 from bench.load import DATA, TARGET, Workload
-from bench.own import Collection, write_as_the_service
+from bench.own import LIMIT, Collection, write_as_the_service
 
 THREADS: Final = 4
 """Commands in flight."""
+SLACK: Final = 50
+"""The `NOTIFICATIONS_SLACK` that is measured beside none."""
 
 
 def bulk(users: Collection, workload: Workload, batch: int, seconds: float) -> tuple[int, float]:
@@ -43,15 +45,19 @@ def bulk(users: Collection, workload: Workload, batch: int, seconds: float) -> t
 
 def _store(users: Collection, ids: Sequence[str], _: int) -> None:
     creates = [Create(id_, SPECIFIED["new_post"], TARGET, DATA) for id_ in ids]
-    users.bulk_write([UpdateOne(*creation(new, 100), upsert=True) for new in creates], ordered=False)
+    users.bulk_write([UpdateOne(*creation(new, LIMIT), upsert=True) for new in creates], ordered=False)
 
 
-def _append(users: Collection, ids: Sequence[str], _: int) -> None:
-    write_as_the_service(users, ids, None)
+def _store_as_the_service(users: Collection, ids: Sequence[str], _: int) -> None:
+    write_as_the_service(users, ids, None, slack=0)
 
 
-def _many(users: Collection, ids: Sequence[str], _: int) -> None:
-    write_as_the_service(users, ids, f"{random.random()}")
+def _store_with_slack(users: Collection, ids: Sequence[str], _: int) -> None:
+    write_as_the_service(users, ids, None, slack=SLACK)
+
+
+def _store_for_many(users: Collection, ids: Sequence[str], _: int) -> None:
+    write_as_the_service(users, ids, f"{random.random()}", slack=0)
 
 
 def _list(users: Collection, ids: Sequence[str], _: int) -> None:
@@ -63,4 +69,11 @@ def _read(users: Collection, ids: Sequence[str], notifications: int) -> None:
     users.bulk_write([UpdateOne(*marking(query)) for query in queries], ordered=False)
 
 
-OPERATIONS: Final = {"stored": _store, "appended": _append, "many": _many, "list": _list, "read": _read}
+OPERATIONS: Final = {
+    "stored": _store,
+    "stored as the service does": _store_as_the_service,
+    "stored with slack": _store_with_slack,
+    "stored for many": _store_for_many,
+    "list": _list,
+    "read": _read,
+}

@@ -18,6 +18,7 @@ from typing import Final
 import psutil
 from pymongo.errors import PyMongoError
 
+from bench.changes import changes
 from bench.emails import emails
 from bench.growth import growth
 from bench.hostile import hostile
@@ -55,6 +56,7 @@ PARTS: Final = {
     "process": Part(process, 660, 6, "time to start, and memory after a million requests"),
     "workers": Part(workers, 45, 9, "one process against two on the same port"),
     "streams": Part(streams, 90, 15, "what streams cost, and the time from a write to the screen"),
+    "changes": Part(changes, 60, 12, "changes per second that a process's change stream bears"),
     "hostile": Part(hostile, 160, 25, "how much bad clients slow down good ones", by_default=False),
 }
 DEFAULT: Final = [name for name, part in PARTS.items() if part.by_default]

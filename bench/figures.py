@@ -50,7 +50,18 @@ class Drain:
     commands: float = math.nan
 
 
-Figures = TypeVar("Figures", Sample, Latency, Drain)
+@dataclass(frozen=True)
+class Changes:
+    """What it took a process to follow some changes. CPU is in µs per change."""
+
+    changes: float
+    seconds: float
+    rate: float
+    cpu: float
+    db_cpu: float
+
+
+Figures = TypeVar("Figures", Sample, Latency, Drain, Changes)
 
 
 def median(rounds: Sequence[Figures]) -> Figures:

@@ -14,6 +14,7 @@ import pytest
 from bench.frozen.writes import new_element
 from bench.load import LoadError
 from bench.own import Layout
+from bench.report import Report
 from bench.tree import tree_of
 from tests.client import ROOT
 
@@ -48,3 +49,13 @@ def test_a_layout_may_be_nested() -> None:
     document = layout.owing("0" * 24, "news", due)
     assert document["notifier"]["due"] == document["notifier"]["outbox"][0]["next_at"] == due
     assert document.keys() == {"notifier"}
+
+
+def test_the_report_says_which_targets_are_met() -> None:
+    report = Report()
+    report.target("creates/s at 64 connections ÷ bare", 3.8)
+    report.target("MongoDB commands per e-mail", 0.51)
+    lines = report.markdown(None).splitlines()
+    assert "| creates/s at 64 connections ÷ bare | 3.80 | ≥ 3.8 | yes |" in lines
+    assert "| MongoDB commands per e-mail | 0.51 | ≤ 0.5 | **no** |" in lines
+    assert "| idle RSS |  | ≤ 80 MB | not measured |" in lines

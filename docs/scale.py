@@ -22,8 +22,8 @@ READ_DB_CPU: Final = 302
 EMAIL_DB_CPU: Final = 867
 # The last figure is that of writes in bulk (`python -m bench inboxes`, 30 November 2026, on a busy machine).
 CREATE_DB_CPU: Final = {"short": 287, "slack": 382, "full": 533}
-# CPU in µs per change, whoever made it (`python -m bench changes`, 30 November 2026). The machine was busy: four runs found
-# 15 to 24, 10 to 11 and 45 to 168.
+# CPU in µs per change, whoever made it (`python -m bench changes`, 30 November 2026, on a busy machine: four runs found
+# 15 to 24, 10 to 11 and 45 to 168).
 CHANGE_CPU: Final = 20
 APPEND_DB_CPU: Final = 11
 TRIM_DB_CPU: Final = 100

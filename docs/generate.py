@@ -1,4 +1,4 @@
-"""Writes the tables that the pages of the documentation take from the code: the errors, who may call, the settings."""
+"""Writes the tables that the pages of the documentation take from the code: errors, settings, costs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, Final
 FOLDER: Final = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
+import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
 from api.components import INVALID_REQUEST  # noqa: E402
@@ -98,6 +99,7 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "access": access,
     "settings": settings,
     "bounces": bounces,
+    **{f"scale_{block.__name__}": block for block in scale.BLOCKS},
 }
 MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 

@@ -61,7 +61,7 @@ from mongo.start import reach
 from mongo.statement import Write
 from mongo.suppression import Suppressions
 from mongo.users import Documents, Users
-from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, Writes
+from mongo.writes import Writes
 from settings import Settings, UnknownUsers
 
 SHARED_LIMITS: Final = (0, 10, 50)
@@ -139,10 +139,6 @@ class Store:
         self._fan_out = FanOut(self.users, self._writes, self._record)
         self._lists: Batcher[ListQuery, Page] = Batcher(
             self._fetch,
-            calls_at_once=CALLS_AT_ONCE,
-            free_items=FREE_REQUESTS,
-            batch_limit=BATCH_LIMIT,
-            queue_limit=QUEUE_LIMIT,
             patience=patience.operation,
             kind=_kind_of_list,
         )

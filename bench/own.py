@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from bson import Int64, ObjectId
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -82,7 +82,7 @@ def write_as_the_service(users: Collection, ids: Sequence[str], key: str | None,
         creation = store._creation(replace(new, user_id=id_), now, "hash")  # noqa: SLF001 - what a request makes
         updates.append(creation.write.statement(guarded=False))
     with users.database.client.start_session(causal_consistency=False) as session:
-        number = {"session": session, "txnNumber": Int64(time.time_ns())}
+        number: dict[str, Any] = {"session": session, "txnNumber": Int64(time.time_ns())}
         users.database.command(
             "update", users.name, updates=updates, ordered=False, writeConcern=SAFE.document, **number
         )

@@ -16,6 +16,16 @@ from typing import Final, Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CALLS_AT_ONCE: Final = 8
+"""Shared calls in flight, without those that are late. Under light load each holds one request, sent at once."""
+FREE_REQUESTS: Final = 32
+"""While fewer requests than this are in flight, a new one starts at once. A lower limit makes many small calls, which
+cost more CPU in total; with the largest possible, MongoDB and this process would wait for each other in turn."""
+BATCH_LIMIT: Final = 64
+"""Requests in one shared call. 16 KiB of JSON become at most 80 KiB of BSON, twice that with an e-mail: this many stay
+below MongoDB's limit of 16 MiB a command."""
+QUEUE_LIMIT: Final = 4096
+"""Requests that may wait for a shared call."""
 LATE: Final = 0.05
 """Seconds after which a batch in flight no longer keeps others waiting: whatever delays it need not delay them."""
 LATE_FACTOR: Final = 4
@@ -48,18 +58,18 @@ class Batcher(Generic[Item, Result]):
         self,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
-        calls_at_once: int,
-        free_items: int,
-        batch_limit: int,
-        queue_limit: int,
         patience: float,
+        calls_at_once: int = CALLS_AT_ONCE,
+        free_items: int = FREE_REQUESTS,
+        batch_limit: int = BATCH_LIMIT,
+        queue_limit: int | None = None,
         kind: Callable[[Item], Hashable] = lambda _: None,
     ) -> None:
         self._run = run
         self._calls_at_once = calls_at_once
         self._free_items = free_items
         self._batch_limit = batch_limit
-        self._free_places = queue_limit
+        self._free_places = QUEUE_LIMIT if queue_limit is None else queue_limit
         self._patience = patience
         self._kind = kind
         self._waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}

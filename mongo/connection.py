@@ -55,8 +55,8 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "unicode_decode_error_handler": "replace",
     "uuidRepresentation": "unspecified",
     # The service repeats operations itself: that works on every kind of server and costs nothing while nothing fails.
-    # With the driver's retries MongoDB makes each write a transaction of its own, and the adaptive ones send its
-    # number to a standalone server too, which refuses it (PyMongo 4.20).
+    # The driver's retries would number writes in the sessions that lanes number; the adaptive ones send a number to a
+    # standalone server too, which refuses it (PyMongo 4.20).
     "retryWrites": False,
     "max_adaptive_retries": 0,
 }

@@ -10,12 +10,13 @@ from typing import Final, Protocol
 
 from pymongo.errors import PyMongoError
 
+from mongo.batcher import BATCH_LIMIT, CALLS_AT_ONCE
 from mongo.codes import NO_ANSWER
 from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.document import JSONObject
 from mongo.errors import KeyReused, StoreError, Unavailable
 from mongo.users import Users
-from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, Writes
+from mongo.writes import Writes
 
 Outcome = Recorded | StoreError
 

@@ -6,26 +6,14 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
 
 from pymongo.errors import DuplicateKeyError
 
-from mongo.batcher import Batcher
+from mongo.batcher import FREE_REQUESTS, Batcher
 from mongo.document import SIMPLE
 from mongo.errors import Conflict
 from mongo.statement import Outcome, Write
 from mongo.users import Users
-
-CALLS_AT_ONCE: Final = 8
-"""Shared calls in flight, without those that are late. Under light load each holds one request, sent at once."""
-FREE_REQUESTS: Final = 32
-"""While fewer requests than this are in flight, a new one starts at once. A lower limit makes many small calls, which
-cost more CPU in total; with the largest possible, MongoDB and this process would wait for each other in turn."""
-BATCH_LIMIT: Final = 64
-"""Requests in one shared call. 16 KiB of JSON become at most 80 KiB of BSON, twice that with an e-mail: this many stay
-below MongoDB's limit of 16 MiB a command."""
-QUEUE_LIMIT: Final = 4096
-"""Requests that may wait for a shared call."""
 
 
 class Writes:
@@ -41,11 +29,8 @@ class Writes:
         """When a write was last begun or done, by the clock of the event loop."""
         self._batcher: Batcher[Write, Outcome] = Batcher(
             self.together,
-            calls_at_once=CALLS_AT_ONCE,
-            free_items=free_requests,
-            batch_limit=BATCH_LIMIT,
-            queue_limit=QUEUE_LIMIT,
             patience=users.patience.operation,
+            free_items=free_requests,
             kind=lambda write: write.numbered,
         )
 

@@ -167,7 +167,7 @@ async def test_i6_a_client_that_disconnects_affects_no_other_write_of_the_call(c
 async def test_i6_beyond_the_queue_limit_requests_are_503_at_once(
     start: Start, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongo.writes.QUEUE_LIMIT", 5)
+    monkeypatch.setattr("mongo.batcher.QUEUE_LIMIT", 5)
     client = await start()
     with failing(mongod, ["findAndModify", "update"], blockConnection=True, blockTimeMS=300):
         posts = [client.post("/create", json={"user_id": f"{n:024x}", "key": "new_post"}) for n in range(60)]

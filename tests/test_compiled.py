@@ -65,7 +65,7 @@ def outcome(load: Callable[..., Any], schema: Schema, data: Any, **options: Any)
         return repr(load(schema, data, **options))
     except ValidationError as exc:
         return repr((exc.messages, exc.valid_data, exc.data))
-    except (AttributeError, TypeError) as exc:  # a hook is given what it does not expect
+    except (AttributeError, TypeError, ValueError) as exc:  # a hook is given what it does not expect
         return repr(exc)
 
 
@@ -121,7 +121,7 @@ class Hooked(CompiledSchema):
 
     @validates_schema(skip_on_field_errors=False, pass_collection=True)
     def _check_values(self, values: Any, **_: Any) -> None:
-        if len(values) > 3:
+        if len(values) > 2:
             raise ValidationError("Too many.")
 
     @post_load(pass_original=True)
@@ -140,9 +140,9 @@ def _not_7(value: object) -> None:
         raise ValidationError("Not 7.")
 
 
-NAMES = ["a", "b", "c", "d"]
+NAMES = ["a", "b", "c"]
 FIELDS: list[Callable[..., mf.Field[Any]]] = [
-    *(mf.String, mf.Integer, mf.Boolean, mf.Raw),
+    *(mf.String, mf.Integer, mf.Boolean, mf.Raw, mf.Raw, mf.Raw),
     lambda **options: mf.List(mf.Integer(), **options),
     lambda **options: mf.Nested({"a": mf.Integer(required=True)}, **options),
     lambda **options: mf.Constant(7, **options),
@@ -151,15 +151,15 @@ OPTIONS = st.fixed_dictionaries(
     {},
     optional={
         "allow_none": st.booleans(),
-        "data_key": st.sampled_from([*NAMES, "", "A-1"]),
-        "dump_only": st.sampled_from([False, False, True]),
-        "validate": st.lists(st.sampled_from([_not_7, validate.OneOf([0, "0", 7])]), max_size=2),
-        "pre_load": st.just(lambda value: value or 1),
-        "post_load": st.just(lambda value: [value]),
+        "data_key": st.sampled_from([None, None, *NAMES, "", "A-1"]),
+        "dump_only": st.sampled_from([False, False, False, True]),
+        "validate": st.lists(st.sampled_from([_not_7, validate.OneOf([0, "0", 7])]), max_size=1),
+        "pre_load": st.sampled_from([[], [], lambda value: value or 1]),
+        "post_load": st.sampled_from([[], lambda value: [value]]),
     },
 )
 MISSING: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
-    [{}, {"required": True}, {"load_default": None}, {"load_default": 5}, {"load_default": list}]
+    [{}, {}, {"required": True}, {"load_default": None}, {"load_default": 5}, {"load_default": list}]
 )
 
 
@@ -170,7 +170,9 @@ def compiled(draw: st.DrawFn) -> CompiledSchema:
     members: dict[str, Any] = {
         name: draw(st.sampled_from(FIELDS))(**{**draw(MISSING), **draw(OPTIONS)}, load_only=True) for name in names
     }
-    members["Meta"] = type("Meta", (), {"unknown": draw(st.sampled_from([RAISE, INCLUDE, EXCLUDE])), "register": False})
+    members["Meta"] = type(
+        "Meta", (), {"unknown": draw(st.sampled_from([RAISE, INCLUDE, EXCLUDE, EXCLUDE])), "register": False}
+    )
     made: CompiledSchema = type("Made", (draw(st.sampled_from([CompiledSchema, Hooked])),), members)()
     return made
 

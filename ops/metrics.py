@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from typing import Final, Literal
 
 from aiohttp import web
@@ -40,6 +41,7 @@ class Metrics:
             ["route", "method", "status"],
             registry=self._registry,
         )
+        self.requests_of = cache(self.requests.labels)
         self.emails = Counter(
             "notifier_emails",
             "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting, muted) and reason.",

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from ops.logs import QUEUE_LIMIT, JSONFormatter, TurnHandler, configure_logging
+from ops.logs import QUEUE_LIMIT, TEXT, JSONFormatter, TurnHandler, configure_logging, log_info
 from settings import Settings
 from tests.client import DB, USER, Client, assert_length, settled
 from tests.faults import scripted
@@ -100,6 +100,54 @@ def test_without_an_event_loop_logs_need_no_turn_of_it(own_logging: Callable[[],
     logging.getLogger("notifier").warning("now")
     logging.getLogger().handlers[0].close()
     assert [line["message"] for line in own_logging()] == ["now"]
+
+
+def without_pytest(monkeypatch: pytest.MonkeyPatch) -> logging.Handler:
+    """Leave only the handler that the service has, and return it."""
+    handler = logging.getLogger().handlers[0]
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    return handler
+
+
+@pytest.mark.usefixtures("own_logging")
+@pytest.mark.parametrize("formatter", [JSONFormatter(), logging.Formatter(TEXT)])
+def test_log_info_writes_the_same_line_as_the_logger(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    formatter: logging.Formatter,
+) -> None:
+    handler = without_pytest(monkeypatch)
+    handler.setFormatter(formatter)
+    log = logging.getLogger("notifier.http")
+    rows: list[dict[str, Any]] = [
+        {"method": "GET", "route": "/list", "status": 200, "seconds": 0.00123, "request_id": "0" * 32},
+        {"method": "-", "route": '/é"\\%s\t', "status": 500, "seconds": 1e-7, "request_id": "a_B.-"},
+        {"method": "\ud800", "route": None, "status": 2**70, "seconds": 1e22, "ids": {1}},
+    ]
+    for row in rows:
+        words = "%s %s %d %.1f ms", row["method"], row["route"], row["status"], row["seconds"] * 1e3
+        log_info(log, *words, **row)
+        log.info(*words, extra=row)
+    handler.close()
+    timestamp = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,]\d{3,6}"
+    lines = re.sub(timestamp, "NOW", capfd.readouterr().err).splitlines()
+    assert [line.count("NOW") for line in lines] == [1] * 2 * len(rows)
+    assert lines[::2] == lines[1::2]
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_log_info_makes_no_record_and_respects_the_level(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = without_pytest(monkeypatch)
+    monkeypatch.setattr(logging, "_logRecordFactory", None)
+    log = logging.getLogger("notifier.http")
+    log_info(log, "%d", 1, status=1)
+    log.setLevel(logging.WARNING)
+    log_info(log, "%d", 2, status=2)
+    log.setLevel(logging.NOTSET)
+    handler.close()
+    assert [json.loads(line)["message"] for line in capfd.readouterr().err.splitlines()] == ["1"]
 
 
 @pytest.mark.usefixtures("own_logging")

@@ -28,7 +28,7 @@ from marshmallow import fields as mf
 import schemas
 from api.compiled import CompiledSchema
 from api.fields import DATA_DEPTH, DATA_LIMIT, INT64_MAX, USERS_LIMIT
-from mongo.ids import IdType
+from config.ids import IdType
 from ops.kinds import load_kinds
 from tests.client import OTHER, USER
 

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from pymongo import MongoClient
 
-from ops.local import find_mongod
+from ops.mongod import find_mongod
 from tests.waiting import eventually
 
 LOGIN: Final = "mailer@example.com"
@@ -53,20 +53,16 @@ class Mongod:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        program = find_mongod(self._folder / "lib", os.environ.get("NOTIFIER_MONGOD"))
         with (self._folder / "mongod.out").open("ab") as output:
             self._process = subprocess.Popen(
                 [
-                    *(
-                        os.environ.get("NOTIFIER_MONGOD") or find_mongod(),
-                        "--dbpath",
-                        str(self._folder),
-                        "--port",
-                        str(self.port),
-                    ),
+                    *(program.path, "--dbpath", str(self._folder), "--port", str(self.port)),
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                     *self._arguments,
                 ],
+                env=program.environment,
                 stdout=output,
                 stderr=output,
             )

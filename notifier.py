@@ -27,13 +27,14 @@ from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_on
 from cli.check import run_check
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
-from config.environment import SettingsError, load_settings
+from config.environment import SettingsError, load_settings, warnings_about
 from mail.delivery import running_delivery
 from mongo.errors import Misconfigured, StoreError, Unavailable
 from mongo.start import patiently
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
+from ops.mongod import LocalRunError
 from ops.workers import supervise
 from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema, UserSchema
 from settings import Settings
@@ -110,7 +111,7 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
 async def local_run(app: web.Application) -> AsyncIterator[None]:
     """Run on an embedded MongoDB and mailbox."""
     try:
-        from ops.local import LocalRunError, embedded  # noqa: PLC0415 - its packages are optional
+        from ops.local import embedded  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
         sys.exit(NOT_INSTALLED)
     try:
@@ -202,6 +203,9 @@ def main(arguments: list[str]) -> int:
             return run_check(options)
         settings = load_settings()
         configure_logging(settings.log_level)
+        if not options.worker:
+            for warning in warnings_about(settings):
+                log.warning("%s", warning)
         return run_command(options, settings) if options.command else serve_or_supervise(options, settings)
     except KeyboardInterrupt:
         return INTERRUPTED

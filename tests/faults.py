@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from mongo.owed import new_element
+from tests.programs import needed
 from tests.servers import Drop, Mongod, Script
 
 HEARTBEATS = "heartbeatFrequencyMS=500"
@@ -32,14 +31,10 @@ def failing(mongod: Mongod, commands: list[str], mode: object = "alwaysOn", **fa
 
 
 def wrong_clock(offset: str) -> dict[str, str]:
-    """Return the variables that put a process's clock wrong, by "-3600" seconds for example.
-
-    Skip the test where Debian's package `faketime` is not installed.
-    """
-    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    if not libraries:
-        pytest.skip("Debian's package faketime is not installed")
-    return {"LD_PRELOAD": f"{libraries[0]}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
+    """Return the variables that put a process's clock wrong, by "-3600" seconds for example."""
+    prefix = Path(needed("faketime")).parent.parent
+    library, *_ = prefix.glob("lib/*/faketime/libfaketime.so.1")
+    return {"LD_PRELOAD": f"{library}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
 
 
 def scripted(replies: dict[str, list[str | None]]) -> Script:

@@ -16,6 +16,7 @@ import yaml
 
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, VARIABLES, LocalRun, run
+from tests.programs import needed_by
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"kinds.md"}
@@ -69,7 +70,7 @@ def local(clone: Path) -> Iterator[LocalRun]:
 def shell(command: str, folder: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return subprocess.run(
-        ["/bin/bash", "-c", command],
+        ["/bin/bash", "-c", needed_by(command)],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -18,6 +18,7 @@ from ops.kinds import SPECIFIED, TYPES, load_kinds
 from settings import Settings
 from tests.client import DB, ROOT
 from tests.processes import Service, unconfigured
+from tests.programs import needed, needed_by
 from tests.servers import MailServer
 from tests.waiting import eventually_async
 
@@ -61,7 +62,7 @@ def write_files(folder: Path) -> None:
 
 def shell(command: str, folder: Path, **variables: str) -> str:
     done = subprocess.run(
-        ["/bin/bash", "-c", command],
+        ["/bin/bash", "-c", needed_by(command)],
         cwd=folder,
         env=unconfigured() | variables,
         capture_output=True,
@@ -76,6 +77,7 @@ def shell(command: str, folder: Path, **variables: str) -> str:
 async def test_the_page_leads_from_a_clone_to_the_right_email(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
+    needed("curl")
     write_files(tmp_path)
     database.users.insert_many(USERS)
     servers = {

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from ops.local import LocalRunError, find_mongod
 from settings import Settings
 from tests.bad_input import with_
 from tests.browser import local_run
@@ -96,10 +95,3 @@ def test_a_second_local_run_in_the_same_folder_ends_with_the_reason(tmp_path: Pa
     assert (done.returncode, "another local run" in done.stderr) == (1, True)
     assert local.get("/list?user_id=" + USER)
     local.end(signal.SIGTERM)
-
-
-def test_without_a_mongod_a_local_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(LocalRunError, match=r"requirements-local\.txt"):
-        find_mongod()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -27,6 +28,16 @@ LOGIN: Final = "mailer@example.com"
 PASSWORD: Final = "correct horse"  # noqa: S105 - of the server below
 Script = Callable[[str, str], Awaitable[str | None]]
 """How an SMTP server behaves: see `MailServer`."""
+
+
+@functools.cache
+def localhost() -> str:
+    """Return the name by which this machine knows itself, or its address in a chroot without `/etc/hosts`."""
+    try:
+        socket.getaddrinfo("localhost", 0)
+    except socket.gaierror:
+        return "127.0.0.1"
+    return "localhost"
 
 
 def free_port() -> int:

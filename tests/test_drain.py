@@ -253,7 +253,11 @@ async def test_output_that_nobody_reads_holds_up_no_request_and_sigterm_ends_wha
     mongod.start()
     initiate([mongod], "frozen")
     variables = {"DB_URI": f"mongodb://{mongod.address}/x", "EMAIL": settings.email, "LOG_LEVEL": "DEBUG"}
-    variables |= {"SMTP_HOST": "localhost", "SMTP_PORT": f"{mail.port}", "SMTP_CA_FILE": f"{settings.smtp_ca_file}"}
+    variables |= {
+        "SMTP_HOST": settings.smtp_host,
+        "SMTP_PORT": f"{mail.port}",
+        "SMTP_CA_FILE": f"{settings.smtp_ca_file}",
+    }
     variables |= {"SMTP_LOGIN": f"{settings.smtp_login}", "SMTP_PASSWORD": f"{settings.smtp_password}"}
     service = Unread(tmp_path, **variables, SMTP_SECURITY="tls")
     await asyncio.to_thread(eventually, service.answers)

@@ -82,7 +82,7 @@ async def test_the_page_leads_from_a_clone_to_the_right_email(
     database.users.insert_many(USERS)
     servers = {
         "DB_URI": settings.db_uri,
-        "SMTP_HOST": "localhost",
+        "SMTP_HOST": settings.smtp_host,
         "SMTP_PORT": f"{mail.port}",
         "SMTP_LOGIN": settings.smtp_login or "",
         "SMTP_PASSWORD": settings.smtp_password or "",

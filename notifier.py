@@ -31,6 +31,7 @@ from config.environment import SettingsError, load_settings, warnings_about
 from mail.delivery import running_delivery
 from mongo.errors import Misconfigured, StoreError, Unavailable
 from mongo.start import patiently
+from ops.banner import banner
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
@@ -46,19 +47,6 @@ SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
-LOCAL_RUN: Final = """\
-This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
-Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
-
-  curl {header}-d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "{kind}"}}' {url}/create
-  curl {header}'{url}/list?user_id=638f394d4b7243fc0399ea67'
-  ls .notifier/mail/
-"""
-WITH_KEYS: Final = {
-    "where": ", where API_KEY is one of API_KEYS",
-    "header": '-H "Authorization: Bearer $API_KEY" ',
-}
-WITHOUT_KEYS: Final = dict.fromkeys(WITH_KEYS, "")
 NOT_INSTALLED: Final = (
     "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST; or install requirements-local.txt to run locally."
 )
@@ -162,10 +150,7 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
 def announce(settings: Settings) -> None:
     """Tell where the service listens."""
     if settings.local:
-        kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
-        access = WITH_KEYS if settings.api_keys else WITHOUT_KEYS
-        text = LOCAL_RUN.format(url=settings.url, kind=kind, **access)
-        print(text, flush=True)  # noqa: T201 - for the newcomer
+        print(banner(settings), flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)
     if not settings.api_keys and settings.host not in LOOPBACK:

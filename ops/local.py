@@ -61,9 +61,9 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
     for folder in (DATABASE, MAILBOX):
         folder.mkdir(parents=True, exist_ok=True)
     async with _mongod() as port, _mailbox() as smtp_port:
-        log.info("MongoDB on port %d keeps its data in %s", port, DATABASE)
         log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
         db_uri = _uri(port)
+        log.info("MongoDB, at %s, keeps its data in %s", db_uri, DATABASE)
         DB_URI_FILE.write_text(db_uri)
         yield replace(
             settings,

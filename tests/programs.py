@@ -1,6 +1,6 @@
 """Programs that a test runs and a bare machine lacks: without one, the test is skipped, and the end of the run says so.
 
-Every skip for the same program has the same reason and comes from the same line, so pytest counts them in one line.
+A pytest plugin, which gives every skip for the same program the same place, so that pytest counts them in one line.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,19 @@ PACKAGES: Final = {
     "promtool": "prometheus",
 }
 """The programs, and Debian's package of each."""
+REASONS: Final = {name: f"{name} is missing: apt-get install {package}" for name, package in PACKAGES.items()}
+PLACE: Final = ("tests/programs.py", 1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a test that lacks a program as skipped here, wherever it asked."""
+    report = yield
+    if isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason in REASONS.values():
+            report.longrepr = (*PLACE, reason)
+    return report
 
 
 def needed(name: str) -> str:
@@ -37,8 +51,8 @@ def needed(name: str) -> str:
     if path := shutil.which(name, path=os.pathsep.join([*folders, *beside])):
         return path
     if os.environ.get(ALL_PROGRAMS):
-        pytest.fail(_reason(name), pytrace=False)
-    pytest.skip(_reason(name))
+        pytest.fail(REASONS[name], pytrace=False)
+    pytest.skip(REASONS[name])
 
 
 def needed_by(command: str) -> str:
@@ -47,7 +61,3 @@ def needed_by(command: str) -> str:
         if re.search(rf"(^|[\s|(;]){name}\s", command):
             needed(name)
     return command
-
-
-def _reason(name: str) -> str:
-    return f"{name} is missing: apt-get install {PACKAGES[name]}"

@@ -84,6 +84,12 @@ def test_every_command_is_tried() -> None:
     assert {*MAKE, *DOCKER, *KUBECTL, *ONE_FILE, *LOCAL, *PYTEST, *REST} == set(COMMANDS)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_says_how_to_install_before_it_uses_what_is_installed(page: Path) -> None:
+    before, used, _ = page.read_text().partition(".venv/bin/")
+    assert not used or "`make install" in before
+
+
 def test_no_command_needs_an_activated_environment() -> None:
     assert not [command for command in COMMANDS if re.match(r"(\w+=\S+ )*(python|pytest|pip)\b", command)]
 

@@ -27,13 +27,15 @@ from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_on
 from cli.check import run_check
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
-from config.environment import SettingsError, load_settings
+from config.environment import SettingsError, load_settings, warnings_about
 from mail.delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
+from ops.banner import banner
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
+from ops.mongod import LocalRunError
 from ops.workers import supervise
 from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema, UserSchema
 from settings import Settings
@@ -46,19 +48,6 @@ PATIENT: Final = web.AppKey("PATIENT", Patience)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
-LOCAL_RUN: Final = """\
-This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
-Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
-
-  curl {header}-d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "{kind}"}}' {url}/create
-  curl {header}'{url}/list?user_id=638f394d4b7243fc0399ea67'
-  ls .notifier/mail/
-"""
-WITH_KEYS: Final = {
-    "where": ", where API_KEY is one of API_KEYS",
-    "header": '-H "Authorization: Bearer $API_KEY" ',
-}
-WITHOUT_KEYS: Final = dict.fromkeys(WITH_KEYS, "")
 NOT_INSTALLED: Final = (
     "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST; or install requirements-local.txt to run locally."
 )
@@ -111,7 +100,7 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
 async def local_run(app: web.Application) -> AsyncIterator[None]:
     """Run on an embedded MongoDB and mailbox."""
     try:
-        from ops.local import LocalRunError, embedded  # noqa: PLC0415 - its packages are optional
+        from ops.local import embedded  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
         sys.exit(NOT_INSTALLED)
     try:
@@ -164,10 +153,7 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
 def announce(settings: Settings) -> None:
     """Tell where the service listens."""
     if settings.local:
-        kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
-        access = WITH_KEYS if settings.api_keys else WITHOUT_KEYS
-        text = LOCAL_RUN.format(url=settings.url, kind=kind, **access)
-        print(text, flush=True)  # noqa: T201 - for the newcomer
+        print(banner(settings), flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)
     if not settings.api_keys and settings.host not in LOOPBACK:
@@ -205,6 +191,9 @@ def main(arguments: list[str]) -> int:
             return run_check(options)
         settings = load_settings()
         configure_logging(settings.log_level)
+        if not options.worker:
+            for warning in warnings_about(settings):
+                log.warning("%s", warning)
         return run_command(options, settings) if options.command else serve_or_supervise(options, settings)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from settings import Settings
 from tests.client import KEY, USER
 from tests.processes import LocalRun, Service, running_service
+from tests.programs import needed
 
 EXPECT_TIMEOUT_MS = 20_000
 """Timeout of every expectation. What takes a moment on an idle machine takes longer on a busy one."""
@@ -35,9 +35,7 @@ expect.set_options(timeout=EXPECT_TIMEOUT_MS)
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Run Chromium, once for all tests of a process. Each test has a profile of its own."""
-    path = shutil.which("chromium")
-    if not path:
-        pytest.fail("These tests need Chromium: apt-get install chromium", pytrace=False)
+    path = needed("chromium")
     async with async_playwright() as playwright:
         arguments = [] if os.geteuid() else ["--no-sandbox"]  # the sandbox refuses to run as root
         browser = await playwright.chromium.launch(executable_path=path, args=arguments)

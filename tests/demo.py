@@ -11,6 +11,7 @@ from playwright.async_api import BrowserContext, Page, expect
 from tests.browser import open_page
 from tests.client import KEY
 from tests.processes import LocalRun
+from tests.programs import needed_by
 
 
 async def open_demo(context: BrowserContext, url: str) -> Page:
@@ -36,7 +37,7 @@ async def create_on(page: Page) -> None:
 
 def run_shell(line: str) -> object:
     environment = {**os.environ, "API_KEY": KEY}
-    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=30, env=environment)  # noqa: S607
+    done = subprocess.run(["sh", "-c", needed_by(line)], capture_output=True, check=True, timeout=30, env=environment)  # noqa: S607
     return json.loads(done.stdout)
 
 

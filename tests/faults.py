@@ -13,6 +13,7 @@ import pytest
 
 from mongo.errors import Patience
 from mongo.owed import new_element
+from tests.programs import needed
 from tests.servers import Drop, Mongod, Script
 
 HEARTBEATS = "heartbeatFrequencyMS=500"
@@ -38,14 +39,10 @@ def failing(mongod: Mongod, commands: list[str], mode: object = "alwaysOn", **fa
 
 
 def wrong_clock(offset: str) -> dict[str, str]:
-    """Return the variables that put a process's clock wrong, by "-3600" seconds for example.
-
-    Skip the test where Debian's package `faketime` is not installed.
-    """
-    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    if not libraries:
-        pytest.skip("Debian's package faketime is not installed")
-    return {"LD_PRELOAD": f"{libraries[0]}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
+    """Return the variables that put a process's clock wrong, by "-3600" seconds for example."""
+    prefix = Path(needed("faketime")).parent.parent
+    library, *_ = prefix.glob("lib/*/faketime/libfaketime.so.1")
+    return {"LD_PRELOAD": f"{library}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
 
 
 def scripted(replies: dict[str, list[str | None]]) -> Script:

@@ -26,7 +26,7 @@ from notifier import create_app
 from settings import Security, Settings
 from tests.client import Client
 from tests.processes import VARIABLES
-from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, smtp_server
+from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, localhost, smtp_server
 
 logging.getLogger("mail.log").setLevel(logging.ERROR)
 hypothesis.settings.register_profile("busy", deadline=None)  # the time of an example says how busy the machine is
@@ -88,9 +88,9 @@ def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def server_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """Return the TLS context of a server on localhost that the authority has certified."""
+    """Return the TLS context of a server on this machine that the authority has certified."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
+    authority.issue_cert(localhost()).configure_cert(context)
     return context
 
 
@@ -117,7 +117,7 @@ def settings(
         email="new-user@example.com",
         db_uri=f"mongodb://{mongod.address}/{database.name}",
         host="127.0.0.1",
-        smtp_host="localhost",
+        smtp_host=localhost(),
         smtp_port=mail.port,
         smtp_login=LOGIN,
         smtp_password=PASSWORD,

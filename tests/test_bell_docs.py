@@ -13,6 +13,7 @@ from playwright.async_api import BrowserContext, Route
 from tests.bell import shows_unread
 from tests.browser import Serve, Site, events, open_page
 from tests.client import KEY, ROOT, SECRET
+from tests.programs import needed
 
 
 def example(language: str) -> str:
@@ -35,7 +36,7 @@ async def run_example(*command: str) -> str:
 async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: BrowserContext) -> None:
     tokens = [
         await run_example(sys.executable, "-c", example("python")),
-        await run_example("node", "--input-type=module", "-e", example("js")),
+        await run_example(needed("node"), "--input-type=module", "-e", example("js")),
     ]
     server = await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
     site.service = server.url

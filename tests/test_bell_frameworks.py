@@ -17,6 +17,7 @@ from api.auth import sign_token
 from tests.bell import row_of, rows
 from tests.browser import Serve, events, open_page
 from tests.client import KEY, ROOT, SECRET, TARGET, USER
+from tests.programs import needed
 
 EXAMPLES = ROOT / "examples/bell"
 EXPECTED = {
@@ -30,10 +31,10 @@ EXPECTED = {
 
 def npm(*arguments: str) -> None:
     """Run npm where the examples are. Its packages are those that `make test` installs."""
+    program = needed("npm")
     if not (EXAMPLES / "node_modules").is_dir():
         pytest.fail("The examples have no packages: npm ci --prefix examples/bell", pytrace=False)
-    command = [shutil.which("npm") or "npm", *arguments]
-    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run([program, *arguments], cwd=EXAMPLES, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -15,7 +15,7 @@ import pytest
 from settings import Security
 from tests.client import DB, create, owed, settled
 from tests.fixtures import Start
-from tests.servers import free_port
+from tests.servers import free_port, localhost
 from tests.smtp import DROP, HANG, raw_server
 from tests.waiting import eventually_async
 
@@ -90,7 +90,7 @@ async def test_the_log_says_what_timed_out(
     caplog.set_level(logging.INFO)
     async with raw_server(replies) as server:
         client = await start(
-            **PLAIN | {"smtp_host": "localhost", "smtp_port": server.port},
+            **PLAIN | {"smtp_host": localhost(), "smtp_port": server.port},
             smtp_connect_timeout=0.3,
             smtp_command_timeout=0.3,
         )
@@ -108,7 +108,7 @@ async def test_a_server_that_refuses_connections_is_named_in_no_log(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    client = await start(**PLAIN | {"smtp_host": "localhost", "smtp_port": free_port()})
+    client = await start(**PLAIN | {"smtp_host": localhost(), "smtp_port": free_port()})
     await create(client, key="registration")
 
     def failed() -> None:

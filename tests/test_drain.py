@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from settings import Settings
 from tests.client import ROOT, USER
 from tests.faults import scripted
 from tests.processes import Service, running_service
+from tests.programs import needed
 from tests.servers import MailServer, Mongod, free_port, initiate
 from tests.waiting import eventually
 
@@ -66,9 +66,7 @@ http {{
 @contextmanager
 def nginx(folder: Path, replicas: list[Service]) -> Iterator[int]:
     """Run nginx in front of the replicas; give its port."""
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not program:
-        pytest.fail("This test needs nginx: apt-get install nginx-light", pytrace=False)
+    program = needed("nginx")
     port = free_port()
     configuration = folder / "nginx.conf"
     configuration.write_text(NGINX.format(folder=folder, ports=[replica.port for replica in replicas], port=port))
@@ -255,7 +253,11 @@ async def test_output_that_nobody_reads_holds_up_no_request_and_sigterm_ends_wha
     mongod.start()
     initiate([mongod], "frozen")
     variables = {"DB_URI": f"mongodb://{mongod.address}/x", "EMAIL": settings.email, "LOG_LEVEL": "DEBUG"}
-    variables |= {"SMTP_HOST": "localhost", "SMTP_PORT": f"{mail.port}", "SMTP_CA_FILE": f"{settings.smtp_ca_file}"}
+    variables |= {
+        "SMTP_HOST": settings.smtp_host,
+        "SMTP_PORT": f"{mail.port}",
+        "SMTP_CA_FILE": f"{settings.smtp_ca_file}",
+    }
     variables |= {"SMTP_LOGIN": f"{settings.smtp_login}", "SMTP_PASSWORD": f"{settings.smtp_password}"}
     service = Unread(tmp_path, **variables, SMTP_SECURITY="tls")
     await asyncio.to_thread(eventually, service.answers)

@@ -23,6 +23,7 @@ from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, USER, Client, ours, pr
 from tests.faults import failing, impatient
 from tests.fixtures import Start
 from tests.links import BROWSER, LINKED, link_path
+from tests.programs import needed_by
 from tests.servers import Mongod
 
 OFF = {"email": False}
@@ -89,7 +90,7 @@ async def test_the_command_of_the_documentation_does_what_a_mail_program_does(
     page = (ROOT / "docs/preferences.md").read_text()
     (command,) = re.findall("^curl .*$", page, re.MULTILINE)
     typed = command.replace("https://notifications.example.com/u/TOKEN", f"{client.make_url(link_path(linked))}")
-    process = await asyncio.create_subprocess_shell(f"{typed} --silent", stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_shell(needed_by(f"{typed} --silent"), stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     assert b"You are unsubscribed" in out
     assert preferences(database) == {"order_shipped": OFF}

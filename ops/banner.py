@@ -7,8 +7,7 @@ import shlex
 import sys
 from typing import Any, Final
 
-from mongo.ids import IdType
-
+from config.ids import IdType
 from settings import Settings, UnknownUsers
 
 LOCAL_RUN: Final = """\

@@ -65,6 +65,7 @@ class Mongod:
                     ),
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+                    *("--wiredTigerEngineConfigString", "log=(file_max=16MB,prealloc=false)"),  # not 300 MB each
                     *self._arguments,
                 ],
                 stdout=output,

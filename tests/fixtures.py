@@ -8,7 +8,7 @@ import shutil
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ import trustme
 from aiohttp.test_utils import TestClient, TestServer
 from pymongo.database import Database
 
+import handlers
 from api.server import OPTIONS
 from config.environment import load_settings
 from mongo.ids import IdType
@@ -123,17 +124,19 @@ def id_type() -> IdType:
 
 
 @pytest.fixture
-def settings(
-    mongod: Mongod, database: Database[dict[str, Any]], ca_file: Path, mail: MailServer, id_type: IdType
-) -> Settings:
+def no_other_authority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no certificate authority of the system be trusted. To read them takes 30 ms at each start of the service."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+
+
+def settings_for(mongod: Mongod, database: str, smtp_port: int, ca_file: Path) -> Settings:
     """Return settings that work, with short timeouts and retries after less than a second."""
     return Settings(
-        id_type=id_type,
         email="new-user@example.com",
-        db_uri=f"mongodb://{mongod.address}/{database.name}",
+        db_uri=f"mongodb://{mongod.address}/{database}",
         host="127.0.0.1",
         smtp_host="localhost",
-        smtp_port=mail.port,
+        smtp_port=smtp_port,
         smtp_login=LOGIN,
         smtp_password=PASSWORD,
         smtp_from="Notifier <noreply@example.com>",
@@ -148,16 +151,77 @@ def settings(
 
 
 @pytest.fixture
+def settings(
+    mongod: Mongod,
+    database: Database[dict[str, Any]],
+    ca_file: Path,
+    mail: MailServer,
+    id_type: IdType,
+    no_other_authority: None,
+) -> Settings:
+    """Return the settings of a service with an empty database and a mail server of its own."""
+    return replace(settings_for(mongod, database.name, mail.port, ca_file), id_type=id_type)
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Client]:
+    """Run the service and return a client of it."""
+    server = TestServer(create_app(settings))
+    await server.start_server(**OPTIONS, access_log=None)
+    async with TestClient(server) as client:
+        yield client
+
+
+@pytest.fixture
 async def start(settings: Settings) -> AsyncIterator[Start]:
     """Return a function that starts the service, with some settings changed, and returns a client of it."""
     async with AsyncExitStack() as stack:
 
         async def start_service(**changes: Any) -> Client:
-            server = TestServer(create_app(replace(settings, **changes)))
-            await server.start_server(**OPTIONS, access_log=None)
-            return await stack.enter_async_context(TestClient(server))
+            return await stack.enter_async_context(serving(replace(settings, **changes)))
 
         yield start_service
+
+
+@pytest.fixture(scope="session")
+async def shared_service(mongod: Mongod, server_tls: ssl.SSLContext, ca_file: Path) -> AsyncIterator[Start]:
+    """Return a function that returns a client of a service with some settings changed, which runs to the end."""
+    clients: dict[str, Client] = {}
+    async with AsyncExitStack() as stack:
+        mail = await stack.enter_async_context(smtp_server(server_tls))
+
+        async def client_of(**changes: Any) -> Client:
+            if (key := repr(changes)) not in clients:
+                settings = settings_for(mongod, f"shared_{len(clients)}", mail.port, ca_file)
+                clients[key] = await stack.enter_async_context(serving(replace(settings, **changes)))
+            return clients[key]
+
+        yield client_of
+
+
+@pytest.fixture
+async def share(shared_service: Start, no_other_authority: None) -> AsyncIterator[Start]:
+    """Return a function like that of `start`, for tests that change nothing in the service but its database.
+
+    Tests with equal settings share a service. At the end, its database is emptied.
+    """
+    clients = []
+
+    async def client_of(**changes: Any) -> Client:
+        clients.append(client := await shared_service(**changes))
+        return client
+
+    yield client_of
+    for client in clients:
+        store = client.app[handlers.STORE]
+        for collection in (store.users, store.dead_mail.letters):
+            await collection.delete_many({})
+
+
+@pytest.fixture
+async def shared_client(share: Start) -> Client:
+    """Return a client of the service with the usual settings that tests share."""
+    return await share()
 
 
 @pytest.fixture

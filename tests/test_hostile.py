@@ -46,11 +46,11 @@ OWN_ROUTES = ["POST /create", "GET /list", "POST /read", "GET /stream", "GET /me
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-async def test_compressed_bodies_are_refused_and_never_inflated(client: Client, coding: str) -> None:
+async def test_compressed_bodies_are_refused_and_never_inflated(shared_client: Client, coding: str) -> None:
     body = {"deflate": zlib.compress(with_()), "gzip, gzip": gzip.compress(BOMB)}.get(coding, BOMB)
     started = time.process_time()
     for _ in range(10):
-        response = await client.post("/create", data=body, headers={"Content-Encoding": coding})
+        response = await shared_client.post("/create", data=body, headers={"Content-Encoding": coding})
         assert (response.status, response.headers["Accept-Encoding"]) == (415, "identity")
         await problem(response)
     assert time.process_time() - started < 0.5  # inflating one takes a fifth of it
@@ -158,8 +158,8 @@ async def test_thousands_of_unknown_names_cost_little_and_few_are_named(client: 
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("route", OWN_ROUTES)
-async def test_while_there_are_no_keys_only_own_pages_may_call(start: Start, route: str, site: str) -> None:
-    client = await start(**OPEN)
+async def test_while_there_are_no_keys_only_own_pages_may_call(share: Start, route: str, site: str) -> None:
+    client = await share(**OPEN)
     given, is_own = SITES[site]
     headers = {name: value.format(host=f"127.0.0.1:{client.port}") for name, value in given.items()}
     assert (await call(client, route, headers)) == (200 if is_own else 403)
@@ -188,8 +188,8 @@ async def test_a_form_of_another_site_creates_nothing_and_marks_nothing(client: 
 
 
 @pytest.mark.parametrize("site", SITES)
-async def test_where_there_are_keys_they_decide_alone(start: Start, site: str) -> None:
-    client = await start(**PROTECTED)
+async def test_where_there_are_keys_they_decide_alone(share: Start, site: str) -> None:
+    client = await share(**PROTECTED)
     headers = {name: value.format(host="x") for name, value in SITES[site][0].items()}
     assert (await client.get(f"/list?user_id={USER}", headers=headers)).status == 401
     headers["Authorization"] = f"Bearer {KEY}"
@@ -257,9 +257,9 @@ async def test_a_phone_on_plain_http_sends_only_its_origin(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("host", ["localhost:abc", "[::1", "a b", "%", "x" * 5000, "é"])
-async def test_any_host_is_answered_elsewhere(client: Client, host: str) -> None:
-    assert client.port
-    assert (await raw(client.port, host)).startswith(b"HTTP/1.1 200")
+async def test_any_host_is_answered_elsewhere(shared_client: Client, host: str) -> None:
+    assert shared_client.port
+    assert (await raw(shared_client.port, host)).startswith(b"HTTP/1.1 200")
 
 
 async def raw(port: int, host: str, more: str = "") -> bytes:

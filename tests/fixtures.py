@@ -38,6 +38,8 @@ Start = Callable[..., Awaitable[Client]]
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - Linux's folder in memory
 ROOM: Final = 1 << 30
 """Bytes that must be free in memory for each process of tests to keep its databases there."""
+NO_AUTHORITIES: Final = ("SSL_CERT_FILE", os.devnull)
+"""A variable that hides the system's certificate authorities. Reading them takes 30 ms at each start of the service."""
 SHORT_WAITS: Final = ("--journalCommitInterval", "20")
 """Milliseconds until MongoDB writes its journal unasked. Dropping a database waits for that, by default for 100."""
 
@@ -123,12 +125,6 @@ def id_type() -> IdType:
     return IdType.OBJECTID
 
 
-@pytest.fixture
-def no_other_authority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no certificate authority of the system be trusted. To read them takes 30 ms at each start of the service."""
-    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
-
-
 def settings_for(mongod: Mongod, database: str, smtp_port: int, ca_file: Path) -> Settings:
     """Return settings that work, with short timeouts and retries after less than a second."""
     return Settings(
@@ -157,9 +153,10 @@ def settings(
     ca_file: Path,
     mail: MailServer,
     id_type: IdType,
-    no_other_authority: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Settings:
     """Return the settings of a service with an empty database and a mail server of its own."""
+    monkeypatch.setenv(*NO_AUTHORITIES)
     return replace(settings_for(mongod, database.name, mail.port, ca_file), id_type=id_type)
 
 
@@ -200,11 +197,12 @@ async def shared_service(mongod: Mongod, server_tls: ssl.SSLContext, ca_file: Pa
 
 
 @pytest.fixture
-async def share(shared_service: Start, no_other_authority: None) -> AsyncIterator[Start]:
+async def share(shared_service: Start, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     """Return a function like that of `start`, for tests that change nothing in the service but its database.
 
     Tests with equal settings share a service. At the end, its database is emptied.
     """
+    monkeypatch.setenv(*NO_AUTHORITIES)
     clients = []
 
     async def client_of(**changes: Any) -> Client:

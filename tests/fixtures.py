@@ -36,6 +36,7 @@ hypothesis.settings.load_profile("busy")
 
 Start = Callable[..., Awaitable[Client]]
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - Linux's folder in memory
+MONGODS: Final = ("standalone", "replica set")
 ROOM: Final = 1 << 30
 """Bytes that must be free in memory for each process of tests to keep its databases there."""
 NO_AUTHORITIES: Final = ("SSL_CERT_FILE", os.devnull)
@@ -228,7 +229,7 @@ async def client(start: Start) -> Client:
     return await start()
 
 
-@pytest.fixture(params=["standalone", "replica set"])
+@pytest.fixture(params=MONGODS)
 def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongod) -> Mongod:
     """Return a standalone server, then a replica set."""
     return standalone if request.param == "standalone" else mongod

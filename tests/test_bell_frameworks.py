@@ -18,6 +18,7 @@ from tests.bell import row_of, rows
 from tests.browser import Serve, events, open_page
 from tests.client import KEY, ROOT, SECRET, TARGET, USER
 
+pytestmark = pytest.mark.ci
 EXAMPLES = ROOT / "examples/bell"
 EXPECTED = {
     "plain": ("Notifications, 1 unread", "Order shipped"),

@@ -1,4 +1,4 @@
-"""The order of the tests. Their fixtures are in `tests/`; pytest loads plugins only from the `conftest.py` of the root."""
+"""The order of the tests. Pytest loads plugins, which have the fixtures, only from the `conftest.py` of the root."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from notifier import main
 from settings import Settings
 from tests.client import ROOT
 from tests.servers import free_port
-from tests.waiting import eventually
+from tests.waiting import eventually, slow_clock
 
 COMPLETE = {
     "DB_URI": "mongodb://mongodb-1/dbdata6",
@@ -104,6 +104,14 @@ async def running_service(settings: Settings, folder: Path, **variables: object)
     )
     await asyncio.to_thread(eventually, service.answers)
     return service
+
+
+def ends_within(seconds: float, process: subprocess.Popen[bytes]) -> int:
+    """Wait until the process ends; return its exit code. Fail if it took longer, by a slow clock."""
+    with slow_clock() as elapsed:
+        code = process.wait(10 * seconds)
+        assert elapsed() < seconds
+    return code
 
 
 def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -189,9 +197,9 @@ class LocalRun:
         return [path.read_text() for path in (self.folder / ".notifier/mail").glob("*.eml")]
 
     def end(self, number: signal.Signals) -> int:
-        """End it with a signal; return the exit code."""
+        """End it with a signal, and within 8 s; return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return ends_within(8, self.process)
 
 
 def mongods_of(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from tests.browser import local_run
 from tests.client import KEY, PROTECTED, USER, Client, problem
 from tests.fixtures import Start
 from tests.processes import LocalRun, running_service
+from tests.waiting import slow_clock
 
 BOMB = gzip.compress(b" " * 50_000_000)  # 50 KB
 CODINGS = ["gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "unknown", "gzip;q=1"]
@@ -49,11 +50,14 @@ OWN_ROUTES = ["POST /create", "GET /list", "POST /read", "GET /stream", "GET /me
 async def test_compressed_bodies_are_refused_and_never_inflated(shared_client: Client, coding: str) -> None:
     body = {"deflate": zlib.compress(with_()), "gzip, gzip": gzip.compress(BOMB)}.get(coding, BOMB)
     started = time.process_time()
+    gzip.decompress(BOMB)
+    inflating = time.process_time() - started
+    started = time.process_time()
     for _ in range(10):
         response = await shared_client.post("/create", data=body, headers={"Content-Encoding": coding})
         assert (response.status, response.headers["Accept-Encoding"]) == (415, "identity")
         await problem(response)
-    assert time.process_time() - started < 0.5  # inflating one takes a fifth of it
+    assert time.process_time() - started < 5 * inflating
 
 
 async def test_an_identity_coding_is_none(client: Client) -> None:
@@ -106,13 +110,13 @@ async def test_a_body_without_end_is_not_read_for_ever_nor_as_fast_as_it_comes(s
     client = await start(**PROTECTED)
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-    sent, began = 0, time.monotonic()
-    with contextlib.suppress(ConnectionError):
-        while True:
+    sent = 0
+    with slow_clock() as elapsed, contextlib.suppress(ConnectionError):
+        while elapsed() < 5:
             writer.write(b"1000\r\n" + b" " * 4096 + b"\r\n")
             await writer.drain()
             sent += 4096
-    assert time.monotonic() - began < 5
+    assert elapsed() < 5
     assert sent < 50_000_000  # what the kernel buffers included
     writer.close()
     del reader
@@ -125,11 +129,15 @@ async def test_a_process_does_not_inflate_either(settings: Settings, tmp_path: P
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
         for key, status in (("", 401), (KEY, 415)):
             given = headers | {"Authorization": f"Bearer {key}"}
+            started = time.process_time()
+            for _ in range(10):
+                gzip.decompress(BOMB)
+            inflating = time.process_time() - started
             before = cpu_seconds(service.process.pid)
             for _ in range(20):
                 async with session.post(url, data=BOMB, headers=given) as response:
                     assert response.status == status
-            assert cpu_seconds(service.process.pid) - before < 1
+            assert cpu_seconds(service.process.pid) - before < inflating
     service.kill()
 
 
@@ -141,16 +149,20 @@ def cpu_seconds(pid: int) -> float:
 
 async def test_thousands_of_unknown_names_cost_little_and_few_are_named(client: Client) -> None:
     body = "{" + ",".join(f'"{n:x}":0' for n in range(7000)) + "}"
-    started = time.perf_counter()
+    started = time.process_time()
+    for _ in range(100):
+        assert (await client.post("/create", data=b"{}")).status == 422
+    usual = time.process_time() - started
+    started = time.process_time()
     response = await client.post("/create", data=body)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < usual
     assert response.status == 422
     assert len((await problem(response))["errors"]) == 16 + 2  # and those that are missing
     query = "&".join(f"{n:x}" for n in range(1500))
-    started = time.perf_counter()
+    started = time.process_time()
     assert (await client.get(f"/list?user_id={USER}&{query}")).status == 200
     assert (await client.post(f"/read?user_id={USER}&all=true&{query}")).status == 200
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < usual
 
 
 # --- pages of other sites ---------------------------------------------------------------------------

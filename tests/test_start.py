@@ -34,7 +34,7 @@ async def test_it_waits_for_mongodb_and_says_so_then_serves(tmp_path: Path) -> N
     service = Service(tmp_path, DB_URI=f"mongodb://user:hunter2@{late.address}/x?authSource=admin", **REST)
     try:
         started = time.monotonic()
-        await asyncio.to_thread(eventually, lambda: assert_some(waits(service)))
+        await asyncio.to_thread(eventually, lambda: assert_some(waits(service)), 60)
         await asyncio.sleep(2)
         assert service.process.poll() is None
         assert len(waits(service)) <= 1 + (time.monotonic() - started) / LOG_INTERVAL
@@ -43,9 +43,9 @@ async def test_it_waits_for_mongodb_and_says_so_then_serves(tmp_path: Path) -> N
         service.kill()
         service.environment["DB_URI"] = f"mongodb://{late.address}/x"
         service.restart()
-        await asyncio.to_thread(eventually, lambda: assert_some(waits(service)[told:]))
+        await asyncio.to_thread(eventually, lambda: assert_some(waits(service)[told:]), 60)
         await asyncio.to_thread(late.start)
-        await asyncio.to_thread(eventually, service.answers)
+        await asyncio.to_thread(eventually, service.answers, 60)
         assert "hunter2" not in service.log()
     finally:
         service.kill()
@@ -57,10 +57,10 @@ async def test_it_waits_for_a_replica_set_that_is_not_initiated_yet(tmp_path: Pa
     await asyncio.to_thread(mongod.start)
     service = Service(tmp_path, DB_URI=f"mongodb://{mongod.address}/x?replicaSet=rs0", **REST)
     try:
-        await asyncio.to_thread(eventually, lambda: assert_some(waits(service)))
+        await asyncio.to_thread(eventually, lambda: assert_some(waits(service)), 60)
         assert service.process.poll() is None, service.log()
         await asyncio.to_thread(initiate, [mongod], "rs0")
-        await asyncio.to_thread(eventually, service.answers)
+        await asyncio.to_thread(eventually, service.answers, 60)
     finally:
         service.kill()
         mongod.kill()
@@ -88,7 +88,7 @@ async def test_after_the_start_timeout_it_ends_with_one_sentence(tmp_path: Path,
 
 async def test_sigterm_ends_the_waiting(tmp_path: Path) -> None:
     service = Service(tmp_path, DB_URI=f"mongodb://127.0.0.1:{free_port()}/x", **REST)
-    await asyncio.to_thread(eventually, lambda: assert_some(waits(service)))
+    await asyncio.to_thread(eventually, lambda: assert_some(waits(service)), 60)
     service.signal(signal.SIGTERM)
     assert await asyncio.to_thread(service.process.wait, 9) == 0
     assert "Traceback" not in service.log()

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
+FAULTS = ("before", "after", "swallow")
+"""How an exchange is broken: see `Proxy.break_next`."""
+
 
 class Proxy:
     """A TCP proxy in front of the port `target`. `faults` is the number of exchanges that it has broken."""

@@ -71,6 +71,7 @@ class Mongod:
                     *(program.path, "--dbpath", str(self._folder), "--port", str(self.port)),
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+                    *("--wiredTigerEngineConfigString", "log=(file_max=16MB,prealloc=false)"),  # not 300 MB each
                     *self._arguments,
                 ],
                 env=program.environment,

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pymongo import MongoClient
 
 from config.ids import IdType
+from handlers import STORE
 from notifier import create_app
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS, BAD_STRING_IDS, with_
@@ -301,13 +302,14 @@ BAD = {IdType.OBJECTID: BAD_BODIES + BAD_OBJECT_IDS, IdType.STRING: BAD_BODIES +
     [pytest.param(type_, *case.values, id=f"{type_.value}-{case.id}") for type_ in IdType for case in BAD[type_]],
 )
 async def test_every_fault_of_a_bad_body_is_named_and_nothing_is_stored(
-    client: Client, database: DB, body: bytes, status: int, errors: set[str] | None
+    share: Start, id_type: IdType, body: bytes, status: int, errors: set[str] | None
 ) -> None:
+    client = await share(id_type=id_type)
     response = await client.post("/create", data=body)
     found = await problem(response)
     assert response.status == status
     assert (found.get("errors", {}).keys() or None) == errors
-    assert database.users.count_documents({}) == 0
+    assert await client.app[STORE].users.collection.count_documents({}) == 0
 
 
 async def test_every_fault_of_data_is_named(client: Client) -> None:
@@ -376,7 +378,10 @@ async def test_a_compressed_body_is_415(client: Client, database: DB) -> None:
         ("POST", "/read?user_id[$gt]=&notification_id[$ne]=", {"user_id", "notification_id"}),
     ],
 )
-async def test_every_fault_of_a_bad_query_is_named(client: Client, method: str, path: str, errors: set[str]) -> None:
+async def test_every_fault_of_a_bad_query_is_named(
+    share: Start, id_type: IdType, method: str, path: str, errors: set[str]
+) -> None:
+    client = await share(id_type=id_type)
     response = await client.request(method, path)
     found = await problem(response)
     assert (response.status, found["errors"].keys()) == (422, errors)
@@ -384,7 +389,8 @@ async def test_every_fault_of_a_bad_query_is_named(client: Client, method: str, 
 
 
 @pytest.mark.parametrize("id_", [b"%ff%fe", b"%ED%A0%80", b"\xff\xfe", b"%00", b"\xc3\xa9"])
-async def test_strange_bytes_in_a_query_are_a_client_error(client: Client, id_: bytes) -> None:
+async def test_strange_bytes_in_a_query_are_a_client_error(share: Start, id_type: IdType, id_: bytes) -> None:
+    client = await share(id_type=id_type)
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(b"POST /read?user_id=%s&notification_id=%s HTTP/1.1\r\nHost: x\r\n\r\n" % (USER.encode(), id_))
     assert (await reader.readline()).split()[1] in {b"400", b"404", b"422"}

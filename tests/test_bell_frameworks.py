@@ -19,6 +19,7 @@ from tests.browser import Serve, events, open_page
 from tests.client import KEY, ROOT, SECRET, TARGET, USER
 from tests.programs import needed
 
+pytestmark = pytest.mark.ci
 EXAMPLES = ROOT / "examples/bell"
 EXPECTED = {
     "plain": ("Notifications, 1 unread", "Order shipped"),

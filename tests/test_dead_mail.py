@@ -19,9 +19,10 @@ from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed
+from tests.combinations import pairwise
 from tests.faults import impatient
-from tests.fixtures import assert_outboxes_consistent
-from tests.proxy import Proxy
+from tests.fixtures import MONGODS, assert_outboxes_consistent
+from tests.proxy import FAULTS, Proxy
 from tests.servers import Mongod
 from tests.waiting import eventually_async
 
@@ -86,8 +87,11 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
         assert_outboxes_consistent(database)
 
 
-@pytest.mark.parametrize("step", ["mark_dead", "_write", "remove"])
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.parametrize(
+    ("any_mongod", "fault", "step"),
+    pairwise(MONGODS, FAULTS, ["mark_dead", "_write", "remove"]),
+    indirect=["any_mongod"],
+)
 @impatient
 async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
     settings: Settings,

@@ -20,7 +20,7 @@ from tests.client import DB, OTHER, USER, Client, create, list_, metric, ours, o
 from tests.faults import HEARTBEATS, failing, far_from_due, impatient
 from tests.fixtures import Start
 from tests.processes import running_service
-from tests.proxy import Proxy
+from tests.proxy import FAULTS, Proxy
 from tests.servers import MailServer, Mongod
 from tests.streams import client_of
 from tests.waiting import eventually, eventually_async
@@ -170,7 +170,7 @@ async def test_each_user_has_an_outcome_of_their_own_and_asking_again_does_the_r
 # --- what fails ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.parametrize("fault", FAULTS)
 @impatient
 async def test_i1_a_batch_whose_reply_is_lost_applies_once(start: Start, any_mongod: Mongod, fault: str) -> None:
     name, proxy = f"lost_{ObjectId()}", Proxy(any_mongod.port)

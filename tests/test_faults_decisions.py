@@ -16,7 +16,7 @@ from mongo.owed import OwedEmail
 from tests.client import DB, USER, Client, create, list_, ours, owed, settled
 from tests.faults import failing, impatient
 from tests.fixtures import Start
-from tests.proxy import Proxy
+from tests.proxy import FAULTS, Proxy
 from tests.servers import MailServer, Mongod
 from tests.waiting import eventually_async
 
@@ -80,7 +80,7 @@ async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
     assert len(mail.ids) == number
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("selector", ["notification_id", "all"])
 @impatient
 async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
@@ -125,7 +125,7 @@ def kinds(tmp_path: Path) -> dict[str, Any]:
     return {"kinds_file": tmp_path / "kinds.toml"}
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.parametrize("fault", FAULTS)
 @impatient
 async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
     start: Start, proxied: Any, mail: MailServer, kinds: dict[str, Any], fault: str

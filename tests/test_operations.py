@@ -95,9 +95,9 @@ async def test_an_answer_is_as_described(
 
 @pytest.mark.parametrize(("operation", "exception"), [*REFUSED, *FOREIGN], ids=name_of)
 async def test_a_refused_caller_is_answered_as_described(
-    start: Start, operation: str, exception: type[Exception]
+    share: Start, operation: str, exception: type[Exception]
 ) -> None:
-    client = await start(**({} if exception is auth.ForeignPage else PROTECTED))
+    client = await share(**({} if exception is auth.ForeignPage else PROTECTED))
     method, path = operation.split()
     query = {"user_id": USER, "all": "true"} if path != "/create" else {}
     headers = {"Authorization": CREDENTIALS.get(exception, str)(), "Origin": "https://evil.example"}

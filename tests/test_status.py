@@ -122,15 +122,19 @@ async def test_on_a_standalone_server_there_are_no_streams(settings: Settings, s
     assert "Streams           not possible: MongoDB is a standalone server\n" in out
 
 
-async def test_a_hundred_thousand_emails_are_counted_in_seconds(settings: Settings, database: DB) -> None:
+@pytest.mark.parametrize("number", [10_000, pytest.param(100_000, marks=pytest.mark.ci)])
+async def test_many_emails_are_counted_as_soon_as_they_are_inserted(
+    settings: Settings, database: DB, number: int
+) -> None:
     database.users.create_index("notifier.due", sparse=True)
-    for _ in range(20):
-        database.users.insert_many([owing(email(error=REFUSED)) for _ in range(5000)], ordered=False)
     started = time.monotonic()
+    for _ in range(number // 5000):
+        database.users.insert_many([owing(email(error=REFUSED)) for _ in range(5000)], ordered=False)
+    inserted = time.monotonic()
     found = await status(settings, PORT=free_port())
-    assert time.monotonic() - started < 30
-    assert (found["owed"], found["due"]) == (100_000, 100_000)
-    assert found["errors"] == [{"reason": REFUSED, "count": 100_000}]
+    assert time.monotonic() - inserted < 2 * (inserted - started) + 1
+    assert (found["owed"], found["due"]) == (number, number)
+    assert found["errors"] == [{"reason": REFUSED, "count": number}]
     database.users.drop()
 
 

@@ -16,7 +16,7 @@ from playwright.async_api import BrowserContext, expect
 from api.auth import sign_token
 from tests.bell import row_of, rows
 from tests.browser import Serve, events, open_page
-from tests.client import KEY, ROOT, SECRET, TARGET, USER
+from tests.client import PROTECTED, ROOT, SECRET, TARGET, USER
 
 EXAMPLES = ROOT / "examples/bell"
 EXPECTED = {
@@ -37,6 +37,7 @@ def npm(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.ci
 def test_the_types_fit_the_examples_and_the_uses_of_an_editor(tmp_path: Path) -> None:
     npm("run", "check")
     shutil.copytree(EXAMPLES / "src", tmp_path / "src")
@@ -99,13 +100,13 @@ class Pages:
         return web.Response(text=sign_token(SECRET, USER, 3600))
 
 
+@pytest.mark.ci
 async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserContext, tmp_path: Path) -> None:
     npm("run", "build", "--", "--outDir", str(tmp_path / "dist"), "--logLevel", "warn")
     (tmp_path / "kinds.toml").write_text("[order_shipped]")
     pages = Pages(tmp_path / "dist")
     async with pages.running() as origin:
-        settings = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET, "CORS_ORIGINS": origin}
-        service = await serve(KINDS_FILE=tmp_path / "kinds.toml", **settings)
+        service = await serve(kinds_file=tmp_path / "kinds.toml", cors_origins=(origin,), **PROTECTED)
         pages.service = service.url
         await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
         for name, (label, row) in EXPECTED.items():
@@ -121,4 +122,4 @@ async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserCon
                     await page.get_by_role("menuitem").first.click()
             assert [event for event in await events(page) if event[0] in {"CSP", "notifier-unauthorized"}] == []
             await page.close()
-        assert service.count_logged("/list", 401) == 0
+        assert await service.count(401) == 0

@@ -33,7 +33,9 @@ class StreamServer:
         app.router.add_get("/inbox/{path:.+}", self._module)
         app.router.add_get("/list", self._list)
         app.router.add_get("/stream", self._stream)
-        async with TestServer(app) as server:
+        server = TestServer(app)
+        await server.start_server(shutdown_timeout=0.1)  # a stream that waits for a list may wait in vain
+        async with server:
             yield str(server.make_url("")).rstrip("/")
 
     async def _allow_origin(self, _: web.Request, response: web.StreamResponse) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from html import escape
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import pytest
 from aiohttp import web
@@ -29,7 +29,6 @@ from tests.waiting import eventually, eventually_async
 
 EXPECT_TIMEOUT_MS = 20_000
 """Timeout of every expectation. What takes a moment on an idle machine takes longer on a busy one."""
-SCHEMES: Final[Sequence[Literal["light", "dark"]]] = ["light", "dark"]
 
 expect.set_options(timeout=EXPECT_TIMEOUT_MS)
 
@@ -91,9 +90,9 @@ async def hasten(page: Page, check: Callable[[], Awaitable[object]], step_ms: in
     await eventually_async(check_later, EXPECT_TIMEOUT_MS / 1000)
 
 
-async def assert_accessible(page: Page) -> None:
-    """Check the page against all rules of axe-core, in a light and in a dark colour scheme."""
-    for scheme in SCHEMES:
+async def assert_accessible(page: Page, schemes: Sequence[Literal["light", "dark"]] = ("light", "dark")) -> None:
+    """Check the page against all rules of axe-core in these colour schemes."""
+    for scheme in schemes:
         await page.emulate_media(color_scheme=scheme)
         found = (await Axe().run(page)).response
         assert [(rule["id"], rule["nodes"]) for rule in found["violations"]] == [], scheme

@@ -33,10 +33,8 @@ async def run_example(*command: str) -> str:
 
 
 async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: BrowserContext) -> None:
-    tokens = await asyncio.gather(
-        run_example(sys.executable, "-c", example("python")),
-        run_example("node", "--input-type=module", "-e", example("js")),
-    )
+    commands = [sys.executable, "-c", example("python")], ["node", "--input-type=module", "-e", example("js")]
+    tokens = await asyncio.gather(*(run_example(*command) for command in commands))
     server = await serve(**PROTECTED)
     site.service = server.url
     html = example("html").replace("https://notifications.example.com", server.url)

@@ -37,7 +37,6 @@ def npm(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.ci
 def test_the_types_fit_the_examples_and_the_uses_of_an_editor(tmp_path: Path) -> None:
     npm("run", "check")
     shutil.copytree(EXAMPLES / "src", tmp_path / "src")
@@ -100,7 +99,6 @@ class Pages:
         return web.Response(text=sign_token(SECRET, USER, 3600))
 
 
-@pytest.mark.ci
 async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserContext, tmp_path: Path) -> None:
     npm("run", "build", "--", "--outDir", str(tmp_path / "dist"), "--logLevel", "warn")
     (tmp_path / "kinds.toml").write_text("[order_shipped]")

@@ -16,7 +16,7 @@ from playwright.async_api import BrowserContext, expect
 from api.auth import sign_token
 from tests.bell import row_of, rows
 from tests.browser import Serve, events, open_page
-from tests.client import KEY, ROOT, SECRET, TARGET, USER
+from tests.client import PROTECTED, ROOT, SECRET, TARGET, USER
 from tests.programs import needed
 
 pytestmark = pytest.mark.ci
@@ -106,8 +106,7 @@ async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserCon
     (tmp_path / "kinds.toml").write_text("[order_shipped]")
     pages = Pages(tmp_path / "dist")
     async with pages.running() as origin:
-        settings = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET, "CORS_ORIGINS": origin}
-        service = await serve(KINDS_FILE=tmp_path / "kinds.toml", **settings)
+        service = await serve(kinds_file=tmp_path / "kinds.toml", cors_origins=(origin,), **PROTECTED)
         pages.service = service.url
         await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
         for name, (label, row) in EXPECTED.items():
@@ -123,4 +122,4 @@ async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserCon
                     await page.get_by_role("menuitem").first.click()
             assert [event for event in await events(page) if event[0] in {"CSP", "notifier-unauthorized"}] == []
             await page.close()
-        assert service.count_logged("/list", 401) == 0
+        assert await service.count(401) == 0

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from bson import Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp, encode
+from bson import (
+    Binary,
+    Code,
+    CodecOptions,
+    DatetimeMS,
+    Decimal128,
+    Int64,
+    MaxKey,
+    MinKey,
+    ObjectId,
+    Regex,
+    Timestamp,
+    encode,
+)
+from bson.codec_options import DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from hypothesis import strategies as st
+
+from tests.client import DB, USER
 
 PAST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 NOTIFICATION: Final[dict[str, Any]] = {
@@ -32,6 +48,27 @@ KEY: Final[dict[str, Any]] = {"k": "a-key", "h": "a hash", "id": "c" * 24}
 ELEMENTS: Final[dict[str, dict[str, Any]]] = {"notifications": NOTIFICATION, "outbox": EMAIL, "recent": KEY}
 DELIVERABLE: Final = {"id": str, "key": str, "token": str, "at": datetime, "next_at": datetime}
 
+OWN: Final = {"_id": 7, "to": "someone", "sent": False}
+"""What a team may keep in an array."""
+
+NO_OBJECTS: Final[list[Any]] = [
+    None,
+    "text",
+    5,
+    True,
+    PAST,
+    [],
+    ["text", 5],
+    [OWN],
+    [{"outbox": [EMAIL], "due": PAST, "recent": [KEY], "deleted": [], "preferences": {}, "suppression": {}}],
+]
+"""What a field named `notifier` may be where it is the team's."""
+
+RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(
+    document_class=RawBSONDocument,
+    unicode_decode_error_handler="replace",
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
 BAD_TEXT: Final = RawBSONDocument(encode({"x": "?"}).replace(b"?", b"\xff"))
 """A string that is not UTF-8."""
 SCALARS: Final = st.one_of(
@@ -149,3 +186,9 @@ def is_ours(item: Any) -> bool:
 def _has_type(value: object, kind: type) -> bool:
     """Return what MongoDB's `$type` says: an array has the types of its elements."""
     return isinstance(value, kind) or (isinstance(value, list) and any(isinstance(item, kind) for item in value))
+
+
+def raw(database: DB, user_id: str = USER) -> bytes | None:
+    """Return the bytes of a user's document."""
+    found = cast("Any", database.get_collection("users", RAW)).find_one(ObjectId(user_id))
+    return bytes(found.raw) if found else None

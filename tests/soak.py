@@ -35,12 +35,13 @@ from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
 from tests.soak_check import NO_ANSWER, Ledger, check, logged_exceptions
 from tests.soak_decide import KINDS, Decisions, check_decisions, decide_until
-from tests.soak_load import USERS, create_until
+from tests.soak_load import BUSY, USERS, create_until
 from tests.soak_poison import (
     CONCERNS,
     Account,
     changed,
     clock_of,
+    fill_outbox,
     insert_odd_documents,
     killed_by_us,
     poison_addresses,
@@ -257,6 +258,7 @@ async def soak(topology: str, seconds: float) -> bool:
             addresses = poison_addresses(USERS)
             client[DATABASE].users.insert_many([{"_id": ObjectId(id_), "email": addresses[id_]} for id_ in USERS])
             odd = insert_odd_documents(client, DATABASE)
+            ledger.filled = fill_outbox(client, DATABASE, BUSY, seconds)
         (folder / "kinds.toml").write_text(KINDS)
         workers = [start_worker(folder, setup, mail, number) for number in range(WORKERS)]
         try:

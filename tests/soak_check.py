@@ -31,6 +31,8 @@ class Ledger:
     acknowledged: set[tuple[int, str]] = field(default_factory=set)
     not_owed: set[tuple[int, str]] = field(default_factory=set)
     """What was acknowledged perhaps without its e-mail, as the answer said."""
+    filled: set[str] = field(default_factory=set)
+    """The ids of the e-mails that were owed to the busy user from the beginning."""
     overfull: int = 0
     """How often a user was seen who was owed more e-mails than the limit."""
     statuses: Counter[str] = field(default_factory=Counter)
@@ -54,7 +56,9 @@ def check(
     return {
         "I1 notifications lost": sum(not stored[n] for n, key in acknowledged if key != "registration"),
         "I1 notifications duplicated": sum(times > 1 for times in stored.values()),
-        "I2 e-mails lost": lost_logins + _lost_registrations(ledger, mail, dead_mail, set(ids.values())),
+        "I2 e-mails lost": lost_logins
+        + len(ledger.filled - done)
+        + _lost_registrations(ledger, mail, dead_mail, ledger.filled | set(ids.values())),
         "I3 e-mails with a second Message-ID or Date": len(identities) - len(delivered),
         "I6 notifications that nobody asked for": sum(n not in ledger.asked for n in stored),
         "I8 users owed more e-mails than the limit": ledger.overfull,
@@ -74,13 +78,11 @@ def _ours(user: Document) -> Document:
     return found
 
 
-def _lost_registrations(
-    ledger: Ledger, mail: MailServer, dead_mail: Iterable[Document], notification_ids: set[str]
-) -> int:
+def _lost_registrations(ledger: Ledger, mail: MailServer, dead_mail: Iterable[Document], others: set[str]) -> int:
     """Count the registrations that became neither an e-mail nor a dead letter.
 
     They leave no notification that would tell the id of each. So they are counted per user: all of a user's e-mails,
-    without those that belong to a notification.
+    without the others: those that belong to a notification, or were owed from the beginning.
     """
     promised = Counter(user_id for n, user_id in ledger.acknowledged if ledger.asked[n, user_id] == "registration")
     found: defaultdict[str, set[str]] = defaultdict(set)
@@ -88,7 +90,7 @@ def _lost_registrations(
         found[recipient.split("@")[0]].add(id_)
     for letter in dead_mail:
         found[letter["user_id"]].add(letter["_id"])
-    return sum(max(0, times - len(found[user_id] - notification_ids)) for user_id, times in promised.items())
+    return sum(max(0, times - len(found[user_id] - others)) for user_id, times in promised.items())
 
 
 def logged_exceptions(folder: Path) -> Counter[str]:

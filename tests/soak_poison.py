@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from bson import ObjectId, encode
 from pymongo import MongoClient
 
+from mongo.document import OUTBOX_LIMIT
+from mongo.owed import new_element
 from tests.servers import Drop, Script
 from tests.soak_load import POISON_PERIOD
 
@@ -70,6 +72,17 @@ def insert_odd_documents(client: MongoClient[dict[str, Any]], database: str) -> 
     documents = [{"_id": ObjectId(), **random.choice(ODD_DOCUMENTS)} for _ in range(ODD_COUNT)]
     client[database].users.insert_many(documents)
     return {document["_id"]: encode(document) for document in documents}
+
+
+def fill_outbox(client: MongoClient[dict[str, Any]], database: str, user_id: str, seconds: float) -> set[str]:
+    """Owe a user nearly as many e-mails as the outbox holds, due once the storm is over; return their ids."""
+    due = datetime.now(UTC) + timedelta(seconds=seconds)
+    emails = [
+        new_element(str(ObjectId()), "new_login", due, {}, None) | {"next_at": due} for _ in range(OUTBOX_LIMIT - 2)
+    ]
+    change = {"$set": {"notifier": {"outbox": emails, "due": due}}}
+    client[database].users.update_one({"_id": ObjectId(user_id)}, change)
+    return {email["id"] for email in emails}
 
 
 def changed(before: Mapping[object, bytes], users: Sequence[Document]) -> int:

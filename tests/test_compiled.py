@@ -194,6 +194,19 @@ def test_options_of_load_work_as_in_marshmallow(schema: CompiledSchema, data: An
         assert outcome(CompiledSchema.load, schema, data, **options) == outcome(Schema.load, schema, data, **options)
 
 
+@pytest.mark.parametrize("value", [None, 7])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *(mf.Raw(), mf.Raw(allow_none=True), mf.Constant(7), mf.Raw(validate=_not_7)),
+        *(mf.Raw(pre_load=str), mf.Raw(post_load=str), mf.Raw(allow_none=True, post_load=str)),
+    ],
+)
+def test_no_step_of_a_field_is_left_out(field: mf.Field[Any], value: object) -> None:
+    schema: CompiledSchema = type("Made", (CompiledSchema,), {"a": field})()
+    assert_loads_as_marshmallow(schema, {"a": value})
+
+
 class _OfMany(CompiledSchema):
     class Meta:
         many = True

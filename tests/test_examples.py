@@ -34,7 +34,7 @@ async def run_example(client: Client, program: str, code: str) -> str:
 
 
 async def test_the_example_clients_work(start: Start) -> None:
-    for name in ("curl", "node"):
+    for name in ("curl", "node", "openssl"):
         needed(name)
     client = await start(**PROTECTED)
     assert json.loads(await run_example(client, "sh -c", example("sh"))) == {"success": True}

@@ -12,6 +12,7 @@ COSTLY = ("browser", "tmp_path", "mongod")
 """Fixtures of tests that take long, the longest first: most tests with a folder of their own start a process."""
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return how many processes run tests. Many tests wait, so there are more of them than cores."""
     return min(8, 2 * (os.cpu_count() or 1))

@@ -52,11 +52,11 @@ class Lane:
     def __init__(self, client: SharedClient) -> None:
         # With causal consistency every update would wait for what the session saw last, and slowly on a new primary.
         self.session = client.start_session(causal_consistency=False)
-        self.number = time.time_ns()
+        self.number = 0
 
     def advance(self) -> None:
-        """Take the next number, which shuts out all calls before."""
-        self.number += 1
+        """Take the next number, which shuts out all calls before. By the clock it is higher than those of others."""
+        self.number = max(self.number + 1, time.time_ns())
 
 
 class Calls:
@@ -115,7 +115,7 @@ class Calls:
             retried = reply.get("retriedStmtIds", ())
             is_all = reply["n"] == len(retried)  # the others found nothing, at the first sending and at this one
             for n, outcome in enumerate(outcomes_of(writes, reply)):
-                if settled[n] is None and (n in retried or (outcome is True and writes[n].upsert)):
+                if settled[n] is None and (n in retried or outcome is True):
                     settled[n] = True
                 elif settled[n] is None and outcomes and is_all:
                     settled[n] = False
@@ -215,6 +215,7 @@ async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
     """
     probe, id_ = database[PROBE], ObjectId()
     lane = Lane(database.client)
+    lane.advance()
     statement = {"q": {"_id": id_}, "u": {"$inc": {"n": 1}}, "upsert": True, "collation": SIMPLE}
     try:
         async with asyncio.timeout(patience.operation):

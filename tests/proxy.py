@@ -54,6 +54,8 @@ class Proxy:
             yield self
         finally:
             server.close()
+            if self._held:
+                self._held[1].transport.abort()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

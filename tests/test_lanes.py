@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -119,17 +120,18 @@ async def test_a_write_that_failed_is_behind_the_fence_before_its_error_is_told(
     assert counts() == {1: 0, 2: 1}
 
 
-async def test_a_number_that_was_used_before_loses_nothing(database: DB, counts: Any) -> None:
+async def test_a_number_that_was_used_before_loses_nothing(
+    database: DB, counts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The id of a session that was ended is given out again. MongoDB then takes the write for done, and says so."""
     async with calls(database) as numbered:
         assert await _run(numbered, [push(1)]) == [True]
         (lane,) = numbered._free
-        lane.number -= 1
+        numbers = iter([lane.number])
+        monkeypatch.setattr(lane, "advance", lambda: setattr(lane, "number", next(numbers, time.time_ns())))
         # The first is taken for done and is not; the second is done, and does not match its condition again.
         assert await _run(numbered, [push(2), push(3)]) == [True, DuplicateKey]
-        lane.number -= 50
-        assert await _run(numbered, [push(4)]) == [True]
-    assert counts() == {1: 1, 2: 1, 3: 1, 4: 1}
+    assert counts() == {1: 1, 2: 1, 3: 1}
 
 
 async def test_a_lane_is_used_by_one_call_at_a_time_and_never_ended(database: DB, counts: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,17 +47,30 @@ async def test_without_slack_the_array_never_holds_more_than_the_limit(start: St
     assert (len(newest(database)), len(newest(database, OTHER))) == (LIMIT, LIMIT)
 
 
-async def test_with_slack_it_never_holds_more_than_both(start: Start, database: DB) -> None:
+async def test_with_slack_it_never_holds_more_than_both(
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
     admit(database, LIMIT + SLACK)
     client = await start(notifications_limit=LIMIT, notifications_slack=SLACK)
-    lengths = set()
-    for n in range(10 * LIMIT):
+    monkeypatch.setattr("mongo.document.randrange", lambda slack: slack - 1)  # no create trims to the limit by chance
+    for n in range(2 * (LIMIT + SLACK)):
         await create(client, data={"n": n})
-        lengths.add(len(newest(database)))
+        assert newest(database) == list(range(n + 1))[-LIMIT - SLACK :]
         seen = [item["data"]["n"] for item in (await list_(client, limit=100))["list"]]
         assert seen == list(range(n, max(n - LIMIT, -1), -1))
-    assert LIMIT < max(lengths) <= LIMIT + SLACK
     await asyncio.gather(*(create(client, OTHER) for _ in range(100)))
+    assert len(user(database, OTHER)["notifications"]) == LIMIT + SLACK
+
+
+async def test_with_slack_some_creates_trim_to_the_limit(start: Start, database: DB) -> None:
+    client = await start(notifications_limit=LIMIT, notifications_slack=5 * SLACK)
+    lengths = []
+    for n in range(100):
+        await create(client, data={"n": n})
+        lengths.append(len(newest(database)))
+    trims = sum(after <= before and after == LIMIT for before, after in pairwise(lengths))
+    assert 1 <= trims <= 50  # of 4 in 30
+    assert LIMIT < max(lengths) <= LIMIT + 5 * SLACK
 
 
 async def test_with_slack_a_create_costs_the_oplog_little(start: Start, mongod: Mongod, database: DB) -> None:

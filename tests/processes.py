@@ -123,7 +123,7 @@ async def command(settings: Settings, *arguments: str, **variables: str) -> tupl
     """Run a command on the database of these settings; return its exit code, output and errors."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(ROOT / "notifier.py"), *arguments),
-        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost", **variables},
+        env={"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": settings.smtp_host, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

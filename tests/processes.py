@@ -166,7 +166,7 @@ async def command_process(settings: Settings, *arguments: str, **variables: str)
 
 
 def _configured(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
-    given = {"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": "localhost", **variables}
+    given = {"DB_URI": settings.db_uri, "EMAIL": settings.email, "SMTP_HOST": settings.smtp_host, **variables}
     return {"SSL_CERT_FILE": os.devnull, **given}
 
 

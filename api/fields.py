@@ -44,6 +44,11 @@ class IdsField(mf.List[str]):
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> list[Any]:
         if isinstance(value, list) and not 1 <= len(value) <= USERS_LIMIT:  # a body has room for 30,000 wrong ones
             raise ValidationError(f"Not 1 to {USERS_LIMIT} ids.")
+        id_type: IdType = self.root.id_type  # type: ignore[union-attr]
+        if isinstance(value, list) and all(type(item) is str for item in value):
+            parsed = list(map(id_type.parse, value))
+            if None not in parsed and len(set(parsed)) == len(parsed):
+                return parsed  # a thousand ids by marshmallow, which names what is wrong, hold up the event loop
         ids = super()._deserialize(value, attr, data, **kwargs)
         first = {id_: n for n, id_ in reversed(list(enumerate(ids)))}
         if repeated := {n: ["Is in the list already."] for n, id_ in enumerate(ids) if first[id_] < n}:

@@ -25,10 +25,10 @@ class IdType(enum.Enum):
     OBJECTID = "objectid"
     STRING = "string"
 
-    @property
-    def pattern(self) -> str:
+    def __init__(self, name: str) -> None:
+        self.pattern = OBJECT_ID if name == "objectid" else STRING
         """The regular expression of a whole id."""
-        return OBJECT_ID if self is IdType.OBJECTID else STRING
+        self._match = re.compile(self.pattern).fullmatch
 
     @property
     def fault(self) -> str:
@@ -39,7 +39,7 @@ class IdType(enum.Enum):
 
     def parse(self, text: str) -> str | None:
         """Return the one form of an id, an ObjectId in lower case, or `None` if it is not one."""
-        if not re.fullmatch(self.pattern, text):
+        if not self._match(text):
             return None
         return text.lower() if self is IdType.OBJECTID else text
 

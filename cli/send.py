@@ -55,6 +55,7 @@ class UserList:
         if not shown and not self.count:
             shown.append(f"{path}: names no user.")
         if shown:
+            self.close()
             raise BadInput("\n".join(shown))
         self.digest = digest.hexdigest()
 

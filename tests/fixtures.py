@@ -40,8 +40,6 @@ MEMORY: Final = Path("/dev/shm")  # noqa: S108 - Linux's folder in memory
 MONGODS: Final = ("standalone", "replica set")
 ROOM: Final = 1 << 30
 """Bytes that must be free in memory for each process of tests to keep its databases there."""
-NO_AUTHORITIES: Final = ("SSL_CERT_FILE", os.devnull)
-"""A variable that hides the system's certificate authorities. Reading them takes 30 ms at each start of the service."""
 SHORT_WAITS: Final = ("--journalCommitInterval", "20")
 """Milliseconds until MongoDB writes its journal unasked. Dropping a database waits for that, by default for 100."""
 
@@ -108,6 +106,14 @@ def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def systems_ca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of an authority that certifies nobody, in place of the system's, whose reading takes 30 ms."""
+    path = tmp_path_factory.mktemp("system") / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
 def server_tls(authority: trustme.CA) -> ssl.SSLContext:
     """Return the TLS context of a server on this machine that the authority has certified."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -156,10 +162,11 @@ def settings(
     ca_file: Path,
     mail: MailServer,
     id_type: IdType,
+    systems_ca_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Settings:
     """Return the settings of a service with an empty database and a mail server of its own."""
-    monkeypatch.setenv(*NO_AUTHORITIES)
+    monkeypatch.setenv("SSL_CERT_FILE", f"{systems_ca_file}")
     return replace(settings_for(mongod, database.name, mail.port, ca_file), id_type=id_type)
 
 
@@ -200,12 +207,12 @@ async def shared_service(mongod: Mongod, server_tls: ssl.SSLContext, ca_file: Pa
 
 
 @pytest.fixture
-async def share(shared_service: Start, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+async def share(shared_service: Start, systems_ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     """Return a function like that of `start`, for tests that change nothing in the service but its database.
 
     Tests with equal settings share a service. At the end, its database is emptied.
     """
-    monkeypatch.setenv(*NO_AUTHORITIES)
+    monkeypatch.setenv("SSL_CERT_FILE", f"{systems_ca_file}")
     clients = []
 
     async def client_of(**changes: Any) -> Client:
@@ -232,9 +239,10 @@ async def client(start: Start) -> Client:
 
 
 @pytest.fixture(params=MONGODS)
-def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongod) -> Mongod:
+def any_mongod(request: pytest.FixtureRequest) -> Mongod:
     """Return a standalone server, then a replica set."""
-    return standalone if request.param == "standalone" else mongod
+    server: Mongod = request.getfixturevalue("standalone" if request.param == "standalone" else "mongod")
+    return server
 
 
 @pytest.fixture

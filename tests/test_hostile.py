@@ -150,7 +150,7 @@ def cpu_seconds(pid: int) -> float:
 async def test_thousands_of_unknown_names_cost_little_and_few_are_named(client: Client) -> None:
     body = "{" + ",".join(f'"{n:x}":0' for n in range(7000)) + "}"
     started = time.process_time()
-    for _ in range(100):
+    for _ in range(500):
         assert (await client.post("/create", data=b"{}")).status == 422
     usual = time.process_time() - started
     started = time.process_time()

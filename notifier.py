@@ -27,7 +27,7 @@ from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_on
 from cli.check import run_check
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
-from config.environment import SettingsError, load_settings, warnings_about
+from cli.environment import SettingsError, load_settings, warnings_about
 from mail.delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently

@@ -1,6 +1,6 @@
 """The configuration: every environment variable, its default, and what it may be.
 
-`config/environment.py` reads them.
+`cli/environment.py` reads them.
 """
 
 from __future__ import annotations

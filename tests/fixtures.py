@@ -18,11 +18,13 @@ import hypothesis
 import pytest
 import trustme
 from aiohttp.test_utils import TestClient, TestServer
+from pymongo import MongoClient
 from pymongo.database import Database
 
 import handlers
 from api.server import OPTIONS
-from config.environment import load_settings
+from cli.environment import load_settings
+from config.checks import DEAD_MAIL
 from config.ids import IdType
 from mongo.errors import PATIENCE, Patience
 from notifier import create_app
@@ -206,8 +208,17 @@ async def shared_service(mongod: Mongod, server_tls: ssl.SSLContext, ca_file: Pa
         yield client_of
 
 
+@pytest.fixture(scope="session")
+def direct(mongod: Mongod) -> Iterator[MongoClient[dict[str, Any]]]:
+    """Return a client of MongoDB that tests share."""
+    with mongod.client() as client:
+        yield client
+
+
 @pytest.fixture
-async def share(shared_service: Start, systems_ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+async def share(
+    shared_service: Start, direct: MongoClient[dict[str, Any]], systems_ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Start]:
     """Return a function like that of `start`, for tests that change nothing in the service but its database.
 
     Tests with equal settings share a service. At the end, its database is emptied.
@@ -221,9 +232,9 @@ async def share(shared_service: Start, systems_ca_file: Path, monkeypatch: pytes
 
     yield client_of
     for client in clients:
-        store = client.app[handlers.STORE]
-        for collection in (store.users, store.dead_mail.letters):
-            await collection.collection.delete_many({})
+        database = direct[client.app[handlers.STORE].database.name]
+        for name in ("users", DEAD_MAIL):
+            database[name].delete_many({})
 
 
 @pytest.fixture

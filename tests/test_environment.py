@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from config.environment import SettingsError, load_settings, warnings_about
+from cli.environment import SettingsError, load_settings, warnings_about
 from settings import Settings
 from tests.processes import COMPLETE, run
 

@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 
 import handlers
 from api import openapi
-from config.environment import SettingsError
+from cli.environment import SettingsError
 from config.ids import IdType
 from ops.kinds import SPECIFIED, Kind, load_kinds
 from schemas import CreateSchema, SelectionSchema

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config.environment import SettingsError
+from cli.environment import SettingsError
 from settings import Security, Settings
 from tests.client import ROOT
 from tests.processes import COMPLETE, VARIABLES, run

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from config.environment import SettingsError
+from cli.environment import SettingsError
 from mail.templates import RENDERED_LIMIT, Content, RenderError, Templates, TemplatesError
 from ops.kinds import SPECIFIED, load_kinds
 from settings import Settings

@@ -18,7 +18,7 @@ from pymongo.collection import Collection
 import handlers
 from api import openapi
 from api.problems import BY_EXCEPTION
-from config.environment import SettingsError
+from cli.environment import SettingsError
 from config.ids import IdType
 from mongo.errors import UnknownUser
 from ops.kinds import SPECIFIED
@@ -68,7 +68,7 @@ def settings(settings: Settings) -> Settings:
 def people(database: DB) -> Iterator[People]:
     """Return the users' collection. At the end, check that no other was written to but the dead letters."""
     yield database["people"]
-    assert set(database.list_collection_names()) <= {"people", "dead_mail"}
+    assert set(database.list_collection_names()) <= {"people", "dead_mail", PROBE}
 
 
 async def settled(people: People) -> None:

@@ -174,7 +174,7 @@ async def erase_while_an_email_is_sent(client: Client) -> ClientResponse:
     await create(key="registration")(client)
     later = datetime(9000, 1, 1, tzinfo=UTC)
     leased = {"notifier.outbox.0.token": "1" * 24, "notifier.outbox.0.next_at": later, "notifier.due": later}
-    await client.app[handlers.STORE].users.collection.update_one({"_id": ObjectId(USER)}, {"$set": leased})
+    await client.app[handlers.STORE].users.update({"_id": ObjectId(USER)}, {"$set": leased})
     return await of_user("POST", "/erase")(client)
 
 

@@ -21,7 +21,7 @@ from bson import ObjectId
 from api.problems import BY_EXCEPTION
 from cli.send import UserList, send
 from config.ids import IdType
-from mongo.errors import Conflict, UnknownUser
+from mongo.errors import Conflict, Patience, UnknownUser
 from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
@@ -149,12 +149,17 @@ async def test_those_who_cannot_be_notified_are_named_with_the_reason(
 
 @impatient
 async def test_without_mongodb_it_stops_and_the_next_run_goes_on(
-    settings: Settings, mongod: Mongod, database: DB, listed: Listed, capsys: pytest.CaptureFixture[str]
+    settings: Settings,
+    patience: Patience,
+    mongod: Mongod,
+    database: DB,
+    listed: Listed,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     new = Create("0" * 24, SPECIFIED["new_post"])
     again = replace(settings, db_uri=f"{settings.db_uri}?{HEARTBEATS}")
     with closing(UserList(listed(MANY), IdType.OBJECTID)) as users:
-        async with open_store(again) as store:
+        async with open_store(again, patience=patience) as store:
             with failing(mongod, ["update", "findAndModify"], {"skip": 5}, errorCode=91):
                 assert await send(store, users, new) == 1
             before = database.users.count_documents({})

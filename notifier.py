@@ -25,9 +25,9 @@ from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
 from cli.check import run_check
+from cli.environment import SettingsError, load_settings, warnings_about
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
-from cli.environment import SettingsError, load_settings, warnings_about
 from mail.delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently

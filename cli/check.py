@@ -10,9 +10,9 @@ from dataclasses import asdict
 
 from cli.check_mail import check_mail
 from cli.check_mongodb import check_mongodb
+from cli.environment import SettingsError, load_settings, warnings_about
 from cli.output import say
 from cli.result import Result, State
-from cli.environment import SettingsError, load_settings, warnings_about
 from settings import Settings
 
 LOCAL: str = "a local run, as nothing is configured; set DB_URI, EMAIL and SMTP_HOST for any other"

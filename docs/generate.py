@@ -85,7 +85,7 @@ def _default(value: Any) -> str:
     elif isinstance(value, float):
         value = f"{value:g}"
     value = getattr(value, "value", value)  # of an enum
-    return f"`{value}`" if value else ""
+    return "" if value in {None, ""} else f"`{value}`"
 
 
 def bounces() -> str:

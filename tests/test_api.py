@@ -302,14 +302,14 @@ BAD = {IdType.OBJECTID: BAD_BODIES + BAD_OBJECT_IDS, IdType.STRING: BAD_BODIES +
     [pytest.param(type_, *case.values, id=f"{type_.value}-{case.id}") for type_ in IdType for case in BAD[type_]],
 )
 async def test_every_fault_of_a_bad_body_is_named_and_nothing_is_stored(
-    share: Start, id_type: IdType, body: bytes, status: int, errors: set[str] | None
+    share: Start, direct: MongoClient[Any], id_type: IdType, body: bytes, status: int, errors: set[str] | None
 ) -> None:
     client = await share(id_type=id_type)
     response = await client.post("/create", data=body)
     found = await problem(response)
     assert response.status == status
     assert (found.get("errors", {}).keys() or None) == errors
-    assert await client.app[STORE].users.collection.count_documents({}) == 0
+    assert direct[client.app[STORE].database.name].users.count_documents({}) == 0
 
 
 async def test_every_fault_of_data_is_named(client: Client) -> None:

@@ -21,6 +21,7 @@ from api.problems import BY_EXCEPTION
 from cli.environment import SettingsError
 from config.ids import IdType
 from mongo.errors import UnknownUser
+from mongo.lanes import PROBE
 from ops.kinds import SPECIFIED
 from settings import Settings, UnknownUsers
 from tests.client import DB, KEY, PROTECTED, SECRET, Client, create, list_, problem, read, token

@@ -61,6 +61,8 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "max_adaptive_retries": 0,
 }
 """Options that take precedence over those of the connection string."""
+POOL: Final[Mapping[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
+"""Of the shared client: batches of writes and of lists in flight, and the change stream."""
 
 
 def uri_fault(uri: str) -> str | None:
@@ -101,7 +103,9 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
     attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
     try:
         client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=attempt, serverSelectionTimeoutMS=attempt)
-        shared: SharedClient = AsyncMongoClient(uri, **OPTIONS, timeoutMS=None, serverSelectionTimeoutMS=selection)
+        shared: SharedClient = AsyncMongoClient(
+            uri, **OPTIONS, **POOL, timeoutMS=None, serverSelectionTimeoutMS=selection
+        )
     except INVALID as exc:
         raise unavailable(exc) from exc
     # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.

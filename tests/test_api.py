@@ -114,15 +114,6 @@ async def test_concurrent_creates_for_a_new_user_make_one_document_and_lose_noth
     assert sorted(item["data"]["n"] for item in user(database)["notifications"]) == list(range(50))
 
 
-async def test_beyond_the_limit_the_oldest_are_removed(start: Start) -> None:
-    client = await start(notifications_limit=5)
-    for n in range(8):
-        await create(client, data={"n": n})
-    page = await list_(client)
-    assert (page["elements"], page["new"]) == (5, 5)
-    assert [item["data"]["n"] for item in page["list"]] == [7, 6, 5, 4, 3]
-
-
 async def test_data_comes_back_as_it_was_sent(client: Client) -> None:
     data = {
         "": "",

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from jsonschema import ValidationError as JSONSchemaError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+import handlers
+from api import openapi
 from api.openapi import VERSION
+from config.ids import IdType
+from ops.kinds import SPECIFIED
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS
 from tests.client import KEY, ROOT, USER, Client, create
@@ -33,6 +38,18 @@ def test_the_version_stands_once() -> None:
     assert project["project"]["dynamic"] == ["version"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "api.openapi.VERSION"}
     assert DOCUMENT["info"]["version"] == VERSION
+
+
+def test_the_description_of_string_ids_is_valid_and_its_examples_conform() -> None:
+    document = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.STRING)
+    OpenAPIV31SpecValidator(document).validate()
+    properties = document["components"]["schemas"]["Create"]["properties"]
+    assert properties["user_id"].items() >= {"type": "string", "minLength": 1, "maxLength": 128}.items()
+    assert properties["target_id"]["type"] == ["string", "null"]
+    body = document["paths"]["/create"]["post"]["requestBody"]["content"]["application/json"]
+    validator = Draft202012Validator(body["schema"] | {"components": document["components"]})
+    for example in body["examples"].values():
+        validator.validate(example["value"])
 
 
 # --- its schemas and examples -----------------------------------------------------------------------

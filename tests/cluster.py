@@ -113,7 +113,10 @@ JUDGES: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
     "aggregate": _of_aggregate,
     "createIndexes": _of_create_indexes,
     # Nothing about documents, an insert, which names its `_id`, and the cursor of a command above.
-    **dict.fromkeys(("hello", "ping", "buildInfo", "connectionStatus", "endSessions", "insert"), _harmless),
+    **dict.fromkeys(
+        ("hello", "ping", "buildInfo", "connectionStatus", "saslStart", "saslContinue", "endSessions", "insert"),
+        _harmless,
+    ),
     **dict.fromkeys(("getMore", "killCursors", "listIndexes", "collMod"), _harmless),
 }
 

@@ -17,7 +17,7 @@ from mail.address import envelope_address
 from mail.breaker import Breaker
 from mail.connection import Connection, Opener
 from mail.lease import Lease
-from mail.message import WIRE_POLICY, Sender, compose
+from mail.message import Sender, compose
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
@@ -111,7 +111,7 @@ class Mailer:
                     self._kept.append(connection)
                     return None if wanted is None else MUTED
                 option = self._option(connection, to)
-                message = _as_bytes(lease.email, self._sender, to, content, utf8=bool(option))
+                message = _as_bytes(lease.email, self._sender, to, content)
                 await self._say_envelope(connection, ticket, lease, to, option)
                 if not lease.held:  # it may have ended meanwhile
                     connection.drop()
@@ -212,10 +212,10 @@ class Mailer:
         await asyncio.gather(*(connection.quit() for connection in kept))
 
 
-def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content, *, utf8: bool) -> bytes:
+def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:
     """Make the message. Raises `SMTPFault` if that cannot be done, which says nothing about the server."""
     try:
-        return compose(email, sender, to, content).as_bytes(policy=WIRE_POLICY[utf8])
+        return compose(email, sender, to, content)
     except ValueError as exc:
         raise SMTPFault(Verdict.TRANSIENT, f"the message cannot be made: {type(exc).__name__}") from exc
 

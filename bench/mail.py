@@ -12,7 +12,7 @@ from typing import Final
 from aiosmtplib import SMTP
 
 from config.environment import load_settings
-from mail.message import WIRE_POLICY, Sender, compose
+from mail.message import Sender, compose
 from mail.templates import Content
 from mongo.owed import OwedEmail
 from settings import Settings
@@ -59,7 +59,7 @@ async def _send(email: OwedEmail, settings: Settings, tls: ssl.SSLContext) -> No
         password=settings.smtp_password,
     )
     async with smtp:
-        await smtp.sendmail(EMAIL, to, message.as_bytes(policy=WIRE_POLICY[False]))
+        await smtp.sendmail(EMAIL, to, message)
 
 
 # --- a mail server ---------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def emails(bench: Bench) -> None:
             "SMTP_LOGIN": LOGIN,
             "SMTP_PASSWORD": PASSWORD,
             "SMTP_CA_FILE": bench.logs / "authority.pem",
+            "SMTP_CONNECTIONS": 4,
         }
         service = partial(bench.service, **settings)
         reconnect = partial(bench.ceiling, "reconnect", listens=False, **settings)

@@ -8,9 +8,10 @@ Every document is claimed, read and settled for itself: one that is not ours, or
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from bson import ObjectId
 
@@ -23,10 +24,11 @@ from mongo.preferences import wants_email
 from mongo.refused import Refused
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce, suppress
-from mongo.writes import Write, Writes
+from mongo.writes import Write, Writes, update_many
 
-CLAIM_WINDOW: Final = 32
-"""Due documents read to claim some of them. Workers that choose at random rarely choose the same."""
+NARROWEST: Final = 2
+WIDEST: Final = 16
+"""Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
 FOREIGN_LIMIT: Final = 100
 """Documents that `foreign` names at once."""
 OUTBOX: Final = {"$cond": [{"$isArray": "$outbox"}, "$outbox", []]}
@@ -56,6 +58,7 @@ class Outbox:
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
         self._refused = Refused()
+        self._spread: float = NARROWEST
 
     async def create_index(self) -> None:
         """Create the index that finds due e-mails. Replicas may do so at the same time. Raises a `StoreError`."""
@@ -95,7 +98,9 @@ class Outbox:
         No other worker claims them until the lease ends. Raises `Unavailable`.
         """
         candidates = HAS_DUE_EMAIL | self._refused.condition()
-        due = self.users.find(candidates, {"_id": 1}, collation=SIMPLE).sort("mail_due").limit(CLAIM_WINDOW)
+        window = math.ceil(self._spread * users)
+        due = self.users.find(candidates, {"_id": 1}, collation=SIMPLE, batch_size=window + 1)
+        due = due.sort("mail_due").limit(window)
         ids = [user["_id"] for user in await persist(lambda: due.clone().to_list(None))]
         if not ids:
             return []
@@ -110,8 +115,10 @@ class Outbox:
                 except (Conflict, TooLarge, UnknownError) as exc:
                     self._refused.add(id_, f"MongoDB does not let its `outbox` be changed: {exc}")
         read = {**self.shape.projection(), "outbox": 1, SUPPRESSION: 1}
-        claimed = self.users.find({"_id": {"$in": chosen}, "outbox.token": token}, read, collation=SIMPLE)
-        found = await persist(lambda: claimed.clone().to_list(None))
+        held, size = {"_id": {"$in": chosen}, "outbox.token": token}, len(chosen) + 1
+        found = await persist(lambda: self.users.find(held, read, collation=SIMPLE, batch_size=size).to_list(None))
+        lost = len(found) < len(chosen)  # to other workers, which choose from the same
+        self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
         return [email for user in found for email in load_emails(user, token, self.shape)]
 
     async def _lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
@@ -149,10 +156,33 @@ class Outbox:
         """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
         return await persist(lambda: self.users.find_one(_held(email), {"_id": 1}, collation=SIMPLE)) is not None
 
-    async def is_wanted(self, email: OwedEmail) -> bool | None:
-        """Return whether its user wants the e-mail as of now; `None` if the lease was lost. Raises `Unavailable`."""
-        found = await persist(lambda: self.users.find_one(_held(email), {PREFERENCES: 1}, collation=SIMPLE))
-        return None if found is None else wants_email(found.get(PREFERENCES), email.key)
+    async def look(self, emails: Sequence[OwedEmail]) -> Sequence[bool | None]:
+        """Return for each e-mail whether its user wants it as of now; `None` if the lease was lost.
+
+        Raises `Unavailable`.
+        """
+        ids = {"_id": {"$in": [email.document_id for email in emails]}}
+        fields = {"outbox.id": 1, "outbox.token": 1, PREFERENCES: 1}
+        size = len(emails)
+        found = await persist(lambda: self.users.find(ids, fields, collation=SIMPLE, batch_size=size).to_list(None))
+        users = {repr(user["_id"]): user for user in found}
+        return [_is_wanted(users.get(repr(email.document_id), {}), email) for email in emails]
+
+    async def remove_together(self, emails: Sequence[OwedEmail]) -> bool:
+        """Owe these e-mails no longer; return whether each document still had some of them. Raises a `StoreError`."""
+        return await self._settle_together(emails, None)
+
+    async def release(self, emails: Sequence[OwedEmail]) -> None:
+        """Give the leases of e-mails back that were not tried, so that they are due at once. Raises a `StoreError`."""
+        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": "$$NOW"})
+
+    async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
+        by_token: dict[str, list[OwedEmail]] = {}
+        for email in emails:
+            by_token.setdefault(email.token, []).append(email)
+        statements = [_statement(token, of_token, change) for token, of_token in by_token.items()]
+        expected = sum(len(statement["q"]["_id"]["$in"]) for statement in statements)
+        return await persist(lambda: update_many(self.users, statements)) == expected
 
     async def _settle(self, email: OwedEmail, change: JSONObject | None, bounce: Bounce | None = None) -> bool:
         """Change or remove an e-mail whose lease is held. A document without room does without error and bounce."""
@@ -169,6 +199,20 @@ class Outbox:
 
 def _held(email: OwedEmail) -> JSONObject:
     return {"_id": email.document_id, "outbox": {"$elemMatch": {"id": email.id, "token": email.token}}}
+
+
+def _is_wanted(user: Mapping[str, Any], email: OwedEmail) -> bool | None:
+    held = any(item.get("id") == email.id and item.get("token") == email.token for item in elements(user, "outbox"))
+    return wants_email(user.get(PREFERENCES), email.key) if held else None
+
+
+def _statement(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> JSONObject:
+    """Return the update of e-mails with the same token. Of two users' e-mails with the same id it knows which."""
+    pairs = [[email.document_id, email.id] for email in emails]
+    chosen = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
+    documents = list({repr(email.document_id): email.document_id for email in emails}.values())
+    held = {"_id": {"$in": documents}, "outbox": {"$type": "array"}, "outbox.token": token}
+    return {"q": held, "u": _rewrite_outbox(chosen, change), "multi": True, "collation": SIMPLE}
 
 
 def _from_now(seconds: float) -> JSONObject:

@@ -127,3 +127,21 @@ def _outcomes(writes: Sequence[Write], reply: Mapping[str, Any]) -> Sequence[boo
             if outcomes[n] is True and not write.upsert:
                 outcomes[n] = None
     return outcomes
+
+
+async def update_many(collection: Collection, statements: Sequence[JSONObject]) -> int:
+    """Make several updates in one call; return how many documents they found. Raises PyMongo's errors."""
+    reply = await collection.database.command(
+        "update",
+        collection.name,
+        updates=statements,
+        ordered=False,
+        writeConcern=collection.write_concern.document,
+        codec_options=collection.codec_options,
+    )
+    if errors := reply.get("writeErrors"):
+        raise write_error(errors[0])
+    if concern := reply.get("writeConcernError"):
+        raise WriteConcernError(concern["errmsg"], concern["code"])
+    found: int = reply["n"]
+    return found

@@ -14,7 +14,7 @@ from bson.raw_bson import RawBSONDocument
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
-from mail import delivery
+import delivery
 from settings import Settings
 from tests.client import DB, USER, Client, create, list_, metric, problem, read, settled, user
 from tests.fixtures import Start

@@ -17,6 +17,7 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import groupby
 from typing import Final
 
 from mail.lease import Lease, Leases
@@ -105,7 +106,7 @@ class Delivery:
         self._claimer = asyncio.create_task(self._claim_until_stopped())
         for _ in range(self._limit):
             self._start_worker()
-        runs = (self._looks.run(), self._leases.keep(), self._watch_foreign())
+        runs = (self._looks.run(), self._leases.keep(), self._mailer.close_idle(), self._watch_foreign())
         self._helpers = {asyncio.create_task(run) for run in runs}
 
     def _start_worker(self) -> None:
@@ -191,17 +192,21 @@ class Delivery:
             return
         if not (kind and kind.required):
             lease.known_until = 0.0
-        self._window.put([lease])
+        self._window.put(lease, urgent=self._rank(email) == "high")
+
+    def _rank(self, email: OwedEmail) -> str:
+        kind = self._kinds.get(email.key)
+        return kind.rank if kind else "normal"
 
     async def _give_back(self) -> None:
         """Give back the e-mails that nobody has begun, so that another process can send them."""
         leases = self._window.clear()
-        held = [lease.email for lease in leases if lease.held]
+        held = sorted((lease.email for lease in leases if lease.held), key=self._rank)
         try:
-            if held:
-                await self._outbox.release(held)
+            for rank, emails in groupby(held, self._rank):
+                await self._outbox.release(list(emails), rank)
         except StoreError as exc:
-            log.warning("%d e-mails could not be given back, so they wait until their leases end: %s", len(held), exc)
+            log.warning("some e-mails could not be given back, so they wait until their leases end: %s", exc)
         finally:
             for lease in leases:
                 self._leases.discard(lease)

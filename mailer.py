@@ -29,6 +29,8 @@ from settings import Settings
 REPLY_TIMEOUT: Final = 600.0
 """Seconds to wait for the reply to a message, at the least (RFC 5321, section 4.5.3.2.6). To give up earlier is to send
 the e-mail again although the server may have accepted it."""
+IDLE_INTERVAL: Final = 1.0
+"""Seconds between two looks for kept connections that are too old."""
 
 MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
 
@@ -227,10 +229,12 @@ class Mailer:
         return None
 
     async def close_idle(self) -> None:
-        """Close the kept connections that will not be used again."""
-        if old := [connection for connection in self._kept if not connection.usable()]:
-            self._kept = [connection for connection in self._kept if connection not in old]
-            await asyncio.gather(*(connection.quit() for connection in old))
+        """Close the kept connections that will not be used again, for ever."""
+        while True:
+            await asyncio.sleep(IDLE_INTERVAL)
+            if old := [connection for connection in self._kept if not connection.usable()]:
+                self._kept = [connection for connection in self._kept if connection not in old]
+                await asyncio.gather(*(connection.quit() for connection in old))
 
     async def close(self) -> None:
         """Close every kept connection."""

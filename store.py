@@ -147,7 +147,8 @@ class Store:
         """Do for each of these users what `create` does for one; return for each whether it replayed, or its error."""
         fingerprint, now = many.each.fingerprint(), self.clock.now()
         creations = (
-            self._creator.make(replace(many.each, user_id=user_id), now, fingerprint) for user_id in many.user_ids
+            self._creator.make(replace(many.each, user_id=user_id), now, fingerprint, in_bulk=True)
+            for user_id in many.user_ids
         )
         return await self._fan_out(creations, gently=gently)
 

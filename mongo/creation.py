@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +25,12 @@ from mongo.document import (
 )
 from mongo.errors import KeyReused, OutboxFull
 from mongo.ids import IdType
-from mongo.owed import HAS_ROOM, new_element
+from mongo.owed import HAS_ROOM, first_due, new_element
 from mongo.writes import Write
 
 
 class Channels(Protocol):
-    """What a kind of notification is to MongoDB: its name, and whether it is kept and e-mailed."""
+    """What a kind of notification is to MongoDB: its name, its channels, and which of `ERAS` its e-mails have."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -37,6 +38,8 @@ class Channels(Protocol):
     def in_app(self) -> bool: ...  # noqa: D102
     @property
     def email(self) -> bool: ...  # noqa: D102
+    @property
+    def rank(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +129,8 @@ class Creator:
     profile: Mapping[str, str]
     creates_users: bool
 
-    def make(self, new: Create, now: datetime, fingerprint: str | None = None) -> Creation:
-        """Return the write that does what a request asks for.
+    def make(self, new: Create, now: datetime, fingerprint: str | None = None, *, in_bulk: bool = False) -> Creation:
+        """Return the write that does what a request asks for, alone or `in_bulk`.
 
         `now` is by MongoDB's clock. `fingerprint` is that of the request, if it is known already.
         """
@@ -144,7 +147,9 @@ class Creator:
         if new.kind.email:
             fields += ["outbox", "mail_due"]
             conditions |= HAS_ROOM
-            pushes["outbox"] = email = new_element(id_, new.kind.name, now, optional, new.request_id)
+            due = first_due(new.kind.rank, time.time(), in_bulk=in_bulk)
+            email = new_element(id_, new.kind.name, now, optional, new.request_id, next_at=due)
+            pushes["outbox"] = email
             update["$min"] = {"mail_due": email["next_at"]}
         if key:
             fields.append("recent")

@@ -8,9 +8,13 @@ Every document is claimed, read and settled for itself: one that is not ours, or
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
-from collections.abc import Mapping, Sequence
+from bisect import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Final
 
 from bson import ObjectId
@@ -18,7 +22,7 @@ from bson import ObjectId
 from mongo.connection import Collection
 from mongo.document import IS_DATE, SIMPLE, JSONObject, Shape, elements
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError, persist
-from mongo.owed import IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
+from mongo.owed import ERAS, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
 from mongo.preferences import FIELD as PREFERENCES
 from mongo.preferences import wants_email
 from mongo.refused import Refused
@@ -29,6 +33,10 @@ from mongo.writes import Write, Writes, update_many
 NARROWEST: Final = 2
 WIDEST: Final = 16
 """Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
+EDGES: Final = (ERAS["normal"], ERAS["low"], datetime(1974, 1, 1, tzinfo=UTC))
+"""Where the bands of priorities end, and that of e-mails due again begins."""
+SHARE: Final = 8
+"""One in so many claimed is of each band, as far as there are any, so that none starves."""
 FOREIGN_LIMIT: Final = 100
 """Documents that `foreign` names at once."""
 OUTBOX: Final = {"$cond": [{"$isArray": "$outbox"}, "$outbox", []]}
@@ -97,14 +105,9 @@ class Outbox:
 
         No other worker claims them until the lease ends. Raises `Unavailable`.
         """
-        candidates = HAS_DUE_EMAIL | self._refused.condition()
-        window = math.ceil(self._spread * users)
-        due = self.users.find(candidates, {"_id": 1}, collation=SIMPLE, batch_size=window + 1)
-        due = due.sort("mail_due").limit(window)
-        ids = [user["_id"] for user in await persist(lambda: due.clone().to_list(None))]
-        if not ids:
+        chosen = await self._choose(users)
+        if not chosen:
             return []
-        chosen = random.sample(ids, min(users, len(ids)))
         token = str(ObjectId())
         try:
             await self._lease(chosen, token, lease)
@@ -120,6 +123,33 @@ class Outbox:
         lost = len(found) < len(chosen)  # to other workers, which choose from the same
         self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
         return [email for user in found for email in load_emails(user, token, self.shape)]
+
+    async def _choose(self, users: int) -> list[object]:
+        """Return the `_id`s of some users who are owed due e-mails: of all priorities, and of those due again."""
+        limit = math.ceil(self._spread * users)
+        found = await self._due(limit)
+        if len(found) < limit:  # these are all
+            return random.sample([id_ for id_, _ in found], min(users, len(found)))
+        share = max(1, users // SHARE)
+        # These leave out what is due after the last of them.
+        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, found[-1][1]), len(EDGES) + 1)]
+        return _shares([*found, *chain.from_iterable(await asyncio.gather(*later))], users, share)
+
+    async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
+        """Return the `_id`s of users whose e-mails are due, longest due first, and the band of each."""
+        condition = HAS_DUE_EMAIL | self._refused.condition()
+        if band:
+            end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
+            condition = {"$and": [condition, {"mail_due": {"$gte": EDGES[band - 1], **end}}]}
+        found = await persist(
+            lambda: (
+                self.users.find(condition, {"mail_due": 1}, collation=SIMPLE, batch_size=limit + 1)
+                .sort("mail_due")
+                .limit(limit)
+                .to_list(None)
+            )
+        )
+        return [(user["_id"], _band(user["mail_due"])) for user in found]
 
     async def _lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
         due = {"_id": {"$in": list(ids)}, **HAS_DUE_EMAIL}
@@ -172,9 +202,14 @@ class Outbox:
         """Owe these e-mails no longer; return whether each document still had some of them. Raises a `StoreError`."""
         return await self._settle_together(emails, None)
 
-    async def release(self, emails: Sequence[OwedEmail]) -> None:
-        """Give the leases of e-mails back that were not tried, so that they are due at once. Raises a `StoreError`."""
-        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": "$$NOW"})
+    async def release(self, emails: Sequence[OwedEmail], rank: str) -> None:
+        """Give back the leases of e-mails of one priority that nobody has tried. They are due at once, as before.
+
+        Raises a `StoreError`.
+        """
+        seconds = {"$toLong": {"$divide": [{"$toLong": "$$this.at"}, 1000]}}
+        due = {"$cond": [{"$eq": ["$$this.tries", 0]}, {"$add": [ERAS[rank], seconds]}, "$$NOW"]}
+        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": due})
 
     async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
         by_token: dict[str, list[OwedEmail]] = {}
@@ -195,6 +230,20 @@ class Outbox:
             if change is None or change["error"] is None:
                 raise
             return await self._settle(email, {**change, "error": None})
+
+
+def _band(due: object) -> int:
+    return bisect(EDGES, due) if isinstance(due, datetime) else 0  # Python has no date for one so long past
+
+
+def _shares(found: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
+    """Choose at random: a share of each band, and the others from the first bands."""
+    bands: list[dict[str, object]] = [{} for _ in range(len(EDGES) + 1)]
+    for id_, band in found:
+        bands[band][repr(id_)] = id_
+    shuffled = [random.sample(list(band.values()), len(band)) for band in bands]
+    shares = [id_ for ids in shuffled for id_ in ids[:share]]
+    return [*shares, *(id_ for ids in shuffled for id_ in ids[share:])][:users]
 
 
 def _held(email: OwedEmail) -> JSONObject:

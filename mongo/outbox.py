@@ -13,7 +13,7 @@ import math
 import random
 from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from bson import ObjectId
 from mongo.connection import Collection
 from mongo.document import IS_DATE, SIMPLE, JSONObject, Shape, elements
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError, persist
-from mongo.owed import ERAS, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
+from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
 from mongo.preferences import FIELD as PREFERENCES
 from mongo.preferences import wants_email
 from mongo.refused import Refused
@@ -33,7 +33,7 @@ from mongo.writes import Write, Writes, update_many
 NARROWEST: Final = 2
 WIDEST: Final = 16
 """Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
-EDGES: Final = (ERAS["normal"], ERAS["low"], datetime(1974, 1, 1, tzinfo=UTC))
+EDGES: Final = (ERAS["normal"], ERAS["low"], ERAS_END)
 """Where the bands of priorities end, and that of e-mails due again begins."""
 SHARE: Final = 8
 """One in so many claimed is of each band, as far as there are any, so that none starves."""

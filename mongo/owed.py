@@ -23,6 +23,7 @@ ERAS: Final = {
     "low": datetime(1972, 1, 1, tzinfo=UTC),
 }
 """When new e-mails fell due, by priority: in the past, and before whatever is due again. So one index orders them."""
+ERAS_END: Final = datetime(1974, 1, 1, tzinfo=UTC)
 BULK: Final = timedelta(days=365)
 """How much later in its era an e-mail of a fan-out falls due."""
 

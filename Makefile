@@ -5,17 +5,19 @@ BIN := .venv/bin
 FOLDERS := $(filter-out bench tests, $(patsubst %/__init__.py, %, $(wildcard */__init__.py))) web
 MODULES := $(filter-out conftest.py test_%, $(wildcard *.py))
 
-.PHONY: help run test soak bench docs notifier.pyz lint format clean
+.PHONY: help install run test soak bench docs notifier.pyz lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+install: $(if $(DEV),.venv/dev,.venv/local)  ## install the service and its local run into .venv; DEV=1 adds what the tests need
+
 run: .venv/local  ## start the service; without a .env on an embedded MongoDB and mailbox
 	@$(BIN)/python notifier.py
 
-test: .venv/dev examples/bell/node_modules/.package-lock.json  ## run every test, on a real MongoDB and a real SMTP server
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+test: .venv/dev examples/bell/node_modules/.package-lock.json  ## run the tests, on a real MongoDB and a real SMTP server; ALL=1 also what only CI runs
+	$(BIN)/python -m pytest -n auto --dist worksteal $(if $(ALL),,-m "not ci")
 
 soak: .venv/dev  ## break everything at random for SECONDS on each topology, then check every promise
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
@@ -56,15 +58,15 @@ clean:  ## remove .venv, notifier.pyz and caches; the data of local runs, in .no
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/local
 
-# The frameworks of the bell's examples. Without npm, the tests of the examples fail, and all others work.
+# The frameworks of the bell's examples. Without npm, the tests of the examples are skipped.
 examples/bell/node_modules/.package-lock.json: examples/bell/package-lock.json
-	@command -v npm >/dev/null || { echo "npm is missing: the tests of the bell's examples will fail."; exit 0; }; \
+	@command -v npm >/dev/null || exit 0; \
 		npm ci --prefix examples/bell --silent --no-audit --no-fund --ignore-scripts && touch $@
 
 .venv:
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or later."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or later is needed. PYTHON=/path/to/python says which one to use."; exit 1; }
+		|| { echo "Python 3.11 or later is needed. PYTHON=/path/to/python3.12, say, tells make which one to use."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
 	@$(PYTHON) -m venv .venv

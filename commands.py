@@ -19,11 +19,11 @@ from cli.output import BadInput, fail, fail_to_write, say
 from cli.send import UserList, send
 from cli.status import show_status
 from cli.target import NoDatabase, with_database
-from mail.address import envelope_address
+from config.address import envelope_address
+from config.ids import IdType
 from mail.templates import RenderError, Templates
 from mail.unsubscribe import Links
-from mongo.creation import Create
-from mongo.ids import IdType
+from mongo.requests import Create
 from schemas import CreateHeaders, CreateSchema
 from settings import Settings, describe_settings
 from store import open_store

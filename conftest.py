@@ -1,3 +1,28 @@
-"""The fixtures are in `tests/`. Pytest loads plugins only from the `conftest.py` of the root."""
+"""The order of the tests. Pytest loads plugins, which have the fixtures, only from the `conftest.py` of the root."""
 
-pytest_plugins = ["tests.fixtures", "tests.browser"]
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest_plugins = ["tests.programs", "tests.fixtures", "tests.browser", "tests.cluster"]
+
+COSTLY = ("browser", "tmp_path", "mongod")
+"""Fixtures of tests that take long, the longest first: most tests with a folder of their own start a process."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes run tests. Many tests wait, so there are more of them than cores."""
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let files whose tests take long come first, so that no process has one left at the end."""
+    ranks: dict[str, int] = {}
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        rank = next((rank for rank, name in enumerate(COSTLY) if name in names), len(COSTLY))
+        ranks[item.path.name] = min(rank, ranks.get(item.path.name, rank))
+    items.sort(key=lambda item: ranks[item.path.name])

@@ -31,7 +31,6 @@ from mail.verdicts import Stage, Verdict
 from mail.window import REFILL, Window
 from mailer import Mailer
 from mongo.errors import StoreError, Unavailable
-from mongo.ids import named
 from mongo.owed import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
@@ -49,8 +48,6 @@ STOP_GRACE: Final = 2.5
 """Seconds that conversations are given to end when the process stops."""
 SETTLE_GRACE: Final = 1.0
 """Seconds that the e-mails are then given to be settled."""
-FOREIGN_INTERVAL: Final = 60.0
-"""Seconds between two looks for documents whose outbox is not ours."""
 
 
 @asynccontextmanager
@@ -77,7 +74,6 @@ class Delivery:
         self._kinds = settings.kinds
         self._templates = Templates(settings.templates_dir, self._kinds)
         self._links = Links(settings)
-        self._metrics = metrics
         self._owed = owed
         self._news = asyncio.Event()
         self._window = Window()
@@ -106,7 +102,7 @@ class Delivery:
         self._claimer = asyncio.create_task(self._claim_until_stopped())
         for _ in range(self._limit):
             self._start_worker()
-        runs = (self._looks.run(), self._leases.keep(), self._mailer.close_idle(), self._watch_foreign())
+        runs = (self._looks.run(), self._leases.keep(), self._mailer.close_idle())
         self._helpers = {asyncio.create_task(run) for run in runs}
 
     def _start_worker(self) -> None:
@@ -268,20 +264,3 @@ class Delivery:
             reason = type(exc.__cause__).__name__  # its message may quote data
             log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)
             return Content(email.key, email.key, unsubscribe_url=link)
-
-    # --- documents that are not ours ---------------------------------------------------------------
-
-    async def _watch_foreign(self) -> None:
-        """Count the documents whose outbox is not ours, or damaged, and log each of them once, for ever."""
-        logged: set[str] = set()
-        while True:
-            try:
-                found = await self._outbox.foreign()
-            except StoreError:
-                log.debug("MongoDB is unavailable, so foreign documents cannot be counted")
-            else:
-                self._metrics.foreign.set(len(found))
-                for document in found.keys() - logged:
-                    logged.add(document)
-                    log.error("%s: %s", named(document), found[document])
-            await asyncio.sleep(FOREIGN_INTERVAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
@@ -22,10 +22,10 @@ from api.hub import HUB
 from api.middleware import DRAINING, REQUEST_ID, complete
 from api.problems import NoSuchNotification, incomplete
 from api.stream import Stopping
-from mongo.creation import CreateMany
+from mongo.creation import Recorded
 from mongo.errors import StoreError
-from mongo.marks import Selection
 from mongo.preferences import wants_email
+from mongo.requests import CreateMany, ListQuery, Selection
 from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
 from store import Store
@@ -48,6 +48,11 @@ USER: Final = web.AppKey("USER", schemas.UserSchema)
 PREFERENCES: Final = web.AppKey("PREFERENCES", schemas.PreferencesSchema)
 SUPPRESSION: Final = schemas.SuppressionSchema()
 SUCCESS: Final = b'{"success": true}'
+OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
+    Recorded.CREATED: {},
+    Recorded.REPLAYED: {"Idempotent-Replayed": "true"},
+    Recorded.NOT_OWED: {"X-Email": "not-owed"},
+}
 JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
 
@@ -64,26 +69,33 @@ async def create(request: web.Request) -> web.Response:
         return await _create_many(request, replace(new, each=replace(new.each, **identified)))
     created = await request.app[STORE].create(replace(new, **identified))
     if new.kind.email:
-        request.app[EMAIL_OWED].set()
+        _emails_owed(request, [created.outcome])
     told = {"X-Notification-ID": created.id} if created.id else {}
-    return _answer(SUCCESS, 201, told | ({"Idempotent-Replayed": "true"} if created.is_replay else {}))
+    return _answer(SUCCESS, 201, {**told, **OUTCOME_HEADERS[created.outcome]})
+
+
+def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]) -> None:
+    """Wake the delivery, and count the e-mails that are not owed as the outbox is full."""
+    request.app[EMAIL_OWED].set()
+    request.app[METRICS].not_owed.inc(outcomes.count(Recorded.NOT_OWED))
 
 
 async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
     outcomes = await request.app[STORE].create_many(many)
     if many.each.kind.email:
-        request.app[EMAIL_OWED].set()
+        _emails_owed(request, outcomes)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:
         raise incomplete(failures)
-    counts = {"success": True, "created": outcomes.count(False), "replayed": outcomes.count(True)}
-    return _answer(orjson.dumps(counts), 201)
+    replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
+    counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
+    return _answer(orjson.dumps(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
 
 
 async def list_(request: web.Request) -> web.Response:
     """Return a page of a user's notifications and the counts, or 304 to a client that has them already."""
     caller = identify(request)
-    query: schemas.ListQuery = request.app[LIST].load(single_values(request.query))
+    query: ListQuery = request.app[LIST].load(single_values(request.query))
     caller.must_act_for(query.user_id)
     page = await request.app[STORE].list(query)
     asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
@@ -107,13 +119,13 @@ async def unread(request: web.Request) -> web.Response:
 
 async def _mark(request: web.Request, *, is_new: bool) -> web.Response:
     selection = _selection(request)
-    return _answer_found(selection, found=await request.app[STORE].marks.mark(selection, is_new=is_new))
+    return _answer_found(selection, found=await request.app[STORE].mark(selection, is_new=is_new))
 
 
 async def delete(request: web.Request) -> web.Response:
     """Delete one notification, or all that match."""
     selection = _selection(request)
-    return _answer_found(selection, found=await request.app[STORE].marks.delete(selection))
+    return _answer_found(selection, found=await request.app[STORE].deletions.delete(selection))
 
 
 def _selection(request: web.Request) -> Selection:
@@ -167,7 +179,7 @@ async def suppress(request: web.Request) -> web.Response:
     asked, user = load_all((SUPPRESSION, body), _query(request))
     store, is_suppressed = request.app[STORE], False
     if asked["suppressed"]:
-        is_suppressed = await store.suppress(user["user_id"], asked["address"], asked["code"])
+        is_suppressed = await store.suppressions.suppress(user["user_id"], asked["address"], asked["code"])
     else:
         await store.suppressions.lift(user["user_id"])
     return _answer(orjson.dumps({"success": True, "data": {"suppressed": is_suppressed}}))

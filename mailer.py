@@ -14,7 +14,7 @@ from typing import Final
 from aiosmtplib import SMTPException, SMTPResponseException
 from marshmallow import ValidationError
 
-from mail.address import envelope_address
+from config.address import envelope_address
 from mail.breaker import Breaker
 from mail.connection import Connection, Opener
 from mail.lease import Lease

@@ -27,13 +27,15 @@ from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_on
 from cli.check import run_check
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
-from config.environment import SettingsError, load_settings
+from config.environment import SettingsError, load_settings, warnings_about
 from delivery import running_delivery
-from mongo.errors import Misconfigured, StoreError, Unavailable
+from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
+from ops.banner import banner
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
+from ops.mongod import LocalRunError
 from ops.workers import supervise
 from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema, UserSchema
 from settings import Settings
@@ -42,34 +44,22 @@ from store import open_store
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
+PATIENT: Final = web.AppKey("PATIENT", Patience)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
-LOCAL_RUN: Final = """\
-This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
-Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
-
-  curl {header}-d '{{"user_id": "638f394d4b7243fc0399ea67", "key": "{kind}"}}' {url}/create
-  curl {header}'{url}/list?user_id=638f394d4b7243fc0399ea67'
-  ls .notifier/mail/
-"""
-WITH_KEYS: Final = {
-    "where": ", where API_KEY is one of API_KEYS",
-    "header": '-H "Authorization: Bearer $API_KEY" ',
-}
-WITHOUT_KEYS: Final = dict.fromkeys(WITH_KEYS, "")
 NOT_INSTALLED: Final = (
     "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST; or install requirements-local.txt to run locally."
 )
 
 
-def create_app(settings: Settings) -> web.Application:
+def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
     middlewares: list[Middleware] = [middleware]
     if settings.local:
         middlewares.append(own_name_only([settings.host, *settings.local_names]))
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
-    app[SETTINGS] = settings
+    app[SETTINGS], app[PATIENT] = settings, patience
     kinds = settings.kinds
     app[GATE] = Gate(settings)
     app[METRICS] = Metrics()
@@ -110,7 +100,7 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
 async def local_run(app: web.Application) -> AsyncIterator[None]:
     """Run on an embedded MongoDB and mailbox."""
     try:
-        from ops.local import LocalRunError, embedded  # noqa: PLC0415 - its packages are optional
+        from ops.local import embedded  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
         sys.exit(NOT_INSTALLED)
     try:
@@ -126,7 +116,9 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     async with AsyncExitStack() as stack:
         app[handlers.STORE] = await patiently(
-            lambda deadline: stack.enter_async_context(open_store(settings, deadline, serves=True)),
+            lambda deadline: stack.enter_async_context(
+                open_store(settings, deadline, serves=True, patience=app[PATIENT])
+            ),
             settings.start_timeout,
         )
         app[unsubscribe.PREFERENCES] = app[handlers.STORE].preferences
@@ -161,10 +153,7 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
 def announce(settings: Settings) -> None:
     """Tell where the service listens."""
     if settings.local:
-        kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
-        access = WITH_KEYS if settings.api_keys else WITHOUT_KEYS
-        text = LOCAL_RUN.format(url=settings.url, kind=kind, **access)
-        print(text, flush=True)  # noqa: T201 - for the newcomer
+        print(banner(settings), flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)
     if not settings.api_keys and settings.host not in LOOPBACK:
@@ -202,6 +191,9 @@ def main(arguments: list[str]) -> int:
             return run_check(options)
         settings = load_settings()
         configure_logging(settings.log_level)
+        if not options.worker:
+            for warning in warnings_about(settings):
+                log.warning("%s", warning)
         return run_command(options, settings) if options.command else serve_or_supervise(options, settings)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from marshmallow import (
 )
 from marshmallow import fields as mf
 
+from api.compiled import CompiledSchema
 from api.fields import (
     DATA_DEPTH,
     DATA_LIMIT,
@@ -34,11 +34,10 @@ from api.fields import (
     QueryInteger,
     is_unicode,
 )
-from mongo.creation import Create, CreateMany
+from config.ids import IdType
 from mongo.document import RECENT_LIMIT
-from mongo.ids import IdType
-from mongo.marks import Selection
 from mongo.preferences import EVERY_KIND
+from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.kinds import Kinds
 
 PAGE_LIMIT: Final = 1000
@@ -47,16 +46,6 @@ UNKNOWN_LIMIT: Final = 16
 """Unknown fields of a body that its error names."""
 SELECTORS: Final = ("notification_id", "target_id", "key", "all")
 """The ways to say which notifications are meant."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListQuery:
-    """A valid `GET /list`. `is_new` selects only the unread, or only the read."""
-
-    user_id: str
-    skip: int
-    limit: int
-    is_new: bool | None = None
 
 
 def _encodable(text: str) -> None:
@@ -73,7 +62,7 @@ def _accept(kinds: Kinds, schema: Schema) -> None:
 USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
 
 
-class IdSchema(Schema):
+class IdSchema(CompiledSchema):
     """A schema whose ids are of one type."""
 
     def __init__(self, id_type: IdType) -> None:
@@ -116,6 +105,8 @@ class CreateSchema(IdSchema):
     @pre_load
     def _cap_unknown(self, values: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
         """Name no more than `UNKNOWN_LIMIT` unknown fields: a body has room for thousands."""
+        if values.keys() <= self.fields.keys():
+            return values
         known = {name: value for name, value in values.items() if name in self.fields}
         unknown = ((name, value) for name, value in values.items() if name not in self.fields)
         return known | dict(islice(unknown, UNKNOWN_LIMIT))
@@ -139,7 +130,7 @@ class CreateSchema(IdSchema):
 KEY: Final = validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters.")
 
 
-class CreateHeaders(Schema):
+class CreateHeaders(CompiledSchema):
     """The headers of `POST /create` (draft-ietf-httpapi-idempotency-key-header; its quotes are optional here)."""
 
     class Meta:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from marshmallow import validate
 
 from config import checks
-from mail.address import envelope_address, sender_address
-from mongo.ids import IdType
+from config.address import envelope_address, sender_address
+from config.ids import IdType
 from ops.kinds import Kinds, load_kinds
 
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
@@ -83,6 +83,13 @@ class Settings:
     )
     notifications_limit: int = _setting(
         "notifications kept per user; the oldest are removed", "int", 100, validate=validate.Range(1, 10_000)
+    )
+    notifications_slack: int = _setting(
+        "hidden notifications that the array may hold beyond NOTIFICATIONS_LIMIT; more make writes to full inboxes "
+        "cheaper for MongoDB's oplog",
+        "int",
+        0,
+        validate=validate.Range(0, 10_000),
     )
     smtp_host: str = _setting("SMTP server; required", default="", validate=checks.host)
     smtp_port: int = _setting("port of the SMTP server", "int", 465, validate=validate.Range(1, 65535))

@@ -1,55 +1,67 @@
-"""What a request does in MongoDB: create and list here, the rest in a room each; one atomic operation on a document."""
+"""What a request does in MongoDB: each is one atomic update, or one read, of the user's document.
+
+Create, list and read stand here; what else a request may ask for has a room each under `mongo/`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Final
 
-import pymongo
-from marshmallow import ValidationError
-from pymongo.errors import DuplicateKeyError
+from bson import ObjectId
 
-from mail.address import envelope_address
+from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
-from mongo.connection import MAJORITY, Database, connected, expects_tls
-from mongo.creation import Create, CreateMany, Creation, Creator
+from mongo.connection import MAJORITY, Connection, connected
+from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.dead_mail import DeadMail
+from mongo.deletion import Deletions
 from mongo.document import (
-    DEAD_MAIL,
-    EXPLAINING,
+    HAS_ROOM,
+    IS_FINDABLE,
+    ONLY_OURS,
+    RECENT_LIMIT,
     SIMPLE,
     JSONObject,
     Shape,
+    append,
+    has,
     inbox,
     marked,
-    must_be_ours,
-    value_at,
+    optional_fields,
+    remember,
 )
 from mongo.erasure import erase
 from mongo.errors import (
+    PATIENCE,
     PING_DEADLINE,
     Changed,
     Conflict,
-    Misconfigured,
+    OutboxFull,
+    Patience,
     StoreError,
     TooLarge,
-    Unavailable,
     UnknownUser,
     persist,
 )
 from mongo.fan_out import FanOut
-from mongo.marks import Marks
+from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
+from mongo.owed import first_due, new_element
 from mongo.preferences import Preferences
-from mongo.suppression import FIELD as SUPPRESSION
-from mongo.suppression import Bounce, Suppressions, load_suppression
-from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, FREE_REQUESTS, QUEUE_LIMIT, SHARED_TIMEOUT, Write, Writes
-from schemas import ListQuery
+from mongo.requests import Create, CreateMany, ListQuery, Selection
+from mongo.start import reach
+from mongo.statement import Write
+from mongo.suppression import Suppressions
+from mongo.users import Documents, Users
+from mongo.writes import Writes
 from settings import Settings, UnknownUsers
 
 SHARED_LIMITS: Final = (0, 10, 50)
@@ -78,22 +90,23 @@ class Created:
     """What a create did. It has the notification's id if one was stored; a replay stored none."""
 
     id: str | None
-    is_replay: bool
+    outcome: Recorded
 
 
 @asynccontextmanager
 async def open_store(
-    settings: Settings, deadline: float | None = None, *, serves: bool = False
+    settings: Settings, deadline: float | None = None, *, serves: bool = False, patience: Patience = PATIENCE
 ) -> AsyncIterator[Store]:
     """Connect within `deadline` seconds, create missing indexes, and close at the end. Raises a `StoreError`.
 
-    Only who serves sets when dead letters expire: a command may run with other settings.
+    Only the server sets the expiry of dead letters: a command may run with other settings.
     """
-    async with connected(settings.db_uri) as database:
-        store = Store(database, settings)
-        await store.reach(deadline)
-        await store.outbox.create_index()
-        await store.suppressions.create_index()
+    async with connected(settings.db_uri, patience=patience) as connection:
+        store = Store(connection, settings, patience)
+        await reach(store.clock, connection.database, deadline)
+        store.users.calls.numbered = await keeps_numbers(connection.shared, patience)
+        await store.users.create_index("notifier.due", sparse=True)
+        await store.users.create_index("notifier.suppression.at", sparse=True)
         if serves:
             await store.dead_mail.create_indexes(settings.dead_mail_days)
         async with store.clock.running():
@@ -103,30 +116,30 @@ async def open_store(
 class Store:
     """The users' documents."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self.users = database[settings.users_collection]
-        self.outbox = Outbox(self.users, Shape(settings.id_type, settings.email_field, settings.language_field))
-        self.suppressions = Suppressions(self.users, settings.id_type)
-        self.dead_mail = DeadMail(self.outbox, database[DEAD_MAIL])
-        self.clock = Clock(database)
-        self.changes = Changes(self.users, self.clock, settings.id_type, settings.notifications_limit)
-        self.database = database
-        profile, creates = {settings.email_field: settings.email}, settings.unknown_users is UnknownUsers.CREATE
-        self._creator = Creator(
-            id_type=settings.id_type, limit=settings.notifications_limit, profile=profile, creates_users=creates
+    def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
+        self.database = database = connection.database
+        self._profile = {settings.email_field: settings.email}
+        self._creates_users = settings.unknown_users is UnknownUsers.CREATE
+        self._limit, self._slack = settings.notifications_limit, settings.notifications_slack
+        self.users = Users(
+            connection,
+            settings.users_collection,
+            Shape(settings.id_type, settings.email_field, settings.language_field),
+            self._profile if self._creates_users else None,
+            patience,
         )
-        self.preferences = Preferences(self.users, settings.id_type, profile if creates else None)
-        self._limit = settings.notifications_limit
-        self._id_type = settings.id_type
+        self.clock = Clock(database)
+        self.outbox = Outbox(self.users)
+        self.dead_mail = DeadMail(self.outbox, Documents(database[DEAD_MAIL], patience))
+        self.preferences = Preferences(self.users)
+        self.suppressions = Suppressions(self.users)
+        self.changes = Changes(self.users, self.clock, self._limit)
         self._writes = Writes(self.users)
-        self.marks = Marks(self.users, self._writes, settings.id_type, settings.notifications_limit)
-        self._fan_out = FanOut(self.users, self._writes, self._create_alone)
+        self.deletions = Deletions(self.users, self._writes, self._limit, self._slack)
+        self._fan_out = FanOut(self.users, self._writes, self._record)
         self._lists: Batcher[ListQuery, Page] = Batcher(
             self._fetch,
-            calls_at_once=CALLS_AT_ONCE,
-            free_items=FREE_REQUESTS,
-            batch_limit=BATCH_LIMIT,
-            queue_limit=QUEUE_LIMIT,
+            patience=patience.operation,
             kind=_kind_of_list,
         )
 
@@ -134,142 +147,140 @@ class Store:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
 
         It is one atomic upsert, on disk on a majority when this returns. A request whose key is among the user's last
-        `RECENT_LIMIT` is a replay and has no further effect.
+        `RECENT_LIMIT` is a replay and has no further effect. If the outbox is full, a notification is kept all the
+        same, by a second write under the same id and key.
 
         Raises `OutboxFull`, `KeyReused`, `UnknownUser`, `TooLarge`, `Conflict` or `Unavailable`. Only after the last
         of these may the write have taken effect.
         """
-        creation = self._creator.make(new, self.clock.now())
-        replayed = await self._do(creation, self._writes.attempts())
-        return Created(creation.id if new.kind.in_app and not replayed else None, is_replay=replayed)
+        creation = self._creation(new, self.clock.now())
+        outcome = await self._record(creation)
+        return Created(creation.id if new.kind.in_app and outcome is not Recorded.REPLAYED else None, outcome)
 
-    async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[bool | StoreError]:
-        """Do for each of these users what `create` does for one; return for each whether it replayed, or its error."""
+    async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[Recorded | StoreError]:
+        """Do for each of these users what `create` does for one; return for each what it did, or its error."""
         fingerprint, now = many.each.fingerprint(), self.clock.now()
-        creations = (
-            self._creator.make(replace(many.each, user_id=user_id), now, fingerprint, in_bulk=True)
-            for user_id in many.user_ids
-        )
+        each = replace(many.each, in_bulk=True)
+        creations = (self._creation(replace(each, user_id=user_id), now, fingerprint) for user_id in many.user_ids)
         return await self._fan_out(creations, gently=gently)
 
-    async def _create_alone(self, creation: Creation, deadline: float) -> bool:
-        """Write without sharing a call; return whether it was a replay. Raises as `create`."""
-        return await self._do(creation, self._writes.write_alone, deadline)
+    def _creation(self, new: Create, now: datetime, fingerprint: str | None = None) -> Creation:
+        """Return the write that does what a request asks for. `now` is by MongoDB's clock."""
+        id_ = str(ObjectId())
+        # An e-mail alone leaves no trace once it is sent, and in a short array a notification leaves none once newer
+        # ones push it out. So the id is remembered like a key.
+        key = new.idempotency_key or (None if new.kind.in_app and self._limit >= RECENT_LIMIT else id_)
+        fingerprint = fingerprint or (new.fingerprint() if key else "")
+        optional = optional_fields({"target_id": new.target_id, "data": new.data})
+        filter_, guard, pushes = self.users.key(new.user_id), JSONObject(), JSONObject()
+        is_judged = filter_["_id"] in self.users.judged
+        update: JSONObject = {"$setOnInsert": self._profile, "$push": pushes}
+        if new.kind.in_app:
+            notification: JSONObject = {
+                "id": id_,
+                "timestamp": int(datetime.now(UTC).timestamp()),
+                "is_new": True,
+                "user_id": new.user_id,
+                "key": new.kind.name,
+                **optional,
+            }
+            filter_ |= {} if is_judged else ONLY_OURS
+            guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
+            pushes["notifications"] = append(notification, self._limit, self._slack)
+        if new.kind.email:
+            filter_ |= HAS_ROOM | IS_FINDABLE
+            due = first_due(new.kind.rank, in_bulk=new.in_bulk)
+            pushes["notifier.outbox"] = new_element(id_, new.kind.name, now, optional, new.request_id, due)
+            update["$min"] = {"notifier.due": due}
+        if key:
+            filter_["notifier.recent.k"] = {"$ne": key}
+            pushes["notifier.recent"] = remember(key, fingerprint, id_)
+        write = Write(filter_, update, upsert=self._creates_users, guard=guard, numbered=True)
+        return Creation(new.user_id, id_, key, fingerprint, write)
 
-    async def _do(
-        self, creation: Creation, write: Callable[[Write], Awaitable[bool]], deadline: float | None = None
-    ) -> bool:
-        """Write until the outcome is known; return whether it was a replay. Raises as `create`."""
+    async def _record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
+        """Write until the outcome is known, in calls of its own if `alone`. Raises as `create`."""
+        try:
+            return await self._upsert(creation, deadline, alone=alone)
+        except OutboxFull:
+            if not (kept := creation.without_email()):
+                raise
+            outcome = await self._upsert(kept, deadline, alone=alone)
+            return outcome if outcome is Recorded.REPLAYED else Recorded.NOT_OWED
 
-        async def attempt() -> bool:
-            return not await self._upsert(write, creation.write) and await self._is_replay(creation)
+    async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
+        async def attempt(n: int) -> Recorded:
+            if await self._writes.find_one_and_update(creation.write, attempt=n + alone):
+                creation.mark_judged(self.users.judged)
+                return Recorded.CREATED
+            return await self._explain(creation)
 
         try:
-            return await persist(attempt, deadline)
+            return await self.users.persist_for(creation.user_id, attempt, deadline)
         except TooLarge:
             if not creation.trim(self._limit):  # what nobody sees any more makes room
                 raise
-            return await persist(attempt, deadline)
+            return await self.users.persist_for(creation.user_id, attempt, deadline)
 
-    async def _upsert(self, write: Callable[[Write], Awaitable[bool]], creation: Write) -> bool:
-        """Update the user's document, creating a missing one if so set; return whether the conditions held."""
-        try:
-            found = await write(creation)
-        except DuplicateKeyError as exc:
-            if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
-                raise Conflict("a unique index") from None  # on the address, say, which all new users share
-            # Either a condition failed, so that the server tried to insert, or another upsert inserted in between.
-            # Without upsert there is only one meaning left.
-            return await self._writes.write_alone(replace(creation, upsert=False))
-        return found
-
-    async def _is_replay(self, creation: Creation) -> bool:
-        """Explain a failed condition: `False` if an earlier attempt took effect, `True` for a replay.
-
-        The read concern is majority: what only a deposed primary has seen must not count as done.
-
-        Raises `OutboxFull`, `KeyReused`, `UnknownUser` or `Conflict`; `Changed` when the condition would hold by now.
-        """
-        users = self.users.with_options(read_concern=MAJORITY)
-        document = {"_id": creation.document_id}
-        user = await users.find_one(document, EXPLAINING, collation=SIMPLE)
-        if user is None:
-            if not creation.write.upsert:
-                raise UnknownUser
-            other = await users.find_one(document, {"_id": 1})  # as the collection's default collation compares
-            if other and other != document:
-                raise Conflict("the collation of the users' collection, to which two users' ids are the same")
-            raise Changed
-        if (replayed := creation.is_replay_of(user)) is not None:
-            return replayed
-        await must_be_ours(users, document, creation.fields)
-        creation.must_have_room_in(user)
+    async def _explain(self, creation: Creation) -> Recorded:
+        """Explain a failed condition. Raises as `create`, and `Changed` when the condition would hold by now."""
+        key = self.users.key(creation.user_id)
+        if user := await self.users.find_one(key, EXPLAINING, majority=True):
+            return creation.explain(user)
+        if not creation.write.upsert:
+            raise UnknownUser
+        majority = self.users.collection.with_options(read_concern=MAJORITY)
+        if await majority.find_one(key, {"_id": 1}):  # as the collection's default collation compares
+            raise Conflict("the collation of the users' collection, to which two users' ids are the same")
         raise Changed
 
     async def list(self, query: ListQuery) -> Page:
         """Return a page and the counts, all from one read. An unknown user's are empty. Raises `Unavailable`."""
-        shared = not query.skip and query.limit <= SHARED_LIMITS[-1]
+        is_short = not query.skip and query.limit <= SHARED_LIMITS[-1]
 
-        async def attempt() -> Page:
-            nonlocal shared
-            if shared:
-                shared = False
-                return await self._lists(query)
-            return (await self._fetch([query]))[0]
+        async def attempt(n: int) -> Page:
+            return await self._lists(query) if is_short and not n else (await self._fetch([query]))[0]
 
-        return await persist(attempt)
+        return await self.users.persist(attempt)
 
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
         """Fetch pages that differ only in their users and limits, with one query."""
-        users = {self._id_type.to_bson(query.user_id) for query in queries}
+        ids = {self.users.key(query.user_id)["_id"] for query in queries}
         projection = _page(max(queries, key=attrgetter("limit")), self._limit)
-        if len(users) == 1:
-            user = await self.users.find_one({"_id": users.pop()}, projection)
+        if len(ids) == 1:
+            user = await self.users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
             found = [user] if user else []
         else:
-            with pymongo.timeout(SHARED_TIMEOUT):
-                found = await self.users.find({"_id": {"$in": list(users)}}, projection).to_list(None)
+            async with asyncio.timeout(self.users.patience.shared_call):
+                found = await self.users.shared.find({"_id": {"$in": [*ids]}}, projection, collation=SIMPLE).to_list()
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
+    async def mark(self, selection: Selection, *, is_new: bool) -> bool:
+        """Mark the selected notifications as unread, or as read; return whether there are any.
+
+        Raises `Conflict` or `Unavailable`.
+        """
+        matching = selection.matching()
+        filter_ = self.users.key(selection.user_id) | {"notifications": {"$elemMatch": matching}}
+        if self._slack and selection.field == "id" and selection.value:  # what the inbox does not show does not exist
+            filter_["$expr"] = has(self._limit, selection.value)
+
+        chosen = [{f"chosen.{name}": value for name, value in matching.items()}]
+        mark = Write(filter_, {"$set": {"notifications.$[chosen].is_new": is_new}}, array_filters=chosen)
+        if await self.users.persist_for(selection.user_id, lambda n: self._writes.update_one(mark, attempt=n)):
+            return True
+        await self.users.must_admit(selection.user_id, ["notifications"])
+        return False
+
     async def erase(self, user_id: str) -> None:
         """Remove what the service holds of a user. Raises `EmailUnderWay`, `Conflict` or `Unavailable`."""
-        await erase(self.outbox, self.dead_mail, user_id)
-
-    async def suppress(self, user_id: str, address: str | None, code: str) -> bool:
-        """Suppress the user's address, unless it is another than `address`; return whether it is suppressed then.
-
-        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
-        """
-        shape, id_ = self.outbox.shape, {"_id": self._id_type.to_bson(user_id)}
-        read = shape.projection() | {SUPPRESSION: 1}
-        user = await persist(lambda: self.users.find_one(id_, read, collation=SIMPLE))
-        if user is None:
-            raise UnknownUser
-        try:
-            current = envelope_address(value_at(user, shape.email_field))
-        except ValidationError:
-            return False
-        if address not in {None, current}:
-            known = load_suppression(user)
-            return known is not None and known.address == current
-        await self.suppressions.suppress(user_id, Bounce(current, code))
-        return True
-
-    async def reach(self, deadline: float | None = None) -> None:
-        """Connect. Raises `Unavailable`, which says why it cannot."""
-        try:
-            await self.clock.sync(deadline)
-        except Misconfigured:
-            raise
-        except Unavailable as exc:
-            if await expects_tls(self.database):
-                raise Misconfigured("MongoDB expects TLS, which DB_URI does not ask for.") from exc
-            raise
+        await erase(self.users, user_id)
+        await self.dead_mail.discard_of_user(user_id)
 
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
-        await persist(lambda: self.database.command("ping"), PING_DEADLINE)
+        await persist(lambda _: self.database.command("ping"), PING_DEADLINE)
 
 
 def _kind_of_list(query: ListQuery) -> tuple[bool | None, int]:

@@ -8,9 +8,9 @@ from typing import Final
 from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
 from api.sse import COMMENT, RETRY_MS, encode
+from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from mongo.changes import Inbox
 from mongo.document import JSONObject
-from mongo.ids import OBJECT_ID, STRING_LIMIT, IdType
 
 
 def ref(name: str) -> JSONObject:
@@ -116,9 +116,12 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "success": {"const": True},
                 "created": COUNT | {"description": "Of `user_ids`: how many were notified by this request."},
                 "replayed": COUNT | {"description": "Of `user_ids`: how many were notified before."},
+                "not_owed": COUNT
+                | {"description": "Of `created`, if there are any: how many are owed no e-mail, as too many wait."},
             },
             "created",
             "replayed",
+            "not_owed",
         ),
         "Notification": _object(
             {

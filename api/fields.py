@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 from marshmallow import ValidationError
 from marshmallow import fields as mf
 
-from mail.address import envelope_address
+from config.address import envelope_address
+from config.ids import IdType
 from mongo.document import JSONObject
-from mongo.ids import IdType
 
 DATA_LIMIT: Final = 16 * 1024
 """Bytes of `data` as compact UTF-8 JSON."""
@@ -89,35 +89,37 @@ class DataField(mf.Field[JSONObject]):
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> JSONObject:
         if not isinstance(value, dict):
             raise ValidationError("Not an object.")
-        faults = sorted(set(_faults(value, 1)))
+        faults: set[str] = set()
+        _find_faults(value, 1, faults)
         if faults:
-            raise ValidationError(faults)
+            raise ValidationError(sorted(faults))
         if len(orjson.dumps(value)) > DATA_LIMIT:
             raise ValidationError(f"Larger than {DATA_LIMIT // 1024} KiB of JSON.")
         return value
 
 
-def _faults(value: Any, depth: int) -> Iterator[str]:  # noqa: C901 - a table
+def _find_faults(value: Any, depth: int, faults: set[str]) -> None:  # noqa: C901 - a table
     match value:
+        case str():
+            if not is_unicode(value):
+                faults.add("A text must not contain a lone surrogate.")
         case dict() | list() if depth > DATA_DEPTH:
-            yield f"Nested deeper than {DATA_DEPTH} levels."
+            faults.add(f"Nested deeper than {DATA_DEPTH} levels.")
         case dict():
             for name, item in value.items():
                 if name.startswith("$"):  # {"$ref": …} would be read back as a DBRef, which JSON has not
-                    yield "A name must not start with '$'."
+                    faults.add("A name must not start with '$'.")
                 if "\0" in name:  # BSON ends a name at NUL
-                    yield "A name must not contain NUL."
-                yield from _faults(name, depth)
-                yield from _faults(item, depth + 1)
+                    faults.add("A name must not contain NUL.")
+                _find_faults(name, depth, faults)
+                _find_faults(item, depth + 1, faults)
         case list():
             for item in value:
-                yield from _faults(item, depth + 1)
-        case str() if not is_unicode(value):
-            yield "A text must not contain a lone surrogate."
+                _find_faults(item, depth + 1, faults)
         case int() if not -INT64_MAX - 1 <= value <= INT64_MAX:
-            yield "An integer must fit in 64 bits."
+            faults.add("An integer must fit in 64 bits.")
         case float() if not math.isfinite(value):
-            yield "A number must be finite."
+            faults.add("A number must be finite.")
 
 
 def is_unicode(text: str) -> bool:

@@ -17,7 +17,7 @@ from api.body import answer_before_body
 from api.problems import ForeignHost, Incomplete, problem_of, render
 from config.checks import in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
-from ops.logs import Throttle
+from ops.logs import Throttle, log_info
 from ops.metrics import METRICS
 
 log = logging.getLogger("notifier.http")
@@ -93,15 +93,14 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "-"  # never the client's own words, in a log or a label
     method = request.method if request.method in hdrs.METH_ALL else "-"
-    request.app[METRICS].requests.labels(route, method, response.status).observe(seconds)
-    log.info(
+    request.app[METRICS].requests_of(route, method, response.status).observe(seconds)
+    log_info(
+        log,
         "%s %s %d %.1f ms",
         *(method, route, response.status, seconds * 1e3),
-        extra={
-            "method": method,
-            "route": route,
-            "status": response.status,
-            "seconds": seconds,
-            "request_id": request_id,
-        },
+        method=method,
+        route=route,
+        status=response.status,
+        seconds=seconds,
+        request_id=request_id,
     )

@@ -14,9 +14,9 @@ from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WR
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from api.sse import KEEP_ALIVE
 from api.user_operations import user_operations
+from config.ids import IdType
 from mongo import changes, errors
-from mongo.document import JSONObject
-from mongo.ids import IdType
+from mongo.document import OUTBOX_LIMIT, JSONObject
 from ops.kinds import Kinds
 
 TAGS: Final = {
@@ -88,6 +88,11 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                             "description": "Present if a request with this `Idempotency-Key` was answered before. "
                             "This one had no effect.",
                             "schema": {"type": "string", "enum": ["true"]},
+                        },
+                        "X-Email": {
+                            "description": f"Present if the notification is kept, but its e-mail is not owed, as the "
+                            f"user is owed {OUTBOX_LIMIT} e-mails already.",
+                            "schema": {"type": "string", "enum": ["not-owed"]},
                         },
                     },
                 )

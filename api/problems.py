@@ -175,7 +175,7 @@ PROBLEMS: Final = (
         exception=errors.OutboxFull,
         status=503,
         detail=f"The user is owed {OUTBOX_LIMIT} e-mails that could not be delivered yet.",
-        advice=RETRY,
+        advice=f"A kind that is kept is created all the same, with `X-Email: not-owed`. {RETRY}",
         retry_after=60,
     ),
     Problem(

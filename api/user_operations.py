@@ -11,10 +11,10 @@ import schemas
 from api.components import SUCCESS, ref
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, WRONG_METHOD, Answer, Operation
 from api.unsubscribe import LinkPath, LinkQuery
+from config.ids import IdType
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import JSONObject
-from mongo.ids import IdType
 from ops.kinds import Kinds
 
 UNQUEUED: Final = (errors.Unavailable,)

@@ -18,6 +18,7 @@ from typing import Final
 import psutil
 from pymongo.errors import PyMongoError
 
+from bench.changes import changes
 from bench.emails import emails
 from bench.growth import growth
 from bench.hostile import hostile
@@ -44,17 +45,18 @@ class Part:
 
 
 PARTS: Final = {
-    "create": Part(create, 220, 20, "creates per second, against what limits them"),
+    "create": Part(create, 220, 30, "creates per second, against what limits them"),
     "list": Part(list_, 110, 9, "lists per second, likewise"),
     "read": Part(read, 110, 9, "notifications marked as read per second, likewise"),
-    "inboxes": Part(inboxes, 260, 12, "creates of users whose inboxes are full"),
+    "inboxes": Part(inboxes, 310, 20, "creates of users whose inboxes are full"),
     "many": Part(many, 120, 12, "notifications to many users at once, and single creates beside them"),
     "latency": Part(latency, 240, 7, "latency of creates and lists at a given rate"),
-    "growth": Part(growth, 300, 22, "creates and lists as arrays, users, e-mails owed and data grow"),
-    "emails": Part(emails, 200, 16, "e-mails per second"),
+    "growth": Part(growth, 560, 30, "creates and lists as arrays, users, e-mails owed and data grow"),
+    "emails": Part(emails, 480, 75, "e-mails per second"),
     "process": Part(process, 660, 6, "time to start, and memory after a million requests"),
     "workers": Part(workers, 45, 9, "one process against two on the same port"),
     "streams": Part(streams, 90, 15, "what streams cost, and the time from a write to the screen"),
+    "changes": Part(changes, 60, 12, "changes per second that a process's change stream bears"),
     "hostile": Part(hostile, 160, 25, "how much bad clients slow down good ones", by_default=False),
 }
 DEFAULT: Final = [name for name, part in PARTS.items() if part.by_default]
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes are ended then too
     try:
         find_wrk()
-        report, failures = run(names, quick=options.quick)
+        report, failures = run(names, quick=options.quick, against=options.against)
     except LoadError as exc:
         print(exc, file=sys.stderr)
         return 1
@@ -93,6 +95,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; default: all parts but hostile")
     parser.add_argument("--quick", action="store_true", help="measure very little, only to check that everything works")
     parser.add_argument(
+        "--against",
+        metavar="COMMIT",
+        help="measure this commit of the service beside the current tree (in create, list, read, inboxes and emails)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FOLDER",
@@ -109,12 +116,13 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min"
 
 
-def run(names: Sequence[str], *, quick: bool) -> tuple[Report, list[str]]:
+def run(names: Sequence[str], *, quick: bool, against: str | None) -> tuple[Report, list[str]]:
     """Measure these parts; return the report, and a sentence for each part that failed."""
     estimates = {name: PARTS[name].quick_seconds if quick else PARTS[name].seconds for name in names}
-    command = " ".join(["python -m bench", *(["--quick"] if quick else []), *([] if names == DEFAULT else names)])
+    options = [*(["--quick"] if quick else []), *(["--against", against] if against else [])]
+    command = " ".join(["python -m bench", *options, *([] if names == DEFAULT else names)])
     failures = []
-    with running_bench(QUICK if quick else FULL, estimates, command) as bench:
+    with running_bench(QUICK if quick else FULL, estimates, command, against) as bench:
         if quick:
             bench.report.machine.append(("quick", "these figures show that everything works, not how fast it is"))
         for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
@@ -36,7 +37,31 @@ class Latency:
         return self.answered < 0.95 * self.offered or self.p99 > 1000
 
 
-Figures = TypeVar("Figures", Sample, Latency)
+@dataclass(frozen=True)
+class Drain:
+    """What it took to send some e-mails. CPU in µs and MongoDB's commands are per e-mail."""
+
+    emails: float
+    seconds: float
+    rate: float
+    cpu: float
+    sink_cpu: float
+    db_cpu: float = math.nan
+    commands: float = math.nan
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What it took a process to follow some changes. CPU is in µs per change."""
+
+    changes: float
+    seconds: float
+    rate: float
+    cpu: float
+    db_cpu: float
+
+
+Figures = TypeVar("Figures", Sample, Latency, Drain, Changes)
 
 
 def median(rounds: Sequence[Figures]) -> Figures:
@@ -47,6 +72,13 @@ def median(rounds: Sequence[Figures]) -> Figures:
 def median_ratio(ones: Iterable[float], others: Iterable[float]) -> float:
     """Return the median of the rounds' ratios. Both sides of a ratio were measured within one round."""
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))
+
+
+def ratios(ones: Sequence[Figures], others: Sequence[Figures]) -> Figures:
+    """Return for each figure the median of the rounds' ratios; NaN where there is nothing to divide by."""
+    pairs = [zip(astuple(one), astuple(other), strict=True) for one, other in zip(ones, others, strict=True)]
+    quotients = ([one / other if other else math.nan for one, other in pair] for pair in pairs)
+    return type(ones[0])(*map(statistics.median, zip(*quotients, strict=True)))
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:

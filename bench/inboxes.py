@@ -10,19 +10,25 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 
-from bench.ceilings import THREADS, bulk
-from bench.figures import Sample, median, median_ratio
+from bench.bulk import SLACK, THREADS, bulk
+from bench.figures import Sample, median, median_ratio, ratios
 from bench.load import CREATE, DATA, TARGET, LoadError, Server, Workload, post
 from bench.open_loop import open_loop
+from bench.own import LIMIT
 from bench.report import Row
-from bench.run import COMPARED_AT, DATABASE, Bench
+from bench.run import COMPARED_AT, Bench
+from bench.tree import CURRENT
 
-LIMIT: Final = 100
-"""The default of `NOTIFICATIONS_LIMIT`."""
+WITH_SLACK: Final = f"service, slack {SLACK}"
+OWN: Final = "in bulk, the service's writes"
+OWN_WITH_SLACK: Final = f"{OWN}, slack {SLACK}"
+AT_THE_HEAD: Final = "in bulk, at the head"
+BULKS: Final = {OWN: "stored as the service does", OWN_WITH_SLACK: "stored with slack", AT_THE_HEAD: "stored"}
 BATCH: Final = 64
 """Writes per command in bulk."""
 IDS: Final = 1000
@@ -30,8 +36,9 @@ IDS: Final = 1000
 SINGLE_RATE: Final = 100
 """Single creates per second beside a fan-out."""
 FULL_NOTE: Final = (
-    f"Every user has {LIMIT} notifications, as many as are kept. bare pushes at the head of the array, as does one of "
-    f"the bulks, and the other makes the service's own writes, {BATCH} per command."
+    f"Every user has {LIMIT} notifications, as many as are kept; with slack, the array may hold {SLACK} more. bare "
+    "pushes at the head of the array, as does one of the bulks; the others make the service's own writes. Bulks have "
+    f"{BATCH} writes per command."
 )
 MANY_NOTE: Final = (
     f"`user_ids` of {IDS} users, one request after another; the same writes straight from PyMongo, {THREADS} commands "
@@ -43,15 +50,14 @@ def inboxes(bench: Bench) -> None:
     """Measure creates of users whose inboxes are full."""
     size = bench.size
     samples, oplog = defaultdict[str, list[Sample]](list), defaultdict[str, list[float]](list)
-    load = [post(key="new_post", data=DATA)]
+    stored = Workload("stored", [post(key="new_post", data=DATA)], size.users)
     bench.fill(size.users, LIMIT)
-    with bench.service() as service, bench.ceiling("bare") as bare:
-        measures: dict[str, Callable[[], Sample]] = {
-            "service": lambda: bench.measure(service, Workload("stored", load, size.users)),
-            "bare": lambda: bench.measure(bare, Workload("stored", load, size.users)),
-            "in bulk, the service's writes": lambda: _bulk(bench, "appended"),
-            "in bulk, at the head": lambda: _bulk(bench, "stored"),
-        }
+    with ExitStack() as stack:
+        servers = {tree.name: stack.enter_context(bench.service(tree)) for tree in bench.trees}
+        servers[WITH_SLACK] = stack.enter_context(bench.service(NOTIFICATIONS_SLACK=SLACK))
+        servers["bare"] = stack.enter_context(bench.ceiling("bare"))
+        measures = {name: partial(bench.measure, server, stored) for name, server in servers.items()}
+        measures |= {name: partial(_bulk, bench, workload) for name, workload in BULKS.items()}
         for _ in bench.rounds(size.rounds):
             for name, measure in measures.items():
                 bench.restore(LIMIT)
@@ -59,18 +65,25 @@ def inboxes(bench: Bench) -> None:
                 with _oplog_bytes(bench) as written:
                     samples[name].append(measure())
                 oplog[name] += written
+    _report_inboxes(bench, samples, oplog)
+
+
+def _report_inboxes(
+    bench: Bench, samples: Mapping[str, Sequence[Sample]], oplog: Mapping[str, Sequence[float]]
+) -> None:
     rows: list[Row] = []
     for name, found in samples.items():
         sample = median(found)
-        rows.append((name, sample.rps, sample.db_cpu, statistics.median(oplog[name])))
-    bench.report.add("Full inboxes", FULL_NOTE, ("creates", "per second", "MongoDB's CPU µs", "oplog bytes"), rows)
-    _, __, own, head = measures
+        rows.append((name, sample.rps, sample.cpu, sample.db_cpu, statistics.median(oplog[name])))
+    header = ("creates", "per second", "CPU µs", "MongoDB's CPU µs", "oplog bytes")
+    bench.report.add("Full inboxes", FULL_NOTE, header, rows)
     target = bench.report.target
-    target("oplog bytes per create, full inboxes", statistics.median(oplog["service"]))
-    ratio = median_ratio((sample.db_cpu for sample in samples[own]), (sample.db_cpu for sample in samples[head]))
-    target("MongoDB's CPU per create, full inboxes ÷ a push at the head", ratio)
-    ratio = median_ratio((sample.rps for sample in samples["service"]), (sample.rps for sample in samples["bare"]))
-    target(f"creates/s at {COMPARED_AT} connections, full inboxes ÷ bare", ratio)
+    for server, own, what in ((CURRENT.name, OWN, ""), (WITH_SLACK, OWN_WITH_SLACK, f", slack {SLACK}")):
+        rates = ratios(samples[server], samples["bare"]).rps
+        target(f"creates/s at {COMPARED_AT} connections, full inboxes{what} ÷ bare", rates)
+        cpu = ratios(samples[own], samples[AT_THE_HEAD]).db_cpu
+        target(f"MongoDB's CPU per create, full inboxes{what} ÷ a push at the head", cpu)
+    target(f"oplog bytes per create, full inboxes, slack {SLACK}", statistics.median(oplog[WITH_SLACK]))
 
 
 def _bulk(bench: Bench, workload: str) -> Sample:
@@ -87,7 +100,7 @@ def _oplog_bytes(bench: Bench) -> Iterator[list[float]]:
     oplog = bench.client["local"]["oplog.rs"]
     (last,) = oplog.find().sort("$natural", -1).limit(1)
     yield found
-    own = {"$match": {"ts": {"$gt": last["ts"]}, "ns": f"{DATABASE}.users"}}
+    own = {"$match": {"ts": {"$gt": last["ts"]}, "ns": {"$regex": r"\.users$"}}}
     mean = {"$group": {"_id": None, "bytes": {"$avg": {"$bsonSize": "$$ROOT"}}}}
     found += [group["bytes"] for group in oplog.aggregate([own, mean])]
 
@@ -125,12 +138,12 @@ def many(bench: Bench) -> None:
     bench.report.add("Many users at once", MANY_NOTE, ("what", "figure"), rows)
     rate, in_bulk, alone, disturbed = found.values()
     bench.report.target("notifications/s by user_ids ÷ MongoDB's own bulk rate", median_ratio(rate, in_bulk))
-    bench.report.target("p99 of single creates beside a fan-out ÷ alone", median_ratio(disturbed, alone))
+    bench.report.target("p99 of single creates beside an endless fan-out ÷ alone", median_ratio(disturbed, alone))
 
 
 def _bulk_rate(bench: Bench) -> float:
     """Return the best rate over the batch sizes."""
-    workload, rates = Workload("many", [], bench.size.users), []
+    workload, rates = Workload("stored for many", [], bench.size.users), []
     for batch in bench.size.batches:
         done, seconds = bulk(bench.users(), workload, batch, bench.size.seconds)
         rates.append(done / seconds)
@@ -145,16 +158,26 @@ def _rate(server: Server, users: int, seconds: float) -> float:
 
 
 def send_to_many(server: Server, users: int) -> int:
-    """Notify as many users as one request may, and return how many. Raises `LoadError` if not all were."""
-    body: dict[str, Any] = {"user_ids": [f"{n:024x}" for n in random.sample(range(users), min(IDS, users))]}
-    body |= {"key": "new_post", "target_id": TARGET, "data": DATA}
+    """Notify as many random users as one request may, and return how many. Raises `LoadError` if not all were."""
+    return _send(server, random.sample(range(users), min(IDS, users)))
+
+
+def send_to_all(server: Server, users: int) -> None:
+    """Notify each user once. Raises `LoadError` if not all were."""
+    for start in range(0, users, IDS):
+        _send(server, range(start, min(start + IDS, users)))
+
+
+def _send(server: Server, users: Sequence[int]) -> int:
+    body: dict[str, Any] = {"user_ids": [f"{n:024x}" for n in users], "key": "new_post"}
+    body |= {"target_id": TARGET, "data": DATA}
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.request("POST", "/create", json.dumps(body), {"Idempotency-Key": f"{random.getrandbits(64):x}"})
     answer = json.loads(connection.getresponse().read())
     connection.close()
-    if answer.get("created") != len(body["user_ids"]):
+    if answer.get("created") != len(users):
         raise LoadError(f"Not all users were notified: {answer}.\n{server.log_tail()}")
-    return len(body["user_ids"])
+    return len(users)
 
 
 @contextmanager

@@ -6,16 +6,18 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import astuple
 from typing import Final
 
-from bench.ceilings import THREADS, bulk
-from bench.figures import Latency, Sample, median, median_ratio
+from bench.bulk import THREADS, bulk
+from bench.figures import Latency, Sample, median, median_ratio, ratios
 from bench.load import CREATE, DATA, LIST, READ, Server, Workload, post
 from bench.open_loop import open_loop
 from bench.report import Row
 from bench.run import COMPARED_AT, Bench
 from bench.size import FULL
+from bench.tree import CURRENT
 
 KEYS: Final = {
     "stored": ["new_post"],
@@ -38,12 +40,12 @@ def create(bench: Bench) -> None:
     workloads = [Workload(name, [post(key=key, data=DATA) for key in keys], size.users) for name, keys in KEYS.items()]
 
     samples = _compare(bench, "create", workloads, lambda: bench.restore(size.notifications))
-    target, rates = bench.report.target, bench.report.rates
+    target = bench.report.target
     target("creates/s at 64 connections ÷ bare", _ratio(samples, "stored", COMPARED_AT, "rps"))
+    target("creates/s at 64 connections, e-mailed ÷ bare", _ratio(samples, "mailed", COMPARED_AT, "rps"))
+    target("creates/s at 64 connections ÷ null", _ratio(samples, "stored", COMPARED_AT, "rps", "null"))
     target("create p50 at 1 connection ÷ bare", _ratio(samples, "stored", size.connections[0], "p50"))
     target("create p99 at 64 connections ÷ bare", _ratio(samples, "stored", COMPARED_AT, "p99"))
-    ratio = rates["create", "service"] / rates["create", "mongod"]
-    target("creates/s at 64 connections ÷ mongod's own bulk rate", ratio)
 
 
 def list_(bench: Bench) -> None:
@@ -56,7 +58,9 @@ def read(bench: Bench) -> None:
     """Measure marking one notification as read, which hardly any already are."""
 
     def restore() -> None:
-        bench.users().update_many({"notifications.is_new": False}, {"$set": {"notifications.$[].is_new": True}})
+        for tree in bench.trees:
+            users = bench.users(tree.database)
+            users.update_many({"notifications.is_new": False}, {"$set": {"notifications.$[].is_new": True}})
 
     workload = Workload("read", [READ], bench.size.users, bench.size.notifications)
     samples = _compare(bench, "read", [workload], restore)
@@ -68,12 +72,14 @@ def _compare(bench: Bench, operation: str, workloads: Sequence[Workload], restor
     size, first = bench.size, workloads[0]
     samples: Samples = defaultdict(list)
     bench.fill(size.users, size.notifications)
-    with bench.service() as service, bench.ceiling("bare") as bare, bench.ceiling("null") as null:
-        for server in (service, bare, null) if size is FULL else ():
+    with ExitStack() as stack:
+        servers = [stack.enter_context(bench.service(tree)) for tree in bench.trees]
+        servers += [stack.enter_context(bench.ceiling(role)) for role in ("bare", "null")]
+        for server in servers if size is FULL else ():
             bench.measure(server, first, max(size.connections))  # so that its connection pool is full
         for _ in bench.rounds(size.rounds):
             for workload, connections in itertools.product(workloads, size.connections):
-                for server in (service, bare, null) if workload is first else (service, bare):
+                for server in servers if workload is first else servers[:-1]:
                     bench.progress(f"{workload.name}, {connections} connections, {server.name}")
                     restore()
                     sample = bench.measure(server, workload, connections)
@@ -84,6 +90,8 @@ def _compare(bench: Bench, operation: str, workloads: Sequence[Workload], restor
                 restore()
                 samples[first.name, THREADS, name].append(_bulk(bench, first, batch))
     _report(bench, operation, first, samples)
+    if bench.against:
+        _report_against(bench, operation, bench.against.name, samples)
     return samples
 
 
@@ -107,10 +115,20 @@ def _report(bench: Bench, operation: str, first: Workload, samples: Samples) -> 
     bench.report.add(operation, NOTE.format(size=bench.size), header, rows)
 
 
-def _ratio(samples: Samples, workload: str, connections: int, figure: str) -> float:
-    """Return the service's figure over that of bare."""
-    service, bare = (samples[workload, connections, server] for server in ("service", "bare"))
-    return median_ratio((getattr(sample, figure) for sample in service), (getattr(sample, figure) for sample in bare))
+def _report_against(bench: Bench, operation: str, commit: str, samples: Samples) -> None:
+    rows: list[Row] = [
+        (workload, connections, *astuple(ratios(found, samples[workload, connections, commit])))
+        for (workload, connections, server), found in samples.items()
+        if server == CURRENT.name
+    ]
+    header = ("load", "connections", "requests/s", "p50", "p99", "CPU", "MongoDB's CPU")
+    bench.report.add(f"{operation} ÷ {commit}", f"The service's figures ÷ those of commit {commit}.", header, rows)
+
+
+def _ratio(samples: Samples, workload: str, connections: int, figure: str, ceiling: str = "bare") -> float:
+    """Return the service's figure over that of a ceiling."""
+    service, other = (samples[workload, connections, server] for server in (CURRENT.name, ceiling))
+    return median_ratio((getattr(sample, figure) for sample in service), (getattr(sample, figure) for sample in other))
 
 
 # --- latency ---------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ class Size:
     emails: int
     """E-mails that each way of sending sends in a round."""
     distant_emails: int
-    """The same, to a mail server far away."""
+    """The same for each connection to a mail server far away."""
+    round_trips: Sequence[int]
+    """Round trips to it, in milliseconds."""
     many_emails: int
     """E-mails that one process sends, and then two."""
     requests: Sequence[int]
@@ -72,8 +74,9 @@ FULL: Final = Size(
     user_counts=(1_000, 100_000, 1_000_000),
     owed=100_000,
     data_kib=(0, 1, 16),
-    emails=2_000,
-    distant_emails=400,
+    emails=3_000,
+    distant_emails=100,
+    round_trips=(5, 50),
     many_emails=10_000,
     requests=(100_000, 1_000_000),
     request_seconds=10,
@@ -97,9 +100,10 @@ QUICK: Final = Size(
     user_counts=(100, 1_000),
     owed=100,
     data_kib=(16,),
-    emails=150,
-    distant_emails=40,
-    many_emails=150,
+    emails=300,
+    distant_emails=10,
+    round_trips=(50,),
+    many_emails=300,
     requests=(500, 1_000),
     request_seconds=1,
     streams=(0, 20),

@@ -12,7 +12,7 @@ from cli.check_mail import check_mail
 from cli.check_mongodb import check_mongodb
 from cli.output import say
 from cli.result import Result, State
-from config.environment import SettingsError, load_settings
+from config.environment import SettingsError, load_settings, warnings_about
 from settings import Settings
 
 LOCAL: str = "a local run, as nothing is configured; set DB_URI, EMAIL and SMTP_HOST for any other"
@@ -31,7 +31,8 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 async def _check(settings: Settings, to: str | None) -> Sequence[Result]:
-    configuration = Result("configuration", State.OK, LOCAL if settings.local else "valid")
+    detail = "; ".join([LOCAL if settings.local else "valid", *warnings_about(settings)])
+    configuration = Result("configuration", State.OK, detail)
     mongodb, mail = await asyncio.gather(check_mongodb(settings), check_mail(settings, to))
     return [configuration, *mongodb, *mail]
 

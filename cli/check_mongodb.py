@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from cli.result import Result, failed, ok, skipped
 from cli.target import NoDatabase, with_database
+from config.checks import DEAD_MAIL
 from mongo.connection import connected
-from mongo.document import DEAD_MAIL
 from mongo.errors import StoreError, persist
 from mongo.overview import topology
+from mongo.start import reach
 from settings import Settings
 from store import Store
 
@@ -19,7 +20,7 @@ NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "dropIndex
 OLDEST_VERSION: Final = (5, 0)
 DEADLINE: Final = 6.0
 """Seconds for each question."""
-INDEX: Final = "mail_due_1"
+INDEX: Final = "notifier.due_1"
 """The name that MongoDB gives to the service's index."""
 AFTER: Final = ("rights", "index", "streams", "dead_mail")
 
@@ -27,16 +28,16 @@ AFTER: Final = ("rights", "index", "streams", "dead_mail")
 async def check_mongodb(settings: Settings) -> Sequence[Result]:
     """Return the result of each step."""
     try:
-        async with connected(with_database(settings).db_uri) as database:
-            store = Store(database, settings)
-            await store.reach(DEADLINE)
+        async with connected(with_database(settings).db_uri) as connection:
+            store = Store(connection, settings)
+            await reach(store.clock, connection.database, DEADLINE)
             return [await _version(store), *[await _step(name, store, settings) for name in AFTER]]
     except (NoDatabase, StoreError) as exc:
         return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in AFTER)]
 
 
 async def _version(store: Store) -> Result:
-    info = await persist(lambda: store.database.command("buildInfo"), DEADLINE)
+    info = await persist(lambda _: store.database.command("buildInfo"), DEADLINE)
     version, kind = f"{info.get('version')}", (await topology(store.database)).words
     if tuple(info.get("versionArray", OLDEST_VERSION)[:2]) < OLDEST_VERSION:
         return failed("mongodb", f"MongoDB {version} is too old: the service needs 5.0 or later.")
@@ -55,7 +56,7 @@ async def _rights(store: Store, settings: Settings) -> Result:
     """Judge the user's privileges, without writing anything."""
     who = await _authentication(store)
     if not who["authenticatedUsers"]:
-        await persist(lambda: store.users.find_one({}, {"_id": 1}), DEADLINE)
+        await store.users.find_one({}, {"_id": 1}, deadline=DEADLINE)
         return ok("rights", "MongoDB asks for no login")
     missing = {
         collection: [action for action in NEEDED if action not in _granted(store, who, collection)]
@@ -70,7 +71,7 @@ async def _rights(store: Store, settings: Settings) -> Result:
 
 async def _authentication(store: Store) -> Mapping[str, Any]:
     question = {"connectionStatus": 1, "showPrivileges": True}
-    status = await persist(lambda: store.database.command(question), DEADLINE)
+    status = await persist(lambda _: store.database.command(question), DEADLINE)
     information: Mapping[str, Any] = status["authInfo"]
     return information
 
@@ -87,11 +88,11 @@ def _granted(store: Store, who: Mapping[str, Any], collection: str) -> Iterable[
 
 
 async def _index(store: Store, _: Settings) -> Result:
-    indexes = await persist(store.users.index_information, DEADLINE)
+    indexes = await persist(lambda _: store.users.collection.index_information(), DEADLINE)
     ours = {"key", "v", "ns", "sparse", "background"}
-    due = {name: index for name, index in indexes.items() if index["key"] == [("mail_due", 1)]}
+    due = {name: index for name, index in indexes.items() if index["key"] == [("notifier.due", 1)]}
     if any(index.get("sparse") and not index.keys() - ours for index in due.values()):
-        return ok("index", "mail_due, sparse")
+        return ok("index", "notifier.due, sparse")
     if INDEX in due:
         return failed(
             "index", f"The index {INDEX} is not sparse, or unique or partial: drop it, the service makes its own."

@@ -19,9 +19,11 @@ from api.body import parse_json
 from api.fields import USERS_LIMIT
 from api.problems import problem_of
 from cli.output import INTERRUPTED, BadInput, fail, fail_to_write, say
-from mongo.creation import Create, CreateMany
+from config.ids import IdType
+from mongo.creation import Recorded
+from mongo.document import OUTBOX_LIMIT
 from mongo.errors import OutboxFull, StoreError, Unavailable
-from mongo.ids import IdType
+from mongo.requests import Create, CreateMany
 from store import Store
 
 FAULTS_SHOWN: Final = 20
@@ -108,7 +110,7 @@ async def send(store: Store, users: UserList, new: Create) -> int:
     """
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{users.digest}".encode()).hexdigest()[:32]
     new = replace(new, idempotency_key=key)
-    created = before = failed = 0
+    created = before = failed = not_owed = 0
     again, interval = AGAIN % key, 0.5 if sys.stderr.isatty() else 10
     may_succeed = False
     try:
@@ -119,7 +121,9 @@ async def send(store: Store, users: UserList, new: Create) -> int:
                 for user_id, outcome in zip(chunk, outcomes, strict=True):
                     if isinstance(outcome, StoreError):
                         progress.write(_failure(user_id, outcome), file=sys.stderr)
-                created, before = created + outcomes.count(False), before + outcomes.count(True)
+                replayed = outcomes.count(Recorded.REPLAYED)
+                created, before = created + len(chunk) - len(failures) - replayed, before + replayed
+                not_owed += outcomes.count(Recorded.NOT_OWED)
                 failed += len(failures)
                 may_succeed |= any(isinstance(failure, Unavailable) for failure in failures)
                 progress.update(len(chunk))
@@ -130,6 +134,8 @@ async def send(store: Store, users: UserList, new: Create) -> int:
     except OSError as exc:  # nobody reads the progress any more
         return fail_to_write(exc) or 1
     say(f"Created: {created}. Created before: {before}. Failed: {failed}.")
+    if not_owed:
+        say(f"Created without the e-mail, as the user is owed {OUTBOX_LIMIT} already: {not_owed}.")
     if left := users.count - created - before - failed:
         fail(f"Not tried, as MongoDB does not answer: {left}.")
     if left or may_succeed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ import aiohttp
 
 from cli.output import say
 from mongo import overview
-from mongo.errors import Unavailable
 from settings import Settings
 from store import Store
 
@@ -46,18 +44,10 @@ async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
         "dead_letters": await store.dead_mail.count(),
         "dead": [asdict(reason) for reason in await overview.errors_of_dead(store.dead_mail.letters)],
         "suppressed_users": await store.suppressions.count(),
-        "foreign_documents": await _count_foreign(store),
         "service": await _ask_service(settings),
         "kinds": {name: {"in_app": kind.in_app, "email": kind.email} for name, kind in settings.kinds.items()},
         "streams": (await overview.topology(store.database)).streams,
     }
-
-
-async def _count_foreign(store: Store) -> int | None:
-    """Return how many documents are not ours, at most 100; `None` if that takes too long among those that are."""
-    with contextlib.suppress(Unavailable):
-        return len(await store.outbox.foreign())
-    return None
 
 
 async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
@@ -79,7 +69,7 @@ async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
 def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str, str]]:
     age, service, suppressed = status["oldest_seconds"], status["service"], status["suppressed_users"]
     owed = f"{status['owed']}: {status['due']} due now, {status['leased']} being sent" if status["owed"] else "none"
-    lines = [
+    return [
         ("E-mails owed", owed),
         ("Oldest", "-" if age is None else f"{timedelta(seconds=age)} old"),
         ("Next attempt", status["next_attempt"] or ("now" if status["due"] else "-")),
@@ -94,9 +84,6 @@ def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str,
         ("Kinds", ", ".join(f"{name} ({_channels(kind)})" for name, kind in status["kinds"].items())),
         ("Streams", "possible" if status["streams"] else "not possible: MongoDB is a standalone server"),
     ]
-    if status["foreign_documents"]:
-        lines.append(("Foreign documents", f"{status['foreign_documents']}; the log of the service names them"))
-    return lines
 
 
 def _mail_server(service: Mapping[str, float] | None, errors: Sequence[Mapping[str, Any]], port: int) -> str:

@@ -9,8 +9,10 @@ from typing import Final
 
 from marshmallow import ValidationError, validate
 
-from mongo.document import DEAD_MAIL, OWN_FIELDS
-
+DEAD_MAIL: Final = "dead_mail"
+"""The collection of the dead letters."""
+OWN_FIELDS: Final = frozenset({"_id", "notifications", "notifier"})
+"""Fields of the user's document that the service writes, and `_id`."""
 SECRET_LENGTH: Final = 32
 """Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
 HOST_LENGTH: Final = 253

@@ -15,7 +15,7 @@ from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 
-from mail.address import sender_address
+from config.address import sender_address
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
 from ops.kinds import KindsError, load_kinds
@@ -31,6 +31,8 @@ NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and U
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
+SIMILAR: Final = "Is none of the service's variables; is {} meant?"
+NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
 NAMES: Final = frozenset(f.name.upper() for f in fields(Settings))
 OTHER_NAMES: Final = {
@@ -56,7 +58,7 @@ OTHER_NAMES: Final = {
 OF_PLATFORMS: Final = dict.fromkeys(
     ("DATABASE_URL", "MONGODB_URI", "MONGODB_URL", "MONGO_URL", "MONGODB_CONNECTION_STRING"), "DB_URI"
 )
-"""The same, where a platform may have set it for another program: it counts only while ours is not set."""
+"""The same, where a file may have it for another program too: it counts only while ours is not set."""
 OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")
 """What Kubernetes sets for each Service of a namespace, whatever its name."""
 NEAR: Final = 0.85
@@ -87,10 +89,9 @@ class _Variables(Env):
         self._lines: dict[str, int] = {}
         values = {**self._read(env_file), **{name: value for name, value in os.environ.items() if value.strip()}}
         self._given = {name: value.strip("\r\n") for name, value in values.items() if value.strip()}
-        for name in self._given:
-            if ours := _meant(name, self._given, in_file=name in self._lines):
-                where = f" (in line {self._lines[name]} of {env_file})" if name in self._lines else ""
-                self.faults[name] = [f"Is none of the service's variables; is {ours} meant?{where}"]
+        for name, line in self._lines.items():
+            if name in self._given and (ours := _meant(name, self._given, in_file=True)):
+                self.faults[name] = [f"{SIMILAR.format(ours)} (in line {line} of {env_file})"]
 
     def _read(self, env_file: Path) -> Mapping[str, str]:
         """Return the values of a file, which need not exist. Raises `SettingsError`."""
@@ -117,12 +118,33 @@ class _Variables(Env):
         return self._given.get(env_key, default)
 
     @property
-    def is_local(self) -> bool:
-        """Whether nothing is said of MongoDB, of an address or of a mail server, not even in names unknown to us."""
-        return not any(
-            name in {"DB_URI", "EMAIL"} or (name.startswith("SMTP_") and not OF_KUBERNETES.fullmatch(name))
+    def of_no_local_run(self) -> Sequence[str]:
+        """The variables that say something of MongoDB, of an address or of a mail server, even if unknown to us.
+
+        An `EMAIL` of the environment is not one: a shell's profile may set it for other programs.
+        """
+        return [
+            name
             for name in self._given
-        )
+            if name == "DB_URI"
+            or (name == "EMAIL" and name in self._lines)
+            or (name.startswith("SMTP_") and not OF_KUBERNETES.fullmatch(name))
+        ]
+
+
+def warnings_about(settings: Settings) -> Sequence[str]:
+    """Return a sentence for each variable of the environment that may be meant for the service, which ignores it."""
+    given = {f.name for f in fields(Settings) if getattr(settings, f.name) != f.default}
+    return [f"{name}: {' '.join(sentences)}" for name, sentences in _similar_names(given).items()]
+
+
+def _similar_names(given: Container[str]) -> Mapping[str, Sequence[str]]:
+    """Return the variables of the environment that may be meant for a setting which is not given.
+
+    A name that is like a given one belongs to another program: a client of the service has an `API_KEY`.
+    """
+    meant = {name: _meant(name, (), in_file=False) for name, value in os.environ.items() if value.strip()}
+    return {name: [SIMILAR.format(ours)] for name, ours in meant.items() if ours and ours.lower() not in given}
 
 
 def _line(binding: Binding) -> int:
@@ -144,13 +166,14 @@ def _meant(name: str, given: Container[str], *, in_file: bool) -> str | None:
 def load_settings(env_file: Path = Path(".env")) -> Settings:
     """Read the environment, then `env_file` for what it leaves unset. An empty value counts as unset.
 
-    With none of `DB_URI`, `EMAIL` and the SMTP variables they are the settings of a local run (`Settings.local`).
+    With none of `DB_URI`, an `EMAIL` in the file and the SMTP variables, they are those of a local run
+    (`Settings.local`).
 
     Raises `SettingsError` with every fault.
     """
     env = _Variables(env_file)
     given = {f.name for f in fields(Settings) if env.str(f.name.upper(), "")}
-    local = env.is_local
+    local = not env.of_no_local_run
     values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
     for f in fields(Settings):
         if f.name in given:
@@ -162,7 +185,8 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         found = cast("Mapping[str, Any]", exc.error_messages)
         faults |= {name: _messages(messages) for name, messages in found.items()}
     if not local:
-        faults |= {name: ["Missing."] for name in REQUIRED if name.lower() not in given}
+        missing = NOT_LOCAL.format(" and ".join(env.of_no_local_run))
+        faults |= {name: [missing] for name in REQUIRED if name.lower() not in given}
     for name, fault in (
         ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
@@ -179,7 +203,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         if fault:
             faults[name] = [fault]
     if faults:
-        raise SettingsError(faults)
+        raise SettingsError({**_similar_names(given), **faults})
     if not values["smtp_from"]:
         login = values["smtp_login"] or ""
         values["smtp_from"] = login if _is_address(login) else values["email"]

@@ -1,4 +1,4 @@
-"""Writes the tables that the pages of the documentation take from the code: the errors, who may call, the settings."""
+"""Writes the tables that the pages of the documentation take from the code: errors, settings, costs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from typing import Any, Final
 FOLDER: Final = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
+import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
 from api.components import INVALID_REQUEST  # noqa: E402
 from api.operation import Operation  # noqa: E402
 from api.operations import operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
+from config.ids import IdType  # noqa: E402
 from mail.suppression import CODES  # noqa: E402
-from mongo.ids import IdType  # noqa: E402
 from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import Settings  # noqa: E402
@@ -98,6 +99,7 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "access": access,
     "settings": settings,
     "bounces": bounces,
+    **{f"scale_{block.__name__}": block for block in scale.BLOCKS},
 }
 MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from mail.address import envelope_address
+from config.address import envelope_address
 from mail.replies import Outcome
 from mail.suppression import bounce_code
 from mail.verdicts import AFTER, Verdict

@@ -13,8 +13,8 @@ from mail.lease import Lease
 SECONDS: Final = 1.0
 """Seconds that the e-mails claimed may last. More would wait here while another process has nothing to do."""
 SMALLEST: Final = 16
-LARGEST: Final = 256
-"""Users whose e-mails are claimed at once. A user's e-mails may take 300 KiB."""
+LARGEST: Final = 128
+"""Users whose e-mails are claimed at once. A user's e-mails may take a megabyte."""
 REFILL: Final = 0.5
 """Seconds after which a window that is not full is filled up, so that what is urgent does not wait until it is half
 empty."""

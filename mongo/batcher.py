@@ -10,11 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CALLS_AT_ONCE: Final = 8
+"""Shared calls in flight, without those that are late. Under light load each holds one request, sent at once."""
+FREE_REQUESTS: Final = 32
+"""While fewer requests than this are in flight, a new one starts at once. A lower limit makes many small calls, which
+cost more CPU in total; with the largest possible, MongoDB and this process would wait for each other in turn."""
+BATCH_LIMIT: Final = 64
+"""Requests in one shared call. 16 KiB of JSON become at most 80 KiB of BSON, twice that with an e-mail: this many stay
+below MongoDB's limit of 16 MiB a command."""
+QUEUE_LIMIT: Final = 4096
+"""Requests that may wait for a shared call."""
 LATE: Final = 0.05
 """Seconds after which a batch in flight no longer keeps others waiting: whatever delays it need not delay them."""
 LATE_FACTOR: Final = 4
@@ -25,6 +36,13 @@ class QueueFull(Exception):
     """The queue holds as many items as it may. This item was not sent."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    future: asyncio.Future[Result]
+    since: float
+
+
 class Batcher(Generic[Item, Result]):
     """Sends items in batches of one kind.
 
@@ -33,39 +51,44 @@ class Batcher(Generic[Item, Result]):
 
     A batch holds at most `batch_limit` items. New batches leave while fewer than `calls_at_once` batches and fewer
     than `free_items` items are in flight; batches in flight for longer than `LATE` are not counted. At most
-    `queue_limit` items wait.
+    `queue_limit` items wait, and none for longer than `patience` seconds.
     """
 
     def __init__(  # noqa: PLR0913 - all but the first are keywords
         self,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
-        calls_at_once: int,
-        free_items: int,
-        batch_limit: int,
-        queue_limit: int,
+        patience: float,
+        calls_at_once: int = CALLS_AT_ONCE,
+        free_items: int = FREE_REQUESTS,
+        batch_limit: int = BATCH_LIMIT,
+        queue_limit: int | None = None,
         kind: Callable[[Item], Hashable] = lambda _: None,
     ) -> None:
         self._run = run
         self._calls_at_once = calls_at_once
         self._free_items = free_items
         self._batch_limit = batch_limit
-        self._free_places = queue_limit
+        self._free_places = QUEUE_LIMIT if queue_limit is None else queue_limit
+        self._patience = patience
         self._kind = kind
-        self._waiting: dict[Hashable, deque[tuple[Item, asyncio.Future[Result]]]] = {}
+        self._waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._in_flight: dict[asyncio.Task[None], int] = {}  # each batch with its items; 0 once it is late
 
     async def __call__(self, item: Item) -> Result:
         """Return the outcome of `item`. A cancelled caller leaves the queue, but not a batch in flight.
 
-        Raises `QueueFull`, or the exception that `run` raised or returned for the item.
+        Raises `QueueFull`, `TimeoutError`, or the exception that `run` raised or returned for the item.
         """
         if not self._free_places:
             raise QueueFull
         self._free_places -= 1
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.setdefault(self._kind(item), deque()).append((item, future))
+        self._waiting.setdefault(self._kind(item), deque()).append(_Waiting(item, future, loop.time()))
+        if not self._timer:  # one for all, as a timer for each item costs more than its place in a batch
+            self._timer = loop.call_later(self._patience, self._expire)
         if self._may_send():
             loop.call_soon(self._send)  # items of the same turn of the event loop leave together
         return await future
@@ -93,7 +116,21 @@ class Batcher(Generic[Item, Result]):
         del self._in_flight[task]
         self._send()
 
-    def _next_batch(self) -> Sequence[tuple[Item, asyncio.Future[Result]]]:
+    def _expire(self) -> None:
+        """End the wait of items that have waited for `patience` seconds."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        for kind, queue in list(self._waiting.items()):
+            while queue and queue[0].since + self._patience <= loop.time():
+                self._free_places += 1
+                if not (future := queue.popleft().future).done():
+                    future.set_exception(TimeoutError())
+            if not queue:
+                del self._waiting[kind]
+        if self._waiting:
+            oldest = min(queue[0].since for queue in self._waiting.values())
+            self._timer = loop.call_at(oldest + self._patience, self._expire)
+
+    def _next_batch(self) -> Sequence[_Waiting[Item, Result]]:
         """Take the first items of one kind from the queue. What is left of the kind goes behind the other kinds."""
         kind = next(iter(self._waiting))
         queue = self._waiting.pop(kind)
@@ -101,16 +138,16 @@ class Batcher(Generic[Item, Result]):
         self._free_places += len(leaving)
         if queue:
             self._waiting[kind] = queue
-        return [(item, future) for item, future in leaving if not future.done()]
+        return [waiting for waiting in leaving if not waiting.future.done()]
 
-    async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _run_batch(self, batch: Sequence[_Waiting[Item, Result]]) -> None:
         outcomes: Sequence[Result | Exception]
         try:
-            outcomes = await self._run([item for item, _ in batch])
+            outcomes = await self._run([waiting.item for waiting in batch])
         except Exception as exc:  # noqa: BLE001 - it belongs to the callers
             outcomes = [exc] * len(batch)
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if future.done():
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if (future := waiting.future).done():
                 continue
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)

@@ -6,49 +6,50 @@ Both read what a majority of MongoDB's members has (MongoDB manual, "Change Stre
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import pymongo
 from bson.timestamp import Timestamp
 from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
 from mongo.clock import Clock
-from mongo.connection import MAJORITY, Collection
+from mongo.connection import CLOSE_TIMEOUT, MAJORITY
 from mongo.document import JSONObject, inbox, marked
-from mongo.errors import StoreError, Unavailable, means_unavailable, persist
-from mongo.ids import IdType
+from mongo.errors import StoreError, Unavailable, means_unavailable, unavailable
+from mongo.users import Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
 CHANGE_WAIT_MS: Final = 500
-"""Milliseconds for which a change stream waits for a change. Its thread outlives its reader by no more than this."""
-CHANGES_AHEAD: Final = 1000
-"""Changes that may wait for the event loop."""
+"""Milliseconds for which a change stream waits for a change."""
 
-CHANGED_FIELDS: Final = {
-    "$concatArrays": [
-        {
-            "$map": {
-                "input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}},
-                "in": "$$this.k",
-            }
-        },
-        {"$ifNull": ["$updateDescription.removedFields", []]},
-        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
-    ]
+UPDATED: Final = {
+    "$map": {"input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}, "in": "$$this.k"}
 }
-"""The paths that an update changed, for example `notifications`, `notifications.3.is_new` or `outbox.0.token`."""
-IN_NOTIFICATIONS: Final = {"$regexMatch": {"input": "$$this", "regex": r"^notifications(\.|$)"}}
+"""The paths that an update set, for example `notifications.3.is_new` or `notifier.outbox`."""
+REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
+TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays.field", []]}
+
+
+def _has(paths: JSONObject, regex: str) -> JSONObject:
+    matches = {"$regexMatch": {"input": "$$this", "regex": regex}}
+    return {"$anyElementTrue": {"$map": {"input": paths, "in": matches}}}
+
+
 CHANGES: Final[list[JSONObject]] = [
     {
         "$match": {
             "$expr": {
                 "$or": [
                     {"$ne": ["$operationType", "update"]},
-                    {"$anyElementTrue": {"$map": {"input": CHANGED_FIELDS, "in": IN_NOTIFICATIONS}}},
+                    _has(
+                        {"$concatArrays": [UPDATED, REMOVED, TRUNCATED]},
+                        r"^(notifications(\.|$)|notifier\.seen_at$)",
+                    ),
+                    _has(REMOVED, "^notifier$"),
+                    {"$ne": [{"$type": "$updateDescription.updatedFields.notifier.seen_at"}, "missing"]},
                 ]
             }
         }
@@ -90,10 +91,10 @@ class Change:
 class Changes:
     """The changes of all users' notifications."""
 
-    def __init__(self, users: Collection, clock: Clock, id_type: IdType, limit: int) -> None:
+    def __init__(self, users: Users, clock: Clock, limit: int) -> None:
         self.clock = clock
-        self._id_type = id_type
-        self._users = users.with_options(read_concern=MAJORITY)
+        self._users = users
+        self._collection = users.shared.with_options(read_concern=MAJORITY)
         self._seen: Timestamp | None = None
         newest = inbox(limit)
         self._inbox = {
@@ -110,58 +111,50 @@ class Changes:
 
         Raises `NotReplicated`; `HistoryLost`, after which only a stream without a token helps; or `Unavailable`.
         """
-        loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Change | None] = asyncio.Queue()
-        stopped, room = threading.Event(), threading.Semaphore(CHANGES_AHEAD)
-
-        def tell(change: Change) -> None:
-            while not room.acquire(timeout=CHANGE_WAIT_MS / 1000):
-                if stopped.is_set():
-                    return
-            loop.call_soon_threadsafe(told.put_nowait, change)
-
-        def ended(watching: asyncio.Future[None]) -> None:
-            watching.exception()  # retrieved, so that asyncio does not log it when nobody waits any more
-            told.put_nowait(None)
-
-        watching = loop.run_in_executor(None, self._watch, token, stopped, tell)
-        watching.add_done_callback(ended)
         try:
-            while change := await told.get():
-                room.release()
-                yield change
-            await watching
+            async with aclosing(self._watch(token)) as changes:
+                async for change in changes:
+                    yield change
+        except TimeoutError as exc:
+            raise unavailable(exc) from exc
         except PyMongoError as exc:
             raise _end_of_changes(exc) from exc
-        finally:
-            stopped.set()
 
-    def _watch(self, token: Mapping[str, Any] | None, stopped: threading.Event, tell: Callable[[Change], None]) -> None:
-        """Pass the changes on until stopped, in one thread: Motor would switch threads for each of them.
+    async def _watch(self, token: Mapping[str, Any] | None) -> AsyncGenerator[Change, None]:
+        """Yield the changes and the signs. PyMongo resumes the stream once by itself after an error that allows it.
 
-        PyMongo resumes the stream once by itself after an error that allows it. Raises `HistoryLost`, or PyMongo's
-        errors.
+        Raises `HistoryLost`, `TimeoutError`, or PyMongo's errors.
         """
-        users: pymongo.collection.Collection[dict[str, Any]] = self._users.delegate
-        with users.database.client.start_session() as session:
+        database, patience = self._collection.database, self._users.patience.attempt
+        async with database.client.start_session() as session:
             if token and self._seen:  # a new primary may not yet know what the old one reported
                 session.advance_operation_time(self._seen)
-            with users.watch(CHANGES, resume_after=token, max_await_time_ms=CHANGE_WAIT_MS, session=session) as stream:
+            async with asyncio.timeout(patience):
+                stream = await self._collection.watch(
+                    CHANGES, resume_after=token, max_await_time_ms=CHANGE_WAIT_MS, session=session
+                )
+            try:
                 # The stream begins behind everything applied, whether or not a majority has it. Its reply carries the
                 # time of what a majority has; the reply of a ping carries that of what is applied, and reads must
                 # wait for the latter.
-                users.database.command("ping", session=session)
+                async with asyncio.timeout(patience):
+                    await database.command("ping", session=session)
                 change: Mapping[str, Any] | None = None
-                while not stopped.is_set():
+                while True:
                     self._seen = session.operation_time
-                    tell(self._change(change, stream.resume_token))
-                    change = stream.try_next()
+                    yield self._change(change, stream.resume_token)
+                    async with asyncio.timeout(patience):
+                        change = await stream.try_next()
                     if change and "documentKey" not in change:  # the collection was dropped or renamed
                         raise HistoryLost
+            finally:
+                with suppress(TimeoutError, PyMongoError):  # MongoDB may hang
+                    async with asyncio.timeout(CLOSE_TIMEOUT):
+                        await stream.close()
 
     def _change(self, change: Mapping[str, Any] | None, token: Mapping[str, Any] | None) -> Change:
         """Turn an event, or its absence, into a `Change`. A document of another program may have another `_id`."""
-        user_id = self._id_type.from_bson(change["documentKey"]["_id"]) if change else None
+        user_id = self._users.shape.id_type.from_bson(change["documentKey"]["_id"]) if change else None
         return Change(token, user_id, change.get("wallTime") if change and user_id else None)
 
     async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
@@ -172,15 +165,16 @@ class Changes:
 
         Raises `Unavailable`.
         """
-        filter_ = {"_id": {"$in": [self._id_type.to_bson(user_id) for user_id in user_ids]}}
+        filter_ = {"_id": {"$in": [self._users.key(user_id)["_id"] for user_id in user_ids]}}
 
-        async def attempt() -> list[dict[str, Any]]:
-            async with await self._users.database.client.start_session(causal_consistency=True) as session:
+        async def attempt(_: int) -> list[dict[str, Any]]:
+            client, patience = self._collection.database.client, self._users.patience.attempt
+            async with client.start_session(causal_consistency=True) as session, asyncio.timeout(patience):
                 if self._seen:
                     session.advance_operation_time(self._seen)
-                return await self._users.find(filter_, self._inbox, session=session).to_list(None)
+                return await self._collection.find(filter_, self._inbox, session=session).to_list()
 
-        return {f"{user.pop('_id')}": Inbox(**user) for user in await persist(attempt)}
+        return {f"{user.pop('_id')}": Inbox(**user) for user in await self._users.persist(attempt)}
 
 
 def _end_of_changes(exc: PyMongoError) -> StoreError:

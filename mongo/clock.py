@@ -41,7 +41,7 @@ class Clock:
     async def sync(self, deadline: float | None = PING_DEADLINE) -> None:
         """Read the clock (the `hello` command's `localTime`). Raises `Unavailable`."""
         hello = await persist(
-            lambda: self._database.command("hello", codec_options=self._database.codec_options), deadline
+            lambda _: self._database.command("hello", codec_options=self._database.codec_options), deadline
         )
         self._time, self._read_at = hello["localTime"], time.monotonic()
 

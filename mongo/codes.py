@@ -111,14 +111,13 @@ btree_key_generator.cpp of MongoDB 6.0)."""
 TOO_LARGE: Final = frozenset({10334, 17419, 17420})
 """BSONObjectTooLarge, and the codes of an update that would make such a document."""
 DUPLICATE_KEY: Final = 11000
+WRONG_TYPE: Final = frozenset({2, 14, 28, 16837, 40400})
+"""BadValue (such as a push to what is no array), TypeMismatch, PathNotViable, an update operator that met a value
+which it cannot change, and `$mergeObjects` with what is no object."""
 CONFLICTS: Final[Mapping[int, str]] = {
     DUPLICATE_KEY: "a unique index",
-    2: "a field of another type",  # BadValue, such as a push to a field that is no array
-    14: "a field of another type",  # TypeMismatch
-    28: "a field of another type",  # PathNotViable
     121: "a validator of the collection",  # DocumentValidationFailure
     166: "a view in place of the collection",  # CommandNotSupportedOnView
-    16837: "a field of another type",  # an update operator met a value that it cannot change
     **{code: f"an index of the collection ({name})" for code, name in INDEX_CODES.items()},
 }
 """Final refusals because of what the team keeps in the collection."""

@@ -6,7 +6,8 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 # Motor reads this when it is imported. It starts threads only as it needs them, by default up to 5 a core, and each
@@ -15,20 +16,23 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
 
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import ReadPreference, WriteConcern, uri_parser
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern, uri_parser
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
-from mongo.errors import unavailable
+from mongo.errors import PATIENCE, Patience, unavailable
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
 Database = AsyncIOMotorDatabase[dict[str, Any]]
+SharedClient = AsyncMongoClient[dict[str, Any]]
+SharedDatabase = AsyncDatabase[dict[str, Any]]
+SharedCollection = AsyncCollection[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"
 """The database when the connection string names none."""
-ATTEMPT_TIMEOUT_MS: Final = 4000
-"""Timeout of one attempt. It leaves time for another when a reply never comes."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
 MAJORITY: Final = ReadConcern("majority")
@@ -51,8 +55,8 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "unicode_decode_error_handler": "replace",
     "uuidRepresentation": "unspecified",
     # The service repeats operations itself: that works on every kind of server and costs nothing while nothing fails.
-    # With the driver's retries MongoDB makes each write a transaction of its own, and the adaptive ones send its
-    # number to a standalone server too, which refuses it (PyMongo 4.20).
+    # The driver's retries would number writes in the sessions that lanes number; the adaptive ones send a number to a
+    # standalone server too, which refuses it (PyMongo 4.20).
     "retryWrites": False,
     "max_adaptive_retries": 0,
 }
@@ -75,26 +79,46 @@ def uri_fault(uri: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The database by both of PyMongo's asyncio interfaces.
+
+    `database` is Motor's, for what one request does alone. `shared` is for calls that several requests share and for
+    the change stream, which would cost Motor a switch of threads each.
+    """
+
+    database: Database
+    shared: SharedDatabase
+
+
 @asynccontextmanager
-async def connected(uri: str, *, attempt_timeout_ms: int | None = None) -> AsyncIterator[Database]:
+async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
     """Return the database that a connection string names, and close the connection at the end.
 
     Raises `Unavailable` when DNS does not tell the hosts of a mongodb+srv:// string. The connection itself is made
     by the first operation.
     """
-    timeout_ms = attempt_timeout_ms or ATTEMPT_TIMEOUT_MS
+    attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
     try:
-        client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=timeout_ms, serverSelectionTimeoutMS=timeout_ms)
+        client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=attempt, serverSelectionTimeoutMS=attempt)
+        shared: SharedClient = AsyncMongoClient(uri, **OPTIONS, timeoutMS=None, serverSelectionTimeoutMS=selection)
     except INVALID as exc:
         raise unavailable(exc) from exc
+    # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
+    concerns: Mapping[str, Any] = {
+        "write_concern": WriteConcern(w="majority", j=True),
+        "read_preference": ReadPreference.PRIMARY,
+        "read_concern": ReadConcern("local"),
+    }
     try:
-        yield client.get_default_database(DEFAULT_DATABASE).with_options(
-            # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
-            write_concern=WriteConcern(w="majority", j=True),
-            read_preference=ReadPreference.PRIMARY,
-            read_concern=ReadConcern("local"),
+        yield Connection(
+            client.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
+            shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
         )
     finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await shared.close()
         await asyncio.to_thread(_close, client)
 
 

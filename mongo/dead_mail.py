@@ -10,22 +10,23 @@ from typing import Final
 from bson import ObjectId
 from pymongo.errors import OperationFailure
 
-from mongo.connection import Collection
+from mongo.creation import EXPLAINING
 from mongo.document import (
+    HAS_ROOM,
+    IS_FINDABLE,
     OPTIONAL_FIELDS,
     SIMPLE,
     JSONObject,
     elements,
-    must_be_ours,
-    only_ours,
     optional_fields,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Changed, Conflict, OutboxFull, TooLarge, UnknownError, persist
+from mongo.errors import PING_DEADLINE, Changed, Conflict, OutboxFull, TooLarge, UnknownError
 from mongo.outbox import Outbox
-from mongo.owed import HAS_ROOM, OwedEmail, new_element
+from mongo.owed import OwedEmail, new_element
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce
+from mongo.users import Documents, judge
 
 log = logging.getLogger("notifier.mongo")
 
@@ -44,7 +45,7 @@ ADDRESS_SHOWN: Final = 1000
 class DeadMail:
     """The dead letters of all users."""
 
-    def __init__(self, outbox: Outbox, letters: Collection) -> None:
+    def __init__(self, outbox: Outbox, letters: Documents) -> None:
         self._outbox = outbox
         self.letters = letters
 
@@ -56,22 +57,24 @@ class DeadMail:
         seconds = None if days is None else round(days * 86_400)
         options: JSONObject = {} if seconds is None else {"expireAfterSeconds": seconds}
 
-        async def attempt() -> None:
-            indexes = await self.letters.index_information()
+        letters = self.letters.collection
+
+        async def attempt(_: int) -> None:
+            indexes = await letters.index_information()
             found = {name: index for name, index in indexes.items() if index["key"] == [(OLDEST_FIRST, 1)]}
             try:
                 for name, index in found.items():
                     if index.get("expireAfterSeconds") != seconds or name != BY_AGE:
                         log.warning("dead letters: the index %s is replaced, as DEAD_MAIL_DAYS was changed", name)
-                        await self.letters.drop_index(name)
-                await self.letters.create_index(OLDEST_FIRST, name=BY_AGE, collation=SIMPLE, **options)
+                        await letters.drop_index(name)
+                await letters.create_index(OLDEST_FIRST, name=BY_AGE, collation=SIMPLE, **options)
             except OperationFailure as exc:
                 if exc.code in INDEX_CHANGED:
                     raise Changed from exc
                 raise
 
-        await persist(attempt)
-        await persist(lambda: self.letters.create_index("user_id", collation=SIMPLE))
+        await self.letters.persist(attempt)
+        await self.letters.create_index("user_id")
 
     async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
@@ -104,20 +107,20 @@ class DeadMail:
         if await self._outbox.holds(email):  # asked after the letter was written: what is erased later takes it along
             await self._outbox.remove(email)
         elif is_new:  # if the next holder of the lease has written to the letter, it has another token
-            await persist(lambda: self.letters.delete_one({"_id": email.id, "token": email.token}, collation=SIMPLE))
+            await self.letters.delete({"_id": email.id, "token": email.token})
         return True
 
     async def _write(self, email: OwedEmail, letter: JSONObject) -> bool:
         """Write a letter; return whether it is new."""
         update = {"$setOnInsert": letter, "$set": {"token": email.token}, "$currentDate": {"died_at": True}}
 
-        async def attempt() -> bool:
-            before: JSONObject | None = await self.letters.find_one_and_update(
+        async def attempt(_: int) -> bool:
+            before: JSONObject | None = await self.letters.collection.find_one_and_update(
                 {"_id": email.id}, update, {"token": 1}, upsert=True, collation=SIMPLE
             )
             return before is None or before.get("token") == email.token  # or the reply to an attempt was lost
 
-        return await persist(attempt)
+        return await self.letters.persist(attempt)
 
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
@@ -125,71 +128,65 @@ class DeadMail:
         """Return these dead letters, or all, oldest first; of one kind only, or since a time. Raises `Unavailable`."""
         condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
         condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
-        found = self.letters.find(condition, {"token": 0}, collation=SIMPLE, allow_disk_use=True).sort(OLDEST_FIRST)
-        return await persist(lambda: found.clone().to_list(None), LONG_DEADLINE)
+        return await self.letters.find(condition, {"token": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
         """Delete these dead letters, or all; return how many. Raises `Unavailable`."""
         condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
         # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
-        found = self.letters.find(condition, {"_id": 1}, collation=SIMPLE)
-        letters = [letter["_id"] for letter in await persist(lambda: found.clone().to_list(None), LONG_DEADLINE)]
+        letters = [letter["_id"] for letter in await self.letters.find(condition, {"_id": 1}, deadline=LONG_DEADLINE)]
         for start in range(0, len(letters), DISCARDED_AT_ONCE):
-            chosen = {"_id": {"$in": letters[start : start + DISCARDED_AT_ONCE]}}
-            await persist(lambda chosen=chosen: self.letters.delete_many(chosen, collation=SIMPLE))  # type: ignore[misc]
+            await self.letters.delete({"_id": {"$in": letters[start : start + DISCARDED_AT_ONCE]}})
         return len(letters)
 
     async def discard_of_user(self, user_id: str) -> None:
         """Delete a user's dead letters. Raises `Unavailable`."""
-        await persist(lambda: self.letters.delete_many({"user_id": user_id}, collation=SIMPLE))
+        await self.letters.delete({"user_id": user_id})
 
     async def count(self) -> int:
         """Return about how many there are, without counting them. Raises `Unavailable`."""
-        return await persist(self.letters.estimated_document_count, PING_DEADLINE)
+        return await self.letters.persist(lambda _: self.letters.collection.estimated_document_count(), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
         """Return a user's dead letters, oldest first. Raises `Unavailable`."""
-        found = self.letters.find({"user_id": user_id}, collation=SIMPLE).sort(OLDEST_FIRST)
-        return await persist(lambda: found.clone().to_list(None))
+        return await self.letters.find({"user_id": user_id}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
 
-        So is one whose id is not of the type that ids have now, and one who was erased meanwhile. The user's address
-        is no longer suppressed.
+        Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. The user's address is no
+        longer suppressed.
 
         Raises `OutboxFull`, `Conflict` or `Unavailable`.
         """
-        users = self._outbox.users
-        user_id = self._outbox.shape.id_type.parse(f"{letter['user_id']}")
-        if user_id is None:
-            return False
-        id_, user, once = letter["_id"], {"_id": self._outbox.shape.id_type.to_bson(user_id)}, str(ObjectId())
-        if not await persist(lambda: self.letters.find_one({"_id": id_}, {"_id": 1}, collation=SIMPLE)):
+        users, id_ = self._outbox.users, letter["_id"]
+        user_id = users.shape.id_type.parse(f"{letter['user_id']}")
+        if user_id is None or not await self.letters.find_one({"_id": id_}, {"_id": 1}):
             return False
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
-        absent = {"outbox.id": {"$ne": id_}, "recent.k": {"$ne": once}}
-        fields = ("outbox", "mail_due", "recent", SUPPRESSION)
-        ours = {"$and": [condition for field in fields for condition in only_ours(field)]}
+        key, once = users.key(user_id), str(ObjectId())
+        absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), letter.get("request_id"))
         update = {
-            "$push": {"outbox": element, "recent": remember(once, "")},
-            "$min": {"mail_due": element["next_at"]},
+            "$push": {"notifier.outbox": element, "notifier.recent": remember(once, "", id_)},
+            "$min": {"notifier.due": element["next_at"]},
             "$unset": {SUPPRESSION: ""},
         }
-        result = await persist(
-            lambda: users.update_one({**user, **absent, **HAS_ROOM, **ours}, update, collation=SIMPLE)
-        )
-        if not result.matched_count:
-            found = await persist(lambda: users.find_one(user, {"outbox": 1, "recent": 1}, collation=SIMPLE))
+
+        async def attempt(_: int) -> bool:
+            filter_ = {**key, **absent, **HAS_ROOM, **IS_FINDABLE}
+            return bool((await users.collection.update_one(filter_, update, collation=SIMPLE)).matched_count)
+
+        if not await users.persist_for(user_id, attempt):
+            found = await users.find_one(key, EXPLAINING)
             if found is None:
                 return False
-            owed = [item.get("id") for item in elements(found, "outbox")]
-            if id_ not in owed and once not in [item.get("k") for item in elements(found, "recent")]:
-                await persist(lambda: must_be_ours(users, user, fields))
+            keys = [item.get("k") for item in elements(found, "recent")]
+            if id_ not in (found.get("owed") or ()) and once not in keys:
+                judge(found)
                 raise OutboxFull
-        await persist(lambda: self.letters.delete_one({"_id": id_}))
+        await self.letters.delete({"_id": id_})
         return True
 
 

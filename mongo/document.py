@@ -3,152 +3,113 @@
 ```
 { _id, email: "...",                          of the team's type, and at the team's path (`Shape`)
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest last
-  outbox: [ {id, key, at, next_at, tries, token, error, dead, request_id?, target_id?, data?} ]   e-mails owed
-  mail_due: Date,                              min(outbox.next_at); absent when no e-mail is owed
-  recent: [ {k, h} ],                          the last idempotency keys, each with a hash of its request, newest last
-  deleted_notifications: [ id ],               the last that the user deleted, newest last
-  notification_preferences: { KIND or "*": {email} },    where the user wants something else than the default
-  email_suppression: {address, code, at} }     the address to which nothing is sent, as mail to it was refused for good
+  notifier: {                                 everything else; absent while there is nothing else
+    outbox: [ {id, key, at, next_at, tries, token, error, dead, request_id?, target_id?, data?} ],   e-mails owed
+    due: Date,                                min(outbox.next_at); absent when no e-mail is owed
+    recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
+    deleted: [ id ],                          the last notifications that the user deleted, newest last
+    preferences: { KIND or "*": {email} },    where the user wants something else than the default
+    suppression: {address, code, at} } }      the address to which nothing is sent, as mail to it was refused for good
 ```
 
-The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. Before them the array may hold half as many again, which
-nobody sees any more (`append`).
+The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. The array holds no more, unless
+`NOTIFICATIONS_SLACK` says so.
 
-MongoDB changes one document atomically, so a request leaves everything behind with one update of its user's
-document. Fields not named here belong to other programs, and so may a field of the same name: the service writes to a
-field only while everything in it has the shape above. An array may hold a `null`, where an operator unset an element.
+MongoDB changes one document atomically, so a request leaves everything behind with one update of its user's document.
+Other fields belong to other programs and are never touched. If one of the two names is taken, MongoDB itself refuses
+the classic update operators (codes 2 and 28). A pipeline would replace what it finds, so each has the condition `OURS`.
+Arrays may hold a `null`, where an operator unset an element.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from random import randrange
 from typing import Any, Final
 
-from mongo.connection import Collection
-from mongo.errors import Conflict
-from mongo.ids import IdType, named
+from config.ids import IdType
 
 JSONObject = dict[str, Any]
 
-OUTBOX_LIMIT: Final = 20
+OUTBOX_LIMIT: Final = 100
 """E-mails owed to one user. The limit is part of the write's filter: what is owed is never dropped."""
 RECENT_LIMIT: Final = 32
 """Idempotency keys remembered per user."""
-DEAD_MAIL: Final = "dead_mail"
-"""The collection of the dead letters."""
-WRITTEN: Final = (
-    *("notifications", "outbox", "mail_due", "recent"),
-    *("deleted_notifications", "notification_preferences", "email_suppression"),
-)
-OWN_FIELDS: Final = frozenset({"_id", *WRITTEN})
-"""Fields of the user's document that the service writes, without and with `_id`."""
+TYPES: Final[Mapping[str, str]] = {
+    "notifications": "array",
+    "notifier": "object",
+    "notifier.outbox": "array",
+    "notifier.due": "date",
+    "notifier.recent": "array",
+    "notifier.deleted": "array",
+    "notifier.preferences": "object",
+    "notifier.suppression": "object",
+}
+"""The fields that the service writes, each with its BSON type."""
+WRITTEN: Final = [name for name in TYPES if name != "notifier"]
 OPTIONAL_FIELDS: Final = ("target_id", "data")
 """A notification, an e-mail owed and a dead letter have these only when the request had them."""
-
-TRIMS: Final = 8
-"""Trims in as many creates as an inbox holds, on average."""
+SLACK_PART: Final = 4
+"""With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
+BSON_TYPES: Final = (
+    *("double", "string", "object", "array", "binData", "undefined", "objectId", "bool", "date", "null", "regex"),
+    *("dbPointer", "javascript", "symbol", "javascriptWithScope", "int", "timestamp", "long", "decimal"),
+    *("minKey", "maxKey"),
+)
+
+
+def absent_or(kind: str) -> JSONObject:
+    """Return the condition of a field that is absent or of this type, which is not that of arrays.
+
+    An array of such values does not pass: the types of its elements count, and its own.
+    """
+    return {"$not": {"$type": [name for name in BSON_TYPES if name != kind]}}
+
+
+OURS: Final = {"notifier": absent_or("object")}
+"""Condition of every pipeline that writes to `notifier`."""
+IS_FINDABLE: Final = {"notifier.due": absent_or("date")}
+"""Condition of a write that owes an e-mail: beside a `due` of another type, nobody would find the e-mail."""
+HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
+"""Condition of a write that owes another e-mail."""
 IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
 """Of a field: an array of dates has the type date, too."""
-ELEMENTS: Final[Mapping[str, Mapping[str, str]]] = {
-    "notifications": {"id": "string", "is_new": "bool"},
-    "outbox": {"id": "string", "key": "string", "token": "string"},
-    "recent": {"k": "string", "h": "string"},
-}
-"""Our arrays, and what tells their elements from those of other programs: fields and their types."""
-
-EXPLAINING: Final = {"notifications.id": 1, "outbox": 1, "recent": 1, "deleted_notifications": 1}
-"""The projection of what explains why the condition of a create failed."""
-SCALARS: Final = [
-    *("double", "string", "binData", "undefined", "objectId", "bool", "date", "regex", "dbPointer", "javascript"),
-    *("symbol", "javascriptWithScope", "int", "timestamp", "long", "decimal", "minKey", "maxKey"),
-]
-"""The types of all values that are neither objects, arrays nor `null`."""
+OUTBOX: Final = {"$cond": [{"$isArray": "$notifier.outbox"}, "$notifier.outbox", []]}
+NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 
 
-def _all(array: JSONObject | str, condition: JSONObject) -> JSONObject:
-    return {"$allElementsTrue": [{"$map": {"input": array, "in": condition}}]}
-
-
-OURS: Final[Mapping[str, tuple[str, JSONObject]]] = {
-    "deleted_notifications": ("array", _all("$deleted_notifications", {"$eq": [{"$type": "$$this"}, "string"]})),
-    "notification_preferences": (
-        "object",
-        _all({"$objectToArray": "$notification_preferences"}, {"$eq": [{"$type": "$$this.v.email"}, "bool"]}),
-    ),
-    "email_suppression": (
-        "object",
+ONLY_OURS: Final[JSONObject] = {
+    "$nor": [
         {
-            "$and": [
-                {"$eq": [{"$type": f"$email_suppression.{name}"}, kind]}
-                for name, kind in {"address": "string", "code": "string", "at": "date"}.items()
-            ]
+            "notifications": {
+                "$elemMatch": {"$or": [{"id": {"$not": {"$type": "string"}}}, {"is_new": {"$not": {"$type": "bool"}}}]}
+            }
         },
-    ),
+        {"notifications": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}},
+    ]
 }
-"""What is not written by every create: the type of the field, and the expression of what else must hold of ours."""
+"""Condition that every notification is ours or `null`. Whether there is an array at all, `$push` asks itself."""
+IS_OURS: Final = {
+    "$or": [
+        {"$eq": [{"$type": "$$this"}, "null"]},
+        {"$and": [{"$eq": [{"$type": "$$this.id"}, "string"]}, {"$eq": [{"$type": "$$this.is_new"}, "bool"]}]},
+    ]
+}
+"""Whether a notification is ours, as an expression."""
 
 
-def is_ours(field: str) -> JSONObject:
-    """Return the expression of whether one of `OURS` is absent, `null` or ours."""
-    kind, holds = OURS[field]
-    typed = {"$cond": [{"$eq": [{"$type": f"${field}"}, kind]}, holds, False]}
-    return {"$cond": [{"$lte": [f"${field}", None]}, True, typed]}
-
-
-@cache
-def only_ours(field: str) -> Sequence[JSONObject]:
-    """Return conditions of a write to a field: it is absent or ours, and in an array everything is ours or `null`."""
-    if field in OURS:
-        return ({"$expr": is_ours(field)},)
-    if field == "mail_due":
-        due: JSONObject = {"mail_due": IS_DATE, "outbox": {"$type": "array"}}
-        return ({"$or": [{"mail_due": {"$exists": False}}, due]},)
-    faults: list[JSONObject] = []
-    for name, kind in ELEMENTS[field].items():
-        faults.append({name: {"$not": {"$type": kind}}})
-        if field != "notifications":  # `$type` looks into arrays, too; where it matters, they are excluded
-            faults.append({name: {"$type": "array"}})
-    if field == "outbox":  # the condition that there is room would take this field for the last place
-        faults.append({f"{OUTBOX_LIMIT - 1}": {"$exists": True}})
-    an_element, none = {field: {"$elemMatch": {"$exists": True}}}, {field: {"$size": 0}}
-    return (
-        {"$or": [{field: {"$exists": False}}, an_element, none]},
-        {field: {"$not": {"$type": SCALARS}}},
-        {field: {"$not": {"$elemMatch": {"$or": faults}}}},
-    )
-
-
-def only_ours_without(id_: str) -> Sequence[JSONObject]:
-    """Return the same for `notifications`, none of which may have this id.
-
-    That is tested in the same pass, as MongoDB takes a fifth of the time of a write for each pass over a full inbox.
-    """
-    *others, elements = only_ours("notifications")
-    faults = elements["notifications"]["$not"]["$elemMatch"]["$or"]
-    return (*others, {"notifications": {"$not": {"$elemMatch": {"$or": [{"id": id_}, *faults]}}}})
-
-
-async def must_be_ours(users: Collection, user: JSONObject, fields: Iterable[str]) -> None:
-    """Raise `Conflict` if one of these fields is not ours in a user's document, as MongoDB judges it."""
-    for field in fields:
-        if await users.find_one({**user, "$nor": [{"$and": only_ours(field)}]}, {"_id": 1}, collation=SIMPLE):
-            raise Conflict(f"the field `{field}` of {named(str(user['_id']))}, which is not the service's")
-
-
-def elements(user: Mapping[str, Any], field: str) -> list[JSONObject]:
+def elements(parent: object, field: str) -> list[JSONObject]:
     """Return the elements of an array of ours, without what is not ours."""
-    array = user.get(field)
+    array = parent.get(field) if isinstance(parent, dict) else None
     return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
 
 
 def inbox(limit: int) -> JSONObject:
     """Return the expression of a user's inbox: the newest `limit` notifications, newest last."""
-    return {"$slice": [{"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}, -limit]}
+    return {"$slice": [NOTIFICATIONS, -limit]}
 
 
 def marked(notifications: JSONObject, *, is_new: bool) -> JSONObject:
@@ -162,14 +123,14 @@ def has(limit: int, id_: str) -> JSONObject:
     return {"$in": [{"$literal": id_}, {"$let": {"vars": {"newest": inbox(limit)}, "in": "$$newest.id"}}]}
 
 
-def append(notification: JSONObject, limit: int) -> JSONObject:
+def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
     """Return the `$push` that adds a notification to an inbox of `limit`.
 
-    A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So only one
-    in `limit / TRIMS` trims, at random, and the others trim at one and a half times the limit.
+    A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So with
+    slack, only some trim to the inbox, at random, and the others bound the array.
     """
-    trims = randrange(limit) < TRIMS
-    return {"$each": [notification], "$slice": -limit if trims else -(limit + limit // 2)}
+    trims = not slack or randrange(slack) < SLACK_PART
+    return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
 
 
 def value_at(document: object, path: str) -> object:
@@ -203,6 +164,6 @@ def optional_fields(item: Mapping[str, Any]) -> JSONObject:
     return {name: item[name] for name in OPTIONAL_FIELDS if item.get(name) is not None}
 
 
-def remember(key: str, fingerprint: str) -> JSONObject:
+def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
     """Return the `$push` that remembers an idempotency key and forgets the oldest."""
-    return {"$each": [{"k": key, "h": fingerprint}], "$slice": -RECENT_LIMIT}
+    return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}

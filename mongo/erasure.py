@@ -4,37 +4,39 @@ from __future__ import annotations
 
 from typing import Final
 
-from mongo.dead_mail import DeadMail
-from mongo.document import SIMPLE, WRITTEN, must_be_ours, only_ours
-from mongo.errors import Changed, EmailUnderWay, persist
-from mongo.outbox import OUTBOX, Outbox
+from mongo.document import ONLY_OURS, OURS, OUTBOX, SIMPLE, WRITTEN, JSONObject
+from mongo.errors import Changed, EmailUnderWay
 from mongo.owed import IS_EMAIL, NO_TOKEN
+from mongo.users import Users
 
 IS_LEASED: Final = {
     "$and": [IS_EMAIL, {"$ne": ["$$this.token", NO_TOKEN]}, {"$gt": ["$$this.next_at", "$$NOW"]}],
 }
-NONE_LEASED: Final = {"$not": [{"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_LEASED}}}]}
+NONE_LEASED: Final = {"$expr": {"$not": [{"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_LEASED}}}]}}
+IS_ARRAY: Final = {"$or": [{"notifications": {"$exists": False}}, {"notifications": {"$type": "array"}}]}
+WITHOUT_OURS: Final[list[JSONObject]] = [
+    {"$unset": WRITTEN},
+    {"$set": {"notifier": {"$cond": [{"$eq": ["$notifier", {}]}, "$$REMOVE", "$notifier"]}}},
+]
+"""Names in `notifier` that this version does not know stay."""
 
 
-async def erase(outbox: Outbox, dead_mail: DeadMail, user_id: str) -> None:
-    """Remove what the service holds of a user, dead letters included. An unknown user has nothing but these.
-
-    A crash between the two steps leaves dead letters, and no answer: the caller asks again.
+async def erase(users: Users, user_id: str) -> None:
+    """Remove what the user's document holds. An unknown user has nothing.
 
     Raises `EmailUnderWay`, `Conflict` or `Unavailable`.
     """
-    users, user = outbox.users, {"_id": outbox.shape.id_type.to_bson(user_id)}
-    ours = [condition for field in WRITTEN for condition in only_ours(field)]
-    erasable = {**user, "$and": [*ours, {"$expr": NONE_LEASED}]}
+    key = users.key(user_id)
+    erasable = {**key, **OURS, **IS_ARRAY, **ONLY_OURS, **NONE_LEASED}
 
-    async def attempt() -> None:
-        result = await users.update_one(erasable, [{"$unset": list(WRITTEN)}], collation=SIMPLE)
-        if result.matched_count or not await users.find_one(user, {"_id": 1}, collation=SIMPLE):
+    async def attempt(_: int) -> None:
+        if (await users.collection.update_one(erasable, WITHOUT_OURS, collation=SIMPLE)).matched_count:
             return
-        await must_be_ours(users, user, WRITTEN)
-        if await users.find_one({**user, "$nor": [{"$expr": NONE_LEASED}]}, {"_id": 1}, collation=SIMPLE):
+        if not await users.collection.find_one(key, {"_id": 1}, collation=SIMPLE):
+            return
+        await users.must_admit(user_id, ["notifications", "notifier"])
+        if not await users.collection.find_one({**key, **NONE_LEASED}, {"_id": 1}, collation=SIMPLE):
             raise EmailUnderWay
         raise Changed
 
-    await persist(attempt)
-    await dead_mail.discard_of_user(user_id)
+    await users.persist(attempt)

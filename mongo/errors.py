@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import pymongo
@@ -34,6 +35,7 @@ from mongo.codes import (
     REFUSED_US,
     TOO_LARGE,
     UNREACHABLE,
+    WRONG_TYPE,
     Reason,
     find,
 )
@@ -42,6 +44,23 @@ T = TypeVar("T")
 
 DEADLINE: Final = 10.0
 """Seconds for which an operation is repeated before it is `Unavailable`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long MongoDB may take, in seconds.
+
+    `operation` bounds an operation with all its attempts, `attempt` one call of the driver, and leaves time for another
+    when a reply never comes. `shared_call` bounds a call that several requests share: one that stalls it is repeated
+    alone, so it delays the others only once.
+    """
+
+    operation: float = DEADLINE
+    attempt: float = 4.0
+    shared_call: float = 2.0
+
+
+PATIENCE: Final = Patience()
 PING_DEADLINE: Final = 2.0
 """The same, in seconds, for a read whose answer is worthless when it is late."""
 RETRY_PAUSE: Final = (0.05, 0.25)
@@ -89,6 +108,10 @@ class Conflict(StoreError):
     """The users' collection or the user's document does not admit the write. Nothing was written."""
 
 
+class WrongType(Conflict):
+    """A field of the user's document has another type than the service's. Nothing was written."""
+
+
 class TooLarge(StoreError):
     """The user's document would exceed MongoDB's limit of 16 MiB. Nothing was written."""
 
@@ -105,23 +128,30 @@ class Changed(StoreError):
     """The document changed between two reads of one attempt. The attempt is repeated."""
 
 
-async def persist(attempt: Callable[[], Awaitable[T]], deadline: float | None = None) -> T:
-    """Repeat an operation that MongoDB could not do or confirm, until the deadline in seconds (default `DEADLINE`).
+async def persist(
+    attempt: Callable[[int], Awaitable[T]], deadline: float | None = None, *, patience: Patience = PATIENCE
+) -> T:
+    """Repeat an operation that MongoDB could not do or confirm, until the deadline in seconds.
 
-    The operation must be safe to repeat after it took effect and its reply was lost.
+    `attempt` is given the number of the attempt, from 0 on. The operation must be safe to repeat after it took effect
+    and its reply was lost.
 
     Raises a `StoreError`.
     """
     cause: Exception | None = None
-    limit = DEADLINE if deadline is None else deadline
+    limit = patience.operation if deadline is None else deadline
+    n, ends = -1, asyncio.get_running_loop().time() + limit
     try:
-        async with asyncio.timeout(limit):
-            while True:
+        while True:
+            n += 1
+            # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
+            # a timer for each request would cost as much as its log line.
+            async with nullcontext() if n == 0 and deadline is None else asyncio.timeout_at(ends):
                 try:
                     # The driver must give up first, as it knows why. Else its own timeout is short enough.
                     with nullcontext() if deadline is None else pymongo.timeout(0.8 * limit):
-                        return await attempt()
-                except Changed as exc:
+                        return await attempt(n)
+                except (Changed, TimeoutError) as exc:
                     cause = exc
                 except PyMongoError as exc:
                     if not means_unavailable(exc):
@@ -144,6 +174,8 @@ def refusal(exc: OperationFailure) -> StoreError:
     code = exc.code or 0
     if code in TOO_LARGE:
         return TooLarge()
+    if code in WRONG_TYPE:
+        return WrongType("a field of another type")
     if code in CONFLICTS:
         return Conflict(CONFLICTS[code])
     return UnknownError(f"MongoDB's error {code} {(exc.details or {}).get('codeName', '')}".rstrip())

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
-import pymongo
 from pymongo.errors import PyMongoError
 
+from mongo.batcher import BATCH_LIMIT, CALLS_AT_ONCE
 from mongo.codes import NO_ANSWER
-from mongo.connection import MAJORITY, Collection
-from mongo.creation import Creation
-from mongo.document import EXPLAINING, SIMPLE, JSONObject
-from mongo.errors import DEADLINE, KeyReused, StoreError, Unavailable
-from mongo.writes import BATCH_LIMIT, CALLS_AT_ONCE, SHARED_TIMEOUT, Writes
+from mongo.creation import EXPLAINING, Creation, Recorded
+from mongo.document import JSONObject
+from mongo.errors import KeyReused, StoreError, Unavailable
+from mongo.users import Users
+from mongo.writes import Writes
 
-Finish = Callable[[Creation, float], Awaitable[bool]]
-"""Does one creation within so many seconds and returns whether it was a replay. Raises a `StoreError`."""
+Outcome = Recorded | StoreError
+
+
+class Record(Protocol):
+    """Makes one creation until its outcome is known. Raises a `StoreError`, at the deadline in seconds."""
+
+    async def __call__(self, creation: Creation, deadline: float, *, alone: bool) -> Recorded: ...  # noqa: D102
 
 
 BATCHES_AT_ONCE: Final = 3
@@ -33,23 +38,23 @@ CALM: Final = 1.0
 class FanOut:
     """Creates for many users. Single creates come first: beside them, one small batch is under way at a time."""
 
-    def __init__(self, users: Collection, writes: Writes, finish: Finish) -> None:
-        self._users = users.with_options(read_concern=MAJORITY)
+    def __init__(self, users: Users, writes: Writes, record: Record) -> None:
+        self._users = users
         self._writes = writes
-        self._finish = finish
+        self._record = record
         self._few = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._one = asyncio.Lock()
 
-    async def __call__(self, creations: Iterable[Creation], *, gently: bool = False) -> list[bool | StoreError]:
-        """Return for each creation, in order, whether it was a replay, or its error.
+    async def __call__(self, creations: Iterable[Creation], *, gently: bool = False) -> list[Outcome]:
+        """Return for each creation, in order, what it did, or its error.
 
-        `gently` is as if there were single creates: another process may have some. After `DEADLINE` seconds, those not
-        done yet are `Unavailable`.
+        With `gently`, behave as though single creates were running: another process may have some. Those that are not
+        done at the deadline of an operation are `Unavailable`.
         """
         loop = asyncio.get_running_loop()
-        deadline, waiting = loop.time() + DEADLINE, iter(creations)
+        deadline, waiting = loop.time() + self._users.patience.operation, iter(creations)
         begun: list[Creation] = []
-        outcomes: dict[str, bool | StoreError] = {}
+        outcomes: dict[str, Outcome] = {}
 
         async def work() -> None:
             more = True
@@ -78,35 +83,41 @@ class FanOut:
             async with nullcontext() if calm else self._one:
                 yield BATCH_LIMIT if calm else GENTLE_LIMIT
 
-    async def _together(self, batch: Sequence[Creation], timeout: float) -> Mapping[str, bool | StoreError]:  # noqa: ASYNC109 - MongoDB's
+    async def _together(self, batch: Sequence[Creation], timeout: float) -> Mapping[str, Outcome]:  # noqa: ASYNC109 - MongoDB's
         """Write with one call; return by `id` what has an outcome, replays included."""
-        outcomes: dict[str, bool | StoreError] = {}
+        outcomes: dict[str, Outcome] = {}
         if not batch or timeout <= 0:
             return outcomes
-        with suppress(PyMongoError), pymongo.timeout(timeout):  # the first one that is done alone will tell
-            written = await self._writes.write_together([creation.write for creation in batch])
-            outcomes |= {c.id: False for c, found in zip(batch, written, strict=True) if found is True}
+        # Whatever stays unclear has the condition on its key, so it is safe to do it alone.
+        with suppress(PyMongoError, TimeoutError, Unavailable):
+            async with asyncio.timeout(timeout):
+                written = await self._writes.together([creation.write for creation in batch])
+            for creation, found in zip(batch, written, strict=True):
+                if found is True:
+                    outcomes[creation.id] = Recorded.CREATED
+                    creation.mark_judged(self._users.judged)
             unclear = [creation for creation in batch if creation.id not in outcomes]
             users = await self._find(unclear)
             for creation in unclear:
                 try:
-                    replayed = creation.is_replay_of(users.get(creation.document_id, {}))
+                    outcome = creation.outcome(users.get(creation.write.filter["_id"], {}))
                 except KeyReused as exc:
                     outcomes[creation.id] = exc
                 else:
-                    outcomes |= {} if replayed is None else {creation.id: replayed}
+                    outcomes |= {creation.id: outcome} if outcome else {}
         return outcomes
 
-    async def _one_by_one(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, bool | StoreError]:
+    async def _one_by_one(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, Outcome]:
         """Do alone what no call has settled, each briefly: a document that another program has locked stays so."""
         loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
-        outcomes: dict[str, bool | StoreError] = {}
+        outcomes: dict[str, Outcome] = {}
 
         async def finish(creation: Creation) -> None:
             async with few:
                 if (left := deadline - loop.time()) > 0:
                     try:
-                        outcomes[creation.id] = await self._finish(creation, min(left, SHARED_TIMEOUT))
+                        brief = min(left, self._users.patience.shared_call)
+                        outcomes[creation.id] = await self._record(creation, brief, alone=True)
                     except StoreError as exc:
                         outcomes[creation.id] = exc
 
@@ -117,7 +128,6 @@ class FanOut:
         """Return by `_id` what explains failed conditions. What only a deposed primary has seen does not count."""
         if not creations:
             return {}
-        condition = {"_id": {"$in": [creation.document_id for creation in creations]}}
-        with pymongo.timeout(SHARED_TIMEOUT):
-            found = await self._users.find(condition, EXPLAINING, collation=SIMPLE).to_list(None)
+        condition = {"_id": {"$in": [creation.write.filter["_id"] for creation in creations]}}
+        found = await self._users.find(condition, EXPLAINING, majority=True, deadline=self._users.patience.shared_call)
         return {user["_id"]: user for user in found}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from mongo.connection import Collection, Database
-from mongo.document import SIMPLE, JSONObject
+from mongo.connection import Database
+from mongo.document import OUTBOX, JSONObject
 from mongo.errors import persist
-from mongo.outbox import OUTBOX
 from mongo.owed import IS_EMAIL, NO_TOKEN
+from mongo.users import Documents
 
 DEADLINE: Final = 60.0
 """Seconds for a question about all users."""
@@ -42,12 +42,12 @@ class Reason:
     count: int
 
 
-async def owed(users: Collection) -> Owed:
+async def owed(users: Documents) -> Owed:
     """Return what is owed to all users. Raises `Unavailable`."""
     due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
     waiting = {"$not": [{"$or": [due, leased]}]}
     pipeline: list[JSONObject] = [
-        {"$match": {"mail_due": {"$exists": True}}},
+        {"$match": {"notifier.due": {"$exists": True}}},
         {"$project": {"ours": _filter(OUTBOX, IS_EMAIL)}},
         {
             "$project": {
@@ -67,7 +67,7 @@ async def owed(users: Collection) -> Owed:
         },
         {"$set": {"age": {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}}},
     ]
-    found = await persist(lambda: users.aggregate(pipeline, collation=SIMPLE).to_list(None), DEADLINE)
+    found = await users.aggregate(pipeline, DEADLINE)
     if not found:
         return Owed()
     (row,) = found
@@ -75,22 +75,22 @@ async def owed(users: Collection) -> Owed:
     return Owed(row["owed"], row["due"], row["leased"], age, row["next"])
 
 
-async def errors_of_owed(users: Collection) -> Sequence[Reason]:
+async def errors_of_owed(users: Documents) -> Sequence[Reason]:
     """Return the last errors of the e-mails owed, the most frequent first. Raises `Unavailable`."""
     each: list[JSONObject] = [
-        {"$match": {"mail_due": {"$exists": True}}},
+        {"$match": {"notifier.due": {"$exists": True}}},
         {"$project": {"error": {"$map": {"input": _filter(OUTBOX, IS_EMAIL), "in": "$$this.error"}}}},
         {"$unwind": "$error"},
     ]
     return await _reasons(users, each)
 
 
-async def errors_of_dead(letters: Collection) -> Sequence[Reason]:
+async def errors_of_dead(letters: Documents) -> Sequence[Reason]:
     """Return why the dead letters died, the most frequent reason first. Raises `Unavailable`."""
     return await _reasons(letters, [{"$project": {"error": 1}}])
 
 
-async def _reasons(collection: Collection, each: list[JSONObject]) -> Sequence[Reason]:
+async def _reasons(documents: Documents, each: list[JSONObject]) -> Sequence[Reason]:
     code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
     pipeline: list[JSONObject] = [
         *each,
@@ -99,8 +99,7 @@ async def _reasons(collection: Collection, each: list[JSONObject]) -> Sequence[R
         {"$sort": {"count": -1, "_id": 1}},
         {"$limit": REASONS},
     ]
-    found = await persist(lambda: collection.aggregate(pipeline, collation=SIMPLE).to_list(None), DEADLINE)
-    return [Reason(row["_id"], row["count"]) for row in found]
+    return [Reason(row["_id"], row["count"]) for row in await documents.aggregate(pipeline, DEADLINE)]
 
 
 def _filter(array: Any, condition: JSONObject) -> JSONObject:
@@ -117,7 +116,7 @@ class Topology:
 
 async def topology(database: Database) -> Topology:
     """Ask what kind of MongoDB this is. Raises `Unavailable`."""
-    hello = await persist(lambda: database.command("hello"), DEADLINE)
+    hello = await persist(lambda _: database.command("hello"), DEADLINE)
     if hello.get("msg") == "isdbgrid":
         return Topology("a sharded cluster", streams=True)
     if "setName" in hello:

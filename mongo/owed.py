@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from mongo.document import OPTIONAL_FIELDS, OUTBOX_LIMIT, JSONObject, Shape, elements, value_at
+from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, value_at
 from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
@@ -26,9 +26,6 @@ ERAS: Final = {
 ERAS_END: Final = datetime(1974, 1, 1, tzinfo=UTC)
 BULK: Final = timedelta(days=365)
 """How much later in its era an e-mail of a fan-out falls due."""
-
-HAS_ROOM: Final = {f"outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-"""Condition of a write that owes another e-mail."""
 
 
 def _has_type(name: str, *types: str) -> JSONObject:
@@ -84,29 +81,24 @@ class OwedEmail:
         return named | {"timestamp": int(self.at.timestamp())}
 
 
-def first_due(rank: str, seconds: float, *, in_bulk: bool = False) -> datetime:
-    """Return when a new e-mail falls due. Within its era, each second since 1970 counts as a millisecond."""
-    return ERAS[rank] + timedelta(milliseconds=seconds) + (BULK if in_bulk else timedelta())
+def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
+    """Return when a new e-mail falls due: at once, and earlier e-mails of the same priority first.
 
-
-def new_element(  # noqa: PLR0913 - what an e-mail is made of
-    id_: str,
-    key: str,
-    at: datetime,
-    optional: JSONObject,
-    request_id: str | None,
-    *,
-    next_at: datetime | None = None,
-) -> JSONObject:
-    """Make an element of the outbox that is due at once. `at` is when the e-mail was first owed, by MongoDB's clock.
-
-    The update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So `next_at` lies in an era that is past.
+    An update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So it lies in an era that is past, where
+    each of our seconds counts as a millisecond.
     """
+    return ERAS[rank] + timedelta(milliseconds=time.time()) + (BULK if in_bulk else timedelta())
+
+
+def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
+    id_: str, key: str, at: datetime, optional: JSONObject, request_id: str | None, next_at: datetime | None = None
+) -> JSONObject:
+    """Make an element of the outbox that is due at once. `at` is when it was first owed, by MongoDB's clock."""
     element: JSONObject = {
         "id": id_,
         "key": key,
         "at": at,
-        "next_at": next_at or first_due("normal", time.time()),
+        "next_at": next_at or first_due("normal"),
         "tries": 0,
         "token": NO_TOKEN,
         "error": None,
@@ -134,7 +126,7 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
         )
-        for item in elements(user, "outbox")
+        for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
 

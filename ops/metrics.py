@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from typing import Final, Literal
 
 from aiohttp import web
@@ -40,12 +41,14 @@ class Metrics:
             ["route", "method", "status"],
             registry=self._registry,
         )
+        self.requests_of = cache(self.requests.labels)
         self.emails = Counter(
             "notifier_emails",
             "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting, muted) and reason.",
             ["outcome", "reason"],
             registry=self._registry,
         )
+        self.not_owed = self._counter("notifier_emails_not_owed", "E-mails not owed, as their user's outbox was full.")
         self.delivery = Histogram(
             "notifier_email_delivery_seconds",
             "From the creation of an e-mail to the server's 250.",
@@ -61,11 +64,6 @@ class Metrics:
             "notifier_emails_sent_last_hour", "E-mails sent in the last hour, for `status`.", "livesum"
         )
         self._sent = deque([(time.monotonic(), 0.0)])
-        self.foreign = self._gauge(
-            "notifier_foreign_documents",
-            "Documents from which no e-mail can be sent: not the service's, damaged or refused.",
-            "livemostrecent",
-        )
         self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")
         self.lag = self._gauge(

@@ -20,10 +20,11 @@ from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
 from api.operations import operations
 from api.problems import Incomplete, NoSuchNotification, NotYetComplete
+from config.ids import IdType
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT
-from mongo.ids import IdType
+from mongo.errors import Patience
 from notifier import SETTINGS
 from ops.kinds import SPECIFIED
 from settings import UnknownUsers
@@ -47,6 +48,7 @@ class Case:
     ask: Ask
     settings: Mapping[str, Any] = field(default_factory=dict)
     patches: Mapping[str, Any] = field(default_factory=dict)
+    patience: Patience | None = None
 
 
 def ask(method: str, path: str, **options: Any) -> Ask:
@@ -121,7 +123,7 @@ async def reuse_key(client: Client) -> ClientResponse:
 
 async def fill_document(client: Client) -> ClientResponse:
     full = {"_id": ObjectId(USER), "own": "x" * (DOCUMENT_LIMIT - 200)}
-    await client.app[handlers.STORE].users.insert_one(full)
+    await client.app[handlers.STORE].users.collection.insert_one(full)
     return await create(data={"text": "x" * 1000})(client)
 
 
@@ -135,7 +137,7 @@ SEVEN = [f"{n:024x}" for n in range(1, 8)]
 
 
 async def create_for_an_unknown_user(client: Client) -> ClientResponse:
-    await client.app[handlers.STORE].users.insert_many([{"_id": ObjectId(user_id)} for user_id in SEVEN])
+    await client.app[handlers.STORE].users.collection.insert_many([{"_id": ObjectId(user_id)} for user_id in SEVEN])
     return await create_many(*SEVEN, USER)(client)
 
 
@@ -158,7 +160,7 @@ def with_validator(ask: Ask) -> Ask:
 def with_full_document(ask: Ask) -> Ask:
     async def ask_of_full_document(client: Client) -> ClientResponse:
         full = {"_id": ObjectId(USER), "email": "a@example.com", "own": "x" * (DOCUMENT_LIMIT - 100)}
-        await client.app[handlers.STORE].users.insert_one(full)
+        await client.app[handlers.STORE].users.collection.insert_one(full)
         return await ask(client)
 
     return ask_of_full_document
@@ -171,8 +173,8 @@ def opt_out() -> Ask:
 async def erase_while_an_email_is_sent(client: Client) -> ClientResponse:
     await create(key="registration")(client)
     later = datetime(9000, 1, 1, tzinfo=UTC)
-    leased = {"outbox.0.token": "1" * 24, "outbox.0.next_at": later, "mail_due": later}
-    await client.app[handlers.STORE].users.update_one({"_id": ObjectId(USER)}, {"$set": leased})
+    leased = {"notifier.outbox.0.token": "1" * 24, "notifier.outbox.0.next_at": later, "notifier.due": later}
+    await client.app[handlers.STORE].users.collection.update_one({"_id": ObjectId(USER)}, {"$set": leased})
     return await of_user("POST", "/erase")(client)
 
 
@@ -247,7 +249,10 @@ def bad_bodies(path: str) -> list[Case]:
 MARKING = ("/read", "/unread", "/delete")
 REFUSING = {"unknown_users": UnknownUsers.REFUSE}
 LINKED = {"public_url": "https://x.example", "unsubscribe_secrets": ("u" * 32,)}
-NO_TIME = {"mongo.errors.DEADLINE": 0, "store.PING_DEADLINE": 1e-9, "api.hub.FIRST_EVENT_TIMEOUT": 0.2}
+NO_TIME: dict[str, Any] = {
+    "patience": Patience(operation=0.0),
+    "patches": {"store.PING_DEADLINE": 1e-9, "api.hub.FIRST_EVENT_TIMEOUT": 0.2},
+}
 
 CASES = [
     Case("POST /create", 201, create()),
@@ -261,14 +266,14 @@ CASES = [
     Case("POST /create", errors.KeyReused, reuse_key),
     Case("POST /create", errors.Conflict, create(user_id=CONFLICTING)),
     Case("POST /create", errors.TooLarge, fill_document),
-    Case("POST /create", errors.Unavailable, create(), patches=NO_TIME),
+    Case("POST /create", errors.Unavailable, create(), **NO_TIME),
     Case("POST /create", errors.Busy, with_full_queues(create())),
     Case("POST /create", errors.OutboxFull, fill_outbox, settings={"smtp_port": free_port()}),
     Case("GET /list", 200, list_()),
     Case("GET /list", 200, list_two),
     Case("GET /list", 304, list_again),
     Case("GET /list", ValidationError, ask("GET", "/list", params=INVALID_REQUEST)),
-    Case("GET /list", errors.Unavailable, list_(), patches=NO_TIME),
+    Case("GET /list", errors.Unavailable, list_(), **NO_TIME),
     Case("GET /list", errors.Busy, with_full_queues(list_())),
     *(
         case
@@ -278,13 +283,13 @@ CASES = [
             Case(f"POST {path}", NoSuchNotification, mark(path, notification_id="unknown")),
             Case(f"POST {path}", ValidationError, ask("POST", path, params=INVALID_REQUEST)),
             Case(f"POST {path}", errors.Conflict, mark(path, user_id=CONFLICTING, all="true")),
-            Case(f"POST {path}", errors.Unavailable, mark(path), patches=NO_TIME),
+            Case(f"POST {path}", errors.Unavailable, mark(path), **NO_TIME),
             Case(f"POST {path}", errors.Busy, with_full_queues(mark(path, notification_id="any"))),
         )
     ),
     Case("GET /preferences", 200, of_user("GET", "/preferences")),
     Case("GET /preferences", ValidationError, ask("GET", "/preferences", params=INVALID_REQUEST)),
-    Case("GET /preferences", errors.Unavailable, of_user("GET", "/preferences"), patches=NO_TIME),
+    Case("GET /preferences", errors.Unavailable, of_user("GET", "/preferences"), **NO_TIME),
     Case("POST /preferences", 200, opt_out()),
     Case("POST /preferences", errors.UnknownUser, opt_out(), settings=REFUSING),
     Case(
@@ -293,17 +298,17 @@ CASES = [
         with_validator(opt_out()),
     ),
     Case("POST /preferences", errors.TooLarge, with_full_document(opt_out())),
-    Case("POST /preferences", errors.Unavailable, opt_out(), patches=NO_TIME),
+    Case("POST /preferences", errors.Unavailable, opt_out(), **NO_TIME),
     Case("POST /erase", 200, of_user("POST", "/erase")),
     Case("POST /erase", ValidationError, ask("POST", "/erase", params=INVALID_REQUEST)),
     Case("POST /erase", errors.Conflict, of_user("POST", "/erase", CONFLICTING)),
     Case("POST /erase", errors.EmailUnderWay, erase_while_an_email_is_sent, settings={"smtp_port": free_port()}),
-    Case("POST /erase", errors.Unavailable, of_user("POST", "/erase"), patches=NO_TIME),
+    Case("POST /erase", errors.Unavailable, of_user("POST", "/erase"), **NO_TIME),
     Case("POST /suppress", 200, suppress_a_known_user),
     Case("POST /suppress", errors.UnknownUser, of_user("POST", "/suppress")),
     Case("POST /suppress", errors.Conflict, with_validator(of_user("POST", "/suppress"))),
     Case("POST /suppress", errors.TooLarge, with_full_document(of_user("POST", "/suppress"))),
-    Case("POST /suppress", errors.Unavailable, of_user("POST", "/suppress"), patches=NO_TIME),
+    Case("POST /suppress", errors.Unavailable, of_user("POST", "/suppress"), **NO_TIME),
     *(
         case
         for path in ("/preferences", "/suppress")
@@ -318,17 +323,17 @@ CASES = [
     Case("POST /u/{token}", NoSuchLink, follow("POST", "?choice=none"), settings=LINKED),
     Case("POST /u/{token}", errors.Conflict, with_validator(follow("POST")), settings=LINKED),
     Case("POST /u/{token}", errors.TooLarge, with_full_document(follow("POST")), settings=LINKED),
-    Case("POST /u/{token}", errors.Unavailable, follow("POST"), settings=LINKED, patches=NO_TIME),
+    Case("POST /u/{token}", errors.Unavailable, follow("POST"), settings=LINKED, **NO_TIME),
     Case("GET /stream", 200, open_stream()),
     Case("GET /stream", ValidationError, ask("GET", "/stream", params=INVALID_REQUEST)),
     Case("GET /stream", stream.Unreadable, open_stream(), patches={"api.hub.encode": breaking}),
     Case("GET /stream", stream.TooManyOfUser, open_too_many_streams),
     Case("GET /stream", stream.TooManyOfProcess, open_two_streams, settings={"stream_limit": 1}),
     Case("GET /stream", stream.Stopping, open_stream_while_stopping),
-    Case("GET /stream", errors.Unavailable, open_stream(), patches=NO_TIME),
+    Case("GET /stream", errors.Unavailable, open_stream(), **NO_TIME),
     Case("GET /healthz", 200, ask("GET", "/healthz")),
     Case("GET /readyz", 200, ask("GET", "/readyz")),
-    Case("GET /readyz", errors.Unavailable, ask("GET", "/readyz"), patches=NO_TIME),
+    Case("GET /readyz", errors.Unavailable, ask("GET", "/readyz"), **NO_TIME),
     Case("GET /readyz", stream.Stopping, probe_while_stopping),
     Case("GET /metrics", 200, ask("GET", "/metrics")),
     Case("GET /kinds", 200, ask("GET", "/kinds")),

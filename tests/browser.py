@@ -7,27 +7,29 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from pymongo import MongoClient
 
 from settings import Settings
-from tests.client import KEY, USER
+from tests.client import KEY, ROOT, USER, Client, assert_nothing_owed, create
+from tests.fixtures import Start
 from tests.processes import LocalRun, Service, running_service
+from tests.programs import needed
+from tests.streams import assert_streams_open, client_of
+from tests.waiting import eventually, eventually_async
 
 EXPECT_TIMEOUT_MS = 20_000
 """Timeout of every expectation. What takes a moment on an idle machine takes longer on a busy one."""
-SCHEMES = ["light", "dark"]
 
 expect.set_options(timeout=EXPECT_TIMEOUT_MS)
 
@@ -35,9 +37,7 @@ expect.set_options(timeout=EXPECT_TIMEOUT_MS)
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Run Chromium, once for all tests of a process. Each test has a profile of its own."""
-    path = shutil.which("chromium")
-    if not path:
-        pytest.fail("These tests need Chromium: apt-get install chromium", pytrace=False)
+    path = needed("chromium")
     async with async_playwright() as playwright:
         arguments = [] if os.geteuid() else ["--no-sandbox"]  # the sandbox refuses to run as root
         browser = await playwright.chromium.launch(executable_path=path, args=arguments)
@@ -52,12 +52,14 @@ async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
         yield context
 
 
-async def open_page(context: BrowserContext, url: str) -> Page:
+async def open_page(context: BrowserContext, url: str, *, clock: bool = False) -> Page:
     """Open a page that records the bell's events and violations of its Content-Security-Policy.
 
-    Fails if a script of the page does while it loads.
+    With `clock`, the test can put its clock forward. Fails if a script of the page does while it loads.
     """
     page = await context.new_page()
+    if clock:
+        await page.clock.install()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(error.message))
     await page.add_init_script("""
@@ -77,10 +79,22 @@ async def events(page: Page) -> list[list[Any]]:
     return recorded
 
 
-async def assert_accessible(page: Page) -> None:
-    """Check the page against all rules of axe-core."""
-    found = (await Axe().run(page)).response
-    assert [(rule["id"], rule["nodes"]) for rule in found["violations"]] == []
+async def hasten(page: Page, check: Callable[[], Awaitable[object]], step_ms: int = 1000) -> None:
+    """Put the page's clock forward, step by step, until `check` passes."""
+
+    async def check_later() -> None:
+        await page.clock.fast_forward(step_ms)
+        await check()
+
+    await eventually_async(check_later, EXPECT_TIMEOUT_MS / 1000)
+
+
+async def assert_accessible(page: Page, schemes: Sequence[Literal["light", "dark"]] = ("light", "dark")) -> None:
+    """Check the page against all rules of axe-core in these colour schemes."""
+    for scheme in schemes:
+        await page.emulate_media(color_scheme=scheme)
+        found = (await Axe().run(page)).response
+        assert [(rule["id"], rule["nodes"]) for rule in found["violations"]] == [], scheme
 
 
 # --- a site that embeds the bell --------------------------------------------------------------------
@@ -138,53 +152,102 @@ async def site() -> AsyncIterator[Site]:
 
 
 class Server:
-    """The service as a process, and what a backend does with it."""
+    """The service, and what a backend does with it."""
 
-    def __init__(self, process: Service, session: aiohttp.ClientSession) -> None:
-        self.process = process
-        self.url = f"http://127.0.0.1:{process.port}"
-        self._session = session
+    def __init__(self, url: str, client: Client) -> None:
+        self.url = url
+        self._client = client
 
     async def create(self, key: str = "new_message", **fields: Any) -> None:
         """Create a notification for the user."""
-        async with self._session.post(f"{self.url}/create", json={"user_id": USER, "key": key, **fields}) as response:
-            assert response.status == 201, await response.text()
+        await create(self._client, key=key, **fields)
 
     async def assert_streams_open(self, count: int) -> None:
         """Check how many streams are open."""
-        async with self._session.get(f"{self.url}/metrics") as response:
-            found = re.search("^notifier_streams_open (.+)$", await response.text(), re.MULTILINE)
-        assert (float(found[1]) if found else 0.0) == count
+        await assert_streams_open(self._client, count)
 
-    def count_logged(self, route: str, status: int) -> int:
-        """Count the requests in the log that had this answer."""
-        return self.process.log().count(f" {route} {status} ")
+    async def count(self, status: int, route: str = ".*") -> int:
+        """Count the requests that got this answer, on one route or on all."""
+        text = await (await self._client.get("/metrics")).text()
+        labels = f'method=".*",route="{route}",status="{status}"'
+        found = re.findall(f"^notifier_http_request_duration_seconds_count{{{labels}}} (.+)$", text, re.MULTILINE)
+        return round(sum(map(float, found)))
+
+    async def close(self) -> None:
+        """Stop the service, as SIGTERM does."""
+        await self._client.close()
 
 
 Serve = Callable[..., Awaitable[Server]]
 
 
 @pytest.fixture
-async def serve(settings: Settings, site: Site, tmp_path: Path) -> AsyncIterator[Serve]:
-    """Return what starts the service, with pages of the site allowed to call it."""
-    started: list[Service] = []
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
+def serve(start: Start, site: Site) -> Serve:
+    """Return what starts the service in this process, with pages of the site allowed to call it."""
 
-        async def start(db_uri: str = settings.db_uri, **variables: object) -> Server:
-            changed = replace(settings, db_uri=db_uri)
-            service = await running_service(changed, tmp_path, **{"CORS_ORIGINS": site.origin, **variables})
-            started.append(service)
-            return Server(service, session)
+    async def serve(**changes: Any) -> Server:
+        client = await start(**{"cors_origins": (site.origin,), **changes})
+        client.session.headers["Authorization"] = f"Bearer {KEY}"
+        return Server(f"{client.make_url('')}".rstrip("/"), client)
 
-        yield start
-    for service in started:
-        service.kill()
+    return serve
 
 
 @pytest.fixture
 async def server(serve: Serve) -> Server:
-    """Start the service as a process."""
+    """Start the service."""
     return await serve()
+
+
+@asynccontextmanager
+async def server_process(settings: Settings, site: Site, folder: Path) -> AsyncIterator[tuple[Service, Server]]:
+    """Run the service in a process of its own, for a test that kills it."""
+    service = await running_service(settings, folder, CORS_ORIGINS=site.origin)
+    try:
+        async with client_of(service) as client:
+            yield service, Server(f"http://127.0.0.1:{service.port}", client)
+    finally:
+        service.kill()
+
+
+@pytest.fixture(scope="session")
+async def open_run(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRun]:
+    """Run the service with nothing configured, once for all tests of a process."""
+    async with local_run(tmp_path_factory.mktemp("open")) as local:
+        yield local
+
+
+@pytest.fixture(scope="session")
+async def locked_run(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRun]:
+    """Run the service with a key and the example's kinds and templates, once for all tests of a process."""
+    examples = {"KINDS_FILE": f"{ROOT / 'examples/kinds.toml'}", "TEMPLATES_DIR": f"{ROOT / 'examples/templates'}"}
+    async with local_run(tmp_path_factory.mktemp("locked"), API_KEYS=KEY, **examples) as local:
+        yield local
+
+
+@pytest.fixture
+def local(open_run: LocalRun) -> LocalRun:
+    """Return a local run without users and e-mails."""
+    empty(open_run)
+    return open_run
+
+
+@pytest.fixture
+def locked(locked_run: LocalRun) -> LocalRun:
+    """Return a local run that has a key, and no users and e-mails."""
+    empty(locked_run)
+    return locked_run
+
+
+def empty(local: LocalRun) -> None:
+    """Delete the users and the e-mails of a local run."""
+    with MongoClient[dict[str, Any]]((local.folder / ".notifier/db_uri").read_text()) as client:
+        database = client.get_default_database()
+        eventually(lambda: assert_nothing_owed(database))
+        database.users.delete_many({})
+    mailbox = local.folder / ".notifier/mail"
+    shutil.rmtree(mailbox)
+    mailbox.mkdir()
 
 
 @asynccontextmanager

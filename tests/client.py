@@ -88,13 +88,24 @@ def user(database: DB, user_id: str = USER) -> dict[str, Any]:
     return found
 
 
+def ours(database: DB, user_id: str = USER) -> dict[str, Any]:
+    """Return the `notifier` of the user's document."""
+    found: dict[str, Any] = user(database, user_id).get("notifier", {})
+    return found
+
+
+def owing(*emails: dict[str, Any]) -> dict[str, Any]:
+    """Return the `notifier` of a document whose user is owed these e-mails."""
+    return {"notifier": {"outbox": list(emails), "due": min(item["next_at"] for item in emails)}}
+
+
 def owed(database: DB) -> list[dict[str, Any]]:
     """Return the e-mails owed to all users."""
-    return [item for user in database.users.find() for item in user.get("outbox", [])]
+    return [item for user in database.users.find() for item in user.get("notifier", {}).get("outbox", [])]
 
 
 def assert_nothing_owed(database: DB) -> None:
-    assert database.users.count_documents({"mail_due": {"$exists": True}}) == 0
+    assert database.users.count_documents({"notifier.due": {"$exists": True}}) == 0
 
 
 async def settled(database: DB, within: float = 15.0) -> None:

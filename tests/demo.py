@@ -11,10 +11,11 @@ from playwright.async_api import BrowserContext, Page, expect
 from tests.browser import open_page
 from tests.client import KEY
 from tests.processes import LocalRun
+from tests.programs import needed_by
 
 
-async def open_demo(context: BrowserContext, url: str) -> Page:
-    page = await open_page(context, url)
+async def open_demo(context: BrowserContext, url: str, *, clock: bool = False) -> Page:
+    page = await open_page(context, url, clock=clock)
     await expect(page.get_by_role("heading", name="Create a notification")).to_be_visible()
     await expect(page.locator("option").first).to_be_attached()  # the kinds have come
     return page
@@ -36,8 +37,14 @@ async def create_on(page: Page) -> None:
 
 def run_shell(line: str) -> object:
     environment = {**os.environ, "API_KEY": KEY}
-    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=30, env=environment)  # noqa: S607
+    done = subprocess.run(["sh", "-c", needed_by(line)], capture_output=True, check=True, timeout=30, env=environment)  # noqa: S607
     return json.loads(done.stdout)
+
+
+async def outlive_toasts(page: Page) -> None:
+    """Put the page's clock forward until its toasts are gone."""
+    await page.clock.fast_forward(4000)
+    await expect(page.locator(".toast")).to_have_count(0)
 
 
 async def enter(page: Page, credential: str) -> None:

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 import handlers
 from api import openapi
-from mongo.ids import IdType
+from config.ids import IdType
 from ops.kinds import SPECIFIED
 
 DOCUMENT = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)

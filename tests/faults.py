@@ -11,12 +11,19 @@ from typing import Any
 
 import pytest
 
+from mongo.errors import Patience
 from mongo.owed import new_element
+from tests.programs import needed
 from tests.servers import Drop, Mongod, Script
 
 HEARTBEATS = "heartbeatFrequencyMS=500"
 """An option of the connection string, so that the driver soon sees that a server is back: one that only pretends to
 step down does not say so."""
+
+impatient = pytest.mark.parametrize(
+    "patience", [Patience(operation=2.0, attempt=0.7, shared_call=0.5)], ids=["impatient"]
+)
+"""Lets the service give up on MongoDB early, to keep tests of giving up short."""
 
 
 @contextmanager
@@ -32,14 +39,10 @@ def failing(mongod: Mongod, commands: list[str], mode: object = "alwaysOn", **fa
 
 
 def wrong_clock(offset: str) -> dict[str, str]:
-    """Return the variables that put a process's clock wrong, by "-3600" seconds for example.
-
-    Skip the test where Debian's package `faketime` is not installed.
-    """
-    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    if not libraries:
-        pytest.skip("Debian's package faketime is not installed")
-    return {"LD_PRELOAD": f"{libraries[0]}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
+    """Return the variables that put a process's clock wrong, by "-3600" seconds for example."""
+    prefix = Path(needed("faketime")).parent.parent
+    library, *_ = prefix.glob("lib/*/faketime/libfaketime.so.1")
+    return {"LD_PRELOAD": f"{library}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
 
 
 def scripted(replies: dict[str, list[str | None]]) -> Script:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import hypothesis
 import pytest
@@ -18,26 +20,46 @@ import trustme
 from aiohttp.test_utils import TestClient, TestServer
 from pymongo.database import Database
 
+import handlers
 from api.server import OPTIONS
 from config.environment import load_settings
-from mongo.ids import IdType
+from config.ids import IdType
+from mongo.errors import PATIENCE, Patience
 from notifier import create_app
 from settings import Security, Settings
 from tests.client import Client
 from tests.processes import VARIABLES
-from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, smtp_server
+from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, localhost, smtp_server
 
 logging.getLogger("mail.log").setLevel(logging.ERROR)
 hypothesis.settings.register_profile("busy", deadline=None)  # the time of an example says how busy the machine is
 hypothesis.settings.load_profile("busy")
 
 Start = Callable[..., Awaitable[Client]]
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 - Linux's folder in memory
+MONGODS: Final = ("standalone", "replica set")
+ROOM: Final = 1 << 30
+"""Bytes that must be free in memory for each process of tests to keep its databases there."""
+NO_AUTHORITIES: Final = ("SSL_CERT_FILE", os.devnull)
+"""A variable that hides the system's certificate authorities. Reading them takes 30 ms at each start of the service."""
+SHORT_WAITS: Final = ("--journalCommitInterval", "20")
+"""Milliseconds until MongoDB writes its journal unasked. Dropping a database waits for that, by default for 100."""
 
 
 @pytest.fixture(scope="session")
-def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder in memory, or on disk where memory has no room."""
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+        with TemporaryDirectory(prefix="notifier-tests-", dir=MEMORY) as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path_factory.mktemp("mongodb")
+
+
+@pytest.fixture(scope="session")
+def mongod(fast_folder: Path) -> Iterator[Mongod]:
     """Run MongoDB as a replica set of one member. It looks for expired documents every second."""
-    server = Mongod(tmp_path_factory.mktemp("mongod"), "tests", "--setParameter", "ttlMonitorSleepSecs=1")
+    server = Mongod(fast_folder / "mongod", "tests", *SHORT_WAITS, "--setParameter", "ttlMonitorSleepSecs=1")
     server.start()
     initiate([server], "tests")
     yield server
@@ -45,9 +67,9 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
 
 
 @pytest.fixture(scope="session")
-def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+def standalone(fast_folder: Path) -> Iterator[Mongod]:
     """Run MongoDB as a standalone server: no replica set, so no change streams, and no retryable writes."""
-    server = Mongod(tmp_path_factory.mktemp("standalone"))
+    server = Mongod(fast_folder / "standalone", None, *SHORT_WAITS)
     server.start()
     yield server
     server.kill()
@@ -64,10 +86,11 @@ def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
 
 
 def assert_outboxes_consistent(database: Database[dict[str, Any]]) -> None:
-    """Check promise I9: `mail_due` is the time when the first e-mail is due, and absent when none is owed."""
+    """Check promise I9: `due` is the time when the first e-mail is due, and absent when none is owed."""
     for user in database.users.find():
-        due = [item["next_at"] for item in user.get("outbox", [])]
-        assert user.get("mail_due") == (min(due) if due else None)
+        notifier = user.get("notifier", {})
+        due = [item["next_at"] for item in notifier.get("outbox", [])]
+        assert notifier.get("due") == (min(due) if due else None)
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +109,9 @@ def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def server_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """Return the TLS context of a server on localhost that the authority has certified."""
+    """Return the TLS context of a server on this machine that the authority has certified."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
+    authority.issue_cert(localhost()).configure_cert(context)
     return context
 
 
@@ -105,18 +128,14 @@ def id_type() -> IdType:
     return IdType.OBJECTID
 
 
-@pytest.fixture
-def settings(
-    mongod: Mongod, database: Database[dict[str, Any]], ca_file: Path, mail: MailServer, id_type: IdType
-) -> Settings:
+def settings_for(mongod: Mongod, database: str, smtp_port: int, ca_file: Path) -> Settings:
     """Return settings that work, with short timeouts and retries after less than a second."""
     return Settings(
-        id_type=id_type,
         email="new-user@example.com",
-        db_uri=f"mongodb://{mongod.address}/{database.name}",
+        db_uri=f"mongodb://{mongod.address}/{database}",
         host="127.0.0.1",
-        smtp_host="localhost",
-        smtp_port=mail.port,
+        smtp_host=localhost(),
+        smtp_port=smtp_port,
         smtp_login=LOGIN,
         smtp_password=PASSWORD,
         smtp_from="Notifier <noreply@example.com>",
@@ -131,16 +150,79 @@ def settings(
 
 
 @pytest.fixture
-async def start(settings: Settings) -> AsyncIterator[Start]:
+def settings(
+    mongod: Mongod,
+    database: Database[dict[str, Any]],
+    ca_file: Path,
+    mail: MailServer,
+    id_type: IdType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Settings:
+    """Return the settings of a service with an empty database and a mail server of its own."""
+    monkeypatch.setenv(*NO_AUTHORITIES)
+    return replace(settings_for(mongod, database.name, mail.port, ca_file), id_type=id_type)
+
+
+@asynccontextmanager
+async def serving(settings: Settings, patience: Patience = PATIENCE) -> AsyncIterator[Client]:
+    """Run the service and return a client of it."""
+    server = TestServer(create_app(settings, patience))
+    await server.start_server(**OPTIONS, access_log=None)
+    async with TestClient(server) as client:
+        yield client
+
+
+@pytest.fixture
+async def start(settings: Settings, patience: Patience) -> AsyncIterator[Start]:
     """Return a function that starts the service, with some settings changed, and returns a client of it."""
     async with AsyncExitStack() as stack:
 
         async def start_service(**changes: Any) -> Client:
-            server = TestServer(create_app(replace(settings, **changes)))
-            await server.start_server(**OPTIONS, access_log=None)
-            return await stack.enter_async_context(TestClient(server))
+            return await stack.enter_async_context(serving(replace(settings, **changes), patience))
 
         yield start_service
+
+
+@pytest.fixture(scope="session")
+async def shared_service(mongod: Mongod, server_tls: ssl.SSLContext, ca_file: Path) -> AsyncIterator[Start]:
+    """Return a function that returns a client of a service with some settings changed, which runs to the end."""
+    clients: dict[str, Client] = {}
+    async with AsyncExitStack() as stack:
+        mail = await stack.enter_async_context(smtp_server(server_tls))
+
+        async def client_of(**changes: Any) -> Client:
+            if (key := repr(changes)) not in clients:
+                settings = settings_for(mongod, f"shared_{len(clients)}", mail.port, ca_file)
+                clients[key] = await stack.enter_async_context(serving(replace(settings, **changes)))
+            return clients[key]
+
+        yield client_of
+
+
+@pytest.fixture
+async def share(shared_service: Start, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    """Return a function like that of `start`, for tests that change nothing in the service but its database.
+
+    Tests with equal settings share a service. At the end, its database is emptied.
+    """
+    monkeypatch.setenv(*NO_AUTHORITIES)
+    clients = []
+
+    async def client_of(**changes: Any) -> Client:
+        clients.append(client := await shared_service(**changes))
+        return client
+
+    yield client_of
+    for client in clients:
+        store = client.app[handlers.STORE]
+        for collection in (store.users, store.dead_mail.letters):
+            await collection.collection.delete_many({})
+
+
+@pytest.fixture
+async def shared_client(share: Start) -> Client:
+    """Return a client of the service with the usual settings that tests share."""
+    return await share()
 
 
 @pytest.fixture
@@ -149,21 +231,16 @@ async def client(start: Start) -> Client:
     return await start()
 
 
-@pytest.fixture(params=["standalone", "replica set"])
+@pytest.fixture(params=MONGODS)
 def any_mongod(request: pytest.FixtureRequest, mongod: Mongod, standalone: Mongod) -> Mongod:
     """Return a standalone server, then a replica set."""
     return standalone if request.param == "standalone" else mongod
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up on MongoDB after 2 s, to keep tests of giving up short."""
-    monkeypatch.setattr("mongo.errors.DEADLINE", 2.0)
-    monkeypatch.setattr("mongo.fan_out.DEADLINE", 2.0)
-    monkeypatch.setattr("mongo.connection.ATTEMPT_TIMEOUT_MS", 700)
-    monkeypatch.setattr("mongo.writes.SHARED_TIMEOUT", 0.5)
-    monkeypatch.setattr("mongo.fan_out.SHARED_TIMEOUT", 0.5)
-    monkeypatch.setattr("store.SHARED_TIMEOUT", 0.5)
+def patience() -> Patience:
+    """Return how long the service waits for MongoDB. A test of giving up has a shorter one."""
+    return PATIENCE
 
 
 @pytest.fixture

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from bson import Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp, encode
+from bson import (
+    Binary,
+    Code,
+    CodecOptions,
+    DatetimeMS,
+    Decimal128,
+    Int64,
+    MaxKey,
+    MinKey,
+    ObjectId,
+    Regex,
+    Timestamp,
+    encode,
+)
+from bson.codec_options import DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from hypothesis import strategies as st
+
+from tests.client import DB, USER
 
 PAST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 NOTIFICATION: Final[dict[str, Any]] = {
@@ -27,10 +44,31 @@ EMAIL: Final[dict[str, Any]] = {
     "error": None,
     "dead": False,
 }
-KEY: Final[dict[str, Any]] = {"k": "a-key", "h": "a hash"}
+KEY: Final[dict[str, Any]] = {"k": "a-key", "h": "a hash", "id": "c" * 24}
 ELEMENTS: Final[dict[str, dict[str, Any]]] = {"notifications": NOTIFICATION, "outbox": EMAIL, "recent": KEY}
 DELIVERABLE: Final = {"id": str, "key": str, "token": str, "at": datetime, "next_at": datetime}
 
+OWN: Final = {"_id": 7, "to": "someone", "sent": False}
+"""What a team may keep in an array."""
+
+NO_OBJECTS: Final[list[Any]] = [
+    None,
+    "text",
+    5,
+    True,
+    PAST,
+    [],
+    ["text", 5],
+    [OWN],
+    [{"outbox": [EMAIL], "due": PAST, "recent": [KEY], "deleted": [], "preferences": {}, "suppression": {}}],
+]
+"""What a field named `notifier` may be where it is the team's."""
+
+RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(
+    document_class=RawBSONDocument,
+    unicode_decode_error_handler="replace",
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
 BAD_TEXT: Final = RawBSONDocument(encode({"x": "?"}).replace(b"?", b"\xff"))
 """A string that is not UTF-8."""
 SCALARS: Final = st.one_of(
@@ -58,7 +96,9 @@ NAMES: Final = st.sampled_from(
         "at",
         "next_at",
         "0",
-        "19",
+        "outbox",
+        "due",
+        "email",
         "$ref",
         "$id",
         "$set",
@@ -86,9 +126,9 @@ def _elements(draw: st.DrawFn, field: str) -> Any:
             case 1:
                 array.append(draw(st.dictionaries(NAMES, VALUES)) | {next(iter(element)): draw(VALUES)})
             case 2:
-                element[
-                    draw(st.sampled_from(sorted({*element, "copies", "data", "request_id", "target_id", "19"})))
-                ] = draw(VALUES)
+                element[draw(st.sampled_from(sorted({*element, "copies", "data", "request_id", "target_id"})))] = draw(
+                    VALUES
+                )
                 array.append(element)
             case 3:
                 del element[draw(st.sampled_from(sorted(element)))]
@@ -98,11 +138,26 @@ def _elements(draw: st.DrawFn, field: str) -> Any:
     return array
 
 
+PARTS: Final = {
+    "outbox": st.one_of(VALUES, _elements("outbox")),
+    "due": st.one_of(VALUES, st.just(PAST)),
+    "recent": st.one_of(VALUES, _elements("recent")),
+    "deleted": st.one_of(VALUES, st.lists(SCALARS, max_size=3)),
+    "preferences": st.one_of(VALUES, st.dictionaries(st.sampled_from(["*", "new_login"]), VALUES, max_size=2)),
+    "suppression": VALUES,
+    "of another version": VALUES,
+}
+
+
+@st.composite
+def _ours(draw: st.DrawFn) -> Any:
+    """Draw an object as the service writes it, each part with any value."""
+    return draw(st.fixed_dictionaries({}, optional=PARTS))
+
+
 FIELDS: Final = {
     "notifications": st.one_of(VALUES, _elements("notifications")),
-    "outbox": st.one_of(VALUES, _elements("outbox")),
-    "recent": st.one_of(VALUES, _elements("recent")),
-    "mail_due": st.one_of(VALUES, st.just(PAST)),
+    "notifier": st.one_of(_ours(), _ours(), VALUES, st.lists(_ours(), max_size=2)),
     "email": st.one_of(VALUES, st.lists(SCALARS, max_size=2), st.just("user@example.com")),
 }
 DOCUMENTS: Final = st.fixed_dictionaries({}, optional=FIELDS).filter(bool)
@@ -111,10 +166,29 @@ DOCUMENTS: Final = st.fixed_dictionaries({}, optional=FIELDS).filter(bool)
 
 def may_be_sent(document: dict[str, Any]) -> bool:
     """Return whether there is anything in the outbox that may count as an e-mail of ours that is due."""
-    outbox = document.get("outbox")
+    notifier = document.get("notifier")
+    outbox = notifier.get("outbox") if isinstance(notifier, dict) else None
     return isinstance(outbox, list) and any(
         isinstance(item, dict)
         and all(isinstance(item.get(name), kind) for name, kind in DELIVERABLE.items())
         and isinstance(item.get("tries"), int | float)
         for item in outbox
     )
+
+
+def is_ours(item: Any) -> bool:
+    """Return whether an element of `notifications` may be the service's: a notification, or what an operator unset."""
+    if item is None:
+        return True
+    return isinstance(item, Mapping) and _has_type(item.get("id"), str) and _has_type(item.get("is_new"), bool)
+
+
+def _has_type(value: object, kind: type) -> bool:
+    """Return what MongoDB's `$type` says: an array has the types of its elements."""
+    return isinstance(value, kind) or (isinstance(value, list) and any(isinstance(item, kind) for item in value))
+
+
+def raw(database: DB, user_id: str = USER) -> bytes | None:
+    """Return the bytes of a user's document."""
+    found = cast("Any", database.get_collection("users", RAW)).find_one(ObjectId(user_id))
+    return bytes(found.raw) if found else None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
+
+FAULTS = ("before", "after", "swallow")
+"""How an exchange is broken: see `Proxy.break_next`."""
 
 
 class Proxy:
@@ -18,14 +21,28 @@ class Proxy:
         self._target = target
         self._needle: bytes | None = None
         self._fault = ""
+        self._held: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes] | None = None
+        self.rewrite: Callable[[bytes], bytes] = lambda message: message
+        """Changes each request on its way."""
+        self._skip = 0
 
-    def break_next(self, command: str, fault: str) -> None:
-        """Break the next exchange of this command.
+    def break_next(self, command: str, fault: str, skip: int = 0) -> None:
+        """Break the next exchange of this command, or the one after `skip` others.
 
         "before" cuts the connection instead of forwarding the command. "after" forwards it, and cuts the connection
-        instead of the reply. "swallow" forwards it, keeps the connection open and never sends the reply.
+        instead of the reply. "swallow" forwards it, keeps the connection open and never sends the reply. "hold" cuts
+        the connection, and keeps the command until `deliver`.
         """
-        self._needle, self._fault = command.encode() + b"\0", fault
+        self._needle, self._fault, self._skip = command.encode() + b"\0", fault, skip
+
+    async def deliver(self) -> bytes:
+        """Send on what was held, and return MongoDB's reply, which nobody else gets."""
+        assert self._held
+        reader, writer, message = self._held
+        writer.write(message)
+        reply = await _read_message(reader)
+        writer.transport.abort()
+        return reply
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
@@ -37,6 +54,8 @@ class Proxy:
             yield self
         finally:
             server.close()
+            if self._held:
+                self._held[1].transport.abort()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -49,7 +68,8 @@ class Proxy:
             try:
                 await self._exchange(reader, writer, up_reader, up_writer)
             finally:
-                up_writer.transport.abort()
+                if not self._held or self._held[1] is not up_writer:
+                    up_writer.transport.abort()
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -67,14 +87,17 @@ class Proxy:
         replies = asyncio.create_task(self._forward(up_reader, writer))
         try:
             while True:
-                message = await _read_message(reader)
-                if self._needle and self._needle in message:
+                message = self.rewrite(await _read_message(reader))
+                if self._is_broken(message):
                     self._needle = None
                     self.faults += 1
                     if self._fault == "before":
                         return
                     replies.cancel()
                     await asyncio.wait({replies})
+                    if self._fault == "hold":
+                        self._held = up_reader, up_writer, message
+                        return
                     up_writer.write(message)
                     await _read_message(up_reader)
                     if self._fault == "after":
@@ -84,6 +107,12 @@ class Proxy:
                 up_writer.write(message)
         finally:
             replies.cancel()
+
+    def _is_broken(self, message: bytes) -> bool:
+        if not self._needle or self._needle not in message:
+            return False
+        self._skip -= 1
+        return self._skip < 0
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -9,8 +9,8 @@ from schemathesis.core.failures import Failure
 
 import schemas
 from api.problems import BY_EXCEPTION
+from config.ids import IdType
 from mongo.errors import EmailUnderWay, KeyReused
-from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 
 USER = {"user_id": "638f394d4b7243fc0399ea67"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -20,13 +21,23 @@ from typing import Any, Final, cast
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from pymongo import MongoClient
 
-from ops.local import find_mongod
+from ops.mongod import find_mongod
 from tests.waiting import eventually
 
 LOGIN: Final = "mailer@example.com"
 PASSWORD: Final = "correct horse"  # noqa: S105 - of the server below
 Script = Callable[[str, str], Awaitable[str | None]]
 """How an SMTP server behaves: see `MailServer`."""
+
+
+@functools.cache
+def localhost() -> str:
+    """Return the name by which this machine knows itself, or its address in a chroot without `/etc/hosts`."""
+    try:
+        socket.getaddrinfo("localhost", 0)
+    except socket.gaierror:
+        return "127.0.0.1"
+    return "localhost"
 
 
 def free_port() -> int:
@@ -53,20 +64,17 @@ class Mongod:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        program = find_mongod(self._folder / "lib", os.environ.get("NOTIFIER_MONGOD"))
         with (self._folder / "mongod.out").open("ab") as output:
             self._process = subprocess.Popen(
                 [
-                    *(
-                        os.environ.get("NOTIFIER_MONGOD") or find_mongod(),
-                        "--dbpath",
-                        str(self._folder),
-                        "--port",
-                        str(self.port),
-                    ),
+                    *(program.path, "--dbpath", str(self._folder), "--port", str(self.port)),
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+                    *("--wiredTigerEngineConfigString", "log=(file_max=16MB,prealloc=false)"),  # not 300 MB each
                     *self._arguments,
                 ],
+                env=program.environment,
                 stdout=output,
                 stderr=output,
             )

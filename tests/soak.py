@@ -29,17 +29,19 @@ from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from mongo.document import OUTBOX_LIMIT
 from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
 from tests.soak_check import NO_ANSWER, Ledger, check, logged_exceptions
 from tests.soak_decide import KINDS, Decisions, check_decisions, decide_until
-from tests.soak_load import USERS, create_until
+from tests.soak_load import BUSY, USERS, create_until
 from tests.soak_poison import (
     CONCERNS,
     Account,
     changed,
     clock_of,
+    fill_outbox,
     insert_odd_documents,
     killed_by_us,
     poison_addresses,
@@ -54,7 +56,7 @@ CLIENTS: Final = 24
 DECIDERS: Final = 6
 SMTP_FAULT_RATE: Final = 0.04
 """Share of the steps of SMTP conversations that go wrong."""
-PROGRESS_PERIOD: Final = 5.0
+PROGRESS_PERIOD: Final = 2.0
 """Seconds between two lines of progress."""
 SETTLE_TIMEOUT: Final = 120.0
 """Seconds in which every e-mail owed must be sent once all is mended."""
@@ -256,6 +258,7 @@ async def soak(topology: str, seconds: float) -> bool:
             addresses = poison_addresses(USERS)
             client[DATABASE].users.insert_many([{"_id": ObjectId(id_), "email": addresses[id_]} for id_ in USERS])
             odd = insert_odd_documents(client, DATABASE)
+            ledger.filled = fill_outbox(client, DATABASE, BUSY, seconds)
         (folder / "kinds.toml").write_text(KINDS)
         workers = [start_worker(folder, setup, mail, number) for number in range(WORKERS)]
         try:
@@ -298,6 +301,7 @@ async def storm(
     while pending:
         _, pending = await asyncio.wait(pending, timeout=PROGRESS_PERIOD)
         revive(workers)
+        ledger.overfull += await asyncio.to_thread(count_overfull, setup)
         progress(
             f"{time.monotonic() - started:.0f} s: {ledger.requests} requests, {len(ledger.acknowledged)} acknowledged, "
             f"{len(mail.received)} e-mails, {ledger.faults.total()} faults"
@@ -307,13 +311,20 @@ async def storm(
     mail.script = None
 
 
+def count_overfull(setup: Setup) -> int:
+    """Count the users who are owed more e-mails than the limit, if MongoDB answers."""
+    with setup.client() as client, contextlib.suppress(PyMongoError):
+        return client[DATABASE].users.count_documents({f"notifier.outbox.{OUTBOX_LIMIT}": {"$exists": True}})
+    return 0
+
+
 async def settle(setup: Setup, workers: list[Service]) -> int:
     """Wait until nothing is owed; return how many users are owed an e-mail after `SETTLE_TIMEOUT`."""
     deadline = time.monotonic() + SETTLE_TIMEOUT
     with setup.client() as client:
         while True:
             revive(workers)
-            owing = {"mail_due": {"$exists": True}, "email": {"$exists": True}}  # odd documents have no address
+            owing = {"notifier.due": {"$exists": True}, "email": {"$exists": True}}  # odd documents have no address
             left = await asyncio.to_thread(client[DATABASE].users.count_documents, owing)
             progress(f"settling: {left} users are still owed an e-mail")
             if not left or time.monotonic() > deadline:
@@ -334,6 +345,7 @@ def report(
         ("requests", ledger.requests),
         ("notifications asked for", len(ledger.asked)),
         ("acknowledged", len(ledger.acknowledged)),
+        ("perhaps without its e-mail, as the answer said", len(ledger.not_owed)),
         *(
             (status if status == NO_ANSWER else f"answered {status}", n)
             for status, n in sorted(ledger.statuses.items())

@@ -29,6 +29,12 @@ class Ledger:
     asked: dict[tuple[int, str], str] = field(default_factory=dict)
     """The key of each notification."""
     acknowledged: set[tuple[int, str]] = field(default_factory=set)
+    not_owed: set[tuple[int, str]] = field(default_factory=set)
+    """What was acknowledged perhaps without its e-mail, as the answer said."""
+    filled: set[str] = field(default_factory=set)
+    """The ids of the e-mails that were owed to the busy user from the beginning."""
+    overfull: int = 0
+    """How often a user was seen who was owed more e-mails than the limit."""
     statuses: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
 
@@ -43,15 +49,20 @@ def check(
     acknowledged = [(n, ledger.asked[n]) for n in ledger.acknowledged]
     delivered = set(mail.ids)
     done = delivered | {letter["_id"] for letter in dead_mail}
-    lost_logins = sum(ids.get(n) not in done for n, key in acknowledged if key == "new_login")
+    lost_logins = sum(
+        ids.get(n) not in done for n, key in acknowledged if key == "new_login" and n not in ledger.not_owed
+    )
     identities = {(message["Message-ID"], message["Date"]) for _, message in mail.received}
     return {
         "I1 notifications lost": sum(not stored[n] for n, key in acknowledged if key != "registration"),
         "I1 notifications duplicated": sum(times > 1 for times in stored.values()),
-        "I2 e-mails lost": lost_logins + _lost_registrations(ledger, mail, dead_mail, set(ids.values())),
+        "I2 e-mails lost": lost_logins
+        + len(ledger.filled - done)
+        + _lost_registrations(ledger, mail, dead_mail, ledger.filled | set(ids.values())),
         "I3 e-mails with a second Message-ID or Date": len(identities) - len(delivered),
         "I6 notifications that nobody asked for": sum(n not in ledger.asked for n in stored),
-        "I9 users with a wrong mail_due": sum(user.get("mail_due") != _first_due(user) for user in users),
+        "I8 users owed more e-mails than the limit": ledger.overfull,
+        "I9 users with a wrong due": sum(_ours(user).get("due") != _first_due(user) for user in users),
         "answers other than 201 and 503": sum(
             times for status, times in ledger.statuses.items() if status not in {"201", "503", NO_ANSWER}
         ),
@@ -59,16 +70,19 @@ def check(
 
 
 def _first_due(user: Document) -> object:
-    return min((item["next_at"] for item in user.get("outbox", [])), default=None)
+    return min((item["next_at"] for item in _ours(user).get("outbox", [])), default=None)
 
 
-def _lost_registrations(
-    ledger: Ledger, mail: MailServer, dead_mail: Iterable[Document], notification_ids: set[str]
-) -> int:
+def _ours(user: Document) -> Document:
+    found: Document = user.get("notifier", {})
+    return found
+
+
+def _lost_registrations(ledger: Ledger, mail: MailServer, dead_mail: Iterable[Document], others: set[str]) -> int:
     """Count the registrations that became neither an e-mail nor a dead letter.
 
     They leave no notification that would tell the id of each. So they are counted per user: all of a user's e-mails,
-    without those that belong to a notification.
+    without the others: those that belong to a notification, or were owed from the beginning.
     """
     promised = Counter(user_id for n, user_id in ledger.acknowledged if ledger.asked[n, user_id] == "registration")
     found: defaultdict[str, set[str]] = defaultdict(set)
@@ -76,7 +90,7 @@ def _lost_registrations(
         found[recipient.split("@")[0]].add(id_)
     for letter in dead_mail:
         found[letter["user_id"]].add(letter["_id"])
-    return sum(max(0, times - len(found[user_id] - notification_ids)) for user_id, times in promised.items())
+    return sum(max(0, times - len(found[user_id] - others)) for user_id, times in promised.items())
 
 
 def logged_exceptions(folder: Path) -> Counter[str]:

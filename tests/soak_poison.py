@@ -5,31 +5,37 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from bson import ObjectId, encode
 from pymongo import MongoClient
 
+from mongo.document import OUTBOX_LIMIT
+from mongo.owed import new_element
 from tests.servers import Drop, Script
+from tests.soak_load import POISON_PERIOD
 
 Document = Mapping[str, Any]
 PAST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 EMAIL: Final = {"id": "x", "key": "new_login", "token": "0" * 24, "at": PAST, "next_at": PAST, "tries": 0}
 ODD_DOCUMENTS: Final[Sequence[Document]] = [
-    {"mail_due": PAST},
-    {"mail_due": PAST, "outbox": None},
-    {"mail_due": PAST, "outbox": "next week"},
-    {"mail_due": PAST, "outbox": {"0": EMAIL}},
-    {"mail_due": PAST, "outbox": [None]},
-    {"mail_due": PAST, "outbox": [1, "x", [EMAIL]]},
-    {"mail_due": PAST, "outbox": [{"to": "ann@example.com", "sent": False}]},
-    *({"mail_due": PAST, "outbox": [EMAIL | {name: None}]} for name in EMAIL),
-    {"mail_due": "soon", "outbox": [EMAIL]},
-    {"mail_due": [PAST], "outbox": [EMAIL]},
+    {"notifier": None},
+    {"notifier": "next week"},
+    {"notifier": [{"due": PAST, "outbox": [EMAIL]}]},
+    {"notifier": {"due": PAST}},
+    {"notifier": {"due": PAST, "outbox": None}},
+    {"notifier": {"due": PAST, "outbox": "next week"}},
+    {"notifier": {"due": PAST, "outbox": {"0": EMAIL}}},
+    {"notifier": {"due": PAST, "outbox": [None]}},
+    {"notifier": {"due": PAST, "outbox": [1, "x", [EMAIL]]}},
+    {"notifier": {"due": PAST, "outbox": [{"to": "ann@example.com", "sent": False}]}},
+    *({"notifier": {"due": PAST, "outbox": [EMAIL | {name: None}]}} for name in EMAIL),
+    {"notifier": {"due": "soon", "outbox": [EMAIL]}},
+    {"notifier": {"due": [PAST], "outbox": [EMAIL]}},
 ]
-"""Documents whose outbox is not the service's, or damaged. Nothing of them may be sent or changed."""
+"""Documents in which `notifier` is not the service's, or its outbox is damaged. Nothing may be sent or changed."""
 ODD_COUNT: Final = 100
 """Odd documents in the collection: more than a worker looks at to claim some."""
 
@@ -68,6 +74,17 @@ def insert_odd_documents(client: MongoClient[dict[str, Any]], database: str) -> 
     return {document["_id"]: encode(document) for document in documents}
 
 
+def fill_outbox(client: MongoClient[dict[str, Any]], database: str, user_id: str, seconds: float) -> set[str]:
+    """Owe a user nearly as many e-mails as the outbox holds, due once the storm is over; return their ids."""
+    due = datetime.now(UTC) + timedelta(seconds=seconds)
+    emails = [
+        new_element(str(ObjectId()), "new_login", due, {}, None) | {"next_at": due} for _ in range(OUTBOX_LIMIT - 2)
+    ]
+    change = {"$set": {"notifier": {"outbox": emails, "due": due}}}
+    client[database].users.update_one({"_id": ObjectId(user_id)}, change)
+    return {email["id"] for email in emails}
+
+
 def changed(before: Mapping[object, bytes], users: Sequence[Document]) -> int:
     """Count the odd documents that are not as they were."""
     after = {user["_id"]: encode(user) for user in users}
@@ -75,10 +92,12 @@ def changed(before: Mapping[object, bytes], users: Sequence[Document]) -> int:
 
 
 def poison_addresses(user_ids: Sequence[str]) -> Mapping[str, str]:
-    """Return an address for each user: one in twenty makes the mail server behave oddly."""
+    """Return an address for each user: one in `POISON_PERIOD` makes the mail server behave oddly."""
     oddities = list(RECIPIENTS)
     return {
-        id_: f"{id_}@{oddities[n // 20 % len(oddities)]}.example" if n % 20 == 0 else f"{id_}@example.com"
+        id_: f"{id_}@{oddities[n // POISON_PERIOD % len(oddities)]}.example"
+        if n % POISON_PERIOD == 0
+        else f"{id_}@example.com"
         for n, id_ in enumerate(user_ids)
     }
 

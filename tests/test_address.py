@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from mail.address import envelope_address, sender_address
+from config.address import envelope_address, sender_address
 
 
 @pytest.mark.parametrize(

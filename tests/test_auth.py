@@ -39,8 +39,8 @@ OPEN_ROUTES = ["GET /healthz", "GET /readyz"]
 @pytest.mark.filterwarnings("ignore:The HMAC key")
 @pytest.mark.parametrize("name", CREDENTIALS)
 @pytest.mark.parametrize("route", ["POST /create", "GET /list", "POST /read", "GET /metrics", *OPEN_ROUTES])
-async def test_each_route_is_open_to_the_right_callers(start: Start, route: str, name: str) -> None:
-    client = await start(**PROTECTED)
+async def test_each_route_is_open_to_the_right_callers(share: Start, route: str, name: str) -> None:
+    client = await share(**PROTECTED)
     body = {"user_id": USER, "key": "new_message"}
     headers = {"Authorization": value} if (value := CREDENTIALS[name]) is not None else {}
     method, path = route.split()

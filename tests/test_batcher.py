@@ -37,7 +37,7 @@ def tasks(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
 
 async def test_few_items_leave_at_once_and_those_that_wait_share_a_batch() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=8, free_items=3, batch_limit=100, queue_limit=100)
+    batcher = Batcher(calls.run, calls_at_once=8, free_items=3, batch_limit=100, queue_limit=100, patience=60)
     found = []
     for item in range(0, 20, 2):
         found += tasks(batcher, item)
@@ -50,7 +50,7 @@ async def test_few_items_leave_at_once_and_those_that_wait_share_a_batch() -> No
 
 async def test_a_late_batch_delays_no_other_up_to_a_limit() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=2, batch_limit=100, queue_limit=100)
+    batcher = Batcher(calls.run, calls_at_once=1, free_items=2, batch_limit=100, queue_limit=100, patience=60)
     found = tasks(batcher, 0, 2, 4)
     await turn()
     found += tasks(batcher, 6, 8)
@@ -68,7 +68,7 @@ async def test_a_late_batch_delays_no_other_up_to_a_limit() -> None:
 async def test_concurrent_items_share_batches_of_limited_size() -> None:
     calls = Calls()
     calls.go.set()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=3, queue_limit=100)
+    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=3, queue_limit=100, patience=60)
     assert await asyncio.gather(*tasks(batcher, 0, 2, 4, 6, 8)) == [0, 4, 8, 12, 16]
     assert calls.batches == [[0, 2, 4], [6, 8]]
 
@@ -76,7 +76,7 @@ async def test_concurrent_items_share_batches_of_limited_size() -> None:
 async def test_each_item_has_its_own_outcome_unless_the_batch_fails() -> None:
     calls = Calls()
     calls.go.set()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100)
+    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100, patience=60)
     two, three = await asyncio.gather(*tasks(batcher, 2, 3), return_exceptions=True)
     assert two == 4
     assert isinstance(three, ValueError)
@@ -87,7 +87,7 @@ async def test_each_item_has_its_own_outcome_unless_the_batch_fails() -> None:
 
 async def test_a_cancelled_item_leaves_the_queue_but_not_a_batch_in_flight() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100)
+    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100, patience=60)
     in_flight = tasks(batcher, 0, 2)
     await turn()
     waiting = tasks(batcher, 4, 6)
@@ -102,7 +102,7 @@ async def test_a_cancelled_item_leaves_the_queue_but_not_a_batch_in_flight() -> 
 
 async def test_a_full_queue_refuses_items_until_it_has_room() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=1, queue_limit=2)
+    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=1, queue_limit=2, patience=60)
     found = tasks(batcher, 0)
     await turn()
     found += tasks(batcher, 2, 4)
@@ -116,7 +116,7 @@ async def test_a_full_queue_refuses_items_until_it_has_room() -> None:
 
 async def test_a_queue_of_cancelled_items_delays_no_other() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=2, queue_limit=2)
+    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=2, queue_limit=2, patience=60)
     first = tasks(batcher, 0)
     await turn()
     cancelled = tasks(batcher, 2, 4)
@@ -132,7 +132,13 @@ async def test_a_queue_of_cancelled_items_delays_no_other() -> None:
 async def test_a_batch_has_items_of_one_kind_and_the_kinds_take_turns() -> None:
     calls = Calls()
     batcher = Batcher(
-        calls.run, calls_at_once=1, free_items=1, batch_limit=2, queue_limit=100, kind=lambda item: item // 100
+        calls.run,
+        calls_at_once=1,
+        free_items=1,
+        batch_limit=2,
+        queue_limit=100,
+        patience=60,
+        kind=lambda item: item // 100,
     )
     found = tasks(batcher, 0)
     await turn()

@@ -12,7 +12,8 @@ from playwright.async_api import BrowserContext, Route
 
 from tests.bell import shows_unread
 from tests.browser import Serve, Site, events, open_page
-from tests.client import KEY, ROOT, SECRET
+from tests.client import PROTECTED, ROOT, SECRET
+from tests.programs import needed
 
 
 def example(language: str) -> str:
@@ -33,11 +34,9 @@ async def run_example(*command: str) -> str:
 
 
 async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: BrowserContext) -> None:
-    tokens = [
-        await run_example(sys.executable, "-c", example("python")),
-        await run_example("node", "--input-type=module", "-e", example("js")),
-    ]
-    server = await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    commands = [sys.executable, "-c", example("python")], [needed("node"), "--input-type=module", "-e", example("js")]
+    tokens = await asyncio.gather(*(run_example(*command) for command in commands))
+    server = await serve(**PROTECTED)
     site.service = server.url
     html = example("html").replace("https://notifications.example.com", server.url)
     (script,) = re.findall('<script type="module">(.*?)</script>', html, re.DOTALL)

@@ -16,8 +16,10 @@ from playwright.async_api import BrowserContext, expect
 from api.auth import sign_token
 from tests.bell import row_of, rows
 from tests.browser import Serve, events, open_page
-from tests.client import KEY, ROOT, SECRET, TARGET, USER
+from tests.client import PROTECTED, ROOT, SECRET, TARGET, USER
+from tests.programs import needed
 
+pytestmark = pytest.mark.ci
 EXAMPLES = ROOT / "examples/bell"
 EXPECTED = {
     "plain": ("Notifications, 1 unread", "Order shipped"),
@@ -30,10 +32,10 @@ EXPECTED = {
 
 def npm(*arguments: str) -> None:
     """Run npm where the examples are. Its packages are those that `make test` installs."""
+    program = needed("npm")
     if not (EXAMPLES / "node_modules").is_dir():
         pytest.fail("The examples have no packages: npm ci --prefix examples/bell", pytrace=False)
-    command = [shutil.which("npm") or "npm", *arguments]
-    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run([program, *arguments], cwd=EXAMPLES, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -104,8 +106,7 @@ async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserCon
     (tmp_path / "kinds.toml").write_text("[order_shipped]")
     pages = Pages(tmp_path / "dist")
     async with pages.running() as origin:
-        settings = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET, "CORS_ORIGINS": origin}
-        service = await serve(KINDS_FILE=tmp_path / "kinds.toml", **settings)
+        service = await serve(kinds_file=tmp_path / "kinds.toml", cors_origins=(origin,), **PROTECTED)
         pages.service = service.url
         await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
         for name, (label, row) in EXPECTED.items():
@@ -121,4 +122,4 @@ async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserCon
                     await page.get_by_role("menuitem").first.click()
             assert [event for event in await events(page) if event[0] in {"CSP", "notifier-unauthorized"}] == []
             await page.close()
-        assert service.count_logged("/list", 401) == 0
+        assert await service.count(401) == 0

@@ -154,7 +154,7 @@ async def test_the_panel_fits_an_arabic_page(
 ) -> None:
     """Also take the picture of the documentation. SCREENSHOTS=docs puts it there."""
     (tmp_path / "kinds.toml").write_text(ARABIC)
-    server = await serve(KINDS_FILE=tmp_path / "kinds.toml")
+    server = await serve(kinds_file=tmp_path / "kinds.toml")
     for key, data in (
         ("back_in_stock", {"product": "Teapot «Oslo», 0.8 l"}),
         ("invoice_ready", {"number": "INV-2031", "total": 1249.5}),

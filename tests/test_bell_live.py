@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from uuid import uuid4
 
 from playwright.async_api import BrowserContext, Page, Route, expect
 
 from api.auth import LEEWAY, sign_token
+from settings import Settings
 from tests.bell import bell, panel, row_of, rows, shows_unread
-from tests.browser import Serve, Server, Site, events, open_page
-from tests.client import KEY, SECRET, USER
+from tests.browser import Serve, Server, Site, events, hasten, open_page, server_process
+from tests.client import PROTECTED, SECRET, USER
 from tests.servers import Mongod
 from tests.waiting import eventually_async
 
@@ -71,36 +73,38 @@ async def test_load_more_shows_each_notification_once_even_while_new_ones_arrive
 
 
 async def test_the_bell_says_that_the_service_is_down_and_recovers(
-    server: Server, site: Site, context: BrowserContext
+    settings: Settings, site: Site, context: BrowserContext, tmp_path: Path
 ) -> None:
-    await server.create()
-    site.embed(server.url)
-    page = await open_page(context, site.origin)
-    await bell(page).click()
-    await expect(rows(page)).to_have_count(1)
-    server.process.kill()
-    await expect(page.get_by_text("No connection. Trying again")).to_have_count(
-        2
-    )  # once in the panel, once for screen readers
-    await expect(rows(page)).to_have_count(1)
-    server.process.restart()
-    await expect(page.get_by_text("No connection")).to_have_count(0)
-    await server.create(data={"n": 1})
-    await expect(rows(page)).to_have_count(2)
-    assert await events(page) == [["notification", 1]]
+    async with server_process(settings, site, tmp_path) as (process, server):
+        await server.create()
+        site.embed(server.url)
+        page = await open_page(context, site.origin, clock=True)
+        await bell(page).click()
+        await expect(rows(page)).to_have_count(1)
+        process.kill()
+        said = page.get_by_text("No connection. Trying again")
+        await hasten(page, lambda: expect(said).to_have_count(2, timeout=50))  # in the panel, and for screen readers
+        await expect(rows(page)).to_have_count(1)
+        process.restart()
+        await hasten(page, lambda: expect(page.get_by_text("No connection")).to_have_count(0, timeout=50))
+        await server.create(data={"n": 1})
+        await expect(rows(page)).to_have_count(2)
+        assert await events(page) == [["notification", 1]]
 
 
 async def test_the_bell_reports_an_expired_token_and_takes_a_new_one(
     serve: Serve, site: Site, context: BrowserContext
 ) -> None:
-    server = await serve(API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    server = await serve(**PROTECTED)
     lifetime = 3 - LEEWAY
     site.embed(server.url, token=sign_token(SECRET, USER, lifetime))
-    page = await open_page(context, site.origin)
+    page = await open_page(context, site.origin, clock=True)
     await bell(page).click()
     await expect(page.get_by_text("Nothing here yet.")).to_be_visible()
-    await expect(panel(page).get_by_text("Please sign in again.")).to_be_visible()
+    await eventually_async(lambda: assert_listened(server))
     await eventually_async(lambda: server.assert_streams_open(0))
+    please = panel(page).get_by_text("Please sign in again.")
+    await hasten(page, lambda: expect(please).to_be_visible(timeout=50))
     assert await events(page) == [["notifier-unauthorized", None]]
     await server.create(data={"n": 1})
     inbox = page.locator("notifier-inbox")
@@ -111,6 +115,11 @@ async def test_the_bell_reports_an_expired_token_and_takes_a_new_one(
     await server.create(data={"n": 2})
     await expect(rows(page)).to_have_count(2)
     assert await events(page) == [["notifier-unauthorized", None], ["notification", 1], ["notification", 2]]
+
+
+async def assert_listened(server: Server) -> None:
+    """Check that a stream has begun. It may have ended."""
+    assert await server.count(200, "/stream") >= 1
 
 
 async def test_a_refused_mark_is_undone(server: Server, site: Site, context: BrowserContext) -> None:
@@ -191,8 +200,8 @@ async def test_a_list_requested_before_a_click_does_not_undo_it(
     assert await page.evaluate("counts.filter(Boolean)") == ["2", "1", "2"]
 
 
-def assert_listed(server: Server, times: int) -> None:
-    assert server.count_logged("/list", 200) + server.count_logged("/list", 304) == times
+async def assert_listed(server: Server, times: int) -> None:
+    assert await server.count(200, "/list") + await server.count(304, "/list") == times
 
 
 async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(
@@ -215,29 +224,24 @@ async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(
 
 
 async def test_without_streams_the_bell_polls_and_mostly_gets_304(
-    serve: Serve, site: Site, context: BrowserContext, tmp_path: Path
+    serve: Serve, site: Site, context: BrowserContext, standalone: Mongod
 ) -> None:
-    mongod = Mongod(tmp_path / "standalone")
-    await asyncio.to_thread(mongod.start)
-    try:
-        server = await serve(f"mongodb://{mongod.address}/test")
-        site.embed(server.url, poll="0.2")
-        page = await open_page(context, site.origin)
-        await shows_unread(page, 0)
-        await server.create(data={"n": 1})
-        await shows_unread(page, 1)
-        await bell(page).click()
-        await rows(page).first.click()
-        await shows_unread(page, 0)
+    server = await serve(db_uri=f"mongodb://{standalone.address}/polled_{uuid4().hex}")
+    site.embed(server.url, poll="0.05")
+    page = await open_page(context, site.origin)
+    await shows_unread(page, 0)
+    await server.create(data={"n": 1})
+    await shows_unread(page, 1)
+    await bell(page).click()
+    await rows(page).first.click()
+    await shows_unread(page, 0)
 
-        async def polled() -> None:
-            assert server.count_logged("/list", 304) > 5
+    async def polled() -> None:
+        assert await server.count(304, "/list") > 5
 
-        await eventually_async(polled)
-        assert server.count_logged("/stream", 501) <= 2  # asked for at the start, and when the panel was opened
-        assert await events(page) == [["notification", 1], ["notifier-select", 1]]
-    finally:
-        mongod.kill()
+    await eventually_async(polled)
+    assert await server.count(501, "/stream") <= 2  # asked for at the start, and when the panel was opened
+    assert await events(page) == [["notification", 1], ["notifier-select", 1]]
 
 
 async def test_a_hidden_tab_and_a_removed_bell_hold_no_stream(

@@ -12,8 +12,11 @@ from playwright.async_api import BrowserContext, Page, Route, expect
 from api.auth import sign_token
 from tests.bell import bell, open_menu, panel, row_of, rows, shows_unread
 from tests.browser import Serve, Server, Site, assert_accessible, events, open_page
-from tests.client import DB, KEY, OTHER, SECRET, USER, user
+from tests.client import DB, OTHER, PROTECTED, SECRET, USER, ours, user
 from tests.waiting import eventually_async
+
+UNDO_MS = 6000
+"""How long a deletion can be undone."""
 
 
 def kept(database: DB) -> list[int]:
@@ -33,7 +36,7 @@ async def open_inbox(server: Server, site: Site, context: BrowserContext, count:
     for n in range(count):
         await server.create(data={"n": n})
     site.embed(server.url, label__new_message="n: {data.n}")
-    page = await open_page(context, site.origin)
+    page = await open_page(context, site.origin, clock=True)
     await bell(page).click()
     await expect(rows(page)).to_have_count(count)
     return page
@@ -78,6 +81,7 @@ async def test_a_deleted_notification_goes_for_good_after_a_while(
     await expect(rows(page)).to_have_count(3)
     await expect(rows(page)).not_to_contain_text(["n: 1"])
     assert kept(database) == [0, 1, 2, 3]
+    await page.clock.fast_forward(UNDO_MS)
     await assert_kept(database, 0, 2, 3)
     await expect(page.get_by_role("button", name="Undo")).to_be_hidden()
     await expect(row_of(page, 1)).to_be_focused()  # what is in its place now
@@ -105,8 +109,7 @@ async def test_a_deletion_is_sent_at_once_when_nobody_can_undo_it_any_more(
     server: Server, site: Site, context: BrowserContext, database: DB, end: str
 ) -> None:
     page = await open_inbox(server, site, context)
-    await page.clock.install()  # its timers stand still from now on
-    await page.clock.pause_at(4_000_000_000)
+    await page.clock.pause_at(4_000_000_000)  # its timers stand still from now on
     await delete(page, 1)
     await expect(rows(page)).to_have_count(2)
     inbox = page.locator("notifier-inbox")
@@ -135,6 +138,7 @@ async def test_a_refused_deletion_brings_the_row_back_and_says_so(
     await expect(panel(page).get_by_text("That did not work.")).to_be_visible()
     await expect(rows(page)).to_have_text([re.compile("n: 1"), re.compile("n: 0")])
     await page.unroute("**/delete?*")
+    await page.clock.fast_forward(UNDO_MS)
     await assert_kept(database, 0, 1)
     await expect(panel(page).get_by_text("That did not work.")).to_be_hidden()
 
@@ -148,6 +152,7 @@ async def test_what_another_tab_has_deleted_is_deleted(
     async with page.expect_response("**/delete?*") as answer:
         await delete(page, 0)  # sends the first one
     assert (await answer.value).status == 404
+    await page.clock.fast_forward(UNDO_MS)
     await assert_kept(database, 0)
     await expect(rows(page)).to_have_count(1)
     await expect(page.get_by_text("That did not work.")).to_have_count(0)
@@ -212,7 +217,7 @@ email = true
 
 async def open_settings(serve: Serve, site: Site, context: BrowserContext, folder: Path) -> Page:
     (folder / "kinds.toml").write_text(KINDS)
-    server = await serve(KINDS_FILE=folder / "kinds.toml", API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    server = await serve(kinds_file=folder / "kinds.toml", **PROTECTED)
     await server.create("new_post")
     site.embed(server.url, settings="", token=sign_token(SECRET, USER, 3600))
     page = await open_page(context, site.origin)
@@ -224,7 +229,7 @@ async def open_settings(serve: Serve, site: Site, context: BrowserContext, folde
 
 
 def preferences(database: DB) -> object:
-    return user(database).get("notification_preferences")
+    return ours(database).get("preferences")
 
 
 async def test_a_user_chooses_which_e_mails_to_get(

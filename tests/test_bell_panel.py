@@ -206,7 +206,7 @@ async def test_the_badge_of_many_leaves_the_bell_to_be_seen(
     serve: Any, site: Site, context: BrowserContext, database: DB
 ) -> None:
     seeded(database, 1234)
-    server = await serve(NOTIFICATIONS_LIMIT=2000)
+    server = await serve(notifications_limit=2000)
     site.embed(server.url)
     page = await open_page(context, site.origin)
     await expect(page.get_by_role("button", name="Notifications, 1,234 unread")).to_be_visible()

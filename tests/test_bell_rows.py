@@ -36,7 +36,7 @@ async def test_a_row_with_a_url_is_a_link(
     serve: Serve, site: Site, context: BrowserContext, tmp_path: Path, database: DB
 ) -> None:
     (tmp_path / "kinds.toml").write_text(KINDS)
-    server = await serve(KINDS_FILE=tmp_path / "kinds.toml")
+    server = await serve(kinds_file=tmp_path / "kinds.toml")
     await server.create("order_shipped", target_id=TARGET, data={"number": 1027, "from": "a/b?"})
     await server.create("order_shipped", data={"number": 1028})  # without a target, it leads nowhere
     await server.create("invoice_ready", data={"number": "..", "total": 1234.5, "due": "2026-12-24"})

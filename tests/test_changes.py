@@ -31,9 +31,52 @@ async def test_a_change_does_not_carry_the_notifications(database: DB) -> None:
         change = next(changes)
         assert change.keys() - {"wallTime"} == {"_id", "documentKey"}  # the former from MongoDB 6.0 on
         assert len(encode(change)) < 250
-        database.users.update_one(me, {"$set": {"outbox": [{"id": "x"}]}})
-        database.users.update_one(me, {"$set": {"outbox.0.token": "x"}})
-        assert changes.try_next() is None
+    database.users.delete_many({})
+
+
+EMAIL = {"id": "x", "token": "0"}
+NOTED = {"notifications": [{"id": "x", "is_new": True}, {"id": "y", "is_new": True}]}
+KEPT = {
+    "notifier": {"outbox": [EMAIL], "recent": [{"k": 1}], "deleted": ["x"], "preferences": {}, "due": 1, "seen_at": 1}
+}
+TOLD: list[tuple[dict[str, Any], Any, bool]] = [
+    ({}, {"$push": {"notifications": {"id": "z"}}}, True),
+    (NOTED, {"$push": {"notifications": {"$each": [{"id": "z"}], "$slice": -2}}}, True),
+    (NOTED, {"$set": {"notifications.1.is_new": False}}, True),
+    (NOTED, {"$pop": {"notifications": 1}}, True),
+    (NOTED, {"$unset": {"notifications": 1}}, True),
+    (NOTED, [{"$set": {"notifications": {"$slice": ["$notifications", -1]}, "notifier.deleted": ["x"]}}], True),
+    (NOTED | KEPT, [{"$unset": ["notifications", "notifier"]}], True),
+    (KEPT, {"$unset": {"notifier": 1}}, True),
+    (KEPT, {"$set": {"notifier.seen_at": 2}}, True),
+    (KEPT, {"$unset": {"notifier.seen_at": 1}}, True),
+    ({}, {"$set": {"notifier.seen_at": 2}}, True),
+    ({}, {"$set": {"notifier": {"seen_at": 2, "recent": []}}}, True),
+    ({}, {"$push": {"notifier.outbox": EMAIL}, "$min": {"notifier.due": 1}}, False),
+    (KEPT, {"$push": {"notifier.outbox": EMAIL, "notifier.recent": {"k": 2}}}, False),
+    (KEPT, {"$push": {"notifier.recent": {"$each": [{"k": 2}], "$slice": -1}}}, False),
+    (KEPT, {"$set": {"notifier.outbox.0.token": "1", "notifier.due": 2}}, False),
+    (KEPT, [{"$set": {"notifier.outbox": []}}, {"$unset": "notifier.due"}], False),
+    (KEPT, {"$set": {"notifier.deleted": [], "notifier.preferences.x": {"email": False}}}, False),
+    (KEPT, {"$set": {"notifier.suppression": {"address": "a", "seen_at": 1}}}, False),
+    (KEPT, {"$unset": {"notifier.suppression": 1, "notifier.preferences": 1, "notifier.due": 1}}, False),
+    ({}, {"$set": {"notifier": {"recent": []}}}, False),
+    ({}, {"$set": {"notifications_seen": 1, "my.notifications": 1, "notifierx": {"seen_at": 1}, "seen_at": 1}}, False),
+    ({"notifierx": 1, "my": {"notifier": 1}}, {"$unset": {"notifierx": 1, "my.notifier": 1}}, False),
+]
+
+
+@pytest.mark.parametrize(("before", "update", "is_told"), TOLD, ids=lambda value: f"{value}"[:60])
+def test_changes_of_notifications_and_of_what_was_seen_are_told_and_no_others(
+    database: DB, before: dict[str, Any], update: Any, is_told: bool
+) -> None:
+    me, last = {"_id": ObjectId(USER)}, {"_id": ObjectId(OTHER), "last": True}
+    database.users.insert_one(me | before)
+    with database.users.watch(CHANGES) as changes:
+        assert database.users.update_one(me, update).modified_count == 1
+        database.users.insert_one(last)
+        told = [next(changes)["documentKey"]["_id"] for _ in range(1 + is_told)]
+    assert told == [me["_id"]] * is_told + [last["_id"]]
     database.users.delete_many({})
 
 

@@ -36,22 +36,22 @@ async def test_a_wrong_clock_delays_no_email_and_lengthens_no_measurement(
     service = await running_service(settings, tmp_path, **wrong_clock(offset))
     try:
         async with client_of(service) as client:
+            started = time.monotonic()
             stream = Events(await client.get(stream_url()))
             await stream.next()
-            started = time.monotonic()
             async with client.post("/create", json={"user_id": USER, "key": "new_login"}) as response:
                 assert response.status == 201
             assert (await stream.next())["elements"] == 1
-            await settled(database, 5)
-            assert time.monotonic() - started < 5
+            await settled(database)
             assert len(mail.ids) == 1
             async with client.get("/metrics") as response:
                 metrics = await response.text()
             stream.response.close()
+            took = time.monotonic() - started
         tells_when = database.client.server_info()["versionArray"][0] >= 6  # older ones do not say when a change was
         for name, measured in (("notifier_email_delivery_seconds", True), ("notifier_stream_lag_seconds", tells_when)):
             total, count = histogram(metrics, name)
-            assert (count, total < 5) == (measured, True), (name, total)
+            assert (count, total < took) == (measured, True), (name, total)
         assert abs(user(database)["notifications"][0]["timestamp"] - time.time()) > 60  # its clock was wrong indeed
     finally:
         service.kill()

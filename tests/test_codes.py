@@ -17,7 +17,7 @@ from mongo.codes import (
     TOO_LARGE,
     UNREACHABLE,
 )
-from mongo.errors import Misconfigured, means_unavailable, unavailable
+from mongo.errors import Misconfigured, Patience, means_unavailable, unavailable
 from settings import Settings
 from tests.client import DB, ROOT, USER, Client, create, problem
 from tests.faults import HEARTBEATS, failing
@@ -48,14 +48,17 @@ async def works(client: Client) -> None:
     assert [status for status, _ in await statuses(client)] == [200, 201, 200]
 
 
+soon = pytest.mark.parametrize("patience", [Patience(operation=1.0)], ids=["soon"])
+"""Lets the service give up on MongoDB after a second."""
+
+
 @pytest.fixture
-async def impatient_client(start: Start, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """Start the service, and then let it give up on MongoDB after a second."""
-    client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
-    monkeypatch.setattr("mongo.errors.DEADLINE", 1.0)
-    return client
+async def impatient_client(start: Start, settings: Settings) -> Client:
+    """Start the service with heartbeats; for tests that are marked `soon`."""
+    return await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
 
 
+@soon
 async def test_what_mongodb_cannot_do_now_is_503_with_the_name_of_the_code_in_the_log(
     impatient_client: Client, mongod: Mongod, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,6 +77,7 @@ def test_every_such_code_is_retried_and_named(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", REFUSED_US)
+@soon
 async def test_refused_rights_are_503_with_the_reason_in_the_log(
     impatient_client: Client, mongod: Mongod, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
@@ -83,6 +87,7 @@ async def test_refused_rights_are_503_with_the_reason_in_the_log(
 
 
 @pytest.mark.parametrize("label", ["RetryableWriteError", "RetryableError", "SystemOverloadedError"])
+@soon
 async def test_an_unknown_code_that_is_labelled_retryable_is_503(
     impatient_client: Client, mongod: Mongod, caplog: pytest.LogCaptureFixture, label: str
 ) -> None:

@@ -59,7 +59,7 @@ INDEXES: list[tuple[str, list[tuple[str, Any]], dict[str, Any], dict[str, Any], 
     ("new_message", [("notifications.data.at", GEO2D)], {}, {"data": {"at": ["a", "b"]}}, "(2d)"),
     ("new_message", [("notifications", HASHED)], {}, {}, "(hashed)"),
     ("new_message", [("notifications.id", HASHED)], {}, {}, "(hashed)"),
-    ("new_login", [("notifications.id", 1), ("outbox.id", 1)], {}, {}, "(CannotIndexParallelArrays)"),
+    ("new_login", [("notifications.id", 1), ("notifier.outbox.id", 1)], {}, {}, "(CannotIndexParallelArrays)"),
     ("new_message", [("username", 1)], {"unique": True}, {}, "a unique index"),
     ("new_message", [("notifications.key", 1)], {"unique": True}, {}, "a unique index"),
 ]

@@ -22,7 +22,7 @@ from settings import Settings
 from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, SECRET, USER, Client, create, settled
 from tests.faults import scripted
 from tests.fixtures import Start
-from tests.processes import VARIABLES, command, run
+from tests.processes import VARIABLES, command, command_process, run
 from tests.servers import MailServer, free_port
 from tests.waiting import eventually_async
 
@@ -31,6 +31,32 @@ def test_help_explains_every_variable(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert all(f"  {name} " in done.stdout for name in VARIABLES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "dead",
+        "dead --since yesterday",
+        "retry nonsense",
+        "discard nonsense",
+        f"mail {USER}",
+        "mail nobody",
+        "token nobody",
+        "status --json",
+        "check",
+        "preview new_login",
+        "send nonsense --users /dev/null",
+        "",
+    ],
+)
+async def test_a_command_does_the_same_in_a_process_of_its_own(settings: Settings, arguments: str) -> None:
+    """So that other tests may run commands in their own."""
+    given = {"SMTP_PORT": "1", "PORT": f"{free_port()}"}
+    if not arguments:
+        given["DB_URI"] = "nonsense"
+    here = await command(settings, *arguments.split(), **given)
+    assert here == await command_process(settings, *arguments.split(), **given)
 
 
 async def test_dead_letters_are_listed_and_owed_again_while_a_replica_runs(

@@ -12,15 +12,17 @@ import pytest
 from bson import ObjectId
 from pymongo.collation import Collation
 
-from mongo.creation import Create
 from mongo.document import OUTBOX_LIMIT, JSONObject
-from mongo.errors import OutboxFull
+from mongo.errors import OutboxFull, Patience
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed
-from tests.fixtures import assert_outboxes_consistent
-from tests.proxy import Proxy
+from tests.combinations import pairwise
+from tests.faults import impatient
+from tests.fixtures import MONGODS, assert_outboxes_consistent
+from tests.proxy import FAULTS, Proxy
 from tests.servers import Mongod
 from tests.waiting import eventually_async
 
@@ -85,16 +87,24 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
         assert_outboxes_consistent(database)
 
 
-@pytest.mark.parametrize("step", ["mark_dead", "_write", "remove"])
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("any_mongod", "fault", "step"),
+    pairwise(MONGODS, FAULTS, ["mark_dead", "_write", "remove"]),
+    indirect=["any_mongod"],
+)
+@impatient
 async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
-    settings: Settings, any_mongod: Mongod, monkeypatch: pytest.MonkeyPatch, step: str, fault: str
+    settings: Settings,
+    any_mongod: Mongod,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: Patience,
+    step: str,
+    fault: str,
 ) -> None:
     name, proxy = f"lost_{ObjectId()}", Proxy(any_mongod.port)
     async with proxy.running():
         uri = f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true"
-        async with open_store(replace(settings, db_uri=uri)) as store:
+        async with open_store(replace(settings, db_uri=uri), patience=patience) as store:
             await store.create(Create(USER, SPECIFIED["registration"]))
             (email,) = await store.outbox.claim(1, 60)
             broken = store.dead_mail if step == "_write" else store.outbox
@@ -141,7 +151,7 @@ async def test_mongodb_deletes_letters_that_are_too_old(settings: Settings) -> N
     async with open_store(replace(settings, dead_mail_days=1), serves=True) as store:
         letter = await dead_letter(store)
         old = letter | {"_id": "old", "died_at": datetime.now(UTC) - timedelta(days=1)}
-        await store.dead_mail.letters.insert_one(old)
+        await store.dead_mail.letters.collection.insert_one(old)
 
         async def is_deleted() -> None:
             assert await store.dead_mail.find() == [letter]
@@ -174,8 +184,10 @@ async def test_queries_of_dead_letters_use_an_index(settings: Settings, database
 async def test_the_count_of_suppressions_reads_an_index_only_of_those(settings: Settings, database: DB) -> None:
     database.users.insert_many([{"n": n} for n in range(50)])
     async with open_store(settings) as store:
-        database.users.insert_one({"email_suppression": {"address": "a", "code": "5.1.1", "at": datetime.now(UTC)}})
+        database.users.insert_one(
+            {"notifier": {"suppression": {"address": "a", "code": "5.1.1", "at": datetime.now(UTC)}}}
+        )
         assert await store.suppressions.count() == 1
-    query = {"email_suppression.at": {"$gte": datetime(1970, 1, 1)}}  # noqa: DTZ001
+    query = {"notifier.suppression.at": {"$gte": datetime(1970, 1, 1)}}  # noqa: DTZ001
     plan = database.users.find(query, collation=Collation("simple")).explain()["executionStats"]
     assert plan["totalDocsExamined"] == 1

@@ -8,19 +8,19 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 from pymongo import MongoClient
 
 from api.auth import BadCredential
 from api.problems import BY_EXCEPTION
+from config.ids import IdType
 from ops.kinds import SPECIFIED
 from tests.bell import bell, panel, rows, shows_unread
-from tests.browser import SCHEMES, Serve, assert_accessible, events, local_run
+from tests.browser import Serve, assert_accessible, empty, events, local_run
 from tests.client import KEY, ROOT, TARGET, USER, assert_length
-from tests.demo import create_on, enter, local_url, open_demo, options, run_shell
+from tests.demo import create_on, enter, local_url, open_demo, options, outlive_toasts, run_shell
 from tests.processes import LocalRun
 from tests.waiting import eventually
 
@@ -32,7 +32,6 @@ SEEDED = [
     (3 * 86_400, "new_post", {"author": "Dee", "title": "Bread without kneading"}),
 ]
 """Notifications for the pictures, newest first: age in seconds, key and data."""
-EXAMPLES = {"KINDS_FILE": f"{ROOT / 'examples/kinds.toml'}", "TEMPLATES_DIR": f"{ROOT / 'examples/templates'}"}
 PICTURES = {
     "inbox": {"viewport": {"width": 1280, "height": 700}},
     "inbox-dark": {"viewport": {"width": 1280, "height": 700}, "color_scheme": "dark"},
@@ -40,31 +39,30 @@ PICTURES = {
 }
 
 
-async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserContext, tmp_path: Path) -> None:
-    async with local_run(tmp_path) as local:
-        assert f"Open {local_url(local)} in a browser" in (tmp_path / "output").read_text()
-        page = await open_demo(context, local_url(local))
-        await expect(page.get_by_text("None yet.")).to_be_visible()
-        await create_on(page)
-        await expect(page.get_by_text("Created.")).to_be_visible()
-        await shows_unread(page, 1)
-        mails = page.locator("#mails li")
-        await expect(mails).to_have_count(1)
-        await expect(mails).to_contain_text("to user@example.com")
-        await page.get_by_label("What happened").select_option("registration")
-        await create_on(page)
-        await expect(mails).to_have_count(2)
-        await expect(mails.first).to_contain_text("registration")
-        await shows_unread(page, 1)
-        curl = await page.locator("#curl").inner_text()
-        assert (await asyncio.to_thread(run_shell, curl)) == {"success": True}
-        assert [event for event in await events(page) if event[0] == "CSP"] == []
+async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserContext, local: LocalRun) -> None:
+    assert f"Open {local_url(local)} in a browser" in (local.folder / "output").read_text()
+    page = await open_demo(context, local_url(local))
+    await expect(page.get_by_text("None yet.")).to_be_visible()
+    await create_on(page)
+    await expect(page.get_by_text("Created.")).to_be_visible()
+    await shows_unread(page, 1)
+    mails = page.locator("#mails li")
+    await expect(mails).to_have_count(1)
+    await expect(mails).to_contain_text("to user@example.com")
+    await page.get_by_label("What happened").select_option("registration")
+    await create_on(page)
+    await expect(mails).to_have_count(2)
+    await expect(mails.first).to_contain_text("registration")
+    await shows_unread(page, 1)
+    curl = await page.locator("#curl").inner_text()
+    assert (await asyncio.to_thread(run_shell, curl)) == {"success": True}
+    assert [event for event in await events(page) if event[0] == "CSP"] == []
 
 
 async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
     serve: Serve, context: BrowserContext
 ) -> None:
-    server = await serve(DEMO="1", KINDS_FILE=ROOT / "examples/kinds.toml", ID_TYPE="string")
+    server = await serve(demo=True, kinds_file=ROOT / "examples/kinds.toml", id_type=IdType.STRING)
     page = await open_demo(context, server.url)
     happened, user = page.get_by_label("What happened"), page.get_by_label("User", exact=True)
     assert await options(page) == {
@@ -91,7 +89,7 @@ async def test_the_demo_without_a_kind_that_is_both_chooses_the_first(
     serve: Serve, context: BrowserContext, tmp_path: Path
 ) -> None:
     (tmp_path / "kinds.toml").write_text("[a]\n[b]\nin_app = false\nemail = true\n")
-    page = await open_demo(context, (await serve(DEMO="1", KINDS_FILE=tmp_path / "kinds.toml")).url)
+    page = await open_demo(context, (await serve(demo=True, kinds_file=tmp_path / "kinds.toml")).url)
     assert await options(page) == {"a": "kept", "b": "e-mailed"}
     await expect(page.get_by_label("What happened")).to_have_value("a")
     await create_on(page)
@@ -99,7 +97,7 @@ async def test_the_demo_without_a_kind_that_is_both_chooses_the_first(
 
 
 async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context: BrowserContext) -> None:
-    server = await serve(DEMO="1")
+    server = await serve(demo=True)
     page = await open_demo(context, server.url)
     user, about = page.get_by_label("User", exact=True), page.get_by_label("About (target_id, optional)")
     await user.fill("x")
@@ -121,21 +119,22 @@ async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context:
     await shows_unread(page, 1)
     await expect(page.locator("#mailbox")).to_be_hidden()
     assert (await asyncio.to_thread(run_shell, await page.locator("#curl").inner_text())) == {"success": True}
-    server.process.kill()
+    await server.close()
     await create_on(page)
     await expect(page.get_by_text("The service cannot be reached.")).to_be_visible()
 
 
-async def test_one_command_of_the_demo_shows_kinds_and_templates(context: BrowserContext, tmp_path: Path) -> None:
+async def test_one_command_of_the_demo_shows_kinds_and_templates(
+    context: BrowserContext, local: LocalRun, tmp_path: Path
+) -> None:
+    page = await open_demo(context, local_url(local))
+    assert set(await options(page)) == set(SPECIFIED)
+    await page.get_by_text("With kinds and templates of your own").click()
+    *assignments, program, target = (await page.locator("#restart").inner_text()).split()
+    assert (program, target) == ("make", "run")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    async with local_run(tmp_path) as local:
-        page = await open_demo(context, local_url(local))
-        assert set(await options(page)) == set(SPECIFIED)
-        await page.get_by_text("With kinds and templates of your own").click()
-        *assignments, program, target = (await page.locator("#restart").inner_text()).split()
-        assert (program, target) == ("make", "run")
-    async with local_run(tmp_path, **dict(assignment.split("=") for assignment in assignments)) as local:
-        page = await open_demo(context, local_url(local))
+    async with local_run(tmp_path, **dict(assignment.split("=") for assignment in assignments)) as restarted:
+        page = await open_demo(context, local_url(restarted))
         await expect(page.locator("#examples")).to_be_hidden()
         for kind in await options(page):
             await page.get_by_label("What happened").select_option(kind)
@@ -171,7 +170,7 @@ async def test_the_demo_suggests_data_for_the_fields_that_a_kind_names(
     serve: Serve, context: BrowserContext, tmp_path: Path
 ) -> None:
     (tmp_path / "kinds.toml").write_text(KINDS)
-    page = await open_demo(context, (await serve(DEMO="1", KINDS_FILE=tmp_path / "kinds.toml")).url)
+    page = await open_demo(context, (await serve(demo=True, kinds_file=tmp_path / "kinds.toml")).url)
     happened, data = page.get_by_label("What happened"), page.get_by_label("Data (a JSON object, optional)")
     about = page.get_by_label("About (target_id, optional)")
     order = json.loads(await data.input_value())
@@ -196,15 +195,9 @@ async def test_the_demo_suggests_data_for_the_fields_that_a_kind_names(
     await expect(about).to_have_value(TARGET)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-async def test_axe_finds_no_fault_in_the_demo(
-    browser: Browser, scheme: Literal["light", "dark"], tmp_path: Path
-) -> None:
-    async with (
-        local_run(tmp_path, API_KEYS=KEY, **EXAMPLES) as local,
-        await browser.new_context(color_scheme=scheme, bypass_csp=True) as context,
-    ):
-        page = await open_demo(context, local_url(local))
+async def test_axe_finds_no_fault_in_the_demo(browser: Browser, locked: LocalRun) -> None:
+    async with await browser.new_context(bypass_csp=True) as context:
+        page = await open_demo(context, local_url(locked), clock=True)
         await enter(page, "x")
         await expect(page.get_by_text(BY_EXCEPTION[BadCredential].detail)).to_be_visible()
         await assert_accessible(page)
@@ -217,30 +210,29 @@ async def test_axe_finds_no_fault_in_the_demo(
         await create_on(page)
         await shows_unread(page, 1)
         await expect(page.locator("#mails li")).to_have_count(1)
-        await expect(page.locator(".toast")).to_have_count(0)
+        await outlive_toasts(page)
         await assert_accessible(page)
 
 
-@pytest.mark.parametrize("name", PICTURES)
-async def test_the_demo_fits_desktop_and_phone(browser: Browser, tmp_path: Path, name: str) -> None:
+async def test_the_demo_fits_desktop_and_phone(browser: Browser, tmp_path: Path) -> None:
     """Also take the pictures of the documentation. SCREENSHOTS=docs puts them there."""
     of_other_kinds = shutil.ignore_patterns("order_*", "invoice_*")
     templates = shutil.copytree(ROOT / "examples/templates", tmp_path / "templates", ignore=of_other_kinds)
-    async with (
-        local_run(tmp_path, TEMPLATES_DIR=f"{templates}") as local,
-        await browser.new_context(**PICTURES[name]) as context,  # type: ignore[arg-type]
-    ):
-        await asyncio.to_thread(seed, local)
-        page = await open_demo(context, local_url(local))
-        await create_on(page)
-        await expect(page.locator("#mails strong")).to_have_text("New sign-in from Oslo")
-        await expect(page.locator(".toast")).to_have_count(0)
-        await shows_unread(page, 4)
-        await bell(page).click()
-        await expect(rows(page)).to_have_count(6)
-        await assert_fits(page)
-        folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
-        await page.screenshot(path=folder / f"{name}.png")
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    async with local_run(tmp_path, TEMPLATES_DIR=f"{templates}") as local:
+        for name, look in PICTURES.items():
+            await asyncio.to_thread(empty, local)
+            await asyncio.to_thread(seed, local)
+            async with await browser.new_context(**look) as context:  # type: ignore[arg-type]
+                page = await open_demo(context, local_url(local), clock=True)
+                await create_on(page)
+                await expect(page.locator("#mails strong")).to_have_text("New sign-in from Oslo")
+                await shows_unread(page, 4)
+                await outlive_toasts(page)
+                await bell(page).click()
+                await expect(rows(page)).to_have_count(6)
+                await assert_fits(page)
+                await page.screenshot(path=folder / f"{name}.png")
 
 
 async def assert_fits(page: Page) -> None:

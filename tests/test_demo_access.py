@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -12,12 +11,10 @@ from playwright.async_api import BrowserContext, expect
 
 from api import auth
 from api.problems import BY_EXCEPTION
-from settings import Settings
 from tests.bell import shows_unread
 from tests.browser import Serve, open_page
-from tests.client import KEY, OLD_KEY, OTHER, SECRET, token
+from tests.client import KEY, OLD_KEY, OTHER, PROTECTED, token
 from tests.demo import create_on, enter, open_demo, run_shell
-from tests.processes import running_service
 
 
 def said(exception: type[Exception]) -> str:
@@ -26,7 +23,7 @@ def said(exception: type[Exception]) -> str:
 
 
 async def test_the_demo_asks_for_a_key_if_the_api_has_keys(serve: Serve, context: BrowserContext) -> None:
-    server = await serve(DEMO="1", API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    server = await serve(demo=True, **PROTECTED)
     await server.create()
     page = await open_demo(context, server.url)
     await enter(page, KEY)
@@ -35,12 +32,12 @@ async def test_the_demo_asks_for_a_key_if_the_api_has_keys(serve: Serve, context
     await create_on(page)
     await shows_unread(page, 2)
     assert await page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
-    assert server.count_logged("/list", 401) == 0
+    assert await server.count(401, "/list") == 0
     assert KEY not in await page.locator("body").inner_text()
 
 
 async def test_the_curl_of_the_demo_works_with_a_key_from_the_start(serve: Serve, context: BrowserContext) -> None:
-    server = await serve(DEMO="1", API_KEYS=KEY)
+    server = await serve(demo=True, api_keys=(KEY,))
     page = await open_demo(context, server.url)
     curl = page.locator("#curl")
     await expect(curl).to_contain_text('-H "Authorization: Bearer $API_KEY"')
@@ -54,7 +51,7 @@ async def test_the_curl_of_the_demo_works_with_a_key_from_the_start(serve: Serve
 async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
     serve: Serve, context: BrowserContext
 ) -> None:
-    server = await serve(DEMO="1", API_KEYS=f"{KEY},{OLD_KEY}", USER_TOKEN_SECRET=SECRET)
+    server = await serve(demo=True, **PROTECTED)
     page = await open_demo(context, server.url)
     field = page.get_by_label("One of API_KEYS, or a user's token")
     await create_on(page)
@@ -78,7 +75,7 @@ async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
 
 
 async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, context: BrowserContext) -> None:
-    server = await serve(DEMO="1", API_KEYS=KEY, USER_TOKEN_SECRET=SECRET)
+    server = await serve(demo=True, **PROTECTED)
     page = await open_demo(context, server.url)
     await enter(page, token())
     await expect(page.locator("#access")).to_be_hidden()
@@ -94,9 +91,7 @@ async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, co
     await shows_unread(page, 1)
 
 
-async def test_the_five_lines_put_the_bell_into_a_page_of_another_origin(
-    settings: Settings, context: BrowserContext, tmp_path: Path
-) -> None:
+async def test_the_five_lines_put_the_bell_into_a_page_of_another_origin(serve: Serve, context: BrowserContext) -> None:
     pages = {"": ("", "text/html"), "notifier-token": (token(), "text/plain")}
 
     async def serve_page(request: web.Request) -> web.Response:
@@ -107,10 +102,10 @@ async def test_the_five_lines_put_the_bell_into_a_page_of_another_origin(
     app.router.add_get("/{name:.*}", serve_page)
     async with TestServer(app) as site:
         origin = str(site.make_url("")).rstrip("/")
-        for access in ({}, {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET}):
-            service = await running_service(settings, tmp_path, DEMO="1", CORS_ORIGINS=origin, **access)
+        for access in ({}, PROTECTED):
+            service = await serve(demo=True, cors_origins=(origin,), **access)
             await context.grant_permissions(["clipboard-read", "clipboard-write"])
-            page = await open_demo(context, f"http://127.0.0.1:{service.port}")
+            page = await open_demo(context, service.url)
             assert await asyncio.to_thread(run_shell, await page.locator("#curl").inner_text()) == {"success": True}
             await page.locator("#embed").get_by_role("button", name="Copy").click()
             await expect(page.locator("#embed").get_by_role("button", name="Copied")).to_be_visible()
@@ -118,5 +113,4 @@ async def test_the_five_lines_put_the_bell_into_a_page_of_another_origin(
             assert len(lines.splitlines()) == 5
             pages[""] = (f"<!DOCTYPE html><title>Mine</title>{lines}", "text/html")
             await shows_unread(await open_page(context, f"{origin}/"), 2 if access else 1)
-            assert " 401 " not in service.log()
-            service.kill()
+            assert await service.count(401) == 0

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.message import EmailMessage
-from pathlib import Path
 
 import aiohttp
 import pytest
 from playwright.async_api import BrowserContext, FrameLocator, Page, expect
 from yarl import URL
 
-from tests.browser import events, local_run, open_page
+from tests.browser import events, open_page
 from tests.client import KEY
 from tests.processes import LocalRun
+from tests.waiting import eventually_async
 
 HOSTILE = """<html><head><title>x</title>
 <meta http-equiv="refresh" content="0; url={trap}/refresh"><base href="{trap}/base/">
@@ -39,6 +39,8 @@ src={trap}/srcdoc>"></iframe><svg><image href="{trap}/svg"/><use href="{trap}/us
 <a href="{trap}/blank" target="_blank">In a window</a> <a href="{trap}/top" target="_top">In place of the page</a>
 <a href="javascript:top.owned=1">A script</a></body></html>"""
 NO_EMAILS = ["2.eml", "text.eml", "..%2F..%2Fx.eml", "%2e%2e", "%00", "%FF"]
+LOADED = b"""/script /style /import /background /font /image /onerror /srcset /source /preload /modulepreload /prefetch
+/video /poster /object /embed /frame /srcdoc /svg /fetch /onload""".split()
 CLICKS = ["Send", "Send to the top", "A link", "In a window", "In place of the page", "A script", "Here"]
 
 
@@ -83,67 +85,67 @@ def frame(page: Page) -> FrameLocator:
 
 
 async def test_html_is_shown_beside_the_text_with_its_styles_and_inline_images(
-    context: BrowserContext, tmp_path: Path, trap: Trap
+    context: BrowserContext, local: LocalRun, trap: Trap
 ) -> None:
-    async with local_run(tmp_path) as local:
-        deliver(local, HOSTILE.format(trap=trap.url))
-        page = await open_page(context, f"http://127.0.0.1:{local.port}/")
-        await expect(page.locator("#mails strong")).to_have_text("Hello <b>")
-        await expect(page.locator("#mails pre")).to_have_text("The text.")
-        shown = frame(page).get_by_text("Shown")
-        await expect(shown).to_be_visible()
-        await expect(shown).to_have_css("color", "rgb(1, 2, 3)")
-        await expect(page.locator("#mails iframe")).to_have_attribute("title", "HTML of “Hello <b>”")
-        await expect(page.locator("#mails iframe")).to_have_attribute("sandbox", "")
-        assert await frame(page).locator("#inline").evaluate("image => image.naturalWidth") == 1
+    deliver(local, HOSTILE.format(trap=trap.url))
+    page = await open_page(context, f"http://127.0.0.1:{local.port}/")
+    await expect(page.locator("#mails strong")).to_have_text("Hello <b>")
+    await expect(page.locator("#mails pre")).to_have_text("The text.")
+    shown = frame(page).get_by_text("Shown")
+    await expect(shown).to_be_visible()
+    await expect(shown).to_have_css("color", "rgb(1, 2, 3)")
+    await expect(page.locator("#mails iframe")).to_have_attribute("title", "HTML of “Hello <b>”")
+    await expect(page.locator("#mails iframe")).to_have_attribute("sandbox", "")
+    assert await frame(page).locator("#inline").evaluate("image => image.naturalWidth") == 1
 
 
-async def test_hostile_html_runs_nothing_and_loads_nothing(context: BrowserContext, tmp_path: Path, trap: Trap) -> None:
-    async with local_run(tmp_path) as local:
-        deliver(local, HOSTILE.format(trap=trap.url))
-        url = f"http://127.0.0.1:{local.port}/"
-        page = await open_page(context, url)
-        await expect(frame(page).get_by_text("Shown")).to_be_visible()
-        for name in CLICKS:
-            await frame(page).get_by_text(name, exact=True).click()
-            if name != CLICKS[-1]:
-                await expect(frame(page).get_by_text("Shown")).to_be_visible()  # even the frame stays
-        await asyncio.sleep(2)
-        assert trap.requests == []
-        assert (page.url, len(context.pages), await page.title()) == (url, 1, "notifier")
-        assert await page.evaluate("window.owned") is None
-        assert [event for event in await events(page) if event[0] == "CSP"] in ([], [["CSP", "frame-src"]])  # "Here"
+async def test_hostile_html_runs_nothing_and_loads_nothing(
+    context: BrowserContext, local: LocalRun, trap: Trap
+) -> None:
+    deliver(local, HOSTILE.format(trap=trap.url))
+    url = f"http://127.0.0.1:{local.port}/"
+    page = await open_page(context, url)
+    await expect(frame(page).get_by_text("Shown")).to_be_visible()
+    for name in CLICKS:
+        await frame(page).get_by_text(name, exact=True).click()
+        if name != CLICKS[-1]:
+            await expect(frame(page).get_by_text("Shown")).to_be_visible()  # even the frame stays
+    assert (page.url, len(context.pages), await page.title()) == (url, 1, "notifier")
+    await load_unprotected(context)  # so the frame has had the time to do the same
+    assert trap.requests == []
+    assert await page.evaluate("window.owned") is None
+    assert [event for event in await events(page) if event[0] == "CSP"] in ([], [["CSP", "frame-src"]])  # "Here"
 
 
-async def test_the_trap_hears_a_page_without_these_protections(context: BrowserContext, trap: Trap) -> None:
-    page = await context.new_page()
-    await page.set_content(HOSTILE.format(trap=trap.url), wait_until="commit")
-    await asyncio.sleep(2)
-    heard = {request.split()[1] for request in trap.requests if request}
-    assert {b"/script", b"/style", b"/image", b"/frame", b"/font"} <= heard
+async def load_unprotected(context: BrowserContext) -> None:
+    """Open the same HTML on a page without these protections, and wait until all that loads by itself has."""
+    async with Trap().running() as trap:
+        page = await context.new_page()
+        await page.set_content(HOSTILE.format(trap=trap.url), wait_until="commit")
+
+        def heard() -> None:
+            assert {request.split()[1] for request in trap.requests if request} >= set(LOADED)
+
+        await eventually_async(heard)
 
 
-async def test_a_new_email_leaves_the_frames_of_the_others_alone(context: BrowserContext, tmp_path: Path) -> None:
-    async with local_run(tmp_path) as local:
-        deliver(local, "<p>First</p>")
-        page = await open_page(context, f"http://127.0.0.1:{local.port}/")
-        await expect(frame(page).get_by_text("First")).to_be_visible()
-        await page.evaluate("document.querySelector('iframe').old = true")
-        deliver(local, "<p>Second</p>", "2.eml")
-        await page.evaluate("dispatchEvent(new Event('focus'))")
-        await expect(page.locator("#mails li")).to_have_count(2)
-        await expect(frame(page).first.get_by_text("Second")).to_be_visible()
-        assert await page.evaluate("document.querySelectorAll('iframe')[1].old")
+async def test_a_new_email_leaves_the_frames_of_the_others_alone(context: BrowserContext, local: LocalRun) -> None:
+    deliver(local, "<p>First</p>")
+    page = await open_page(context, f"http://127.0.0.1:{local.port}/")
+    await expect(frame(page).get_by_text("First")).to_be_visible()
+    await page.evaluate("document.querySelector('iframe').old = true")
+    deliver(local, "<p>Second</p>", "2.eml")
+    await page.evaluate("dispatchEvent(new Event('focus'))")
+    await expect(page.locator("#mails li")).to_have_count(2)
+    await expect(frame(page).first.get_by_text("Second")).to_be_visible()
+    assert await page.evaluate("document.querySelectorAll('iframe')[1].old")
 
 
-async def test_the_path_of_an_email_is_a_secret_and_leads_to_nothing_else(tmp_path: Path) -> None:
-    async with (
-        local_run(tmp_path, API_KEYS=KEY) as local,
-        aiohttp.ClientSession(f"http://127.0.0.1:{local.port}") as session,
-    ):
-        deliver(local, "<p>First</p>")
-        (tmp_path / "x.eml").write_bytes(b"Content-Type: text/html\r\n\r\nx")
-        (tmp_path / ".notifier/mail/text.eml").write_bytes(b"Subject: a\r\n\r\nx")
+async def test_the_path_of_an_email_is_a_secret_and_leads_to_nothing_else(locked: LocalRun) -> None:
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{locked.port}") as session:
+        deliver(locked, "<p>First</p>")
+        (locked.folder / "x.eml").write_bytes(b"Content-Type: text/html\r\n\r\nx")
+        (locked.folder / ".notifier/mail/text.eml").write_bytes(b"Subject: a\r\n\r\nx")
         assert (await session.get("/demo/mails")).status == 401
         answer = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
         of_text, path = [mail["html"] for mail in (await answer.json())["mails"]]
@@ -160,4 +162,4 @@ async def test_the_path_of_an_email_is_a_secret_and_leads_to_nothing_else(tmp_pa
             path.replace(secret, "%FF"),
             *(f"/demo/mails/{secret}/{name}" for name in NO_EMAILS),
         ):
-            assert (await session.get(URL(f"http://127.0.0.1:{local.port}{other}", encoded=True))).status == 404, other
+            assert (await session.get(URL(f"http://127.0.0.1:{locked.port}{other}", encoded=True))).status == 404, other

@@ -16,6 +16,7 @@ import yaml
 
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, VARIABLES, LocalRun, run
+from tests.programs import needed_by
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"kinds.md"}
@@ -69,7 +70,7 @@ def local(clone: Path) -> Iterator[LocalRun]:
 def shell(command: str, folder: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return subprocess.run(
-        ["/bin/bash", "-c", command],
+        ["/bin/bash", "-c", needed_by(command)],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -81,6 +82,12 @@ def shell(command: str, folder: Path, timeout: float = 60) -> subprocess.Complet
 
 def test_every_command_is_tried() -> None:
     assert {*MAKE, *DOCKER, *KUBECTL, *ONE_FILE, *LOCAL, *PYTEST, *REST} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_says_how_to_install_before_it_uses_what_is_installed(page: Path) -> None:
+    before, used, _ = page.read_text().partition(".venv/bin/")
+    assert not used or "`make install" in before
 
 
 def test_no_command_needs_an_activated_environment() -> None:

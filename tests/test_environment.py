@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from config.environment import SettingsError, load_settings
+from config.environment import SettingsError, load_settings, warnings_about
 from settings import Settings
 from tests.processes import COMPLETE, run
 
@@ -53,18 +55,20 @@ def test_values_end_before_their_line_end_as_in_a_secret_made_with_echo(
         ("DB_URI: mongodb://x\nEMAIL: a@b.example\n", {}, {".env, line 1": "NAME=VALUE", ".env, line 2": "NAME="}),
         # --- names that mean one of ours
         ("\nDB_URL=mongodb://x\n", {}, {"DB_URL": r"is DB_URI meant\? \(in line 2 of .*\.env\)"}),
-        ("", {"DB_URL": "mongodb://x"}, {"DB_URL": r"is DB_URI meant\?$"}),
-        ("", {"MONGODB_URI": "mongodb://x"}, {"MONGODB_URI": "is DB_URI meant"}),
-        ("", {**COMPLETE, "SMTP_SERVER": "x"}, {"SMTP_SERVER": "is SMTP_HOST meant"}),
-        ("", {**COMPLETE, "SMTP_USER": "x"}, {"SMTP_USER": "is SMTP_LOGIN meant"}),
-        ("", {**COMPLETE, "SMTP_PASSWROD": "hunter2"}, {"SMTP_PASSWROD": "is SMTP_PASSWORD meant"}),
-        ("", {**COMPLETE, "API_KEY": "x" * 32}, {"API_KEY": "is API_KEYS meant"}),
-        ("", {**COMPLETE, "NOTIFICATION_LIMIT": "5"}, {"NOTIFICATION_LIMIT": "is NOTIFICATIONS_LIMIT meant"}),
-        ("", {**COMPLETE, "smtp_login": "x"}, {"smtp_login": "is SMTP_LOGIN meant"}),
+        ("MONGODB_URI=mongodb://x", {}, {"MONGODB_URI": "is DB_URI meant"}),
+        ("SMTP_SERVER=x", COMPLETE, {"SMTP_SERVER": "is SMTP_HOST meant"}),
+        ("SMTP_USER=x", COMPLETE, {"SMTP_USER": "is SMTP_LOGIN meant"}),
+        ("SMTP_PASSWROD=hunter2", COMPLETE, {"SMTP_PASSWROD": "is SMTP_PASSWORD meant"}),
+        (f"API_KEY={'x' * 32}", COMPLETE, {"API_KEY": "is API_KEYS meant"}),
+        ("NOTIFICATION_LIMIT=5", COMPLETE, {"NOTIFICATION_LIMIT": "is NOTIFICATIONS_LIMIT meant"}),
+        ("smtp_login=x", COMPLETE, {"smtp_login": "is SMTP_LOGIN meant"}),
+        ("SMTP_USER=x", {**COMPLETE, "SMTP_USER": "y"}, {"SMTP_USER": r"is SMTP_LOGIN meant\? \(in line 1"}),
+        # --- in the environment only where something else is wrong, which they may explain
+        ("", {"EMAIL": "a@b.example", "SMTP_SERVER": "x"}, {"DB_URI": "", "SMTP_HOST": "", "SMTP_SERVER": "meant"}),
         # --- half a configuration is never a local run
-        ("", {"EMAIL": "a@b.example"}, {"DB_URI": "Missing", "SMTP_HOST": "Missing"}),
-        ("", {"SMTP_PORT": "25"}, {"DB_URI": "Missing", "SMTP_HOST": "Missing", "EMAIL": "Missing"}),
-        ("", {"SMTP_AUTH": "1"}, {"DB_URI": "Missing", "SMTP_HOST": "Missing", "EMAIL": "Missing"}),
+        ("EMAIL=a@b.example", {}, {"DB_URI": "Missing.* as EMAIL is set", "SMTP_HOST": "Missing"}),
+        ("", {"SMTP_PORT": "25"}, {"DB_URI": "Missing.* as SMTP_PORT is set", "SMTP_HOST": "", "EMAIL": ""}),
+        ("", {"SMTP_AUTH": "1"}, {"DB_URI": "Missing.* as SMTP_AUTH is set", "SMTP_HOST": "", "EMAIL": ""}),
         ("SMTP_HOST=x", {"EMAIL": "a@b.example"}, {"DB_URI": "Missing"}),
         # --- hosts
         *(
@@ -118,6 +122,43 @@ def test_what_could_be_misread_is_a_fault(
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DB_URL", "DB_URI"),
+        ("MONGODB_URI", "DB_URI"),
+        ("SMTP_SERVER", "SMTP_HOST"),
+        ("SMTP_USER", "SMTP_LOGIN"),
+        ("SMTP_PASSWROD", "SMTP_PASSWORD"),
+        ("API_KEY", "API_KEYS"),
+        ("NOTIFICATION_LIMIT", "NOTIFICATIONS_LIMIT"),
+    ],
+)
+def test_a_similar_name_in_the_environment_is_a_warning_unless_ours_is_set(
+    environment: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    settings = environment()
+    monkeypatch.setenv(name, "hunter2")
+    assert warnings_about(settings) == [f"{name}: Is none of the service's variables; is {meant} meant?"]
+    given: dict[str, Any] = {meant.lower(): "x"}
+    assert warnings_about(replace(settings, **given)) == []
+
+
+def test_the_api_key_of_a_client_stops_no_command(tmp_path: Path) -> None:
+    preview = ("preview", "new_login")
+    for variables, warned in (({}, True), ({"API_KEYS": "k" * 32}, False)):
+        done = run(*preview, cwd=tmp_path, API_KEY="hunter2", **COMPLETE, **variables)
+        assert (done.returncode, "is API_KEYS meant?" in done.stderr) == (0, warned)
+        assert "hunter2" not in done.stderr
+    done = run("check", cwd=tmp_path, API_KEY="hunter2")
+    assert re.search("^ok +configuration +a local run.*API_KEY: .* is API_KEYS meant", done.stdout)
+
+
+def test_an_email_that_a_shell_exports_leaves_a_local_run_local(environment: Callable[..., Settings]) -> None:
+    settings = environment(EMAIL="me@example.com")
+    assert (settings.local, settings.email) == (True, "me@example.com")
+
+
+@pytest.mark.parametrize(
     "variables",
     [
         {"SMTP_SERVICE_HOST": "10.0.0.1", "SMTP_SERVICE_PORT": "25", "SMTP_PORT_25_TCP_ADDR": "10.0.0.1"},  # Kubernetes
@@ -133,7 +174,8 @@ def test_what_could_be_misread_is_a_fault(
     ],
 )
 def test_what_a_platform_sets_is_no_fault(environment: Callable[..., Settings], variables: dict[str, str]) -> None:
-    assert environment(**COMPLETE, **variables).db_uri == COMPLETE["DB_URI"]
+    settings = environment(**COMPLETE, **variables)
+    assert (settings.db_uri, warnings_about(settings)) == (COMPLETE["DB_URI"], [])
 
 
 @pytest.mark.parametrize("host", ["smtp.example.com", "a_b", "127.0.0.1", "::1", "fe80::1%eth0", "ö.example", "x."])

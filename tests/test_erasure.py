@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from bson import ObjectId
 
-from mongo.creation import Create
 from mongo.dead_mail import DeadMail
+from mongo.document import WRITTEN
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
-from tests.client import DB, OTHER, PROTECTED, USER, Client, create, list_, owed, problem, settled, token, user
+from tests.client import DB, OTHER, PROTECTED, USER, Client, create, list_, ours, owed, problem, settled, token, user
 from tests.fixtures import Start, assert_outboxes_consistent
 from tests.servers import MailServer, free_port
 from tests.streams import listening
@@ -41,8 +43,8 @@ async def leave_everything(client: Client, database: DB) -> None:
         assert (await client.post(f"{path}user_id={USER}", json=json)).status == 200
     database.dead_mail.insert_many([{"user_id": USER}, {"user_id": USER}, {"user_id": OTHER}])
     await create(client, OTHER, key="new_login")
-    fields = {"notifications", "outbox", "mail_due", "recent", "deleted_notifications"}
-    assert user(database).keys() == PROFILE.keys() | fields | {"notification_preferences", "email_suppression"}
+    assert user(database).keys() == PROFILE.keys() | {"notifications", "notifier"}
+    assert {f"notifier.{name}" for name in ours(database)} | {"notifications"} == set(WRITTEN)
 
 
 async def test_i13_nothing_is_left_but_the_profile(start: Start, database: DB) -> None:
@@ -53,7 +55,7 @@ async def test_i13_nothing_is_left_but_the_profile(start: Start, database: DB) -
         assert user(database) == PROFILE
         assert [letter["user_id"] for letter in database.dead_mail.find()] == [OTHER]
         assert (await list_(client))["elements"] == 0
-    assert len(user(database, OTHER)["outbox"]) == 1
+    assert len(ours(database, OTHER)["outbox"]) == 1
     await create(client)
     assert (await list_(client))["elements"] == 1
 
@@ -66,17 +68,16 @@ async def test_an_unknown_user_is_erased_too_dead_letters_included(client: Clien
 
 async def test_only_a_backend_may_erase(start: Start, database: DB) -> None:
     client = await start(**PROTECTED)
-    database.users.insert_one(PROFILE | {"recent": []})
+    database.users.insert_one(PROFILE | {"notifier": {"recent": []}})
     assert await erase(client, headers={"Authorization": f"Bearer {token()}"}) == 403
-    assert "recent" in user(database)
+    assert ours(database) == {"recent": []}
 
 
-@pytest.mark.parametrize("field", ["recent", "notification_preferences", "email_suppression", "deleted_notifications"])
-async def test_a_field_of_the_teams_is_409_and_nothing_is_erased(client: Client, database: DB, field: str) -> None:
-    document = PROFILE | {"notifications": [], field: {"of": "the team"}}
-    database.users.insert_one(document)
-    assert await erase(client) == 409
-    assert user(database) == document
+async def test_what_this_version_does_not_know_in_the_object_stays(client: Client, database: DB) -> None:
+    later = {"seen_at": datetime(2026, 1, 1, tzinfo=UTC), "of a later version": [1]}
+    database.users.insert_one(PROFILE | {"notifications": [], "notifier": later | {"recent": [], "deleted": ["x"]}})
+    assert await erase(client) == 200
+    assert user(database) == PROFILE | {"notifier": later}
 
 
 async def test_streams_see_it(client: Client) -> None:

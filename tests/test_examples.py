@@ -6,13 +6,11 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import sys
-
-import pytest
 
 from tests.client import KEY, PROTECTED, ROOT, SECRET, USER, Client
 from tests.fixtures import Start
+from tests.programs import needed
 
 
 def example(language: str) -> str:
@@ -35,8 +33,9 @@ async def run_example(client: Client, program: str, code: str) -> str:
     return out.decode()
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
 async def test_the_example_clients_work(start: Start) -> None:
+    for name in ("curl", "node", "openssl"):
+        needed(name)
     client = await start(**PROTECTED)
     assert json.loads(await run_example(client, "sh -c", example("sh"))) == {"success": True}
     signed = await run_example(client, f"{sys.executable} -c", example("python"))

@@ -12,15 +12,15 @@ import pytest
 from bson import ObjectId
 
 from api.problems import BY_EXCEPTION
+from config.ids import IdType
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import Unavailable, UnknownUser
-from mongo.ids import IdType
 from settings import Settings, UnknownUsers
-from tests.client import DB, OTHER, USER, Client, create, list_, problem, settled, user
-from tests.faults import HEARTBEATS, failing, far_from_due
+from tests.client import DB, OTHER, USER, Client, create, list_, metric, ours, owing, problem, settled, user
+from tests.faults import HEARTBEATS, failing, far_from_due, impatient
 from tests.fixtures import Start
 from tests.processes import running_service
-from tests.proxy import Proxy
+from tests.proxy import FAULTS, Proxy
 from tests.servers import MailServer, Mongod
 from tests.streams import client_of
 from tests.waiting import eventually, eventually_async
@@ -145,19 +145,20 @@ async def test_each_user_has_an_outcome_of_their_own_and_asking_again_does_the_r
         [
             {"_id": ObjectId(full), "blob": b"x" * (16 * 1024 * 1024 - 1000)},
             {"_id": ObjectId(foreign), "notifications": "not ours"},
-            {"_id": ObjectId(owed), "outbox": emails, "mail_due": emails[0]["next_at"]},
+            {"_id": ObjectId(owed), **owing(*emails)},
         ]
     )
     await send(client, [changed], "new_message")
     status, body = await send(client, USERS, "new_login", data={"a": "x" * 2000})
-    assert status == 503
+    assert status == 409
     assert {index: reason[0][:36] for index, reason in body["errors"]["user_ids"].items()} == {
         "1": "The user's document has no room for ",
         "70": "The users' collection does not admit",
-        "71": "The user is owed 20 e-mails that cou",
         "149": "The Idempotency-Key belongs to anoth",
     }
-    assert counts(database)[1] == len(USERS) - 3
+    assert counts(database)[1] == len(USERS) - 2
+    assert len(ours(database, owed)["outbox"]) == OUTBOX_LIMIT
+    assert await metric(client, "notifier_emails_not_owed_total") == 1
     for user_id in (full, foreign, owed):
         database.users.delete_one({"_id": ObjectId(user_id)})
     status, body = await send(client, USERS, "new_login", data={"a": "x" * 2000})
@@ -169,8 +170,8 @@ async def test_each_user_has_an_outcome_of_their_own_and_asking_again_does_the_r
 # --- what fails ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", FAULTS)
+@impatient
 async def test_i1_a_batch_whose_reply_is_lost_applies_once(start: Start, any_mongod: Mongod, fault: str) -> None:
     name, proxy = f"lost_{ObjectId()}", Proxy(any_mongod.port)
     async with proxy.running():
@@ -184,7 +185,7 @@ async def test_i1_a_batch_whose_reply_is_lost_applies_once(start: Start, any_mon
         await client.close()
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_without_mongodb_everyone_is_told_in_time_and_asking_again_notifies_each_once(
     start: Start, settings: Settings, mongod: Mongod, database: DB
 ) -> None:
@@ -198,7 +199,7 @@ async def test_i6_without_mongodb_everyone_is_told_in_time_and_asking_again_noti
     assert counts(database) == {1: len(USERS)}
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_locked_documents_fail_alone(start: Start, mongod: Mongod, database: DB) -> None:
     client = await start()
     await send(client, USERS, repeat="first")
@@ -256,7 +257,7 @@ async def test_beside_single_creates_its_batches_are_small(client: Client, mongo
     assert (await list_(client, OTHER))["elements"] == min(singles, 100)
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_a_locked_document_delays_nobody_but_its_user(
     start: Start, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,7 +272,7 @@ async def test_i6_a_locked_document_delays_nobody_but_its_user(
     assert "the field `notifications` of document" in caplog.text
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_what_nobody_sees_any_more_makes_room(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +280,7 @@ async def test_what_nobody_sees_any_more_makes_room(
     held = [{"id": f"{n}", "is_new": False, "data": {"x": "x" * 1_100_000}} for n in range(14)]
     for user_id in (USER, OTHER):
         database.users.insert_one({"_id": ObjectId(user_id), "notifications": held, "own": "x" * 1_370_000})
-    client = await start(notifications_limit=10)
+    client = await start(notifications_limit=10, notifications_slack=5)
     await create(client, USER, data={"x": "x" * 16_000})
     assert await send(client, [OTHER], data={"x": "x" * 16_000}) == done(1)
     assert [len(user(database, user_id)["notifications"]) for user_id in (USER, OTHER)] == [10, 10]

@@ -13,10 +13,10 @@ from bson import ObjectId
 
 from handlers import STORE
 from mongo.owed import OwedEmail
-from tests.client import DB, USER, Client, create, list_, owed, settled, user
-from tests.faults import failing
+from tests.client import DB, USER, Client, create, list_, ours, owed, settled
+from tests.faults import failing, impatient
 from tests.fixtures import Start
-from tests.proxy import Proxy
+from tests.proxy import FAULTS, Proxy
 from tests.servers import MailServer, Mongod
 from tests.waiting import eventually_async
 
@@ -34,10 +34,10 @@ async def proxied(mongod: Mongod) -> AsyncIterator[tuple[Proxy, str, str]]:
 
 async def nothing_is_owed(client: Client) -> None:
     """Wait until no e-mail is owed."""
-    users = client.app[STORE].users
+    users = client.app[STORE].users.collection
 
     async def is_settled() -> None:
-        assert await users.count_documents({"mail_due": {"$exists": True}}) == 0
+        assert await users.count_documents({"notifier.due": {"$exists": True}}) == 0
 
     await eventually_async(is_settled)
 
@@ -47,7 +47,7 @@ async def nothing_is_owed(client: Client) -> None:
 
 @pytest.mark.parametrize(("command", "number"), [("findAndModify", 1), ("updates", 20)], ids=["alone", "shared"])
 @pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
     start: Start, proxied: Any, mail: MailServer, command: str, number: int, key: str | None
 ) -> None:
@@ -80,9 +80,9 @@ async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
     assert len(mail.ids) == number
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("selector", ["notification_id", "all"])
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
     start: Start, proxied: Any, fault: str, selector: str
 ) -> None:
@@ -99,7 +99,7 @@ async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
     assert left == ([oldest] if selector == "notification_id" else [])
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i1_a_deletion_that_is_repeated_deletes_nothing_that_came_meanwhile(start: Start, proxied: Any) -> None:
     proxy, uri, direct_uri = proxied
     client, other = await start(db_uri=uri), await start(db_uri=direct_uri)
@@ -125,8 +125,8 @@ def kinds(tmp_path: Path) -> dict[str, Any]:
     return {"kinds_file": tmp_path / "kinds.toml"}
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "swallow"])
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", FAULTS)
+@impatient
 async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
     start: Start, proxied: Any, mail: MailServer, kinds: dict[str, Any], fault: str
 ) -> None:
@@ -142,7 +142,7 @@ async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
     assert len(mail.received) == 1
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i12_an_email_whose_users_preferences_cannot_be_read_waits(
     start: Start, database: DB, mail: MailServer, mongod: Mongod, kinds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +202,7 @@ async def test_a_worker_that_dies_as_it_buries_a_bounce_has_suppressed_the_addre
         assert owed(database)[0]["dead"]
 
     await eventually_async(is_marked)
-    assert user(database)["email_suppression"]["code"] == "5.1.1"
+    assert ours(database)["suppression"]["code"] == "5.1.1"
     await client.close()
     mail.script = None
     monkeypatch.undo()

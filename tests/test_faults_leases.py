@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from delivery import running_delivery
-from mongo.creation import Create
 from mongo.errors import Unavailable
 from mongo.owed import OwedEmail
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from ops.metrics import Metrics
 from settings import Security, Settings
@@ -26,7 +26,7 @@ from tests.fixtures import Start
 from tests.processes import running_service
 from tests.servers import MailServer
 from tests.smtp import raw_server
-from tests.waiting import eventually_async
+from tests.waiting import eventually_async, slow_clock
 
 
 async def test_i4_eight_workers_send_each_of_1000_emails_once(start: Start, database: DB, mail: MailServer) -> None:
@@ -86,11 +86,12 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
     assert len(mail.received) == 1
 
 
-async def test_i4_after_a_kill_9_another_process_delivers_within_40_s(
-    settings: Settings, database: DB, mail: MailServer, tmp_path: Path
+@pytest.mark.parametrize("lease", [5, pytest.param(30, marks=pytest.mark.ci)])
+async def test_i4_after_a_kill_9_another_process_delivers_10_s_after_the_lease_at_the_latest(
+    settings: Settings, database: DB, mail: MailServer, tmp_path: Path, lease: int
 ) -> None:
-    """With the default lease. The dead process had claimed the e-mail and was in the conversation."""
-    dead = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=30, SMTP_COMMAND_TIMEOUT=30)
+    """The dead process had claimed the e-mail and was in the conversation. The default lease is of 30 s."""
+    dead = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=lease, SMTP_COMMAND_TIMEOUT=30)
     reached = asyncio.Event()
 
     async def script(stage: str, _recipient: str) -> str | None:
@@ -103,14 +104,13 @@ async def test_i4_after_a_kill_9_another_process_delivers_within_40_s(
     async with open_store(settings) as direct:
         await direct.create(Create(USER, SPECIFIED["new_login"]))
     await reached.wait()
-    other = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=30)
+    other = await running_service(settings, tmp_path, MAIL_LEASE_SECONDS=lease)
     dead.kill()
-    killed = time.monotonic()
-    await settled(database, within=60)
-    took = time.monotonic() - killed
+    with slow_clock() as elapsed:
+        await settled(database, within=120)
+        logging.getLogger(__name__).info("delivered %.1f s after the kill", elapsed())
+        assert elapsed() < lease + 10
     other.kill()
-    logging.getLogger(__name__).info("delivered %.1f s after the kill", took)
-    assert took < 40
     assert len(mail.received) == 1
 
 

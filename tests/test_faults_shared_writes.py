@@ -12,9 +12,10 @@ from bson import DatetimeMS, ObjectId, encode
 from bson.raw_bson import RawBSONDocument
 
 from mongo.document import OUTBOX_LIMIT
+from mongo.errors import Patience
 from settings import Settings
-from tests.client import DB, Client, create, read, settled, user
-from tests.faults import HEARTBEATS, failing, far_from_due
+from tests.client import DB, Client, create, ours, owing, read, settled, user
+from tests.faults import HEARTBEATS, failing, far_from_due, impatient
 from tests.fixtures import Start
 from tests.servers import Mongod
 
@@ -34,13 +35,13 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
     client: Client, database: DB, mongod: Mongod
 ) -> None:
     """Every outcome that a create can have, among many creates that succeed."""
-    full_document, not_an_array, full_outbox, replayed = (f"{n:024x}" for n in range(100, 104))
+    full_document, not_an_array, full_outbox, kept, replayed = (f"{n:024x}" for n in range(100, 105))
     emails = [far_from_due(n) for n in range(OUTBOX_LIMIT)]
     database.users.insert_one({"_id": ObjectId(full_document), "blob": b"x" * (16 * 1024 * 1024 - 1000)})
     database.users.insert_many(
         [
             {"_id": ObjectId(not_an_array), "notifications": "not ours"},
-            {"_id": ObjectId(full_outbox), "outbox": emails, "mail_due": emails[0]["next_at"]},
+            *({"_id": ObjectId(user_id), **owing(*emails)} for user_id in (full_outbox, kept)),
         ]
     )
     once, changed = ({"user_id": replayed, "key": "new_post", "data": {"x": n}} for n in range(2))
@@ -50,7 +51,8 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
     requests = [
         ({"user_id": full_document, "key": "new_post", "data": {"a": "x" * 2000}}, {}, 413),
         ({"user_id": not_an_array, "key": "new_post"}, {}, 409),
-        ({"user_id": full_outbox, "key": "new_login"}, {}, 503),
+        ({"user_id": full_outbox, "key": "registration"}, {}, 503),
+        ({"user_id": kept, "key": "new_login"}, {}, 201),
         (once, key, 201),
         (changed, key, 422),
         *((body, {}, 201) for body in plain),
@@ -65,7 +67,8 @@ async def test_i1_each_create_in_a_shared_call_has_its_own_outcome(
         assert [item["data"] for item in user(database, str(body["user_id"]))["notifications"]] == [body["data"]] * 6
     assert len(user(database, replayed)["notifications"]) == 1
     assert "notifications" not in user(database, full_outbox) | user(database, full_document)
-    database.users.delete_one({"_id": ObjectId(full_outbox)})
+    assert (len(user(database, kept)["notifications"]), len(ours(database, kept)["outbox"])) == (6, OUTBOX_LIMIT)
+    database.users.delete_many({"_id": {"$in": [ObjectId(full_outbox), ObjectId(kept)]}})
     await settled(database)
 
 
@@ -102,7 +105,7 @@ async def test_i1_a_refusal_by_a_validator_affects_no_other_write_of_the_call(cl
     [{"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}}, {"closeConnection": True}],
     ids=["not on a majority", "no reply"],
 )
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_a_shared_call_that_is_not_confirmed_is_a_201_for_nobody(
     start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
 ) -> None:
@@ -120,12 +123,10 @@ async def test_i6_a_shared_call_that_is_not_confirmed_is_a_201_for_nobody(
     assert [len(user(database, user_id)["notifications"]) for user_id in users] == [1] * 20
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_i6_locked_documents_fail_alone(
-    start: Start, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# An attempt alone may take nearly the whole time.
+@pytest.mark.parametrize("patience", [Patience(operation=2.0, attempt=1.9, shared_call=0.5)], ids=["impatient"])
+async def test_i6_locked_documents_fail_alone(start: Start, mongod: Mongod, database: DB) -> None:
     """Another program's transaction may lock documents for a minute. Writes to other documents must not wait for it."""
-    monkeypatch.setattr("mongo.connection.ATTEMPT_TIMEOUT_MS", 1900)  # an attempt alone may take nearly the whole time
     client = await start()
     users = [f"{n:024x}" for n in range(20)]
     await asyncio.gather(*(create(client, user_id) for user_id in users))
@@ -162,11 +163,11 @@ async def test_i6_a_client_that_disconnects_affects_no_other_write_of_the_call(c
     assert all(len(user(database, user_id)["notifications"]) == 1 for user_id in users[10:])
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_i6_beyond_the_queue_limit_requests_are_503_at_once(
     start: Start, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongo.writes.QUEUE_LIMIT", 5)
+    monkeypatch.setattr("mongo.batcher.QUEUE_LIMIT", 5)
     client = await start()
     with failing(mongod, ["findAndModify", "update"], blockConnection=True, blockTimeMS=300):
         posts = [client.post("/create", json={"user_id": f"{n:024x}", "key": "new_post"}) for n in range(60)]

@@ -16,6 +16,7 @@ from bson import ObjectId
 
 from api.hub import HUB
 from mongo.changes import Changes, Inbox
+from mongo.errors import Patience
 from settings import Settings
 from tests.client import DB, OTHER, USER, Client, create, metric, problem
 from tests.faults import HEARTBEATS, failing
@@ -97,15 +98,14 @@ async def test_streams_stay_open_while_mongodb_is_down(
         await client.close()
 
 
+@pytest.mark.parametrize("patience", [Patience(operation=0.3)], ids=["soon"])
 async def test_an_inbox_is_sent_once_it_can_be_read_again(
     client: Client,
     mongod: Mongod,
     database: DB,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "notifier.streams")
-    monkeypatch.setattr("mongo.errors.DEADLINE", 0.3)
     async with listening(client) as events:
         assert await events.next() == EMPTY
         with failing(mongod, ["find"], errorCode=50):

@@ -12,7 +12,7 @@ import pytest
 
 from api.operations import operations
 from api.problems import PROBLEMS
-from mongo.ids import IdType
+from config.ids import IdType
 from ops.kinds import SPECIFIED
 from settings import Settings
 from tests.client import ROOT
@@ -52,3 +52,12 @@ def test_the_tables_are_complete() -> None:
     assert all(f"| `{route}` |" in operation for route in OPERATIONS)
     assert all(f"| {problem.status} | {problem.meaning} |" in api for problem in PROBLEMS)
     assert all(f"| `{field.name.upper()}` |" in operation for field in fields(Settings))
+
+
+def test_every_table_has_its_place_in_a_page() -> None:
+    written = "".join(page.read_text() for page in ROOT.glob("docs/*.md"))
+    program = "import generate; print(*generate.BLOCKS)"
+    command = [sys.executable, "-c", program]
+    blocks = subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True).stdout.split()
+    assert {"errors", "scale_rates", "scale_users", "scale_bounds"} <= set(blocks)
+    assert all(f"<!-- end of {block} -->" in written for block in blocks)

@@ -21,6 +21,7 @@ from tests.browser import local_run
 from tests.client import KEY, PROTECTED, USER, Client, problem
 from tests.fixtures import Start
 from tests.processes import LocalRun, running_service
+from tests.waiting import slow_clock
 
 BOMB = gzip.compress(b" " * 50_000_000)  # 50 KB
 CODINGS = ["gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "unknown", "gzip;q=1"]
@@ -46,14 +47,17 @@ OWN_ROUTES = ["POST /create", "GET /list", "POST /read", "GET /stream", "GET /me
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-async def test_compressed_bodies_are_refused_and_never_inflated(client: Client, coding: str) -> None:
+async def test_compressed_bodies_are_refused_and_never_inflated(shared_client: Client, coding: str) -> None:
     body = {"deflate": zlib.compress(with_()), "gzip, gzip": gzip.compress(BOMB)}.get(coding, BOMB)
     started = time.process_time()
+    gzip.decompress(BOMB)
+    inflating = time.process_time() - started
+    started = time.process_time()
     for _ in range(10):
-        response = await client.post("/create", data=body, headers={"Content-Encoding": coding})
+        response = await shared_client.post("/create", data=body, headers={"Content-Encoding": coding})
         assert (response.status, response.headers["Accept-Encoding"]) == (415, "identity")
         await problem(response)
-    assert time.process_time() - started < 0.5  # inflating one takes a fifth of it
+    assert time.process_time() - started < 5 * inflating
 
 
 async def test_an_identity_coding_is_none(client: Client) -> None:
@@ -106,13 +110,13 @@ async def test_a_body_without_end_is_not_read_for_ever_nor_as_fast_as_it_comes(s
     client = await start(**PROTECTED)
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-    sent, began = 0, time.monotonic()
-    with contextlib.suppress(ConnectionError):
-        while True:
+    sent = 0
+    with slow_clock() as elapsed, contextlib.suppress(ConnectionError):
+        while elapsed() < 5:
             writer.write(b"1000\r\n" + b" " * 4096 + b"\r\n")
             await writer.drain()
             sent += 4096
-    assert time.monotonic() - began < 5
+    assert elapsed() < 5
     assert sent < 50_000_000  # what the kernel buffers included
     writer.close()
     del reader
@@ -125,11 +129,15 @@ async def test_a_process_does_not_inflate_either(settings: Settings, tmp_path: P
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
         for key, status in (("", 401), (KEY, 415)):
             given = headers | {"Authorization": f"Bearer {key}"}
+            started = time.process_time()
+            for _ in range(10):
+                gzip.decompress(BOMB)
+            inflating = time.process_time() - started
             before = cpu_seconds(service.process.pid)
             for _ in range(20):
                 async with session.post(url, data=BOMB, headers=given) as response:
                     assert response.status == status
-            assert cpu_seconds(service.process.pid) - before < 1
+            assert cpu_seconds(service.process.pid) - before < inflating
     service.kill()
 
 
@@ -141,16 +149,20 @@ def cpu_seconds(pid: int) -> float:
 
 async def test_thousands_of_unknown_names_cost_little_and_few_are_named(client: Client) -> None:
     body = "{" + ",".join(f'"{n:x}":0' for n in range(7000)) + "}"
-    started = time.perf_counter()
+    started = time.process_time()
+    for _ in range(100):
+        assert (await client.post("/create", data=b"{}")).status == 422
+    usual = time.process_time() - started
+    started = time.process_time()
     response = await client.post("/create", data=body)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < usual
     assert response.status == 422
     assert len((await problem(response))["errors"]) == 16 + 2  # and those that are missing
     query = "&".join(f"{n:x}" for n in range(1500))
-    started = time.perf_counter()
+    started = time.process_time()
     assert (await client.get(f"/list?user_id={USER}&{query}")).status == 200
     assert (await client.post(f"/read?user_id={USER}&all=true&{query}")).status == 200
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < usual
 
 
 # --- pages of other sites ---------------------------------------------------------------------------
@@ -158,8 +170,8 @@ async def test_thousands_of_unknown_names_cost_little_and_few_are_named(client: 
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("route", OWN_ROUTES)
-async def test_while_there_are_no_keys_only_own_pages_may_call(start: Start, route: str, site: str) -> None:
-    client = await start(**OPEN)
+async def test_while_there_are_no_keys_only_own_pages_may_call(share: Start, route: str, site: str) -> None:
+    client = await share(**OPEN)
     given, is_own = SITES[site]
     headers = {name: value.format(host=f"127.0.0.1:{client.port}") for name, value in given.items()}
     assert (await call(client, route, headers)) == (200 if is_own else 403)
@@ -188,8 +200,8 @@ async def test_a_form_of_another_site_creates_nothing_and_marks_nothing(client: 
 
 
 @pytest.mark.parametrize("site", SITES)
-async def test_where_there_are_keys_they_decide_alone(start: Start, site: str) -> None:
-    client = await start(**PROTECTED)
+async def test_where_there_are_keys_they_decide_alone(share: Start, site: str) -> None:
+    client = await share(**PROTECTED)
     headers = {name: value.format(host="x") for name, value in SITES[site][0].items()}
     assert (await client.get(f"/list?user_id={USER}", headers=headers)).status == 401
     headers["Authorization"] = f"Bearer {KEY}"
@@ -257,9 +269,9 @@ async def test_a_phone_on_plain_http_sends_only_its_origin(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("host", ["localhost:abc", "[::1", "a b", "%", "x" * 5000, "é"])
-async def test_any_host_is_answered_elsewhere(client: Client, host: str) -> None:
-    assert client.port
-    assert (await raw(client.port, host)).startswith(b"HTTP/1.1 200")
+async def test_any_host_is_answered_elsewhere(shared_client: Client, host: str) -> None:
+    assert shared_client.port
+    assert (await raw(shared_client.port, host)).startswith(b"HTTP/1.1 200")
 
 
 async def raw(port: int, host: str, more: str = "") -> bytes:

@@ -13,7 +13,7 @@ from marshmallow import ValidationError
 import handlers
 from api import openapi
 from config.environment import SettingsError
-from mongo.ids import IdType
+from config.ids import IdType
 from ops.kinds import SPECIFIED, Kind, load_kinds
 from schemas import CreateSchema, SelectionSchema
 from settings import Settings

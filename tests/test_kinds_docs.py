@@ -16,8 +16,10 @@ from handlers import describe_kinds
 from mail.templates import Templates
 from ops.kinds import SPECIFIED, TYPES, load_kinds
 from settings import Settings
-from tests.client import DB, ROOT
+from tests.browser import local_run
+from tests.client import DB, ROOT, assert_length
 from tests.processes import Service, unconfigured
+from tests.programs import needed, needed_by
 from tests.servers import MailServer
 from tests.waiting import eventually_async
 
@@ -59,9 +61,31 @@ def write_files(folder: Path) -> None:
     (folder / "notifier.py").symlink_to(ROOT / "notifier.py")
 
 
+async def test_the_page_leads_to_a_local_run_too(tmp_path: Path) -> None:
+    needed("curl")
+    write_files(tmp_path)
+    lines = block("sh").splitlines(keepends=True)
+    assert [line.partition("=")[0] for line in lines[:5]] == [
+        "EMAIL",
+        "DB_URI",
+        "SMTP_HOST",
+        "SMTP_LOGIN",
+        "SMTP_PASSWORD",
+    ]
+    (tmp_path / ".env").write_text("".join(lines[5:]))
+    (store,) = re.findall(r"^```sh\n(\.venv.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    create = next(command for command, _ in console() if "/create" in command)
+    async with local_run(tmp_path) as local:
+        await asyncio.to_thread(shell, store, tmp_path)
+        typed = create.replace("127.0.0.1:8080", f"127.0.0.1:{local.port}")
+        assert await asyncio.to_thread(shell, typed, tmp_path) == '{"success": true}'
+        await eventually_async(lambda: assert_length(local.mails(), 1))
+    assert "Bestellung 1027 ist unterwegs" in local.mails()[0]
+
+
 def shell(command: str, folder: Path, **variables: str) -> str:
     done = subprocess.run(
-        ["/bin/bash", "-c", command],
+        ["/bin/bash", "-c", needed_by(command)],
         cwd=folder,
         env=unconfigured() | variables,
         capture_output=True,
@@ -76,11 +100,12 @@ def shell(command: str, folder: Path, **variables: str) -> str:
 async def test_the_page_leads_from_a_clone_to_the_right_email(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
+    needed("curl")
     write_files(tmp_path)
     database.users.insert_many(USERS)
     servers = {
         "DB_URI": settings.db_uri,
-        "SMTP_HOST": "localhost",
+        "SMTP_HOST": settings.smtp_host,
         "SMTP_PORT": f"{mail.port}",
         "SMTP_LOGIN": settings.smtp_login or "",
         "SMTP_PASSWORD": settings.smtp_password or "",

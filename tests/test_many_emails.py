@@ -19,8 +19,8 @@ from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.verdicts import Verdict
 from mail.window import Window
-from mongo.creation import Create
 from mongo.owed import NO_TOKEN, OwedEmail
+from mongo.requests import Create
 from ops.kinds import SPECIFIED, Kind
 from ops.metrics import Metrics
 from settings import Settings
@@ -165,7 +165,7 @@ def assert_at_least(items: Sized, count: int) -> None:
 # --- what is done for many at once, and a fault of one -------------------------------------------------
 
 
-async def test_one_look_is_for_many_and_holds_for_50_ms(settings: Settings, mongod: Mongod) -> None:
+async def test_one_look_is_for_many_and_holds_for_50_ms(settings: Settings, database: DB, mongod: Mongod) -> None:
     async with owing(settings, dict.fromkeys([USER, OTHER, *ids(4)], 1)) as direct:
         window = Window()
         emails = await direct.outbox.claim(6, 60)
@@ -181,7 +181,7 @@ async def test_one_look_is_for_many_and_holds_for_50_ms(settings: Settings, mong
         assert finds(mongod) - before == 1
         assert all(lease.known and lease.wanted and lease.held for lease in leases.values())
         await direct.preferences.change(OTHER, {"digest": False})
-        await direct.users.delete_one({"_id": ObjectId(ids(1)[0])})
+        database.users.delete_one({"_id": ObjectId(ids(1)[0])})
         await asyncio.sleep(VALID)
         assert not any(lease.known for lease in leases.values())
         await asyncio.gather(*map(looks, leases.values()))
@@ -200,12 +200,12 @@ def finds(mongod: Mongod) -> int:
 async def test_emails_settled_together_are_those_of_their_users(settings: Settings, database: DB) -> None:
     """Another program may have owed two users an e-mail of the same id."""
     async with owing(settings, {USER: 2, OTHER: 2}) as direct:
-        database.users.update_many({}, {"$set": {"outbox.0.id": "same"}})
+        database.users.update_many({}, {"$set": {"notifier.outbox.0.id": "same"}})
         emails = await direct.outbox.claim(2, 60)
         sent = [email for email in emails if (email.user_id == USER) == (email.id == "same")]
         assert await direct.outbox.remove_together(sent)
-        assert [item["id"] == "same" for item in user(database, USER)["outbox"]] == [False]
-        assert [item["id"] == "same" for item in user(database, OTHER)["outbox"]] == [True]
+        assert [item["id"] == "same" for item in user(database, USER)["notifier"]["outbox"]] == [False]
+        assert [item["id"] == "same" for item in user(database, OTHER)["notifier"]["outbox"]] == [True]
         assert await direct.outbox.remove_together(emails)
         assert owed(database) == []
         assert not await direct.outbox.remove_together(emails)
@@ -222,7 +222,7 @@ async def test_a_document_that_cannot_be_changed_does_not_keep_others_from_being
         sent = Outcome(verdict=Verdict.SENT, status="250")
         settlements = Settlements(direct, settings, Metrics())
         await settlements.settle_together([(email, sent) for email in emails])
-    assert [f"{found['_id']}" for found in database.users.find({"mail_due": {"$exists": True}})] == [first]
+    assert [f"{found['_id']}" for found in database.users.find({"notifier.due": {"$exists": True}})] == [first]
 
 
 # --- the window ---------------------------------------------------------------------------------------

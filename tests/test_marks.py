@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from tests.client import DB, OTHER, TARGET, USER, Client, create, list_, read, user
+from tests.client import DB, OTHER, TARGET, USER, Client, create, list_, ours, read, user
 from tests.fixtures import Start
 
 
@@ -73,7 +73,7 @@ async def test_one_notification_is_deleted_at_once_and_for_good(client: Client, 
     assert await delete(client, notification_id=three[1]) == 200
     data = await list_(client)
     assert (data["elements"], data["new"], [item["id"] for item in data["list"]]) == (2, 2, [three[0], three[2]])
-    assert user(database)["deleted_notifications"] == [three[1]]
+    assert ours(database)["deleted"] == [three[1]]
     for path in ("/read", "/unread"):
         assert await post(client, path, notification_id=three[1]) == 404
 
@@ -104,7 +104,7 @@ async def test_as_many_deleted_ids_are_remembered_as_an_inbox_holds(start: Start
             await create(client)
         newest = (await ids(client))[:30]
         assert await delete(client, all="true") == 200
-    remembered = user(database)["deleted_notifications"]
+    remembered = ours(database)["deleted"]
     assert (len(remembered), remembered[-30:]) == (40, newest[::-1])
     assert user(database)["notifications"] == []
 
@@ -113,8 +113,9 @@ async def test_an_id_of_another_program_that_is_no_text_stays_and_harms_nothing(
     odd = {"id": ["x"], "is_new": False, "key": "new_post"}
     database.users.insert_one({"_id": ObjectId(USER), "notifications": [odd]})
     await create(client, key="new_post")
-    for selector in ({"key": "new_post"}, {"all": "true"}):
-        assert await delete(client, **selector) == 200
+    assert await delete(client, key="new_post") == 200
+    assert user(database)["notifications"] == [odd]
+    assert await delete(client, all="true") == 409  # as nothing is left that can be deleted
     assert user(database)["notifications"] == [odd]
 
 
@@ -123,18 +124,20 @@ async def test_a_null_among_the_notifications_stays_and_is_not_deleted(client: C
     database.users.update_one({}, {"$push": {"notifications": None}})
     assert await delete(client, all="true") == 200
     assert user(database)["notifications"] == [None]
-    assert len(user(database)["deleted_notifications"]) == 1
+    assert len(ours(database)["deleted"]) == 1
 
 
 @pytest.mark.parametrize("value", ["x", {"a": 1}, [1], ["a", None], False], ids=repr)
-async def test_a_field_of_the_teams_in_place_of_the_deleted_ids_is_409_and_stays(
+async def test_deleted_ids_of_another_form_hinder_nothing_and_only_an_array_of_them_stays(
     client: Client, database: DB, value: Any
 ) -> None:
-    database.users.insert_one({"_id": ObjectId(USER), "deleted_notifications": value})
+    database.users.insert_one({"_id": ObjectId(USER), "notifier": {"deleted": value}})
     await create(client)
-    assert await delete(client, all="true") == 409
+    (id_,) = await ids(client)
     assert await post(client, "/read", all="true") == 200
-    assert (user(database)["deleted_notifications"], len(await ids(client))) == (value, 1)
+    assert ours(database) == {"deleted": value}
+    assert await delete(client, all="true") == 200
+    assert (ours(database)["deleted"], await ids(client)) == ([*(value if isinstance(value, list) else []), id_], [])
 
 
 async def test_a_create_after_a_deletion_with_the_same_key_is_a_replay(client: Client) -> None:

@@ -48,6 +48,7 @@ async def test_metrics_show_how_many_emails_are_owed(start: Start, mongod: Mongo
 
 
 async def test_metrics_tolerate_a_document_that_another_program_broke(client: Client, database: DB) -> None:
-    database.users.insert_many([{"mail_due": datetime.now(UTC) + timedelta(hours=1)}])
+    later = datetime.now(UTC) + timedelta(hours=1)
+    database.users.insert_many([{"notifier": {"due": later, "outbox": "x"}}, {"notifier": [{"due": later}]}])
     assert (await client.get("/metrics")).status == 200
     database.users.delete_many({})

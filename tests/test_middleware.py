@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.client import DB, USER
+from tests.client import DB, USER, owed
 from tests.fixtures import Start
 from tests.servers import free_port
 
@@ -18,5 +18,5 @@ async def test_a_request_id_is_returned_and_kept_with_the_email(
     response = await client.post("/create", json=body, headers={"X-Request-ID": given} if given else {})
     answered = response.headers["X-Request-ID"]
     assert (answered == given) == kept
-    (owed,) = (database.users.find_one() or {})["outbox"]
-    assert owed["request_id"] == answered
+    (email,) = owed(database)
+    assert email["request_id"] == answered

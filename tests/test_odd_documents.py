@@ -3,70 +3,96 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import pytest
-from bson import CodecOptions, ObjectId, encode
-from bson.codec_options import DatetimeConversion
+from aiohttp import ClientResponse
+from bson import ObjectId, encode
 from bson.raw_bson import RawBSONDocument
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
-import delivery
+from handlers import STORE
+from mongo.document import TYPES
+from mongo.errors import Conflict
+from notifier import SETTINGS
 from settings import Settings
-from tests.client import DB, USER, Client, create, list_, metric, problem, read, settled, user
+from tests.client import DB, OTHER, USER, Client, create, list_, metric, ours, owing, problem, read, settled, user
 from tests.fixtures import Start
-from tests.odd_documents import DOCUMENTS, EMAIL, KEY, NOTIFICATION, PAST, may_be_sent
+from tests.links import link_path
+from tests.odd_documents import (
+    DOCUMENTS,
+    EMAIL,
+    KEY,
+    NO_OBJECTS,
+    NOTIFICATION,
+    OWN,
+    PAST,
+    RAW,
+    is_ours,
+    may_be_sent,
+    raw,
+)
 from tests.servers import MailServer
 from tests.streams import stream_url
 from tests.waiting import eventually_async
 
-LATER = datetime(2100, 1, 1, tzinfo=UTC)
 EXAMPLES = 100
-RAW: CodecOptions[RawBSONDocument] = CodecOptions(
-    document_class=RawBSONDocument,
-    unicode_decode_error_handler="replace",
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-)
-OWN = {"_id": 7, "to": "someone", "sent": False}
-"""What a team may keep in an array."""
-DAMAGED: list[dict[str, Any]] = [
-    {"mail_due": PAST},
-    {"mail_due": PAST, "outbox": None},
-    {"mail_due": PAST, "outbox": "x"},
-    {"mail_due": PAST, "outbox": {"0": EMAIL}},
-    {"mail_due": PAST, "outbox": [OWN]},
-    {"mail_due": PAST, "outbox": [[EMAIL]]},
-    {"mail_due": PAST, "outbox": [{name: value for name, value in EMAIL.items() if name != "id"}]},
-    {"mail_due": PAST, "outbox": [EMAIL | {"id": 5}]},
-    {"mail_due": PAST, "outbox": [EMAIL | {"id": ["x"]}]},
-    {"mail_due": PAST, "outbox": [EMAIL | {"at": "now"}]},
-    {"mail_due": PAST, "outbox": [EMAIL | {"next_at": None}]},
-    {"mail_due": PAST, "outbox": [EMAIL | {"tries": "many"}]},
-    {"mail_due": PAST, "outbox": [EMAIL | {"token": 0}]},
-    {"mail_due": "soon", "outbox": [EMAIL]},
-    {"mail_due": [PAST], "outbox": [EMAIL]},
-    {"mail_due": None, "outbox": []},
+LINKED = {"public_url": "https://x.example", "unsubscribe_secrets": ("u" * 32,)}
+FOREIGN_ARRAYS: list[tuple[Any, bool]] = [
+    ({"a": True}, False),
+    ("text", False),
+    (None, False),
+    ([OWN], False),
+    ([1, "text"], False),
+    ([{"id": f"{n}", "text": "x"} for n in range(150)], False),
+    ([NOTIFICATION | {"id": 5}], False),
+    ([NOTIFICATION, 1], True),
+    ([NOTIFICATION, [NOTIFICATION]], False),
+    ([None, NOTIFICATION, OWN], True),
 ]
-TEAMS: list[tuple[str, dict[str, Any]]] = [
-    ("new_login", {"outbox": [OWN]}),
-    ("new_login", {"outbox": [{"id": "a", "subject": "Hello"}]}),
-    ("new_login", {"outbox": [EMAIL | {"19": 0}], "mail_due": LATER}),
-    ("new_login", {"outbox": "x"}),
-    ("new_login", {"outbox": []} | {"mail_due": True}),
-    ("new_login", {"mail_due": PAST}),
-    ("registration", {"recent": [{"k": "a-key", "page": n} for n in range(60)]}),
-    ("registration", {"recent": [f"page {n}" for n in range(60)]}),
-    ("registration", {"recent": {"k": "x"}}),
-    ("new_message", {"notifications": [{"id": f"{n}", "text": "x"} for n in range(150)]}),
-    ("new_message", {"notifications": [NOTIFICATION | {"id": 5}]}),
-    ("registration", {"recent": [KEY | {"k": ["a-key"]}]}),
-    ("new_message", {"notifications": [NOTIFICATION, 1]}),
-    ("new_message", {"notifications": [NOTIFICATION, [NOTIFICATION]]}),
-    ("new_message", {"notifications": {"a": True}}),
+"""What a field named `notifications` may be where it is the team's, and whether something in it can be marked."""
+ODD_PARTS: list[tuple[dict[str, Any], str, set[str]]] = [
+    ({"due": "soon"}, "notifier.due", {"e-mail", "both", "both, key", "many", "retry"}),
+    ({"due": [PAST]}, "notifier.due", {"e-mail", "both", "both, key", "many", "retry"}),
+    ({"due": None, "mine": [1]}, "notifier.due", {"e-mail", "both", "both, key", "many", "retry"}),
+    ({"outbox": "text"}, "notifier.outbox", {"e-mail", "both", "both, key", "many", "retry"}),
+    ({"outbox": {"99": 1}}, "notifier.outbox", {"e-mail", "both", "both, key", "many", "retry"}),
+    ({"recent": "text"}, "notifier.recent", {"e-mail", "kept, key", "both, key", "many", "retry"}),
+    ({"recent": {"k": "x"}}, "notifier.recent", {"e-mail", "kept, key", "both, key", "many", "retry"}),
+    ({"preferences": "off"}, "notifier.preferences", {"preferences", "unsubscribe"}),
+    ({"preferences": [OWN]}, "notifier.preferences", {"preferences", "unsubscribe"}),
 ]
+"""Parts of an object named `notifier` that have another type, and which requests that is in the way of."""
+LETTER = {"_id": "d" * 24, "user_id": USER, "key": "registration", "at": PAST, "tries": 1, "error": "x"}
+WRITES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "kept": ("/create", {"json": {"user_id": USER, "key": "new_message"}}),
+    "kept, key": (
+        "/create",
+        {"json": {"user_id": USER, "key": "new_message"}, "headers": {"Idempotency-Key": "kept"}},
+    ),
+    "e-mail": ("/create", {"json": {"user_id": USER, "key": "registration"}}),
+    "both": ("/create", {"json": {"user_id": USER, "key": "new_login"}}),
+    "both, key": ("/create", {"json": {"user_id": USER, "key": "new_login"}, "headers": {"Idempotency-Key": "both"}}),
+    "many": (
+        "/create",
+        {"json": {"user_ids": [OTHER, USER], "key": "new_login"}, "headers": {"Idempotency-Key": "many"}},
+    ),
+    "read": ("/read", {"params": {"user_id": USER, "all": "true"}}),
+    "unread": ("/unread", {"params": {"user_id": USER, "notification_id": "a" * 24}}),
+    "delete": ("/delete", {"params": {"user_id": USER, "all": "true"}}),
+    "delete one": ("/delete", {"params": {"user_id": USER, "notification_id": "7"}}),
+    "preferences": ("/preferences", {"params": {"user_id": USER}, "json": {"*": {"email": False}}}),
+    "suppress": ("/suppress", {"params": {"user_id": USER}}),
+    "lift": ("/suppress", {"params": {"user_id": USER}, "json": {"suppressed": False}}),
+    "unsubscribe": ("", {}),
+    "erase": ("/erase", {"params": {"user_id": USER}}),
+    "retry": ("", {}),
+}
+"""Everything that may write to a user's document: the path and the options of the request."""
+NEEDS_AN_OBJECT = WRITES.keys() - {"kept", "read", "unread"}
+NEEDS_OUR_ARRAY = {"kept", "kept, key", "both", "both, key", "many", "read", "unread", "delete", "delete one", "erase"}
 
 
 @pytest.fixture(autouse=True)
@@ -76,180 +102,165 @@ def without_odd_documents(database: DB) -> Iterator[None]:
     database.users.delete_many({})
 
 
-def raw(database: DB, user_id: str = USER) -> bytes | None:
-    """Return the bytes of a user's document."""
-    found = cast("Any", database.get_collection("users", RAW)).find_one(ObjectId(user_id))
-    return bytes(found.raw) if found else None
+async def ask(client: Client, name: str) -> ClientResponse:
+    path, options = WRITES[name]
+    return await client.post(path or link_path(client.app[SETTINGS], "news"), **options)
 
 
-@pytest.mark.parametrize(("key", "fields"), TEAMS, ids=lambda value: f"{value}"[:50])
-async def test_a_field_of_another_program_is_409_and_never_changed(
-    client: Client, database: DB, caplog: pytest.LogCaptureFixture, key: str, fields: dict[str, Any]
-) -> None:
-    database.users.insert_one({"_id": ObjectId(USER), "email": "user@example.com", **fields})
+async def is_refused(client: Client, database: DB, name: str) -> bool:
+    """Make one of the `WRITES`; return whether it was refused, which must not change the document."""
     before = raw(database)
-    for headers in ({}, {"Idempotency-Key": "a-key"}):
-        response = await client.post("/create", json={"user_id": USER, "key": key}, headers=headers)
-        assert response.status == 409
-        await problem(response)
-    assert (await client.post(f"/read?user_id={USER}&all=true")).status in (
-        {409} if "notifications" in fields else {200}
-    )
-    assert raw(database) == before
-    assert f"document {USER}" in caplog.text
-    assert any(f"`{field}`" in caplog.text for field in fields)
+    if name == "retry":
+        database.dead_mail.insert_one(LETTER)
+        try:
+            await client.app[STORE].dead_mail.owe_again(LETTER)
+            refused = False
+        except Conflict:
+            refused = True
+        assert database.dead_mail.delete_many({}).deleted_count == refused
+    else:
+        response = await ask(client, name)
+        refused = response.status == 409
+        assert refused or response.status in {200, 201, 404}
+        if refused:
+            errors = (await problem(response)).get("errors")
+            assert errors is None or errors["user_ids"].keys() == {"1"}
+    if refused:
+        assert raw(database) == before
+    return refused
 
 
-async def test_a_field_of_another_program_is_409_in_a_shared_call(client: Client, database: DB) -> None:
-    users = [f"{n:024x}" for n in range(40)]
-    for user_id, (_, fields) in zip(users, TEAMS, strict=False):
-        database.users.insert_one({"_id": ObjectId(user_id), **fields})
-    before = [raw(database, user_id) for user_id in users[: len(TEAMS)]]
-    keys = [key for key, _ in TEAMS] + ["new_message"] * (40 - len(TEAMS))
-    posts = [client.post("/create", json={"user_id": u, "key": k}) for u, k in zip(users, keys, strict=True)]
-    statuses = [response.status for response in await asyncio.gather(*posts)]
-    assert statuses == [409] * len(TEAMS) + [201] * (40 - len(TEAMS))
-    marks = [client.post(f"/read?user_id={user_id}&all=true") for user_id in users]
-    statuses = [response.status for response in await asyncio.gather(*marks)]
-    assert statuses == [409 if "notifications" in fields else 200 for _, fields in TEAMS] + [200] * (40 - len(TEAMS))
-    assert [raw(database, user_id) for user_id in users[: len(TEAMS)]] == before
+async def refused(
+    start: Start, database: DB, caplog: pytest.LogCaptureFixture, document: dict[str, Any], field: str
+) -> set[str]:
+    """Return which of `WRITES` are refused with this document, each asked beside others who are served."""
+    client = await start(**LINKED)
+    found = set()
+    for name in WRITES:
+        database.users.replace_one({"_id": ObjectId(USER)}, {"email": "a@b.example", **document}, upsert=True)
+        if await is_refused(client, database, name):
+            found.add(name)
+        for path in ("/list", "/preferences"):
+            assert (await client.get(path, params={"user_id": USER})).status == 200
+    database.users.delete_one({"_id": ObjectId(USER)})
+    await settled(database)
+    assert (await list_(client, OTHER))["elements"] == 1  # that of the fan-out
+    lines = [record.message for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+    assert lines == [f"requests fail: the field `{field}` of document {USER}, which is not the service's"]
+    return found
 
 
-async def test_what_a_request_does_not_touch_may_be_anything(client: Client, database: DB) -> None:
-    database.users.insert_one({"_id": ObjectId(USER), "outbox": [OWN], "recent": "x", "mail_due": 5})
+@pytest.mark.parametrize("value", NO_OBJECTS, ids=lambda value: f"{value}"[:40])
+async def test_a_notifier_that_is_no_object_is_409_wherever_one_is_needed(
+    start: Start, database: DB, caplog: pytest.LogCaptureFixture, value: Any
+) -> None:
+    document = {"notifier": value}
+    assert await refused(start, database, caplog, document, "notifier") == NEEDS_AN_OBJECT
+
+
+@pytest.mark.parametrize(("value", "is_markable"), FOREIGN_ARRAYS, ids=lambda value: f"{value}"[:40])
+async def test_a_foreign_array_is_409_wherever_ours_is_needed(
+    start: Start, database: DB, caplog: pytest.LogCaptureFixture, value: Any, is_markable: bool
+) -> None:
+    expected = NEEDS_OUR_ARRAY - ({"read", "unread"} if is_markable else set())
+    assert await refused(start, database, caplog, {"notifications": value}, "notifications") == expected
+
+
+@pytest.mark.parametrize(("parts", "field", "expected"), ODD_PARTS, ids=[f"{parts}"[:40] for parts, *_ in ODD_PARTS])
+async def test_a_part_of_another_type_is_409_only_where_it_is_needed(
+    start: Start, database: DB, caplog: pytest.LogCaptureFixture, parts: dict[str, Any], field: str, expected: set[str]
+) -> None:
+    assert await refused(start, database, caplog, {"notifier": parts}, field) == expected
+
+
+async def test_an_object_of_that_name_is_taken_for_ours_and_keeps_what_we_do_not_know(
+    client: Client, database: DB
+) -> None:
+    theirs = {"theme": "dark", "channels": [{"sms": True}]}
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifier": theirs})
+    await create(client, key="new_login")
+    await settled(database)
+    for name in ("preferences", "suppress", "delete", "retry", "kept, key"):
+        assert not await is_refused(client, database, name)
+    await settled(database)
+    assert theirs.items() <= ours(database).items()
+    assert (await client.post("/erase", params={"user_id": USER})).status == 200
+    assert user(database) == {"_id": ObjectId(USER), "email": "a@b.example", "notifier": theirs}
+
+
+async def test_in_shared_calls_odd_documents_affect_no_other_write(client: Client, database: DB) -> None:
+    odd = [{"notifier": value} for value in NO_OBJECTS]
+    odd += [{"notifications": value} for value, _ in FOREIGN_ARRAYS]
+    odd += [{"notifier": parts} for parts, _, expected in ODD_PARTS if "both, key" in expected]
+    users = [f"{n:024x}" for n in range(len(odd) + 20)]
+    database.users.insert_many([{"_id": ObjectId(u), **fields} for u, fields in zip(users, odd, strict=False)])
+    before = [raw(database, user_id) for user_id in users[: len(odd)]]
+    bodies = [{"user_id": user_id, "key": "new_login"} for user_id in users]
+    posts = [client.post("/create", json=body, headers={"Idempotency-Key": "k"}) for body in bodies]
+    expected = [409] * len(odd) + [201] * 20
+    assert [response.status for response in await asyncio.gather(*posts)] == expected
+    body = {"user_ids": users, "key": "new_login"}
+    response = await client.post("/create", json=body, headers={"Idempotency-Key": "many"})
+    assert (await problem(response))["errors"]["user_ids"].keys() == {f"{n}" for n in range(len(odd))}
+    assert [raw(database, user_id) for user_id in users[: len(odd)]] == before
+    assert [len(user(database, user_id)["notifications"]) for user_id in users[len(odd) :]] == [2] * 20
+    database.users.delete_many({"_id": {"$in": [ObjectId(user_id) for user_id in users[: len(odd)]]}})
+    await settled(database)
+
+
+# --- arrays that are ours, and in which others write -------------------------------------------------
+
+
+@pytest.mark.parametrize("element", [OWN, 5, "text", [OWN], [NOTIFICATION], {"id": 5, "is_new": False}], ids=str)
+async def test_a_foreign_element_added_later_stays_and_is_409_where_it_would_be_counted(
+    client: Client, database: DB, element: Any
+) -> None:
+    for n in range(100):
+        await create(client, data={"n": n})
+    database.users.update_one({}, {"$push": {"notifications": element}})
+    before = user(database)["notifications"]
+    for name in ("kept", "kept, key", "both", "many", "delete", "erase"):
+        assert await is_refused(client, database, name)
+    assert await read(client, before[50]["id"]) == 200
+    is_in_the_way = element == [NOTIFICATION]  # MongoDB finds an id in it, and cannot mark it
+    assert await is_refused(client, database, "read") == is_in_the_way
+    assert not await is_refused(client, database, "e-mail")
+    assert [item["is_new"] for item in user(database)["notifications"][:-1]].count(True) == 99 * is_in_the_way
+    after = [item | {"is_new": True} for item in user(database)["notifications"][:-1]]
+    assert after + user(database)["notifications"][-1:] == before
+    database.users.update_one({"_id": ObjectId(USER)}, {"$pop": {"notifications": 1}})
     await create(client)
-    assert (await list_(client))["elements"] == 1
-    found = user(database)
-    assert (found["outbox"], found["recent"], found["mail_due"]) == ([OWN], "x", 5)
-
-
-async def test_a_null_that_an_operator_left_in_an_array_does_no_harm(
-    client: Client, database: DB, mail: MailServer
-) -> None:
-    element = EMAIL | {"id": "c" * 24}
-    arrays = {"notifications": [None, NOTIFICATION], "outbox": [None, element], "recent": [None, KEY]}
-    database.users.insert_one({"_id": ObjectId(USER), "email": "user@example.com", "mail_due": PAST, **arrays})
-    response = await client.post(
-        "/create", json={"user_id": USER, "key": "new_login"}, headers={"Idempotency-Key": "a"}
-    )
-    assert response.status == 201
-    assert await read(client, "a" * 24) == 200
+    assert len(user(database)["notifications"]) == 100
     await settled(database)
-    assert len(mail.ids) == 2
-    found = user(database)
-    assert found["outbox"] == [None]
-    assert [item and item["id"] for item in found["notifications"]][:-1] == [None, NOTIFICATION["id"]]
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-async def test_odd_outboxes_hold_up_nobody_and_are_left_as_they_are(
-    start: Start, database: DB, mail: MailServer, caplog: pytest.LogCaptureFixture, copies: int
-) -> None:
-    """There are more of them than a worker looks at, and all are due before any other."""
-    odd = [{"_id": ObjectId(), "email": "user@example.com", **fields} for fields in DAMAGED for _ in range(copies)]
-    database.users.insert_many(odd)
-    before = [raw(database, f"{document['_id']}") for document in odd]
-    client = await start()
-    users = [f"{n:024x}" for n in range(15)]
-    await asyncio.gather(*(create(client, user_id, "registration") for user_id in users))
-
-    async def all_sent() -> None:
-        assert len(mail.ids) == 15
-
-    await eventually_async(all_sent, 10)
-    assert [raw(database, f"{document['_id']}") for document in odd] == before
-    assert await metric(client, "notifier_foreign_documents") == len(odd)
-    lines = [line.message for line in caplog.records if line.message.startswith("document ObjectId(")]
-    assert len(lines) == len(set(lines)) == len(odd)
-    for document in odd:
-        (line,) = [line for line in lines if f"{document['_id']}" in line]
-        assert ("`mail_due`" in line) == (not isinstance(document["mail_due"], datetime))
-    assert "@" not in "".join(lines)
-
-
-async def test_a_document_that_mongodb_does_not_let_be_changed_holds_up_nobody(
-    start: Start, database: DB, mail: MailServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A validator that came later than they did, for instance."""
-    monkeypatch.setattr(delivery, "FOREIGN_INTERVAL", 0.2)
-    odd = [
-        {"_id": ObjectId(), "email": "user@example.com", "mail_due": PAST, "outbox": [EMAIL], "plan": 1}
-        for _ in range(50)
-    ]
-    database.users.insert_many(odd)
-    database.command("collMod", "users", validator={"plan": {"$not": {"$type": "int"}}})
-    client = await start()
-    users = [f"{n:024x}" for n in range(15)]
-    await asyncio.gather(*(create(client, user_id, "registration") for user_id in users))
-
-    async def all_sent() -> None:
-        assert len(mail.ids) == 15
-
-    await eventually_async(all_sent, 10)
-
-    async def all_counted() -> None:
-        assert await metric(client, "notifier_foreign_documents") == 50
-
-    await eventually_async(all_counted, 10)
-    assert f"document {odd[0]['_id']!r}: MongoDB does not let its `outbox` be changed: a validator" in caplog.text
-    assert "unexpected" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"tries": float("nan")},
-        {"tries": float("inf")},
-        {"tries": -5},
-        {"tries": -(2**63)},
-        {"copies": -5},
-        {"copies": "x"},
-        {"data": 5},
-        {"data": {"$set": 1}},
-        {"error": 5, "dead": "x", "request_id": 1, "target_id": {}},
-        {"19": 1},
-    ],
-    ids=str,
-)
-@pytest.mark.usefixtures("client")
-async def test_an_email_with_odd_values_is_settled(database: DB, mail: MailServer, change: dict[str, Any]) -> None:
-    document = {"email": "user@example.com", "mail_due": PAST, "outbox": [EMAIL | change]}
-    database.users.insert_one({"_id": ObjectId(USER), **document})
+async def test_a_null_that_an_operator_left_harms_nobody(client: Client, database: DB, mail: MailServer) -> None:
+    emails = [EMAIL | {"id": f"{n:024x}"} for n in (1, 2)]
+    parts = {**owing(*emails)["notifier"], "recent": [KEY, KEY], "deleted": ["x", "y"]}
+    document = {"notifications": [NOTIFICATION, NOTIFICATION | {"id": "e" * 24}], "notifier": parts}
+    nulls = ("notifications.0", "notifier.outbox.0", "notifier.recent.0", "notifier.deleted.0")
+    with database.client.start_session() as session, session.start_transaction():  # or it is sent before
+        database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", **document}, session=session)
+        database.users.update_one({"_id": ObjectId(USER)}, {"$unset": dict.fromkeys(nulls, 1)}, session=session)
+    await create(client, OTHER, "registration")
+    for name in ("both, key", "e-mail", "preferences", "lift"):
+        assert not await is_refused(client, database, name)
+    assert not await is_refused(client, database, "retry")
+    assert await read(client, "e" * 24) == 200
     await settled(database)
-    assert len(mail.ids) == 1
+    assert "1".rjust(24, "0") not in mail.ids
+    assert len(set(mail.ids)) == len(mail.ids) == 5
+    assert ours(database)["outbox"] == [None]
+    assert [item and item["id"] for item in user(database)["notifications"]][:-1] == [None, "e" * 24]
+    assert await metric(client, "notifier_emails_owed") == 0
+    assert not await is_refused(client, database, "delete one")
+    assert not await is_refused(client, database, "delete")
+    assert (user(database)["notifications"], ours(database)["deleted"][:2]) == ([None], [None, "y"])
+    assert not await is_refused(client, database, "erase")
+    assert user(database) == {"_id": ObjectId(USER), "email": "a@b.example"}
 
 
-async def test_an_email_that_counts_more_tries_than_there_can_be_ends_at_its_next_failure(
-    start: Start, database: DB, mail: MailServer
-) -> None:
-    async def refuse(stage: str, _: str) -> str | None:
-        return "451 4.3.0 later" if stage == "RCPT" else None
-
-    mail.script = refuse
-    document = {"mail_due": PAST, "outbox": [EMAIL | {"tries": 2**62}], "email": "user@example.com"}
-    database.users.insert_one({"_id": ObjectId(USER), **document})
-    await start()
-    await settled(database, 5)
-    assert database.dead_mail.count_documents({}) == 1
-
-
-@pytest.mark.parametrize(
-    "email",
-    [5, {"@": 1}, ["@"], {"$set": 1}, "x" * 100_000, {"$ref": "a", "$id": 1, "b": 2}],
-    ids=lambda v: f"{v}"[:20],
-)
-@pytest.mark.usefixtures("client")
-async def test_an_address_that_is_none_is_a_dead_letter(
-    database: DB, email: object, caplog: pytest.LogCaptureFixture
-) -> None:
-    element = EMAIL | {"data": {"$set": {"a.b": 1}}}
-    fields = {"mail_due": PAST, "outbox": [element]}
-    database.users.insert_one({"_id": ObjectId(USER), "email": RawBSONDocument(encode({"x": email}))["x"], **fields})
-    await settled(database)
-    letter = database.dead_mail.find_one({})
-    assert letter
-    assert letter["error"]
-    assert "unexpected" not in caplog.text
+# --- any document ------------------------------------------------------------------------------------
 
 
 async def test_any_document_harms_nobody_but_its_user(
@@ -273,7 +284,7 @@ async def test_any_document_harms_nobody_but_its_user(
             raise
 
     def all_sent() -> None:
-        owing = {"_id": {"$in": [ObjectId(other) for other in others]}, "mail_due": {"$exists": True}}
+        owing = {"_id": {"$in": [ObjectId(other) for other in others]}, "notifier.due": {"$exists": True}}
         assert database.users.count_documents(owing) == 0
 
     await eventually_async(all_sent, 20)
@@ -281,28 +292,64 @@ async def test_any_document_harms_nobody_but_its_user(
     await client.close()
 
 
+def requests_for(user_id: str) -> list[tuple[str, dict[str, Any], set[int]]]:
+    """Return every request for a user that may write: path, options, and which statuses besides 409 may answer it."""
+
+    def create_of(kind: str, key: str | None = None) -> tuple[str, dict[str, Any], set[int]]:
+        body = {"user_id": user_id, "key": kind}
+        return (
+            "/create",
+            {"json": body, "headers": {"Idempotency-Key": key} if key else {}},
+            {201, *([422] if key else [])},
+        )
+
+    me = {"user_id": user_id}
+    marks = [{"all": "true"}, {"notification_id": "x"}, {"key": "new_login"}, {"notification_id": "a" * 24}]
+    return [
+        create_of("new_login"),
+        create_of("registration", "a-key"),
+        create_of("new_message"),
+        *(("/read", {"params": me | query}, {200, 404}) for query in marks),
+        *(("/delete", {"params": me | query}, {200, 404}) for query in marks[1:]),
+        ("/preferences", {"params": me, "json": {"*": {"email": False}, "new_login": {"email": True}}}, {200, 422}),
+        ("/suppress", {"params": me, "json": {}}, {200}),
+        ("/suppress", {"params": me, "json": {"suppressed": False}}, {200}),
+        ("/erase", {"params": me}, {200}),
+    ]
+
+
 async def exercise(client: Client, database: DB, document: dict[str, Any], odd: str, other: str) -> None:
     """Make every request for a user with this document, and one for another."""
     database.users.insert_one({"_id": ObjectId(odd), **document})
-    untouched = not may_be_sent(document)
-    for key, headers in (("new_login", {}), ("registration", {"Idempotency-Key": "a-key"}), ("new_message", {})):
-        before = raw(database, odd)
-        response = await client.post("/create", json={"user_id": odd, "key": key}, headers=headers)
-        assert response.status in {201, 409, *({422} if headers else ()), *({503} if _is_full(document) else ())}
-        untouched = untouched and response.status != 201
-        if untouched:
-            assert raw(database, odd) == before
-    assert (await client.get(f"/list?user_id={odd}&limit=1000")).status == 200
-    assert (await client.get(f"/list?user_id={odd}&is_new=true")).status == 200
-    for query in ("all=true", "notification_id=x", "key=new_login", f"notification_id={'a' * 24}"):
-        assert (await client.post(f"/read?user_id={odd}&{query}")).status in {200, 404, 409}
+    may_change = may_be_sent(document)
+    for path, options, statuses in requests_for(odd):
+        before, theirs = raw(database, odd), foreign(database, odd)
+        response = await client.post(path, **options)
+        assert response.status in {409, *statuses, *({503} if may_change else ())}, (path, await response.text())
+        may_change = may_change or response.status == 201  # as what is owed by then is delivered
+        if response.status not in {200, 201} and not may_change:
+            assert raw(database, odd) == before, path
+        assert foreign(database, odd) == theirs, path
+    for query in ("limit=1000", "is_new=true"):
+        assert (await client.get(f"/list?user_id={odd}&{query}")).status == 200
+    assert (await client.get(f"/preferences?user_id={odd}")).status == 200
     async with client.get(stream_url(odd)) as response:
         assert response.status in {200, 409}
     await create(client, other, "new_login")
     assert (await list_(client, other))["elements"] == 1
 
 
-def _is_full(document: dict[str, Any]) -> bool:
-    """Return whether the outbox holds as many e-mails as it may, so that a 503 is right."""
-    outbox = document.get("outbox")
-    return isinstance(outbox, list) and len(outbox) >= 18
+def foreign(database: DB, user_id: str) -> bytes:
+    """Return the part of a document that no request may change: all but the service's own."""
+    found = cast("Any", database.get_collection("users", RAW)).find_one(ObjectId(user_id))
+    document = dict(found.items())
+    notifications, notifier = document.get("notifications"), document.get("notifier")
+    if isinstance(notifications, list):
+        document["notifications"] = [item for item in notifications if not is_ours(item)]
+        if not document["notifications"]:
+            del document["notifications"]
+    if isinstance(notifier, RawBSONDocument):
+        document["notifier"] = {name: value for name, value in notifier.items() if f"notifier.{name}" not in TYPES}
+        if not document["notifier"]:
+            del document["notifier"]
+    return encode(document, codec_options=RAW)

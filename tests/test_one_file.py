@@ -22,7 +22,7 @@ from tests.servers import MailServer, free_port
 from tests.waiting import eventually
 
 LEFT_OUT = ("bench", "tests", "conftest.py", "test_notifier.py")
-pytestmark = pytest.mark.timeout(400)  # pip installs the service's packages
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(400)]  # pip installs the service's packages
 
 
 @dataclass

@@ -135,6 +135,7 @@ async def test_a_generated_client_creates_lists_and_reads(settings: Settings, tm
         service.kill()
 
 
+@pytest.mark.ci
 async def test_schemathesis_finds_no_difference(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path, API_KEYS=KEY)
     (tmp_path / "openapi.json").write_text(json.dumps(DOCUMENT))  # the route of a fetched document is not tested

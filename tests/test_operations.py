@@ -88,14 +88,16 @@ async def test_an_answer_is_as_described(
     client = await start(**case.settings)
     for name, value in case.patches.items():
         monkeypatch.setattr(name, value)
+    if case.patience:
+        client.app[handlers.STORE].users.patience = case.patience
     await assert_described(case.operation, case.outcome, await case.ask(client))
 
 
 @pytest.mark.parametrize(("operation", "exception"), [*REFUSED, *FOREIGN], ids=name_of)
 async def test_a_refused_caller_is_answered_as_described(
-    start: Start, operation: str, exception: type[Exception]
+    share: Start, operation: str, exception: type[Exception]
 ) -> None:
-    client = await start(**({} if exception is auth.ForeignPage else PROTECTED))
+    client = await share(**({} if exception is auth.ForeignPage else PROTECTED))
     method, path = operation.split()
     query = {"user_id": USER, "all": "true"} if path != "/create" else {}
     headers = {"Authorization": CREDENTIALS.get(exception, str)(), "Origin": "https://evil.example"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.browser import local_run
 from tests.client import KEY, ROOT, Client
 from tests.fixtures import Start
+from tests.processes import LocalRun
 
 MODULES = [ROOT / "web/inbox.js", *sorted((ROOT / "web").glob("inbox/**/*.js"))]
 ON_DEMAND = re.compile("inbox/(languages/..|preferences).js$")
@@ -79,12 +79,9 @@ async def test_the_demo_has_strict_headers_and_no_mailbox(start: Start) -> None:
     assert setup == {"keys": True, "mailbox": False, "examples": False}
 
 
-async def test_the_mailbox_is_for_backends_only_and_survives_odd_files(tmp_path: Path) -> None:
-    async with (
-        local_run(tmp_path, API_KEYS=KEY) as local,
-        aiohttp.ClientSession(f"http://127.0.0.1:{local.port}") as session,
-    ):
-        mailbox = tmp_path / ".notifier/mail"
+async def test_the_mailbox_is_for_backends_only_and_survives_odd_files(locked: LocalRun) -> None:
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{locked.port}") as session:
+        mailbox = locked.folder / ".notifier/mail"
         (mailbox / "1.eml").write_bytes(
             b"Subject: =?utf-8?q?=F0?=\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff"
         )

@@ -19,13 +19,11 @@ from settings import Security
 from tests.client import DB, USER, create
 from tests.fixtures import Start
 from tests.links import LINKED
+from tests.programs import needed
 from tests.servers import free_port
 from tests.waiting import eventually, eventually_async
 
-POSTFIX = shutil.which("postfix", path=f"{os.environ['PATH']}:/usr/sbin")
-pytestmark = pytest.mark.skipif(
-    not POSTFIX or os.geteuid() != 0, reason="Debian's package postfix is not installed, or root is not the user"
-)
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="Only root can run Postfix.")
 MAIN = """\
 compatibility_level = 3.6
 queue_directory = {folder}/queue
@@ -67,7 +65,7 @@ UID = 5000
 @pytest.fixture
 def postfix() -> Iterator[tuple[int, Path]]:
     """Run Postfix on loopback; return its port and the folder of the mailbox that has every e-mail."""
-    port = free_port()
+    program, port = needed("postfix"), free_port()
     with tempfile.TemporaryDirectory(prefix="postfix-") as name:  # pytest's own folders are closed to other users
         folder, etc = Path(name), Path(name) / "etc"
         folder.chmod(0o755)
@@ -79,7 +77,7 @@ def postfix() -> Iterator[tuple[int, Path]]:
         (etc / "main.cf").write_text(MAIN.format(folder=folder, uid=UID))
         (etc / "master.cf").write_text(MASTER.format(port=port))
         with (folder / "output").open("wb") as output:
-            process = subprocess.Popen([f"{POSTFIX}", "-c", f"{etc}", "start-fg"], stdout=output, stderr=output)
+            process = subprocess.Popen([program, "-c", f"{etc}", "start-fg"], stdout=output, stderr=output)
         try:
             eventually(lambda: _started(folder), 30)
             yield port, folder / "mailbox/new"
@@ -125,7 +123,7 @@ async def test_a_mailbox_gets_the_headers_of_one_click_as_they_were_sent(
     response = await client.post(link.removeprefix(long["public_url"]), data={"List-Unsubscribe": "One-Click"})
     assert response.status == 200
     (user,) = database.users.find()
-    assert user["notification_preferences"] == {"order_shipped": {"email": False}}
+    assert user["notifier"]["preferences"] == {"order_shipped": {"email": False}}
 
 
 def parse(raw: bytes) -> EmailMessage:

@@ -12,7 +12,20 @@ from bson import ObjectId
 from mail.connection import Connection, Opener
 from mongo.preferences import wants_email
 from settings import UnknownUsers
-from tests.client import DB, OTHER, PROTECTED, USER, Client, assert_nothing_owed, create, metric, problem, settled, user
+from tests.client import (
+    DB,
+    OTHER,
+    PROTECTED,
+    USER,
+    Client,
+    assert_nothing_owed,
+    create,
+    metric,
+    ours,
+    problem,
+    settled,
+    user,
+)
 from tests.client import token as token_of
 from tests.fixtures import Start
 from tests.servers import MailServer, free_port
@@ -98,7 +111,7 @@ async def test_changes_are_partial_and_only_differences_are_stored(
         found = await change(client, body)
     assert found == state(**expected)
     if stored is not None or not expected:
-        assert user(database).get("notification_preferences") == stored
+        assert ours(database).get("preferences") == stored
 
 
 REFUSED = [
@@ -139,7 +152,7 @@ async def test_a_user_without_a_document_can_opt_out(start: Start, client: Clien
     assert user(database) == {
         "_id": ObjectId(USER),
         "email": "new-user@example.com",
-        "notification_preferences": {"*": OFF},
+        "notifier": {"preferences": {"*": OFF}},
     }
     refusing = await start(unknown_users=UnknownUsers.REFUSE, **kinds)
     response = await refusing.post("/preferences", params={"user_id": OTHER}, json={"*": OFF})
@@ -155,19 +168,30 @@ async def test_a_token_opens_ones_own_preferences_only(start: Start, kinds: Any)
         assert (await client.post("/preferences", params=params, headers=headers, json={"*": OFF})).status == status
 
 
-@pytest.mark.parametrize(
-    "value", ["off", [], {"digest": True}, {"digest": {"email": 1}}, {"push": {"sms": 1}}], ids=repr
-)
-async def test_a_field_of_the_teams_is_409_stays_and_mutes_nothing(
+@pytest.mark.parametrize("value", ["off", [], ["off"], False, 5], ids=repr)
+async def test_preferences_of_another_type_are_409_stay_and_mute_nothing(
     client: Client, database: DB, mail: MailServer, value: Any
 ) -> None:
-    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notification_preferences": value})
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notifier": {"preferences": value}})
     response = await client.post("/preferences", params={"user_id": USER}, json={"*": OFF})
     assert response.status == 409
     await create(client, key="digest")
     await settled(database)
     assert len(mail.received) == 1
-    assert user(database)["notification_preferences"] == value
+    assert ours(database)["preferences"] == value
+
+
+@pytest.mark.parametrize("value", [{"digest": True}, {"digest": {"email": 1}}, {"push": {"sms": 1}}], ids=repr)
+async def test_entries_of_another_form_mute_nothing_and_go_with_the_next_change(
+    client: Client, database: DB, mail: MailServer, value: Any
+) -> None:
+    database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notifier": {"preferences": value}})
+    await create(client, key="digest")
+    await settled(database)
+    assert len(mail.received) == 1
+    assert ours(database)["preferences"] == value
+    assert await change(client, {"invoice": OFF}) == state(invoice=False)
+    assert ours(database)["preferences"] == {"invoice": OFF}
 
 
 def test_what_somebody_else_wrote_says_nothing_about_a_kind() -> None:
@@ -231,7 +255,7 @@ async def test_i12_an_opt_out_stops_an_email_that_waits_for_its_turn(
     await create(client, USER, key="digest")
 
     def is_claimed() -> None:
-        assert user(database)["outbox"][0]["token"] != "0" * 24
+        assert ours(database)["outbox"][0]["token"] != "0" * 24
 
     await eventually_async(is_claimed)
     assert await change(client, {"digest": OFF}) == state(digest=False)

@@ -14,8 +14,8 @@ from bson import ObjectId
 
 from mail.lease import Lease
 from mail.window import Window
-from mongo.creation import Create, CreateMany
 from mongo.owed import OwedEmail
+from mongo.requests import Create, CreateMany
 from ops.kinds import Kind
 from settings import Settings
 from store import Store, open_store
@@ -71,7 +71,7 @@ async def test_what_is_owed_to_many_goes_behind_what_single_requests_owe(setting
     assert [f"{id_}"[0] for id_ in by_age] == ["b", "b", "a", "a"] * 2
 
 
-IN_ORDER: list[dict[str, Any]] = [{"$unwind": "$outbox"}, {"$sort": {"outbox.next_at": 1}}]
+IN_ORDER: list[dict[str, Any]] = [{"$unwind": "$notifier.outbox"}, {"$sort": {"notifier.outbox.next_at": 1}}]
 
 
 @pytest.mark.usefixtures("database")

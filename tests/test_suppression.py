@@ -15,7 +15,7 @@ from mail.suppression import CODES, bounce_code
 from mail.verdicts import Stage
 from settings import Settings
 from store import open_store
-from tests.client import DB, PROTECTED, USER, Client, create, metric, settled, token, user
+from tests.client import DB, PROTECTED, USER, Client, create, metric, ours, settled, token
 from tests.fixtures import Start
 from tests.servers import MailServer
 from tests.waiting import eventually_async
@@ -102,7 +102,7 @@ async def test_a_bounce_makes_later_emails_dead_letters_without_a_conversation(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     assert await bounce(client, database, mail) == 1
-    suppression = user(database)["email_suppression"]
+    suppression = ours(database)["suppression"]
     assert {name: suppression[name] for name in ("address", "code")} == {"address": "gone@example.com", "code": "5.1.1"}
     assert abs((datetime.now(UTC) - suppression["at"]).total_seconds()) < 60
     assert await bounce(client, database, mail) == 0
@@ -119,7 +119,7 @@ async def test_a_bounce_makes_later_emails_dead_letters_without_a_conversation(
 
 async def test_a_refusal_for_policy_suppresses_nothing(client: Client, database: DB, mail: MailServer) -> None:
     assert await bounce(client, database, mail, "550 5.7.17 mailbox owner has changed") == 1
-    assert "email_suppression" not in user(database)
+    assert "suppression" not in ours(database)
     assert await bounce(client, database, mail) == 1
 
 
@@ -133,15 +133,13 @@ async def test_another_address_is_not_suppressed_and_the_same_in_another_form_is
 
 
 @pytest.mark.parametrize("value", ["yes", {"address": "gone@example.com"}, [1]], ids=repr)
-async def test_a_field_of_the_teams_stays_and_suppresses_nothing(
-    start: Start, database: DB, mail: MailServer, value: Any
+async def test_a_suppression_of_another_form_suppresses_nothing_and_the_next_bounce_replaces_it(
+    client: Client, database: DB, mail: MailServer, value: Any
 ) -> None:
-    client = await start()
-    database.users.insert_one({"_id": ObjectId(USER), "email_suppression": value})
-    for _ in range(2):
-        assert await bounce(client, database, mail) == 1
-    assert user(database)["email_suppression"] == value
-    assert (await client.post("/suppress", params={"user_id": USER})).status == 409
+    database.users.insert_one({"_id": ObjectId(USER), "notifier": {"suppression": value}})
+    assert await bounce(client, database, mail) == 1
+    assert ours(database)["suppression"].keys() == {"address", "code", "at"}
+    assert await bounce(client, database, mail) == 0
 
 
 # --- setting and lifting one ------------------------------------------------------------------------
@@ -158,9 +156,9 @@ SUPPRESSED, NOT = (200, {"suppressed": True}), (200, {"suppressed": False})
 async def test_a_webhook_sets_and_lifts_a_suppression(client: Client, database: DB, mail: MailServer) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "gone@example.com"})
     response = await client.post("/suppress", params={"user_id": USER})  # as curl -X POST does, without a body
-    assert (response.status, user(database)["email_suppression"]["code"]) == (200, "reported")
+    assert (response.status, ours(database)["suppression"]["code"]) == (200, "reported")
     assert await suppress(client, {"suppressed": False}) == NOT
-    assert "email_suppression" not in user(database)
+    assert "suppression" not in ours(database)
     assert await suppress(client, {"address": "old@example.com", "code": "5.1.1"}) == NOT
     assert await suppress(client, {"address": " gone@Example.COM", "code": "complaint"}) == SUPPRESSED
     assert await suppress(client, {"address": "old@example.com"}) == SUPPRESSED  # as it was
@@ -174,14 +172,14 @@ async def test_a_user_without_an_address_has_none_to_suppress(client: Client, da
     assert (await suppress(client, {}))[0] == 404
     database.users.insert_one({"_id": ObjectId(USER), "email": ["none"]})
     assert await suppress(client, {}) == NOT
-    assert "email_suppression" not in user(database)
+    assert "suppression" not in ours(database)
 
 
 async def test_only_a_backend_may_suppress(start: Start, database: DB) -> None:
     client = await start(**PROTECTED)
     database.users.insert_one({"_id": ObjectId(USER), "email": "a@example.com"})
     assert (await suppress(client, {}, headers={"Authorization": f"Bearer {token()}"}))[0] == 403
-    assert "email_suppression" not in user(database)
+    assert "suppression" not in ours(database)
 
 
 async def test_operators_see_it_and_a_retry_lifts_it(
@@ -200,4 +198,4 @@ async def test_operators_see_it_and_a_retry_lifts_it(
         assert [recipient for recipient, _ in mail.received] == ["gone@example.com"]
         await show_status(store, settings, as_json=False)
         assert "Suppressed        none" in capsys.readouterr().out
-    assert "email_suppression" not in user(database)
+    assert "suppression" not in ours(database)

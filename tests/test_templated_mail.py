@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from mail.templates import SUBJECT_LIMIT
-from mongo.creation import Create
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
-from tests.client import DB, TARGET, USER, create, settled, user
+from tests.client import DB, TARGET, USER, create, ours, settled, user
 from tests.fixtures import Start
 from tests.servers import MailServer
 from tests.templates import write
@@ -203,7 +203,7 @@ async def test_an_owed_email_holds_the_fields_of_its_request_and_no_more(setting
     async with open_store(settings) as store:
         await store.create(Create(USER, SPECIFIED["new_login"], TARGET, {}))
         await store.create(Create(USER, SPECIFIED["registration"]))
-    full, bare = user(database)["outbox"]
+    full, bare = ours(database)["outbox"]
     assert (full.pop("target_id"), full.pop("data")) == (TARGET, {})
     assert full.keys() == bare.keys() == {"id", "key", "at", "next_at", "tries", "token", "error", "dead"}
 
@@ -213,7 +213,7 @@ async def test_an_email_owed_by_an_older_version_is_still_sent(
 ) -> None:
     async with open_store(settings) as store:
         await store.create(Create(USER, SPECIFIED["new_login"], TARGET, {"city": "Oslo"}))
-    database.users.update_one({}, {"$unset": {"outbox.0.data": 1, "outbox.0.target_id": 1}})
+    database.users.update_one({}, {"$unset": {"notifier.outbox.0.data": 1, "notifier.outbox.0.target_id": 1}})
     await start(templates_dir=write(tmp_path, {"new_login.txt": "In {{ data.city.name or 'a city' }}{{ target_id }}."}))
     await settled(database)
     assert part(received(mail), "plain") == "In a city.\n"

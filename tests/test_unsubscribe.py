@@ -19,10 +19,11 @@ from api.unsubscribe import ASK, DONE, FAILED, INVALID, REQUIRED
 from mail.unsubscribe import NoSuchLink
 from mongo.errors import Unavailable
 from settings import Settings
-from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, USER, Client, problem, user
-from tests.faults import failing
+from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, USER, Client, ours, problem, user
+from tests.faults import failing, impatient
 from tests.fixtures import Start
 from tests.links import BROWSER, LINKED, link_path
+from tests.programs import needed_by
 from tests.servers import Mongod
 
 OFF = {"email": False}
@@ -55,7 +56,7 @@ async def client(start: Start, database: DB) -> Client:
 
 def preferences(database: DB, user_id: str = USER) -> Any:
     """Return what the user's document says."""
-    return user(database, user_id).get("notification_preferences")
+    return ours(database, user_id).get("preferences")
 
 
 # --- what a request does ----------------------------------------------------------------------------
@@ -80,7 +81,7 @@ async def test_a_post_unsubscribes_whatever_its_body(client: Client, linked: Set
         )
         assert (response.status, response.content_type) == (200, "text/html")
     assert preferences(database) == {"order_shipped": OFF}
-    assert user(database).keys() == {"_id", "email", "notification_preferences"}
+    assert user(database).keys() == {"_id", "email", "notifier"}
 
 
 async def test_the_command_of_the_documentation_does_what_a_mail_program_does(
@@ -89,7 +90,7 @@ async def test_the_command_of_the_documentation_does_what_a_mail_program_does(
     page = (ROOT / "docs/preferences.md").read_text()
     (command,) = re.findall("^curl .*$", page, re.MULTILINE)
     typed = command.replace("https://notifications.example.com/u/TOKEN", f"{client.make_url(link_path(linked))}")
-    process = await asyncio.create_subprocess_shell(f"{typed} --silent", stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_shell(needed_by(f"{typed} --silent"), stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
     assert b"You are unsubscribed" in out
     assert preferences(database) == {"order_shipped": OFF}
@@ -245,7 +246,7 @@ async def test_without_links_there_is_no_page(start: Start, linked: Settings) ->
         assert response.status == 404
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 async def test_without_mongodb_it_says_when_to_try_again(
     client: Client, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from config.checks import PUBLIC_URL_LENGTH
+from config.ids import IdType
 from mail.message import Sender, compose
 from mail.templates import Content
 from mail.unsubscribe import Links, NoSuchLink
-from mongo.ids import IdType
 from mongo.owed import OwedEmail
 from settings import Settings
 from tests.client import DB, KEY, OTHER, USER, create, settled

@@ -43,7 +43,12 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("any_mongod", "options"),
+    [("replica set", options) for options in OPTIONS]
+    + [pytest.param("standalone", options, marks=pytest.mark.ci) for options in OPTIONS],
+    indirect=["any_mongod"],
+)
 async def test_the_contract_holds_whatever_the_connection_string_says(
     start: Start, any_mongod: Mongod, mail: MailServer, options: str
 ) -> None:

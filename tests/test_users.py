@@ -19,8 +19,8 @@ import handlers
 from api import openapi
 from api.problems import BY_EXCEPTION
 from config.environment import SettingsError
+from config.ids import IdType
 from mongo.errors import UnknownUser
-from mongo.ids import IdType
 from ops.kinds import SPECIFIED
 from settings import Settings, UnknownUsers
 from tests.client import DB, KEY, PROTECTED, SECRET, Client, create, list_, problem, read, token
@@ -75,7 +75,12 @@ async def settled(people: People) -> None:
     """Wait until no e-mail is owed."""
 
     def nothing_owed() -> None:
-        assert people.count_documents({"$or": [{"mail_due": {"$exists": True}}, {"outbox.0": {"$exists": True}}]}) == 0
+        assert (
+            people.count_documents(
+                {"$or": [{"notifier.due": {"$exists": True}}, {"notifier.outbox.0": {"$exists": True}}]}
+            )
+            == 0
+        )
 
     await eventually_async(nothing_owed)
 
@@ -108,7 +113,7 @@ async def test_a_notification_is_kept_listed_streamed_read_and_mailed(
     assert [recipient for recipient, _ in mail.received] == [f"{ANN}@example.com"]
     document = find(people)
     assert person(ANN).items() <= document.items()
-    assert document.keys() - person().keys() == {"notifications", "outbox"}
+    assert document.keys() - person().keys() == {"notifications", "notifier"}
 
 
 ODD_IDS = [" ", "a b", "a/b", "../list?user_id=x&all=true#", "%2F%00", "ünï 🎉 שלום", "x" * 128, "🎉" * 128]
@@ -261,7 +266,7 @@ async def test_a_created_user_has_the_address_in_the_configured_field(
     people.insert_one({"_id": BOB, "mail": "bob@example.com", "email": "wrong@example.com"})
     await create(client, BOB, "registration")
     await settled(people)
-    assert find(people).keys() == {"_id", "mail", "outbox", "recent"}
+    assert find(people).keys() == {"_id", "mail", "notifier"}
     assert find(people)["mail"] == "new-user@example.com"
     assert {recipient for recipient, _ in mail.received} == {"new-user@example.com", "bob@example.com"}
 
@@ -333,7 +338,7 @@ async def test_an_address_as_an_id_is_not_logged(
     start: Start, people: People, caplog: pytest.LogCaptureFixture
 ) -> None:
     for id_ in ("ann@example.com", "ann"):
-        people.insert_one(person(id_, outbox="theirs", notifications=["theirs"], mail_due="soon"))
+        people.insert_one(person(id_, notifications=["theirs"], notifier="theirs"))
     with caplog.at_level(logging.DEBUG, "notifier"):
         client = await start()
         for id_ in ("ann@example.com", "ann"):
@@ -341,10 +346,10 @@ async def test_an_address_as_an_id_is_not_logged(
                 assert (await client.post("/create", json={"user_id": id_, "key": key})).status == 409
             assert (await client.post("/read", params={"user_id": id_, "all": "true"})).status == 409
         for text in (
-            "the field `outbox` of document ann, which",
+            "the field `notifier` of document ann, which",
+            "the field `notifications` of document ann, which",
+            "the field `notifier` of a document whose _id is an address, which",
             "the field `notifications` of a document whose _id is an address, which",
-            "document 'ann': the field `mail_due`",
-            "a document whose _id is an address: the field `mail_due`",
         ):
             await eventually_async(partial(assert_logged_once, caplog, text))
     assert "@" not in caplog.text
@@ -377,8 +382,9 @@ async def test_ids_that_the_collation_of_the_collection_takes_for_one_are_not_mi
         ({"EMAIL_FIELD": "emails.0.address"}, {"EMAIL_FIELD"}),
         ({"EMAIL_FIELD": "$email"}, {"EMAIL_FIELD"}),
         ({"EMAIL_FIELD": "emails..address", "UNKNOWN_USERS": "refuse"}, {"EMAIL_FIELD"}),
-        ({"EMAIL_FIELD": "outbox.0.to", "UNKNOWN_USERS": "refuse"}, {"EMAIL_FIELD"}),
-        ({"EMAIL_FIELD": "recent"}, {"EMAIL_FIELD"}),
+        ({"EMAIL_FIELD": "notifications.0.to", "UNKNOWN_USERS": "refuse"}, {"EMAIL_FIELD"}),
+        ({"EMAIL_FIELD": "notifier"}, {"EMAIL_FIELD"}),
+        ({"LANGUAGE_FIELD": "notifier.language"}, {"LANGUAGE_FIELD"}),
         ({"LANGUAGE_FIELD": "profile."}, {"LANGUAGE_FIELD"}),
         ({"LANGUAGE_FIELD": "_id"}, {"LANGUAGE_FIELD"}),
         ({"USERS_COLLECTION": "dead_mail"}, {"USERS_COLLECTION"}),

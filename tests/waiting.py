@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 
 from pymongo.errors import PyMongoError
 
 PAUSE = 0.02
 """Seconds between two checks."""
+TICK = 0.01
+"""Seconds between two ticks of a slow clock."""
 
 
 def eventually(check: Callable[[], object], timeout: float = 15.0) -> None:
@@ -25,6 +29,33 @@ def eventually(check: Callable[[], object], timeout: float = 15.0) -> None:
             time.sleep(PAUSE)
         else:
             return
+
+
+@contextmanager
+def slow_clock() -> Iterator[Callable[[], float]]:
+    """Return a clock that tells the seconds since now and that is the slower, the busier the machine is.
+
+    It counts how often a thread wakes up that sleeps for 10 ms. What has to wait for a processor keeps it waiting too.
+    """
+    clock = _SlowClock()
+    clock.start()
+    try:
+        yield lambda: clock.ticks * TICK
+    finally:
+        clock.stopped.set()
+        clock.join()
+
+
+class _SlowClock(Thread):
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.ticks = 0
+        self.stopped = Event()
+
+    def run(self) -> None:
+        """Count."""
+        while not self.stopped.wait(TICK):
+            self.ticks += 1
 
 
 async def eventually_async(

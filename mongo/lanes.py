@@ -1,0 +1,236 @@
+"""Lanes: sessions in which shared calls are numbered, so that MongoDB itself lets each take effect at most once.
+
+MongoDB remembers the statements of a session's last number (MongoDB manual, "Retryable Writes" and "Server Sessions"):
+sent again under the same number, a statement that took effect is not repeated, also if the first sending arrives late.
+A call with a lower number than the last is refused. So a create needs no condition that tells whether it was done
+before, and MongoDB finds the document by `_id` alone, which is its fastest way.
+
+Only servers that keep numbers have lanes: `keeps_numbers` tries it. On others every attempt has all its conditions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from bson import Int64, ObjectId
+from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
+
+from mongo.connection import SharedClient, SharedCollection, SharedDatabase
+from mongo.document import SIMPLE, JSONObject
+from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, write_error
+from mongo.statement import Outcome, Write
+
+log = logging.getLogger("notifier.mongo")
+
+PROBE: Final = "notifier_probe"
+"""The collection in which a start tries whether the server keeps numbers. Its document is deleted at once."""
+EXPIRED: Final = 50
+"""MaxTimeMSExpired: the call has ended on the server. What stands before the statement that took too long is done."""
+TOO_OLD: Final = 225
+"""TransactionTooOld: the session has seen a higher number."""
+SERVER_PART: Final = 0.75
+"""Part of a call's timeout that the server is given, so that it ends the call before we do."""
+ONE_TIMEOUT: Final = 0.25
+"""Seconds for each write of a call that took too long."""
+
+
+class Unclear(Exception):
+    """The call may have taken effect, or may still do so. `cause` is why nobody knows."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+class Lane:
+    """A session that nobody else uses. It is never ended: its id would be given out again, with old numbers."""
+
+    def __init__(self, client: SharedClient) -> None:
+        # With causal consistency every update would wait for what the session saw last, and slowly on a new primary.
+        self.session = client.start_session(causal_consistency=False)
+        self.number = 0
+
+    def advance(self) -> None:
+        """Take the next number, which shuts out all calls before. By the clock it is higher than those of others."""
+        self.number = max(self.number + 1, time.time_ns())
+
+
+class Calls:
+    """Makes shared calls to the users' collection. Numbered ones have a lane each."""
+
+    def __init__(self, users: SharedCollection, patience: Patience) -> None:
+        self._users = users
+        self._patience = patience
+        self._free: list[Lane] = []
+        self.numbered = False
+        """Whether the server keeps numbers. Set once that is known."""
+
+    async def run(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        """Make writes in one call, or in several until their outcome is known; return one for each.
+
+        Raises `Unavailable` if numbered writes may still take effect, and else PyMongo's errors and `TimeoutError`.
+        """
+        if not (self.numbered and writes[0].numbered):
+            return outcomes_of(writes, await self._send(writes))
+        deadline = asyncio.get_running_loop().time() + self._patience.operation - self._patience.shared_call
+        lane = self._free.pop() if self._free else Lane(self._users.database.client)
+        try:
+            return await self._numbered(lane, writes, deadline)
+        finally:
+            self._free.append(lane)
+
+    async def _numbered(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
+        lane.advance()
+        try:
+            reply = await self._send(writes, lane)
+        except Unclear:
+            return await self._repeat(lane, writes, deadline)
+        except OperationFailure as exc:
+            if exc.code == EXPIRED:
+                return await self._one_by_one(lane, writes, deadline)
+            return await self._without_number(writes, exc)
+        if "retriedStmtIds" in reply:  # the number was used before, so nothing of this took effect
+            return await self._fenced(lane, writes, deadline)
+        outcomes = outcomes_of(writes, reply)
+        return await self._repeat(lane, writes, deadline, outcomes) if None in outcomes else outcomes
+
+    async def _repeat(
+        self, lane: Lane, writes: Sequence[Write], deadline: float, outcomes: Sequence[Outcome] = ()
+    ) -> Sequence[Outcome]:
+        """Send a call again under its number, which tells what of it took effect. The rest is done behind a fence.
+
+        `outcomes` are those of the first sending. If they are unknown, a statement that fails now is not settled: it is
+        not remembered, so the first sending might do it yet when it arrives.
+        """
+        settled = list(outcomes) or [None] * len(writes)
+        try:
+            reply = await self._send(writes, lane)
+        except (Unclear, PyMongoError):
+            log.debug("a shared call is unclear after its repetition")
+        else:
+            retried = reply.get("retriedStmtIds", ())
+            is_all = reply["n"] == len(retried)  # the others found nothing, at the first sending and at this one
+            for n, outcome in enumerate(outcomes_of(writes, reply)):
+                if settled[n] is None and (n in retried or outcome is True):
+                    settled[n] = True
+                elif settled[n] is None and outcomes and is_all:
+                    settled[n] = False
+        rest = [n for n, outcome in enumerate(settled) if outcome is None]
+        if rest:
+            for n, outcome in zip(rest, await self._fenced(lane, [writes[n] for n in rest], deadline), strict=True):
+                settled[n] = outcome
+        return settled
+
+    async def _fenced(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
+        """Make writes under new numbers and with their conditions, until the outcome is known. Raises `Unavailable`."""
+        while True:
+            lane.advance()
+            try:
+                return outcomes_of(writes, await self._send(writes, lane, guarded=True))
+            except Unclear as exc:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise unavailable(exc.cause) from exc.cause
+            except OperationFailure as exc:
+                if exc.code == EXPIRED:
+                    return await self._one_by_one(lane, writes, deadline)
+                raise
+            await asyncio.sleep(random.uniform(*RETRY_PAUSE))
+
+    async def _one_by_one(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
+        """Make writes one at a time, each briefly: a document that another program has locked stays so."""
+        outcomes: list[Outcome] = []
+        for write in writes:
+            lane.advance()
+            try:
+                outcomes += outcomes_of([write], await self._send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
+            except Unclear:
+                outcomes += await self._fenced(lane, [write], deadline)
+            except OperationFailure as exc:
+                outcomes.append(exc)
+        return outcomes
+
+    async def _without_number(self, writes: Sequence[Write], refusal: OperationFailure) -> Sequence[Outcome]:
+        """Make writes that were refused once more, with conditions in place of a number. Raises what then refuses."""
+        outcomes = outcomes_of(writes, await self._send(writes, guarded=True))
+        if self.numbered:
+            log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", refusal.code)
+            self.numbered = False
+        return outcomes
+
+    async def _send(
+        self, writes: Sequence[Write], lane: Lane | None = None, *, guarded: bool = False, seconds: float | None = None
+    ) -> Mapping[str, Any]:
+        """Send one `update` command. Raises `Unclear` if it has a number, and its outcome is not known."""
+        patience = self._patience.shared_call
+        number: JSONObject = {"session": lane.session, "txnNumber": Int64(lane.number)} if lane else {}
+        try:
+            async with asyncio.timeout(patience):
+                # Not pymongo.timeout, which would have the driver give up before the server.
+                reply: Mapping[str, Any] = await self._users.database.command(
+                    "update",
+                    self._users.name,
+                    updates=[write.statement(guarded=guarded or not lane) for write in writes],
+                    ordered=False,
+                    maxTimeMS=round(1000 * (seconds or SERVER_PART * patience)),
+                    writeConcern=self._users.write_concern.document,
+                    codec_options=self._users.codec_options,  # a validator's refusal quotes the team's own values
+                    **number,
+                )
+        except (PyMongoError, TimeoutError) as exc:
+            code = exc.code if isinstance(exc, OperationFailure) else None
+            is_final = isinstance(exc, PyMongoError) and not means_unavailable(exc) and code != TOO_OLD
+            if lane and code != EXPIRED and not is_final:
+                raise Unclear(exc) from exc
+            raise
+        if lane and "writeConcernError" in reply:
+            concern = reply["writeConcernError"]
+            raise Unclear(WriteConcernError(concern["errmsg"], concern["code"]))
+        return reply
+
+
+def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outcome]:
+    """Return for each write `True` if it took effect, its error, or `None` if the reply does not say."""
+    errors = reply.get("writeErrors", ())
+    outcomes: list[Outcome] = [True] * len(writes)
+    if concern := reply.get("writeConcernError"):
+        outcomes = [WriteConcernError(concern["errmsg"], concern["code"])] * len(writes)
+    for error in errors:
+        outcomes[error["index"]] = write_error(error)
+    if reply["n"] + len(errors) < len(writes):
+        # Some found nothing, and the reply does not say which. An upsert either finds, inserts or fails.
+        for n, write in enumerate(writes):
+            if outcomes[n] is True and not write.upsert:
+                outcomes[n] = None if len(writes) > 1 else False
+    return outcomes
+
+
+async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
+    """Return whether the server keeps numbers: one `$inc`, sent twice under one number, has effect once.
+
+    A standalone server does not, nor does one that only looks like MongoDB; nor is it known without the right to write.
+    """
+    probe, id_ = database[PROBE], ObjectId()
+    lane = Lane(database.client)
+    lane.advance()
+    statement = {"q": {"_id": id_}, "u": {"$inc": {"n": 1}}, "upsert": True, "collation": SIMPLE}
+    try:
+        async with asyncio.timeout(patience.operation):
+            for _ in range(2):
+                await database.command(
+                    "update",
+                    PROBE,
+                    updates=[statement],
+                    session=lane.session,
+                    txnNumber=Int64(lane.number),
+                    writeConcern=probe.write_concern.document,
+                )
+            found = await probe.find_one({"_id": id_}, collation=SIMPLE)
+            await probe.delete_one({"_id": id_}, collation=SIMPLE)
+    except (PyMongoError, TimeoutError) as exc:
+        log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
+        return False
+    return bool(found and found["n"] == 1)

@@ -1,0 +1,74 @@
+"""What requests ask of the store. Their values are valid, and ids are in their one form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mongo.document import JSONObject
+
+
+class Channels(Protocol):
+    """What a kind of notification is to MongoDB: its name, its channels, and which of `ERAS` its e-mails have."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def in_app(self) -> bool: ...  # noqa: D102
+    @property
+    def email(self) -> bool: ...  # noqa: D102
+    @property
+    def rank(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """What to create for a user. `request_id` is kept with an e-mail. What is created `in_bulk` is e-mailed later."""
+
+    user_id: str
+    kind: Channels
+    target_id: str | None = None
+    data: JSONObject | None = None
+    idempotency_key: str | None = None
+    request_id: str | None = None
+    in_bulk: bool = False
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything but the user. Bodies with the same meaning have the same one."""
+        meaning = json.dumps([self.kind.name, self.target_id, self.data], sort_keys=True)
+        return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CreateMany:
+    """What to create for many users: `each`, with one of the ids in place of its own."""
+
+    user_ids: Sequence[str]
+    each: Create
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """A page of a user's notifications. `is_new` selects only the unread, or only the read."""
+
+    user_id: str
+    skip: int
+    limit: int
+    is_new: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Of a user's notifications those whose `field` has this value, or all without a field."""
+
+    user_id: str
+    field: str | None = None
+    value: str | None = None
+
+    def matching(self) -> JSONObject:
+        """Return the conditions of an element that is ours and selected."""
+        ours: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
+        return ours | ({self.field: self.value} if self.field else {})

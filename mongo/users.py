@@ -1,0 +1,189 @@
+"""A collection as the service uses it, and that of the users: every operation is repeated until MongoDB confirms it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from pymongo import ReturnDocument, UpdateMany
+
+from config.ids import named
+from mongo.connection import MAJORITY, Connection
+from mongo.connection import Collection as MotorCollection
+from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, Shape
+from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
+from mongo.judged import Judged
+from mongo.lanes import Calls
+
+T = TypeVar("T")
+
+REFUSING: Final = {
+    "types": [{"$type": f"${name}"} for name in TYPES],
+    "ours": {"$allElementsTrue": [{"$map": {"input": NOTIFICATIONS, "in": IS_OURS}}]},
+}
+"""The projection of what `must_admit` judges."""
+
+
+class Documents:
+    """The documents of a collection, compared by the simple collation.
+
+    Operations raise a `StoreError`; `Unavailable` after `deadline` seconds, by default those of `patience`.
+    """
+
+    def __init__(self, collection: MotorCollection, patience: Patience = PATIENCE) -> None:
+        self.collection = collection
+        self.patience = patience
+
+    async def persist(self, attempt: Callable[[int], Awaitable[T]], deadline: float | None = None) -> T:
+        """Repeat an operation that is safe to repeat. Raises a `StoreError`."""
+        return await persist(attempt, deadline, patience=self.patience)
+
+    async def find(  # noqa: PLR0913 - as the driver's
+        self,
+        filter_: Mapping[str, Any],
+        projection: Mapping[str, Any] | None = None,
+        *,
+        sort: str | None = None,
+        limit: int = 0,
+        batch: int = 0,
+        majority: bool = False,
+        deadline: float | None = None,
+    ) -> list[JSONObject]:
+        """Return the documents that match, in the order of the field `sort`.
+
+        `batch` is how many at the most the first reply has, by default 101.
+        """
+        collection = self.collection.with_options(read_concern=MAJORITY) if majority else self.collection
+
+        async def attempt(_: int) -> list[JSONObject]:
+            on_disk = True if sort else None
+            cursor = collection.find(filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, batch_size=batch)
+            return await (cursor.sort(sort) if sort else cursor).limit(limit).to_list(None)
+
+        return await self.persist(attempt, deadline)
+
+    async def find_one(
+        self,
+        filter_: Mapping[str, Any],
+        projection: Mapping[str, Any] | None = None,
+        *,
+        majority: bool = False,
+        deadline: float | None = None,
+    ) -> JSONObject | None:
+        """Return a document that matches. With `majority`, what only a deposed primary has seen does not count."""
+        found = await self.find(filter_, projection, limit=-1, majority=majority, deadline=deadline)
+        return found[0] if found else None
+
+    async def aggregate(self, pipeline: Sequence[JSONObject], deadline: float | None = None) -> list[JSONObject]:
+        """Return what a pipeline makes of the documents."""
+
+        async def attempt(_: int) -> list[JSONObject]:
+            return await self.collection.aggregate(pipeline, collation=SIMPLE).to_list(None)
+
+        return await self.persist(attempt, deadline)
+
+    async def update(self, filter_: JSONObject, change: JSONObject | Sequence[JSONObject]) -> bool:
+        """Change a document; return whether one matched."""
+
+        async def attempt(_: int) -> bool:
+            return bool((await self.collection.update_one(filter_, change, collation=SIMPLE)).matched_count)
+
+        return await self.persist(attempt)
+
+    async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
+        """Change all documents that match."""
+        await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+
+    async def update_each(self, updates: Sequence[UpdateMany]) -> int:
+        """Make several updates of many documents in one call; return how many documents they matched."""
+        found = await self.persist(lambda _: self.collection.bulk_write(updates, ordered=False))
+        return int(found.matched_count)
+
+    async def delete(self, filter_: JSONObject) -> None:
+        """Delete all documents that match."""
+        await self.persist(lambda _: self.collection.delete_many(filter_, collation=SIMPLE))
+
+    async def create_index(self, field: str, **options: Any) -> None:
+        """Create an index unless it is there. Replicas may do so at the same time."""
+        await self.persist(lambda _: self.collection.create_index(field, collation=SIMPLE, **options))
+
+
+class Users(Documents):
+    """The users' documents. `profile` is what a new one has; it is `None` if the service creates none."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        shape: Shape,
+        profile: Mapping[str, str] | None = None,
+        patience: Patience = PATIENCE,
+    ) -> None:
+        super().__init__(connection.database[name], patience)
+        self.shared = connection.shared[name]
+        self.calls = Calls(self.shared, patience)
+        self.judged = Judged()
+        self.shape = shape
+        self.profile = profile
+
+    def key(self, user_id: str) -> JSONObject:
+        """Return the condition that names a user's document."""
+        return {"_id": self.shape.id_type.to_bson(user_id)}
+
+    async def of(self, user_id: str, *paths: str) -> JSONObject:
+        """Return these fields of a user's document; nothing of an unknown user."""
+        return await self.find_one(self.key(user_id), dict.fromkeys(paths, 1)) or {}
+
+    async def change(self, user_id: str, pipeline: Sequence[JSONObject], *paths: str) -> JSONObject:
+        """Change the `notifier` of a user's document by a pipeline; return these fields as they are then.
+
+        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        """
+
+        async def attempt(_: int) -> JSONObject | None:
+            found: JSONObject | None = await self.collection.find_one_and_update(
+                self.key(user_id) | OURS,
+                pipeline,
+                dict.fromkeys(paths or ("_id",), 1),
+                return_document=ReturnDocument.AFTER,
+                collation=SIMPLE,
+            )
+            return found
+
+        found = await self.persist_for(user_id, attempt)
+        if found is None:
+            await self.must_admit(user_id)
+            raise UnknownUser
+        return found
+
+    async def create(self, user_id: str) -> None:
+        """Create the document of a user who has none. Raises a `StoreError`."""
+        insert = {"$setOnInsert": self.profile}
+        await self.persist(
+            lambda _: self.collection.update_one(self.key(user_id), insert, upsert=True, collation=SIMPLE)
+        )
+
+    async def persist_for(
+        self, user_id: str, attempt: Callable[[int], Awaitable[T]], deadline: float | None = None
+    ) -> T:
+        """Repeat a write to a user's document. Where MongoDB refuses a type, tell which field has it."""
+        try:
+            return await self.persist(attempt, deadline)
+        except WrongType as exc:
+            await self.must_admit(user_id)
+            raise UnknownError(f"MongoDB refused a type, and every field has its own: {exc}") from exc
+
+    async def must_admit(self, user_id: str, fields: Collection[str] = TYPES) -> None:
+        """Raise `Conflict` if one of these fields of the user's document is not as the service keeps it."""
+        if user := await self.find_one(self.key(user_id), REFUSING):
+            judge(user, fields)
+
+
+def judge(user: Mapping[str, Any], fields: Collection[str] = TYPES) -> None:
+    """Raise `Conflict` if one of these fields of a document, read as `REFUSING`, is not as the service keeps it."""
+    types = zip(TYPES, user["types"], strict=True)
+    odd = [name for name, found in types if found not in {"missing", TYPES[name]}]
+    odd += [] if user["ours"] else ["notifications"]
+    for field in odd:
+        if field in fields:
+            raise Conflict(f"the field `{field}` of {named(str(user['_id']))}, which is not the service's")

@@ -1,0 +1,150 @@
+"""What a sharded cluster asks of every command: no `mongos` can be had, so the commands themselves are held to it.
+
+The users' collection is sharded by its hashed `_id` (MongoDB manual, "Find Operations" and "update": a single update,
+an upsert and `findAndModify` must name the shard key, or `_id`, by equality and under the simple collation).
+
+As a program, it runs the service and writes what breaks the rules to standard error, for the soak.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import pytest
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+
+import mongo.connection
+from config.checks import DEAD_MAIL
+from mongo.lanes import PROBE
+
+BROKEN: Final = "breaks a rule of sharded clusters"
+"""What a line of the program says."""
+ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream")
+"""What reads that may ask every shard begin with: what is due, counts, and the change stream."""
+
+
+class ClusterRules(CommandListener):
+    """Collects the commands that a sharded cluster would refuse, or answer by asking every shard."""
+
+    def __init__(self) -> None:
+        self.broken: list[str] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Judge a command."""
+        name, command = event.command_name, event.command
+        if fault := fault_of(name, command):
+            self.broken.append(f"{name} {BROKEN}: {fault}: {shape(command)}")
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Do nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Do nothing."""
+
+
+def shape(command: Mapping[str, Any]) -> str:
+    """Return what a report shows of a command."""
+    return f"{ {name: command[name] for name in command if name not in {'lsid', '$db', '$clusterTime'}} }"[:1000]
+
+
+def fault_of(name: str, command: Mapping[str, Any]) -> str | None:
+    """Return which rule a command breaks."""
+    if "startTransaction" in command:
+        return "a transaction"
+    if command.get(name) in (DEAD_MAIL, PROBE) and name != "findAndModify":
+        return None
+    judge = JUDGES.get(name)
+    return judge(command) if judge else "not a command of the service"
+
+
+def _of_update(command: Mapping[str, Any]) -> str | None:
+    return next((fault for item in command["updates"] if (fault := _of_statement(item))), None)
+
+
+def _of_statement(item: Mapping[str, Any]) -> str | None:
+    if not _is_simple(item):
+        return "another collation"
+    if item.get("multi"):
+        return None if "$in" in item["q"].get("_id", {}) and not item.get("upsert") else "every shard is written to"
+    return None if _names_one(item["q"]) else "not one _id"
+
+
+def _of_find_and_modify(command: Mapping[str, Any]) -> str | None:
+    return None if _names_one(command["query"]) and _is_simple(command) else "not one _id"
+
+
+def _of_read(condition: Mapping[str, Any]) -> str | None:
+    begins = next(iter(condition), "")
+    return None if begins in {"_id", *ANY_SHARD} else f"every shard is asked for {begins or 'everything'}"
+
+
+def _of_aggregate(command: Mapping[str, Any]) -> str | None:
+    first = command["pipeline"][0] if command["pipeline"] else {}
+    return _of_read(first.get("$match", first))
+
+
+def _of_create_indexes(command: Mapping[str, Any]) -> str | None:
+    return "a unique index" if any(index.get("unique") for index in command["indexes"]) else None
+
+
+def _names_one(query: Mapping[str, Any]) -> bool:
+    return "_id" in query and not (isinstance(query["_id"], Mapping) and any(n.startswith("$") for n in query["_id"]))
+
+
+def _is_simple(item: Mapping[str, Any]) -> bool:
+    return bool(item.get("collation") == {"locale": "simple"})
+
+
+def _harmless(_: Mapping[str, Any]) -> None:
+    return None
+
+
+JUDGES: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
+    "update": _of_update,
+    "findAndModify": _of_find_and_modify,
+    "find": lambda command: _of_read(command.get("filter", {})),
+    "aggregate": _of_aggregate,
+    "createIndexes": _of_create_indexes,
+    # Nothing about documents, an insert, which names its `_id`, and the cursor of a command above.
+    **dict.fromkeys(("hello", "ping", "buildInfo", "connectionStatus", "endSessions", "insert"), _harmless),
+    **dict.fromkeys(("getMore", "killCursors", "listIndexes", "collMod"), _harmless),
+}
+
+
+@pytest.fixture(scope="session")
+def cluster_rules() -> Iterator[ClusterRules]:
+    """Let every client of the service in this process be held to the rules."""
+    rules = ClusterRules()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mongo.connection.OPTIONS", {**mongo.connection.OPTIONS, "event_listeners": [rules]})
+        yield rules
+
+
+@pytest.fixture(autouse=True)
+def _held_to_cluster_rules(cluster_rules: ClusterRules) -> Iterator[None]:
+    yield
+    broken, cluster_rules.broken = cluster_rules.broken, []
+    assert not broken
+
+
+class _Reported(ClusterRules):
+    def started(self, event: CommandStartedEvent) -> None:
+        super().started(event)
+        for line in self.broken:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - for the soak
+        self.broken.clear()
+
+
+if __name__ == "__main__":
+    mongo.connection.OPTIONS = {**mongo.connection.OPTIONS, "event_listeners": [_Reported()]}  # type: ignore[misc]
+
+    import notifier
+
+    notifier.run()

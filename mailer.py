@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiosmtplib import SMTPException, SMTPResponseException
@@ -17,7 +18,7 @@ from config.address import envelope_address
 from mail.breaker import Breaker
 from mail.connection import Connection, Opener
 from mail.lease import Lease
-from mail.message import WIRE_POLICY, Sender, compose
+from mail.message import Sender, compose
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
@@ -28,15 +29,33 @@ from settings import Settings
 REPLY_TIMEOUT: Final = 600.0
 """Seconds to wait for the reply to a message, at the least (RFC 5321, section 4.5.3.2.6). To give up earlier is to send
 the e-mail again although the server may have accepted it."""
+IDLE_INTERVAL: Final = 1.0
+"""Seconds between two looks for kept connections that are too old."""
 
 MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
 
 
-class Mailer:
-    """Sends e-mails, each over one connection at a time. Connections are kept for the next e-mails."""
+async def _no_look(_: Lease) -> None:
+    return
 
-    def __init__(self, settings: Settings) -> None:
-        self.breaker = Breaker()
+
+class Mailer:
+    """Sends e-mails, each over one connection at a time. Connections are kept for the next e-mails.
+
+    Before MAIL it calls `look`, unless it is known that the user wants the e-mail; `late` if the reply to the message
+    does not come soon; and `changed` whenever the breaker may admit other e-mails than before.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        look: Callable[[Lease], Awaitable[None]] = _no_look,
+        late: Callable[[Lease], None] = lambda _: None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.breaker = Breaker(changed)
+        self._look = look
+        self._late = late
         self._settings = settings
         self._sender = Sender(*settings.sender)
         self._opener = Opener(settings, self._sender.domain)
@@ -52,7 +71,8 @@ class Mailer:
     async def send(self, lease: Lease, content: Content) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
-        Raises only when its task is cancelled. Then the server may have accepted the message if `lease.sending`.
+        It must be that the breaker `admits` it. Raises only when its task is cancelled. Then the server may have
+        accepted the message if `lease.sending`.
         """
         address = lease.email.address
         if not address:
@@ -65,8 +85,6 @@ class Mailer:
         if suppression and suppression.address == to:
             return _suppressed(suppression)
         ticket = self.breaker.admit()
-        if ticket is None:
-            return Outcome(verdict=Verdict.CONNECTION, status="not tried", detail=self.breaker.fault)
         self._busy += 1
         try:
             outcome = await self._send(ticket, lease, to, content)
@@ -90,8 +108,7 @@ class Mailer:
             self.breaker.succeed(ticket)
 
     async def _send(self, ticket: object, lease: Lease, to: str, content: Content) -> Outcome | None:
-        kept = await self._take()
-        if kept:
+        if kept := await self._take():
             outcome = await self._converse(kept, ticket, lease, to, content)
             if outcome is None or not outcome.worth_a_new_connection:
                 return outcome
@@ -106,14 +123,14 @@ class Mailer:
                 if connection is None:
                     connection = await self._connect()
                 connection.stage = Stage.CONNECT
-                wanted = await lease.is_wanted()
-                if not wanted:
+                if not lease.known:
+                    await self._look(lease)
+                if not (lease.held and lease.wanted):
                     self._kept.append(connection)
-                    return None if wanted is None else MUTED
+                    return MUTED if lease.held else None
                 option = self._option(connection, to)
-                message = _as_bytes(lease.email, self._sender, to, content, utf8=bool(option))
-                await self._say_envelope(connection, ticket, lease, to, option)
-                if not lease.held:  # it may have ended meanwhile
+                message = _as_bytes(lease.email, self._sender, to, content)
+                if not await self._say_envelope(connection, ticket, lease, to, option):
                     connection.drop()
                     return None
                 connection.stage, lease.sending = Stage.DATA, True
@@ -130,8 +147,11 @@ class Mailer:
         self._kept.append(connection)
         return Outcome(verdict=Verdict.SENT, status="250")
 
-    async def _say_envelope(self, connection: Connection, ticket: object, lease: Lease, to: str, option: str) -> None:
-        """Say MAIL, RCPT and DATA while the lease is held: all at once to a server that pipelines (RFC 2920)."""
+    async def _say_envelope(self, connection: Connection, ticket: object, lease: Lease, to: str, option: str) -> bool:
+        """Say MAIL, RCPT and DATA: all at once to a server that pipelines (RFC 2920).
+
+        Return `False` if the lease ends meanwhile.
+        """
         # With an option for the sake of its recipient, the first command is about this e-mail.
         first = Stage.RCPT if option and self._sender.address.isascii() else Stage.MAIL
         commands = {
@@ -145,12 +165,13 @@ class Mailer:
             connection.send(*commands)
         for command, (stage, kind) in commands.items():
             if not lease.held:
-                return
+                return False
             connection.stage = stage
             if not connection.together:
                 connection.send(command)
             await connection.reply(kind, self._settings.smtp_command_timeout)
             self.breaker.reach(ticket)
+        return lease.held
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
         """Return how far a conversation had come that failed.
@@ -168,18 +189,21 @@ class Mailer:
     async def _hand_over(self, connection: Connection, message: bytes, ticket: object, lease: Lease) -> None:
         """Send the message and wait for the reply as long as RFC 5321 asks. Raises aiosmtplib's errors."""
         soon = self._settings.smtp_data_timeout
-        reply = asyncio.ensure_future(connection.end_message(message, max(REPLY_TIMEOUT, soon)))
+        timer = asyncio.get_running_loop().call_later(soon, self._wait_for_reply, ticket, lease)
         try:
-            done, _ = await asyncio.wait({reply}, timeout=soon)
-            if not done:
-                self.breaker.abandon(ticket)  # another e-mail may show meanwhile how the server is
-                lease.wait()
-            await reply
+            await connection.end_message(message, max(REPLY_TIMEOUT, soon))
         finally:
-            reply.cancel()
+            timer.cancel()
+
+    def _wait_for_reply(self, ticket: object, lease: Lease) -> None:
+        """Let others go on: another e-mail may show meanwhile how the server is."""
+        self._late(lease)
+        self.breaker.abandon(ticket)
 
     async def _connect(self) -> Connection:
-        """Open a connection, one at a time, so that a wrong password is not tried by all of them at once."""
+        """Open a connection: one at a time until one has worked, so that a wrong password is not tried by all."""
+        if self.breaker.closed:
+            return await self._opener.open()
         async with self._connecting:
             if self.breaker.wait():
                 raise SMTPFault(Verdict.CONNECTION, self.breaker.fault)
@@ -196,15 +220,21 @@ class Mailer:
         return " SMTPUTF8"
 
     async def _take(self) -> Connection | None:
-        """Return the kept connection used last, if any, and close those that are too old."""
-        await self.close_idle()
-        return self._kept.pop() if self._kept else None
+        """Return the usable connection used last, if any. Close those on the way to it."""
+        while self._kept:
+            connection = self._kept.pop()
+            if connection.usable():
+                return connection
+            await connection.quit()
+        return None
 
     async def close_idle(self) -> None:
-        """Close the kept connections that will not be used again."""
-        old = [connection for connection in self._kept if not connection.usable()]
-        self._kept = [connection for connection in self._kept if connection not in old]
-        await asyncio.gather(*(connection.quit() for connection in old))
+        """Close the kept connections that will not be used again, for ever."""
+        while True:
+            await asyncio.sleep(IDLE_INTERVAL)
+            if old := [connection for connection in self._kept if not connection.usable()]:
+                self._kept = [connection for connection in self._kept if connection not in old]
+                await asyncio.gather(*(connection.quit() for connection in old))
 
     async def close(self) -> None:
         """Close every kept connection."""
@@ -212,10 +242,10 @@ class Mailer:
         await asyncio.gather(*(connection.quit() for connection in kept))
 
 
-def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content, *, utf8: bool) -> bytes:
+def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:
     """Make the message. Raises `SMTPFault` if that cannot be done, which says nothing about the server."""
     try:
-        return compose(email, sender, to, content).as_bytes(policy=WIRE_POLICY[utf8])
+        return compose(email, sender, to, content)
     except ValueError as exc:
         raise SMTPFault(Verdict.TRANSIENT, f"the message cannot be made: {type(exc).__name__}") from exc
 

@@ -28,7 +28,7 @@ from cli.check import run_check
 from cli.environment import SettingsError, load_settings, warnings_about
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
-from mail.delivery import running_delivery
+from delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
 from ops.banner import banner

@@ -109,7 +109,7 @@ class Settings:
         by_value=True,
     )
     smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's", "path")
-    smtp_connections: int = _setting("SMTP connections open at once", "int", 4, validate=validate.Range(1, 100))
+    smtp_connections: int = _setting("SMTP connections open at once", "int", 5, validate=validate.Range(1, 100))
     smtp_connect_timeout: float = _setting(
         "seconds to connect, secure the connection and log in", "float", 30.0, validate=checks.POSITIVE
     )

@@ -54,7 +54,7 @@ from mongo.errors import (
 from mongo.fan_out import FanOut
 from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
-from mongo.owed import new_element
+from mongo.owed import first_due, new_element
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection
 from mongo.start import reach
@@ -160,7 +160,8 @@ class Store:
     async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[Recorded | StoreError]:
         """Do for each of these users what `create` does for one; return for each what it did, or its error."""
         fingerprint, now = many.each.fingerprint(), self.clock.now()
-        creations = (self._creation(replace(many.each, user_id=user_id), now, fingerprint) for user_id in many.user_ids)
+        each = replace(many.each, in_bulk=True)
+        creations = (self._creation(replace(each, user_id=user_id), now, fingerprint) for user_id in many.user_ids)
         return await self._fan_out(creations, gently=gently)
 
     def _creation(self, new: Create, now: datetime, fingerprint: str | None = None) -> Creation:
@@ -188,8 +189,9 @@ class Store:
             pushes["notifications"] = append(notification, self._limit, self._slack)
         if new.kind.email:
             filter_ |= HAS_ROOM | IS_FINDABLE
-            pushes["notifier.outbox"] = email = new_element(id_, new.kind.name, now, optional, new.request_id)
-            update["$min"] = {"notifier.due": email["next_at"]}
+            due = first_due(new.kind.rank, in_bulk=new.in_bulk)
+            pushes["notifier.outbox"] = new_element(id_, new.kind.name, now, optional, new.request_id, due)
+            update["$min"] = {"notifier.due": due}
         if key:
             filter_["notifier.recent.k"] = {"$ne": key}
             pushes["notifier.recent"] = remember(key, fingerprint, id_)

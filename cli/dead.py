@@ -10,7 +10,7 @@ from typing import Final
 
 from cli.output import fail, say
 from mongo.errors import Conflict, OutboxFull
-from mongo.owed import NO_TOKEN
+from mongo.owed import ERAS_END, NO_TOKEN
 from store import Store
 
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
@@ -38,7 +38,8 @@ async def list_emails(store: Store, user_id: str) -> int:
     suppression = await store.suppressions.of_user(user_id)
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
-        row = f"{email['id']}  {email['key']:12}  {email['tries']} tries, {state} {email['next_at']:%F %T} UTC"
+        when = "now" if email["next_at"] < ERAS_END else f"{email['next_at']:%F %T} UTC"
+        row = f"{email['id']}  {email['key']:12}  {email['tries']} tries, {state} {when}"
         say(f"{row}  request {email.get('request_id', '-')}  {email['error'] or ''}".rstrip())
     for letter in dead:
         row = f"{letter['_id']}  {letter['key']:12}  {letter['tries']} tries, died {letter['died_at']:%F %H:%M} UTC"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 FIRST_PAUSE: Final = 1.0
@@ -19,9 +20,12 @@ class Breaker:
 
     It is closed while sending works, and a fault of the server opens it. Until something was sent for the first time
     it is open too, so that a wrong password is tried once and not by every connection.
+
+    `changed` is called whenever `admits` may have changed, but for the passing of time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
         self.closed = False
         self.fault = ""
         self._pause = 0.0
@@ -39,9 +43,14 @@ class Breaker:
         """Return the seconds until a probe may be sent; 0 if one may be sent now."""
         return max(0.0, self._until - time.monotonic())
 
+    @property
+    def admits(self) -> bool:
+        """Whether an attempt may be made now."""
+        return self.closed or not (self._probe or self.wait())
+
     def admit(self) -> object | None:
         """Return a ticket for one attempt, or `None`. Its holder must report how it went, or `abandon`."""
-        if not self.closed and (self._probe or self.wait()):
+        if not self.admits:
             return None
         ticket = object()
         if not self.closed:
@@ -61,6 +70,7 @@ class Breaker:
 
     def _close(self) -> None:
         self.closed, self._probe, self._pause, self._suspected = True, None, 0.0, False
+        self._changed()
 
     def suspect(self, ticket: object, email_id: str, fault: str) -> None:
         """Report a failure after MAIL that may be the server's or this e-mail's: several e-mails in a row open it."""
@@ -80,8 +90,10 @@ class Breaker:
             longest = LONGEST_SUSPICION if suspected else LONGEST_PAUSE
             self._pause = min(max(FIRST_PAUSE, self._pause * 2), longest)
             self._until = time.monotonic() + self._pause
+            self._changed()
 
     def abandon(self, ticket: object) -> None:
         """Withdraw an attempt that showed nothing about the server."""
         if ticket is self._probe:
             self._probe = None
+            self._changed()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import re
 import socket
 import ssl
 import time
@@ -26,12 +25,7 @@ from aiosmtplib import (
     SMTPResponseException,
     SMTPServerDisconnected,
 )
-from aiosmtplib.protocol import (
-    COMMAND_INJECTION_REGEX,
-    MAX_RESPONSE_LENGTH,
-    SMTPProtocol,
-    normalize_message_line_endings,
-)
+from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
 from mail.replies import SMTPFault
 from mail.verdicts import Stage, Verdict
@@ -96,9 +90,12 @@ class _Protocol(SMTPProtocol):
         return await super().execute_command(*args, timeout=timeout)
 
     async def execute_message(self, message: bytes, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - as above
-        """Send a message that the server asked for, and return the reply to it."""
+        """Send a message that the server asked for, and return the reply to it. Its lines end with CRLF.
+
+        A dot at the beginning of a line is doubled (RFC 5321, section 4.5.2). The first line is a header.
+        """
         self._buffer.clear()
-        self.write(re.sub(rb"(?m)^\.", b"..", normalize_message_line_endings(message)) + b".\r\n")
+        self.write(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
         return await self.read_response(timeout)
 
 

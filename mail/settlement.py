@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from config.address import envelope_address
@@ -68,6 +68,22 @@ class Settlements:
                 return
             else:
                 self._report(email, outcome, result, held=held)
+                return
+
+    async def settle_together(self, emails: Sequence[tuple[OwedEmail, Outcome]]) -> None:
+        """Settle what was sent or is not wanted, in shared updates; otherwise as `settle`."""
+        while True:
+            try:
+                held = await self._outbox.remove_together([email for email, _ in emails])
+            except Unavailable:
+                log.warning("%d e-mails: MongoDB is unavailable, so they cannot be settled yet", len(emails))
+            except Exception:  # noqa: BLE001 - because of one of them
+                for email, outcome in emails:
+                    await self.settle(email, outcome)
+                return
+            else:
+                for email, outcome in emails:
+                    self._report(email, outcome, outcome.verdict.value, held=held)
                 return
 
     def _settlement(self, email: OwedEmail, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:

@@ -8,15 +8,21 @@ Every document is claimed, read and settled for itself: one that is not ours, or
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import chain
 from typing import Final
 
 from bson import ObjectId
+from pymongo import UpdateMany
 
-from mongo.document import IS_DATE, OURS, OUTBOX, JSONObject, elements
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, elements, value_at
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError
-from mongo.owed import IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
+from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
 from mongo.preferences import wants_email
 from mongo.refused import Refused
 from mongo.statement import Write
@@ -24,8 +30,13 @@ from mongo.suppression import Bounce, suppress
 from mongo.users import Users
 from mongo.writes import Writes
 
-CLAIM_WINDOW: Final = 32
-"""Due documents read to claim some of them. Workers that choose at random rarely choose the same."""
+NARROWEST: Final = 2
+WIDEST: Final = 16
+"""Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
+EDGES: Final = (ERAS["normal"], ERAS["low"], ERAS_END)
+"""Where the bands of priorities end, and that of e-mails due again begins."""
+SHARE: Final = 8
+"""One in so many claimed is of each band, as far as there are any, so that none starves."""
 DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
@@ -41,6 +52,7 @@ class Outbox:
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
         self._refused = Refused()
+        self._spread: float = NARROWEST
 
     async def backlog(self) -> tuple[int, float]:
         """Return how many e-mails are owed, and the age of the oldest in seconds. Raises `Unavailable`."""
@@ -64,11 +76,9 @@ class Outbox:
 
         No other worker claims them until the lease ends. Raises `Unavailable`.
         """
-        candidates = HAS_DUE_EMAIL | self._refused.condition()
-        found = await self.users.find(candidates, {"_id": 1}, sort="notifier.due", limit=CLAIM_WINDOW)
-        if not found:
+        chosen = await self._choose(users)
+        if not chosen:
             return []
-        chosen = random.sample([user["_id"] for user in found], min(users, len(found)))
         token = str(ObjectId())
         try:
             await self._lease(chosen, token, lease)
@@ -79,8 +89,31 @@ class Outbox:
                 except (Conflict, TooLarge, UnknownError) as exc:
                     self._refused.add(id_, exc)
         read = {**self.users.shape.projection(), "notifier.outbox": 1, "notifier.suppression": 1}
-        claimed = await self.users.find({"_id": {"$in": chosen}, "notifier.outbox.token": token}, read)
-        return [email for user in claimed for email in load_emails(user, token, self.users.shape)]
+        held = {"_id": {"$in": chosen}, "notifier.outbox.token": token}
+        found = await self.users.find(held, read, batch=len(chosen) + 1)
+        lost = len(found) < len(chosen)  # to other workers, which choose from the same
+        self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
+        return [email for user in found for email in load_emails(user, token, self.users.shape)]
+
+    async def _choose(self, users: int) -> list[object]:
+        """Return the `_id`s of some users who are owed due e-mails: of all priorities, and of those due again."""
+        limit = math.ceil(self._spread * users)
+        found = await self._due(limit)
+        if len(found) < limit:  # these are all
+            return random.sample([id_ for id_, _ in found], min(users, len(found)))
+        share = max(1, users // SHARE)
+        # These leave out what is due after the last of them.
+        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, found[-1][1]), len(EDGES) + 1)]
+        return _shares([*found, *chain.from_iterable(await asyncio.gather(*later))], users, share)
+
+    async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
+        """Return the `_id`s of users whose e-mails are due, longest due first, and the band of each."""
+        condition = HAS_DUE_EMAIL | self._refused.condition()
+        if band:
+            end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
+            condition |= {"notifier.due": IS_DATE | {"$gte": EDGES[band - 1]} | end}
+        found = await self.users.find(condition, {"notifier.due": 1}, sort="notifier.due", limit=limit, batch=limit + 1)
+        return [(user["_id"], _band(user["notifier"]["due"])) for user in found]
 
     async def _lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
@@ -115,10 +148,37 @@ class Outbox:
         """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
-    async def is_wanted(self, email: OwedEmail) -> bool | None:
-        """Return whether its user wants the e-mail as of now; `None` if the lease was lost. Raises `Unavailable`."""
-        found = await self.users.find_one(_held(email), {"notifier.preferences": 1})
-        return None if found is None else wants_email(found["notifier"].get("preferences"), email.key)
+    async def look(self, emails: Sequence[OwedEmail]) -> Sequence[bool | None]:
+        """Return for each e-mail whether its user wants it as of now; `None` if the lease was lost.
+
+        Raises `Unavailable`.
+        """
+        ids = {"_id": {"$in": [email.document_id for email in emails]}}
+        fields = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
+        found = await self.users.find(ids, fields, batch=len(emails) + 1)
+        users = {repr(user["_id"]): user.get("notifier") for user in found}
+        return [_is_wanted(users.get(repr(email.document_id)), email) for email in emails]
+
+    async def remove_together(self, emails: Sequence[OwedEmail]) -> bool:
+        """Owe these e-mails no longer; return whether each document still had some of them. Raises a `StoreError`."""
+        return await self._settle_together(emails, None)
+
+    async def release(self, emails: Sequence[OwedEmail], rank: str) -> None:
+        """Give back the leases of e-mails of one priority that nobody has tried. They are due at once, as before.
+
+        Raises a `StoreError`.
+        """
+        seconds = {"$toLong": {"$divide": [{"$toLong": "$$this.at"}, 1000]}}
+        due = {"$cond": [{"$eq": ["$$this.tries", 0]}, {"$add": [ERAS[rank], seconds]}, "$$NOW"]}
+        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": due})
+
+    async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
+        by_token: dict[str, list[OwedEmail]] = {}
+        for email in emails:
+            by_token.setdefault(email.token, []).append(email)
+        updates = [_update(token, of_token, change) for token, of_token in by_token.items()]
+        documents = len({(email.token, repr(email.document_id)) for email in emails})
+        return await self.users.update_each(updates) == documents
 
     async def _settle(self, email: OwedEmail, change: JSONObject | None, bounce: Bounce | None = None) -> bool:
         """Change or remove an e-mail whose lease is held. If the document is full, error and bounce are left out."""
@@ -132,9 +192,38 @@ class Outbox:
             return await self._settle(email, {**change, "error": None})
 
 
+def _band(due: object) -> int:
+    return bisect(EDGES, due) if isinstance(due, datetime) else 0  # Python has no date for one so long past
+
+
+def _shares(found: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
+    """Choose at random: a share of each band, and the others from the first bands."""
+    bands: list[dict[str, object]] = [{} for _ in range(len(EDGES) + 1)]
+    for id_, band in found:
+        bands[band][repr(id_)] = id_
+    shuffled = [random.sample(list(band.values()), len(band)) for band in bands]
+    shares = [id_ for ids in shuffled for id_ in ids[:share]]
+    return [*shares, *(id_ for ids in shuffled for id_ in ids[share:])][:users]
+
+
 def _held(email: OwedEmail) -> JSONObject:
     item = {"id": email.id, "token": email.token}
     return {"_id": email.document_id, **OURS, "notifier.outbox": {"$elemMatch": item}}
+
+
+def _is_wanted(notifier: object, email: OwedEmail) -> bool | None:
+    items = elements(notifier, "outbox")
+    held = any(item.get("id") == email.id and item.get("token") == email.token for item in items)
+    return wants_email(value_at(notifier, "preferences"), email.key) if held else None
+
+
+def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> UpdateMany:
+    """Return the update of e-mails with the same token. Of two users' e-mails with the same id it knows which."""
+    pairs = [[email.document_id, email.id] for email in emails]
+    chosen = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
+    documents = list({repr(email.document_id): email.document_id for email in emails}.values())
+    held = {"_id": {"$in": documents}, **OURS, "notifier.outbox.token": token}
+    return UpdateMany(held, _rewrite(chosen, change), collation=SIMPLE)
 
 
 def _from_now(seconds: float) -> JSONObject:

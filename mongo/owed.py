@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, value_at
@@ -16,6 +16,16 @@ NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
 COUNT_LIMIT: Final = 10**6
 """Attempts that are counted."""
+
+ERAS: Final = {
+    "high": datetime(1968, 1, 1, tzinfo=UTC),
+    "normal": datetime(1970, 1, 1, tzinfo=UTC),
+    "low": datetime(1972, 1, 1, tzinfo=UTC),
+}
+"""When new e-mails fell due, by priority: in the past, and before whatever is due again. So one index orders them."""
+ERAS_END: Final = datetime(1974, 1, 1, tzinfo=UTC)
+BULK: Final = timedelta(days=365)
+"""How much later in its era an e-mail of a fan-out falls due."""
 
 
 def _has_type(name: str, *types: str) -> JSONObject:
@@ -71,17 +81,24 @@ class OwedEmail:
         return named | {"timestamp": int(self.at.timestamp())}
 
 
-def new_element(id_: str, key: str, at: datetime, optional: JSONObject, request_id: str | None) -> JSONObject:
-    """Make an element of the outbox that is due at once. `at` is when the e-mail was first owed, by MongoDB's clock.
+def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
+    """Return when a new e-mail falls due: at once, and earlier e-mails of the same priority first.
 
-    The update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So `next_at` lies in January 1970, with
-    our seconds as its milliseconds: it is always past, and earlier e-mails come first.
+    An update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So it lies in an era that is past, where
+    each of our seconds counts as a millisecond.
     """
+    return ERAS[rank] + timedelta(milliseconds=time.time()) + (BULK if in_bulk else timedelta())
+
+
+def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
+    id_: str, key: str, at: datetime, optional: JSONObject, request_id: str | None, next_at: datetime | None = None
+) -> JSONObject:
+    """Make an element of the outbox that is due at once. `at` is when it was first owed, by MongoDB's clock."""
     element: JSONObject = {
         "id": id_,
         "key": key,
         "at": at,
-        "next_at": datetime.fromtimestamp(time.time() / 1000, UTC),
+        "next_at": next_at or first_due("normal"),
         "tries": 0,
         "token": NO_TOKEN,
         "error": None,

@@ -12,7 +12,7 @@ from mongo.document import JSONObject
 
 
 class Channels(Protocol):
-    """What a kind of notification is to MongoDB: its name, and whether it is kept and e-mailed."""
+    """What a kind of notification is to MongoDB: its name, its channels, and which of `ERAS` its e-mails have."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -20,11 +20,13 @@ class Channels(Protocol):
     def in_app(self) -> bool: ...  # noqa: D102
     @property
     def email(self) -> bool: ...  # noqa: D102
+    @property
+    def rank(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """What to create for a user. `request_id` is kept with an e-mail."""
+    """What to create for a user. `request_id` is kept with an e-mail. What is created `in_bulk` is e-mailed later."""
 
     user_id: str
     kind: Channels
@@ -32,6 +34,7 @@ class Create:
     data: JSONObject | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
+    in_bulk: bool = False
 
     def fingerprint(self) -> str:
         """Return a hash of everything but the user. Bodies with the same meaning have the same one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateMany
 
 from config.ids import named
 from mongo.connection import MAJORITY, Connection
@@ -45,14 +45,19 @@ class Documents:
         *,
         sort: str | None = None,
         limit: int = 0,
+        batch: int = 0,
         majority: bool = False,
         deadline: float | None = None,
     ) -> list[JSONObject]:
-        """Return the documents that match, in the order of the field `sort`."""
+        """Return the documents that match, in the order of the field `sort`.
+
+        `batch` is how many at the most the first reply has, by default 101.
+        """
         collection = self.collection.with_options(read_concern=MAJORITY) if majority else self.collection
 
         async def attempt(_: int) -> list[JSONObject]:
-            cursor = collection.find(filter_, projection, collation=SIMPLE, allow_disk_use=True if sort else None)
+            on_disk = True if sort else None
+            cursor = collection.find(filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, batch_size=batch)
             return await (cursor.sort(sort) if sort else cursor).limit(limit).to_list(None)
 
         return await self.persist(attempt, deadline)
@@ -88,6 +93,11 @@ class Documents:
     async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
         """Change all documents that match."""
         await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+
+    async def update_each(self, updates: Sequence[UpdateMany]) -> int:
+        """Make several updates of many documents in one call; return how many documents they matched."""
+        found = await self.persist(lambda _: self.collection.bulk_write(updates, ordered=False))
+        return int(found.matched_count)
 
     async def delete(self, filter_: JSONObject) -> None:
         """Delete all documents that match."""

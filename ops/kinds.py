@@ -24,6 +24,8 @@ URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
 r"""Where a click may lead: an http or https address, or a path on the page's own origin. To a browser `\` is a `/`."""
 TEXT_LIMIT: Final = 500
 """Characters of a label or a url."""
+PRIORITIES: Final = ("high", "normal", "low")
+"""Which e-mails go first."""
 VALUE_LIMIT: Final = 200
 """Characters of a field in a label."""
 
@@ -40,15 +42,20 @@ class Kind:
     in_app: bool = True
     email: bool = False
     required: bool = False
+    priority: str | None = None
     label: str | None = None
     url: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def rank(self) -> str:
+        """Which of `PRIORITIES` its e-mails have: what is written, else what `required` implies."""
+        return self.priority or ("high" if self.required else "normal")
+
     def describe(self) -> dict[str, Any]:
-        """Return what `GET /kinds` tells of it."""
+        """Return what `GET /kinds` tells of it, all that matters to pages."""
         described = {name: value for name, value in asdict(self).items() if value not in (None, {})}
-        del described["name"]
-        return described
+        return {name: value for name, value in described.items() if name not in {"name", "priority"}}
 
     def say(self, language: str | None, fields: Mapping[str, Any]) -> str:
         """Return the label in a language with the fields of a notification; "…" stands where one is missing."""
@@ -77,6 +84,7 @@ TYPES: Final[Mapping[str, tuple[type, str]]] = {
     "in_app": (bool, "true or false"),
     "email": (bool, "true or false"),
     "required": (bool, "true or false"),
+    "priority": (str, "high, normal or low"),
     "label": (str, "a text"),
     "url": (str, "a text"),
     "labels": (dict, "a table of texts by language"),
@@ -128,7 +136,7 @@ def _faults(name: str, table: object) -> Iterator[str]:
     for setting, value in table.items():
         if setting not in TYPES:
             yield f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(TYPES)}."
-        elif not isinstance(value, TYPES[setting][0]):
+        elif not isinstance(value, TYPES[setting][0]) or (setting == "priority" and value not in PRIORITIES):
             yield f"[{name}]: {setting} must be {TYPES[setting][1]}."
     if table.get("in_app", True) is False and table.get("email", False) is False:
         yield f"[{name}]: needs a channel: in_app or email must be true."

@@ -113,3 +113,19 @@ async def test_a_server_that_refuses_connections_is_named_in_no_log(
 
     await eventually_async(failed, 5)
     assert not [record for record in caplog.records if "notifier" in record.name and "127.0" in record.getMessage()]
+
+
+async def test_a_connection_that_nobody_uses_is_closed_with_a_goodbye(
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mail.connection.CONNECTION_IDLE", 0.2)
+    async with raw_server() as server:
+        client = await start(**PLAIN | {"smtp_host": "localhost", "smtp_port": server.port})
+        await create(client, key="registration")
+        await settled(database)
+        assert "QUIT" not in server.commands
+
+        def said_goodbye() -> None:
+            assert server.commands[-1] == "QUIT"
+
+        await eventually_async(said_goodbye, 5)

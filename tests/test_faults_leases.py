@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mail.delivery import running_delivery
+from delivery import running_delivery
 from mongo.errors import Unavailable
 from mongo.owed import OwedEmail
 from mongo.requests import Create
@@ -78,7 +78,7 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
         await direct.create(Create(USER, SPECIFIED["registration"]))
         outbox = direct.outbox
         async with running_delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
-            await eventually_async(lambda: assert_length(delivery._leases, 1))
+            await eventually_async(lambda: assert_length(delivery._leases.held, 1))
             for _ in range(16):
                 assert await outbox.claim(1, 60) == []
                 await asyncio.sleep(0.05)

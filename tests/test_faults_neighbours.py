@@ -97,7 +97,7 @@ async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
         await create(client, key="registration")
         await owe(client, 10)
         await eventually_async(lambda: assert_length(others(server), 10))
-        assert user(database)["outbox"][0]["tries"] == 0  # the late reply is still awaited
+        assert user(database)["notifier"]["outbox"][0]["tries"] == 0  # the late reply is still awaited
         await settled(database)
     assert [to for to, _ in server.received].count(POISON) == 1
     assert database.dead_mail.count_documents({}) == 0

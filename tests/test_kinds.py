@@ -61,12 +61,17 @@ def kinds_file(folder: Path, text: str) -> Path:
         ("[a.b]\nemail = true", ["[a]: there is no setting 'b'"]),
         (
             "[a]\nemails = true",
-            ["[a]: there is no setting 'emails'; the settings are in_app, email, required, label, url, labels."],
+            [
+                "[a]: there is no setting 'emails'; ",
+                "the settings are in_app, email, required, priority, label, url, labels.",
+            ],
         ),
         ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),
         ("[a]\nin_app = false\nemail = false", ["[a]: needs a channel"]),
         ("[a]\nemail = 1", ["[a]: email must be true or false."]),
         ('[a]\nrequired = "yes"', ["[a]: required must be true or false."]),
+        ('[a]\npriority = "urgent"', ["[a]: priority must be high, normal or low."]),
+        ("[a]\npriority = 1", ["[a]: priority must be high, normal or low."]),
         ("[a]\nlabel = true", ["[a]: label must be a text."]),
         ("[a]\nurl = []", ["[a]: url must be a text."]),
         ('[a]\nlabels = "x"', ["[a]: labels must be a table of texts by language."]),

@@ -1,11 +1,13 @@
-"""The message: its headers read back as they were, by Python's parser and by one written for RFC 2047 alone."""
+"""The message: it reads back as it was, by Python's parser and, its headers, by one written for RFC 2047 alone."""
 
 from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
-from email import message_from_string, policy
+from email import message_from_bytes, message_from_string, policy
+from email.message import EmailMessage
 
 import pytest
 from hypothesis import example, given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 from config.address import envelope_address
-from mail.message import WIRE_POLICY, Sender, compose
+from mail.message import Sender, compose
 from mail.templates import Content
 from mongo.owed import OwedEmail
 
@@ -31,11 +33,49 @@ SUBJECTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), m
 )
 """What `mail/templates.py` lets a subject be."""
 
+PIECES = st.sampled_from(
+    [
+        *(
+            "Hello, ",
+            "Grüße ",
+            "Здравствуйте ",
+            "通知があります",
+            "नमस्ते ",
+            "مرحبا ",
+            "😀",
+            "<b>1 &lt; 2</b>",
+            "<p>é</p>",
+        ),
+        *("\n", "\r\n", "\r", "\n\n", ".", "\n.\n", "\n..", "\nFrom me", "=", "=\n", "=20", "=_part", "\n--=_part\n"),
+        *("\n--=_part--", " \n", "\t\n", "a" * 75, "x" * 998, "y" * 1000, "word " * 300, "é" * 500, "\x85", "\u2028"),
+    ]
+)
+TEXTS = st.lists(st.one_of(PIECES, st.text(st.characters(exclude_categories=["Cs"]))), max_size=12).map("".join)
+LINK = "https://shop.example/notifications/u/" + "x" * 300
+
+
+def expected(to: str, content: Content) -> EmailMessage:
+    """Return the message as Python's own library makes it."""
+    message = EmailMessage(policy.default)
+    message["From"] = "Müller, GmbH & Co <noreply@example.com>"
+    message["To"] = to
+    message["Subject"] = content.subject
+    message["Date"] = EMAIL.at
+    message["Message-ID"] = f"<{EMAIL.id}@example.com>"
+    message["Auto-Submitted"] = "auto-generated"
+    if content.unsubscribe_url:
+        message["List-Unsubscribe"] = f"<{content.unsubscribe_url}>"
+        message["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
+    message.set_content(content.text + "\n")
+    if content.html:
+        message.add_alternative(content.html + "\n", subtype="html")
+    return message
+
 
 def wire(to: str = "a@b.example", subject: str = "s", sender: str = "") -> str:
     """Return the header of a message as it travels."""
     message = compose(EMAIL, Sender(sender, "noreply@example.com"), to, Content(subject, "text"))
-    return message.as_bytes(policy=WIRE_POLICY[not to.isascii()]).decode().partition("\r\n\r\n")[0] + "\r\n\r\n"
+    return message.decode().partition("\r\n\r\n")[0] + "\r\n\r\n"
 
 
 def field(header: str, name: str) -> str:
@@ -116,3 +156,67 @@ def test_any_recipient_is_in_the_header_as_in_the_envelope(text: str, form: str)
     except ValidationError:
         return
     assert field(wire(to), "To") == to
+
+
+# --- the whole message ------------------------------------------------------------------------------
+
+
+@given(
+    SUBJECTS,
+    TEXTS,
+    st.one_of(st.none(), TEXTS),
+    st.one_of(st.none(), st.just(LINK)),
+    st.sampled_from(["a@b.example", "é@b.example"]),
+)
+@example("s", ".", ".", None, "a@b.example")
+@example("s", "", "", None, "a@b.example")
+@example("s", "a\n--=_part\nContent-Type: text/html\n\n<b>forged</b>", "html", None, "a@b.example")
+def test_a_message_reads_back_as_one_that_pythons_library_makes(
+    subject: str, text: str, html: str | None, link: str | None, to: str
+) -> None:
+    content = Content(subject, text, html or None, link)
+    sent = compose(EMAIL, Sender("Müller, GmbH & Co", "noreply@example.com"), to, content)
+    read, made = message_from_bytes(sent, policy=policy.default), expected(to, content)
+    assert not read.defects
+    assert {name for name in read if not name.startswith("Content")} == {
+        name for name in made if not name.startswith("Content")
+    }
+    for name in set(made.keys()) - {"From", "Content-Type", "Content-Transfer-Encoding"}:
+        assert str(read[name]) == str(made[name])
+    assert [part.get_content_type() for part in read.walk()] == [part.get_content_type() for part in made.walk()]
+    for ours, theirs in zip(read.walk(), made.walk(), strict=True):
+        if not theirs.is_multipart():
+            assert _lines(ours.get_content()) == _lines(theirs.get_content())
+
+
+@given(TEXTS, TEXTS)
+@example("a" * 998, "a" * 999)
+def test_every_line_is_ascii_ends_with_crlf_and_is_short_enough_for_any_server(text: str, html: str) -> None:
+    message = compose(EMAIL, Sender("", "noreply@example.com"), "a@b.example", Content("s", text, html))
+    assert message.isascii()
+    assert message.endswith(b"\r\n")
+    lines = message.split(b"\r\n")
+    assert not [line for line in lines if b"\r" in line or b"\n" in line or len(line) > 998]
+
+
+@pytest.mark.parametrize("text", ["plain", "x" * 998])
+def test_text_that_any_server_takes_travels_as_it_is(text: str) -> None:
+    message = compose(EMAIL, Sender("", "noreply@example.com"), "a@b.example", Content("s", text))
+    assert message.endswith(b"Content-Transfer-Encoding: 7bit\r\n\r\n" + text.encode() + b"\r\n")
+
+
+@given(st.one_of(st.text(), st.sampled_from(["\n", "a\r\nBcc: x@y.example", "<>", "x" * 2000, ""])))
+def test_no_id_or_subject_breaks_a_header(text: str) -> None:
+    email = replace(EMAIL, id=text)
+    message = compose(email, Sender("", "noreply@example.com"), "a@b.example", Content(text, "text"))
+    assert message == compose(email, Sender("", "noreply@example.com"), "a@b.example", Content(text, "text"))
+    read = message_from_bytes(message, policy=policy.default)
+    assert "Bcc" not in read
+    assert re.fullmatch(r"<[\w.-]+@example\.com>", str(read["Message-ID"]), re.ASCII)
+    assert str(read["Subject"]) == " ".join(text.split())
+    assert max(map(len, message.split(b"\r\n"))) <= 998
+
+
+def _lines(text: str) -> list[bytes]:
+    """Return lines without the kind of their ends."""
+    return text.encode().splitlines()

@@ -38,9 +38,10 @@ VARIABLES = {field.name.upper() for field in dataclasses.fields(Settings)}
 class Service:
     """The service in a process of its own, configured by these variables."""
 
-    def __init__(self, folder: Path, **variables: object) -> None:
+    def __init__(self, folder: Path, *program: str, **variables: object) -> None:
         self.port = free_port()
         self._folder = folder
+        self._program = program or (str(ROOT / "notifier.py"),)
         given = {name: str(value) for name, value in variables.items()}
         self.environment = {**os.environ, **given, "HOST": "127.0.0.1", "PORT": str(self.port)}
         self.process = self._spawn()
@@ -51,7 +52,7 @@ class Service:
 
     def _popen(self, output: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "notifier.py")],
+            [sys.executable, *self._program],
             cwd=self._folder,
             env=self.environment,
             stdout=output,

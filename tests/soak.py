@@ -33,7 +33,7 @@ from mongo.document import OUTBOX_LIMIT
 from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
-from tests.soak_check import NO_ANSWER, Ledger, check, logged_exceptions
+from tests.soak_check import NO_ANSWER, Ledger, check, cluster_faults, logged_exceptions
 from tests.soak_decide import KINDS, Decisions, check_decisions, decide_until
 from tests.soak_load import BUSY, USERS, create_until
 from tests.soak_poison import (
@@ -131,6 +131,8 @@ def start_worker(folder: Path, setup: Setup, mail: MailServer, number: int) -> S
     concern = CONCERNS[number % len(CONCERNS)]
     return Service(
         folder,
+        *("-m", "tests.cluster"),
+        PYTHONPATH=ROOT,
         **clock_of(number),
         DB_URI=f"{setup.uri}&{concern}",
         EMAIL=EMAIL,
@@ -278,6 +280,7 @@ async def soak(topology: str, seconds: float) -> bool:
             **check_decisions(decisions, mail, users, dead_mail),
             "I7 e-mails killed by a fault of ours": killed_by_us(dead_mail),
             "documents that are not ours and were changed": changed(odd, documents),
+            "commands that a sharded cluster would refuse": cluster_faults(folder),
         }
         exceptions = logged_exceptions(folder)
     report(topology, seconds, ledger, decisions, mail, broken)

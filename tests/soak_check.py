@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.cluster import BROKEN
 from tests.servers import MailServer
 
 Document = Mapping[str, Any]
@@ -91,6 +92,15 @@ def _lost_registrations(ledger: Ledger, mail: MailServer, dead_mail: Iterable[Do
     for letter in dead_mail:
         found[letter["user_id"]].add(letter["_id"])
     return sum(max(0, times - len(found[user_id] - others)) for user_id, times in promised.items())
+
+
+def cluster_faults(folder: Path) -> int:
+    """Count the commands that break a rule of sharded clusters, and show each."""
+    lines = [line for log in folder.glob("service-*.log") for line in log.read_text(errors="replace").splitlines()]
+    broken = [line for line in lines if BROKEN in line]
+    for line in broken:
+        print(line)
+    return len(broken)
 
 
 def logged_exceptions(folder: Path) -> Counter[str]:

@@ -30,6 +30,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from mongo.document import OUTBOX_LIMIT
+from tests.client import ROOT
 from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server

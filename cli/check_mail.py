@@ -121,8 +121,7 @@ def _words(exc: Exception, step: str) -> str:
     if fault := _ssl_error(exc):
         return f"{_tls_words(fault)}."
     if isinstance(exc, SMTPFault):
-        hint = "; a server that expects TLS from the start needs SMTP_SECURITY=tls" if step == "the greeting" else ""
-        return f"{exc}{hint}."
+        return f"{exc}."
     if isinstance(exc, SMTPResponseException):
         who = "refuses SMTP_LOGIN and SMTP_PASSWORD" if step == "the login" else "refuses us"
         return f"The server {who}: {exc.code} {exc.message}"

@@ -162,6 +162,11 @@ def _drop(smtp: SMTP) -> None:
     smtp.close()
 
 
+SILENT_STEP: Final = "the greeting"
+EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
+"""Such a server waits for us in silence (SMTPS on another port than 465)."""
+
+
 class Opener:
     """Opens connections, as the settings say."""
 
@@ -197,7 +202,8 @@ class Opener:
                 return await self._open()
         except TimeoutError:
             self._faults += 1
-            raise SMTPFault(Verdict.CONNECTION, f"{self._step} timed out after {timeout:g} s") from None
+            hint = EXPECTS_TLS if self._step == SILENT_STEP else ""
+            raise SMTPFault(Verdict.CONNECTION, f"{self._step} timed out after {timeout:g} s{hint}") from None
         except Exception:
             self._faults += 1
             raise
@@ -216,7 +222,7 @@ class Opener:
             timeout=settings.smtp_connect_timeout,
         )
         try:
-            self._step = "TLS or the greeting" if security is Security.TLS else "the greeting"
+            self._step = "TLS or the greeting" if security is Security.TLS else SILENT_STEP
             await smtp.connect()
             protocol = _Protocol(smtp)
             await self._greet(smtp)

@@ -72,7 +72,10 @@ async def test_an_address_whose_server_does_not_work_is_left_for_the_next(
 @pytest.mark.parametrize(
     ("replies", "words"),
     [
-        ({"greeting": HANG}, "the greeting timed out after 0.3 s"),
+        (
+            {"greeting": HANG},
+            "the greeting timed out after 0.3 s; a server that expects TLS from the start needs SMTP_SECURITY=tls",
+        ),
         ({"EHLO": HANG}, "EHLO timed out after 0.3 s"),
         ({"AUTH PLAIN": HANG}, "the login timed out after 0.3 s"),
         ({"MAIL": HANG}, "MAIL: no reply in time"),

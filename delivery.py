@@ -30,7 +30,7 @@ from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mail.window import REFILL, Window
 from mailer import Mailer
-from mongo.errors import StoreError, Unavailable
+from mongo.errors import StoreError
 from mongo.owed import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
@@ -172,7 +172,7 @@ class Delivery:
         end = self._leases.end()  # from before the request, so never later than MongoDB's
         try:
             emails = await self._outbox.claim(users, self._leases.seconds)
-        except Unavailable as exc:
+        except StoreError as exc:
             log.warning("no e-mails can be claimed: %s", exc)
             return 0
         for email in emails:

@@ -111,7 +111,7 @@ async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
             original = getattr(broken, step)
 
             async def break_it(*arguments: Any) -> Any:
-                proxy.break_next("findAndModify" if step == "_write" else "update", fault)
+                proxy.break_next("update", fault)
                 return await original(*arguments)
 
             monkeypatch.setattr(broken, step, break_it)

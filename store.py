@@ -201,12 +201,12 @@ class Store:
     async def _record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
         """Write until the outcome is known, in calls of its own if `alone`. Raises as `create`."""
         try:
-            return await self._upsert(creation, deadline, alone=alone)
+            outcome = await self._upsert(creation, deadline, alone=alone)
         except OutboxFull:
-            if not (kept := creation.without_email()):
+            if not creation.leave_out_email():
                 raise
-            outcome = await self._upsert(kept, deadline, alone=alone)
-            return outcome if outcome is Recorded.REPLAYED else Recorded.NOT_OWED
+            outcome = await self._upsert(creation, deadline, alone=alone)
+        return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 
     async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
         async def attempt(n: int) -> Recorded:

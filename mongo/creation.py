@@ -34,11 +34,12 @@ class Recorded(enum.Enum):
     """The notification is kept, and the e-mail is not owed, as the outbox is full."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Creation:
     """One atomic write that records a notification, an e-mail owed, or both.
 
     Its repetition must not record it twice: `write` has a number, or the guard that neither `id` nor `key` is there.
+    `not_owed` is whether its e-mail is left out.
     """
 
     user_id: str
@@ -46,6 +47,7 @@ class Creation:
     key: str | None
     fingerprint: str
     write: Write
+    not_owed: bool = False
 
     @property
     def update(self) -> JSONObject:
@@ -57,14 +59,18 @@ class Creation:
         if "notifications" in self.update["$push"]:
             judged.add(self.write.filter["_id"])
 
-    def without_email(self) -> Creation | None:
-        """Return the same creation, with its id and key, without the e-mail; `None` if nothing is left."""
+    def leave_out_email(self) -> bool:
+        """Keep only the notification, with its id and key; return `False` if there is none.
+
+        That is for good: once an attempt without the e-mail may have taken effect, no other may promise it.
+        """
         pushes = {name: push for name, push in self.update["$push"].items() if name != "notifier.outbox"}
         if "notifications" not in pushes:
-            return None
+            return False
         conditions = {name: value for name, value in self.write.filter.items() if name not in HAS_ROOM | IS_FINDABLE}
         update = {"$setOnInsert": self.update["$setOnInsert"], "$push": pushes}
-        return replace(self, write=replace(self.write, filter=conditions, update=update))
+        self.write, self.not_owed = replace(self.write, filter=conditions, update=update), True
+        return True
 
     def trim(self, limit: int) -> bool:
         """Let the write trim the inbox to its limit; return whether it would not have done so anyway."""

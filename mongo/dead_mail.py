@@ -101,26 +101,21 @@ class DeadMail:
             **optional_fields(email.fields()),
         }
         try:
-            is_new = await self._write(email, letter)
+            await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
-            is_new = await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
+            await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
         if await self._outbox.holds(email):  # asked after the letter was written: what is erased later takes it along
             await self._outbox.remove(email)
-        elif is_new:  # if the next holder of the lease has written to the letter, it has another token
-            await self.letters.delete({"_id": email.id, "token": email.token})
+        else:  # unless another holder of the lease has written to the letter, before or since
+            await self.letters.delete({"_id": email.id, "tokens": [email.token]})
         return True
 
-    async def _write(self, email: OwedEmail, letter: JSONObject) -> bool:
-        """Write a letter; return whether it is new."""
-        update = {"$setOnInsert": letter, "$set": {"token": email.token}, "$currentDate": {"died_at": True}}
-
-        async def attempt(_: int) -> bool:
-            before: JSONObject | None = await self.letters.collection.find_one_and_update(
-                {"_id": email.id}, update, {"token": 1}, upsert=True, collation=SIMPLE
-            )
-            return before is None or before.get("token") == email.token  # or the reply to an attempt was lost
-
-        return await self.letters.persist(attempt)
+    async def _write(self, email: OwedEmail, letter: JSONObject) -> None:
+        """Write a letter. It tells the tokens of all who have done so, however often each did."""
+        tokens, now = {"tokens": email.token}, {"died_at": True}
+        update = {"$setOnInsert": letter, "$addToSet": tokens, "$currentDate": now}
+        collection, by_id = self.letters.collection, {"_id": email.id}
+        await self.letters.persist(lambda _: collection.update_one(by_id, update, upsert=True, collation=SIMPLE))
 
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
@@ -128,7 +123,7 @@ class DeadMail:
         """Return these dead letters, or all, oldest first; of one kind only, or since a time. Raises `Unavailable`."""
         condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
         condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
-        return await self.letters.find(condition, {"token": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
+        return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
         """Delete these dead letters, or all; return how many. Raises `Unavailable`."""
@@ -186,7 +181,7 @@ class DeadMail:
             if id_ not in (found.get("owed") or ()) and once not in keys:
                 judge(found)
                 raise OutboxFull
-        await self.letters.delete({"_id": id_})
+        await self.letters.delete({"_id": id_, "died_at": letter["died_at"]})  # it may have died again meanwhile
         return True
 
 

@@ -13,8 +13,8 @@ from bson import ObjectId
 
 from mongo.creation import Recorded
 from mongo.document import OUTBOX_LIMIT
-from mongo.errors import RETRY_PAUSE
-from mongo.requests import Create, ListQuery, Selection
+from mongo.errors import RETRY_PAUSE, Patience
+from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
@@ -151,6 +151,26 @@ async def test_in_a_fan_out_they_are_created_and_counted_beside(client: Client, 
     assert await metric(client, NOT_OWED) == 3
     database.users.delete_many({"_id": {"$in": [ObjectId(user_id) for user_id in users[:3]]}})
     await settled(database)
+
+
+@impatient
+async def test_in_a_fan_out_a_lost_reply_to_the_write_without_the_email_is_no_promise_of_one(
+    settings: Settings, standalone: Mongod, patience: Patience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done again after its turn has ended, by when the notification is there, and its e-mail is not."""
+    monkeypatch.setattr("mongo.errors.RETRY_PAUSE", (patience.shared_call, patience.shared_call))
+    name, proxy = f"lost_{ObjectId()}", Proxy(standalone.port)
+    async with proxy.running():
+        uri = f"mongodb://127.0.0.1:{proxy.port}/{name}"
+        async with open_store(replace(settings, db_uri=uri), patience=patience) as store:
+            with standalone.client() as direct:
+                fill(direct[name], USER, OTHER)
+                proxy.break_next("findAndModify", "swallow", skip=2)
+                each = Create("", SPECIFIED["new_login"], idempotency_key="k")
+                outcomes = await store.create_many(CreateMany([USER, OTHER], each))
+                assert (proxy.faults, outcomes) == (1, [Recorded.NOT_OWED] * 2)
+                assert [len(user(direct[name], id_)["notifications"]) for id_ in (USER, OTHER)] == [1, 1]
+                direct.drop_database(name)
 
 
 @pytest.mark.parametrize("kind", ["registration", "new_login"])

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from bson import Int64, ObjectId
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection as PyMongoCollection
 
 from bench.frozen.schemas import JSON
@@ -72,6 +73,12 @@ def _store(slack: int) -> Store:
     return Store(Connection(database, AsyncMongoClient[JSON](settings.db_uri, connect=False)["bench"]), settings)
 
 
+@cache
+def _lane(client: MongoClient[JSON]) -> ClientSession:
+    """Return a session that nobody else uses. Ended, it would be given out again, with its numbers."""
+    return client.start_session(causal_consistency=False)
+
+
 def write_as_the_service(users: Collection, ids: Sequence[str], key: str | None, slack: int) -> None:
     """Make the service's own writes for these users with one command: numbered, and of judged documents."""
     store, now = _store(slack), datetime.now(UTC)
@@ -81,8 +88,5 @@ def write_as_the_service(users: Collection, ids: Sequence[str], key: str | None,
         store.users.judged.add(ObjectId(id_))
         creation = store._creation(replace(new, user_id=id_), now, "hash")  # noqa: SLF001 - what a request makes
         updates.append(creation.write.statement(guarded=False))
-    with users.database.client.start_session(causal_consistency=False) as session:
-        number: dict[str, Any] = {"session": session, "txnNumber": Int64(time.time_ns())}
-        users.database.command(
-            "update", users.name, updates=updates, ordered=False, writeConcern=SAFE.document, **number
-        )
+    number: dict[str, Any] = {"session": _lane(users.database.client), "txnNumber": Int64(time.time_ns())}
+    users.database.command("update", users.name, updates=updates, ordered=False, writeConcern=SAFE.document, **number)

@@ -181,7 +181,7 @@ class DeadMail:
             if id_ not in (found.get("owed") or ()) and once not in keys:
                 judge(found)
                 raise OutboxFull
-        await self.letters.delete({"_id": id_, "died_at": letter["died_at"]})  # it may have died again meanwhile
+        await self.letters.delete({"_id": id_, "died_at": letter.get("died_at")})  # it may have died again meanwhile
         return True
 
 

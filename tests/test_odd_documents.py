@@ -271,7 +271,6 @@ async def test_a_null_that_an_operator_left_harms_nobody(client: Client, databas
 async def test_any_document_harms_nobody_but_its_user(
     start: Start, settings: Settings, database: DB, mail: MailServer
 ) -> None:
-    client = await start(mail_retry_minutes=(60.0,))
     documents: list[dict[str, Any]] = []
 
     @hypothesis_settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -279,7 +278,8 @@ async def test_any_document_harms_nobody_but_its_user(
     def collect(document: dict[str, Any]) -> None:
         documents.append(document)
 
-    collect()
+    collect()  # before there is a service, whose threads draw random numbers too
+    client = await start(mail_retry_minutes=(60.0,))
     others = [f"{n + 2**80:024x}" for n in range(len(documents))]
     for n, document in enumerate(documents):
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from threading import get_ident
 from typing import Any, Final
 
 from bson import Int64, ObjectId
@@ -74,8 +75,8 @@ def _store(slack: int) -> Store:
 
 
 @cache
-def _lane(client: MongoClient[JSON]) -> ClientSession:
-    """Return a session that nobody else uses. Ended, it would be given out again, with its numbers."""
+def _lane(client: MongoClient[JSON], _thread: int) -> ClientSession:
+    """Return the session of a thread. Ended, it would be given out again, with its numbers."""
     return client.start_session(causal_consistency=False)
 
 
@@ -88,5 +89,5 @@ def write_as_the_service(users: Collection, ids: Sequence[str], key: str | None,
         store.users.judged.add(ObjectId(id_))
         creation = store._creation(replace(new, user_id=id_), now, "hash")  # noqa: SLF001 - what a request makes
         updates.append(creation.write.statement(guarded=False))
-    number: dict[str, Any] = {"session": _lane(users.database.client), "txnNumber": Int64(time.time_ns())}
+    number: dict[str, Any] = {"session": _lane(users.database.client, get_ident()), "txnNumber": Int64(time.time_ns())}
     users.database.command("update", users.name, updates=updates, ordered=False, writeConcern=SAFE.document, **number)

@@ -12,16 +12,15 @@ from typing import Final
 INBOXES: Final = ("short", "slack", "full")
 """Inboxes of 25 notifications; full ones of 100 with `NOTIFICATIONS_SLACK=50`; and full ones without."""
 
-# CPU in µs at 64 connections, 29 November 2026 (docs/bench.md).
-CREATE_CPU: Final = 466
-LIST_CPU: Final = 402
-READ_CPU: Final = 339
+# CPU in µs at 64 connections, 30 November 2026 (docs/bench.md). The figures of an e-mail are of 29 November.
+CREATE_CPU: Final = 207
+LIST_CPU: Final = 178
+READ_CPU: Final = 157
 EMAIL_CPU: Final = 1_850
-LIST_DB_CPU: Final = 56.7
-READ_DB_CPU: Final = 302
+LIST_DB_CPU: Final = 38
+READ_DB_CPU: Final = 142
 EMAIL_DB_CPU: Final = 867
-# The last figure is that of writes in bulk (`python -m bench inboxes`, 30 November 2026, on a busy machine).
-CREATE_DB_CPU: Final = {"short": 287, "slack": 382, "full": 533}
+CREATE_DB_CPU: Final = {"short": 143, "slack": 340, "full": 399}
 # CPU in µs per change, whoever made it (`python -m bench changes`, 30 November 2026, on a busy machine: four runs found
 # 15 to 24, 10 to 11 and 45 to 168).
 CHANGE_CPU: Final = 20

@@ -14,8 +14,8 @@ COSTLY = ("browser", "tmp_path", "mongod")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run tests. Many tests wait, so there are more of them than cores."""
-    return min(8, 2 * (os.cpu_count() or 1))
+    """Return how many processes run tests: one more than there are cores, as many tests wait."""
+    return min(8, 1 + (os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

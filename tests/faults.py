@@ -21,7 +21,7 @@ HEARTBEATS = "heartbeatFrequencyMS=500"
 step down does not say so."""
 
 impatient = pytest.mark.parametrize(
-    "patience", [Patience(operation=2.0, attempt=0.7, shared_call=0.5)], ids=["impatient"]
+    "patience", [Patience(operation=3.5, attempt=1.2, shared_call=0.8)], ids=["impatient"]
 )
 """Lets the service give up on MongoDB early, to keep tests of giving up short."""
 

@@ -86,7 +86,7 @@ async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
         _emails_owed(request, outcomes)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:
-        raise incomplete(failures)
+        raise incomplete(failures, not_owed=Recorded.NOT_OWED in outcomes)
     replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
     counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
     return _answer(orjson.dumps(counts | ({"not_owed": not_owed} if not_owed else {})), 201)

@@ -24,20 +24,24 @@ class NoSuchNotification(Exception):
 
 
 class Incomplete(Exception):
-    """A create for many users failed for some, and asking again cannot help them. `failures` are by index."""
+    """A create for many users failed for some, and asking again cannot help them. `failures` are by index.
 
-    def __init__(self, failures: Mapping[int, errors.StoreError]) -> None:
+    `not_owed` tells that of the others, some are owed no e-mail, as their outboxes are full.
+    """
+
+    def __init__(self, failures: Mapping[int, errors.StoreError], *, not_owed: bool = False) -> None:
         self.failures = failures
+        self.not_owed = not_owed
 
 
 class NotYetComplete(Incomplete):
     """A create for many users failed for some, of whom at least one may succeed later."""
 
 
-def incomplete(failures: Mapping[int, errors.StoreError]) -> Incomplete:
+def incomplete(failures: Mapping[int, errors.StoreError], *, not_owed: bool = False) -> Incomplete:
     """Return what to raise for a create for many users that failed for these."""
     may_succeed = any(isinstance(failure, errors.Unavailable) for failure in failures.values())
-    return NotYetComplete(failures) if may_succeed else Incomplete(failures)
+    return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
 
 
 class ForeignHost(Exception):
@@ -250,6 +254,8 @@ def render(exc: Exception) -> web.Response:
     problem, headers = problem_of(exc), {}
     if problem.retry_after:
         headers["Retry-After"] = f"{problem.retry_after}"
+    if isinstance(exc, Incomplete) and exc.not_owed:
+        headers["X-Email"] = "not-owed"
     if isinstance(exc, web.HTTPMethodNotAllowed):
         headers["Allow"] = exc.headers["Allow"]
     if isinstance(exc, body.Compressed):

@@ -82,14 +82,6 @@ class Documents:
 
         return await self.persist(attempt, deadline)
 
-    async def update(self, filter_: JSONObject, change: JSONObject | Sequence[JSONObject]) -> bool:
-        """Change a document; return whether one matched."""
-
-        async def attempt(_: int) -> bool:
-            return bool((await self.collection.update_one(filter_, change, collation=SIMPLE)).matched_count)
-
-        return await self.persist(attempt)
-
     async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
         """Change all documents that match."""
         await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))

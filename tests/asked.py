@@ -24,7 +24,7 @@ from api.problems import Incomplete, NoSuchNotification, NotYetComplete
 from config.ids import IdType
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
-from mongo.document import OUTBOX_LIMIT, JSONObject
+from mongo.document import OUTBOX_LIMIT, SIMPLE, JSONObject
 from mongo.errors import Patience
 from notifier import SETTINGS
 from ops.kinds import SPECIFIED
@@ -191,7 +191,9 @@ async def erase_while_an_email_is_sent(client: Client) -> ClientResponse:
     await create(key="registration")(client)
     later = datetime(9000, 1, 1, tzinfo=UTC)
     leased = {"notifier.outbox.0.token": "1" * 24, "notifier.outbox.0.next_at": later, "notifier.due": later}
-    await client.app[handlers.STORE].users.update({"_id": ObjectId(USER)}, {"$set": leased})
+    await client.app[handlers.STORE].users.collection.update_one(
+        {"_id": ObjectId(USER)}, {"$set": leased}, collation=SIMPLE
+    )
     return await of_user("POST", "/erase")(client)
 
 

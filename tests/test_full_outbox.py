@@ -153,6 +153,18 @@ async def test_in_a_fan_out_they_are_created_and_counted_beside(client: Client, 
     await settled(database)
 
 
+async def test_a_fan_out_that_fails_for_some_says_that_others_are_owed_no_email(client: Client, database: DB) -> None:
+    """Asking again would count them as replays, so this answer is the one that says it."""
+    fill(database, USER)
+    database.users.insert_one({"_id": ObjectId(OTHER), "notifications": "theirs"})
+    body = {"user_ids": [USER, OTHER], "key": "new_login"}
+    response = await client.post("/create", json=body, headers=KEY)
+    assert (response.status, response.headers.get("X-Email")) == (409, "not-owed")
+    assert (await response.json())["errors"]["user_ids"].keys() == {"1"}
+    again = await client.post("/create", json=body, headers=KEY)
+    assert (again.status, "X-Email" in again.headers) == (409, False)
+
+
 @impatient
 async def test_in_a_fan_out_a_lost_reply_to_the_write_without_the_email_is_no_promise_of_one(
     settings: Settings, standalone: Mongod, patience: Patience, monkeypatch: pytest.MonkeyPatch

@@ -151,9 +151,10 @@ async def test_a_server_that_ponders_a_recipient_and_holds_back_its_replies_stop
         await create(client, key="registration")
 
         def tried(times: int) -> None:
-            (item,) = owed(database)
-            assert item["tries"] >= times
-            assert item["error"] == "RCPT: no reply in time"
+            items = owed(database)
+            assert len(items) == 1  # what was just delivered is settled a moment later
+            assert items[0]["tries"] >= times
+            assert items[0]["error"] == "RCPT: no reply in time"
 
         await eventually_async(lambda: tried(1))
         await create(client, OTHER, "registration")

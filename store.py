@@ -173,7 +173,6 @@ class Store:
         fingerprint = fingerprint or (new.fingerprint() if key else "")
         optional = optional_fields({"target_id": new.target_id, "data": new.data})
         filter_, guard, pushes = self.users.key(new.user_id), JSONObject(), JSONObject()
-        is_judged = filter_["_id"] in self.users.judged
         update: JSONObject = {"$setOnInsert": self._profile, "$push": pushes}
         if new.kind.in_app:
             notification: JSONObject = {
@@ -184,7 +183,7 @@ class Store:
                 "key": new.kind.name,
                 **optional,
             }
-            filter_ |= {} if is_judged else ONLY_OURS
+            filter_ |= {} if filter_["_id"] in self.users.judged else ONLY_OURS
             guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
             pushes["notifications"] = append(notification, self._limit, self._slack)
         if new.kind.email:
@@ -205,7 +204,8 @@ class Store:
         except OutboxFull:
             if not creation.leave_out_email():
                 raise
-            outcome = await self._upsert(creation, deadline, alone=alone)
+            # Alone, and so with its conditions: an attempt at the version before may still be on its way.
+            outcome = await self._upsert(creation, deadline, alone=True)
         return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 
     async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
@@ -220,7 +220,7 @@ class Store:
         except TooLarge:
             if not creation.trim(self._limit):  # what nobody sees any more makes room
                 raise
-            return await self.users.persist_for(creation.user_id, attempt, deadline)
+            return await self._upsert(creation, deadline, alone=True)
 
     async def _explain(self, creation: Creation) -> Recorded:
         """Explain a failed condition. Raises as `create`, and `Changed` when the condition would hold by now."""

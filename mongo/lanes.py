@@ -141,9 +141,15 @@ class Calls:
             await asyncio.sleep(random.uniform(*RETRY_PAUSE))
 
     async def _one_by_one(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
-        """Make writes one at a time, each briefly: a document that another program has locked stays so."""
+        """Make writes one at a time, each briefly: a document that another program has locked stays so.
+
+        Nothing of them is on its way, so what is not begun in time may just be left.
+        """
         outcomes: list[Outcome] = []
         for write in writes:
+            if asyncio.get_running_loop().time() > deadline:
+                outcomes.append(TimeoutError())
+                continue
             lane.advance()
             try:
                 outcomes += outcomes_of([write], await self._send([write], lane, guarded=True, seconds=ONE_TIMEOUT))

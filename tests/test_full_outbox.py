@@ -153,6 +153,23 @@ async def test_in_a_fan_out_they_are_created_and_counted_beside(client: Client, 
     await settled(database)
 
 
+async def test_the_write_without_the_email_has_its_conditions(client: Client, database: DB) -> None:
+    """An attempt with the e-mail may still be on its way, and find room by the time that it arrives."""
+    users = [f"{n:024x}" for n in range(30)]
+    fill(database, *users)
+    for _ in range(2):  # at the second time, every document has been judged
+        database.command("profile", 2)
+        assert {status for status, _ in await asyncio.gather(*(post(client, user_id=id_) for id_ in users))} == {201}
+        database.command("profile", 0)
+        asked = [found["command"] for found in database["system.profile"].find()]
+        database.drop_collection("system.profile")
+    writes = [(item.get("q", item.get("query")), item.get("u", item.get("update"))) for item in asked]
+    kept = [q for q, u in writes if u and "$push" in u and "notifier.outbox" not in u["$push"]]
+    assert len(kept) >= len(users)
+    assert all("notifications.id" in q for q in kept)
+    database.users.delete_many({})
+
+
 async def test_a_fan_out_that_fails_for_some_says_that_others_are_owed_no_email(client: Client, database: DB) -> None:
     """Asking again would count them as replays, so this answer is the one that says it."""
     fill(database, USER)

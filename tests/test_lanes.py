@@ -160,6 +160,18 @@ async def test_one_locked_document_delays_the_others_of_its_call_once(
     assert counts() == {n: int(n != 7) for n in range(20)}
 
 
+async def test_a_call_of_locked_documents_ends_in_time(database: DB, mongod: Mongod, counts: Any) -> None:
+    database.lanes.insert_many([{"_id": n} for n in range(40)])
+    async with calls(database, patience=Patience(operation=2.0, attempt=1.0, shared_call=0.8)) as numbered:
+        with mongod.client() as other, other.start_session() as session, session.start_transaction():
+            other[database.name].lanes.update_many({}, {"$set": {"x": 1}}, session=session)
+            outcomes = await _run(numbered, [push(n, upsert=False) for n in range(40)])
+    begun = [outcome for outcome in outcomes if isinstance(outcome, ExecutionTimeout)]
+    left = [outcome for outcome in outcomes if isinstance(outcome, TimeoutError)]
+    assert (len(begun) + len(left), 0 < len(begun) < 20) == (40, True)
+    assert counts() == dict.fromkeys(range(40), 0)
+
+
 async def test_one_repetition_tells_which_users_of_a_call_are_unknown(
     database: DB, mongod: Mongod, counts: Any
 ) -> None:

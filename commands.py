@@ -21,8 +21,10 @@ from cli.status import show_status
 from cli.target import NoDatabase, with_database
 from config.address import envelope_address
 from config.ids import IdType
-from mail.templates import RenderError, Templates
+from mail.renderer import RenderingEnded
+from mail.templates import Content, RenderError, Templates
 from mail.unsubscribe import Links
+from mongo.document import JSONObject
 from mongo.requests import Create
 from schemas import CreateHeaders, CreateSchema
 from settings import Settings, describe_settings
@@ -168,14 +170,24 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
     try:
         link = Links(settings).url(new.user_id, new.kind.name)
-        content = Templates(settings.templates_dir, settings.kinds).render(fields, options.language, link)
+        content = asyncio.run(_render(settings, fields, options.language, link))
     except RenderError as exc:
-        return fail(f"{exc}: {exc.__cause__}; the e-mail would be sent without templates.")
+        return fail(f"{exc}: {exc.reason}; the e-mail would be sent without templates.")
+    except RenderingEnded as exc:
+        return fail(f"Rendering the e-mail {exc}; it would become a dead letter.")
     listed = f"List-Unsubscribe: <{link}>\n" if link else ""
     say(f"Subject: {content.subject}\n{listed}\n{content.text}")
     if content.html:
         say(f"\n--- as HTML ---\n\n{content.html}")
     return 0
+
+
+async def _render(settings: Settings, fields: JSONObject, language: str | None, link: str | None) -> Content:
+    templates = Templates(settings.templates_dir, settings.kinds, user=bool(settings.template_fields))
+    try:
+        return await templates.render(fields, language, link)
+    finally:
+        await templates.close()
 
 
 def print_token(options: argparse.Namespace, settings: Settings) -> int:

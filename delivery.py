@@ -25,6 +25,7 @@ from mail.looks import Looks
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.settler import UNSETTLED, Settler
+from mail.renderer import RenderingEnded
 from mail.templates import Content, RenderError, Templates
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
@@ -72,7 +73,7 @@ class Delivery:
     def __init__(self, store: Store, settings: Settings, owed: asyncio.Event, metrics: Metrics) -> None:
         self._outbox = store.outbox
         self._kinds = settings.kinds
-        self._templates = Templates(settings.templates_dir, self._kinds)
+        self._templates = Templates(settings.templates_dir, self._kinds, user=bool(settings.template_fields))
         self._links = Links(settings)
         self._owed = owed
         self._news = asyncio.Event()
@@ -134,6 +135,7 @@ class Delivery:
         for task in self._helpers:
             task.cancel()
         await self._mailer.close()
+        await self._templates.close()
 
     # --- the claimer -------------------------------------------------------------------------------
 
@@ -238,7 +240,9 @@ class Delivery:
 
     async def _deliver(self, lease: Lease) -> Outcome | None:
         try:
-            return await self._mailer.send(lease, self._content(lease.email))
+            return await self._mailer.send(lease, await self._content(lease.email))
+        except RenderingEnded as exc:
+            return Outcome(verdict=Verdict.UNRENDERED, status=f"templates: it {exc}", detail=f"Its templates: it {exc}.")
         except asyncio.CancelledError:
             verdict = Verdict.AMBIGUOUS if lease.sending else Verdict.CONNECTION
             return Outcome(verdict=verdict, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT)
@@ -255,12 +259,11 @@ class Delivery:
         self._owed.set()
         self._wake_workers()
 
-    def _content(self, email: OwedEmail) -> Content:
+    async def _content(self, email: OwedEmail) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
         link = self._links.url(email.user_id, email.key)
         try:
-            return self._templates.render(email.fields(), email.language, link)
+            return await self._templates.render(email.fields(), email.language, link)
         except RenderError as exc:
-            reason = type(exc.__cause__).__name__  # its message may quote data
-            log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)
+            log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, exc.kind)
             return Content(email.key, email.key, unsubscribe_url=link)

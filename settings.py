@@ -194,6 +194,13 @@ class Settings:
         validate=[validate.Length(min=1), checks.hosts],
     )
     templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail is its key", "path")
+    template_fields: Sequence[str] = _setting(
+        "comma-separated fields of the user's document, such as name,profile.name, that templates see as user",
+        "list",
+        (),
+        subcast=str.strip,
+        validate=[validate.Length(min=1), checks.field_paths],
+    )
     kinds_file: Path | None = _setting("TOML file of the kinds of notification; default the four", "path")
     start_timeout: float = _setting("seconds to wait for MongoDB at the start", "float", 60.0, validate=checks.POSITIVE)
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))

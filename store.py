@@ -124,7 +124,7 @@ class Store:
         self.users = Users(
             connection,
             settings.users_collection,
-            Shape(settings.id_type, settings.email_field, settings.language_field),
+            Shape(settings.id_type, settings.email_field, settings.language_field, settings.template_fields),
             self._profile if self._creates_users else None,
             patience,
         )

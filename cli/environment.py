@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import os
 import re
@@ -196,7 +197,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ("EMAIL_FIELD", _email_field_fault(values["email_field"], values["unknown_users"])),
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
         ("LOCAL_NAMES", OF_LOCAL_RUNS if not local and "local_names" in given else None),
-        *_kinds_faults(values["kinds_file"], values["templates_dir"]),
+        *_kinds_faults(values["kinds_file"], values["templates_dir"], user=bool(values["template_fields"])),
         ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
         ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
     ):
@@ -237,10 +238,12 @@ def _email_field_fault(path: str | None, unknown_users: UnknownUsers | None) -> 
     return None
 
 
-def _kinds_faults(path: Path | None, templates: Path | None) -> Iterator[tuple[str, str]]:
+def _kinds_faults(path: Path | None, folder: Path | None, *, user: bool) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the kinds, or else with their templates."""
     try:
-        Templates(templates, load_kinds(path))
+        kinds = load_kinds(path)
+        if folder:
+            asyncio.run(Templates(folder, kinds, user=user).test())
     except KindsError as exc:
         yield "KINDS_FILE", f"{exc}"
     except TemplatesError as exc:

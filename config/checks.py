@@ -95,3 +95,9 @@ def field_path(value: str) -> None:
     names = value.split(".")
     if not all(re.fullmatch(r"[^$.\x00][^.\x00]*", name) for name in names) or names[0] in OWN_FIELDS:
         raise ValidationError("Not a field or a path such as emails.0.address, or a field of the service's.")
+
+
+def field_paths(values: Sequence[str]) -> None:
+    """Accept what `field_path` accepts."""
+    for value in values:
+        field_path(value)

@@ -29,14 +29,19 @@ ALARMS: Final = {
 }
 RESULTS: Final = {
     "sent": (Verdict.SENT,),
-    "retried": (Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
-    "dead": (Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
+    "retried": (Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS, Verdict.UNRENDERED),
+    "dead": (
+        *(Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
+        Verdict.UNRENDERED,
+    ),
     "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION),
     "muted": (Verdict.MUTED,),
 }
 """What becomes of an e-mail after an attempt, and by which verdicts."""
 COPIES: Final = 3
 """Messages at the most that the server may have accepted of one e-mail, without having said so."""
+CRASHES: Final = 3
+"""How often the rendering of one e-mail may end the process that renders for all."""
 SPREAD: Final = (0.8, 1.2)
 """Factors between which a delay is spread: e-mails that failed together must not come back together."""
 
@@ -92,6 +97,7 @@ class Settlements:
         error, spread = outcome.detail, random.uniform(*SPREAD)
         if outcome.verdict is Verdict.AMBIGUOUS:
             copies += 1
+        crashes = email.crashes + (outcome.verdict is Verdict.UNRENDERED)
         delay = self._delay(email.tries)
         match outcome.verdict:
             case Verdict.SENT | Verdict.MUTED:
@@ -106,13 +112,16 @@ class Settlements:
                 return "waiting", lambda: outbox.retry(email, wait, error, tries=email.tries, copies=copies)
             case Verdict.AMBIGUOUS if copies >= COPIES:
                 return "dead", lambda: self._bury(email, tries, _probably(copies, error))
+            case Verdict.UNRENDERED if crashes >= CRASHES:
+                return "dead", lambda: self._bury(email, tries, error)
             case Verdict.AMBIGUOUS:
                 delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
         if self._waited(email.tries) + delay > 3600 * self._settings.mail_give_up_hours:
             return "dead", lambda: self._bury(
                 email, tries, _probably(copies, error) if copies else f"Given up: {error}"
             )
-        return "retried", lambda: outbox.retry(email, delay * spread, error, tries=tries, copies=copies)
+        counts = {"tries": tries, "copies": copies, "crashes": crashes}
+        return "retried", lambda: outbox.retry(email, delay * spread, error, **counts)
 
     def _bury(self, email: OwedEmail, tries: int, error: str, bounce: Bounce | None = None) -> Awaitable[bool]:
         return self._dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)

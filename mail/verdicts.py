@@ -39,6 +39,8 @@ class Verdict(enum.Enum):
     """The server refuses us, our sender or our account. This says nothing about the e-mail."""
     SUPPRESSED = "suppressed"
     """Not sent, as mail to the address was refused for good before."""
+    UNRENDERED = "unrendered"
+    """Its templates took too much time or memory. Tried again like a transient one, but seldom."""
     MUTED = "muted"
     """Not sent, as the user has opted out."""
 

@@ -147,15 +147,19 @@ def value_at(document: object, path: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the team's own documents are like: the type of `_id`, and where the address and the language are."""
+    """What the team's own documents are like: the type of `_id`, and where the address and the language are.
+
+    `template_fields` are the paths of what e-mails may tell.
+    """
 
     id_type: IdType = IdType.OBJECTID
     email_field: str = "email"
     language_field: str | None = None
+    template_fields: Sequence[str] = ()
 
     def projection(self) -> JSONObject:
-        """Return the projection that reads the address and the language."""
-        paths = [self.email_field, *([self.language_field] if self.language_field else ())]
+        """Return the projection that reads all of these."""
+        paths = [self.email_field, *([self.language_field] if self.language_field else ()), *self.template_fields]
         return {path.partition(".")[0]: 1 for path in paths}
 
 

@@ -131,10 +131,10 @@ class Outbox:
         """Owe the e-mail no longer; return whether the lease was still held. Raises `Unavailable`."""
         return await self._settle(email, None)
 
-    async def retry(self, email: OwedEmail, delay: float, error: str | None, *, tries: int, copies: int) -> bool:
+    async def retry(self, email: OwedEmail, delay: float, error: str | None, *, tries: int, **counts: int) -> bool:
         """Give the lease back, so that the e-mail falls due in `delay` seconds. Otherwise as `remove`."""
         change = {"token": NO_TOKEN, "next_at": _from_now(delay), "tries": tries, "error": {"$literal": error}}
-        return await self._settle(email, change | ({"copies": copies} if copies else {}))
+        return await self._settle(email, change | {name: count for name, count in counts.items() if count})
 
     async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
         """Keep the lease, and let whoever claims the e-mail next make a dead letter of it. Otherwise as `remove`.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+import orjson
 
 from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, value_at
 from mongo.suppression import Suppression, load_suppression
@@ -17,6 +20,8 @@ NO_TOKEN: Final = "0" * 24
 COUNT_LIMIT: Final = 10**6
 """Attempts that are counted."""
 
+TOLD_LIMIT: Final = 4096
+"""Bytes of a field of the user's document that templates see, as JSON."""
 ERAS: Final = {
     "high": datetime(1968, 1, 1, tzinfo=UTC),
     "normal": datetime(1970, 1, 1, tzinfo=UTC),
@@ -55,7 +60,8 @@ class OwedEmail:
 
     `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
     make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts attempts, and `copies` those
-    that the server may have accepted. `suppression` is the user's, which may be of another address.
+    that the server may have accepted. `crashes` counts how often its rendering ended the process that renders.
+    `suppression` is the user's, which may be of another address. `user` has the fields of `TEMPLATE_FIELDS`.
     """
 
     document_id: object
@@ -68,16 +74,18 @@ class OwedEmail:
     error: str | None = None
     dead: bool = False
     copies: int = 0
+    crashes: int = 0
     request_id: str | None = None
     address: object = None
     suppression: Suppression | None = None
     language: str | None = None
     target_id: str | None = None
     data: JSONObject | None = None
+    user: JSONObject | None = None
 
     def fields(self) -> JSONObject:
-        """Return the fields of the notification that the e-mail is about."""
-        named = {name: getattr(self, name) for name in ("id", "user_id", "key", *OPTIONAL_FIELDS)}
+        """Return the fields of the notification that the e-mail is about, and of its user."""
+        named = {name: getattr(self, name) for name in ("id", "user_id", "key", "user", *OPTIONAL_FIELDS)}
         return named | {"timestamp": int(self.at.timestamp())}
 
 
@@ -110,8 +118,10 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
 
 def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
     """Return the e-mails of a document that are leased by this token."""
+    told = _told(user, shape.template_fields)
     return [
         OwedEmail(
+            user=told,
             document_id=user["_id"],
             user_id=str(user["_id"]),
             address=value_at(user, shape.email_field),
@@ -122,6 +132,7 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             error=_typed(item.get("error"), str),
             dead=item.get("dead") is True,
             copies=_count(item.get("copies")),
+            crashes=_count(item.get("crashes")),
             request_id=_typed(item.get("request_id"), str),
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
@@ -129,6 +140,21 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
         for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
+
+
+def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
+    """Return these fields of a document, each at its path, without what is large or has no form in JSON."""
+    told: JSONObject = {}
+    for path in paths:
+        *parents, name = path.split(".")
+        below = told
+        with suppress(TypeError, AttributeError):  # a binary value, say, or a path below one that is told already
+            value = orjson.dumps(value_at(user, path))
+            if len(value) <= TOLD_LIMIT:
+                for parent in parents:
+                    below = below.setdefault(parent, {})
+                below[name] = orjson.loads(value)
+    return told
 
 
 def _typed(value: Any, kind: type) -> Any:

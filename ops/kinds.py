@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,8 @@ from ops.languages import LANGUAGE, translated
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 PLACEHOLDER: Final = re.compile(
-    r"\{(id|key|timestamp|user_id|target_id|data(?:\.[^{}.|]+?)+?)(?:, *(?:number|date|time))?(?:\|([^{}|]*))?\}"
+    r"\{(id|key|timestamp|user_id|target_id|data(?:\.[^{}.,|]+)+)"
+    r"(?:, *(number|date|time|currency [A-Z]{3}))?(?:\|([^{}|]*))?\}"
 )
 """A field of the notification, how to write it, and what replaces a missing one: `{data.total, number|none}`."""
 URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
@@ -28,6 +28,10 @@ PRIORITIES: Final = ("high", "normal", "low")
 """Which e-mails go first."""
 VALUE_LIMIT: Final = 200
 """Characters of a field in a label."""
+
+
+Write = Callable[[object, str | None, str | None], str]
+"""What writes a value, in a format, in a language: `mail.formats.write`, which the service itself does not load."""
 
 
 class KindsError(Exception):
@@ -57,12 +61,15 @@ class Kind:
         described = {name: value for name, value in asdict(self).items() if value not in (None, {})}
         return {name: value for name, value in described.items() if name not in {"name", "priority"}}
 
-    def say(self, language: str | None, fields: Mapping[str, Any]) -> str:
+    def say(self, language: str | None, fields: Mapping[str, Any], write: Write) -> str:
         """Return the label in a language with the fields of a notification; "…" stands where one is missing."""
 
         def fill(found: re.Match[str]) -> str:
-            value = _value(fields, found[1])
-            return value or ("…" if found[2] is None else found[2])
+            path, form, other = found.groups()
+            value = _value(fields, path)
+            if value is None or value == "":
+                return "…" if other is None else str(other)
+            return write(value, form or ("datetime" if path == "timestamp" else None), language)[:VALUE_LIMIT]
 
         label = translated(self.labels, language) or self.label or self.name.replace("_", " ").capitalize()
         return PLACEHOLDER.sub(fill, label)
@@ -109,22 +116,15 @@ def load_kinds(path: Path | None) -> Kinds:
     return {name: Kind(name=name, **table) for name, table in tables.items()}
 
 
-def _value(fields: Mapping[str, Any], path: str) -> str | None:
-    """Return what a notification has at a path such as `data.city`, as a text, or `None` if that is missing."""
+def _value(fields: Mapping[str, Any], path: str) -> object:
+    """Return what a notification has at a path such as `data.city`, or `None` if that is missing."""
     value: Any = fields
     for name in path.split("."):
         if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
             value = value[int(name)]
         else:
             value = value.get(name) if isinstance(value, Mapping) else None
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # as JavaScript writes it
-    text = (
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
-    )
-    return text[:VALUE_LIMIT]
+    return value
 
 
 def _faults(name: str, table: object) -> Iterator[str]:
@@ -168,4 +168,7 @@ def _text_faults(place: str, text: str) -> Iterator[str]:
     if not text.strip() or not text.isprintable() or len(text) > TEXT_LIMIT:
         yield f"{place} must be one line of 1 to {TEXT_LIMIT} characters."
     if re.search("[{}]", PLACEHOLDER.sub("", text)):
-        yield f"{place} has a placeholder that is none such as {{data.city}}, {{target_id}} or {{data.name|Somebody}}."
+        yield (
+            f"{place} has a placeholder that is none such as {{data.city}}, {{data.name|Somebody}} or "
+            "{data.total, number}; the formats are number, date, time and such as currency EUR."
+        )

@@ -174,7 +174,7 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     except RenderError as exc:
         return fail(f"{exc}: {exc.reason}; the e-mail would be sent without templates.")
     except RenderingEnded as exc:
-        return fail(f"Rendering the e-mail {exc}; it would become a dead letter.")
+        return fail(f"{exc}; the e-mail would become a dead letter.")
     listed = f"List-Unsubscribe: <{link}>\n" if link else ""
     say(f"Subject: {content.subject}\n{listed}\n{content.text}")
     if content.html:

@@ -22,10 +22,10 @@ from typing import Final
 
 from mail.lease import Lease, Leases
 from mail.looks import Looks
+from mail.renderer import RenderingEnded
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.settler import UNSETTLED, Settler
-from mail.renderer import RenderingEnded
 from mail.templates import Content, RenderError, Templates
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
@@ -242,7 +242,7 @@ class Delivery:
         try:
             return await self._mailer.send(lease, await self._content(lease.email))
         except RenderingEnded as exc:
-            return Outcome(verdict=Verdict.UNRENDERED, status=f"templates: it {exc}", detail=f"Its templates: it {exc}.")
+            return Outcome(verdict=Verdict.UNRENDERED, status=f"{exc}", detail=f"{exc}", stage=Stage.CONNECT)
         except asyncio.CancelledError:
             verdict = Verdict.AMBIGUOUS if lease.sending else Verdict.CONNECTION
             return Outcome(verdict=verdict, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT)

@@ -18,7 +18,7 @@ PATIENCE: Final = 60.0
 """Seconds to wait for an answer. The process ends itself after 2 s of CPU time, unless somebody stops it."""
 INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONTZPATH", "PYTHONDONTWRITEBYTECODE")
 """The variables that Python itself may need. The others have secrets."""
-ENDS: Final = {-signal.SIGPROF: "took more than 2 s", 3: "needed more than 64 MB"}
+ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}
 
 
 class RenderingEnded(Exception):
@@ -77,12 +77,12 @@ class Renderer:
         )
         try:
             process.stdin.write(self._setup)  # type: ignore[union-attr]
-            if not await self._read(process):
-                raise OSError("the process that renders templates does not start")
-        except BaseException:
+            if await self._read(process):
+                return process
+        except asyncio.CancelledError:
             await self._end(process)
             raise
-        return process
+        raise OSError(f"the process that renders templates does not start ({await self._end(process)})")
 
     async def _answer(self, process: Process) -> tuple[int, Any]:
         """Return the next answer, and the number of its question: 0 if the process ended, but not over a question."""
@@ -90,7 +90,7 @@ class Renderer:
             number, answer = orjson.loads(line)
             return number, answer
         if code := await self._end(process):
-            raise RenderingEnded(ENDS.get(code, f"ended the process that renders them ({code})"))
+            raise RenderingEnded(ENDS.get(code, f"rendering ended its process ({code})"))
         return 0, None
 
     async def _read(self, process: Process) -> bytes:

@@ -1,5 +1,6 @@
-"""The process that renders templates, for `mail/renderer.py`: requests on standard input, an answer to each on
-standard output. Both are lines of JSON; the first request has the templates.
+"""The process that renders templates, for `mail/renderer.py`.
+
+It reads questions and writes an answer to each, as lines of JSON. The first line that it reads has the templates.
 
 The templates are Jinja's. Their authors are trusted; what a client sends as `data` is not. Nothing that a template
 does can be slow or large beyond the limits here, as the kernel ends the process then. It knows no secret of the
@@ -68,10 +69,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return an item, or what renders as nothing."""
-        if isinstance(obj, dict | list | tuple | str | Undefined):
-            with suppress(LookupError, TypeError):
-                # Jinja takes the `0` in `user.emails.0` for a number.
-                return obj[f"{argument}" if isinstance(obj, dict) and argument not in obj else argument]
+        with suppress(LookupError, TypeError):
+            if isinstance(obj, dict) and argument not in obj:
+                return obj[f"{argument}"]  # Jinja takes the `0` in `user.emails.0` for a number
+            if isinstance(obj, dict | list | tuple | str | Undefined):
+                return obj[argument]
         return self.undefined(obj=obj, name=argument)
 
 
@@ -97,7 +99,7 @@ class Rendering:
             self._environment.filters[name] = getattr(self._formats, name)
 
     def answer(self, request: Mapping[str, Any]) -> Any:
-        """Return the faults of the template with a name; or an e-mail's subject, text and HTML, or why there is none."""
+        """Return the faults of the template with a name; or the parts of an e-mail, or what failed."""
         if "name" in request:
             return list(self._faults(request["name"]))
         try:
@@ -191,7 +193,8 @@ def _as_text(html: str) -> str:
     """Return what an HTML part says, its links behind their words."""
     if not html:
         return ""
-    from inscriptis import ParserConfig, get_text  # noqa: PLC0415 - only some directories need it and its memory
+    from inscriptis import get_text  # noqa: PLC0415 - only some directories need it, and its memory
+    from inscriptis.model.config import ParserConfig  # noqa: PLC0415
 
     lines = (line.rstrip() for line in get_text(html, ParserConfig(display_links=True)).split("\n"))
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip()

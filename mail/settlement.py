@@ -112,11 +112,9 @@ class Settlements:
                 return "waiting", lambda: outbox.retry(email, wait, error, tries=email.tries, copies=copies)
             case Verdict.AMBIGUOUS if copies >= COPIES:
                 return "dead", lambda: self._bury(email, tries, _probably(copies, error))
-            case Verdict.UNRENDERED if crashes >= CRASHES:
-                return "dead", lambda: self._bury(email, tries, error)
             case Verdict.AMBIGUOUS:
                 delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
-        if self._waited(email.tries) + delay > 3600 * self._settings.mail_give_up_hours:
+        if crashes >= CRASHES or self._waited(email.tries) + delay > 3600 * self._settings.mail_give_up_hours:
             return "dead", lambda: self._bury(
                 email, tries, _probably(copies, error) if copies else f"Given up: {error}"
             )

@@ -62,7 +62,7 @@ class Templates:
             try:
                 faults += await self._renderer.ask({"name": name})
             except RenderingEnded as exc:
-                faults.append(f"{name}: it {exc}.")
+                faults.append(f"{name}: {exc}.")
         await self.close()
         if faults:
             raise TemplatesError(" ".join(faults))

@@ -23,7 +23,7 @@ Arrays may hold a `null`, where an operator unset an element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import randrange
 from typing import Any, Final

@@ -1,12 +1,10 @@
-"""How templates and labels write numbers, amounts and moments in a user's language, by the rules of Unicode's CLDR.
-
-The bell writes the same with the browser's `Intl`.
-"""
+"""How templates and labels write numbers, amounts and moments in a user's language, as the bell does with `Intl`."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
@@ -20,66 +18,53 @@ from jinja2.runtime import Context
 from ops.languages import forms_of
 
 NUMBER: Final = re.compile(r"-?\d{1,30}(\.\d{1,30})?")
-LARGEST: Final = 10**19
-"""Above the numbers of BSON and JSON that are exact. With `DECIMALS` it has the 28 digits of Python's decimals."""
 DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
-MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d\S*")
+MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d\S*)?")
 """ISO 8601."""
 DECIMALS: Final = 9
 """Digits after the point at the most: sums of floats have many more."""
+LARGEST: Final = 10**19
+"""Larger numbers are shown as they are. With `DECIMALS`, others fit into the 28 digits of Python's decimals."""
 
 
 def write(value: Any, form: str | None, language: str | None, zone: str | None = None) -> str:
-    """Return a value as a label shows it: as a `number`, `date`, `time`, `datetime`, or `currency EUR`.
+    """Return a value as a `number`, `date`, `time`, `datetime`, or such as `currency EUR`; as it is if it is not one.
 
-    Moments are Unix seconds or ISO 8601, shown in the time zone, else in their own, else in UTC. Without a form, a
-    moment in ISO 8601 is shown as one, and a number without thousands separators, as it may be an order's. What has
-    not the form is shown as it is.
+    Moments are Unix seconds or ISO 8601, shown in the time zone, else in their own, else in UTC. Without a form, ISO
+    8601 is a `datetime`, and a number has no thousands separators, as it may be an order's.
     """
-    locale, form = _locale(language), form or ("datetime" if isinstance(value, str) and _is_moment(value) else "")
+    locale = _locale(language)
+    if not form and isinstance(value, str) and MOMENT.fullmatch(value):
+        form = "datetime"
     if form in {"date", "time", "datetime"}:
-        if isinstance(moment := _moment(value, zone), date):
+        if moment := _moment(value, zone):
             return _write_moment(moment, form, locale)
-    elif (amount := _amount(value, strict=not form)) is not None:
-        if form.startswith("currency "):
+    elif (amount := _amount(value, of_text=bool(form))) is not None:
+        if form and form.startswith("currency "):
             return numbers.format_currency(amount, form[9:], locale=locale)
-        return numbers.format_decimal(
-            round(amount, DECIMALS), locale=locale, decimal_quantization=False, group_separator=bool(form)
-        )
+        rounded, grouped = round(amount, DECIMALS), bool(form)
+        return numbers.format_decimal(rounded, locale=locale, decimal_quantization=False, group_separator=grouped)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-class Filters:
-    """The formats as filters of templates, in the language of the e-mail that is being rendered."""
+def filters(language: Callable[[], str | None]) -> dict[str, Any]:
+    """Return the filters of templates: `number`, `currency("EUR")`, `date` and `time`, of a time zone if one is given.
 
-    def __init__(self) -> None:
-        self.language: str | None = None
+    What is missing is nothing.
+    """
 
-    # `pass_context` keeps Jinja from evaluating a constant once, in the language of whoever comes first.
+    def made(form: str) -> Any:
+        @pass_context  # else Jinja evaluates a constant once, in the language of whoever comes first
+        def filter_(_: Context, value: Any, option: object = None) -> str:
+            if not value and value != 0:
+                return ""
+            if form == "currency":
+                return write(value, f"currency {option}", language())
+            return write(value, form, language(), option if isinstance(option, str) else None)
 
-    @pass_context
-    def number(self, _: Context, value: Any) -> str:
-        """Write `1,027.5`."""
-        return self._write(value, "number")
+        return filter_
 
-    @pass_context
-    def currency(self, _: Context, value: Any, code: object) -> str:
-        """Write an amount of a currency (ISO 4217): `€1,027.50`."""
-        return self._write(value, f"currency {code}")
-
-    @pass_context
-    def date(self, _: Context, value: Any, zone: object = None) -> str:
-        """Write `Mar 9, 2026`."""
-        return self._write(value, "date", zone)
-
-    @pass_context
-    def time(self, _: Context, value: Any, zone: object = None) -> str:
-        """Write `11:30 PM`."""
-        return self._write(value, "time", zone)
-
-    def _write(self, value: Any, form: str, zone: object = None) -> str:
-        is_missing = not value and value != 0
-        return "" if is_missing else write(value, form, self.language, zone if isinstance(zone, str) else None)
+    return {form: made(form) for form in ("number", "currency", "date", "time")}
 
 
 @lru_cache(64)
@@ -90,14 +75,9 @@ def _locale(language: str | None) -> Locale:
     return Locale("en")
 
 
-def _is_moment(text: str) -> bool:
-    return bool(DAY.fullmatch(text) or MOMENT.fullmatch(text))
-
-
-def _amount(value: Any, *, strict: bool) -> Decimal | None:
-    """Return a number as a decimal; unless `strict`, also of a text. `None` for what has no or too many digits."""
+def _amount(value: Any, *, of_text: bool) -> Decimal | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number or (not strict and isinstance(value, str) and NUMBER.fullmatch(value)):
+    if is_number or (of_text and isinstance(value, str) and NUMBER.fullmatch(value)):
         amount = Decimal(f"{value}")
         return amount if abs(amount) < LARGEST else None
     return None
@@ -108,8 +88,8 @@ def _moment(value: Any, zone: str | None) -> date | None:
     with suppress(TypeError, ValueError, OverflowError, OSError):
         if isinstance(value, str) and DAY.fullmatch(value):
             return date.fromisoformat(value)  # the same day everywhere
-        number = _amount(value, strict=True)
-        moment = datetime.fromtimestamp(float(number), UTC) if number is not None else datetime.fromisoformat(value)
+        number = _amount(value, of_text=False)
+        moment = datetime.fromisoformat(value) if number is None else datetime.fromtimestamp(float(number), UTC)
         own = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return own.astimezone(_zone(zone)) if zone else own
     return None

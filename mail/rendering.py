@@ -25,7 +25,7 @@ from jinja2 import ChainableUndefined, FunctionLoader, Template, TemplateSyntaxE
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mail.formats import Filters, write
+from mail.formats import filters, write
 from ops.kinds import Kind
 from ops.languages import forms_of, tag_of
 
@@ -49,10 +49,6 @@ MESSAGE_LIMIT: Final = 500
 REFERENCES: Final[tuple[type[Any], ...]] = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
 CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but tab and newline. Some servers refuse a message that has them."""
-
-
-class TemplateFailed(Exception):
-    """A template failed on some fields: its file and line, the type of the error, and its message."""
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -85,7 +81,8 @@ class Rendering:
         self._localized = {name.lower(): name for name in sources}
         self._kinds = {name: Kind(**table) for name, table in kinds.items()}
         self._variables = VARIABLES | ({"user"} if user else frozenset())
-        self._formats = Filters()
+        self._language: str | None = None
+        self._at = ""
         # A traceback and an include both use these names. Nothing is read later.
         loader = FunctionLoader(lambda name: (sources[name], name, None) if name in sources else None)
         self._environment = _Sandbox(
@@ -95,24 +92,24 @@ class Rendering:
             finalize=lambda value: "" if value is None else value,
             cache_size=-1,
         )
-        for name in ("number", "currency", "date", "time"):
-            self._environment.filters[name] = getattr(self._formats, name)
+        self._environment.filters |= filters(lambda: self._language)
 
     def answer(self, request: Mapping[str, Any]) -> Any:
-        """Return the faults of the template with a name; or the parts of an e-mail, or what failed."""
+        """Return the faults of the template with a name; or subject, text and HTML of an e-mail, or what failed."""
         if "name" in request:
             return list(self._faults(request["name"]))
         try:
             return {"parts": self._render(**request)}
-        except MemoryError:
-            raise
-        except Exception as exc:  # noqa: BLE001 - as in a template: a label, or what makes a text of HTML
-            failed = exc if isinstance(exc, TemplateFailed) else _failed(request["fields"]["key"], exc)
-            return {"failed": failed.args}
+        except Exception as exc:  # noqa: BLE001 - a template may raise anything
+            frames = traceback.walk_tb(exc.__traceback__)
+            places = [(frame.f_code.co_filename, line) for frame, line in frames]
+            inside = [f"{name}, line {line}" for name, line in places if name in self._sources]
+            message = f"{exc}"[:MESSAGE_LIMIT].encode("utf-8", "replace").decode()
+            return {"failed": [[self._at, *inside][-1], type(exc).__name__, message]}
 
     def _render(self, fields: Mapping[str, Any], language: str | None, unsubscribe_url: str | None) -> Sequence[str]:
-        key = fields["key"]
-        self._formats.language = language
+        key = self._at = fields["key"]
+        self._language = language
         kind = self._kinds.get(key) or Kind(name=key)
         told = {"name": key, "label": kind.say(language, fields, write), "required": kind.required}
         given = {**fields, "kind": told, "language": tag_of(language), "unsubscribe_url": unsubscribe_url}
@@ -127,17 +124,11 @@ class Rendering:
     def _part(self, name: str, variables: Mapping[str, Any]) -> str:
         if name not in self._sources:
             return ""
+        self._at = name
         try:
             rendered = _bounded(self._environment.get_template(name), variables)
-        except MemoryError:
-            raise
-        except Exception as exc:
-            places = [
-                f"{frame.f_code.co_filename}, line {line}"
-                for frame, line in traceback.walk_tb(exc.__traceback__)
-                if frame.f_code.co_filename in self._sources
-            ]
-            raise _failed(places[-1] if places else name, exc) from exc
+        except MemoryError:  # which is no error of the template
+            os._exit(OUT_OF_MEMORY)
         return CONTROLS.sub(" ", re.sub("\r\n?", "\n", rendered)).strip()
 
     def _faults(self, name: str) -> Iterator[str]:
@@ -160,13 +151,8 @@ class Rendering:
         for node in tree.find_all(nodes.Name):
             if node.name in unknown:
                 yield f"{name}, line {node.lineno}: there is no variable '{node.name}'."
-        with suppress(TemplateFailed):  # for lack of data
+        with suppress(Exception):  # for lack of data
             self._part(name, {"data": {}, "timestamp": 0})
-
-
-def _failed(place: str, exc: Exception) -> TemplateFailed:
-    message = f"{exc}"[:MESSAGE_LIMIT].encode("utf-8", "replace").decode()
-    return TemplateFailed(place, type(exc).__name__, message)
 
 
 def _suffix(name: str) -> str:

@@ -56,7 +56,7 @@ class Renderer:
     async def close(self) -> None:
         """End the process."""
         if process := self._process:
-            await self._end(process)
+            await self._end(process, kill=True)
 
     async def _running(self) -> Process:
         async with self._starting:
@@ -75,12 +75,12 @@ class Renderer:
             env=environment | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
             start_new_session=True,  # Ctrl-C is for the service, which still sends what it has begun
         )
+        process.stdin.write(self._setup)  # type: ignore[union-attr]
         try:
-            process.stdin.write(self._setup)  # type: ignore[union-attr]
             if await self._read(process):
                 return process
         except asyncio.CancelledError:
-            await self._end(process)
+            await self._end(process, kill=True)
             raise
         raise OSError(f"the process that renders templates does not start ({await self._end(process)})")
 
@@ -99,12 +99,16 @@ class Renderer:
             async with asyncio.timeout(PATIENCE):
                 line = await process.stdout.readline()  # type: ignore[union-attr]
         except (TimeoutError, ValueError):
+            process.kill()
             return b""
         return line if line.endswith(b"\n") else b""
 
-    async def _end(self, process: Process) -> int:
-        """Kill a process, unless it has ended; return its exit code."""
+    async def _end(self, process: Process, *, kill: bool = False) -> int:
+        """Wait for the end of a process that answers no more; return its exit code."""
         self._process = None
+        process.stdin.close()  # type: ignore[union-attr]
+        # To kill one that has ended is to take its exit code away from asyncio.
         with suppress(ProcessLookupError):
-            process.kill()
+            if kill:
+                process.kill()
         return await process.wait()

@@ -1,9 +1,15 @@
-"""Templates that a test writes."""
+"""Templates that a test writes, and what they render."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from mail.rendering import Rendering
+from mail.templates import Content, RenderError
+from ops.kinds import SPECIFIED, Kinds
 
 
 def write(folder: Path, files: Mapping[str, str]) -> Path:
@@ -13,3 +19,22 @@ def write(folder: Path, files: Mapping[str, str]) -> Path:
     for name, text in files.items():
         (directory / name).write_text(text)
     return directory
+
+
+class Rendered:
+    """What the templates of a directory render, without the process that does so for the service."""
+
+    def __init__(self, folder: Path, kinds: Kinds = SPECIFIED, *, user: bool = False) -> None:
+        sources = {path.name: path.read_text() for path in folder.iterdir()}
+        self._rendering = Rendering(sources, {name: asdict(kind) for name, kind in kinds.items()}, user=user)
+
+    def render(self, fields: Mapping[str, Any], language: str | None = None, link: str | None = None) -> Content:
+        answer = self._rendering.answer({"fields": fields, "language": language, "unsubscribe_url": link})
+        if "failed" in answer:
+            raise RenderError(*answer["failed"])
+        subject, text, html = answer["parts"]
+        return Content(subject, text, html or None, link)
+
+    def faults(self, name: str) -> list[str]:
+        found: list[str] = self._rendering.answer({"name": name})
+        return found

@@ -14,6 +14,7 @@ import handlers
 from api import openapi
 from cli.environment import SettingsError
 from config.ids import IdType
+from mail import formats
 from ops.kinds import SPECIFIED, Kind, load_kinds
 from schemas import CreateSchema, SelectionSchema
 from settings import Settings
@@ -83,6 +84,8 @@ def kinds_file(folder: Path, text: str) -> Path:
         ('[a]\nlabel = "a\\u202eb"', ["[a]: label must be one line"]),
         (f'[a]\nlabel = "{"x" * 501}"', ["[a]: label must be one line"]),
         ('[a]\nlabel = "{city}"', ["[a]: label has a placeholder that is none such as {data.city}"]),
+        ('[a]\nlabel = "{data.n, money}"', ["[a]: label has a placeholder", "the formats are number, date, time"]),
+        ('[a]\nlabel = "{data.n, currency}"', ["[a]: label has a placeholder"]),
         ('[a]\nlabel = "{data.a"', ["[a]: label has a placeholder"]),
         ('[a]\nlabel = "{data}"', ["[a]: label has a placeholder"]),
         ('[a]\nlabel = "{data..a}"', ["[a]: label has a placeholder"]),
@@ -327,6 +330,7 @@ NOTIFICATION = {
         "n": 7,
         "whole": 7.0,
         "part": 0.5,
+        "total": 1234.5,
         "yes": True,
         "gap": None,
         "no": "",
@@ -343,18 +347,20 @@ NOTIFICATION = {
         ("{data.name|Somebody} wrote {data.gap|something}", "Somebody wrote something", "Somebody wrote something"),
         ("[{data.name}{data.gap}{target_id}{data.no|no}]", "[………no]", "[………no]"),
         ("{data.whole} {data.part} {data.yes}", "7 0.5 true", "… … …"),
+        ("{data.total} {data.total, number|none}", "1234.5 1,234.5", "… none"),
+        ("{data.total, currency EUR} {timestamp, date}", "€1,234.50 Nov 23, 2026", "… …"),
         ("{data.list} {data.list.0} {data.list.1.a} {data.list.2|none}", '[1,{"a":"é"}] 1 é none', "… … … none"),
-        ("{data.n.x|} {data.t} {timestamp}", " {id} 1795406836", " … …"),
+        ("{data.n.x|} {data.t} {timestamp}", " {id} Nov 23, 2026, 4:07\u202fAM", " … …"),
         (None, "Order shipped", "Order shipped"),
     ],
 )
 def test_a_label_is_said_as_the_bell_says_it(label: str | None, said: str, of_any: str) -> None:
     kind = Kind(name="order_shipped", label=label)
-    assert (kind.say("en", NOTIFICATION), kind.say(None, {})) == (said, of_any)
+    assert (kind.say("en", NOTIFICATION, formats.write), kind.say(None, {}, formats.write)) == (said, of_any)
 
 
 def test_a_long_field_is_cut_in_a_label() -> None:
-    assert Kind(name="a", label="{data.x}!").say(None, {"data": {"x": "x" * 999}}) == "x" * 200 + "!"
+    assert Kind(name="a", label="{data.x}!").say(None, {"data": {"x": "x" * 999}}, formats.write) == "x" * 200 + "!"
 
 
 @pytest.mark.parametrize(
@@ -373,4 +379,4 @@ def test_a_long_field_is_cut_in_a_label() -> None:
 )
 def test_a_label_is_in_the_language_or_in_the_one_it_is_a_form_of(language: str | None, said: str) -> None:
     labels = {"de": "deutsch", "de-AT": "österreichisch", "PT-br": "brasileiro"}
-    assert Kind(name="a", label="plain", labels=labels).say(language, {}) == said
+    assert Kind(name="a", label="plain", labels=labels).say(language, {}, formats.write) == said

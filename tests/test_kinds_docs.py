@@ -13,7 +13,6 @@ import pytest
 
 from config.checks import field_path
 from handlers import describe_kinds
-from mail.templates import Templates
 from ops.kinds import SPECIFIED, TYPES, load_kinds
 from settings import Settings
 from tests.browser import local_run
@@ -21,6 +20,7 @@ from tests.client import DB, ROOT, assert_length
 from tests.processes import Service, unconfigured
 from tests.programs import needed, needed_by
 from tests.servers import MailServer
+from tests.templates import Rendered
 from tests.waiting import eventually_async
 
 PAGE = (ROOT / "docs/kinds.md").read_text()
@@ -163,7 +163,7 @@ def test_the_page_explains_every_setting_of_a_kind_and_shows_five() -> None:
 
 def test_the_example_of_the_templates_is_one_of_two_languages(tmp_path: Path) -> None:
     write_files(tmp_path)
-    templates = Templates(tmp_path / "templates", load_kinds(tmp_path / "kinds.toml"))
+    templates = Rendered(tmp_path / "templates", load_kinds(tmp_path / "kinds.toml"))
     fields = {"key": "order_shipped", "data": {"number": 7}}
     assert [templates.render(fields, language).subject for language in ("de", "en")] == [
         "Bestellung 7 ist unterwegs",

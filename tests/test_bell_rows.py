@@ -20,7 +20,7 @@ KINDS = """
 label = "Order {data.number} is on its way"
 url = "/orders/{target_id}?from={data.from|bell}"
 [invoice_ready]
-label = "Invoice of {data.total, number} €, due {data.due}"
+label = "Invoice of {data.total, currency EUR} ({data.total, number}), due {data.due}"
 url = "https://pay.example/{data.number}"
 """
 
@@ -49,7 +49,7 @@ async def test_a_row_with_a_url_is_a_link(
     await expect(paying).to_have_attribute("href", "https://pay.example/7")
     for row in (nowhere, without):
         await expect(row).to_have_role("button")
-    await expect(without.locator("b")).to_have_text("Invoice of 1,234.5 €, due Dec 24, 2026")
+    await expect(without.locator("b")).to_have_text("Invoice of €1,234.50 (1,234.5), due Dec 24, 2026")
     await order.click()
     await page.wait_for_url(f"**/orders/{TARGET}?from=a%2Fb%3F")
     await eventually_async(lambda: assert_marked(database))

@@ -1,5 +1,5 @@
 // What the bell says. What others wrote ends as text, or as an address that was checked.
-const PLACEHOLDER = /{([^{}|]+?)(?:, *(number|date|time))?(?:\|([^{}]*))?}/g;
+const PLACEHOLDER = /{([^{}|]+?)(?:, *(number|date|time|currency [A-Z]{3}))?(?:\|([^{}]*))?}/g;
 const DAY = /^\d{4}-\d\d-\d\d$/, MOMENT = /^\d{4}-\d\d-\d\dT\d\d:\d\d\S*$/; // ISO 8601
 const LIMIT = 200; // characters of a value
 const UNITS = { year: 31536e3, month: 2592e3, day: 86400, hour: 3600, minute: 60 }; // seconds
@@ -66,7 +66,8 @@ export function ago(seconds) {
 // A plain number has no thousands separators, because it may be an order's.
 function readable(value, type) {
 	const text = /date|time/.test(type) || DAY.test(value) || MOMENT.test(value) ? moment(value, type)
-		: typeof value == "number" || (type && !isNaN(value)) ? number(value, { useGrouping: !!type, maximumFractionDigits: 9 })
+		: typeof value == "number" || (type && !isNaN(value)) ? number(value, type?.startsWith("currency")
+			? { style: "currency", currency: type.slice(9) } : { useGrouping: !!type, maximumFractionDigits: 9 })
 		: typeof value == "object" ? JSON.stringify(value) : value;
 	const characters = [...`${text ?? value}`];
 	return characters.length > LIMIT ? `${characters.slice(0, LIMIT - 1).join("")}…` : characters.join("");

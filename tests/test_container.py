@@ -79,6 +79,8 @@ async def test_the_image_has_all_that_the_service_needs(image: Path, settings: S
         "HOST": "127.0.0.1",
         "PORT": f"{port}",
         "DEMO": "1",
+        "KINDS_FILE": f"{ROOT / 'examples/kinds.toml'}",
+        "TEMPLATES_DIR": f"{ROOT / 'examples/templates'}",
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "notifier.py", cwd=image, env=environment | variables

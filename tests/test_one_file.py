@@ -138,6 +138,13 @@ def test_its_commands_work(one_file: OneFile, settings: Settings, arguments: lis
     assert done.stdout
 
 
+def test_it_renders_templates(one_file: OneFile) -> None:
+    examples = {"KINDS_FILE": ROOT / "examples/kinds.toml", "TEMPLATES_DIR": ROOT / "examples/templates"}
+    done = one_file.run("preview", "order_shipped", "--language", "de", "--data", '{"number": 7}', **examples)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Subject: Bestellung 7 ist unterwegs\n")
+
+
 def test_with_nothing_configured_it_says_so(one_file: OneFile) -> None:
     done = one_file.run(PORT=free_port())
     assert done.returncode != 0

@@ -167,6 +167,13 @@ def test_preview_says_that_an_email_takes_too_much(tmp_path: Path) -> None:
     assert done.stderr == f"{TOO_LARGE}; the e-mail would become a dead letter.\n"
 
 
+def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "jinja2.py").write_text("raise SystemExit('not this one')")
+    folder = write(tmp_path, {"new_login.txt": "{{ data.n }}"})
+    done = run("preview", "new_login", "--data", '{"n": 7}', cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Subject: new_login\n\n7\n", "")
+
+
 async def test_an_email_whose_rendering_ends_the_process_three_times_is_a_dead_letter(
     start: Start, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:

@@ -62,6 +62,15 @@ def renderers_of(pid: int) -> list[int]:
     return [int(child) for child in children if b"mail.rendering" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+def cpu_time(pid: int) -> float:
+    """Return the seconds that a process has computed (proc_pid_stat(5), `utime`)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def assert_busy(pid: int, began: float) -> None:
+    assert cpu_time(pid) > began + 0.3
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
@@ -208,5 +217,7 @@ async def test_the_process_ends_with_a_service_that_is_killed_also_while_it_rend
                 assert response.status == 201
             await eventually_async(lambda: assert_length(renderers_of(service.process.pid), 1))
     (pid,) = renderers_of(service.process.pid)
+    began = cpu_time(pid)
+    await eventually_async(lambda: assert_busy(pid, began))
     service.kill()
     await eventually_async(lambda: assert_length([*Path("/proc").glob(f"{pid}/exe")], 0), 60)

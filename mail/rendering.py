@@ -196,7 +196,8 @@ def _memory() -> int:
 
 def main() -> None:
     """Answer questions until there are no more, or a fresh process should take over."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the service has gone
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which says that the service has gone
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to a whole group, it lets the service send what it has begun
     rendering = Rendering(**orjson.loads(sys.stdin.buffer.readline()))
     _say(READY)
     if base := _memory():

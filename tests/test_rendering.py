@@ -124,6 +124,23 @@ async def test_a_process_that_dies_or_hangs_is_replaced(tmp_path: Path, monkeypa
         assert (await templates.render(fields(n=4))).text == "4"
 
 
+async def test_an_answer_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renderer, "ANSWER_LIMIT", 1000)
+    async with rendering(tmp_path, {"new_login.txt": "{{ 'x' * data.n }}"}) as templates:
+        with pytest.raises(RenderingEnded):
+            await templates.render(fields(n=3000))
+        assert len((await templates.render(fields(n=500))).text) == 500
+
+
+async def test_a_sigterm_for_all_processes_leaves_the_end_to_the_service(tmp_path: Path) -> None:
+    async with rendering(tmp_path, {"new_login.txt": "{{ data.n }}"}) as templates:
+        await templates.render(fields(n=1))
+        pid = pid_of(templates)
+        os.kill(pid, signal.SIGTERM)
+        assert (await templates.render(fields(n=2))).text == "2"
+        assert pid_of(templates) == pid
+
+
 async def test_an_email_that_is_given_up_leaves_the_answers_of_others_in_order(tmp_path: Path) -> None:
     async with rendering(tmp_path, {"new_login.txt": "{{ data.n }}"}) as templates:
         await templates.render(fields(n=0))

@@ -361,6 +361,8 @@ async def test_ids_that_the_collation_of_the_collection_takes_for_one_are_not_mi
         ({"EMAIL_FIELD": "notifications.0.to", "UNKNOWN_USERS": "refuse"}, {"EMAIL_FIELD"}),
         ({"EMAIL_FIELD": "notifier"}, {"EMAIL_FIELD"}),
         ({"LANGUAGE_FIELD": "notifier.language"}, {"LANGUAGE_FIELD"}),
+        ({"TEMPLATE_FIELDS": "name,notifier.recent"}, {"TEMPLATE_FIELDS"}),
+        ({"TEMPLATE_FIELDS": "name,,x"}, {"TEMPLATE_FIELDS"}),
         ({"LANGUAGE_FIELD": "profile."}, {"LANGUAGE_FIELD"}),
         ({"LANGUAGE_FIELD": "_id"}, {"LANGUAGE_FIELD"}),
         ({"USERS_COLLECTION": "dead_mail"}, {"USERS_COLLECTION"}),

@@ -44,7 +44,7 @@ format: .venv/dev  ## let ruff format the code
 	$(BIN)/ruff format .
 
 lock: .venv/lock  ## pin what requirements*.in need in requirements*.txt, with hashes; UPGRADE=1 takes the newest versions
-	@for name in requirements requirements-local requirements-dev; do \
+	@for name in requirements requirements-local requirements-otel requirements-dev; do \
 		echo "$$name.txt"; constraint=$$([ $$name = requirements ] || echo "-c requirements.txt"); \
 		$(BIN)/uv pip compile $$name.in -o $$name.txt $$constraint --universal --python-version 3.11 --generate-hashes \
 			--no-annotate --custom-compile-command "make lock" --quiet $(if $(UPGRADE),--upgrade) || exit 1; done

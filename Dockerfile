@@ -5,9 +5,11 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PORT=8080
 
 WORKDIR /app
-COPY requirements.txt ./
+# --build-arg REQUIREMENTS=requirements-otel.txt adds what sends traces.
+ARG REQUIREMENTS=requirements.txt
+COPY requirements.txt requirements-otel.txt ./
 # Swagger UI's source maps and alternative builds, 7 of its 10 MB, are never served.
-RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \
+RUN pip install --no-cache-dir --disable-pip-version-check -r "$REQUIREMENTS" \
     && find "$(python -c 'import swagger_ui_bundle as bundle; print(*bundle.__path__)')" \
         \( -name '*.map' -o -name '*es-bundle*' \) -delete
 COPY *.py ./

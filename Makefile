@@ -5,7 +5,7 @@ BIN := .venv/bin
 FOLDERS := $(filter-out bench tests, $(patsubst %/__init__.py, %, $(wildcard */__init__.py))) web
 MODULES := $(filter-out conftest.py test_%, $(wildcard *.py))
 
-.PHONY: help install run test soak bench docs notifier.pyz lint format clean
+.PHONY: help install run test soak bench docs notifier.pyz lock audit lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -43,11 +43,21 @@ lint: .venv/dev  ## ruff and mypy, strict
 format: .venv/dev  ## let ruff format the code
 	$(BIN)/ruff format .
 
+lock: .venv/lock  ## pin what requirements*.in need in requirements*.txt, with hashes; UPGRADE=1 takes the newest versions
+	@for name in requirements requirements-local requirements-otel requirements-dev; do \
+		echo "$$name.txt"; constraint=$$([ $$name = requirements ] || echo "-c requirements.txt"); \
+		$(BIN)/uv pip compile $$name.in -o $$name.txt $$constraint --universal --python-version 3.11 --generate-hashes \
+			--no-annotate --custom-compile-command "make lock" --quiet $(if $(UPGRADE),--upgrade) || exit 1; done
+
+audit: .venv/lock  ## ask PyPI's list of known vulnerabilities about every pinned package
+	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements-local.txt
+
 clean:  ## remove .venv, notifier.pyz and caches; the data of local runs, in .notifier/, stays
 	rm -rf notifier.pyz .venv examples/bell/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Each installs what it needs and no more: the tests' packages are three times as large as those of the local run.
+# requirements*.txt have hashes, so pip refuses a package that is not the one that was locked.
 .venv/local: requirements.txt requirements-local.txt | .venv
 	@echo "Installing into .venv, once; this takes some seconds ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-local.txt
@@ -57,6 +67,10 @@ clean:  ## remove .venv, notifier.pyz and caches; the data of local runs, in .no
 	@echo "Installing into .venv, once; this may take a minute ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/local
+
+.venv/lock: Makefile | .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
+	@touch $@
 
 # The frameworks of the bell's examples. Without npm, the tests of the examples are skipped.
 examples/bell/node_modules/.package-lock.json: examples/bell/package-lock.json

@@ -15,7 +15,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Final
@@ -39,6 +40,9 @@ from store import Store
 
 log = logging.getLogger("notifier.delivery")
 
+Record = Callable[[OwedEmail, Outcome, int], None]
+"""Takes an e-mail, the outcome of an attempt to send it, and when that began, in ns."""
+
 POLL: Final = 1.0
 """Seconds between two looks for e-mails that fell due or that another process owes."""
 POLL_SPREAD: Final = (0.8, 1.2)
@@ -53,13 +57,14 @@ SETTLE_GRACE: Final = 1.0
 
 @asynccontextmanager
 async def running_delivery(
-    store: Store, settings: Settings, owed: asyncio.Event, metrics: Metrics
+    store: Store, settings: Settings, owed: asyncio.Event, metrics: Metrics, record: Record | None = None
 ) -> AsyncIterator[Delivery]:
     """Deliver in the background. At the end, finish the conversations under way and give the other e-mails back.
 
-    Set `owed` when this process owes an e-mail, so that the worker need not wait for its next poll.
+    Set `owed` when this process owes an e-mail, so that the worker need not wait for its next poll. `record` is called
+    after each attempt.
     """
-    delivery = Delivery(store, settings, owed, metrics)
+    delivery = Delivery(store, settings, owed, metrics, record)
     delivery.start()
     try:
         yield delivery
@@ -70,7 +75,15 @@ async def running_delivery(
 class Delivery:
     """Delivers what is owed."""
 
-    def __init__(self, store: Store, settings: Settings, owed: asyncio.Event, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        owed: asyncio.Event,
+        metrics: Metrics,
+        record: Record | None = None,
+    ) -> None:
+        self._record = record
         self._outbox = store.outbox
         self._kinds = settings.kinds
         self._templates = Templates(settings.templates_dir, self._kinds, user=bool(settings.template_fields))
@@ -214,7 +227,10 @@ class Delivery:
     async def _work(self) -> None:
         """Send one e-mail after another, until stopped or replaced."""
         while lease := await self._next():
+            started = time.time_ns()
             outcome = await self._deliver(lease)
+            if self._record and outcome:
+                self._record(lease.email, outcome, started)
             if outcome is None:
                 self._leases.discard(lease)
             else:

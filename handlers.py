@@ -19,7 +19,7 @@ from api import pages, sse, unsubscribe
 from api.auth import Caller, identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
-from api.middleware import DRAINING, REQUEST_ID, complete
+from api.middleware import DRAINING, ORIGIN, complete
 from api.problems import NoSuchNotification, incomplete
 from api.stream import Stopping
 from mongo.creation import Recorded
@@ -64,7 +64,7 @@ async def create(request: web.Request) -> web.Response:
     if headers or "user_ids" in body:  # most requests need no second schema
         parts.append((CREATE_MANY_HEADERS if "user_ids" in body else CREATE_HEADERS, headers))
     new, *given = load_all(*parts)
-    identified = {"request_id": request[REQUEST_ID], **(given[0] if given else {})}
+    identified = {"origin": request[ORIGIN], **(given[0] if given else {})}
     if isinstance(new, CreateMany):
         return await _create_many(request, replace(new, each=replace(new.each, **identified)))
     created = await request.app[STORE].create(replace(new, **identified))

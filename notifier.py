@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import aiohttp_cors
 from aiohttp import web
@@ -41,9 +41,13 @@ from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema
 from settings import Settings
 from store import open_store
 
+if TYPE_CHECKING:
+    from api.tracing import Tracing
+
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
+TRACING: Final[web.AppKey[Tracing | None]] = web.AppKey("TRACING")
 PATIENT: Final = web.AppKey("PATIENT", Patience)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
@@ -55,7 +59,8 @@ NOT_INSTALLED: Final = (
 
 def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
-    middlewares: list[Middleware] = [middleware]
+    tracing = tracing_of(settings)
+    middlewares: list[Middleware] = [*([tracing.request] if tracing else ()), middleware]
     if settings.local:
         middlewares.append(own_name_only([settings.host, *settings.local_names]))
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
@@ -65,7 +70,7 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     app[METRICS] = Metrics()
     app[DRAINING] = asyncio.Event()
     app[THROTTLE] = Throttle()
-    app[openapi.DOCUMENT] = openapi.describe(handlers.ROUTES, kinds, settings.id_type)
+    app[openapi.DOCUMENT] = openapi.Document(partial(openapi.describe, handlers.ROUTES, kinds, settings.id_type))
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
     app[handlers.LIST] = ListSchema(settings.id_type)
     app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
@@ -80,9 +85,30 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
         allow_cors(app, settings.cors_origins)
     if settings.local:
         app.cleanup_ctx.append(local_run)
-    app.cleanup_ctx.extend([mongodb, delivery, streams, event_loop])
+    app[TRACING] = tracing
+    app.cleanup_ctx.extend([traces, mongodb, delivery, streams, event_loop])
     app.on_shutdown.append(end_streams)
     return app
+
+
+def tracing_of(settings: Settings) -> Tracing | None:
+    """Return what makes spans, if the settings ask for them."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    try:
+        from api.tracing import Tracing  # noqa: PLC0415 - its packages are optional
+    except ModuleNotFoundError:
+        log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no spans are sent: install requirements-otel.txt")
+        return None
+    return Tracing()
+
+
+async def traces(app: web.Application) -> AsyncIterator[None]:
+    """Send spans, if the settings ask for them."""
+    async with AsyncExitStack() as stack:
+        if (tracing := app[TRACING]) and (endpoint := app[SETTINGS].otel_exporter_otlp_endpoint):
+            await stack.enter_async_context(tracing.sending(endpoint))
+        yield
 
 
 def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
@@ -128,7 +154,8 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
 async def delivery(app: web.Application) -> AsyncIterator[None]:
     """Deliver e-mails in the background."""
     app[handlers.EMAIL_OWED] = owed = asyncio.Event()
-    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS]):
+    record = tracing.record if (tracing := app[TRACING]) else None
+    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], record):
         yield
 
 

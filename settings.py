@@ -204,6 +204,11 @@ class Settings:
     kinds_file: Path | None = _setting("TOML file of the kinds of notification; default the four", "path")
     start_timeout: float = _setting("seconds to wait for MongoDB at the start", "float", 60.0, validate=checks.POSITIVE)
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
+    otel_exporter_otlp_endpoint: str | None = _setting(
+        "OpenTelemetry collector that gets spans by OTLP over HTTP, such as http://collector:4318; "
+        "needs requirements-otel.txt",
+        validate=validate.URL(schemes={"http", "https"}, require_tld=False),
+    )
     log_level: str = _setting(
         "DEBUG, INFO, WARNING or ERROR",
         default="INFO",

@@ -189,7 +189,7 @@ class Store:
         if new.kind.email:
             filter_ |= HAS_ROOM | IS_FINDABLE
             due = first_due(new.kind.rank, in_bulk=new.in_bulk)
-            pushes["notifier.outbox"] = new_element(id_, new.kind.name, now, optional, new.request_id, due)
+            pushes["notifier.outbox"] = new_element(id_, new.kind.name, now, optional, new.origin, due)
             update["$min"] = {"notifier.due": due}
         if key:
             filter_["notifier.recent.k"] = {"$ne": key}

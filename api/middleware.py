@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Final
 
@@ -22,11 +22,16 @@ from ops.metrics import METRICS
 
 log = logging.getLogger("notifier.http")
 
-REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
+ORIGIN: Final[web.RequestKey[Mapping[str, str]]] = web.RequestKey("ORIGIN")
+"""`request_id`, and `traceparent` if the request has one: what its log lines and those of its e-mail say of it."""
 RENDER_FAILURE: Final[web.RequestKey[Callable[[Exception], web.Response]]] = web.RequestKey("RENDER_FAILURE")
 """How a request's failures are answered, if not as problems only."""
 STARTED: Final = web.RequestKey("STARTED", float)
+SPAN: Final = web.RequestKey("SPAN", str)
+"""The `traceparent` of the request's own span, if the service sends spans."""
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
+TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context, section 3.2. What is no such value is left out, as the standard asks."""
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PORT: Final = re.compile(r":\d{1,5}$")
 DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
@@ -55,15 +60,12 @@ def own_name_only(names: Iterable[str]) -> Middleware:
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every failure as a problem. Count, time and log every request, without query, body or address."""
     request[STARTED] = perf_counter()
-    given = request.headers.get("X-Request-ID", "")
-    request[REQUEST_ID] = request_id = (
-        given if re.fullmatch(REQUEST_ID_PATTERN, given) else f"{random.getrandbits(128):032x}"
-    )
+    request[ORIGIN] = origin_of(request)
     await asyncio.sleep(0)  # one request of a pipeline at a time, in turn with other connections
     try:
         response = await handler(request)
     except Exception as exc:  # noqa: BLE001 - no failure may leave as anything but a problem
-        _log_failure(exc, request_id, request.app[THROTTLE])
+        _log_failure(exc, request[ORIGIN], request.app[THROTTLE])
         response = request.get(RENDER_FAILURE, render)(exc)
     if not response.prepared:  # a stream was completed when it began
         complete(request, response)
@@ -72,8 +74,23 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     return response
 
 
-def _log_failure(exc: Exception, request_id: str, throttle: Throttle) -> None:
-    extra = {"request_id": request_id}
+def origin_of(request: web.Request) -> Mapping[str, str]:
+    """Return the ids by which a request can be found again: its own, or those of its headers that are valid."""
+    request_id = request.headers.get("X-Request-ID", "")
+    trace = request.get(SPAN, "") or request.headers.get("traceparent", "")
+    if not re.fullmatch(REQUEST_ID_PATTERN, request_id):
+        request_id = f"{random.getrandbits(128):032x}"
+    origin = {"request_id": request_id}
+    return origin | {"traceparent": trace} if TRACEPARENT.fullmatch(trace) else origin
+
+
+def route_of(request: web.Request) -> tuple[str, str]:
+    """Return the method and the route of a request, never the client's own words: for logs, labels and spans."""
+    resource = request.match_info.route.resource
+    return request.method if request.method in hdrs.METH_ALL else "-", resource.canonical if resource else "-"
+
+
+def _log_failure(exc: Exception, extra: Mapping[str, str], throttle: Throttle) -> None:
     reasons = exc.failures.values() if isinstance(exc, Incomplete) else [exc]
     for reason in reasons:
         if isinstance(reason, Conflict | Unavailable | UnknownError) and f"{reason}" and throttle.allows(f"{reason}"):
@@ -85,14 +102,12 @@ def _log_failure(exc: Exception, request_id: str, throttle: Throttle) -> None:
 def complete(request: web.Request, response: web.StreamResponse) -> None:
     """Add the last headers to a response that is about to be sent, and count, time and log its request."""
     seconds = perf_counter() - request[STARTED]
-    response.headers["X-Request-ID"] = request_id = request[REQUEST_ID]
+    response.headers["X-Request-ID"] = request[ORIGIN]["request_id"]
     if request.app[DRAINING].is_set():
         response.force_close()  # the client's next request should reach another process
     if request.headers.get("Origin"):
         response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out
-    resource = request.match_info.route.resource
-    route = resource.canonical if resource else "-"  # never the client's own words, in a log or a label
-    method = request.method if request.method in hdrs.METH_ALL else "-"
+    method, route = route_of(request)
     request.app[METRICS].requests_of(route, method, response.status).observe(seconds)
     log_info(
         log,
@@ -102,5 +117,5 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
         route=route,
         status=response.status,
         seconds=seconds,
-        request_id=request_id,
+        **request[ORIGIN],
     )

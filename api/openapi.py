@@ -1,12 +1,12 @@
 """The OpenAPI 3.1 document of the service, made from the operations, the schemas that validate, and the problems.
 
-A route without an operation stops the start, so nothing is served undescribed.
+A route without an operation is a `KeyError`, so nothing can be described in part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -38,8 +38,22 @@ from mongo.errors import OutboxFull, UnknownUser
 from mongo.preferences import EVERY_KIND
 from ops.kinds import Kinds
 
-DOCUMENT: Final = web.AppKey("DOCUMENT", dict[str, Any])
-"""The OpenAPI document of the service."""
+
+@dataclass(slots=True)
+class Document:
+    """The OpenAPI document of the service, made when it is first asked for, which hardly any process ever is."""
+
+    make: Callable[[], JSONObject]
+    made: JSONObject | None = None
+
+    def get(self) -> JSONObject:
+        """Return the document."""
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+
+DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
 VERSION: Final = "0.1.0"
 ABOUT: Final = (
     "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "

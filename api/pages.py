@@ -85,7 +85,7 @@ async def docs(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the OpenAPI document."""
-    return web.json_response(request.app[DOCUMENT])
+    return web.json_response(request.app[DOCUMENT].get())
 
 
 def _serving(file: File) -> Handler:

@@ -10,11 +10,12 @@ import enum
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from marshmallow import Schema, validate
 from marshmallow import fields as mf
 
@@ -125,10 +126,6 @@ class UnsubscribePage:
     def __init__(self, settings: Settings) -> None:
         self._links = Links(settings)
         self._kinds = settings.kinds
-        texts: Mapping[str, Mapping[str, str]] = tomllib.loads((FOLDER / "unsubscribe.toml").read_text("utf-8"))
-        self._texts = {language: {**of_one, "language": language} for language, of_one in texts.items()}
-        environment = Environment(autoescape=True, undefined=StrictUndefined)
-        self._template = environment.from_string((FOLDER / "unsubscribe.html").read_text("utf-8"))
 
     def open(self, request: web.Request) -> Subscription:
         """Return what the link of a request is about. Its failures become pages for a browser. Raises `NoSuchLink`."""
@@ -158,9 +155,9 @@ class UnsubscribePage:
 
     def _render(self, request: web.Request, view: View, subscription: Subscription | None = None) -> str:
         wanted = accepted(request.headers.get("Accept-Language", ""))
-        language = next((tag for tag in wanted if translated(self._texts, tag)), DEFAULT_LANGUAGE)
-        texts = translated(self._texts, language) or {}
-        return self._template.render(
+        language = next((tag for tag in wanted if translated(_texts(), tag)), DEFAULT_LANGUAGE)
+        texts = translated(_texts(), language) or {}
+        return _template().render(
             language=texts["language"],
             heading=texts[view.heading],
             label=subscription.kind.say(language, {}, lambda *_: "") if subscription and view.names_kind else "",
@@ -169,6 +166,18 @@ class UnsubscribePage:
                 (f"choice={choice.value}" if choice.value else "", texts[text]) for choice, text in view.buttons.items()
             ],
         )
+
+
+@cache
+def _texts() -> Mapping[str, Mapping[str, str]]:
+    texts: Mapping[str, Mapping[str, str]] = tomllib.loads((FOLDER / "unsubscribe.toml").read_text("utf-8"))
+    return {language: {**of_one, "language": language} for language, of_one in texts.items()}
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string((FOLDER / "unsubscribe.html").read_text("utf-8"))
 
 
 PAGE: Final = web.AppKey("PAGE", UnsubscribePage)

@@ -42,11 +42,11 @@ class Layout:
     """When the first of them is due."""
     own: Sequence[str]
     """The fields that hold these, and whatever else the service adds to the user's document beside notifications."""
-    element: Callable[[str, str, datetime, JSON, str | None], JSON]
+    element: Callable[[str, str, datetime, JSON, Any], JSON]
 
     def owing(self, id_: str, key: str, due: datetime) -> JSON:
         """Return the fields of a document whose user is owed an e-mail from then on."""
-        email = self.element(id_, key, datetime.now(UTC), {}, None) | {"next_at": due}
+        email = self.element(id_, key, datetime.now(UTC), {}, {}) | {"next_at": due}
         document: JSON = {}
         for path, value in ((self.outbox, [email]), (self.due, due)):
             *parents, name = path.split(".")

@@ -154,7 +154,7 @@ class Settlements:
                 "email_id": email.id,
                 "outcome": result,
                 "reason": outcome.verdict.value,
-                "request_id": email.request_id,
+                **email.origin,
             },
         )
 

@@ -19,6 +19,7 @@ from mongo.document import (
     JSONObject,
     elements,
     optional_fields,
+    origin_of,
     remember,
 )
 from mongo.errors import PING_DEADLINE, Changed, Conflict, OutboxFull, TooLarge, UnknownError
@@ -97,7 +98,7 @@ class DeadMail:
             "at": email.at,
             "tries": tries,
             "error": error,
-            "request_id": email.request_id,
+            **email.origin,
             **optional_fields(email.fields()),
         }
         try:
@@ -162,7 +163,7 @@ class DeadMail:
         # whose reply was lost is repeated.
         key, once = users.key(user_id), str(ObjectId())
         absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
-        element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), letter.get("request_id"))
+        element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
         update = {
             "$push": {"notifier.outbox": element, "notifier.recent": remember(once, "", id_)},
             "$min": {"notifier.due": element["next_at"]},

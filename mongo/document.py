@@ -4,7 +4,8 @@
 { _id, email: "...",                          of the team's type, and at the team's path (`Shape`)
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest last
   notifier: {                                 everything else; absent while there is nothing else
-    outbox: [ {id, key, at, next_at, tries, token, error, dead, request_id?, target_id?, data?} ],   e-mails owed
+    outbox: [ {id, key, at, next_at, tries, token, error, dead,    e-mails owed
+               request_id?, traceparent?, target_id?, data?} ],
     due: Date,                                min(outbox.next_at); absent when no e-mail is owed
     recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
     deleted: [ id ],                          the last notifications that the user deleted, newest last
@@ -50,6 +51,8 @@ TYPES: Final[Mapping[str, str]] = {
 WRITTEN: Final = [name for name in TYPES if name != "notifier"]
 OPTIONAL_FIELDS: Final = ("target_id", "data")
 """A notification, an e-mail owed and a dead letter have these only when the request had them."""
+ORIGIN_FIELDS: Final = ("request_id", "traceparent")
+"""What tells which request owed an e-mail. An e-mail owed, its dead letter and its log lines have them."""
 SLACK_PART: Final = 4
 """With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
 SIMPLE: Final = {"locale": "simple"}
@@ -166,6 +169,11 @@ class Shape:
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:
     """Return those of the `OPTIONAL_FIELDS` that have a value."""
     return {name: item[name] for name in OPTIONAL_FIELDS if item.get(name) is not None}
+
+
+def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return those of the `ORIGIN_FIELDS` that have a value."""
+    return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}
 
 
 def remember(key: str, fingerprint: str, id_: str) -> JSONObject:

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import orjson
 
-from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, value_at
+from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, origin_of, value_at
 from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
@@ -75,7 +75,7 @@ class OwedEmail:
     dead: bool = False
     copies: int = 0
     crashes: int = 0
-    request_id: str | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
     address: object = None
     suppression: Suppression | None = None
     language: str | None = None
@@ -99,10 +99,10 @@ def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
 
 
 def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
-    id_: str, key: str, at: datetime, optional: JSONObject, request_id: str | None, next_at: datetime | None = None
+    id_: str, key: str, at: datetime, optional: JSONObject, origin: Mapping[str, str], next_at: datetime | None = None
 ) -> JSONObject:
     """Make an element of the outbox that is due at once. `at` is when it was first owed, by MongoDB's clock."""
-    element: JSONObject = {
+    return {
         "id": id_,
         "key": key,
         "at": at,
@@ -112,8 +112,8 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
         "error": None,
         "dead": False,
         **optional,
+        **origin,
     }
-    return element | ({"request_id": request_id} if request_id else {})
 
 
 def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
@@ -133,7 +133,7 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             dead=item.get("dead") is True,
             copies=_count(item.get("copies")),
             crashes=_count(item.get("crashes")),
-            request_id=_typed(item.get("request_id"), str),
+            origin=origin_of(item),
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
         )

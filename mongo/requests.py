@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mongo.document import JSONObject
@@ -26,14 +26,14 @@ class Channels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """What to create for a user. `request_id` is kept with an e-mail. What is created `in_bulk` is e-mailed later."""
+    """What to create for a user. `origin` is kept with an e-mail. What is created `in_bulk` is e-mailed later."""
 
     user_id: str
     kind: Channels
     target_id: str | None = None
     data: JSONObject | None = None
     idempotency_key: str | None = None
-    request_id: str | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
     in_bulk: bool = False
 
     def fingerprint(self) -> str:

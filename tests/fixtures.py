@@ -76,13 +76,12 @@ def standalone(fast_folder: Path) -> Iterator[Mongod]:
 
 
 @pytest.fixture
-def database(mongod: Mongod) -> Iterator[Database[dict[str, Any]]]:
+def database(direct: MongoClient[dict[str, Any]]) -> Iterator[Database[dict[str, Any]]]:
     """Return an empty database. At the end, check its outboxes and drop it."""
-    with mongod.client() as client:
-        name = f"test_{uuid.uuid4().hex}"
-        yield client[name]
-        assert_outboxes_consistent(client[name])
-        client.drop_database(name)
+    name = f"test_{uuid.uuid4().hex}"
+    yield direct[name]
+    assert_outboxes_consistent(direct[name])
+    direct.drop_database(name)
 
 
 def assert_outboxes_consistent(database: Database[dict[str, Any]]) -> None:

@@ -27,21 +27,22 @@ from tests.servers import Mongod
 from tests.waiting import eventually_async
 
 
-async def dead_letter(store: Store, request_id: str | None = None) -> JSONObject:
+async def dead_letter(store: Store, **origin: str) -> JSONObject:
     """Owe an e-mail to `USER`, make a dead letter of it and return that."""
-    await store.create(Create(USER, SPECIFIED["registration"], request_id=request_id))
+    await store.create(Create(USER, SPECIFIED["registration"], origin=origin))
     (claimed,) = await store.outbox.claim(1, 60)
     assert await store.dead_mail.bury(claimed, 1, "x")
     (letter,) = await store.dead_mail.find()
     return letter
 
 
-async def test_a_retry_keeps_the_request_id(settings: Settings, database: DB) -> None:
+async def test_a_retry_keeps_where_the_email_came_from(settings: Settings, database: DB) -> None:
+    origin = {"request_id": "trace-me", "traceparent": "00-x"}
     async with open_store(settings) as store:
-        letter = await dead_letter(store, "trace-me")
+        letter = await dead_letter(store, **origin)
         assert await store.dead_mail.owe_again(letter)
     (email,) = owed(database)
-    assert email["request_id"] == "trace-me"
+    assert email.items() >= origin.items()
 
 
 async def test_a_retry_whose_reply_is_lost_owes_the_email_once(

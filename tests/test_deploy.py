@@ -100,6 +100,16 @@ def test_the_pod_is_as_safe_as_the_container_of_compose() -> None:
     assert POD["enableServiceLinks"] is False  # else Kubernetes itself sets variables such as SMTP_PORT
 
 
+def test_the_network_policy_lets_in_requests_and_out_what_the_service_needs() -> None:
+    policy, settings = found("NetworkPolicy", "notifier")["spec"], found("ConfigMap", "notifier")["data"]
+    assert policy["podSelector"] == DEPLOYMENT["spec"]["selector"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (way_in,) = policy["ingress"]
+    assert [port["port"] for port in way_in["ports"]] == [port["name"] for port in CONTAINER["ports"]]
+    way_out = {(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]}
+    assert {("UDP", 53), ("TCP", 27017), ("TCP", int(settings["SMTP_PORT"]))} <= way_out
+
+
 def test_probes_are_routes_and_the_pod_has_time_to_start_and_to_stop() -> None:
     routes = {route.path for route in ROUTES}
     probes = {name: probe["httpGet"]["path"] for name, probe in CONTAINER.items() if name.endswith("Probe")}

@@ -219,7 +219,7 @@ async def test_an_email_whose_rendering_ends_the_process_three_times_is_a_dead_l
     (letter,) = database.dead_mail.find()
     assert (letter["user_id"], letter["error"], letter["tries"]) == (USER, f"Given up: {TOO_LONG}", 3)
     ((_, message),) = mail.received
-    assert message.get_payload().strip() == "7"
+    assert str(message.get_payload()).strip() == "7"
 
 
 async def test_the_process_ends_with_a_service_that_is_killed_also_while_it_renders(

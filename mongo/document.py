@@ -5,7 +5,7 @@
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest last
   notifier: {                                 everything else; absent while there is nothing else
     outbox: [ {id, key, at, next_at, tries, token, error, dead,    e-mails owed
-               request_id?, traceparent?, target_id?, data?} ],
+               copies?, crashes?, request_id?, traceparent?, target_id?, data?} ],
     due: Date,                                min(outbox.next_at); absent when no e-mail is owed
     recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
     deleted: [ id ],                          the last notifications that the user deleted, newest last

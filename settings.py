@@ -14,7 +14,7 @@ from typing import Any, Final
 from marshmallow import validate
 
 from config import checks
-from config.address import envelope_address, sender_address
+from config.address import envelope_address, mailbox
 from config.ids import IdType
 from ops.kinds import Kinds, load_kinds
 
@@ -97,8 +97,29 @@ class Settings:
         "login at the SMTP server; without one, no authentication", validate=checks.encodable
     )
     smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True, validate=checks.encodable)
+    smtp_oauth_token_url: str | None = _setting(
+        "token server, for a login with OAuth 2.0 in place of SMTP_PASSWORD", validate=checks.token_url
+    )
+    smtp_oauth_client_id: str | None = _setting("id of the service at the token server", validate=checks.encodable)
+    smtp_oauth_client_secret: str | None = _setting(
+        "secret of SMTP_OAUTH_CLIENT_ID", secret=True, validate=checks.encodable
+    )
+    smtp_oauth_scope: str | None = _setting("what tokens are asked for", validate=checks.encodable)
+    smtp_oauth_refresh_token: str | None = _setting(
+        "refresh token of the mailbox; without one, the client's own credentials are used",
+        secret=True,
+        validate=checks.encodable,
+    )
+    smtp_client_cert: Path | None = _setting("PEM file of a client certificate and its key", "path")
     smtp_from: str = _setting(
-        "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=sender_address
+        "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=mailbox
+    )
+    smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", validate=mailbox)
+    smtp_envelope_from: str = _setting(
+        "address for bounces; default that of SMTP_FROM", default="", validate=envelope_address
+    )
+    smtp_helo: str | None = _setting(
+        "name by which the service greets the SMTP server; default the domain of SMTP_FROM", validate=checks.host
     )
     smtp_security: Security = _setting(
         "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, on any other; "
@@ -231,7 +252,17 @@ class Settings:
     @property
     def sender(self) -> tuple[str, str]:
         """Display name, which may be empty, and address that e-mails come from."""
-        return sender_address(self.smtp_from)
+        return mailbox(self.smtp_from)
+
+    @property
+    def reply_to(self) -> tuple[str, str] | None:
+        """The same of where answers go."""
+        return mailbox(self.smtp_reply_to) if self.smtp_reply_to else None
+
+    @property
+    def helo(self) -> str:
+        """What EHLO says."""
+        return checks.in_helo(self.smtp_helo) if self.smtp_helo else self.sender[1].rpartition("@")[2]
 
 
 def describe_settings() -> str:

@@ -15,14 +15,14 @@ from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 
-from config.address import sender_address
+from config.address import mailbox
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
 from ops.kinds import KindsError, load_kinds
-from settings import Settings, UnknownUsers
+from settings import Security, Settings, UnknownUsers
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
-LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
+OAUTH: Final = frozenset(f.name for f in fields(Settings) if f.name.startswith("smtp_oauth_"))
 LINKS: Final = frozenset({"public_url", "unsubscribe_secrets"})
 TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
 NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRET protects nothing."
@@ -31,6 +31,10 @@ NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and U
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
+FOR_OAUTH: Final = "Missing. A login with OAuth 2.0, of which {} is set, needs it."
+NOT_BOTH: Final = "Is set beside {}, and a login needs a password or OAuth 2.0, not both."
+NOT_A_PAIR: Final = "Is not a PEM file with a certificate and its private key, without a passphrase."
+NEVER_SHOWN: Final = "Is shown only over TLS, and SMTP_SECURITY=none has none."
 SIMILAR: Final = "Is none of the service's variables; is {} meant?"
 NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
@@ -190,6 +194,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     for name, fault in (
         ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
+        ("SMTP_CLIENT_CERT", _cert_fault(values["smtp_client_cert"], values["smtp_security"])),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
         ("PUBLIC_URL", NEEDS_URL if given & LINKS == {"unsubscribe_secrets"} else None),
         ("UNSUBSCRIBE_SECRETS", NEEDED_BY_URL if given & (LINKS | {"api_keys"}) == {"public_url"} else None),
@@ -197,8 +202,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
         ("LOCAL_NAMES", OF_LOCAL_RUNS if not local and "local_names" in given else None),
         *_kinds_faults(values["kinds_file"], values["templates_dir"]),
-        ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
-        ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
+        *_login_faults(given),
     ):
         if fault:
             faults[name] = [fault]
@@ -217,7 +221,7 @@ def _messages(found: Sequence[str | int]) -> Sequence[str]:
 
 def _is_address(value: str) -> bool:
     try:
-        sender_address(value)
+        mailbox(value)
     except ValidationError:
         return False
     return True
@@ -229,6 +233,33 @@ def _ca_fault(path: Path) -> str | None:
     except OSError as exc:  # ssl.SSLError is one
         return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
     return None
+
+
+def _cert_fault(path: Path | None, security: Security) -> str | None:
+    if path and security is Security.NONE:
+        return NEVER_SHOWN
+    try:
+        if path:
+            # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+            ssl.create_default_context().load_cert_chain(path, password="")
+    except OSError as exc:
+        return NOT_A_PAIR if isinstance(exc, ssl.SSLError) else f"Cannot be read: {exc.strerror}."
+    return None
+
+
+def _login_faults(given: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield what is missing of a login, or too much."""
+    one = next((name.upper() for name in sorted(given & OAUTH)), None)
+    if one is None:
+        for name, other in (("smtp_login", "smtp_password"), ("smtp_password", "smtp_login")):
+            if other in given and name not in given:
+                yield name.upper(), TOGETHER
+        return
+    needed = {"smtp_login", "smtp_oauth_token_url", "smtp_oauth_client_id"}
+    needed |= {"smtp_oauth_client_secret"} if "smtp_oauth_refresh_token" not in given else set()
+    yield from ((name.upper(), FOR_OAUTH.format(one)) for name in needed - given)
+    if "smtp_password" in given:
+        yield "SMTP_PASSWORD", NOT_BOTH.format(one)
 
 
 def _email_field_fault(path: str | None, unknown_users: UnknownUsers | None) -> str | None:

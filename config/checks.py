@@ -46,6 +46,15 @@ def in_url(name: str) -> str:
     return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else name.encode("idna").decode().lower()
 
 
+def in_helo(name: str) -> str:
+    """Return a host name or an address, which `host` accepts, as EHLO says it (RFC 5321, section 4.1.3)."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name.encode("idna").decode()
+    return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
+
+
 def encodable(value: str) -> None:
     """Accept text without control characters that can be sent as UTF-8."""
     if re.search("[\ud800-\udfff]", value):
@@ -82,6 +91,12 @@ def public_url(value: str) -> None:
             f"of at most {PUBLIC_URL_LENGTH} characters."
         )
     host(found[1].strip("[]"))
+
+
+def token_url(value: str) -> None:
+    """Accept an https address, or an http address of this machine: secrets are sent there."""
+    if not re.fullmatch(r"(https://[\w.-]+|https?://(localhost|127\.0\.0\.1|\[::1\]))(:\d{1,5})?(/[!-\"$-~]*)?", value):
+        raise ValidationError("Not an https address, such as https://oauth2.googleapis.com/token.")
 
 
 def collection(value: str) -> None:

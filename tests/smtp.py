@@ -20,6 +20,8 @@ REPLIES: Final[Mapping[str, bytes]] = {
     "HELO": b"250 here\r\n",
     "AUTH PLAIN": b"235 in\r\n",
     "AUTH LOGIN": b"334 UGFzc3dvcmQ6\r\n",
+    "AUTH LOGIN alone": b"334 VXNlcm5hbWU6\r\n",
+    "name": b"334 UGFzc3dvcmQ6\r\n",
     "password": b"235 in\r\n",
     "MAIL": b"250 OK\r\n",
     "RCPT": b"250 OK\r\n",
@@ -40,6 +42,7 @@ class RawServer:
     commands: list[str] = field(default_factory=list)
     received: list[tuple[str, bytes]] = field(default_factory=list)
     passwords: list[str] = field(default_factory=list)
+    helo: str = ""
 
     def _reply(self, command: str, recipient: str = "") -> tuple[bytes, ...]:
         known = {**REPLIES, **self.replies}
@@ -65,14 +68,20 @@ class RawServer:
             while line := (await reader.readline()).decode().strip():
                 words = line.split(" ")
                 command = " ".join(words[:2]).upper() if words[0].upper() == "AUTH" else words[0].upper()
+                if line.upper() == "AUTH LOGIN":
+                    command += " alone"
+                if command == "EHLO":
+                    self.helo = words[-1]
                 if command == "RCPT":
                     recipient = line.partition("<")[2].rstrip(">")
                 self.commands.append(command)
                 reply = self._reply(command, words[-1] if command == "MAIL" else recipient)
                 await self._say(writer, reply)
-                if reply[0].startswith(b"334"):
+                while reply[0].startswith(b"334"):
+                    asked = "name" if reply[0].startswith(b"334 VXNlcm") else "password"
                     self.passwords.append(base64.b64decode(await reader.readline()).decode())
-                    await self._say(writer, self._reply("password"))
+                    reply = self._reply(asked)
+                    await self._say(writer, reply)
                 if b"".join(reply).startswith(b"354"):
                     message = await reader.readuntil(b"\r\n.\r\n")
                     answer = self._reply("dot", recipient)

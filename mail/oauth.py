@@ -1,0 +1,198 @@
+"""Tokens for the login at the mail server (OAuth 2.0): asked of a token server, and renewed before they end.
+
+Sources: RFC 6749 (OAuth 2.0), Microsoft ("Microsoft Entra authentication and authorization error codes").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import re
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeVar
+
+import orjson
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiosmtplib import SMTPAuthenticationError
+
+from mail.replies import SMTPFault
+from mail.verdicts import Verdict
+from settings import Settings
+
+T = TypeVar("T")
+
+log = logging.getLogger("notifier.mail")
+
+SOON: Final = 300.0
+"""Seconds before its end in which a token is renewed; or half of its time, if that is less."""
+RETRY: Final = 30.0
+"""Seconds between attempts to renew a token that is still good."""
+LIFETIME: Final = 300.0
+"""Seconds for which a token is used if the token server does not say how long it is valid."""
+ERROR: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
+CLOCK: Final = frozenset({9, 10})
+"""OpenSSL's codes for a certificate that is not valid yet, or not any more."""
+TENANT: Final = "the tenant in SMTP_OAUTH_TOKEN_URL does not exist"
+SCOPE: Final = "SMTP_OAUTH_SCOPE is not granted (Exchange Online wants https://outlook.office365.com/.default)"
+FAULTS: Final[Mapping[object, str]] = {
+    90002: TENANT,
+    900023: TENANT,
+    700016: "the tenant has no application with SMTP_OAUTH_CLIENT_ID",
+    7000215: "SMTP_OAUTH_CLIENT_SECRET is wrong: it must be the secret's value, not its id",
+    7000222: "SMTP_OAUTH_CLIENT_SECRET has expired: make a new one",
+    500011: SCOPE,
+    1002012: SCOPE,
+    "invalid_client": "SMTP_OAUTH_CLIENT_ID or SMTP_OAUTH_CLIENT_SECRET is wrong",
+    "invalid_grant": "SMTP_OAUTH_REFRESH_TOKEN has expired or was revoked: get a new one",
+    "invalid_scope": SCOPE,
+    "unauthorized_client": "this client may not use the grant {grant}",
+    "unsupported_grant_type": "the token server knows no grant {grant} (Google needs SMTP_OAUTH_REFRESH_TOKEN)",
+}
+"""What errors mean: Microsoft's numbers, and the words of RFC 6749, section 5.2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token, when to renew it and when it ends (monotonic), and its scope, as far as the token server says."""
+
+    value: str = field(repr=False)
+    renew_at: float
+    ends: float
+    scope: str
+
+
+NONE: Final = Token("", -math.inf, -math.inf, "")
+
+
+class Tokens:
+    """The tokens of a process. Logins share one, and the request for the next. Methods raise `SMTPFault`."""
+
+    def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
+        self._settings = settings
+        self._tls = tls
+        self._refresh_token = settings.smtp_oauth_refresh_token
+        self.grant = "refresh_token" if self._refresh_token else "client_credentials"
+        self._session: ClientSession | None = None
+        self._token = NONE
+        self._renewal: asyncio.Task[Token] | None = None
+        self.ahead: float | None = None
+        """Seconds by which the token server's clock is ahead of ours; `None` until it has answered."""
+
+    async def get(self) -> Token:
+        """Return a token. One that ends soon is renewed meanwhile, so that no login waits."""
+        now = time.monotonic()
+        if self._renewal is None and now >= self._token.renew_at:
+            self._renewal = asyncio.create_task(self._renew())
+            self._renewal.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits for it
+        if self._renewal is None or now < self._token.ends:
+            return self._token
+        return await asyncio.shield(self._renewal)
+
+    async def try_with(self, attempt: Callable[[str], Awaitable[T]]) -> T:
+        """Call `attempt` with a token, and with another if the mail server refuses the first: it may be revoked."""
+        token = await self.get()
+        try:
+            return await attempt(token.value)
+        except SMTPAuthenticationError:
+            self.forget(token)
+        return await attempt((await self.get()).value)
+
+    def forget(self, refused: Token) -> None:
+        """Let the next login have another token than this one."""
+        if refused is self._token:
+            self._token = NONE
+
+    async def close(self) -> None:
+        """Stop asking."""
+        if self._renewal:
+            self._renewal.cancel()
+        if self._session:
+            await self._session.close()
+
+    async def _renew(self) -> Token:
+        try:
+            self._token = await self._ask()
+        except SMTPFault as exc:
+            if time.monotonic() < self._token.ends:
+                log.warning("the token for the mail server ends soon, and there is no other yet: %s", exc)
+                self._token = replace(self._token, renew_at=min(time.monotonic() + RETRY, self._token.ends))
+            raise
+        finally:
+            self._renewal = None
+        return self._token
+
+    async def _ask(self) -> Token:
+        asked = time.monotonic()
+        status, answer = await self._post()
+        value, seconds = answer.get("access_token"), answer.get("expires_in")
+        if status != 200 or not isinstance(value, str) or not value:
+            raise self._fault(status, answer)
+        self._refresh_token = answer.get("refresh_token") or self._refresh_token  # some servers give another
+        lifetime = float(f"{seconds}") if f"{seconds}".isdecimal() else LIFETIME  # some say it as a text
+        ends = asked + lifetime
+        return Token(value, ends - min(SOON, lifetime / 2), ends, f"{answer.get('scope') or ''}")
+
+    async def _post(self) -> tuple[int, Mapping[str, Any]]:
+        """Ask the token server; return the status and the object of its answer, empty if it has none."""
+        url, limit = f"{self._settings.smtp_oauth_token_url}", self._settings.smtp_connect_timeout
+        self._session = self._session or ClientSession(
+            connector=TCPConnector(ssl=self._tls, force_close=True),
+            timeout=ClientTimeout(limit),
+            cookie_jar=DummyCookieJar(),
+        )
+        try:  # a redirect would carry the secret to another place
+            async with self._session.post(url, data=self._form(), allow_redirects=False) as response:
+                body = await response.read()
+        except TimeoutError:
+            raise SMTPFault(Verdict.CONNECTION, f"the token server does not answer within {limit:g} s") from None
+        except (ClientError, OSError) as exc:
+            raise _unreachable(exc) from None
+        self.ahead, answer = 0.0, None
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            self.ahead = (parsedate_to_datetime(response.headers["Date"]) - datetime.now(UTC)).total_seconds()
+        with contextlib.suppress(ValueError):
+            answer = orjson.loads(body)
+        return response.status, answer if isinstance(answer, dict) else {}
+
+    def _form(self) -> Mapping[str, str]:
+        form = {
+            "grant_type": self.grant,
+            "client_id": self._settings.smtp_oauth_client_id,
+            "client_secret": self._settings.smtp_oauth_client_secret,
+            "refresh_token": self._refresh_token,
+            "scope": self._settings.smtp_oauth_scope,
+        }
+        return {name: value for name, value in form.items() if value}
+
+    def _fault(self, status: int, answer: Mapping[str, Any]) -> SMTPFault:
+        """Return what an answer without a token means. What the server says in words may hold names: it is left out."""
+        error, numbers = f"{answer.get('error')}", answer.get("error_codes")
+        if status == 429 or status >= 500:
+            return SMTPFault(Verdict.CONNECTION, f"the token server gives no tokens now ({status})")
+        if "error" not in answer or not ERROR.fullmatch(error):
+            words = f"the answer is not a token server's ({status}): check SMTP_OAUTH_TOKEN_URL"
+            return SMTPFault(Verdict.CONFIGURATION, words)
+        found = [code for code in numbers if isinstance(code, int)] if isinstance(numbers, list) else []
+        words = next((FAULTS[code] for code in (*found, error) if code in FAULTS), "the token server refuses us")
+        named = ", ".join([error, *(f"AADSTS{code}" for code in found)])
+        return SMTPFault(Verdict.CONFIGURATION, f"{words.format(grant=self.grant)} ({named})")
+
+
+def _unreachable(exc: Exception) -> SMTPFault:
+    """Return why there was no answer, without the name and the addresses of the server."""
+    refused = getattr(exc, "certificate_error", None)
+    if isinstance(refused, ssl.SSLCertVerificationError):
+        hint = "; is the clock of this machine right?" if refused.verify_code in CLOCK else ""
+        words = f"the token server's certificate is refused: {refused.verify_message.rstrip('.')}{hint}"
+        return SMTPFault(Verdict.CONFIGURATION, words)
+    code = exc.errno if isinstance(exc, OSError) and exc.errno else 0
+    reason = os.strerror(code) if code > 0 else "DNS does not know it" if code else type(exc).__name__
+    return SMTPFault(Verdict.CONNECTION, f"the token server cannot be reached: {reason}")

@@ -119,7 +119,8 @@ class Settings:
         "address for bounces; default that of SMTP_FROM", default="", validate=envelope_address
     )
     smtp_helo: str | None = _setting(
-        "name by which the service greets the SMTP server; default the domain of SMTP_FROM", validate=checks.host
+        "name or [address] that EHLO says; default the domain of SMTP_FROM",
+        validate=lambda value: mailbox(f"x@{value}"),
     )
     smtp_security: Security = _setting(
         "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, on any other; "
@@ -262,7 +263,7 @@ class Settings:
     @property
     def helo(self) -> str:
         """What EHLO says."""
-        return checks.in_helo(self.smtp_helo) if self.smtp_helo else self.sender[1].rpartition("@")[2]
+        return (mailbox(f"x@{self.smtp_helo}") if self.smtp_helo else self.sender)[1].rpartition("@")[2]
 
 
 def describe_settings() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import math
@@ -12,16 +11,15 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from itertools import takewhile
 from typing import Any, Final
 
 import jwt
-from aiohappyeyeballs import start_connection
 from aiosmtplib import SMTPException, SMTPResponseException, SMTPServerDisconnected
 from bson import ObjectId
 
 from cli.result import Result, failed, ok, skipped
-from mail.connection import ATTEMPT_DELAY, Connection, Opener
+from mail.connection import Connection, Opener
 from mail.lease import Lease
 from mail.oauth import Token, Tokens
 from mail.replies import SMTPFault
@@ -39,7 +37,14 @@ TEST: Final = Content(
     text="`notifier.py check --to` sent this e-mail. The service can send e-mails through its mail server.",
 )
 TOKEN_STEPS: Final = ("oauth_server", "oauth_token")
-STEPS: Final = ("smtp_dns", "smtp_tcp", "smtp_tls", "smtp_ehlo", "smtp_login")
+DONE: Final[Mapping[str, str]] = {
+    "smtp_dns": "SMTP_HOST is known",
+    "smtp_tcp": "SMTP_PORT is open",
+    "smtp_tls": "as SMTP_SECURITY says",
+    "smtp_ehlo": "the server greets us",
+    "smtp_login": "accepted",
+}
+"""The steps, and what is said of one that went well."""
 BY_TLS: Final[Mapping[int, str]] = {
     10: "the certificate has expired; it is the server's to renew",  # X509_V_ERR_CERT_HAS_EXPIRED
     9: "the certificate is not valid yet; is the clock of this machine right?",  # X509_V_ERR_CERT_NOT_YET_VALID
@@ -58,14 +63,13 @@ SILENT: Final = "no answer within {:g} s; a firewall may block outgoing mail, an
 
 async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
     """Return the result of each step."""
-    names = [*(TOKEN_STEPS if settings.smtp_oauth_token_url else ()), *STEPS, *(["smtp_test"] if to else [])]
+    names = [*(TOKEN_STEPS if settings.smtp_oauth_token_url else ()), *DONE, *(["smtp_test"] if to else [])]
     if settings.local:
         return [skipped(name, "a local run has a mailbox of its own, .notifier/mail") for name in names]
     opener = Opener(settings)
     results = await _token(opener.tokens) if opener.tokens else []
-    for step in (_dns, _tcp, partial(_session, opener)):
-        if all(result.state.value == "ok" for result in results):
-            results += await step(settings)
+    if all(result.state.value == "ok" for result in results):
+        results += await _session(opener, settings)
     await opener.close()
     if to and all(result.state.value == "ok" for result in results):
         results.append(await _send(settings, to))
@@ -101,58 +105,43 @@ def _granted(token: Token) -> str:
     return token.scope
 
 
-async def _dns(settings: Settings) -> Sequence[Result]:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(settings.smtp_host, settings.smtp_port)
-    except socket.gaierror as exc:
-        why = "DNS does not answer" if exc.errno == socket.EAI_AGAIN else "DNS does not know it; check SMTP_HOST"
-        return [failed("smtp_dns", f"{settings.smtp_host}: {why}.")]
-    addresses = sorted({f"{info[4][0]}" for info in found})
-    return [ok("smtp_dns", f"{settings.smtp_host} is {', '.join(addresses)}")]
-
-
-async def _tcp(settings: Settings) -> Sequence[Result]:
-    port, limit = settings.smtp_port, settings.smtp_connect_timeout
-    try:
-        async with asyncio.timeout(limit):
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(settings.smtp_host, port, type=socket.SOCK_STREAM)
-            (await start_connection(found, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)).close()
-    except TimeoutError:
-        return [failed("smtp_tcp", f"Port {port}: {SILENT.format(limit)}.")]
-    except OSError as exc:
-        refused = exc.errno == errno.ECONNREFUSED
-        why = REFUSED.format(port) if refused else os.strerror(exc.errno or errno.ENETUNREACH)
-        return [failed("smtp_tcp", f"Port {port}: {why}.")]
-    return [ok("smtp_tcp", f"port {port} is open")]
-
-
 async def _session(opener: Opener, settings: Settings) -> Sequence[Result]:
-    """Open a connection as the service does: TLS, greeting and login."""
+    """Open a connection as the service does, and tell how far that came."""
     try:
         connection = await opener.open()
     except (SMTPException, SMTPFault, OSError, ValueError) as exc:
         return _broken(exc, opener.step, settings)
-    results = [_tls(connection, settings), ok("smtp_ehlo", "the server greets us")]
-    login = "accepted" if settings.smtp_login else "none, as SMTP_LOGIN is not set"
+    results = [ok(step, DONE[step]) for step in ("smtp_dns", "smtp_tcp")]
+    results += [_tls(connection, settings), ok("smtp_ehlo", DONE["smtp_ehlo"])]
     await connection.quit()
-    return [*results, ok("smtp_login", login)]
+    return [*results, ok("smtp_login", DONE["smtp_login"] if settings.smtp_login else "none, as SMTP_LOGIN is not set")]
 
 
 def _broken(exc: Exception, step: str, settings: Settings) -> Sequence[Result]:
     """Return the results of a connection that could not be opened: the steps before the fault, and the fault."""
-    words = _words(exc, step, settings)
-    if step == "the login":
-        return [
-            ok("smtp_tls", "as SMTP_SECURITY says"),
-            ok("smtp_ehlo", "the server greets us"),
-            failed("smtp_login", words),
-        ]
     configured = isinstance(exc, SMTPFault) and exc.verdict is Verdict.CONFIGURATION  # about STARTTLS
-    if _ssl_error(exc) or configured or "TLS" in step:
-        return [failed("smtp_tls", words)]
-    before = [ok("smtp_tls", "as SMTP_SECURITY says")] if settings.security is Security.TLS else []
-    return [*before, failed("smtp_ehlo", words)]
+    if step == "connecting":
+        name = "smtp_dns" if isinstance(exc, socket.gaierror) else "smtp_tcp"
+    elif step == "the login":
+        name = "smtp_login"
+    else:
+        name = "smtp_tls" if _ssl_error(exc) or configured or "TLS" in step else "smtp_ehlo"
+    before = list(takewhile(lambda done: done != name, DONE))
+    if name == "smtp_ehlo" and settings.security is not Security.TLS:
+        before.remove("smtp_tls")
+    words = _unreached(exc, settings) if step == "connecting" else _words(exc, step, settings)
+    return [*(ok(done, DONE[done]) for done in before), failed(name, words)]
+
+
+def _unreached(exc: Exception, settings: Settings) -> str:
+    port = settings.smtp_port
+    if isinstance(exc, socket.gaierror):
+        why = "DNS does not answer" if exc.errno == socket.EAI_AGAIN else "DNS does not know it; check SMTP_HOST"
+        return f"{settings.smtp_host}: {why}."
+    if not isinstance(exc, OSError):
+        return f"Port {port}: {SILENT.format(settings.smtp_connect_timeout)}."
+    refused = exc.errno == errno.ECONNREFUSED
+    return f"Port {port}: {REFUSED.format(port) if refused else os.strerror(exc.errno or errno.ENETUNREACH)}."
 
 
 def _words(exc: Exception, step: str, settings: Settings) -> str:

@@ -31,10 +31,10 @@ NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and U
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
-FOR_OAUTH: Final = "Missing. A login with OAuth 2.0, of which {} is set, needs it."
-NOT_BOTH: Final = "Is set beside {}, and a login needs a password or OAuth 2.0, not both."
+FOR_OAUTH: Final = "Missing. A login with OAuth 2.0 needs it."
+NOT_BOTH: Final = "A login has a password or OAuth 2.0, not both."
 NOT_A_PAIR: Final = "Is not a PEM file with a certificate and its private key, without a passphrase."
-NEVER_SHOWN: Final = "Is shown only over TLS, and SMTP_SECURITY=none has none."
+CERT_NEEDS_TLS: Final = "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 SIMILAR: Final = "Is none of the service's variables; is {} meant?"
 NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
@@ -194,7 +194,11 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     for name, fault in (
         ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
         ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
-        ("SMTP_CLIENT_CERT", _cert_fault(values["smtp_client_cert"], values["smtp_security"])),
+        ("SMTP_CLIENT_CERT", _cert_fault(values["smtp_client_cert"]) if values["smtp_client_cert"] else None),
+        (
+            "SMTP_SECURITY",
+            CERT_NEEDS_TLS if values["smtp_security"] is Security.NONE and values["smtp_client_cert"] else None,
+        ),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
         ("PUBLIC_URL", NEEDS_URL if given & LINKS == {"unsubscribe_secrets"} else None),
         ("UNSUBSCRIBE_SECRETS", NEEDED_BY_URL if given & (LINKS | {"api_keys"}) == {"public_url"} else None),
@@ -235,13 +239,9 @@ def _ca_fault(path: Path) -> str | None:
     return None
 
 
-def _cert_fault(path: Path | None, security: Security) -> str | None:
-    if path and security is Security.NONE:
-        return NEVER_SHOWN
+def _cert_fault(path: Path) -> str | None:
     try:
-        if path:
-            # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
-            ssl.create_default_context().load_cert_chain(path, password="")
+        ssl.create_default_context().load_cert_chain(path, password="")  # without one, OpenSSL would ask the terminal
     except OSError as exc:
         return NOT_A_PAIR if isinstance(exc, ssl.SSLError) else f"Cannot be read: {exc.strerror}."
     return None
@@ -249,17 +249,13 @@ def _cert_fault(path: Path | None, security: Security) -> str | None:
 
 def _login_faults(given: set[str]) -> Iterator[tuple[str, str]]:
     """Yield what is missing of a login, or too much."""
-    one = next((name.upper() for name in sorted(given & OAUTH)), None)
-    if one is None:
-        for name, other in (("smtp_login", "smtp_password"), ("smtp_password", "smtp_login")):
-            if other in given and name not in given:
-                yield name.upper(), TOGETHER
-        return
-    needed = {"smtp_login", "smtp_oauth_token_url", "smtp_oauth_client_id"}
-    needed |= {"smtp_oauth_client_secret"} if "smtp_oauth_refresh_token" not in given else set()
-    yield from ((name.upper(), FOR_OAUTH.format(one)) for name in needed - given)
-    if "smtp_password" in given:
-        yield "SMTP_PASSWORD", NOT_BOTH.format(one)
+    oauth = given & OAUTH
+    secret = set() if "smtp_oauth_refresh_token" in oauth else {"smtp_oauth_client_secret"}
+    needed = {"smtp_oauth_token_url", "smtp_oauth_client_id", *secret} if oauth else {"smtp_password"}
+    if given & {"smtp_login", "smtp_password", *oauth}:
+        yield from ((name.upper(), FOR_OAUTH if oauth else TOGETHER) for name in {"smtp_login", *needed} - given)
+    if oauth and "smtp_password" in given:
+        yield "SMTP_PASSWORD", NOT_BOTH
 
 
 def _email_field_fault(path: str | None, unknown_users: UnknownUsers | None) -> str | None:

@@ -46,15 +46,6 @@ def in_url(name: str) -> str:
     return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else name.encode("idna").decode().lower()
 
 
-def in_helo(name: str) -> str:
-    """Return a host name or an address, which `host` accepts, as EHLO says it (RFC 5321, section 4.1.3)."""
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return name.encode("idna").decode()
-    return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
-
-
 def encodable(value: str) -> None:
     """Accept text without control characters that can be sent as UTF-8."""
     if re.search("[\ud800-\udfff]", value):

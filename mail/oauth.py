@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -37,26 +36,17 @@ RETRY: Final = 30.0
 """Seconds between attempts to renew a token that is still good."""
 LIFETIME: Final = 300.0
 """Seconds for which a token is used if the token server does not say how long it is valid."""
-ERROR: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
-CLOCK: Final = frozenset({9, 10})
-"""OpenSSL's codes for a certificate that is not valid yet, or not any more."""
-TENANT: Final = "the tenant in SMTP_OAUTH_TOKEN_URL does not exist"
-SCOPE: Final = "SMTP_OAUTH_SCOPE is not granted (Exchange Online wants https://outlook.office365.com/.default)"
-FAULTS: Final[Mapping[object, str]] = {
-    90002: TENANT,
-    900023: TENANT,
-    700016: "the tenant has no application with SMTP_OAUTH_CLIENT_ID",
-    7000215: "SMTP_OAUTH_CLIENT_SECRET is wrong: it must be the secret's value, not its id",
-    7000222: "SMTP_OAUTH_CLIENT_SECRET has expired: make a new one",
-    500011: SCOPE,
-    1002012: SCOPE,
-    "invalid_client": "SMTP_OAUTH_CLIENT_ID or SMTP_OAUTH_CLIENT_SECRET is wrong",
-    "invalid_grant": "SMTP_OAUTH_REFRESH_TOKEN has expired or was revoked: get a new one",
-    "invalid_scope": SCOPE,
-    "unauthorized_client": "this client may not use the grant {grant}",
-    "unsupported_grant_type": "the token server knows no grant {grant} (Google needs SMTP_OAUTH_REFRESH_TOKEN)",
+FAULTS: Final[Mapping[tuple[object, ...], str]] = {
+    (90002, 900023): "the tenant in SMTP_OAUTH_TOKEN_URL does not exist",
+    (700016,): "the tenant has no application with SMTP_OAUTH_CLIENT_ID",
+    (7000215,): "SMTP_OAUTH_CLIENT_SECRET is wrong: it must be the secret's value, not its id",
+    (7000222,): "SMTP_OAUTH_CLIENT_SECRET has expired: make a new one",
+    ("invalid_client",): "SMTP_OAUTH_CLIENT_ID or SMTP_OAUTH_CLIENT_SECRET is wrong",
+    ("invalid_grant",): "SMTP_OAUTH_REFRESH_TOKEN has expired or was revoked: get a new one",
+    ("invalid_scope", 500011, 1002012): "SMTP_OAUTH_SCOPE is wrong or not granted",
+    ("unauthorized_client", "unsupported_grant_type"): "the token server does not give this client tokens by {grant}",
 }
-"""What errors mean: Microsoft's numbers, and the words of RFC 6749, section 5.2."""
+"""What errors mean: Microsoft's numbers, and the words of RFC 6749, section 5.2. The first that fits counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +92,9 @@ class Tokens:
         try:
             return await attempt(token.value)
         except SMTPAuthenticationError:
-            self.forget(token)
+            if token is self._token:
+                self._token = NONE
         return await attempt((await self.get()).value)
-
-    def forget(self, refused: Token) -> None:
-        """Let the next login have another token than this one."""
-        if refused is self._token:
-            self._token = NONE
 
     async def close(self) -> None:
         """Stop asking."""
@@ -142,17 +128,20 @@ class Tokens:
 
     async def _post(self) -> tuple[int, Mapping[str, Any]]:
         """Ask the token server; return the status and the object of its answer, empty if it has none."""
-        url, limit = f"{self._settings.smtp_oauth_token_url}", self._settings.smtp_connect_timeout
-        self._session = self._session or ClientSession(
-            connector=TCPConnector(ssl=self._tls, force_close=True),
-            timeout=ClientTimeout(limit),
-            cookie_jar=DummyCookieJar(),
-        )
+        settings, limit = self._settings, ClientTimeout(self._settings.smtp_connect_timeout)
+        connector = TCPConnector(ssl=self._tls, force_close=True)
+        self._session = self._session or ClientSession(connector=connector, timeout=limit, cookie_jar=DummyCookieJar())
+        form = {
+            "grant_type": self.grant,
+            "client_id": settings.smtp_oauth_client_id,
+            "client_secret": settings.smtp_oauth_client_secret,
+            "refresh_token": self._refresh_token,
+            "scope": settings.smtp_oauth_scope,
+        }
+        given, url = {name: value for name, value in form.items() if value}, f"{settings.smtp_oauth_token_url}"
         try:  # a redirect would carry the secret to another place
-            async with self._session.post(url, data=self._form(), allow_redirects=False) as response:
+            async with self._session.post(url, data=given, allow_redirects=False) as response:
                 body = await response.read()
-        except TimeoutError:
-            raise SMTPFault(Verdict.CONNECTION, f"the token server does not answer within {limit:g} s") from None
         except (ClientError, OSError) as exc:
             raise _unreachable(exc) from None
         self.ahead, answer = 0.0, None
@@ -162,37 +151,29 @@ class Tokens:
             answer = orjson.loads(body)
         return response.status, answer if isinstance(answer, dict) else {}
 
-    def _form(self) -> Mapping[str, str]:
-        form = {
-            "grant_type": self.grant,
-            "client_id": self._settings.smtp_oauth_client_id,
-            "client_secret": self._settings.smtp_oauth_client_secret,
-            "refresh_token": self._refresh_token,
-            "scope": self._settings.smtp_oauth_scope,
-        }
-        return {name: value for name, value in form.items() if value}
-
     def _fault(self, status: int, answer: Mapping[str, Any]) -> SMTPFault:
         """Return what an answer without a token means. What the server says in words may hold names: it is left out."""
-        error, numbers = f"{answer.get('error')}", answer.get("error_codes")
+        error, numbers = f"{answer.get('error', '')}"[:64], answer.get("error_codes")
         if status == 429 or status >= 500:
             return SMTPFault(Verdict.CONNECTION, f"the token server gives no tokens now ({status})")
-        if "error" not in answer or not ERROR.fullmatch(error):
+        if not error.isidentifier():
             words = f"the answer is not a token server's ({status}): check SMTP_OAUTH_TOKEN_URL"
             return SMTPFault(Verdict.CONFIGURATION, words)
         found = [code for code in numbers if isinstance(code, int)] if isinstance(numbers, list) else []
-        words = next((FAULTS[code] for code in (*found, error) if code in FAULTS), "the token server refuses us")
+        told = (words for codes, words in FAULTS.items() if {error, *found} & {*codes})
         named = ", ".join([error, *(f"AADSTS{code}" for code in found)])
-        return SMTPFault(Verdict.CONFIGURATION, f"{words.format(grant=self.grant)} ({named})")
+        words = next(told, "the token server refuses us").format(grant=self.grant)
+        return SMTPFault(Verdict.CONFIGURATION, f"{words} ({named})")
 
 
 def _unreachable(exc: Exception) -> SMTPFault:
     """Return why there was no answer, without the name and the addresses of the server."""
     refused = getattr(exc, "certificate_error", None)
     if isinstance(refused, ssl.SSLCertVerificationError):
-        hint = "; is the clock of this machine right?" if refused.verify_code in CLOCK else ""
+        hint = "; is the clock of this machine right?" if refused.verify_code in {9, 10} else ""  # not yet, or expired
         words = f"the token server's certificate is refused: {refused.verify_message.rstrip('.')}{hint}"
         return SMTPFault(Verdict.CONFIGURATION, words)
     code = exc.errno if isinstance(exc, OSError) and exc.errno else 0
     reason = os.strerror(code) if code > 0 else "DNS does not know it" if code else type(exc).__name__
+    reason = "no answer in time" if isinstance(exc, TimeoutError) else reason
     return SMTPFault(Verdict.CONNECTION, f"the token server cannot be reached: {reason}")

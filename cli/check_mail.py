@@ -38,8 +38,8 @@ TEST: Final = Content(
 )
 TOKEN_STEPS: Final = ("oauth_server", "oauth_token")
 DONE: Final[Mapping[str, str]] = {
-    "smtp_dns": "SMTP_HOST is known",
-    "smtp_tcp": "SMTP_PORT is open",
+    "smtp_dns": "{0.smtp_host} is known",
+    "smtp_tcp": "port {0.smtp_port} is open",
     "smtp_tls": "as SMTP_SECURITY says",
     "smtp_ehlo": "the server greets us",
     "smtp_login": "accepted",
@@ -111,7 +111,7 @@ async def _session(opener: Opener, settings: Settings) -> Sequence[Result]:
         connection = await opener.open()
     except (SMTPException, SMTPFault, OSError, ValueError) as exc:
         return _broken(exc, opener.step, settings)
-    results = [ok(step, DONE[step]) for step in ("smtp_dns", "smtp_tcp")]
+    results = [ok(step, DONE[step].format(settings)) for step in ("smtp_dns", "smtp_tcp")]
     results += [_tls(connection, settings), ok("smtp_ehlo", DONE["smtp_ehlo"])]
     await connection.quit()
     return [*results, ok("smtp_login", DONE["smtp_login"] if settings.smtp_login else "none, as SMTP_LOGIN is not set")]
@@ -130,7 +130,7 @@ def _broken(exc: Exception, step: str, settings: Settings) -> Sequence[Result]:
     if name == "smtp_ehlo" and settings.security is not Security.TLS:
         before.remove("smtp_tls")
     words = _unreached(exc, settings) if step == "connecting" else _words(exc, step, settings)
-    return [*(ok(done, DONE[done]) for done in before), failed(name, words)]
+    return [*(ok(done, DONE[done].format(settings)) for done in before), failed(name, words)]
 
 
 def _unreached(exc: Exception, settings: Settings) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from marshmallow import validate
 
 from config import checks
-from config.address import envelope_address, mailbox
+from config.address import domain, envelope_address, mailbox
 from config.ids import IdType
 from ops.kinds import Kinds, load_kinds
 
@@ -97,31 +97,20 @@ class Settings:
         "login at the SMTP server; without one, no authentication", validate=checks.encodable
     )
     smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True, validate=checks.encodable)
-    smtp_oauth_token_url: str | None = _setting(
-        "token server, for a login with OAuth 2.0 in place of SMTP_PASSWORD", validate=checks.token_url
-    )
+    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", validate=checks.token_url)
     smtp_oauth_client_id: str | None = _setting("id of the service at the token server", validate=checks.encodable)
-    smtp_oauth_client_secret: str | None = _setting(
-        "secret of SMTP_OAUTH_CLIENT_ID", secret=True, validate=checks.encodable
-    )
-    smtp_oauth_scope: str | None = _setting("what tokens are asked for", validate=checks.encodable)
+    smtp_oauth_client_secret: str | None = _setting("secret of that id", secret=True, validate=checks.encodable)
+    smtp_oauth_scope: str | None = _setting("scope of the tokens", validate=checks.encodable)
     smtp_oauth_refresh_token: str | None = _setting(
-        "refresh token of the mailbox; without one, the client's own credentials are used",
-        secret=True,
-        validate=checks.encodable,
+        "refresh token; without one, tokens are given to the client itself", secret=True, validate=checks.encodable
     )
     smtp_client_cert: Path | None = _setting("PEM file of a client certificate and its key", "path")
     smtp_from: str = _setting(
         "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=mailbox
     )
     smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", validate=mailbox)
-    smtp_envelope_from: str = _setting(
-        "address for bounces; default that of SMTP_FROM", default="", validate=envelope_address
-    )
-    smtp_helo: str | None = _setting(
-        "name or [address] that EHLO says; default the domain of SMTP_FROM",
-        validate=lambda value: mailbox(f"x@{value}"),
-    )
+    smtp_envelope_from: str = _setting("address for bounces; default SMTP_FROM's", "str", "", validate=envelope_address)
+    smtp_helo: str | None = _setting("name or [address] in EHLO; default the domain of SMTP_FROM", validate=checks.helo)
     smtp_security: Security = _setting(
         "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, on any other; "
         "only with none is a password sent in the clear",
@@ -263,7 +252,7 @@ class Settings:
     @property
     def helo(self) -> str:
         """What EHLO says."""
-        return (mailbox(f"x@{self.smtp_helo}") if self.smtp_helo else self.sender)[1].rpartition("@")[2]
+        return domain(self.smtp_helo) if self.smtp_helo else self.sender[1].rpartition("@")[2]
 
 
 def describe_settings() -> str:

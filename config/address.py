@@ -42,19 +42,20 @@ def envelope_address(value: object) -> str:
     """
     if not isinstance(value, str) or len(value) > TEXT_LIMIT:
         raise ValidationError(NOT_AN_ADDRESS)
-    local, at, domain = unicodedata.normalize("NFC", value.strip()).rpartition("@")
+    local, at, host = unicodedata.normalize("NFC", value.strip()).rpartition("@")
     if not at or not LOCAL.fullmatch(local) or len(local.encode("utf-8", "replace")) > LOCAL_LIMIT:
         raise ValidationError(NOT_AN_ADDRESS)
     if any(unicodedata.category(c)[0] in "CZ" and c not in JOINERS for c in local if not c.isascii()):
         raise ValidationError(NOT_AN_ADDRESS)
-    return f"{local}@{_ascii_domain(domain)}"
+    return f"{local}@{domain(host)}"
 
 
-def _ascii_domain(domain: str) -> str:
-    if LITERAL.fullmatch(domain):
-        return domain
+def domain(value: str) -> str:
+    """Return a domain as A-labels (RFC 5890), or an address literal. Raises `marshmallow.ValidationError`."""
+    if LITERAL.fullmatch(value):
+        return value
     try:
-        name = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+        name = value if value.isascii() else idna.encode(value, uts46=True).decode()
     except (idna.IDNAError, UnicodeError):
         raise ValidationError(NOT_AN_ADDRESS) from None
     labels = name.removesuffix(".").split(".")

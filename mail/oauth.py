@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from socket import gaierror
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -47,6 +48,8 @@ FAULTS: Final[Mapping[tuple[object, ...], str]] = {
     ("unauthorized_client", "unsupported_grant_type"): "the token server does not give this client tokens by {grant}",
 }
 """What errors mean: Microsoft's numbers, and the words of RFC 6749, section 5.2. The first that fits counts."""
+
+REASONS: Final = {TimeoutError: "no answer in time", ssl.SSLError: "no TLS", gaierror: "DNS does not know it"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +121,24 @@ class Tokens:
     async def _ask(self) -> Token:
         asked = time.monotonic()
         status, answer = await self._post()
-        value, seconds = answer.get("access_token"), answer.get("expires_in")
+        value, another, seconds = (answer.get(name) for name in ("access_token", "refresh_token", "expires_in"))
         if status != 200 or not isinstance(value, str) or not value:
             raise self._fault(status, answer)
-        self._refresh_token = answer.get("refresh_token") or self._refresh_token  # some servers give another
+        if another and isinstance(another, str):
+            self._refresh_token = another
         lifetime = float(f"{seconds}") if f"{seconds}".isdecimal() else LIFETIME  # some say it as a text
         ends = asked + lifetime
         return Token(value, ends - min(SOON, lifetime / 2), ends, f"{answer.get('scope') or ''}")
 
     async def _post(self) -> tuple[int, Mapping[str, Any]]:
         """Ask the token server; return the status and the object of its answer, empty if it has none."""
-        settings, limit = self._settings, ClientTimeout(self._settings.smtp_connect_timeout)
-        connector = TCPConnector(ssl=self._tls, force_close=True)
-        self._session = self._session or ClientSession(connector=connector, timeout=limit, cookie_jar=DummyCookieJar())
+        settings = self._settings
+        if self._session is None:
+            connector, limit = (
+                TCPConnector(ssl=self._tls, force_close=True),
+                ClientTimeout(settings.smtp_connect_timeout),
+            )
+            self._session = ClientSession(connector=connector, timeout=limit, cookie_jar=DummyCookieJar())
         form = {
             "grant_type": self.grant,
             "client_id": settings.smtp_oauth_client_id,
@@ -168,12 +176,12 @@ class Tokens:
 
 def _unreachable(exc: Exception) -> SMTPFault:
     """Return why there was no answer, without the name and the addresses of the server."""
-    refused = getattr(exc, "certificate_error", None)
-    if isinstance(refused, ssl.SSLCertVerificationError):
-        hint = "; is the clock of this machine right?" if refused.verify_code in {9, 10} else ""  # not yet, or expired
-        words = f"the token server's certificate is refused: {refused.verify_message.rstrip('.')}{hint}"
+    cause = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None) or exc
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        hint = "; is the clock of this machine right?" if cause.verify_code in {9, 10} else ""  # not yet, or expired
+        words = f"the token server's certificate is refused: {cause.verify_message.rstrip('.')}{hint}"
         return SMTPFault(Verdict.CONFIGURATION, words)
-    code = exc.errno if isinstance(exc, OSError) and exc.errno else 0
-    reason = os.strerror(code) if code > 0 else "DNS does not know it" if code else type(exc).__name__
-    reason = "no answer in time" if isinstance(exc, TimeoutError) else reason
+    code = cause.errno if isinstance(cause, OSError) else None
+    reason = os.strerror(code) if code else type(cause).__name__
+    reason = next((words for kind, words in REASONS.items() if isinstance(cause, kind)), reason)
     return SMTPFault(Verdict.CONNECTION, f"the token server cannot be reached: {reason}")

@@ -133,6 +133,7 @@ def test_without_any_configuration_it_is_a_local_run_on_loopback(environment: Ca
         ({**COMPLETE, "SMTP_CLIENT_CERT": __file__, "SMTP_SECURITY": "none"}, {"SMTP_CLIENT_CERT", "SMTP_SECURITY"}),
         ({**COMPLETE, "SMTP_HELO": "a b"}, {"SMTP_HELO"}),
         ({**COMPLETE, "SMTP_HELO": "x@y.example"}, {"SMTP_HELO"}),
+        ({**COMPLETE, "SMTP_HELO": "[a.example]"}, {"SMTP_HELO"}),
         ({**COMPLETE, "SMTP_REPLY_TO": "Ann"}, {"SMTP_REPLY_TO"}),
         ({**COMPLETE, "SMTP_ENVELOPE_FROM": "Bounces <a@b.example>"}, {"SMTP_ENVELOPE_FROM"}),
         ({**COMPLETE, "SMTP_FROM": "Ann <a@b.example>, Bob <c@d.example>"}, {"SMTP_FROM"}),

@@ -17,7 +17,7 @@ from email.utils import format_datetime
 from hashlib import blake2b
 from typing import Final
 
-from config.address import ATEXT
+from config.address import ATEXT, envelope_address
 from mail.templates import Content
 from mongo.owed import OwedEmail
 
@@ -53,7 +53,7 @@ class Sender:
 
     def __init__(self, name: str, address: str, envelope: str = "", reply_to: tuple[str, str] | None = None) -> None:
         self.domain = address.rpartition("@")[2]
-        self.envelope = envelope or address
+        self.envelope = envelope_address(envelope) if envelope else address
         self.header = _folded("From", _mailbox(name, address))
         self.header += _folded("Reply-To", _mailbox(*reply_to)) if reply_to else ""
         self.is_ascii = (self.header + self.envelope).isascii()

@@ -250,14 +250,14 @@ async def test_answers_and_bounces_go_where_they_shall(start: Start, database: D
             smtp_port=server.port,
             smtp_from="Acme, Inc. <noreply@example.com>",
             smtp_reply_to="Acme (EU): Support <support@example.com>",
-            smtp_envelope_from="bounces@mail.example.com",
+            smtp_envelope_from=" bounces@bücher.example",
             **LOCAL,
         )
         await create(client, key="registration")
         await settled(database)
     ((recipient, message),) = server.received
     headers = message_from_bytes(message, policy=policy.default)
-    assert (recipient, server.sender) == (long, "bounces@mail.example.com")
+    assert (recipient, server.sender) == (long, "bounces@xn--bcher-kva.example")
     assert headers["From"].addresses[0].display_name == "Acme, Inc."
     assert headers["Reply-To"].addresses[0].display_name == "Acme (EU): Support"
     assert headers["Message-ID"].endswith("@example.com>")

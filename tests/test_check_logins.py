@@ -17,7 +17,9 @@ import pytest
 import trustme
 
 from cli.check_mail import check_mail
+from mail.oauth import FAULTS
 from settings import Security, Settings
+from tests.client import ROOT
 from tests.oauth import CLIENT as BY_TOKEN
 from tests.oauth import BearerServer, TokenServer, token_server
 from tests.processes import run
@@ -116,6 +118,12 @@ async def test_a_token_that_is_not_given_is_told_in_one_sentence(
     steps = await check(by_token)
     assert (failure(steps), steps["oauth_server"][0]) == (("oauth_token", words), "ok")
     assert bearer.connections == 0
+
+
+def test_the_page_about_logins_explains_every_fault() -> None:
+    page = (ROOT / "docs/logins.md").read_text()
+    for words in FAULTS.values():
+        assert f"| {words.partition(':')[0].format(grant='client_credentials')} |" in page
 
 
 async def test_a_token_server_that_is_not_there_is_told(by_token: Settings) -> None:

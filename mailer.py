@@ -18,7 +18,7 @@ from config.address import envelope_address
 from mail.breaker import Breaker
 from mail.connection import Connection, Opener
 from mail.lease import Lease
-from mail.message import Sender, compose
+from mail.message import Sender, compose, sender_of
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
@@ -57,8 +57,8 @@ class Mailer:
         self._look = look
         self._late = late
         self._settings = settings
-        self._sender = Sender(*settings.sender, settings.smtp_envelope_from, settings.reply_to)
-        self._opener = Opener(settings)
+        self._sender = sender_of(settings)
+        self._opener = Opener(settings, self._sender.domain)
         self._kept: list[Connection] = []
         self._connecting = asyncio.Lock()
         self._busy = 0

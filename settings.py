@@ -14,7 +14,7 @@ from typing import Any, Final
 from marshmallow import validate
 
 from config import checks
-from config.address import domain, envelope_address, mailbox
+from config.address import envelope_address, mailbox
 from config.ids import IdType
 from ops.kinds import Kinds, load_kinds
 
@@ -238,21 +238,6 @@ class Settings:
     def security(self) -> Security:
         """`SMTP_SECURITY`, with `auto` resolved to TLS on port 465 (RFC 8314)."""
         return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
-
-    @property
-    def sender(self) -> tuple[str, str]:
-        """Display name, which may be empty, and address that e-mails come from."""
-        return mailbox(self.smtp_from)
-
-    @property
-    def reply_to(self) -> tuple[str, str] | None:
-        """The same of where answers go."""
-        return mailbox(self.smtp_reply_to) if self.smtp_reply_to else None
-
-    @property
-    def helo(self) -> str:
-        """What EHLO says."""
-        return domain(self.smtp_helo) if self.smtp_helo else self.sender[1].rpartition("@")[2]
 
 
 def describe_settings() -> str:

@@ -21,6 +21,7 @@ from bson import ObjectId
 from cli.result import Result, failed, ok, skipped
 from mail.connection import Connection, Opener
 from mail.lease import Lease
+from mail.message import sender_of
 from mail.oauth import Token, Tokens
 from mail.replies import SMTPFault
 from mail.templates import Content
@@ -66,7 +67,7 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
     names = [*(TOKEN_STEPS if settings.smtp_oauth_token_url else ()), *DONE, *(["smtp_test"] if to else [])]
     if settings.local:
         return [skipped(name, "a local run has a mailbox of its own, .notifier/mail") for name in names]
-    opener = Opener(settings)
+    opener = Opener(settings, sender_of(settings).domain)
     results = await _token(opener.tokens) if opener.tokens else []
     if all(result.state.value == "ok" for result in results):
         results += await _session(opener, settings)

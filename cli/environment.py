@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import ssl
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,13 +15,13 @@ from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 
 from config.address import mailbox
+from config.credentials import credential_faults
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
 from ops.kinds import KindsError, load_kinds
-from settings import Security, Settings, UnknownUsers
+from settings import Settings, UnknownUsers
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
-OAUTH: Final = frozenset(f.name for f in fields(Settings) if f.name.startswith("smtp_oauth_"))
 LINKS: Final = frozenset({"public_url", "unsubscribe_secrets"})
 TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
 NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRET protects nothing."
@@ -30,11 +29,6 @@ NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads 
 NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and UNSUBSCRIBE_SECRETS protects nothing."
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
-TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
-FOR_OAUTH: Final = "Missing. A login with OAuth 2.0 needs it."
-NOT_BOTH: Final = "A login has a password or OAuth 2.0, not both."
-NOT_A_PAIR: Final = "Is not a PEM file with a certificate and its private key, without a passphrase."
-CERT_NEEDS_TLS: Final = "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 SIMILAR: Final = "Is none of the service's variables; is {} meant?"
 NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
@@ -193,12 +187,6 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         faults |= {name: [missing] for name in REQUIRED if name.lower() not in given}
     for name, fault in (
         ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
-        ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
-        ("SMTP_CLIENT_CERT", _cert_fault(values["smtp_client_cert"]) if values["smtp_client_cert"] else None),
-        (
-            "SMTP_SECURITY",
-            CERT_NEEDS_TLS if values["smtp_security"] is Security.NONE and values["smtp_client_cert"] else None,
-        ),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
         ("PUBLIC_URL", NEEDS_URL if given & LINKS == {"unsubscribe_secrets"} else None),
         ("UNSUBSCRIBE_SECRETS", NEEDED_BY_URL if given & (LINKS | {"api_keys"}) == {"public_url"} else None),
@@ -206,7 +194,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
         ("LOCAL_NAMES", OF_LOCAL_RUNS if not local and "local_names" in given else None),
         *_kinds_faults(values["kinds_file"], values["templates_dir"]),
-        *_login_faults(given),
+        *credential_faults(given, values),
     ):
         if fault:
             faults[name] = [fault]
@@ -229,33 +217,6 @@ def _is_address(value: str) -> bool:
     except ValidationError:
         return False
     return True
-
-
-def _ca_fault(path: Path) -> str | None:
-    try:
-        ssl.create_default_context(cafile=path)
-    except OSError as exc:  # ssl.SSLError is one
-        return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
-    return None
-
-
-def _cert_fault(path: Path) -> str | None:
-    try:
-        ssl.create_default_context().load_cert_chain(path, password="")  # without one, OpenSSL would ask the terminal
-    except OSError as exc:
-        return NOT_A_PAIR if isinstance(exc, ssl.SSLError) else f"Cannot be read: {exc.strerror}."
-    return None
-
-
-def _login_faults(given: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield what is missing of a login, or too much."""
-    oauth = given & OAUTH
-    secret = set() if "smtp_oauth_refresh_token" in oauth else {"smtp_oauth_client_secret"}
-    needed = {"smtp_oauth_token_url", "smtp_oauth_client_id", *secret} if oauth else {"smtp_password"}
-    if given & {"smtp_login", "smtp_password", *oauth}:
-        yield from ((name.upper(), FOR_OAUTH if oauth else TOGETHER) for name in {"smtp_login", *needed} - given)
-    if oauth and "smtp_password" in given:
-        yield "SMTP_PASSWORD", NOT_BOTH
 
 
 def _email_field_fault(path: str | None, unknown_users: UnknownUsers | None) -> str | None:

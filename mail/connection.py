@@ -26,6 +26,7 @@ from aiosmtplib import (
 )
 from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
+from config.address import domain
 from mail.login import BY_PASSWORD, BY_TOKEN, log_in
 from mail.oauth import Tokens
 from mail.replies import SMTPFault
@@ -171,8 +172,9 @@ EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECU
 class Opener:
     """Opens connections, as the settings say."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, local_hostname: str) -> None:
         self._settings = settings
+        self._local_hostname = domain(settings.smtp_helo) if settings.smtp_helo else local_hostname
         self._tls = ssl.create_default_context()
         if settings.smtp_ca_file:
             self._tls.load_verify_locations(settings.smtp_ca_file)
@@ -231,7 +233,7 @@ class Opener:
             use_tls=security is Security.TLS,
             start_tls=False,  # decided in _upgrade
             tls_context=self._tls,
-            local_hostname=settings.helo,  # aiosmtplib would ask DNS for our name
+            local_hostname=self._local_hostname,  # aiosmtplib would ask DNS for our name
             timeout=settings.smtp_connect_timeout,
         )
         try:

@@ -17,9 +17,10 @@ from email.utils import format_datetime
 from hashlib import blake2b
 from typing import Final
 
-from config.address import ATEXT, envelope_address
+from config.address import ATEXT, envelope_address, mailbox
 from mail.templates import Content
 from mongo.owed import OwedEmail
+from settings import Settings
 
 CRLF: Final = b"\r\n"
 LINE_LIMIT: Final = 998
@@ -57,6 +58,12 @@ class Sender:
         self.header = _folded("From", _mailbox(name, address))
         self.header += _folded("Reply-To", _mailbox(*reply_to)) if reply_to else ""
         self.is_ascii = (self.header + self.envelope).isascii()
+
+
+def sender_of(settings: Settings) -> Sender:
+    """Return the sender that the settings name."""
+    reply_to = mailbox(settings.smtp_reply_to) if settings.smtp_reply_to else None
+    return Sender(*mailbox(settings.smtp_from), settings.smtp_envelope_from, reply_to)
 
 
 def _mailbox(name: str, address: str) -> Sequence[str]:

@@ -37,7 +37,7 @@ PLAIN = Settings(
 
 async def log_in(server: RawServer, **changes: Any) -> list[str]:
     """Log in; return the commands of it."""
-    opener = Opener(replace(PLAIN, smtp_port=server.port, **changes))
+    opener = Opener(replace(PLAIN, smtp_port=server.port, **changes), "example.com")
     try:
         await (await opener.open()).quit()
     finally:
@@ -208,7 +208,7 @@ async def test_a_server_may_ask_for_a_client_certificate(
         await create(client, key="registration")
         await settled(database)
         assert len(server.received) == 1
-        opener = Opener(replace(settings, smtp_port=server.port, **nobody))
+        opener = Opener(replace(settings, smtp_port=server.port, **nobody), "example.com")
         with pytest.raises(SMTPException):
             await opener.open()
 

@@ -121,8 +121,9 @@ async def _session(opener: Opener, settings: Settings) -> Sequence[Result]:
 def _broken(exc: Exception, step: str, settings: Settings) -> Sequence[Result]:
     """Return the results of a connection that could not be opened: the steps before the fault, and the fault."""
     configured = isinstance(exc, SMTPFault) and exc.verdict is Verdict.CONFIGURATION  # about STARTTLS
+    words = _words(exc, step, settings)
     if step == "connecting":
-        name = "smtp_dns" if isinstance(exc, socket.gaierror) else "smtp_tcp"
+        name, words = _unreached(exc, settings)
     elif step == "the login":
         name = "smtp_login"
     else:
@@ -130,19 +131,18 @@ def _broken(exc: Exception, step: str, settings: Settings) -> Sequence[Result]:
     before = list(takewhile(lambda done: done != name, DONE))
     if name == "smtp_ehlo" and settings.security is not Security.TLS:
         before.remove("smtp_tls")
-    words = _unreached(exc, settings) if step == "connecting" else _words(exc, step, settings)
     return [*(ok(done, DONE[done].format(settings)) for done in before), failed(name, words)]
 
 
-def _unreached(exc: Exception, settings: Settings) -> str:
+def _unreached(exc: Exception, settings: Settings) -> tuple[str, str]:
     port = settings.smtp_port
     if isinstance(exc, socket.gaierror):
         why = "DNS does not answer" if exc.errno == socket.EAI_AGAIN else "DNS does not know it; check SMTP_HOST"
-        return f"{settings.smtp_host}: {why}."
-    if not isinstance(exc, OSError):
-        return f"Port {port}: {SILENT.format(settings.smtp_connect_timeout)}."
-    refused = exc.errno == errno.ECONNREFUSED
-    return f"Port {port}: {REFUSED.format(port) if refused else os.strerror(exc.errno or errno.ENETUNREACH)}."
+        return "smtp_dns", f"{settings.smtp_host}: {why}."
+    if isinstance(exc, SMTPFault):
+        return "smtp_tcp", f"Port {port}: {SILENT.format(settings.smtp_connect_timeout)}."
+    code = getattr(exc, "errno", None) or errno.ENETUNREACH
+    return "smtp_tcp", f"Port {port}: {REFUSED.format(port) if code == errno.ECONNREFUSED else os.strerror(code)}."
 
 
 def _words(exc: Exception, step: str, settings: Settings) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, create_default_context
 from typing import Any, Final
 
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 FOR_OAUTH: Final = "Missing. A login with OAuth 2.0 needs it."
 NOT_BOTH: Final = "A login has a password or OAuth 2.0, not both."
-NOT_A_PAIR: Final = "Is not a PEM file with a certificate and its private key, without a passphrase."
+NO_AUTHORITIES: Final = "Cannot be read as PEM certificates"
+NOT_A_PAIR: Final = "Cannot be read as a PEM file with a certificate and its private key, without a passphrase"
 NEEDS_TLS: Final = "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 
 
@@ -23,25 +24,20 @@ def credential_faults(given: set[str], values: Mapping[str, Any]) -> Iterator[tu
         yield from ((name.upper(), FOR_OAUTH if oauth else TOGETHER) for name in {"smtp_login", *needed} - given)
     if oauth and "smtp_password" in given:
         yield "SMTP_PASSWORD", NOT_BOTH
-    if path := values["smtp_ca_file"]:
-        yield "SMTP_CA_FILE", _ca_fault(path)
-    if path := values["smtp_client_cert"]:
-        yield "SMTP_CLIENT_CERT", _cert_fault(path)
+    ca_file, pair = values["smtp_ca_file"], values["smtp_client_cert"]
+    if ca_file:
+        yield "SMTP_CA_FILE", _fault(NO_AUTHORITIES, partial(create_default_context, cafile=ca_file))
+    if pair:
+        load = SSLContext(PROTOCOL_TLS_CLIENT).load_cert_chain
+        # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+        yield "SMTP_CLIENT_CERT", _fault(NOT_A_PAIR, partial(load, pair, password=""))
         if values["smtp_security"] and values["smtp_security"].value == "none":
             yield "SMTP_SECURITY", NEEDS_TLS
 
 
-def _ca_fault(path: Path) -> str | None:
+def _fault(words: str, load: Callable[[], object]) -> str | None:
     try:
-        ssl.create_default_context(cafile=path)
+        load()
     except OSError as exc:  # ssl.SSLError is one
-        return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
-    return None
-
-
-def _cert_fault(path: Path) -> str | None:
-    try:
-        ssl.create_default_context().load_cert_chain(path, password="")  # without one, OpenSSL would ask the terminal
-    except OSError as exc:
-        return NOT_A_PAIR if isinstance(exc, ssl.SSLError) else f"Cannot be read: {exc.strerror}."
+        return f"{words}: {exc.strerror or exc}."
     return None

@@ -20,8 +20,6 @@ Mechanism = Callable[[SMTP, str, str], Awaitable[object]]
 CHALLENGE: Final = 334
 OTHERWISE: Final = frozenset({500, 501, 502, 504, 534, 538})
 """Replies to a mechanism that the server does not have after all, or not for us (RFC 4954, sections 4 and 6)."""
-NAME_REFUSED: Final = frozenset({501, 535})
-"""Replies to LOGIN with the name in the command, which its draft does not have."""
 
 
 async def _login(smtp: SMTP, login: str, password: str) -> None:
@@ -29,7 +27,7 @@ async def _login(smtp: SMTP, login: str, password: str) -> None:
     name = b64encode(login.encode())
     response = await smtp.execute_command(b"AUTH", b"LOGIN", name)
     asks_again = _challenge(response).lower().startswith("user")
-    if response.code in NAME_REFUSED:
+    if response.code in {501, 535}:  # the draft has no name there
         response = await smtp.execute_command(b"AUTH", b"LOGIN")
         asks_again = response.code == CHALLENGE
     if asks_again:
@@ -69,11 +67,7 @@ def _expect_success(response: SMTPResponse) -> None:
         raise SMTPAuthenticationError(response.code, response.message)
 
 
-BY_PASSWORD: Final[Mapping[str, Mechanism]] = {
-    "plain": SMTP.auth_plain,
-    "login": _login,
-    "cram-md5": SMTP.auth_crammd5,
-}
+BY_PASSWORD: Final[Mapping[str, Mechanism]] = {"plain": SMTP.auth_plain, "login": _login, "cram-md5": SMTP.auth_crammd5}
 BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": _oauthbearer}
 
 

@@ -220,7 +220,7 @@ def test_the_file_of_a_client_certificate_has_its_key_without_a_passphrase(
     for content in (chain, pair.private_key_pem.bytes(), other.private_key_pem.bytes() + chain, locked + chain, b""):
         path.write_bytes(content)
         with pytest.raises(
-            SettingsError, match="SMTP_CLIENT_CERT: Is not a PEM file with a certificate and its private key"
+            SettingsError, match="SMTP_CLIENT_CERT: Cannot be read as a PEM file with a certificate and its"
         ):
             environment(**COMPLETE, SMTP_CLIENT_CERT=f"{path}")
     path.write_bytes(pair.private_key_pem.bytes() + chain)

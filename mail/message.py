@@ -40,7 +40,7 @@ has it is not sent as 7bit."""
 FIXED: Final = (
     b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: DR, RN, NRN, OOF, AutoReply\r\nMIME-Version: 1.0\r\n"
 )
-"""Machines shall not answer: by the standard, and in the words of Exchange, of which `All` would stop bounces, too."""
+"""Asks for no automatic answers, also in the words of Exchange. Its `All` would suppress bounces as well."""
 ALTERNATIVE: Final = b'Content-Type: multipart/alternative; boundary="%b"\r\n\r\n--%b\r\n' % (BOUNDARY, BOUNDARY)
 NEXT: Final = b"\r\n--%b\r\n" % BOUNDARY
 END: Final = b"\r\n--%b--\r\n" % BOUNDARY

@@ -84,7 +84,7 @@ class Tokens:
         now = time.monotonic()
         if self._renewal is None and now >= self._token.renew_at:
             self._renewal = asyncio.create_task(self._renew())
-            self._renewal.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits for it
+            self._renewal.add_done_callback(lambda task: task.cancelled() or task.exception())  # no login may wait
         if self._renewal is None or now < self._token.ends:
             return self._token
         return await asyncio.shield(self._renewal)

@@ -74,7 +74,7 @@ class Suppressions:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users whose document has this address, in any case if the index is like that.
+        """Return the users whose document has this address. The index's collation says whether case matters.
 
         Raises `ValidationError` if there is no index or too many users, and `Unavailable`.
         """

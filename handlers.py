@@ -173,16 +173,15 @@ async def erase(request: web.Request) -> web.Response:
 
 
 async def suppress(request: web.Request) -> web.Response:
-    """Send nothing more to a user's address, or send again."""
+    """Send nothing more to an address, or send again: to a user's, or to that of all users who have it."""
     identify(request).must_be_backend()
-    body = await read_object(request) if request.body_exists else {}
-    asked, user = load_all((SUPPRESSION, body), _query(request))
-    store, is_suppressed = request.app[STORE], False
-    if asked["suppressed"]:
-        is_suppressed = await store.suppressions.suppress(user["user_id"], asked["address"], asked["code"])
-    else:
-        await store.suppressions.lift(user["user_id"])
-    return _answer(orjson.dumps({"success": True, "data": {"suppressed": is_suppressed}}))
+    body, query = await read_object(request) if request.body_exists else {}, _query(request)
+    by_address = body.get("address") and "user_id" not in query[1]
+    asked, *user = load_all((SUPPRESSION, body), *(() if by_address else (query,)))
+    suppressions = request.app[STORE].suppressions
+    users = [user[0]["user_id"]] if user else await suppressions.users_with(asked["address"])
+    are_suppressed = [await suppressions.change(user_id, **asked) for user_id in users]
+    return _answer(orjson.dumps({"success": True, "data": {"suppressed": any(are_suppressed)}}))
 
 
 def _query(request: web.Request) -> tuple[Schema, Mapping[str, Any]]:

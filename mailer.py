@@ -18,7 +18,7 @@ from config.address import envelope_address
 from mail.breaker import Breaker
 from mail.connection import Connection, Opener
 from mail.lease import Lease
-from mail.message import Sender, compose
+from mail.message import Sender, compose, sender_of
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
@@ -57,7 +57,7 @@ class Mailer:
         self._look = look
         self._late = late
         self._settings = settings
-        self._sender = Sender(*settings.sender)
+        self._sender = sender_of(settings)
         self._opener = Opener(settings, self._sender.domain)
         self._kept: list[Connection] = []
         self._connecting = asyncio.Lock()
@@ -153,9 +153,9 @@ class Mailer:
         Return `False` if the lease ends meanwhile.
         """
         # With an option for the sake of its recipient, the first command is about this e-mail.
-        first = Stage.RCPT if option and self._sender.address.isascii() else Stage.MAIL
+        first = Stage.RCPT if option and self._sender.is_ascii else Stage.MAIL
         commands = {
-            f"MAIL FROM:<{self._sender.address}>{option}": (first, 2),
+            f"MAIL FROM:<{self._sender.envelope}>{option}": (first, 2),
             f"RCPT TO:<{to}>": (Stage.RCPT, 2),
             "DATA": (Stage.DATA_COMMAND, 3),
         }
@@ -211,10 +211,10 @@ class Mailer:
 
     def _option(self, connection: Connection, to: str) -> str:
         """Ask for SMTPUTF8 if an address needs it. Raises `SMTPFault` if the server lacks it (RFC 6531)."""
-        if (self._sender.address + to).isascii():
+        if self._sender.is_ascii and to.isascii():
             return ""
         if not connection.smtp.supports_extension("smtputf8"):
-            ours = not self._sender.address.isascii()
+            ours = not self._sender.is_ascii
             verdict = Verdict.CONFIGURATION if ours else Verdict.PERMANENT
             raise SMTPFault(verdict, "the server offers no SMTPUTF8, which the address needs")
         return " SMTPUTF8"
@@ -239,7 +239,7 @@ class Mailer:
     async def close(self) -> None:
         """Close every kept connection."""
         kept, self._kept = self._kept, []
-        await asyncio.gather(*(connection.quit() for connection in kept))
+        await asyncio.gather(*(connection.quit() for connection in kept), self._opener.close())
 
 
 def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:

@@ -273,8 +273,8 @@ class SuppressionSchema(Schema):
         load_default=None,
         allow_none=True,
         metadata={
-            "description": "The address that bounced. If it is no longer the user's, nothing is suppressed.",
-            "format": "email",
+            "description": "The address that bounced, in any case, also in `<>` and behind a name. If it is no longer "
+            "the user's, nothing is suppressed.",
         },
     )
     code = mf.String(

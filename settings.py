@@ -14,7 +14,7 @@ from typing import Any, Final
 from marshmallow import validate
 
 from config import checks
-from config.address import envelope_address, sender_address
+from config.address import envelope_address, mailbox
 from config.ids import IdType
 from ops.kinds import Kinds, load_kinds
 
@@ -97,9 +97,20 @@ class Settings:
         "login at the SMTP server; without one, no authentication", validate=checks.encodable
     )
     smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True, validate=checks.encodable)
-    smtp_from: str = _setting(
-        "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=sender_address
+    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", validate=checks.token_url)
+    smtp_oauth_client_id: str | None = _setting("id of the service at the token server", validate=checks.encodable)
+    smtp_oauth_client_secret: str | None = _setting("secret of that id", secret=True, validate=checks.encodable)
+    smtp_oauth_scope: str | None = _setting("scope of the tokens", validate=checks.encodable)
+    smtp_oauth_refresh_token: str | None = _setting(
+        "refresh token; without one, tokens are given to the client itself", secret=True, validate=checks.encodable
     )
+    smtp_client_cert: Path | None = _setting("PEM file of a client certificate and its key", "path")
+    smtp_from: str = _setting(
+        "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=mailbox
+    )
+    smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", validate=mailbox)
+    smtp_envelope_from: str = _setting("address for bounces; default SMTP_FROM's", "str", "", validate=envelope_address)
+    smtp_helo: str | None = _setting("name or [address] in EHLO; default the domain of SMTP_FROM", validate=checks.helo)
     smtp_security: Security = _setting(
         "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, on any other; "
         "only with none is a password sent in the clear",
@@ -239,11 +250,6 @@ class Settings:
     def security(self) -> Security:
         """`SMTP_SECURITY`, with `auto` resolved to TLS on port 465 (RFC 8314)."""
         return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
-
-    @property
-    def sender(self) -> tuple[str, str]:
-        """Display name, which may be empty, and address that e-mails come from."""
-        return sender_address(self.smtp_from)
 
 
 def describe_settings() -> str:

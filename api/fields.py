@@ -11,7 +11,7 @@ import orjson
 from marshmallow import ValidationError
 from marshmallow import fields as mf
 
-from config.address import envelope_address
+from config.address import mailbox
 from config.ids import IdType
 from mongo.document import JSONObject
 
@@ -82,10 +82,10 @@ class JSONBoolean(mf.Boolean):
 
 
 class AddressField(mf.String):
-    """An e-mail address, normalised."""
+    """An e-mail address, normalised. It may be written in `<>`, and behind a name."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        return envelope_address(super()._deserialize(value, attr, data, **kwargs))
+        return mailbox(super()._deserialize(value, attr, data, **kwargs))[1]
 
 
 class DataField(mf.Field[JSONObject]):

@@ -9,6 +9,7 @@ from marshmallow import ValidationError
 
 import schemas
 from api.components import SUCCESS, ref
+from api.fields import IdField
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, WRONG_METHOD, Answer, Operation
 from api.unsubscribe import LinkPath, LinkQuery
 from config.ids import IdType
@@ -19,6 +20,12 @@ from ops.kinds import Kinds
 
 UNQUEUED: Final = (errors.Unavailable,)
 """These write without sharing calls, so that they do not queue."""
+
+
+class SuppressQuery(schemas.UserSchema):
+    """The query of `POST /suppress`, whose body may name an address instead."""
+
+    user_id = IdField(metadata=schemas.USER_ID)
 
 
 def user_operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
@@ -78,11 +85,12 @@ def user_operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
         ),
         "POST /suppress": Operation(
             tag="Users",
-            summary="Suppress a user's address",
+            summary="Suppress an address",
             description="For the webhook of a mail provider that reports bounces: e-mails to the user's present "
-            "address become dead letters at once, until the address changes. The body may be left out.",
+            "address become dead letters at once, until the address changes. The body may be left out. `user_id` may "
+            "be, if the body has an `address` and an index finds the users who have it.",
             callers=("key",),
-            query=schemas.UserSchema(id_type),
+            query=SuppressQuery(id_type),
             body=schemas.SuppressionSchema(),
             needs_body=False,
             examples={
@@ -91,7 +99,7 @@ def user_operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             },
             answers={
                 200: Answer(
-                    description="Whether the user's present address is suppressed now.",
+                    description="Whether the present address is suppressed now.",
                     schema=ref("Suppressed"),
                     examples={"suppressed": SUCCESS | {"data": {"suppressed": True}}},
                 )

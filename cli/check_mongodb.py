@@ -12,6 +12,7 @@ from mongo.connection import connected
 from mongo.errors import StoreError, persist
 from mongo.overview import topology
 from mongo.start import reach
+from mongo.suppression import address_index
 from settings import Settings
 from store import Store
 
@@ -22,7 +23,7 @@ DEADLINE: Final = 6.0
 """Seconds for each question."""
 INDEX: Final = "notifier.due_1"
 """The name that MongoDB gives to the service's index."""
-AFTER: Final = ("rights", "index", "streams", "dead_mail")
+AFTER: Final = ("rights", "index", "suppress", "streams", "dead_mail")
 
 
 async def check_mongodb(settings: Settings) -> Sequence[Result]:
@@ -45,7 +46,7 @@ async def _version(store: Store) -> Result:
 
 
 async def _step(name: str, store: Store, settings: Settings) -> Result:
-    steps = {"rights": _rights, "index": _index, "streams": _streams, "dead_mail": _dead_mail}
+    steps = {"rights": _rights, "index": _index, "suppress": _suppress, "streams": _streams, "dead_mail": _dead_mail}
     try:
         return await steps[name](store, settings)
     except StoreError as exc:
@@ -98,6 +99,12 @@ async def _index(store: Store, _: Settings) -> Result:
             "index", f"The index {INDEX} is not sparse, or unique or partial: drop it, the service makes its own."
         )
     return ok("index", "not there yet; the service creates it when it starts")
+
+
+async def _suppress(store: Store, settings: Settings) -> Result:
+    if index := await address_index(store.users):
+        return ok("suppress", f"POST /suppress takes an address alone, by the index {index[0]}")
+    return ok("suppress", f"POST /suppress needs user_id, as no index has {settings.email_field} first")
 
 
 async def _streams(store: Store, settings: Settings) -> Result:

@@ -6,7 +6,6 @@ import asyncio
 import difflib
 import os
 import re
-import ssl
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,14 +15,14 @@ from dotenv.parser import Binding, parse_stream
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 
-from config.address import sender_address
+from config.address import mailbox
+from config.credentials import credential_faults
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
 from ops.kinds import KindsError, load_kinds
 from settings import Settings, UnknownUsers
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
-LOGIN: Final = frozenset({"smtp_login", "smtp_password"})
 LINKS: Final = frozenset({"public_url", "unsubscribe_secrets"})
 TOKENS: Final = frozenset({"api_keys", "user_token_secret"})
 NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRET protects nothing."
@@ -31,7 +30,6 @@ NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads 
 NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and UNSUBSCRIBE_SECRETS protects nothing."
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
-TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 SIMILAR: Final = "Is none of the service's variables; is {} meant?"
 NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
 REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
@@ -190,7 +188,6 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         faults |= {name: [missing] for name in REQUIRED if name.lower() not in given}
     for name, fault in (
         ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
-        ("SMTP_CA_FILE", _ca_fault(values["smtp_ca_file"]) if values["smtp_ca_file"] else None),
         ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secret"} else None),
         ("PUBLIC_URL", NEEDS_URL if given & LINKS == {"unsubscribe_secrets"} else None),
         ("UNSUBSCRIBE_SECRETS", NEEDED_BY_URL if given & (LINKS | {"api_keys"}) == {"public_url"} else None),
@@ -198,8 +195,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
         ("LOCAL_NAMES", OF_LOCAL_RUNS if not local and "local_names" in given else None),
         *_kinds_faults(values["kinds_file"], values["templates_dir"], user=bool(values["template_fields"])),
-        ("SMTP_LOGIN", TOGETHER if given & LOGIN == {"smtp_password"} else None),
-        ("SMTP_PASSWORD", TOGETHER if given & LOGIN == {"smtp_login"} else None),
+        *credential_faults(given, values),
     ):
         if fault:
             faults[name] = [fault]
@@ -218,18 +214,10 @@ def _messages(found: Sequence[str | int]) -> Sequence[str]:
 
 def _is_address(value: str) -> bool:
     try:
-        sender_address(value)
+        mailbox(value)
     except ValidationError:
         return False
     return True
-
-
-def _ca_fault(path: Path) -> str | None:
-    try:
-        ssl.create_default_context(cafile=path)
-    except OSError as exc:  # ssl.SSLError is one
-        return f"Cannot be read as PEM certificates: {exc.strerror or exc}."
-    return None
 
 
 def _email_field_fault(path: str | None, unknown_users: UnknownUsers | None) -> str | None:

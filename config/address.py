@@ -1,20 +1,20 @@
 """E-mail addresses: one of a configuration, and one of a user's document.
 
 What RFC 5322 and RFC 6531 allow is an address, and so is what real mailboxes have though the RFCs do not allow it (dots
-in a row, or at the end). The mail server is the judge of the rest.
+in a row or at the end, more than 64 octets before the `@`). The mail server is the judge of the rest.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from email.utils import parseaddr
 from typing import Final
 
 import idna
 from marshmallow import ValidationError
 
-LOCAL_LIMIT: Final = 64
+LOCAL_LIMIT: Final = 700
+"""Octets. With more, the address would not fit into a line of its header (RFC 5322, section 2.1.1)."""
 DOMAIN_LIMIT: Final = 255
 """Octets (RFC 5321, section 4.5.3.1)."""
 TEXT_LIMIT: Final = 1000
@@ -24,9 +24,15 @@ LOCAL: Final = re.compile(rf'[{ATEXT}.\u0080-\U0010ffff-]+|"(?:[ !#-\[\]-~\u0080
 """A dot-atom or a quoted string (RFC 5322, section 3.2), with any character beyond ASCII (RFC 6531, section 3.3)."""
 LITERAL: Final = re.compile(r"\[(?:\d{1,3}(?:\.\d{1,3}){3}|IPv6:[0-9A-Fa-f:.]+)\]")
 LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+UNPRINTABLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of characters that no header may have: control characters, surrogates and separators of lines."""
 JOINERS: Final = "\u200c\u200d"
 """Format characters that words of some scripts need (RFC 5892, appendix A)."""
 NOT_AN_ADDRESS: Final = "Not a valid email address."
+NAMED: Final = re.compile(r"(.*?)<([^<>]*)>", re.DOTALL)
+QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+LIST: Final = re.compile(r"[<>]|@.*,|,.*@")
+"""What an unquoted name has only if it is the beginning of a list of addresses."""
 
 
 def envelope_address(value: object) -> str:
@@ -36,19 +42,20 @@ def envelope_address(value: object) -> str:
     """
     if not isinstance(value, str) or len(value) > TEXT_LIMIT:
         raise ValidationError(NOT_AN_ADDRESS)
-    local, at, domain = unicodedata.normalize("NFC", value.strip()).rpartition("@")
+    local, at, host = unicodedata.normalize("NFC", value.strip()).rpartition("@")
     if not at or not LOCAL.fullmatch(local) or len(local.encode("utf-8", "replace")) > LOCAL_LIMIT:
         raise ValidationError(NOT_AN_ADDRESS)
     if any(unicodedata.category(c)[0] in "CZ" and c not in JOINERS for c in local if not c.isascii()):
         raise ValidationError(NOT_AN_ADDRESS)
-    return f"{local}@{_ascii_domain(domain)}"
+    return f"{local}@{domain(host)}"
 
 
-def _ascii_domain(domain: str) -> str:
-    if LITERAL.fullmatch(domain):
-        return domain
+def domain(value: str) -> str:
+    """Return a domain as A-labels (RFC 5890), or an address literal. Raises `marshmallow.ValidationError`."""
+    if LITERAL.fullmatch(value):
+        return value
     try:
-        name = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+        name = value if value.isascii() else idna.encode(value, uts46=True).decode()
     except (idna.IDNAError, UnicodeError):
         raise ValidationError(NOT_AN_ADDRESS) from None
     labels = name.removesuffix(".").split(".")
@@ -57,12 +64,19 @@ def _ascii_domain(domain: str) -> str:
     return ".".join(labels).lower()  # so that the same address is always the same text
 
 
-def sender_address(value: str) -> tuple[str, str]:
-    """Return the display name, which may be empty, and the address of `user@host` or `Name <user@host>`.
+def mailbox(value: str) -> tuple[str, str]:
+    """Return the display name, which may be empty, and the address of `user@host`, `<user@host>` or `Name <user@host>`.
+
+    A name is taken as people write it, with commas, dots, colons and parentheses. It may also stand in quotes.
 
     Raises `marshmallow.ValidationError` for anything else.
     """
-    name, address = parseaddr(value)
-    if not value.isprintable() or (address != value and not value.rstrip().endswith(f"<{address}>")):
+    if len(value) > TEXT_LIMIT or any(unicodedata.category(c) in UNPRINTABLE for c in value.strip()):
         raise ValidationError(NOT_AN_ADDRESS)
+    found = NAMED.fullmatch(value.strip())
+    name, address = (found[1].strip(), found[2]) if found else ("", value)
+    if QUOTED.fullmatch(name):
+        name = re.sub(r"\\(.)", r"\1", name[1:-1])
+    elif LIST.search(name):
+        raise ValidationError("Not one address. If the name is meant to be like that, put it in quotes.")
     return name, envelope_address(address)

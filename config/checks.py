@@ -9,6 +9,8 @@ from typing import Final
 
 from marshmallow import ValidationError, validate
 
+from config.address import domain
+
 DEAD_MAIL: Final = "dead_mail"
 """The collection of the dead letters."""
 OWN_FIELDS: Final = frozenset({"_id", "notifications", "notifier"})
@@ -39,6 +41,14 @@ def hosts(values: Sequence[str]) -> None:
     """Accept what `host` accepts."""
     for value in values:
         host(value)
+
+
+def helo(value: str) -> None:
+    """Accept a host name, or an address literal."""
+    try:
+        domain(value)
+    except ValidationError:
+        raise ValidationError("Not a host name, or an address such as [192.0.2.1].") from None
 
 
 def in_url(name: str) -> str:
@@ -82,6 +92,12 @@ def public_url(value: str) -> None:
             f"of at most {PUBLIC_URL_LENGTH} characters."
         )
     host(found[1].strip("[]"))
+
+
+def token_url(value: str) -> None:
+    """Accept an https address, or an http address of this machine: secrets are sent there."""
+    if not re.fullmatch(r"(https://[\w.-]+|https?://(localhost|127\.0\.0\.1|\[::1\]))(:\d{1,5})?(/[!-\"$-~]*)?", value):
+        raise ValidationError("Not an https address, such as https://oauth2.googleapis.com/token.")
 
 
 def collection(value: str) -> None:

@@ -1,7 +1,7 @@
 """A connection to the mail server: opened, secured and logged in, kept for several messages, and closed.
 
 Sources: RFC 5321 (SMTP), RFC 2920 (PIPELINING), RFC 8305 (happy eyeballs), RFC 8314 (implicit TLS), RFC 3207
-(STARTTLS), RFC 4954 (AUTH).
+(STARTTLS).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Final, cast
 from aiohappyeyeballs import start_connection
 from aiosmtplib import (
     SMTP,
-    SMTPAuthenticationError,
     SMTPException,
     SMTPHeloError,
     SMTPResponse,
@@ -27,6 +26,9 @@ from aiosmtplib import (
 )
 from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
+from config.address import domain
+from mail.login import BY_PASSWORD, BY_TOKEN, log_in
+from mail.oauth import Tokens
 from mail.replies import SMTPFault
 from mail.verdicts import Stage, Verdict
 from settings import Security, Settings
@@ -43,7 +45,7 @@ ATTEMPT_DELAY: Final = 0.25
 PIPELINING_PAUSE: Final = 600.0
 """Seconds without pipelining after commands sent together were not answered as they should."""
 NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
-"""Replies to a command or a mechanism that the server does not have after all (RFC 5321, section 4.2.4; RFC 4954)."""
+"""Replies to a command that the server does not have after all (RFC 5321, section 4.2.4)."""
 
 
 class _Protocol(SMTPProtocol):
@@ -172,10 +174,13 @@ class Opener:
 
     def __init__(self, settings: Settings, local_hostname: str) -> None:
         self._settings = settings
-        self._local_hostname = local_hostname
+        self._local_hostname = domain(settings.smtp_helo) if settings.smtp_helo else local_hostname
         self._tls = ssl.create_default_context()
         if settings.smtp_ca_file:
             self._tls.load_verify_locations(settings.smtp_ca_file)
+        if settings.smtp_client_cert:
+            self._tls.load_cert_chain(settings.smtp_client_cert)
+        self.tokens = Tokens(settings, self._tls) if settings.smtp_oauth_token_url else None
         self._step = ""
         self._faults = 0
         self._one_by_one_until = -math.inf
@@ -196,10 +201,20 @@ class Opener:
 
     async def open(self) -> Connection:
         """Open a connection. Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network."""
+        if self.tokens:
+            return await self.tokens.try_with(self._open_in_time)
+        return await self._open_in_time(self._settings.smtp_password or "")
+
+    async def close(self) -> None:
+        """Close what opening needs."""
+        if self.tokens:
+            await self.tokens.close()
+
+    async def _open_in_time(self, secret: str) -> Connection:
         timeout = self._settings.smtp_connect_timeout
         try:
             async with asyncio.timeout(timeout):
-                return await self._open()
+                return await self._open(secret)
         except TimeoutError:
             self._faults += 1
             hint = EXPECTS_TLS if self._step == SILENT_STEP else ""
@@ -208,7 +223,7 @@ class Opener:
             self._faults += 1
             raise
 
-    async def _open(self) -> Connection:
+    async def _open(self, secret: str) -> Connection:
         settings, security = self._settings, self._settings.security
         self._step = "connecting"
         smtp = SMTP(
@@ -230,7 +245,7 @@ class Opener:
                 await self._upgrade(smtp, required=security is Security.STARTTLS)
             if settings.smtp_login:
                 self._step = "the login"
-                await _login(smtp, settings.smtp_login, settings.smtp_password or "")
+                await log_in(smtp, settings.smtp_login, secret, BY_TOKEN if self.tokens else BY_PASSWORD)
         except BaseException:
             _drop(smtp)
             raise
@@ -264,27 +279,8 @@ class Opener:
             await self._greet(smtp)
         elif required:
             raise SMTPFault(Verdict.CONFIGURATION, "the server offers no STARTTLS, and SMTP_SECURITY requires it")
-        elif self._settings.smtp_login:
+        elif self._settings.smtp_login or self._settings.smtp_client_cert:
             raise SMTPFault(
                 Verdict.CONFIGURATION,
-                "the server offers no STARTTLS, and the password is not sent in the clear unless SMTP_SECURITY=none",
+                "the server offers no STARTTLS, and nobody logs in without TLS unless SMTP_SECURITY=none",
             )
-
-
-async def _login(smtp: SMTP, login: str, password: str) -> None:
-    """Try the offered mechanisms until one exists. A refusal is final: servers lock accounts that fail often."""
-    refused: SMTPAuthenticationError | None = None
-    offered = smtp.server_auth_methods
-    for name, mechanism in (("plain", smtp.auth_plain), ("login", smtp.auth_login), ("cram-md5", smtp.auth_crammd5)):
-        if name in offered:
-            try:
-                await mechanism(login, password)
-            except SMTPAuthenticationError as exc:
-                if exc.code not in NOT_IMPLEMENTED:
-                    raise
-                refused = exc
-            else:
-                return
-    if refused:
-        raise refused
-    raise SMTPFault(Verdict.CONFIGURATION, "the server offers no AUTH that we know (PLAIN, LOGIN, CRAM-MD5)")

@@ -4,7 +4,7 @@ A message is put together as bytes. Python's `EmailMessage` takes a hundred time
 are the same in every e-mail.
 
 Sources: RFC 5322 (the message), RFC 2045 (encodings), RFC 2046 (alternatives), RFC 2047 (encoded words), RFC 2369 and
-RFC 8058 (List-Unsubscribe), RFC 3834 (Auto-Submitted).
+RFC 8058 (List-Unsubscribe), RFC 3834 (Auto-Submitted), MS-OXCMAIL (X-Auto-Response-Suppress).
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import re
 from base64 import b64encode, encodebytes
 from binascii import b2a_qp
 from collections.abc import Sequence
-from email.utils import format_datetime, formataddr
+from email.utils import format_datetime
 from hashlib import blake2b
 from typing import Final
 
+from config.address import ATEXT, envelope_address, mailbox
 from mail.templates import Content
 from mongo.owed import OwedEmail
+from settings import Settings
 
 CRLF: Final = b"\r\n"
 LINE_LIMIT: Final = 998
@@ -28,26 +30,50 @@ LINE_LENGTH: Final = 76
 WORD_BYTES: Final = 39
 """Bytes of UTF-8 in one encoded word. As base64 in `=?utf-8?b?...?=` they make 64 characters, so that each fits into
 a line, also behind the header's name. 75 are allowed."""
+PHRASE: Final = re.compile(rf"[{ATEXT}-]+(?: [{ATEXT}-]+)*")
+"""A name that needs no quotes."""
 PLAIN_ID: Final = re.compile(r"[\w.-]{1,200}", re.ASCII)
 """An id that can stand in `Message-ID` as it is. Another program may have owed an e-mail with any other."""
 BOUNDARY: Final = b"=_part"
 """Separates text and HTML. `=_` cannot occur in quoted-printable or base64 (RFC 2045, section 6.7), and a part that
 has it is not sent as 7bit."""
-FIXED: Final = b"Auto-Submitted: auto-generated\r\nMIME-Version: 1.0\r\n"
+FIXED: Final = (
+    b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: DR, RN, NRN, OOF, AutoReply\r\nMIME-Version: 1.0\r\n"
+)
+"""Asks for no automatic answers, also in the words of Exchange. Its `All` would suppress bounces as well."""
 ALTERNATIVE: Final = b'Content-Type: multipart/alternative; boundary="%b"\r\n\r\n--%b\r\n' % (BOUNDARY, BOUNDARY)
 NEXT: Final = b"\r\n--%b\r\n" % BOUNDARY
 END: Final = b"\r\n--%b--\r\n" % BOUNDARY
 
 
 class Sender:
-    """Who e-mails come from. `header` is the `From` of each, made once."""
+    """Who e-mails come from. `header` has the `From` and the `Reply-To` of each, made once.
 
-    def __init__(self, name: str, address: str) -> None:
+    `envelope` is the address that MAIL says, to which bounces go, by default that of `From`.
+    """
+
+    def __init__(self, name: str, address: str, envelope: str = "", reply_to: tuple[str, str] | None = None) -> None:
         self.domain = address.rpartition("@")[2]
-        self.address = address
-        plain = name.isascii() and "=?" not in name
-        words = [formataddr((name, address))] if plain else [*_encoded_words(name), f"<{address}>"]
-        self.header = _folded("From", words)
+        self.envelope = envelope_address(envelope) if envelope else address
+        self.header = _folded("From", _mailbox(name, address))
+        self.header += _folded("Reply-To", _mailbox(*reply_to)) if reply_to else ""
+        self.is_ascii = (self.header + self.envelope).isascii()
+
+
+def sender_of(settings: Settings) -> Sender:
+    """Return the sender that the settings name."""
+    reply_to = mailbox(settings.smtp_reply_to) if settings.smtp_reply_to else None
+    return Sender(*mailbox(settings.smtp_from), settings.smtp_envelope_from, reply_to)
+
+
+def _mailbox(name: str, address: str) -> Sequence[str]:
+    """Return the words of a mailbox. A name with special characters is quoted (RFC 5322, section 3.2.4)."""
+    if not name:
+        return [address]
+    escaped = re.sub(r'(["\\])', r"\\\1", name)
+    words = (name if PHRASE.fullmatch(name) else f'"{escaped}"').split(" ")
+    plain = name.isascii() and "=?" not in name and max(map(len, words)) < LINE_LENGTH
+    return [*(words if plain else _encoded_words(name)), f"<{address}>"]
 
 
 def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:

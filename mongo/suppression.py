@@ -5,9 +5,11 @@ Each holds for one address. When the user's document has another one, e-mails go
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from marshmallow import ValidationError
@@ -18,6 +20,9 @@ from mongo.errors import PING_DEADLINE, UnknownUser
 from mongo.users import Users
 
 FIELD: Final = "notifier.suppression"
+SHARED_LIMIT: Final = 100
+"""Users with one address whom one request may be about."""
+NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
 EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - lower than any date of ours
 
 
@@ -68,11 +73,30 @@ class Suppressions:
         """Return a user's suppression, if there is one. Raises `Unavailable`."""
         return load_suppression(await self._users.of(user_id, FIELD))
 
-    async def suppress(self, user_id: str, address: str | None, code: str) -> bool:
-        """Suppress the user's address, unless it is another than `address`; return whether it is suppressed then.
+    async def users_with(self, address: str) -> Sequence[str]:
+        """Return the users whose document has this address. The index's collation says whether case matters.
+
+        Raises `ValidationError` if there is no index or too many users, and `Unavailable`.
+        """
+        index = await address_index(self._users)
+        if index is None:
+            raise ValidationError({"user_id": [NO_INDEX]})
+        name, path, collation = index
+        asked, first = {path: {"$in": [address, address.lower()]}}, SHARED_LIMIT + 1
+        find = partial(self._users.collection.find, asked, {"_id": 1}, collation=collation, hint=name)
+        found = await self._users.persist(lambda _: find().to_list(first), PING_DEADLINE)
+        if len(found) > SHARED_LIMIT:
+            raise ValidationError({"address": [f"More than {SHARED_LIMIT} users have it: give user_id."]})
+        return [id_ for user in found if (id_ := self._users.shape.id_type.from_bson(user["_id"]))]
+
+    async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
+        """Suppress the user's address, unless it is another than `address`, or lift that; return whether it is then.
 
         Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
         """
+        if not suppressed:
+            await self._users.change(user_id, [{"$unset": FIELD}])
+            return False
         user = await self._users.of(user_id, *self._users.shape.projection(), FIELD)
         if not user:
             raise UnknownUser
@@ -80,12 +104,20 @@ class Suppressions:
             current = envelope_address(value_at(user, self._users.shape.email_field))
         except ValidationError:
             return False
-        if address not in {None, current}:
+        if address and address.lower() != current.lower():
             known = load_suppression(user)
             return known is not None and known.address == current
         await self._users.change(user_id, [suppress(Bounce(current, code))])
         return True
 
-    async def lift(self, user_id: str) -> None:
-        """Send to the user's address again. Raises the same."""
-        await self._users.change(user_id, [{"$unset": FIELD}])
+
+async def address_index(users: Users) -> tuple[str, str, Mapping[str, Any]] | None:
+    """Return an index that finds users by their address: its name, path and collation. Raises `Unavailable`."""
+    field = users.shape.email_field
+    paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # of an array, an index has all elements
+    indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
+    for name, index in indexes.items():
+        path, kind = index["key"][0]
+        if path in paths and kind in {1, -1} and not index.keys() & {"partialFilterExpression", "hidden"}:
+            return name, path, index.get("collation", SIMPLE)
+    return None

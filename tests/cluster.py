@@ -82,7 +82,8 @@ def _of_find_and_modify(command: Mapping[str, Any]) -> str | None:
 
 def _of_find(command: Mapping[str, Any]) -> str | None:
     is_for_any = not command.get("filter") and command.get("limit") == 1  # `check` tries to read some document
-    return None if is_for_any else _of_read(command.get("filter", {}))
+    by_index = "hint" in command  # `POST /suppress` by an address alone: no shard looks through its documents
+    return None if is_for_any or by_index else _of_read(command.get("filter", {}))
 
 
 def _of_read(condition: Mapping[str, Any]) -> str | None:

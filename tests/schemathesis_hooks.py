@@ -11,6 +11,7 @@ import schemas
 from api.problems import BY_EXCEPTION
 from config.ids import IdType
 from mongo.errors import EmailUnderWay, KeyReused
+from mongo.suppression import NO_INDEX
 from ops.kinds import SPECIFIED
 
 USER = {"user_id": "638f394d4b7243fc0399ea67"}
@@ -21,6 +22,8 @@ REFUSALS = (
         {**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}
     ),
     schemas.CreateManyHeaders().validate({}),
+    schemas.UserSchema(IdType.OBJECTID).validate({}),
+    {"user_id": [NO_INDEX]},
     schemas.SuppressionSchema().validate({"address": "none"}),
     schemas.PreferencesSchema(SPECIFIED).validate({"new_login": {"email": False}}),
 )
@@ -28,8 +31,9 @@ BEYOND_SCHEMAS = {message for errors in REFUSALS for messages in errors.values()
 """The reasons to refuse what the document allows.
 
 No schema can say that a key came with another body before, that it must come with one body and not with another, or
-that exactly one of several parameters must be given. That a kind is required, its description says. Of addresses,
-`format: email` allows somewhat others. Only a recursive schema of `data` could say what holds at its deeper levels.
+that exactly one of several parameters must be given, or an address in place of a user. That a kind is required, its
+description says. Of addresses, `format: email` allows somewhat others. Only a recursive schema of `data` could say what
+holds at its deeper levels.
 """
 
 

@@ -20,7 +20,11 @@ REPLIES: Final[Mapping[str, bytes]] = {
     "HELO": b"250 here\r\n",
     "AUTH PLAIN": b"235 in\r\n",
     "AUTH LOGIN": b"334 UGFzc3dvcmQ6\r\n",
+    "AUTH LOGIN alone": b"334 VXNlcm5hbWU6\r\n",
+    "name": b"334 UGFzc3dvcmQ6\r\n",
     "password": b"235 in\r\n",
+    "AUTH XOAUTH2": b"235 in\r\n",
+    "AUTH OAUTHBEARER": b"235 in\r\n",
     "MAIL": b"250 OK\r\n",
     "RCPT": b"250 OK\r\n",
     "DATA": b"354 go on\r\n",
@@ -40,6 +44,11 @@ class RawServer:
     commands: list[str] = field(default_factory=list)
     received: list[tuple[str, bytes]] = field(default_factory=list)
     passwords: list[str] = field(default_factory=list)
+    presented: list[str] = field(default_factory=list)
+    """What AUTH commands carried."""
+    helo: str = ""
+    sender: str = ""
+    options: list[str] = field(default_factory=list)
 
     def _reply(self, command: str, recipient: str = "") -> tuple[bytes, ...]:
         known = {**REPLIES, **self.replies}
@@ -57,6 +66,15 @@ class RawServer:
             writer.write(part)
             await writer.drain()
 
+    def _note(self, command: str, line: str) -> None:
+        words = line.split(" ")
+        if command == "EHLO":
+            self.helo = words[-1]
+        elif command == "MAIL":
+            self.sender, self.options = line.partition("<")[2].partition(">")[0], words[2:]
+        elif command.startswith("AUTH") and len(words) > 2:
+            self.presented.append(base64.b64decode(words[2]).decode())
+
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hold one conversation."""
         recipient = ""
@@ -65,14 +83,19 @@ class RawServer:
             while line := (await reader.readline()).decode().strip():
                 words = line.split(" ")
                 command = " ".join(words[:2]).upper() if words[0].upper() == "AUTH" else words[0].upper()
+                self._note(command, line)
+                if line.upper() == "AUTH LOGIN":
+                    command += " alone"
                 if command == "RCPT":
                     recipient = line.partition("<")[2].rstrip(">")
                 self.commands.append(command)
                 reply = self._reply(command, words[-1] if command == "MAIL" else recipient)
                 await self._say(writer, reply)
-                if reply[0].startswith(b"334"):
+                while reply[0].startswith(b"334"):
+                    asked = "name" if b"user" in base64.b64decode(reply[0][4:]).lower() else "password"
                     self.passwords.append(base64.b64decode(await reader.readline()).decode())
-                    await self._say(writer, self._reply("password"))
+                    reply = self._reply(asked)
+                    await self._say(writer, reply)
                 if b"".join(reply).startswith(b"354"):
                     message = await reader.readuntil(b"\r\n.\r\n")
                     answer = self._reply("dot", recipient)

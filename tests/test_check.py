@@ -21,7 +21,7 @@ from tests.processes import COMPLETE, command, run
 from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, free_port, localhost, smtp_server
 from tests.smtp import HANG, raw_server
 
-STEPS = ["configuration", "mongodb", "rights", "index", "streams", "dead_mail"]
+STEPS = ["configuration", "mongodb", "rights", "index", "suppress", "streams", "dead_mail"]
 PASSWORD_IS: dict[str, Any] = {"pwd": "pw"}
 MAIL_STEPS = ["smtp_dns", "smtp_tcp", "smtp_tls", "smtp_ehlo", "smtp_login"]
 
@@ -75,7 +75,7 @@ async def test_everything_is_ok_and_a_test_email_is_sent(settings: Settings, dat
     lines = out.splitlines()
     assert (code, len(lines)) == (1, len(STEPS + MAIL_STEPS))
     assert lines[0] == "ok       configuration  valid"
-    assert lines[7].startswith("failed   smtp_tcp       Port ")
+    assert lines[len(STEPS) + 1].startswith("failed   smtp_tcp       Port ")
 
 
 async def test_without_an_address_no_email_is_sent(settings: Settings, mail: MailServer) -> None:
@@ -274,9 +274,13 @@ async def test_an_index_that_is_not_ours_is_said(settings: Settings, database: D
     database.users.create_index("notifier.due", unique=True, sparse=True)
     code, steps = await check(settings)
     assert (code, list(failures(steps))) == (1, ["index"])
+    assert steps["suppress"] == ("ok", "POST /suppress needs user_id, as no index has email first")
     database.users.drop_indexes()
     database.users.create_index("notifier.due", sparse=True)
-    assert (await check(settings))[1]["index"] == ("ok", "notifier.due, sparse")
+    database.users.create_index("email")
+    _, steps = await check(settings)
+    assert steps["index"] == ("ok", "notifier.due, sparse")
+    assert steps["suppress"] == ("ok", "POST /suppress takes an address alone, by the index email_1")
 
 
 def test_in_a_local_run_the_mail_server_is_not_checked(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def expected(to: str, content: Content) -> EmailMessage:
     message["Date"] = EMAIL.at
     message["Message-ID"] = f"<{EMAIL.id}@example.com>"
     message["Auto-Submitted"] = "auto-generated"
+    message["X-Auto-Response-Suppress"] = "DR, RN, NRN, OOF, AutoReply"
     if content.unsubscribe_url:
         message["List-Unsubscribe"] = f"<{content.unsubscribe_url}>"
         message["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
@@ -220,3 +221,24 @@ def test_no_id_or_subject_breaks_a_header(text: str) -> None:
 def _lines(text: str) -> list[bytes]:
     """Return lines without the kind of their ends."""
     return text.encode().splitlines()
+
+
+@given(SUBJECTS, st.sampled_from(["a@b.example", "jörg@b.example"]))
+@example("Acme, Inc.", "a@b.example")
+@example("Acme (EU) Ltd.", "a@b.example")
+@example("Firma: Support", "a@b.example")
+@example('"The  Best" \\ of <a> @b; [c]', "a@b.example")
+@example("x" * 250, "a@b.example")
+@example("a, " * 80 + "b", "a@b.example")
+def test_the_name_of_a_sender_reads_back_as_it_was(name: str, address: str) -> None:
+    sender = Sender(name, address, "bounces@b.example", (name, address))
+    message = compose(EMAIL, sender, "c@d.example", Content("s", "text"))
+    assert max(map(len, message.split(b"\r\n"))) <= 998
+    header = message_from_bytes(message, policy=policy.default)
+    for field_ in ("From", "Reply-To"):
+        wire_ = field(message.decode(), field_)
+        if "=?" in wire_:  # which Python's parser reads with more spaces than RFC 2047 says
+            assert decode(wire_) == f"{name} <{address}>"
+        else:
+            assert [found.display_name for found in header[field_].addresses] == [name]
+    assert sender.is_ascii == address.isascii()

@@ -8,6 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from cli.environment import SettingsError
 from settings import Security, Settings
@@ -27,6 +34,22 @@ BAD_HOSTS = [
     "x:1",
     "x/y",
     "a\udcff",
+]
+OAUTH = {
+    "SMTP_OAUTH_TOKEN_URL": "https://login.example.com/tenant/oauth2/v2.0/token",
+    "SMTP_OAUTH_CLIENT_ID": "x",
+    "SMTP_OAUTH_CLIENT_SECRET": "hunter2",
+}
+BAD_TOKEN_URLS = [
+    "login.example.com/token",
+    "http://login.example.com/token",
+    "http://localhost.example.com/token",
+    "http://127.0.0.1.example.com/token",
+    "http://[::1].example.com/token",
+    "https://me:hunter2@x.example/token",
+    "https://x.example/token#a",
+    "https://x.example/to ken",
+    "https://",
 ]
 BAD_URLS = [
     "notifications.example.com",
@@ -86,6 +109,34 @@ def test_without_any_configuration_it_is_a_local_run_on_loopback(environment: Ca
         ({**COMPLETE, "EMAIL": "nobody"}, {"EMAIL"}),
         ({**COMPLETE, "SMTP_LOGIN": "x"}, {"SMTP_PASSWORD"}),
         ({**COMPLETE, "SMTP_PASSWORD": "hunter2"}, {"SMTP_LOGIN"}),
+        ({**COMPLETE, **OAUTH}, {"SMTP_LOGIN"}),
+        ({**COMPLETE, **OAUTH, "SMTP_LOGIN": "x", "SMTP_PASSWORD": "hunter2"}, {"SMTP_PASSWORD"}),
+        ({**COMPLETE, **OAUTH, "SMTP_PASSWORD": "hunter2"}, {"SMTP_LOGIN", "SMTP_PASSWORD"}),
+        (
+            {**COMPLETE, "SMTP_OAUTH_SCOPE": "x"},
+            {"SMTP_LOGIN", "SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_CLIENT_ID", "SMTP_OAUTH_CLIENT_SECRET"},
+        ),
+        ({**COMPLETE, **OAUTH, "SMTP_LOGIN": "x", "SMTP_OAUTH_CLIENT_ID": ""}, {"SMTP_OAUTH_CLIENT_ID"}),
+        (
+            {**COMPLETE, "SMTP_LOGIN": "x", "SMTP_OAUTH_CLIENT_ID": "x", "SMTP_OAUTH_REFRESH_TOKEN": "x"},
+            {"SMTP_OAUTH_TOKEN_URL"},
+        ),
+        (
+            {**COMPLETE, **OAUTH, "SMTP_LOGIN": "x", "SMTP_OAUTH_CLIENT_SECRET": "hunter2\n2"},
+            {"SMTP_OAUTH_CLIENT_SECRET"},
+        ),
+        *(
+            ({**COMPLETE, **OAUTH, "SMTP_LOGIN": "x", "SMTP_OAUTH_TOKEN_URL": url}, {"SMTP_OAUTH_TOKEN_URL"})
+            for url in BAD_TOKEN_URLS
+        ),
+        ({**COMPLETE, "SMTP_CLIENT_CERT": "/nothing/here.pem"}, {"SMTP_CLIENT_CERT"}),
+        ({**COMPLETE, "SMTP_CLIENT_CERT": __file__, "SMTP_SECURITY": "none"}, {"SMTP_CLIENT_CERT", "SMTP_SECURITY"}),
+        ({**COMPLETE, "SMTP_HELO": "a b"}, {"SMTP_HELO"}),
+        ({**COMPLETE, "SMTP_HELO": "x@y.example"}, {"SMTP_HELO"}),
+        ({**COMPLETE, "SMTP_HELO": "[a.example]"}, {"SMTP_HELO"}),
+        ({**COMPLETE, "SMTP_REPLY_TO": "Ann"}, {"SMTP_REPLY_TO"}),
+        ({**COMPLETE, "SMTP_ENVELOPE_FROM": "Bounces <a@b.example>"}, {"SMTP_ENVELOPE_FROM"}),
+        ({**COMPLETE, "SMTP_FROM": "Ann <a@b.example>, Bob <c@d.example>"}, {"SMTP_FROM"}),
         ({**COMPLETE, "SMTP_FROM": "a@b.example, c@d.example"}, {"SMTP_FROM"}),
         ({**COMPLETE, "SMTP_FROM": "Eve\n<a@b.example>"}, {"SMTP_FROM"}),
         ({**COMPLETE, "SMTP_SECURITY": "ssl"}, {"SMTP_SECURITY"}),
@@ -147,6 +198,33 @@ def test_an_address_for_browsers_may_have_a_port_and_a_path(environment: Callabl
     assert (settings.public_url, settings.link_secrets) == (url, ["a" * 32, "b" * 32])
     assert "aaa" not in repr(settings)
     assert environment(**COMPLETE, PUBLIC_URL=url, UNSUBSCRIBE_SECRETS="", API_KEYS="k" * 32).link_secrets == ["k" * 32]
+
+
+@pytest.mark.parametrize(
+    "url", ["https://oauth2.googleapis.com/token", "http://localhost:1/t?a=b", "http://127.0.0.1:80", "http://[::1]/t"]
+)
+def test_a_login_by_oauth_needs_no_password_and_shows_no_secret(environment: Callable[..., Settings], url: str) -> None:
+    given = {**COMPLETE, **OAUTH, "SMTP_LOGIN": "me@example.com", "SMTP_OAUTH_TOKEN_URL": url}
+    settings = environment(**given, SMTP_OAUTH_REFRESH_TOKEN="hunter3")  # noqa: S106 - to look for
+    assert (settings.smtp_from, settings.smtp_oauth_token_url) == ("me@example.com", url)
+    assert "hunter" not in repr(settings)
+
+
+def test_the_file_of_a_client_certificate_has_its_key_without_a_passphrase(
+    environment: Callable[..., Settings], tmp_path: Path
+) -> None:
+    pair, other = (trustme.CA().issue_cert("me@example.com") for _ in range(2))
+    chain, path = pair.cert_chain_pems[0].bytes(), tmp_path / "pair.pem"
+    key = load_pem_private_key(pair.private_key_pem.bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+    for content in (chain, pair.private_key_pem.bytes(), other.private_key_pem.bytes() + chain, locked + chain, b""):
+        path.write_bytes(content)
+        with pytest.raises(
+            SettingsError, match="SMTP_CLIENT_CERT: Cannot be read as a PEM file with a certificate and its"
+        ):
+            environment(**COMPLETE, SMTP_CLIENT_CERT=f"{path}")
+    path.write_bytes(pair.private_key_pem.bytes() + chain)
+    assert environment(**COMPLETE, SMTP_CLIENT_CERT=f"{path}").smtp_client_cert == path
 
 
 def test_a_password_may_have_any_printable_character(environment: Callable[..., Settings]) -> None:

@@ -13,9 +13,10 @@ from cli.status import show_status
 from mail.replies import Outcome, verdict_of
 from mail.suppression import CODES, bounce_code
 from mail.verdicts import Stage
-from settings import Settings
+from mongo.suppression import NO_INDEX, SHARED_LIMIT
+from settings import Settings, UnknownUsers
 from store import open_store
-from tests.client import DB, PROTECTED, USER, Client, create, metric, ours, settled, token
+from tests.client import DB, OTHER, PROTECTED, USER, Client, create, metric, ours, settled, token
 from tests.fixtures import Start
 from tests.servers import MailServer
 from tests.waiting import eventually_async
@@ -162,6 +163,9 @@ async def test_a_webhook_sets_and_lifts_a_suppression(client: Client, database: 
     assert await suppress(client, {"address": "old@example.com", "code": "5.1.1"}) == NOT
     assert await suppress(client, {"address": " gone@Example.COM", "code": "complaint"}) == SUPPRESSED
     assert await suppress(client, {"address": "old@example.com"}) == SUPPRESSED  # as it was
+    assert await suppress(client, {"address": "Gone User <GONE@example.com>", "code": "5.1.1"}) == SUPPRESSED
+    assert await suppress(client, {"address": "<gone@example.com>"}) == SUPPRESSED
+    assert ours(database)["suppression"]["address"] == "gone@example.com"
     assert (await suppress(client, {"code": "550 5.1.1 <ann@example.com>: no such user"}))[0] == 422
     assert await bounce(client, database, mail) == 0
     assert await suppress(client, {"suppressed": False}) == NOT
@@ -173,6 +177,85 @@ async def test_a_user_without_an_address_has_none_to_suppress(client: Client, da
     database.users.insert_one({"_id": ObjectId(USER), "email": ["none"]})
     assert await suppress(client, {}) == NOT
     assert "suppression" not in ours(database)
+
+
+async def by_address(client: Client, address: object, **fields: Any) -> Any:
+    """Call without a user; return the status and the data or the errors."""
+    response = await client.post("/suppress", json={"address": address, **fields})
+    body = await response.json()
+    return response.status, body.get("data") or body.get("errors")
+
+
+INDEXES: list[Any] = [
+    ("email", {}),
+    ([("email", -1), ("name", 1)], {}),
+    ("email", {"collation": {"locale": "en", "strength": 2}}),
+    ("email", {"unique": True, "sparse": True}),
+]
+
+
+@pytest.mark.parametrize(("keys", "options"), INDEXES)
+async def test_an_index_finds_the_users_who_have_an_address(
+    client: Client, database: DB, keys: Any, options: dict[str, Any]
+) -> None:
+    first, second = ObjectId(USER), ObjectId(OTHER)
+    shared = "ann@example.com" if not options.get("unique") else "other@example.com"
+    database.users.insert_many([{"_id": first, "email": "ann@example.com"}, {"_id": second, "email": shared}])
+    database.users.create_index(keys, **options)
+    assert await by_address(client, "Ann <ANN@Example.com>", code="5.1.1") == SUPPRESSED
+    found = [user_["_id"] for user_ in database.users.find({"notifier.suppression.address": "ann@example.com"})]
+    assert found == ([first, second] if shared == "ann@example.com" else [first])
+    assert await by_address(client, "ann@example.com", suppressed=False) == NOT
+    assert database.users.count_documents({"notifier.suppression": {"$exists": True}}) == 0
+    assert await by_address(client, "nobody@example.com") == NOT
+
+
+async def test_the_index_says_whether_the_case_of_stored_addresses_matters(client: Client, database: DB) -> None:
+    database.users.insert_one({"_id": ObjectId(USER), "email": "Ann@Example.com"})
+    database.users.create_index("email", name="exact")
+    assert await by_address(client, "ann@example.com") == NOT
+    database.users.drop_index("exact")
+    database.users.create_index("email", collation={"locale": "en", "strength": 2})
+    assert await by_address(client, "ann@example.com") == SUPPRESSED
+    assert ours(database)["suppression"]["address"] == "Ann@example.com"
+
+
+async def test_an_index_finds_an_address_in_an_array(start: Start, database: DB) -> None:
+    client = await start(email_field="emails.0.address", unknown_users=UnknownUsers.REFUSE)
+    one, other = {"address": "one@example.com"}, {"address": "other@example.com"}
+    database.users.insert_one({"_id": ObjectId(USER), "emails": [one, other]})
+    database.users.create_index("emails.address")
+    assert await by_address(client, "other@example.com") == NOT  # to which no e-mail goes
+    assert await by_address(client, "one@example.com") == SUPPRESSED
+
+
+@pytest.mark.parametrize(
+    ("keys", "options"),
+    [
+        (None, {}),
+        ([("name", 1), ("email", 1)], {}),
+        ("email", {"partialFilterExpression": {"active": True}}),
+        ([("email", "text")], {}),
+        ("email", {"hidden": True}),
+    ],
+)
+async def test_without_an_index_an_address_alone_is_refused(
+    client: Client, database: DB, keys: Any, options: dict[str, Any]
+) -> None:
+    database.users.insert_one({"_id": ObjectId(USER), "email": "ann@example.com"})
+    if keys:
+        database.users.create_index(keys, **options)
+    assert await by_address(client, "ann@example.com") == (422, {"user_id": [NO_INDEX]})
+    assert (await by_address(client, None))[0] == 422
+    assert await suppress(client, {"address": "ann@example.com"}) == SUPPRESSED
+
+
+async def test_an_address_that_very_many_users_have_is_refused(client: Client, database: DB) -> None:
+    """The service gives all users that it creates the same."""
+    database.users.create_index("email")
+    database.users.insert_many([{"email": "new-user@example.com"} for _ in range(SHARED_LIMIT + 1)])
+    many = "More than 100 users have it: give user_id."
+    assert await by_address(client, "new-user@example.com") == (422, {"address": [many]})
 
 
 async def test_only_a_backend_may_suppress(start: Start, database: DB) -> None:

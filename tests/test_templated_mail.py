@@ -164,7 +164,17 @@ async def test_data_injects_nothing(start: Start, database: DB, mail: MailServer
     await settled(database)
     message = received(mail)
     assert sorted(message.keys()) == sorted(
-        ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type"]
+        [
+            "From",
+            "To",
+            "Subject",
+            "Date",
+            "Message-ID",
+            "Auto-Submitted",
+            "X-Auto-Response-Suppress",
+            "MIME-Version",
+            "Content-Type",
+        ]
     )
     assert message["To"] == "new-user@example.com"
     assert message["Subject"].startswith("Re")

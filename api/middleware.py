@@ -13,21 +13,24 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from api.auth import Refused
 from api.body import answer_before_body
 from api.problems import ForeignHost, Incomplete, problem_of, render
-from config.checks import in_url
+from config.checks import LOOPBACK, in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
 from ops.logs import Throttle, log_info
 from ops.metrics import METRICS
 
 log = logging.getLogger("notifier.http")
+audit = logging.getLogger("notifier.audit")
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 RENDER_FAILURE: Final[web.RequestKey[Callable[[Exception], web.Response]]] = web.RequestKey("RENDER_FAILURE")
 """How a request's failures are answered, if not as problems only."""
 STARTED: Final = web.RequestKey("STARTED", float)
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
-LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+PROBES: Final = ("/healthz", "/readyz")
+"""Orchestrators ask for these every few seconds: only a failure is worth a line, or all at the level DEBUG."""
 PORT: Final = re.compile(r":\d{1,5}$")
 DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
 """Set when the service is about to stop and should be sent no more requests."""
@@ -74,6 +77,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
 
 def _log_failure(exc: Exception, request_id: str, throttle: Throttle) -> None:
     extra = {"request_id": request_id}
+    if isinstance(exc, Refused):
+        audit.info("%s is refused: %s", exc, problem_of(exc).detail, extra=extra)
     reasons = exc.failures.values() if isinstance(exc, Incomplete) else [exc]
     for reason in reasons:
         if isinstance(reason, Conflict | Unavailable | UnknownError) and f"{reason}" and throttle.allows(f"{reason}"):
@@ -94,6 +99,8 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
     route = resource.canonical if resource else "-"  # never the client's own words, in a log or a label
     method = request.method if request.method in hdrs.METH_ALL else "-"
     request.app[METRICS].requests_of(route, method, response.status).observe(seconds)
+    if route in PROBES and response.status == 200 and not log.isEnabledFor(logging.DEBUG):
+        return
     log_info(
         log,
         "%s %s %d %.1f ms",

@@ -127,7 +127,7 @@ class UnsubscribePage:
         self._kinds = settings.kinds
         texts: Mapping[str, Mapping[str, str]] = tomllib.loads((FOLDER / "unsubscribe.toml").read_text("utf-8"))
         self._texts = {language: {**of_one, "language": language} for language, of_one in texts.items()}
-        environment = Environment(autoescape=True, undefined=StrictUndefined)
+        environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
         self._template = environment.from_string((FOLDER / "unsubscribe.html").read_text("utf-8"))
 
     def open(self, request: web.Request) -> Subscription:

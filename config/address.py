@@ -44,6 +44,15 @@ def envelope_address(value: object) -> str:
     return f"{local}@{_ascii_domain(domain)}"
 
 
+def is_address(value: object) -> bool:
+    """Return whether `envelope_address` accepts a value."""
+    try:
+        envelope_address(value)
+    except ValidationError:
+        return False
+    return True
+
+
 def _ascii_domain(domain: str) -> str:
     if LITERAL.fullmatch(domain):
         return domain

@@ -43,7 +43,7 @@ class Content:
 
 
 class TemplatesError(Exception):
-    """Some templates cannot be used. The message has a sentence for each, with its file and line."""
+    """Some templates cannot be used. The message has a line for each, with its file and line."""
 
 
 class RenderError(Exception):
@@ -68,7 +68,7 @@ class Templates:
             finalize=lambda value: "" if value is None else value,
         )
         if faults := [fault for name in sorted(sources) for fault in _faults(environment, name, sources)]:
-            raise TemplatesError(" ".join(faults))
+            raise TemplatesError("\n".join(faults))
         self._templates = {name: environment.get_template(name) for name in sources}
         self._kinds = kinds
         self._localized = {name.lower(): name for name in sources}
@@ -137,7 +137,7 @@ def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as exc:
-        raise TemplatesError(f"Cannot be read: {exc.strerror}.") from exc
+        raise TemplatesError(f"Cannot be read: {folder}: {exc.strerror}.") from exc
     for path in paths:
         if not name.fullmatch(path.name):
             faults.append(
@@ -150,7 +150,7 @@ def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as exc:
             faults.append(f"{path.name}: cannot be read as UTF-8: {getattr(exc, 'strerror', None) or exc}.")
     if faults:
-        raise TemplatesError(" ".join(faults))
+        raise TemplatesError("\n".join(faults))
     return sources
 
 

@@ -25,7 +25,7 @@ USER 65532:65532
 EXPOSE 8080
 
 # Liveness, not readiness: a restart would not bring MongoDB back, and the service recovers by itself.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", \
-    "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/healthz', timeout=4)"]
+# As a file of its own: `notifier.py health` does the same, and takes ten times as long to start.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "cli/health.py"]
 
 CMD ["python", "notifier.py"]

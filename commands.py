@@ -14,11 +14,13 @@ from marshmallow import ValidationError
 
 from api.auth import sign_token
 from api.body import load_all, parse_json
-from cli.dead import discard_dead, list_dead, list_emails, retry_dead, since
+from cli.dead import discard_dead, discard_owed, list_dead, list_emails, retry_dead, since
+from cli.health import check_health
 from cli.output import BadInput, fail, fail_to_write, say
 from cli.send import UserList, send
 from cli.status import show_status
-from cli.target import NoDatabase, with_database
+from cli.target import with_database
+from cli.variables import describe_settings
 from config.address import envelope_address
 from config.ids import IdType
 from mail.renderer import RenderingEnded
@@ -27,7 +29,7 @@ from mail.unsubscribe import Links
 from mongo.document import JSONObject
 from mongo.requests import Create
 from schemas import CreateHeaders, CreateSchema
-from settings import Settings, describe_settings
+from settings import Settings
 from store import open_store
 
 
@@ -42,13 +44,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/workers.py
-    commands = parser.add_subparsers(dest="command", metavar="")
-    check = commands.add_parser("check", help="check the configuration, MongoDB and the mail server, step by step")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def command(name: str, does: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+
+    check = command("check", "check the configuration, MongoDB, the users and the mail server, step by step")
     check.add_argument("--to", metavar="ADDRESS", type=address, help="send one test e-mail to this address")
     check.add_argument("--json", action="store_true", help="one JSON object")
-    status = commands.add_parser("status", help="show what is owed, what died, and how the mail server is")
+    command("health", "say by the exit code, 0 or 1, whether the service on this machine answers")
+    status = command("status", "show what is owed, what died, and how the mail server is")
     status.add_argument("--json", action="store_true", help="one JSON object")
-    dead = commands.add_parser("dead", help="list the e-mails that could not be delivered, and why")
+    dead = command("dead", "list the e-mails that could not be delivered, and why")
     dead.add_argument("--json", action="store_true", help="one JSON object a line")
     dead.add_argument("--key", metavar="KIND", help="only those of this kind")
     dead.add_argument(
@@ -56,18 +63,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     for name, text in (
         ("retry", "owe the e-mails of dead letters again"),
-        ("discard", "delete dead letters; nothing brings them back"),
+        ("discard", "delete dead letters, or the e-mails that are owed; nothing brings them back"),
     ):
-        which = commands.add_parser(name, help=text).add_mutually_exclusive_group(required=True)
+        which = command(name, text).add_mutually_exclusive_group(required=True)
         which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
         which.add_argument("--all", action="store_true", help="every dead letter")
-    mail = commands.add_parser("mail", help="show the e-mails that a user is owed, and the user's dead letters")
+    which.add_argument("--owed", action="store_true", help="all e-mails that are owed: on a copy of production, say")
+    mail = command("mail", "show the e-mails that a user is owed, and the user's dead letters")
     mail.add_argument("user_id", metavar="USER_ID")
-    token = commands.add_parser("token", help="print a user's token, signed with USER_TOKEN_SECRET, for trying the API")
+    token = command("token", "print a user's token, signed with the first of USER_TOKEN_SECRETS, for trying the API")
     token.add_argument("user_id", metavar="USER_ID")
     token.add_argument("--ttl", metavar="SECONDS", type=ttl, default=3600, help="its lifetime (default 3600)")
-    send = commands.add_parser("send", help="create a notification for the users of a list of any length")
-    send.add_argument("key", metavar="KIND", help="one of the kinds of notification")
+    send = command("send", "create a notification for the users of a list of any length")
     send.add_argument(
         "--users",
         metavar="FILE",
@@ -75,12 +82,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="a user's id in each line, or a JSON object with `user_id` or `_id`; - for standard input",
     )
     send.add_argument("--idempotency-key", metavar="KEY", help="default: made of the notification and the list")
-    preview = commands.add_parser("preview", help="show the e-mail that the templates make of a notification")
-    preview.add_argument("key", metavar="KEY")
+    preview = command("preview", "show the e-mail that the templates make of a notification")
     preview.add_argument("--language", metavar="LANGUAGE", help="the user's language, such as de")
-    for command in (send, preview):
-        command.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
-        command.add_argument("--target-id", metavar="ID", help="the `target_id` of POST /create")
+    for of_a_kind in (send, preview):
+        of_a_kind.add_argument("key", metavar="KIND", help="one of the kinds of notification")
+        of_a_kind.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
+        of_a_kind.add_argument("--target-id", metavar="ID", help="the `target_id` of POST /create")
     return parser.parse_args(arguments)
 
 
@@ -108,19 +115,24 @@ def one_user(text: str, id_type: IdType) -> str:
 
 
 def run_command(options: argparse.Namespace, settings: Settings) -> int:
-    """Run a command; return 0, 1 if it failed, or 2 if its arguments cannot be used. Raises `StoreError`."""
+    """Run a command; return 0, 1 if it failed, or 2 if its arguments cannot be used.
+
+    Raises `StoreError` or `NoDatabase`.
+    """
     try:
         if options.command in {"mail", "token"}:
             options.user_id = one_user(options.user_id, settings.id_type)
-        match options.command:
-            case "token":
-                return print_token(options, settings)
-            case "preview":
-                return preview_email(options, settings)
-            case "send":
-                options.new = notification(options, settings)  # before MongoDB is waited for, and so is the list
-                with closing(UserList(options.users, settings.id_type)) as options.users:
-                    return asyncio.run(run_on_store(options, settings))
+        alone: Mapping[str, Callable[[], int]] = {
+            "health": lambda: check_health(settings.host, settings.port),
+            "token": lambda: print_token(options, settings),
+            "preview": lambda: preview_email(options, settings),
+        }
+        if options.command in alone:
+            return alone[options.command]()
+        if options.command == "send":
+            options.new = notification(options, settings)  # before MongoDB is waited for, and so is the list
+            with closing(UserList(options.users, settings.id_type)) as options.users:
+                return asyncio.run(run_on_store(options, settings))
         return asyncio.run(run_on_store(options, settings))
     except BadInput as exc:
         return fail(f"{exc}", 2)
@@ -129,16 +141,16 @@ def run_command(options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
-    """Run a command on the configured database, or on that of the local run in this folder. Raises `StoreError`."""
-    try:
-        settings = with_database(settings)
-    except NoDatabase as exc:
-        return fail(f"{exc}")
+    """Run a command on the configured database, or on that of the local run in this folder.
+
+    Raises `StoreError` or `NoDatabase`.
+    """
+    settings = with_database(settings)
     async with open_store(settings) as store:
         chosen = None if getattr(options, "all", False) else getattr(options, "ids", None)
         commands: Mapping[str, Callable[[], Awaitable[int]]] = {
             "dead": lambda: list_dead(store, options.key, options.since, as_json=options.json),
-            "discard": lambda: discard_dead(store, chosen),
+            "discard": lambda: discard_owed(store) if options.owed else discard_dead(store, chosen),
             "mail": lambda: list_emails(store, options.user_id),
             "retry": lambda: retry_dead(store, chosen),
             "send": lambda: send(store, options.users, options.new),
@@ -176,9 +188,9 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     except RenderingEnded as exc:
         return fail(f"{exc}; the e-mail would become a dead letter.")
     listed = f"List-Unsubscribe: <{link}>\n" if link else ""
-    say(f"Subject: {content.subject}\n{listed}\n{content.text}")
-    if content.html:
-        say(f"\n--- as HTML ---\n\n{content.html}")
+    html = f"\n\n--- as HTML ---\n\n{content.html}" if content.html else ""
+    for line in f"Subject: {content.subject}\n{listed}\n{content.text}{html}".split("\n"):
+        say(line)
     return 0
 
 
@@ -192,7 +204,7 @@ async def _render(settings: Settings, fields: JSONObject, language: str | None, 
 
 def print_token(options: argparse.Namespace, settings: Settings) -> int:
     """Print a token for this user."""
-    if not settings.user_token_secret:
-        return fail("USER_TOKEN_SECRET is not set.")
-    say(sign_token(settings.user_token_secret, options.user_id, options.ttl))
+    if not settings.user_token_secrets:
+        return fail("USER_TOKEN_SECRETS is not set.")
+    say(sign_token(settings.user_token_secrets[0], options.user_id, options.ttl))
     return 0

@@ -19,9 +19,11 @@ from api import pages, sse, unsubscribe
 from api.auth import Caller, identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
-from api.middleware import DRAINING, ORIGIN, complete
+from api.middleware import DRAINING, ORIGIN, audit, complete
 from api.problems import NoSuchNotification, incomplete
 from api.stream import Stopping
+from config.ids import named
+from config.keys import Scope
 from mongo.creation import Recorded
 from mongo.errors import StoreError
 from mongo.preferences import wants_email
@@ -58,7 +60,7 @@ JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
 async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
-    identify(request).must_be_backend()
+    identify(request, Scope.CREATE)
     body, headers = await read_object(request), single_values(request.headers, "Idempotency-Key")
     parts: list[tuple[Schema, Mapping[str, Any]]] = [(request.app[CREATE], body)]
     if headers or "user_ids" in body:  # most requests need no second schema
@@ -89,12 +91,12 @@ async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
         raise incomplete(failures, not_owed=Recorded.NOT_OWED in outcomes)
     replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
     counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
-    return _answer(orjson.dumps(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
+    return _answer(_line(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
 
 
 async def list_(request: web.Request) -> web.Response:
     """Return a page of a user's notifications and the counts, or 304 to a client that has them already."""
-    caller = identify(request)
+    caller = identify(request, Scope.INBOX)
     query: ListQuery = request.app[LIST].load(single_values(request.query))
     caller.must_act_for(query.user_id)
     page = await request.app[STORE].list(query)
@@ -102,8 +104,7 @@ async def list_(request: web.Request) -> web.Response:
     if query.is_new is not None:
         asked["is_new"] = query.is_new
     data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
-    # Other programs may store values in the array that JSON has no type for. They must not break the list.
-    body = orjson.dumps({"success": True, "data": data}, default=str)
+    body = _line({"success": True, "data": data}).rstrip()  # to the byte as specified
     return _revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
 
 
@@ -129,7 +130,7 @@ async def delete(request: web.Request) -> web.Response:
 
 
 def _selection(request: web.Request) -> Selection:
-    caller = identify(request)
+    caller = identify(request, Scope.INBOX)
     selection: Selection = request.app[SELECTION].load(single_values(request.query))
     caller.must_act_for(selection.user_id)
     return selection
@@ -143,13 +144,13 @@ def _answer_found(selection: Selection, *, found: bool) -> web.Response:
 
 async def preferences(request: web.Request) -> web.Response:
     """Return which e-mails a user wants."""
-    user_id = _user(request, identify(request))
+    user_id = _user(request, identify(request, Scope.INBOX))
     return _preferences(request, await request.app[STORE].preferences.of_user(user_id))
 
 
 async def change_preferences(request: web.Request) -> web.Response:
     """Set which e-mails a user wants, and return the same."""
-    caller = identify(request)
+    caller = identify(request, Scope.INBOX)
     changes, user = load_all((request.app[PREFERENCES], await read_object(request)), _query(request))
     caller.must_act_for(user["user_id"])
     return _preferences(request, await request.app[STORE].preferences.change(user["user_id"], changes))
@@ -161,27 +162,28 @@ def _preferences(request: web.Request, stored: object) -> web.Response:
         for name, kind in request.app[KINDS].items()
         if kind.email
     }
-    return _answer(orjson.dumps({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
+    return _answer(_line({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
 
 
 async def erase(request: web.Request) -> web.Response:
     """Remove what the service holds of a user."""
-    caller = identify(request)
-    caller.must_be_backend()
-    await request.app[STORE].erase(_user(request, caller))
+    caller = identify(request, Scope.ERASE)
+    user_id = _user(request, caller)
+    await request.app[STORE].erase(user_id)
+    audit.info("%s has erased %s", caller.name, named(user_id), extra=request[ORIGIN])
     return _answer(SUCCESS)
 
 
 async def suppress(request: web.Request) -> web.Response:
     """Send nothing more to an address, or send again: to a user's, or to that of all users who have it."""
-    identify(request).must_be_backend()
+    identify(request, Scope.SUPPRESS)
     body, query = await read_object(request) if request.body_exists else {}, _query(request)
     by_address = body.get("address") and "user_id" not in query[1]
     asked, *user = load_all((SUPPRESSION, body), *(() if by_address else (query,)))
     suppressions = request.app[STORE].suppressions
     users = [user[0]["user_id"]] if user else await suppressions.users_with(asked["address"])
     are_suppressed = [await suppressions.change(user_id, **asked) for user_id in users]
-    return _answer(orjson.dumps({"success": True, "data": {"suppressed": any(are_suppressed)}}))
+    return _answer(_line({"success": True, "data": {"suppressed": any(are_suppressed)}}))
 
 
 def _query(request: web.Request) -> tuple[Schema, Mapping[str, Any]]:
@@ -198,7 +200,7 @@ def _user(request: web.Request, caller: Caller) -> str:
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
-    caller, hub = identify(request), request.app[HUB]
+    caller, hub = identify(request, Scope.INBOX), request.app[HUB]
     user_id = _user(request, caller)
     async with hub.listen(user_id, lambda: request.transport is None) as listener:
         response = web.StreamResponse(headers=sse.HEADERS)
@@ -238,7 +240,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """Return the metrics. They are useful without MongoDB too."""
-    identify(request).must_be_backend()
+    identify(request, Scope.METRICS)
     instruments, backlog, dead = request.app[METRICS], (float("nan"), float("nan")), float("nan")
     with contextlib.suppress(StoreError):
         backlog = await request.app[STORE].outbox.backlog()
@@ -277,6 +279,11 @@ def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = 
     return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
 
 
+def _line(value: object) -> bytes:
+    """Return JSON. What other programs store in the array, which it may have no type for, must not break the list."""
+    return orjson.dumps(value, default=str, option=orjson.OPT_APPEND_NEWLINE)
+
+
 def _revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
     """Answer with a body and its ETag, or with 304 if the client has it."""
     etag = blake2b(body, digest_size=12).hexdigest()
@@ -289,4 +296,4 @@ def _revalidated(request: web.Request, body: bytes, cache_control: str) -> web.R
 
 def describe_kinds(kinds: Kinds) -> bytes:
     """Return the body of `GET /kinds`."""
-    return orjson.dumps({"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}})
+    return _line({"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}})

@@ -12,7 +12,10 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 import aiohttp_cors
 from aiohttp import web
@@ -23,10 +26,11 @@ from api import demo, openapi, pages, server, unsubscribe
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
-from api.middleware import DRAINING, LOOPBACK, THROTTLE, middleware, own_name_only
+from api.middleware import DRAINING, THROTTLE, middleware, own_name_only
 from cli.check import run_check
-from cli.environment import SettingsError, load_settings, warnings_about
+from cli.environment import SettingsError, read_settings
 from cli.output import INTERRUPTED, fail, fail_to_write
+from cli.target import NoDatabase, nothing_configured
 from commands import parse_arguments, run_command
 from delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
@@ -52,9 +56,8 @@ PATIENT: Final = web.AppKey("PATIENT", Patience)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
-NOT_INSTALLED: Final = (
-    "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST; or install requirements-local.txt to run locally."
-)
+REMINDER_INTERVAL: Final = 3600.0
+"""Seconds."""
 
 
 def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
@@ -86,7 +89,8 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     if settings.local:
         app.cleanup_ctx.append(local_run)
     app[TRACING] = tracing
-    app.cleanup_ctx.extend([traces, mongodb, delivery, streams, event_loop])
+    app.cleanup_ctx.extend([traces, mongodb, delivery, streams, event_loop, reminder])
+    app.on_response_prepare.append(hide_versions)
     app.on_shutdown.append(end_streams)
     return app
 
@@ -128,7 +132,7 @@ async def local_run(app: web.Application) -> AsyncIterator[None]:
     try:
         from ops.local import embedded  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
-        sys.exit(NOT_INSTALLED)
+        raise nothing_configured() from None
     try:
         async with embedded(app[SETTINGS]) as settings:
             app[SETTINGS] = settings
@@ -177,16 +181,34 @@ async def event_loop(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
+async def reminder(app: web.Application) -> AsyncIterator[None]:
+    """Say again and again if anyone may call."""
+    app[METRICS].open.set(bool(app[SETTINGS].openness))
+    task = asyncio.create_task(remind(app[SETTINGS]))
+    yield
+    task.cancel()
+
+
+async def remind(settings: Settings) -> None:
+    """Warn once an hour if anyone may call."""
+    while settings.openness:
+        await asyncio.sleep(REMINDER_INTERVAL)
+        log.warning("%s", settings.openness)
+
+
+async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+    """Leave out the header that tells the versions of Python and aiohttp."""
+    response.headers.pop("Server", None)
+
+
 def announce(settings: Settings) -> None:
     """Tell where the service listens."""
     if settings.local:
         print(banner(settings), flush=True)  # noqa: T201 - for the newcomer
     else:
         log.info("listening on %s port %d", settings.host, settings.port)
-    if not settings.api_keys and settings.host not in LOOPBACK:
-        log.warning(
-            "API_KEYS is not set: anyone who can reach %s port %d has full access", settings.host, settings.port
-        )
+    if settings.openness:
+        log.warning("%s", settings.openness)
 
 
 def serve(settings: Settings, *, is_worker: bool) -> None:
@@ -194,14 +216,14 @@ def serve(settings: Settings, *, is_worker: bool) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     app = create_app(settings)
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(server.serve(app, settings.host, settings.port, partial(announce, settings), is_worker=is_worker))
+        asyncio.run(server.serve(app, settings, partial(announce, settings), is_worker=is_worker))
 
 
 def explain(exc: Exception) -> int:
     """Print in one sentence why the service cannot start; return the exit code, 2 if only the configuration helps."""
     logging.shutdown()  # what was logged comes first
     match exc:
-        case SettingsError():
+        case SettingsError() | NoDatabase():
             return fail(f"{exc}", 2)
         case Unavailable():
             return fail(f"{exc}", 2 if isinstance(exc, Misconfigured) else 1)
@@ -216,17 +238,17 @@ def main(arguments: list[str]) -> int:
         options = parse_arguments(arguments)
         if options.command == "check":  # which tells the faults of the configuration too
             return run_check(options)
-        settings = load_settings()
+        settings, warnings = read_settings()
         configure_logging(settings.log_level)
         if not options.worker:
-            for warning in warnings_about(settings):
+            for warning in warnings:
                 log.warning("%s", warning)
         return run_command(options, settings) if options.command else serve_or_supervise(options, settings)
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else fail(f"{exc.code}")
-    except (SettingsError, StoreError, CannotListen, OSError) as exc:
+    except (SettingsError, NoDatabase, StoreError, CannotListen, OSError) as exc:
         return explain(exc)
 
 

@@ -59,6 +59,15 @@ def _accept(kinds: Kinds, schema: Schema) -> None:
     schema.fields["key"].validators = [validate.OneOf(list(kinds), error="Must be one of: {choices}.")]
 
 
+def _capped(schema: Schema, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields, with no more than `UNKNOWN_LIMIT` unknown ones: a body has room for thousands."""
+    if values.keys() <= schema.fields.keys():
+        return values
+    known = {name: value for name, value in values.items() if name in schema.fields}
+    unknown = ((name, value) for name, value in values.items() if name not in schema.fields)
+    return known | dict(islice(unknown, UNKNOWN_LIMIT))
+
+
 USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
 
 
@@ -104,12 +113,7 @@ class CreateSchema(IdSchema):
 
     @pre_load
     def _cap_unknown(self, values: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
-        """Name no more than `UNKNOWN_LIMIT` unknown fields: a body has room for thousands."""
-        if values.keys() <= self.fields.keys():
-            return values
-        known = {name: value for name, value in values.items() if name in self.fields}
-        unknown = ((name, value) for name, value in values.items() if name not in self.fields)
-        return known | dict(islice(unknown, UNKNOWN_LIMIT))
+        return _capped(self, values)
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def _one_or_many(self, _: object, original: Mapping[str, Any], **__: object) -> None:
@@ -265,6 +269,10 @@ class SuppressionSchema(Schema):
         """Refuse unknown fields."""
 
         unknown = RAISE
+
+    @pre_load
+    def _cap_unknown(self, values: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
+        return _capped(self, values)
 
     suppressed = JSONBoolean(
         load_default=True, metadata={"description": "`false` lifts the suppression: e-mails are sent again."}

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from marshmallow import validate
 
-from config import checks
+from config import checks, keys
 from config.address import envelope_address, mailbox
 from config.ids import IdType
 from ops.kinds import Kinds, load_kinds
@@ -39,7 +39,7 @@ class Security(enum.Enum):
 
 
 def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: bool = False, **parse_options: Any) -> Any:
-    metadata = {"help": help_, "parse": parse, "options": parse_options}
+    metadata = {"help": help_, "parse": parse, "options": parse_options, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -161,17 +161,22 @@ class Settings:
         validate=validate.Range(min=0, min_inclusive=False, max=10_000),
     )
     api_keys: Sequence[str] = _setting(
-        "comma-separated keys, one of which a backend sends as Authorization: Bearer KEY; without any, the API is open",
+        "comma-separated keys, one of which a backend sends as Authorization: Bearer KEY; SCOPE:KEY or SCOPE+SCOPE:KEY "
+        f"limits a key to one or several of {keys.NAMES}; without any key, the API is open",
+        "list",
+        (),
+        secret=True,
+        subcast=str.strip,
+        validate=[validate.Length(min=1), keys.parse_keys],
+    )
+    user_token_secrets: Sequence[str] = _setting(
+        "comma-separated secrets, any of which may sign a user's token (JWT, HS256), for what concerns that user; "
+        "needs API_KEYS",
         "list",
         (),
         secret=True,
         subcast=str.strip,
         validate=[validate.Length(min=1), checks.long_secrets],
-    )
-    user_token_secret: str | None = _setting(
-        "secret that signs users' tokens (JWT, HS256), for what concerns one user; needs API_KEYS",
-        secret=True,
-        validate=[lambda value: checks.long_secrets([value]), checks.encodable],
     )
     public_url: str | None = _setting(
         "where users' browsers reach the service, such as https://notifications.example.com, for links to unsubscribe; "
@@ -179,7 +184,8 @@ class Settings:
         validate=checks.public_url,
     )
     unsubscribe_secrets: Sequence[str] = _setting(
-        "comma-separated secrets of the links to unsubscribe; the first makes them, all open them; default API_KEYS",
+        "comma-separated secrets of the links to unsubscribe; the first makes them, all open them; default the "
+        "API_KEYS without a scope",
         "list",
         (),
         secret=True,
@@ -192,6 +198,12 @@ class Settings:
         (),
         subcast=str.strip,
         validate=checks.origins,
+    )
+    keep_alive_seconds: float = _setting(
+        "seconds until an idle connection is closed; more than the proxy in front waits",
+        "float",
+        120.0,
+        validate=checks.POSITIVE,
     )
     stream_limit: int = _setting(
         "streams open at once in one process", "int", 10_000, validate=validate.Range(1, 1_000_000)
@@ -232,6 +244,18 @@ class Settings:
         return not (self.db_uri or self.smtp_host)
 
     @property
+    def scopes(self) -> Mapping[str, keys.Scopes]:
+        """The keys of `API_KEYS`, each with its scopes."""
+        return keys.parse_keys(self.api_keys)
+
+    @property
+    def openness(self) -> str | None:
+        """What there is to say of an API that is open to more than this machine, or `None` if it is not."""
+        if self.api_keys or self.host in checks.LOOPBACK:
+            return None
+        return f"API_KEYS is not set: anyone who can reach {self.host} port {self.port} has full access"
+
+    @property
     def url(self) -> str:
         """The service's address for programs on this machine, without a path."""
         return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
@@ -243,24 +267,10 @@ class Settings:
 
     @property
     def link_secrets(self) -> Sequence[str]:
-        """The secrets of the links to unsubscribe."""
-        return self.unsubscribe_secrets or self.api_keys
+        """The secrets of the links to unsubscribe: by default the keys that may do everything."""
+        return self.unsubscribe_secrets or [key for key, scopes in self.scopes.items() if scopes == keys.ALL]
 
     @property
     def security(self) -> Security:
         """`SMTP_SECURITY`, with `auto` resolved to TLS on port 465 (RFC 8314)."""
         return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
-
-
-def describe_settings() -> str:
-    """Describe every variable, for `--help`."""
-    lines = []
-    for f in fields(Settings):
-        default = f.default
-        shown = (
-            ",".join(f"{item:g}" for item in default)
-            if isinstance(default, tuple)
-            else getattr(default, "value", default)
-        )
-        lines.append(f"  {f.name.upper():<20} {f.metadata['help']}" + (f" (default {shown})" if shown else ""))
-    return "\n".join(lines)

@@ -1,31 +1,41 @@
 """Who may call: a backend with a key, or one user's browser with a short-lived token (RFC 6750, RFC 7519).
 
-A key of `API_KEYS` opens everything, for every user. A token signed with `USER_TOKEN_SECRET` opens what concerns the
-user in its `sub`. Without `API_KEYS` the API is open to anyone.
+A key of `API_KEYS` opens what its scopes say, for every user; one without scopes opens everything. A token signed with
+one of `USER_TOKEN_SECRETS` opens what concerns the user in its `sub`. Without `API_KEYS` the API is open to anyone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import jwt
 from aiohttp import web
 from jwt.types import Options
 
+from config.keys import ALL, Scope, Scopes
 from settings import Settings
 
 ALGORITHM: Final = "HS256"
 OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
 LEEWAY: Final = 30
 """Seconds by which the clocks of the signer and of this machine may differ."""
+OF_STATUS: Final = "notifier: status"
+"""What the key is derived for that signs the token with which `status` reads the metrics, and the token's `sub`."""
+STATUS_TTL: Final = 60
+"""Seconds."""
 
 
-class Unauthenticated(Exception):
+class Refused(Exception):
+    """Base of the reasons why a caller may not do what it asks for. The message is what a log calls the caller."""
+
+
+class Unauthenticated(Refused):
     """Base of the reasons why the caller is not known. `error` is RFC 6750's code for `WWW-Authenticate`."""
 
     error = ""
@@ -49,42 +59,57 @@ class TokenWithoutUser(BadCredential):
     """The token's `sub` is not a user's id."""
 
 
-class BackendOnly(Exception):
+class BackendOnly(Refused):
     """The caller is a user, and only a backend may do this."""
+
+
+class OutOfScope(Refused):
+    """The caller is a backend whose key is not for this."""
 
 
 class ForeignPage(Exception):
     """A browser calls for a page of another site, and no key protects the service."""
 
 
-class OtherUser(Exception):
+class OtherUser(Refused):
     """The caller is another user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds)."""
+    """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds).
 
+    `name` is for the log. It has no credential in it.
+    """
+
+    name: str
+    scopes: Scopes = ALL
     user_id: str | None = None
     until: float = math.inf
 
-    def must_be_backend(self) -> None:
-        """Raise `BackendOnly` unless the caller is a backend."""
-        if self.user_id is not None:
-            raise BackendOnly
+    def must_have(self, scope: Scope) -> None:
+        """Raise `BackendOnly` or `OutOfScope` unless the caller may do this for some user."""
+        if scope not in self.scopes:
+            raise (OutOfScope if self.user_id is None else BackendOnly)(self.name)
 
     def must_act_for(self, user_id: str) -> None:
         """Raise `OtherUser` unless the caller may act for this user."""
         if self.user_id not in {None, user_id}:
-            raise OtherUser
+            raise OtherUser(self.name)
+
+
+OF_A_USER: Final = frozenset({Scope.INBOX})
+OF_THE_METRICS: Final = frozenset({Scope.METRICS})
+ANYONE: Final = Caller("anyone, as API_KEYS is not set")
 
 
 class Gate:
     """Identifies callers by the configured keys and secret."""
 
     def __init__(self, settings: Settings) -> None:
-        self._keys = [key.encode() for key in settings.api_keys]
-        self._secret = settings.user_token_secret
+        self._callers = [(key.encode(), Caller(_name(key.encode()), scopes)) for key, scopes in settings.scopes.items()]
+        self._secrets = settings.user_token_secrets
+        self._status_secrets = _status_secrets(settings)
         self._id_type = settings.id_type
         self._origins = frozenset(settings.cors_origins)
 
@@ -95,49 +120,79 @@ class Gate:
         browsers send neither header (Fetch, section 3.1; Fetch Metadata).
         """
         site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
-        if self._keys or origin in self._origins or site in {"same-origin", "none"}:
+        if self._callers or origin in self._origins or site in {"same-origin", "none"}:
             return
         if site == "cross-site" or (origin is not None and origin.partition("://")[2].lower() != host.lower()):
             raise ForeignPage
 
     def identify(self, authorization: Sequence[str]) -> Caller:
         """Return the caller that sends these `Authorization` headers. Raises `Unauthenticated`."""
-        if not self._keys:
-            return Caller()
+        if not self._callers:
+            return ANYONE
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
         if scheme.lower() != "bearer":
-            raise NoCredential
+            raise NoCredential("a caller without a credential")
         given = credential.strip().encode("utf-8", "surrogateescape")
         # Every key is compared, in constant time, so that the time tells nothing about any of them.
-        if sum(hmac.compare_digest(given, key) for key in self._keys):
-            return Caller()
-        return self._identify_user(given)
+        found = [caller for key, caller in self._callers if hmac.compare_digest(given, key)]
+        return found[0] if found else self._identify_by_token(given)
 
-    def _identify_user(self, token: bytes) -> Caller:
-        if not self._secret:
-            raise BadCredential
+    def _identify_by_token(self, token: bytes) -> Caller:
+        name = _name(token)
+        if claims := _claims(token, self._secrets, name):
+            user_id = self._id_type.parse(claims["sub"])
+            if user_id is None:
+                raise TokenWithoutUser(name)
+            return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
+        if _claims(token, self._status_secrets, name):
+            return Caller(name, OF_THE_METRICS)
+        raise BadCredential(name)
+
+
+def _claims(token: bytes, secrets: Sequence[str], name: str) -> Mapping[str, Any] | None:
+    """Return the claims of a token that one of the secrets has signed, `exp` as a float. Raises `BadCredential`."""
+    for secret in secrets:
         try:
-            claims = jwt.decode(token, self._secret, [ALGORITHM], OPTIONS, leeway=LEEWAY)
+            claims = jwt.decode(token, secret, [ALGORITHM], OPTIONS, leeway=LEEWAY)
+            return {**claims, "exp": float(claims["exp"])}
+        except jwt.InvalidSignatureError:
+            continue
         except jwt.ExpiredSignatureError:
-            raise TokenExpired from None
-        except jwt.InvalidTokenError:
-            raise BadCredential from None
-        user_id = self._id_type.parse(claims["sub"])
-        if user_id is None:
-            raise TokenWithoutUser
-        return Caller(user_id, int(claims["exp"]) + LEEWAY)
+            raise TokenExpired(name) from None
+        except (jwt.InvalidTokenError, OverflowError):  # a number without end is no time
+            raise BadCredential(name) from None
+    return None
+
+
+def _name(credential: bytes) -> str:
+    """Return what a log calls a caller: the fingerprint of its key or token."""
+    return f"the caller with credential {hashlib.sha256(credential).hexdigest()[:8]}"
+
+
+def _status_secrets(settings: Settings) -> Sequence[str]:
+    """Derive the secrets of `status` from the keys that may read the metrics: nobody else can."""
+    keys = [key for key, scopes in settings.scopes.items() if Scope.METRICS in scopes]
+    return [hmac.new(key.encode(), OF_STATUS.encode(), hashlib.sha256).hexdigest() for key in keys]
 
 
 GATE: Final = web.AppKey("GATE", Gate)
 
 
-def identify(request: web.Request) -> Caller:
-    """Return the caller of a request. Raises `Unauthenticated` or `ForeignPage`."""
+def identify(request: web.Request, scope: Scope) -> Caller:
+    """Return the caller of a request, who may do this for some user. Raises `Refused` or `ForeignPage`."""
     gate = request.app[GATE]
     gate.must_be_own_page(request.headers, request.host)
-    return gate.identify(request.headers.getall("Authorization", []))
+    caller = gate.identify(request.headers.getall("Authorization", []))
+    caller.must_have(scope)
+    return caller
 
 
 def sign_token(secret: str, user_id: str, ttl: int) -> str:
     """Make a token that is valid for `ttl` seconds, as a team's backend does in its own language."""
     return jwt.encode({"sub": user_id, "exp": int(time.time()) + ttl}, secret, ALGORITHM)
+
+
+def status_token(settings: Settings) -> str | None:
+    """Make a token that opens `/metrics` for a moment, or return `None` if there are no keys that do."""
+    secrets = _status_secrets(settings)
+    return sign_token(secrets[0], OF_STATUS, STATUS_TTL) if secrets else None

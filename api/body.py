@@ -123,6 +123,12 @@ def parse_json(text: str) -> object:
         return DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as exc:
+        if "set_int_max_str_digits" in f"{exc}":  # Python's words, about Python
+            raise ValueError("a number has too many digits") from None
+        raise
 
 
 def _refuse_constant(name: str) -> object:

@@ -195,13 +195,14 @@ SECURITY: Final = {
     "key": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A backend's key: one of `API_KEYS`. While there are none, the API is open to everyone.",
+        "description": "A backend's key: one of `API_KEYS`, which may be for some operations only. While there are "
+        "none, the API is open to everyone.",
     },
     "token": {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "A user's token: a JWT signed with `USER_TOKEN_SECRET` (HS256). `sub` is the user's id; `exp` "
-        "is required.",
+        "description": "A user's token: a JWT signed with one of `USER_TOKEN_SECRETS` (HS256). `sub` is the user's id; "
+        "`exp` is required.",
     },
 }

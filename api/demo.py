@@ -12,6 +12,8 @@ from aiohttp import web
 
 from api.auth import identify
 from api.pages import FOLDER, OWN_ORIGIN_HEADERS, File, page_headers, serve_files
+from api.problem import json_line
+from config.keys import Scope
 from ops.mailbox import newest_emails, read_email
 from settings import Settings
 
@@ -54,7 +56,7 @@ def routes(settings: Settings) -> Iterator[web.RouteDef]:
     }
 
     async def describe_setup(_: web.Request) -> web.Response:
-        return web.json_response({"success": True, "data": setup}, headers=NO_STORE)
+        return web.json_response({"success": True, "data": setup}, headers=NO_STORE, dumps=json_line)
 
     yield web.get("/demo/setup", describe_setup)
     if settings.local:
@@ -71,18 +73,18 @@ class _Mailbox:
 
     async def list(self, request: web.Request) -> web.Response:
         """Return the newest e-mails: their text, and the path of their HTML."""
-        identify(request).must_be_backend()
+        identify(request, Scope.CREATE)
         mails = [
             {
                 "file": f"{email.file}",
                 "to": email.to,
                 "subject": email.subject,
                 "text": email.text,
-                "html": None if email.html is None else f"/demo/mails/{self._secret}/{email.file.name}",
+                "html": None if email.html is None else f"demo/mails/{self._secret}/{email.file.name}",
             }
             for email in await asyncio.to_thread(newest_emails)
         ]
-        return web.json_response({"success": True, "mails": mails}, headers=NO_STORE)
+        return web.json_response({"success": True, "mails": mails}, headers=NO_STORE, dumps=json_line)
 
     async def html(self, request: web.Request) -> web.Response:
         """Return the HTML of an e-mail."""

@@ -13,14 +13,16 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from api.auth import Refused
 from api.body import answer_before_body
 from api.problems import ForeignHost, Incomplete, problem_of, render
-from config.checks import in_url
+from config.checks import LOOPBACK, in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
 from ops.logs import Throttle, log_info
 from ops.metrics import METRICS
 
 log = logging.getLogger("notifier.http")
+audit = logging.getLogger("notifier.audit")
 
 ORIGIN: Final[web.RequestKey[Mapping[str, str]]] = web.RequestKey("ORIGIN")
 """`request_id`, and `traceparent` if the request has one: what its log lines and those of its e-mail say of it."""
@@ -32,7 +34,8 @@ SPAN: Final = web.RequestKey("SPAN", str)
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
 TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2. What is no such value is left out, as the standard asks."""
-LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+PROBES: Final = ("/healthz", "/readyz")
+"""Orchestrators ask for these every few seconds: only a failure is worth a line, or all at the level DEBUG."""
 PORT: Final = re.compile(r":\d{1,5}$")
 DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
 """Set when the service is about to stop and should be sent no more requests."""
@@ -91,6 +94,8 @@ def route_of(request: web.Request) -> tuple[str, str]:
 
 
 def _log_failure(exc: Exception, extra: Mapping[str, str], throttle: Throttle) -> None:
+    if isinstance(exc, Refused):
+        audit.info("%s is refused: %s", exc, problem_of(exc).detail, extra=extra)
     reasons = exc.failures.values() if isinstance(exc, Incomplete) else [exc]
     for reason in reasons:
         if isinstance(reason, Conflict | Unavailable | UnknownError) and f"{reason}" and throttle.allows(f"{reason}"):
@@ -109,6 +114,8 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out
     method, route = route_of(request)
     request.app[METRICS].requests_of(route, method, response.status).observe(seconds)
+    if route in PROBES and response.status == 200 and not log.isEnabledFor(logging.DEBUG):
+        return
     log_info(
         log,
         "%s %s %d %.1f ms",

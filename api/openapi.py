@@ -86,7 +86,7 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
     """
     described = operations(kinds, id_type)
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
-    spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT})
+    spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
     converter: Any = plugin.converter  # set by APISpec
     converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA}))
     for name, description in TAGS.items():

@@ -49,8 +49,8 @@ class Operation:
 
 WRONG_METHOD: Final = (web.HTTPMethodNotAllowed,)
 UNKNOWN_CALLER: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser)
-NOT_A_BACKEND: Final = (*UNKNOWN_CALLER, auth.BackendOnly, auth.ForeignPage)
-NOT_THE_USER: Final = (*UNKNOWN_CALLER, auth.OtherUser, auth.ForeignPage)
+NOT_A_BACKEND: Final = (*UNKNOWN_CALLER, auth.BackendOnly, auth.OutOfScope, auth.ForeignPage)
+NOT_THE_USER: Final = (*UNKNOWN_CALLER, auth.OtherUser, auth.OutOfScope, auth.ForeignPage)
 BAD_BODY: Final = (
     body.Compressed,
     body.WrongCharset,

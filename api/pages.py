@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 from swagger_ui_bundle import swagger_ui_path
 
 from api.openapi import DOCUMENT
+from api.problem import json_line
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
 
@@ -85,7 +86,7 @@ async def docs(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the OpenAPI document."""
-    return web.json_response(request.app[DOCUMENT].get())
+    return web.json_response(request.app[DOCUMENT].get(), dumps=json_line)
 
 
 def _serving(file: File) -> Handler:

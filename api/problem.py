@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,6 +11,11 @@ from typing import Any, Final
 MEDIA_TYPE: Final = "application/problem+json"
 TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
 """The names of RFC 9110, where Python 3.11 still has those of its predecessor."""
+
+
+def json_line(value: object) -> str:
+    """Return JSON in one line, which ends, so that a shell's prompt begins on a new one."""
+    return f"{json.dumps(value)}\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 from marshmallow import ValidationError
 
 from api import auth, body, hub, stream
-from api.problem import MEDIA_TYPE, Problem
+from api.problem import MEDIA_TYPE, Problem, json_line
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
@@ -48,10 +48,20 @@ class ForeignHost(Exception):
     """A local run was called by another host name than its own."""
 
 
+HEADER_LIMIT: Final = 32 * 1024
+"""Bytes of a header, and of the address."""
 RETRY: Final = (
     "Ask again after `Retry-After` seconds. A `POST /create` with an `Idempotency-Key` cannot take effect twice."
 )
 PROBLEMS: Final = (
+    # --- the connection
+    Problem(exception=http_exceptions.BadHttpMessage, status=400, detail="The request is not valid HTTP."),
+    Problem(
+        exception=http_exceptions.LineTooLong,
+        status=431,
+        detail=f"A header, or the address, is larger than {HEADER_LIMIT // 1024} KiB.",
+        advice="Is it a cookie, which the browser sends to every service of the host?",
+    ),
     # --- the body
     Problem(
         exception=body.WrongCharset,
@@ -91,6 +101,12 @@ PROBLEMS: Final = (
     Problem(exception=auth.TokenExpired, status=401, detail="The token has expired."),
     Problem(exception=auth.TokenWithoutUser, status=401, detail="The token's `sub` is not the id of a user."),
     Problem(exception=auth.BackendOnly, status=403, detail="Only a backend with a key may do this."),
+    Problem(
+        exception=auth.OutOfScope,
+        status=403,
+        detail="This key is not for this.",
+        advice="A key with scopes in `API_KEYS` may do only what they say.",
+    ),
     Problem(
         exception=auth.ForeignPage,
         status=403,
@@ -263,4 +279,6 @@ def render(exc: Exception) -> web.Response:
     if isinstance(exc, auth.Unauthenticated):
         error = f', error="{exc.error}"' if exc.error else ""
         headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'
-    return web.json_response(problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE)
+    return web.json_response(
+        problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE, dumps=json_line
+    )

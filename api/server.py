@@ -14,15 +14,17 @@ from aiohttp import web
 
 from api.hub import HUB
 from api.middleware import DRAINING
+from api.problems import HEADER_LIMIT, render
 from ops.listening import bind, cease, listen
+from settings import Settings
 
 OPTIONS: Final[Mapping[str, Any]] = {
     "auto_decompress": False,  # a small body may inflate to any size
     "lingering_time": 0,  # see `answer_before_body`
+    "max_line_size": HEADER_LIMIT,
+    "max_field_size": HEADER_LIMIT,  # a browser sends every cookie of the site in one
 }
-"""How aiohttp is to treat bodies."""
-KEEP_ALIVE_TIMEOUT: Final = 75.0
-"""Seconds until an idle connection is closed. A proxy should close it first: nginx does so after 60 s."""
+"""How aiohttp is to treat bodies and headers."""
 UNREADY_PERIOD: Final = 1.0
 """Seconds after SIGTERM in which connections are still accepted while `/readyz` answers 503."""
 LAST_REQUESTS_PERIOD: Final = 0.3
@@ -34,22 +36,36 @@ STOP_LIMIT: Final = 7.7
 """Seconds after SIGTERM in which the process ends, whatever hangs. Docker waits for 10 s."""
 
 
-async def serve(app: web.Application, host: str, port: int, announce: Callable[[], None], *, is_worker: bool) -> None:
+class Connection(web.RequestHandler):
+    """A client's connection. What is refused before its resource is known is answered as a problem, too."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the answer. Raises `ConnectionError` if another has begun."""
+        super().handle_error(request, status, exc, message)
+        response = render(exc if isinstance(exc, Exception) else Exception())
+        response.headers["Server"] = "notifier"  # without one, aiohttp tells its version
+        response.force_close()
+        return response
+
+
+async def serve(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
     """Serve until SIGTERM; call `announce` once the service listens.
 
     Raises `CannotListen`, what the start of the application raises, and `CancelledError` if SIGTERM interrupts that.
     """
-    stop, interrupted = asyncio.Event(), asyncio.current_task()
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=KEEP_ALIVE_TIMEOUT,
-        shutdown_timeout=SHUTDOWN_TIMEOUT,
-        **OPTIONS,
-    )
+    stop, interrupted, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
+    host, port = settings.host, settings.port
+    runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    options = {**OPTIONS, "access_log": None, "keepalive_timeout": settings.keep_alive_seconds}
 
     def protocol() -> asyncio.BaseProtocol:
-        return cast("web.Server", runner.server)()  # it is there once the runner is set up
+        return Connection(cast("web.Server", runner.server), loop=loop, **options)  # it is there once that is set up
 
     def end() -> None:
         if runner.server:

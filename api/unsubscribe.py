@@ -176,7 +176,7 @@ def _texts() -> Mapping[str, Mapping[str, str]]:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.from_string((FOLDER / "unsubscribe.html").read_text("utf-8"))
 
 

@@ -18,6 +18,7 @@ import jwt
 from aiosmtplib import SMTPException, SMTPResponseException, SMTPServerDisconnected
 from bson import ObjectId
 
+from cli.output import counted
 from cli.result import Result, failed, ok, skipped
 from mail.connection import Connection, Opener
 from mail.lease import Lease
@@ -69,10 +70,10 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
         return [skipped(name, "a local run has a mailbox of its own, .notifier/mail") for name in names]
     opener = Opener(settings, sender_of(settings).domain)
     results = await _token(opener.tokens) if opener.tokens else []
-    if all(result.state.value == "ok" for result in results):
+    if all(result.state == "ok" for result in results):
         results += await _session(opener, settings)
     await opener.close()
-    if to and all(result.state.value == "ok" for result in results):
+    if to and all(result.state == "ok" for result in results):
         results.append(await _send(settings, to))
     found = {result.check: result for result in results}
     return [found.get(name, skipped(name, "an earlier step failed")) for name in names]
@@ -182,7 +183,7 @@ def _tls(connection: Connection, settings: Settings) -> Result:
         return ok("smtp_tls", "none, as SMTP_SECURITY says" if asked else "none: the server offers no STARTTLS")
     ends = ssl.cert_time_to_seconds(certificate["notAfter"])
     days = math.floor((ends - time.time()) / DAY)
-    left = f"valid for {days} days, until {datetime.fromtimestamp(ends, UTC):%F}"
+    left = f"valid for {counted(days, 'day')}, until {datetime.fromtimestamp(ends, UTC):%F}"
     return ok("smtp_tls", f"certificate of {_name(certificate)}, {left}" + ("; renew it soon" if days < SOON else ""))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from cli.output import counted
 from cli.result import Result, failed, ok, skipped
 from cli.target import NoDatabase, with_database
 from config.checks import DEAD_MAIL
+from config.ids import IdType
 from mongo.connection import connected
 from mongo.errors import StoreError, persist
-from mongo.overview import topology
+from mongo.overview import sample, topology
 from mongo.start import reach
 from mongo.suppression import address_index
 from settings import Settings
@@ -21,9 +23,9 @@ NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "dropIndex
 OLDEST_VERSION: Final = (5, 0)
 DEADLINE: Final = 6.0
 """Seconds for each question."""
+BSON_TYPES: Final[Mapping[IdType, str]] = {IdType.OBJECTID: "objectId", IdType.STRING: "string"}
 INDEX: Final = "notifier.due_1"
 """The name that MongoDB gives to the service's index."""
-AFTER: Final = ("rights", "index", "suppress", "streams", "dead_mail")
 
 
 async def check_mongodb(settings: Settings) -> Sequence[Result]:
@@ -32,9 +34,9 @@ async def check_mongodb(settings: Settings) -> Sequence[Result]:
         async with connected(with_database(settings).db_uri) as connection:
             store = Store(connection, settings)
             await reach(store.clock, connection.database, DEADLINE)
-            return [await _version(store), *[await _step(name, store, settings) for name in AFTER]]
+            return [await _version(store), *[await _step(name, store, settings) for name in STEPS]]
     except (NoDatabase, StoreError) as exc:
-        return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in AFTER)]
+        return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in STEPS)]
 
 
 async def _version(store: Store) -> Result:
@@ -46,9 +48,8 @@ async def _version(store: Store) -> Result:
 
 
 async def _step(name: str, store: Store, settings: Settings) -> Result:
-    steps = {"rights": _rights, "index": _index, "suppress": _suppress, "streams": _streams, "dead_mail": _dead_mail}
     try:
-        return await steps[name](store, settings)
+        return await STEPS[name](store, settings)
     except StoreError as exc:
         return failed(name, f"{exc}")
 
@@ -119,6 +120,37 @@ async def _streams(store: Store, settings: Settings) -> Result:
     return ok("streams", "possible")
 
 
+async def _users(store: Store, settings: Settings) -> Result:
+    """Look whether the settings fit the users."""
+    total = await store.users.persist(lambda _: store.users.collection.estimated_document_count(), DEADLINE)
+    if not (found := await sample(store.users)):
+        return ok("users", f"none in the collection {settings.users_collection}")
+    types, addresses, foreign = zip(*found, strict=True)
+    expected, some = BSON_TYPES[settings.id_type], f"Of {counted(len(found), 'user')} looked at"
+    if expected not in types:
+        return failed("users", f"{some}, none has an _id of the type {expected}, but {types[0]}; check ID_TYPE.")
+    if not any(addresses):
+        return failed("users", f"{some}, none has an address at {settings.email_field}; check EMAIL_FIELD.")
+    if any(foreign):
+        words = "have something in `notifications` or `notifier` that is not the service's; rename it"
+        return failed("users", f"{some}, {sum(foreign)} {words}.")
+    fit = f"{types.count(expected)} have an _id of the type {expected}, and {sum(addresses)} have an address"
+    return ok("users", f"{counted(total, 'user')} in all. {some}, {fit}.")
+
+
 async def _dead_mail(store: Store, _: Settings) -> Result:
     count = await store.dead_mail.count()
-    return ok("dead_mail", f"{count} dead letters; `notifier.py dead` shows why" if count else "no dead letters")
+    return ok(
+        "dead_mail", f"{counted(count, 'dead letter')}; `notifier.py dead` shows why" if count else "no dead letters"
+    )
+
+
+STEPS: Final[Mapping[str, Callable[[Store, Settings], Awaitable[Result]]]] = {
+    "rights": _rights,
+    "index": _index,
+    "suppress": _suppress,
+    "streams": _streams,
+    "users": _users,
+    "dead_mail": _dead_mail,
+}
+"""What is checked once MongoDB is reached, in this order."""

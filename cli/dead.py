@@ -8,8 +8,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from cli.output import fail, say
+from cli.output import counted, fail, say
 from mongo.errors import Conflict, OutboxFull
+from mongo.overview import discard_all_owed
 from mongo.owed import ERAS_END, NO_TOKEN
 from store import Store
 
@@ -97,6 +98,12 @@ async def discard_dead(store: Store, ids: list[str] | None) -> int:
     _report(failures)
     say(f"Discarded: {discarded}.")
     return 1 if failures else 0
+
+
+async def discard_owed(store: Store) -> int:
+    """Delete all e-mails that are owed."""
+    say(f"Discarded: {counted(await discard_all_owed(store.users), 'e-mail')} that were owed.")
+    return 0
 
 
 def _unknown(ids: list[str] | None, known: set[str]) -> dict[str, str]:

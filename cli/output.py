@@ -5,8 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from ops.logs import printable
+
 INTERRUPTED: Final = 130
 """The exit code of a program that SIGINT has ended, by the convention of shells."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 connection`, `2 connections`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class BadInput(Exception):
@@ -14,13 +21,13 @@ class BadInput(Exception):
 
 
 def say(line: str) -> None:
-    """Print a line. A server's words in it must not control the terminal."""
-    print("".join(c if c.isprintable() or c == "\n" else "?" for c in line))  # noqa: T201 - the output of the command
+    """Print a line. What others wrote of it must not control the terminal, nor look like another line."""
+    print(printable(line))  # noqa: T201 - the output of the command
 
 
 def fail(message: str, code: int = 1) -> int:
-    """Print what went wrong, and return the exit code."""
-    print(message, file=sys.stderr)  # noqa: T201 - for the operator
+    """Print what went wrong, in one line or several, and return the exit code."""
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)  # noqa: T201 - for the operator
     return code
 
 

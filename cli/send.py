@@ -24,6 +24,7 @@ from mongo.creation import Recorded
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import OutboxFull, StoreError, Unavailable
 from mongo.requests import Create, CreateMany
+from ops.logs import printable
 from store import Store
 
 FAULTS_SHOWN: Final = 20
@@ -121,7 +122,7 @@ async def send(store: Store, users: UserList, new: Create) -> int:
                 failures = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
                 for user_id, outcome in zip(chunk, outcomes, strict=True):
                     if isinstance(outcome, StoreError):
-                        progress.write(_failure(user_id, outcome), file=sys.stderr)
+                        progress.write(printable(_failure(user_id, outcome)), file=sys.stderr)
                 replayed = outcomes.count(Recorded.REPLAYED)
                 created, before = created + len(chunk) - len(failures) - replayed, before + replayed
                 not_owed += outcomes.count(Recorded.NOT_OWED)

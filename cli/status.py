@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from cli.output import say
+from api.auth import status_token
+from cli.output import counted, say
 from mongo import overview
 from settings import Settings
 from store import Store
@@ -46,13 +47,15 @@ async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
         "suppressed_users": await store.suppressions.count(),
         "service": await _ask_service(settings),
         "kinds": {name: {"in_app": kind.in_app, "email": kind.email} for name, kind in settings.kinds.items()},
+        "open": bool(settings.openness),
         "streams": (await overview.topology(store.database)).streams,
     }
 
 
 async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
     """Return what the service says that runs on this machine, or `None` if none does."""
-    headers = {"Authorization": f"Bearer {settings.api_keys[0]}"} if settings.api_keys else {}
+    token = status_token(settings)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         async with (
             aiohttp.ClientSession(timeout=ANSWER_TIMEOUT, headers=headers) as session,
@@ -82,6 +85,7 @@ def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str,
         ("Dead letters", f"{status['dead_letters']}: {_counted(status['dead'])}" if status["dead"] else "none"),
         ("Suppressed", f"{suppressed}; `mail` shows a user's address and why" if suppressed else "none"),
         ("Kinds", ", ".join(f"{name} ({_channels(kind)})" for name, kind in status["kinds"].items())),
+        ("Access", settings.openness or ("by API_KEYS" if settings.api_keys else "from this machine only")),
         ("Streams", "possible" if status["streams"] else "not possible: MongoDB is a standalone server"),
     ]
 
@@ -90,7 +94,7 @@ def _mail_server(service: Mapping[str, float] | None, errors: Sequence[Mapping[s
     if service is None:
         return f"unknown, as no service answers here on port {port}; `check` asks the mail server itself"
     if not service["breaker_open"]:
-        return f"usable, {service['smtp_connections']:.0f} connections open"
+        return f"usable, {counted(int(service['smtp_connections']), 'connection')} open"
     reason = errors[0]["reason"] if errors else "the log of the service says why"
     return f"cannot be used: {reason}"
 

@@ -50,6 +50,15 @@ def envelope_address(value: object) -> str:
     return f"{local}@{domain(host)}"
 
 
+def is_address(value: object) -> bool:
+    """Return whether `envelope_address` accepts a value."""
+    try:
+        envelope_address(value)
+    except ValidationError:
+        return False
+    return True
+
+
 def domain(value: str) -> str:
     """Return a domain as A-labels (RFC 5890), or an address literal. Raises `marshmallow.ValidationError`."""
     if LITERAL.fullmatch(value):

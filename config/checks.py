@@ -18,6 +18,7 @@ OWN_FIELDS: Final = frozenset({"_id", "notifications", "notifier"})
 SECRET_LENGTH: Final = 32
 """Minimum bytes of a secret: the length of an HMAC-SHA-256 (RFC 7518, section 3.2)."""
 HOST_LENGTH: Final = 253
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PUBLIC_URL_LENGTH: Final = 180
 """Characters. With the longest token, a link fits into the line of its header: 998 bytes (RFC 5322, section 2.1.1)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
@@ -71,9 +72,11 @@ def all_positive(values: Sequence[float]) -> None:
 
 
 def long_secrets(values: Sequence[str]) -> None:
-    """Accept secrets of which each is long enough."""
-    if any(len(value.encode("utf-8", "surrogateescape")) < SECRET_LENGTH for value in values):
-        raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
+    """Accept secrets of which each is long enough, and can be sent."""
+    for value in values:
+        encodable(value)
+        if len(value.encode()) < SECRET_LENGTH:
+            raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
 
 
 def origins(values: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext, create_default_context
 from typing import Any, Final
 
@@ -26,18 +27,18 @@ def credential_faults(given: set[str], values: Mapping[str, Any]) -> Iterator[tu
         yield "SMTP_PASSWORD", NOT_BOTH
     ca_file, pair = values["smtp_ca_file"], values["smtp_client_cert"]
     if ca_file:
-        yield "SMTP_CA_FILE", _fault(NO_AUTHORITIES, partial(create_default_context, cafile=ca_file))
+        yield "SMTP_CA_FILE", _fault(NO_AUTHORITIES, ca_file, partial(create_default_context, cafile=ca_file))
     if pair:
         load = SSLContext(PROTOCOL_TLS_CLIENT).load_cert_chain
         # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
-        yield "SMTP_CLIENT_CERT", _fault(NOT_A_PAIR, partial(load, pair, password=""))
+        yield "SMTP_CLIENT_CERT", _fault(NOT_A_PAIR, pair, partial(load, pair, password=""))
         if values["smtp_security"] and values["smtp_security"].value == "none":
             yield "SMTP_SECURITY", NEEDS_TLS
 
 
-def _fault(words: str, load: Callable[[], object]) -> str | None:
+def _fault(words: str, path: Path, load: Callable[[], object]) -> str | None:
     try:
         load()
     except OSError as exc:  # ssl.SSLError is one
-        return f"{words}: {exc.strerror or exc}."
+        return f"{words}: {path}: {exc.strerror or exc}."
     return None

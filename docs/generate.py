@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import Field, fields
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -73,10 +73,15 @@ def _callers(operation: Operation) -> Iterable[str]:
 def settings() -> str:
     """Return the table of the settings."""
     rows = [
-        [f"`{field.name.upper()}`", _default(field.default), escape(field.metadata["help"], quote=False)]
+        [_variable(field), _default(field.default), escape(field.metadata["help"], quote=False)]
         for field in fields(Settings)
     ]
     return table(["variable", "default", "meaning"], rows)
+
+
+def _variable(field: Field[Any]) -> str:
+    name = field.name.upper()
+    return f"`{name}`, `{name}_FILE`" if field.metadata["secret"] else f"`{name}`"
 
 
 def _default(value: Any) -> str:

@@ -27,7 +27,7 @@ class Content:
 
 
 class TemplatesError(Exception):
-    """Some templates cannot be used. The message has a sentence for each, with its file and line."""
+    """Some templates cannot be used. The message has a line for each, with its file and line."""
 
 
 class RenderError(Exception):
@@ -65,7 +65,7 @@ class Templates:
                 faults.append(f"{name}: {exc}.")
         await self.close()
         if faults:
-            raise TemplatesError(" ".join(faults))
+            raise TemplatesError("\n".join(faults))
 
     async def render(
         self, fields: Mapping[str, Any], language: str | None = None, unsubscribe_url: str | None = None
@@ -103,7 +103,7 @@ def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as exc:
-        raise TemplatesError(f"Cannot be read: {exc.strerror}.") from exc
+        raise TemplatesError(f"Cannot be read: {folder}: {exc.strerror}.") from exc
     for path in paths:
         if not name.fullmatch(path.name):
             faults.append(
@@ -116,5 +116,5 @@ def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as exc:
             faults.append(f"{path.name}: cannot be read as UTF-8: {getattr(exc, 'strerror', None) or exc}.")
     if faults:
-        raise TemplatesError(" ".join(faults))
+        raise TemplatesError("\n".join(faults))
     return sources

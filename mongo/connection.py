@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -66,19 +67,36 @@ POOL: Final[Mapping[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
 
 
 def uri_fault(uri: str) -> str | None:
-    """Return what is wrong with a connection string, without repeating any of it, or `None`."""
-    if uri.startswith("mongodb+srv://"):
-        return None  # DNS names its hosts; it is asked at the start
+    """Return what is wrong with a connection string, without repeating any of its values, or `None`."""
+    scheme, _, rest = uri.partition("://")
     try:
-        if not uri.startswith("mongodb://"):
+        if scheme not in {"mongodb", "mongodb+srv"}:
             raise ConfigurationError  # the driver takes a text without a scheme for the name of a host
+        if scheme == "mongodb+srv":  # DNS names its hosts, and is asked at the start
+            rest = re.sub("srv(ServiceName|MaxHosts)=[^&]*&?", "", rest, flags=re.IGNORECASE)
+            uri_parser.parse_uri(f"mongodb://{rest.rstrip('&')}", warn=False)
+            return None
         uri_parser.parse_uri(uri, warn=False)
         pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # which looks at the options together, too
     except OSError:
         return "A file that the MongoDB connection string names cannot be read."
-    except INVALID:
-        return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
+    except INVALID as exc:
+        return _explain(rest, f"{exc}")
     return None
+
+
+def _explain(rest: str, message: str) -> str:
+    """Return why the driver refuses a connection string. Its message names the option, and may quote the password."""
+    account = rest.rpartition("@")[0]
+    if re.search(r"[@/?#\[\]]|:.*:|%(?![0-9A-Fa-f]{2})", account):
+        return (
+            "The user name or the password of the MongoDB connection string has a character that must be escaped: "
+            "@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25."
+        )
+    options = re.findall(r"(?:^|&)([A-Za-z]+)=", rest.partition("?")[2])
+    if named := next((name for name in options if name.lower() in message.lower()), None):
+        return f"The MongoDB connection string has an option that is unknown, or whose value is not valid: {named}."
+    return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
 
 
 @dataclass(frozen=True, slots=True)

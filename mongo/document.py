@@ -49,6 +49,10 @@ TYPES: Final[Mapping[str, str]] = {
 }
 """The fields that the service writes, each with its BSON type."""
 WRITTEN: Final = [name for name in TYPES if name != "notifier"]
+WITHOUT_EMPTY: Final[JSONObject] = {
+    "$set": {"notifier": {"$cond": [{"$eq": ["$notifier", {}]}, "$$REMOVE", "$notifier"]}}
+}
+"""Stage of a pipeline that takes away a `notifier` in which nothing is left."""
 OPTIONAL_FIELDS: Final = ("target_id", "data")
 """A notification, an e-mail owed and a dead letter have these only when the request had them."""
 ORIGIN_FIELDS: Final = ("request_id", "traceparent")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mongo.document import ONLY_OURS, OURS, OUTBOX, SIMPLE, WRITTEN, JSONObject
+from mongo.document import ONLY_OURS, OURS, OUTBOX, SIMPLE, WITHOUT_EMPTY, WRITTEN, JSONObject
 from mongo.errors import Changed, EmailUnderWay
 from mongo.owed import IS_EMAIL, NO_TOKEN
 from mongo.users import Users
@@ -14,10 +14,7 @@ IS_LEASED: Final = {
 }
 NONE_LEASED: Final = {"$expr": {"$not": [{"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_LEASED}}}]}}
 IS_ARRAY: Final = {"$or": [{"notifications": {"$exists": False}}, {"notifications": {"$type": "array"}}]}
-WITHOUT_OURS: Final[list[JSONObject]] = [
-    {"$unset": WRITTEN},
-    {"$set": {"notifier": {"$cond": [{"$eq": ["$notifier", {}]}, "$$REMOVE", "$notifier"]}}},
-]
+WITHOUT_OURS: Final[list[JSONObject]] = [{"$unset": WRITTEN}, WITHOUT_EMPTY]
 """Names in `notifier` that this version does not know stay."""
 
 

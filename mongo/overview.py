@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from config.address import is_address
 from mongo.connection import Database
-from mongo.document import OUTBOX, JSONObject
+from mongo.document import OURS, OUTBOX, WITHOUT_EMPTY, JSONObject, value_at
 from mongo.errors import persist
 from mongo.owed import IS_EMAIL, NO_TOKEN
-from mongo.users import Documents
+from mongo.users import REFUSING, Documents, Users, foreign_fields
 
 DEADLINE: Final = 60.0
 """Seconds for a question about all users."""
+SAMPLE: Final = 1000
+"""Users that are looked at of all."""
+DISCARDED_AT_ONCE: Final = 1000
+WITHOUT_EMAILS: Final[list[JSONObject]] = [{"$unset": ["notifier.outbox", "notifier.due"]}, WITHOUT_EMPTY]
 REASONS: Final = 10
 """Reasons that are told apart; the most frequent ones."""
 CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
@@ -73,6 +78,30 @@ async def owed(users: Documents) -> Owed:
     (row,) = found
     age = None if row["age"] is None else max(0, row["age"])
     return Owed(row["owed"], row["due"], row["leased"], age, row["next"])
+
+
+async def discard_all_owed(users: Documents) -> int:
+    """Remove the e-mails that users are owed, those that are being sent too; return how many there were.
+
+    Raises `Conflict` or `Unavailable`.
+    """
+    number, due = (await owed(users)).owed, {"notifier.due": {"$exists": True}, **OURS}
+    while found := await users.find(due, {"_id": 1}, limit=DISCARDED_AT_ONCE, deadline=DEADLINE):
+        await users.update_many({"_id": {"$in": [user["_id"] for user in found]}, **OURS}, WITHOUT_EMAILS)
+    return number
+
+
+async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
+    """Look at some users. Raises `Unavailable`.
+
+    Return for each the type of `_id`, whether there is an address, and whether another program uses a name of ours.
+    """
+    path = users.shape.email_field
+    top = path.partition(".")[0]
+    read = {"_id": {"$type": "$_id"}, "address": f"${top}", **REFUSING}
+    rows = await users.aggregate([{"$sample": {"size": SAMPLE}}, {"$project": read}], DEADLINE)
+    addresses = [value_at({top: row.get("address")}, path) for row in rows]
+    return [(row["_id"], is_address(at), bool(foreign_fields(row))) for row, at in zip(rows, addresses, strict=True)]
 
 
 async def errors_of_owed(users: Documents) -> Sequence[Reason]:

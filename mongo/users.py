@@ -171,11 +171,15 @@ class Users(Documents):
             judge(user, fields)
 
 
-def judge(user: Mapping[str, Any], fields: Collection[str] = TYPES) -> None:
-    """Raise `Conflict` if one of these fields of a document, read as `REFUSING`, is not as the service keeps it."""
+def foreign_fields(user: Mapping[str, Any]) -> Sequence[str]:
+    """Return the fields of a document, read as `REFUSING`, that are not as the service keeps them."""
     types = zip(TYPES, user["types"], strict=True)
     odd = [name for name, found in types if found not in {"missing", TYPES[name]}]
-    odd += [] if user["ours"] else ["notifications"]
-    for field in odd:
+    return odd if user["ours"] else [*odd, "notifications"]
+
+
+def judge(user: Mapping[str, Any], fields: Collection[str] = TYPES) -> None:
+    """Raise `Conflict` if one of these fields of a document, read as `REFUSING`, is not as the service keeps it."""
+    for field in foreign_fields(user):
         if field in fields:
             raise Conflict(f"the field `{field}` of {named(str(user['_id']))}, which is not the service's")

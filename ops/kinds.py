@@ -35,7 +35,7 @@ Write = Callable[[object, str | None, str | None], str]
 
 
 class KindsError(Exception):
-    """The table cannot be used. The message has a sentence for each fault."""
+    """The table cannot be used. The message has a line for each fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +105,14 @@ def load_kinds(path: Path | None) -> Kinds:
     try:
         tables = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as exc:
-        raise KindsError(f"Cannot be read as UTF-8: {getattr(exc, 'strerror', None) or exc}.") from None
+        raise KindsError(f"Cannot be read as UTF-8: {path}: {getattr(exc, 'strerror', None) or exc}.") from None
     except tomllib.TOMLDecodeError as exc:
         raise KindsError(f"Is not TOML: {exc}.") from None
     faults = [fault for name, table in tables.items() for fault in _faults(name, table)]
     if not tables:
         faults.append("Has no kinds.")
     if faults:
-        raise KindsError(" ".join(faults))
+        raise KindsError("\n".join(faults))
     return {name: Kind(name=name, **table) for name, table in tables.items()}
 
 

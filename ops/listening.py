@@ -34,9 +34,10 @@ class CannotListen(Exception):
 async def bind(protocols: Protocols, host: str, port: int, *, share: bool = False) -> asyncio.Server:
     """Reserve a port, which processes share if they all say so; `listen` comes later. Raises `CannotListen`."""
     loop = asyncio.get_running_loop()
+    hosts = ["::", "0.0.0.0"] if host == "::" else host  # noqa: S104 - asyncio's socket for :: refuses IPv4
     try:
         return await loop.create_server(
-            protocols, host, port, backlog=LISTEN_BACKLOG, reuse_port=share, start_serving=False
+            protocols, hosts, port, backlog=LISTEN_BACKLOG, reuse_port=share, start_serving=False
         )
     except OSError as exc:
         raise CannotListen(host, port, exc) from exc

@@ -59,6 +59,8 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
 
     Raises `LocalRunError`.
     """
+    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    FOLDER.chmod(0o700)  # an older version left it open to every user of the machine
     for folder in (DATABASE, MAILBOX):
         folder.mkdir(parents=True, exist_ok=True)
     async with _mongod() as port, _mailbox() as smtp_port:

@@ -43,6 +43,20 @@ class JSONFormatter(logging.Formatter):
         return _json_line(record.created, record.levelname, record.name, record.getMessage(), extra).decode()
 
 
+class TextFormatter(logging.Formatter):
+    """Formats a record for a terminal, which the words of others in it must not control."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's
+        """Return the line, without a traceback."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+def printable(text: str) -> str:
+    """Return a line that does nothing on a terminal but to be shown."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _json_line(created: float, level: str, name: str, message: str, extra: Mapping[str, object]) -> bytes:
     timestamp = datetime.fromtimestamp(created, UTC)
     line = {"timestamp": timestamp, "levelname": level, "name": name, "message": message, **extra}
@@ -160,7 +174,7 @@ class TurnHandler(logging.Handler):
 def configure_logging(level: str) -> None:
     """Log records of this level and above."""
     handler = TurnHandler() if sys.stderr else logging.NullHandler()  # it may be closed
-    handler.setFormatter(logging.Formatter(TEXT) if sys.stderr and sys.stderr.isatty() else JSONFormatter())
+    handler.setFormatter(TextFormatter(TEXT) if sys.stderr and sys.stderr.isatty() else JSONFormatter())
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("pymongo").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs the contents of malformed requests

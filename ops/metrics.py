@@ -66,6 +66,7 @@ class Metrics:
         self._sent = deque([(time.monotonic(), 0.0)])
         self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")
+        self.open = self._gauge("notifier_api_open", "1 if anyone may call, as API_KEYS is not set.", "livemax")
         self.lag = self._gauge(
             "notifier_event_loop_lag_seconds", "Delay of the event loop at the last measurement.", "livemax"
         )

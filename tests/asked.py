@@ -29,7 +29,7 @@ from mongo.errors import Patience
 from notifier import SETTINGS
 from ops.kinds import SPECIFIED
 from settings import UnknownUsers
-from tests.client import OTHER, TARGET, USER, Client, token
+from tests.client import METRICS_KEY, OTHER, TARGET, USER, Client, token
 from tests.links import link_path
 from tests.servers import free_port
 
@@ -366,6 +366,7 @@ CREDENTIALS: Mapping[type[Exception], Callable[[], str]] = {
     auth.TokenExpired: lambda: f"Bearer {token(exp=int(time.time()) - 60)}",
     auth.TokenWithoutUser: lambda: f"Bearer {token(sub='admin')}",
     auth.BackendOnly: lambda: f"Bearer {token(sub=OTHER)}",
+    auth.OutOfScope: lambda: f"Bearer {METRICS_KEY}",
     auth.OtherUser: lambda: f"Bearer {token(sub=OTHER)}",
 }
 """What to send as `Authorization`. Tokens are made when they are used, as they expire within a long run."""

@@ -27,7 +27,12 @@ TARGET = "0399ea67638f394d4b7243fc"
 KEY = "k" * 32
 OLD_KEY = "ö" * 16
 SECRET = "s" * 32
-PROTECTED = {"api_keys": (KEY, OLD_KEY), "user_token_secret": SECRET}
+OLD_SECRET = "o" * 32
+METRICS_KEY, SUPPRESS_KEY = "m" * 32, "p" * 32
+PROTECTED = {
+    "api_keys": (KEY, OLD_KEY, f"metrics:{METRICS_KEY}", f"suppress:{SUPPRESS_KEY}"),
+    "user_token_secrets": (SECRET, OLD_SECRET),
+}
 """Settings of a service that asks its callers for a key or a token."""
 
 

@@ -26,8 +26,8 @@ from mongo.lanes import PROBE
 
 BROKEN: Final = "breaks a rule of sharded clusters"
 """What a line of the program says."""
-ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream")
-"""What reads that may ask every shard begin with: what is due, counts, and the change stream."""
+ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream", "$sample")
+"""What reads that may ask every shard begin with: what is due, counts, the change stream, and the sample of `check`."""
 
 
 class ClusterRules(CommandListener):
@@ -118,6 +118,7 @@ JUDGES: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
     "find": _of_find,
     "aggregate": _of_aggregate,
     "createIndexes": _of_create_indexes,
+    "count": lambda command: _of_read(command["query"]) if command.get("query") else None,  # else from metadata
     # Nothing about documents, an insert, which names its `_id`, and the cursor of a command above.
     **dict.fromkeys(
         ("hello", "ping", "buildInfo", "connectionStatus", "saslStart", "saslContinue", "endSessions", "insert"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
+from bson import ObjectId
 from pymongo import MongoClient
 
 from settings import Security, Settings
@@ -21,7 +22,7 @@ from tests.processes import COMPLETE, command, run
 from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, free_port, localhost, smtp_server
 from tests.smtp import HANG, raw_server
 
-STEPS = ["configuration", "mongodb", "rights", "index", "suppress", "streams", "dead_mail"]
+STEPS = ["configuration", "mongodb", "rights", "index", "suppress", "streams", "users", "dead_mail"]
 PASSWORD_IS: dict[str, Any] = {"pwd": "pw"}
 MAIL_STEPS = ["smtp_dns", "smtp_tcp", "smtp_tls", "smtp_ehlo", "smtp_login"]
 
@@ -71,7 +72,8 @@ async def test_everything_is_ok_and_a_test_email_is_sent(settings: Settings, dat
         "Test of the notification service",
     )
     assert database.list_collection_names() in ([], ["users"])
-    code, out, _ = await command(settings, "check", SMTP_PORT=f"{free_port()}", SMTP_CONNECT_TIMEOUT="2")
+    given = {"SMTP_PORT": f"{free_port()}", "SMTP_CONNECT_TIMEOUT": "2", "API_KEYS": "k" * 32}
+    code, out, _ = await command(settings, "check", **given)
     lines = out.splitlines()
     assert (code, len(lines)) == (1, len(STEPS + MAIL_STEPS))
     assert lines[0] == "ok       configuration  valid"
@@ -281,6 +283,47 @@ async def test_an_index_that_is_not_ours_is_said(settings: Settings, database: D
     _, steps = await check(settings)
     assert steps["index"] == ("ok", "notifier.due, sparse")
     assert steps["suppress"] == ("ok", "POST /suppress takes an address alone, by the index email_1")
+
+
+def users(number: int, **fields: Any) -> list[dict[str, Any]]:
+    return [{"_id": ObjectId(), "emails": [{"address": f"{n}@x.example"}], **fields} for n in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("documents", "variables", "state", "said"),
+    [
+        ([], {}, "ok", "none in the collection users"),
+        (
+            [*users(3), *users(1, notifications=[], emails="none"), {"_id": "x"}],
+            {"EMAIL_FIELD": "emails.0.address", "UNKNOWN_USERS": "refuse"},
+            "ok",
+            "5 users in all. Of 5 users looked at, 4 have an _id of the type objectId, and 3 have an address.",
+        ),
+        (users(1), {}, "failed", "Of 1 user looked at, none has an address at email; check EMAIL_FIELD."),
+        (users(2), {"ID_TYPE": "string"}, "failed", "none has an _id of the type string, but objectId; check ID_TYPE."),
+        (
+            users(1, email="a@x.example", notifier="x"),
+            {},
+            "failed",
+            "1 have something in `notifications` or `notifier`",
+        ),
+        (users(2, email="a@x.example", notifications=["x"]), {}, "failed", "2 have something in `notifications` or"),
+    ],
+)
+async def test_it_looks_whether_the_settings_fit_the_users(
+    settings: Settings, database: DB, documents: list[dict[str, Any]], variables: dict[str, str], state: str, said: str
+) -> None:
+    if documents:
+        database.users.insert_many(documents)
+    _, steps = await check(settings, **variables)
+    assert (steps["users"][0], said in steps["users"][1]) == (state, True)
+    assert "x.example" not in f"{steps['users']}"
+    database.users.delete_many({})
+
+
+async def test_an_open_api_is_said(settings: Settings) -> None:
+    assert "API_KEYS is not set: anyone who can reach" in (await check(settings))[1]["configuration"][1]
+    assert (await check(settings, API_KEYS="k" * 32))[1]["configuration"][1] == "valid"
 
 
 def test_in_a_local_run_the_mail_server_is_not_checked(tmp_path: Path) -> None:

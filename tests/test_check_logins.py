@@ -61,7 +61,7 @@ def by_token(ca_file: Path, tokens: TokenServer, bearer: BearerServer) -> Settin
 
 
 async def check(settings: Settings, to: str | None = None) -> Steps:
-    return {result.check: (result.state.value, result.detail) for result in await check_mail(settings, to)}
+    return {result.check: (result.state, result.detail) for result in await check_mail(settings, to)}
 
 
 def failure(steps: Steps) -> tuple[str, str]:

@@ -26,6 +26,8 @@ from tests.processes import VARIABLES, command, command_process, run
 from tests.servers import MailServer, free_port
 from tests.waiting import eventually_async
 
+COMMANDS = ("check", "health", "status", "dead", "retry", "discard", "mail", "token", "send", "preview")
+
 
 def test_help_explains_every_variable(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path)
@@ -118,6 +120,45 @@ async def test_dead_letters_are_chosen_by_kind_and_time_and_discarded(settings: 
     assert database.dead_mail.count_documents({}) == 0
 
 
+async def test_on_a_copy_of_production_nothing_is_owed_any_more(settings: Settings, database: DB) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    email = {"id": "x", "key": "new_login", "at": now, "next_at": now, "tries": 0, "token": "a" * 24}
+    notifier = {"outbox": [email, email], "due": now}
+    rest = {"notifications": [{"id": "x"}]}
+    database.users.insert_many({"_id": ObjectId(), "notifier": notifier, **rest} for _ in range(3))
+    database.users.insert_one({"_id": ObjectId(USER), "notifier": {**notifier, "preferences": {"*": {"email": False}}}})
+    database.users.insert_one({"_id": ObjectId(OTHER), "notifier": [notifier]})  # another program's
+    assert await command(settings, "discard", "--owed") == (0, "Discarded: 8 e-mails that were owed.\n", "")
+    assert await command(settings, "discard", "--owed") == (0, "Discarded: 0 e-mails that were owed.\n", "")
+    kept = list(database.users.find())
+    assert [set(user) - {"_id"} for user in kept[:3]] == [{"notifications"}] * 3
+    assert [user["notifier"] for user in kept[3:]] == [{"preferences": {"*": {"email": False}}}, [notifier]]
+    database.users.delete_many({})
+
+
+def test_help_of_a_command_says_what_it_does_and_a_wrong_one_names_the_right_ones(tmp_path: Path) -> None:
+    for name in COMMANDS:
+        done = run(name, "--help", cwd=tmp_path)
+        usage, sentence, *_ = done.stdout.split("\n\n")
+        assert usage.startswith(f"usage: notifier.py {name}")
+        assert re.match("[A-Z].*\\.", sentence, re.DOTALL), name
+        assert ("KIND" in usage) == (name in {"dead", "preview", "send"})
+    done = run("stauts", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "argument COMMAND: invalid choice: 'stauts' (choose from " in done.stderr
+
+
+async def test_what_is_stored_does_not_control_the_terminal(settings: Settings, database: DB) -> None:
+    letter = {"_id": "a\x1b]0;b", "user_id": USER, "tries": 1, "email": "a@b.example", "died_at": datetime.now(UTC)}
+    letter |= {"at": letter["died_at"]}
+    database.dead_mail.insert_one(letter | {"key": "x\n\x1b[2Jy", "error": "RCPT: 550 \x9b1m"})
+    out = (await command(settings, "dead"))[1]
+    assert (len(out.splitlines()), "x??[2Jy" in out) == (2, True)
+    code, _, err = await command(settings, "retry", "a\x1b]0;b", "\x1b[2J")
+    assert code == 1
+    assert (out + err).replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize("wrong", ["yesterday", "2h30m", "999999d", "2026-13-01", "", "1w", "0001-01-01T00:00+14:00"])
 def test_what_is_no_time_is_refused(wrong: str) -> None:
     with pytest.raises(ArgumentTypeError):
@@ -180,9 +221,9 @@ async def test_mail_shows_the_emails_of_a_user(
 
 async def test_token_prints_a_token_that_the_service_accepts(start: Start, settings: Settings) -> None:
     code, _, err = await command(settings, "token", USER)
-    assert (code, err) == (1, "USER_TOKEN_SECRET is not set.\n")
+    assert (code, err) == (1, "USER_TOKEN_SECRETS is not set.\n")
     client = await start(**PROTECTED)
-    secrets = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET}
+    secrets = {"API_KEYS": KEY, "USER_TOKEN_SECRETS": SECRET}
     code, out, _ = await command(settings, "token", USER, "--ttl", "60", **secrets)
     assert code == 0
     response = await client.get(f"/list?user_id={USER}", headers={"Authorization": f"Bearer {out.strip()}"})

@@ -6,6 +6,7 @@ Each is held to its own schema and to the service: the settings, the routes, the
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -239,6 +240,7 @@ QUIET = [
     {"series": 'notifier_emails_total{outcome="dead",reason="permanent"}', "values": "0+0.1x120"},
     {"series": 'notifier_emails_total{outcome="retried",reason="unclear"}', "values": "0+0.05x120"},
     {"series": "notifier_dead_letters", "values": "50x120"},
+    {"series": 'notifier_api_open{instance="a"}', "values": "0x120"},
     {"series": "notifier_emails_not_owed_total", "values": "5x120"},
     {"series": f'{REQUESTS}"201"}}', "values": "0+1000x120"},
     {"series": f'{REQUESTS}"503"}}', "values": "0+1x120"},
@@ -262,6 +264,7 @@ FIRING = {
         {"series": f'{REQUESTS}"503"}}', "values": "0+1x120"},
     ],
     "NotifierEventLoopLags": [{"series": 'notifier_event_loop_lag_seconds{instance="a"}', "values": "0.5x120"}],
+    "NotifierOpen": [{"series": 'notifier_api_open{instance="a"}', "values": "1x120"}],
     "NotifierEmailsNotOwed": [{"series": "notifier_emails_not_owed_total", "values": "0+1x120"}],
 }
 """What happens when each alert fires, and no other."""
@@ -306,6 +309,21 @@ def test_compose_with_nginx_has_the_services_of_compose() -> None:
     source, target, mode = behind["services"]["nginx"]["volumes"][0].split(":")
     assert (ROOT / source).is_file()
     assert (target, mode) == ("/etc/nginx/conf.d/default.conf", "ro")
+
+
+def test_the_health_check_of_mongodb_asks_it_only_until_there_is_a_primary(tmp_path: Path) -> None:
+    """So that its log is not full of the connections of the check."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    shell, check = services["mongodb-1"]["healthcheck"]["test"]
+    assert shell == "CMD-SHELL"
+    asked = tmp_path / "asked"
+    for code in (1, 0, 1, 1):  # what mongosh ends with
+        (tmp_path / "mongosh").write_text(f'#!/bin/sh\necho "$*" >> {asked}\nexit {code}\n')
+        (tmp_path / "mongosh").chmod(0o755)
+        command = ["/bin/sh", "-c", check.replace("/tmp/primary", f"{tmp_path}/primary")]  # noqa: S108 - of a container
+        done = subprocess.run(command, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=False)
+        assert done.returncode == (0 if (tmp_path / "primary").exists() else 1)
+    assert len(asked.read_text().split("--quiet")[1:]) == 2
 
 
 @pytest.mark.parametrize("file", ["docker-compose.yml", "deploy/docker-compose.nginx.yml"])

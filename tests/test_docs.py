@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli.environment import read_settings
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, VARIABLES, LocalRun, run
 from tests.programs import needed_by
@@ -42,7 +43,8 @@ LOCAL = [
 INSIDE = [command for command in (*DOCKER, *KUBECTL, *ONE_FILE) if "notifier.py" in command]
 """Commands of the service in a container, or in the one file."""
 PYTEST = [command for command in COMMANDS if "-m pytest" in command]
-REST = {"cp .env.example .env", ".venv/bin/python -m bench hostile"}
+CLOSING = """echo "API_KEYS='$(openssl rand -hex 32)'" >> .env"""
+REST = {"cp .env.example .env", CLOSING, ".venv/bin/python -m bench hostile"}
 EXAMPLE_ID = "6b03bbf4b2edf30b56b0d266"
 
 
@@ -169,6 +171,16 @@ def test_the_example_of_an_env_file_is_a_complete_configuration(tmp_path: Path) 
     assert shell("cp .env.example .env", tmp_path).returncode == 0
     done = run("preview", "new_login", cwd=tmp_path, **COMPLETE)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_line_of_the_readme_closes_the_api(tmp_path: Path) -> None:
+    shutil.copy(ROOT / ".env.example", tmp_path / ".env")
+    assert shell(CLOSING, tmp_path).returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.delenv(name, raising=False)
+        settings, warnings = read_settings(tmp_path / ".env")
+    assert (settings.openness, warnings, len(settings.api_keys[0])) == (None, [], 64)
 
 
 def anchors(page: Path) -> set[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cli.environment import SettingsError, load_settings, warnings_about
+from cli.environment import SettingsError, load_settings, read_settings
 from settings import Settings
 from tests.processes import COMPLETE, run
 
@@ -56,19 +54,26 @@ def test_values_end_before_their_line_end_as_in_a_secret_made_with_echo(
         # --- names that mean one of ours
         ("\nDB_URL=mongodb://x\n", {}, {"DB_URL": r"is DB_URI meant\? \(in line 2 of .*\.env\)"}),
         ("MONGODB_URI=mongodb://x", {}, {"MONGODB_URI": "is DB_URI meant"}),
-        ("SMTP_SERVER=x", COMPLETE, {"SMTP_SERVER": "is SMTP_HOST meant"}),
-        ("SMTP_USER=x", COMPLETE, {"SMTP_USER": "is SMTP_LOGIN meant"}),
+        ("DATABASE=mongodb+srv://x", {}, {"DATABASE": "is DB_URI meant"}),
+        ("SMTP_SERVER=x", COMPLETE, {"SMTP_SERVER": "Is none of the service's variables"}),
+        ("SMTP_USER=x", COMPLETE, {"SMTP_USER": "Is none of the service's variables"}),
+        ("SMTP_LOGIN_FILE=x", COMPLETE, {"SMTP_LOGIN_FILE": "a file is read only for DB_URI, SMTP_PASSWORD, API_KEYS"}),
+        ("API_KEY_FILE=x", COMPLETE, {"API_KEY_FILE": "is API_KEYS_FILE meant"}),
         ("SMTP_PASSWROD=hunter2", COMPLETE, {"SMTP_PASSWROD": "is SMTP_PASSWORD meant"}),
         (f"API_KEY={'x' * 32}", COMPLETE, {"API_KEY": "is API_KEYS meant"}),
         ("NOTIFICATION_LIMIT=5", COMPLETE, {"NOTIFICATION_LIMIT": "is NOTIFICATIONS_LIMIT meant"}),
         ("smtp_login=x", COMPLETE, {"smtp_login": "is SMTP_LOGIN meant"}),
-        ("SMTP_USER=x", {**COMPLETE, "SMTP_USER": "y"}, {"SMTP_USER": r"is SMTP_LOGIN meant\? \(in line 1"}),
+        ("SMTP_USER=x", {**COMPLETE, "SMTP_USER": "y"}, {"SMTP_USER": r"\(in line 1"}),
         # --- in the environment only where something else is wrong, which they may explain
-        ("", {"EMAIL": "a@b.example", "SMTP_SERVER": "x"}, {"DB_URI": "", "SMTP_HOST": "", "SMTP_SERVER": "meant"}),
+        ("", {"EMAIL": "a@b.example", "SMTP_SERVER": "x"}, {"DB_URI": "", "SMTP_HOST": "", "SMTP_SERVER": "none of"}),
         # --- half a configuration is never a local run
         ("EMAIL=a@b.example", {}, {"DB_URI": "Missing.* as EMAIL is set", "SMTP_HOST": "Missing"}),
         ("", {"SMTP_PORT": "25"}, {"DB_URI": "Missing.* as SMTP_PORT is set", "SMTP_HOST": "", "EMAIL": ""}),
-        ("", {"SMTP_AUTH": "1"}, {"DB_URI": "Missing.* as SMTP_AUTH is set", "SMTP_HOST": "", "EMAIL": ""}),
+        (
+            "",
+            {"SMTP_AUTH": "1"},
+            {"DB_URI": "Missing.* as SMTP_AUTH is set", "SMTP_HOST": "", "EMAIL": "", "SMTP_AUTH": ""},
+        ),
         ("SMTP_HOST=x", {"EMAIL": "a@b.example"}, {"DB_URI": "Missing"}),
         # --- hosts
         *(
@@ -103,8 +108,8 @@ def test_values_end_before_their_line_end_as_in_a_secret_made_with_echo(
         ("", {**COMPLETE, "START_TIMEOUT": "0"}, {"START_TIMEOUT": "greater than 0"}),
         (
             "",
-            {**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRET": "x" * 32 + "\udcff"},
-            {"USER_TOKEN_SECRET": "UTF-8"},
+            {**COMPLETE, "API_KEYS": "x" * 32, "USER_TOKEN_SECRETS": "x" * 32 + "\udcff"},
+            {"USER_TOKEN_SECRETS": "UTF-8"},
         ),
     ],
 )
@@ -122,25 +127,32 @@ def test_what_could_be_misread_is_a_fault(
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "said"),
     [
-        ("DB_URL", "DB_URI"),
-        ("MONGODB_URI", "DB_URI"),
-        ("SMTP_SERVER", "SMTP_HOST"),
-        ("SMTP_USER", "SMTP_LOGIN"),
-        ("SMTP_PASSWROD", "SMTP_PASSWORD"),
-        ("API_KEY", "API_KEYS"),
-        ("NOTIFICATION_LIMIT", "NOTIFICATIONS_LIMIT"),
+        ("DB_URL", "; is DB_URI meant?"),
+        ("SMTP_PASSWROD", "; is SMTP_PASSWORD meant?"),
+        ("API_KEY", "; is API_KEYS meant?"),
+        ("NOTIFICATION_LIMIT", "; is NOTIFICATIONS_LIMIT meant?"),
+        ("SMTP_SERVER", "."),
+        ("SMTP_USER", "."),
     ],
 )
-def test_a_similar_name_in_the_environment_is_a_warning_unless_ours_is_set(
-    environment: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+def test_a_similar_name_in_the_environment_is_a_warning(
+    environment: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, said: str
 ) -> None:
-    settings = environment()
+    environment(**({} if name == "DB_URL" else COMPLETE))
     monkeypatch.setenv(name, "hunter2")
-    assert warnings_about(settings) == [f"{name}: Is none of the service's variables; is {meant} meant?"]
-    given: dict[str, Any] = {meant.lower(): "x"}
-    assert warnings_about(replace(settings, **given)) == []
+    assert read_settings(tmp_path / ".env")[1] == [f"{name}: Is none of the service's variables{said}"]
+
+
+def test_a_name_like_one_that_is_given_is_no_warning(
+    environment: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment()
+    (tmp_path / ".env").write_text(f"{FILE}API_KEYS={'k' * 32}\n")
+    for name in ("DB_URL", "MONGO_URL", "API_KEY"):
+        monkeypatch.setenv(name, "mongodb://x")
+    assert read_settings(tmp_path / ".env")[1] == []
 
 
 def test_the_api_key_of_a_client_stops_no_command(tmp_path: Path) -> None:
@@ -151,6 +163,33 @@ def test_the_api_key_of_a_client_stops_no_command(tmp_path: Path) -> None:
         assert "hunter2" not in done.stderr
     done = run("check", cwd=tmp_path, API_KEY="hunter2")
     assert re.search("^ok +configuration +a local run.*API_KEY: .* is API_KEYS meant", done.stdout)
+
+
+def test_each_fault_of_templates_and_kinds_has_a_line_and_what_cannot_be_read_a_path(
+    environment: Callable[..., Settings], tmp_path: Path
+) -> None:
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    for name in ("a.txt", "b.txt", "new_login.txt"):
+        (templates / name).write_text("{{ oops }}")
+    (tmp_path / "kinds.toml").write_text("[A]\n[b]\nlabel = 5\n")
+    with pytest.raises(SettingsError) as raised:
+        environment(**COMPLETE, TEMPLATES_DIR=f"{templates}")
+    assert [line[:24] for line in f"{raised.value}".splitlines()[1:]] == [
+        "  TEMPLATES_DIR: a.txt: ",
+        "  TEMPLATES_DIR: b.txt: ",
+    ]
+    with pytest.raises(SettingsError) as raised:
+        environment(**COMPLETE, KINDS_FILE=f"{tmp_path / 'kinds.toml'}", TEMPLATES_DIR="")
+    assert [line.split("]")[0] for line in f"{raised.value}".splitlines()[1:]] == [
+        "  KINDS_FILE: [A",
+        "  KINDS_FILE: [b",
+    ]
+    gone = {"KINDS_FILE": "/no/kinds", "TEMPLATES_DIR": "/no/templates", "SMTP_CA_FILE": "/no/ca"}
+    for name, path in gone.items():
+        with pytest.raises(SettingsError) as raised:
+            environment(**COMPLETE, **dict.fromkeys(gone, "") | {name: path})
+        assert re.match(f"Cannot be read.*: {path}: No such file or directory.$", raised.value.faults[name][0])
 
 
 def test_an_email_that_a_shell_exports_leaves_a_local_run_local(environment: Callable[..., Settings]) -> None:
@@ -173,9 +212,12 @@ def test_an_email_that_a_shell_exports_leaves_a_local_run_local(environment: Cal
         },
     ],
 )
-def test_what_a_platform_sets_is_no_fault(environment: Callable[..., Settings], variables: dict[str, str]) -> None:
-    settings = environment(**COMPLETE, **variables)
-    assert (settings.db_uri, warnings_about(settings)) == (COMPLETE["DB_URI"], [])
+def test_what_a_platform_sets_is_no_fault(
+    environment: Callable[..., Settings], tmp_path: Path, variables: dict[str, str]
+) -> None:
+    environment(**COMPLETE, **variables)
+    settings, warnings = read_settings(tmp_path / ".env")
+    assert (settings.db_uri, warnings) == (COMPLETE["DB_URI"], [])
 
 
 @pytest.mark.parametrize("host", ["smtp.example.com", "a_b", "127.0.0.1", "::1", "fe80::1%eth0", "ö.example", "x."])

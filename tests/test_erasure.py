@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
+from json import loads
 from typing import Any
 
 import pytest
@@ -15,7 +17,22 @@ from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
-from tests.client import DB, OTHER, PROTECTED, USER, Client, create, list_, ours, owed, problem, settled, token, user
+from tests.client import (
+    DB,
+    OTHER,
+    PROTECTED,
+    ROOT,
+    USER,
+    Client,
+    create,
+    list_,
+    ours,
+    owed,
+    problem,
+    settled,
+    token,
+    user,
+)
 from tests.fixtures import Start, assert_outboxes_consistent
 from tests.servers import MailServer, free_port
 from tests.streams import listening
@@ -26,6 +43,18 @@ PROFILE = {"_id": ObjectId(USER), "email": "ann@example.com", "name": "Ann", "vi
 
 async def erase(client: Client, user_id: str = USER, **options: Any) -> int:
     return (await client.post("/erase", params={"user_id": user_id}, **options)).status
+
+
+async def test_what_others_hold_of_an_erased_user_is_found_as_the_page_says(client: Client, database: DB) -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    (block,) = re.findall(
+        r"tried by tests/test_erasure.py -->\n\n```js\ndb.users.updateMany\((.*?)\)\n```", page, re.DOTALL
+    )
+    filter_, update, options = loads(f"[{block}]")
+    for target in (USER, OTHER):
+        await create(client, OTHER, target_id=target)
+    database.users.update_many(filter_, update, array_filters=options["arrayFilters"])
+    assert [item.get("target_id") for item in (await list_(client, OTHER))["list"]] == [OTHER, None]
 
 
 async def leave_everything(client: Client, database: DB) -> None:

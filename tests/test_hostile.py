@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from settings import Settings
-from tests.bad_input import with_
+from tests.bad_input import with_, with_data
 from tests.browser import local_run
 from tests.client import KEY, PROTECTED, USER, Client, problem
 from tests.fixtures import Start
@@ -158,11 +158,18 @@ async def test_thousands_of_unknown_names_cost_little_and_few_are_named(client: 
     assert time.process_time() - started < usual
     assert response.status == 422
     assert len((await problem(response))["errors"]) == 16 + 2  # and those that are missing
+    response = await client.post(f"/suppress?user_id={USER}", data=body)
+    assert (response.status, len((await problem(response))["errors"])) == (422, 16)
     query = "&".join(f"{n:x}" for n in range(1500))
     started = time.process_time()
     assert (await client.get(f"/list?user_id={USER}&{query}")).status == 200
     assert (await client.post(f"/read?user_id={USER}&all=true&{query}")).status == 200
     assert time.process_time() - started < usual
+
+
+async def test_a_number_of_5000_digits_is_refused_in_words_of_the_service(client: Client) -> None:
+    response = await client.post("/create", data=with_data("9" * 5000))
+    assert (await problem(response))["detail"].endswith(": a number has too many digits.")
 
 
 # --- pages of other sites ---------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def test_a_local_run_serves_sends_and_keeps_its_data_even_when_killed(tmp_path: 
     assert local.get("/create", with_()) == {"success": True}
     eventually(lambda: assert_length(local.mails(), 1))
     assert "Subject: new_login" in local.mails()[0]
+    assert (tmp_path / ".notifier").stat().st_mode & 0o777 == 0o700  # users' data, on a machine of several people
     local.end(signal.SIGKILL)
     local = LocalRun(tmp_path)
     assert local.get("/list?user_id=" + USER)["data"]["elements"] == 1

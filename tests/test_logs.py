@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from ops.logs import QUEUE_LIMIT, TEXT, JSONFormatter, TurnHandler, configure_logging, log_info
+from ops.logs import QUEUE_LIMIT, TEXT, JSONFormatter, TextFormatter, TurnHandler, configure_logging, log_info
 from settings import Settings
 from tests.client import DB, USER, Client, assert_length, settled
 from tests.faults import scripted
@@ -94,6 +94,11 @@ async def test_logs_are_json_unless_they_go_to_a_terminal(own_logging: Callable[
     assert (first["message"], first["levelname"], first["request_id"]) == ("a\nb", "INFO", "x")
     assert datetime.now(UTC) - datetime.fromisoformat(first["timestamp"]) < timedelta(minutes=1)
     assert second["message"] == "second"
+
+
+def test_what_others_wrote_does_not_control_the_terminal() -> None:
+    said = {"msg": "key %s", "args": ("a\x1b[2J\nb",), "levelname": "INFO", "name": "notifier"}
+    assert TextFormatter(TEXT).format(logging.makeLogRecord(said)).endswith(" INFO notifier: key a?[2J?b")
 
 
 def test_without_an_event_loop_logs_need_no_turn_of_it(own_logging: Callable[[], list[Any]]) -> None:

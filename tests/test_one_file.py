@@ -147,8 +147,7 @@ def test_it_renders_templates(one_file: OneFile) -> None:
 
 def test_with_nothing_configured_it_says_so(one_file: OneFile) -> None:
     done = one_file.run(PORT=free_port())
-    assert done.returncode != 0
-    assert done.stderr.startswith("Nothing is configured: set DB_URI, EMAIL and SMTP_HOST")
+    assert (done.returncode, done.stderr) == (2, "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST.\n")
 
 
 def test_a_wrong_configuration_is_exit_code_2(one_file: OneFile) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 from bson import ObjectId
 
 from ops.metrics import Metrics
@@ -112,6 +114,18 @@ async def test_it_asks_the_running_service_for_the_mail_server(
 
 def post(port: int, body: str) -> None:
     urlopen(Request(f"http://127.0.0.1:{port}/create", body.encode(), {"Authorization": f"Bearer {KEY}"}), timeout=20)
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 connections"), (1, "1 connection"), (2, "2 connections")])
+async def test_one_connection_is_no_plural(settings: Settings, number: int, said: str) -> None:
+    metrics = "".join(f"notifier_{name} {number}\n" for name in ("emails_sent_last_hour", "smtp_connections"))
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(text=f"{metrics}notifier_smtp_breaker_open 0\n")
+
+    async with RawTestServer(answer) as other:
+        _, out, _ = await command(settings, "status", HOST="127.0.0.1", PORT=f"{other.port}")
+    assert f"Mail server       usable, {said} open\n" in out
 
 
 async def test_on_a_standalone_server_there_are_no_streams(settings: Settings, standalone: Mongod) -> None:

@@ -179,7 +179,7 @@ async def test_the_commands_take_string_ids(start: Start, settings: Settings, pe
     assert (code, out) == (0, "Owed again: 2.\n")
     await settled(people)
     assert {recipient for recipient, _ in mail.received} == {f"{ANN}@example.com", "second@example.com"}
-    secrets = {"API_KEYS": KEY, "USER_TOKEN_SECRET": SECRET}
+    secrets = {"API_KEYS": KEY, "USER_TOKEN_SECRETS": SECRET}
     code, out, _ = await command(settings, "token", "ü/ 1", **METEOR, **secrets)
     headers = {"Authorization": f"Bearer {out.strip()}"}
     assert (await protected.get("/list", params={"user_id": "ü/ 1"}, headers=headers)).status == 200

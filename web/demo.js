@@ -6,6 +6,7 @@ const form = $("create"), outcome = $("outcome"), credential = $("enter").elemen
 const { user_id, key, target_id, data } = form.elements;
 let kinds = {}, setup = {};
 
+const at = (path) => new URL(path, location).href; // the service may be behind a path
 const element = (tag, text, properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
 
 function ask(path, options, token = inbox.getAttribute("token")) {
@@ -13,7 +14,7 @@ function ask(path, options, token = inbox.getAttribute("token")) {
   return fetch(path, { ...options, headers, signal: AbortSignal.timeout(15_000) });
 }
 
-const checkUser = (token) => ask(`/list?limit=0&user_id=${encodeURIComponent(user_id.value.trim())}`, {}, token);
+const checkUser = (token) => ask(`list?limit=0&user_id=${encodeURIComponent(user_id.value.trim())}`, {}, token);
 
 // --- faults, beside their fields -------------------------------------------------------------------------
 
@@ -88,7 +89,7 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 function showCurl() {
   try {
     const header = setup.keys ? `-H "Authorization: Bearer $API_KEY" ` : ""; // the key itself is never shown
-    $("curl").textContent = `curl ${header}-d ${quoted(JSON.stringify(fieldsOf()))} ${location.origin}/create`;
+    $("curl").textContent = `curl ${header}-d ${quoted(JSON.stringify(fieldsOf()))} ${at("create")}`;
   } catch {
     $("curl").textContent = "";
   }
@@ -123,7 +124,7 @@ form.addEventListener("submit", async (event) => {
   const button = form.querySelector("button");
   button.disabled = true;
   try {
-    const response = await ask("/create", { method: "POST", body: JSON.stringify(fields) });
+    const response = await ask("create", { method: "POST", body: JSON.stringify(fields) });
     const answer = await response.json();
     if (response.status === 401) askForKey(answer.detail);
     showFaults(answer.errors ?? {}, response.ok ? "Created." : answer.errors ? "" : answer.detail);
@@ -196,7 +197,7 @@ async function showMails() {
   let mails;
   if (!setup.mailbox || isLocked()) return false;
   try {
-    const response = await ask("/demo/mails");
+    const response = await ask("demo/mails");
     if (!response.ok) return false; // it is for keys, not for a user's token
     ({ mails } = await response.json());
   } catch {
@@ -247,7 +248,7 @@ function showLines() {
   const token = setup.keys
     ? 'getToken = async () => (await fetch("/notifier-token")).text();'
     : 'addEventListener("notifier-unauthorized", async ({ target }) => target.setAttribute("token", await (await fetch("/notifier-token")).text()));'; // waits for keys
-  $("lines").textContent = `<script type="module" src="${location.origin}/inbox.js"></script>
+  $("lines").textContent = `<script type="module" src="${at("inbox.js")}"></script>
 <notifier-inbox user-id="${id}"></notifier-inbox>
 <script type="module">
   document.querySelector("notifier-inbox").${token}
@@ -271,7 +272,7 @@ if (navigator.clipboard) { // not on plain HTTP, but on this machine
 
 async function start() {
   try {
-    const answers = ["/demo/setup", "/kinds"].map(async (path) => (await (await ask(path)).json()).data);
+    const answers = ["demo/setup", "kinds"].map(async (path) => (await (await ask(path)).json()).data);
     [setup, kinds] = await Promise.all(answers);
   } catch {
     return showFaults({}, "The service cannot be reached.");

@@ -1,6 +1,6 @@
 // The documentation: Swagger UI for the service's own OpenAPI document.
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   dom_id: "#docs",
   deepLinking: true,
   plugins: [

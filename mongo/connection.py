@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +21,8 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
-from mongo.errors import PATIENCE, Patience, unavailable
+from mongo.errors import PATIENCE, Misconfigured, Patience, Unavailable, unavailable
+from mongo.reasons import Address, diagnose
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -86,11 +86,20 @@ class Connection:
     """The database by both of PyMongo's asyncio interfaces.
 
     `database` is Motor's, for what one request does alone. `shared` is for calls that several requests share and for
-    the change stream, which would cost Motor a switch of threads each.
+    the change stream, which would cost Motor a switch of threads each. `seeds` are the addresses of the connection
+    string.
     """
 
     database: Database
     shared: SharedDatabase
+    seeds: Sequence[Address]
+
+    async def diagnosis(self) -> Unavailable | None:
+        """Look why MongoDB cannot be reached; return `None` if it can be."""
+        options = self.shared.client.options
+        tls: Any = options.pool_options._ssl_context  # noqa: SLF001 - what the driver made of the connection string
+        reason = await diagnose(self.seeds, tls, options.replica_set_name)
+        return reason and (Misconfigured if reason.is_configuration else Unavailable)(reason.sentence)
 
 
 @asynccontextmanager
@@ -108,6 +117,7 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
         )
     except INVALID as exc:
         raise unavailable(exc) from exc
+    seeds = list(shared.topology_description.server_descriptions())
     # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
     concerns: Mapping[str, Any] = {
         "write_concern": WriteConcern(w="majority", j=True),
@@ -118,6 +128,7 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
         yield Connection(
             client.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
             shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
+            seeds,
         )
     finally:
         with suppress(TimeoutError):
@@ -130,22 +141,3 @@ def _close(client: Client) -> None:
     """Close the client. Without a timeout it would wait for a server that hangs to end its sessions."""
     with pymongo.timeout(CLOSE_TIMEOUT):
         client.close()
-
-
-async def expects_tls(database: Database) -> bool:
-    """Return whether a server of the connection string speaks TLS, although that does not ask for it.
-
-    Such a server merely closes the connection, as one does that stops.
-    """
-    client = database.client.delegate
-    if client.options._options.get("tls"):  # noqa: SLF001 - PyMongo tells the URI's options nowhere else
-        return False
-
-    def speaks_tls(host: str, port: int) -> bool:
-        try:
-            return bool(ssl.get_server_certificate((host, port), timeout=1))
-        except (OSError, ValueError):
-            return False
-
-    addresses = list(client.topology_description.server_descriptions())
-    return any([await asyncio.to_thread(speaks_tls, host, port or 0) for host, port in addresses])

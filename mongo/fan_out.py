@@ -11,10 +11,10 @@ from typing import Final, Protocol
 from pymongo.errors import PyMongoError
 
 from mongo.batcher import BATCH_LIMIT, CALLS_AT_ONCE
-from mongo.codes import NO_ANSWER
 from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.document import JSONObject
 from mongo.errors import KeyReused, StoreError, Unavailable
+from mongo.reasons import Reason
 from mongo.users import Users
 from mongo.writes import Writes
 
@@ -73,7 +73,7 @@ class FanOut:
             for start in range(0, len(rest), GENTLE_LIMIT):
                 async with self._turn(gently=gently):
                     outcomes.update(await self._one_by_one(rest[start : start + GENTLE_LIMIT], deadline))
-        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in begun]
+        return [outcomes.get(creation.id, Unavailable(Reason.NO_ANSWER.sentence)) for creation in begun]
 
     @asynccontextmanager
     async def _turn(self, *, gently: bool) -> AsyncIterator[int]:

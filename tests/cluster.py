@@ -26,8 +26,8 @@ from mongo.lanes import PROBE
 
 BROKEN: Final = "breaks a rule of sharded clusters"
 """What a line of the program says."""
-ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream")
-"""What reads that may ask every shard begin with: what is due, counts, and the change stream."""
+ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream", "$currentOp")
+"""What reads that may ask every shard begin with: what is due, counts, the change stream, and how far an index is."""
 
 
 class ClusterRules(CommandListener):
@@ -123,7 +123,7 @@ JUDGES: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
         _harmless,
     ),
     **dict.fromkeys(("replSetInitiate", "replSetGetConfig", "replSetReconfig"), _harmless),  # of a local run
-    **dict.fromkeys(("getMore", "killCursors", "listIndexes", "collMod"), _harmless),
+    **dict.fromkeys(("getMore", "killCursors", "listIndexes", "listCollections", "listDatabases"), _harmless),
 }
 
 

@@ -242,7 +242,7 @@ async def test_a_standalone_server_is_ok_but_has_no_streams(settings: Settings, 
     ("user", "step", "words"),
     [
         ("writer:pw@", None, ""),
-        ("reader:pw@", "rights", "may not insert, update, remove, createIndex, dropIndex on users and insert"),
+        ("reader:pw@", "rights", "may not insert, update, remove, createIndex on users and insert"),
         ("nobody:pw@", "rights", "grant it the role readWrite on the database shop"),
         ("writer:hunter2@", "mongodb", "refuses the user name or password"),
         ("", "rights", "DB_URI"),

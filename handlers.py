@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
@@ -16,6 +15,7 @@ from marshmallow import Schema
 
 import schemas
 from api import pages, sse, unsubscribe
+from api.answers import IN_FLIGHT, JSON_HEADERS, is_large, revalidated, send
 from api.auth import Caller, identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
@@ -28,7 +28,7 @@ from mongo.preferences import wants_email
 from mongo.requests import CreateMany, ListQuery, Selection
 from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
-from store import Store
+from store import Page, Store
 
 log = logging.getLogger("notifier.http")
 
@@ -53,7 +53,6 @@ OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.REPLAYED: {"Idempotent-Replayed": "true"},
     Recorded.NOT_OWED: {"X-Email": "not-owed"},
 }
-JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
 
 async def create(request: web.Request) -> web.Response:
@@ -97,14 +96,27 @@ async def list_(request: web.Request) -> web.Response:
     caller = identify(request)
     query: ListQuery = request.app[LIST].load(single_values(request.query))
     caller.must_act_for(query.user_id)
-    page = await request.app[STORE].list(query)
+    in_flight = request.app[IN_FLIGHT]
+    size = await in_flight.take(query.user_id, query.limit)
+    try:
+        body = _listed(query, await request.app[STORE].list(query))
+        size = in_flight.give(query.user_id, size, keep=len(body))
+        response = revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
+        if is_large(response):
+            complete(request, response)
+            await send(request, response)
+    finally:
+        in_flight.give(query.user_id, size)
+    return response
+
+
+def _listed(query: ListQuery, page: Page) -> bytes:
     asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
     if query.is_new is not None:
         asked["is_new"] = query.is_new
     data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
     # Other programs may store values in the array that JSON has no type for. They must not break the list.
-    body = orjson.dumps({"success": True, "data": data}, default=str)
-    return _revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
+    return orjson.dumps({"success": True, "data": data}, default=str)
 
 
 async def read(request: web.Request) -> web.Response:
@@ -219,7 +231,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 async def kinds(request: web.Request) -> web.Response:
     """Return the kinds of notification, or 304 to a client that has them already."""
-    response = _revalidated(request, request.app[KINDS_BODY], "public, max-age=60")
+    response = revalidated(request, request.app[KINDS_BODY], "public, max-age=60")
     response.headers["Access-Control-Allow-Origin"] = "*"  # for the bell in any page; it is no secret
     return response
 
@@ -276,16 +288,6 @@ FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/preferences", "
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
-
-
-def _revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
-    """Answer with a body and its ETag, or with 304 if the client has it."""
-    etag = blake2b(body, digest_size=12).hexdigest()
-    known = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if etag in known else _answer(body)
-    response.etag = etag
-    response.headers["Cache-Control"] = cache_control
-    return response
 
 
 def describe_kinds(kinds: Kinds) -> bytes:

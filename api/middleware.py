@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from api.answers import is_large, send
 from api.body import answer_before_body
 from api.problems import ForeignHost, Incomplete, problem_of, render
 from config.checks import in_url
@@ -69,6 +70,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         complete(request, response)
         if not request.content.is_eof():
             await answer_before_body(request, response)
+        elif is_large(response):
+            await send(request, response)
     return response
 
 

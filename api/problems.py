@@ -12,7 +12,7 @@ from typing import Final
 from aiohttp import web
 from marshmallow import ValidationError
 
-from api import auth, body, hub, stream
+from api import answers, auth, body, hub, stream
 from api.problem import MEDIA_TYPE, Problem
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
@@ -46,6 +46,10 @@ def incomplete(failures: Mapping[int, errors.StoreError], *, not_owed: bool = Fa
 
 class ForeignHost(Exception):
     """A local run was called by another host name than its own."""
+
+
+class TooManyConnections(Exception):
+    """Nearly all files that the process may open are open."""
 
 
 RETRY: Final = (
@@ -189,6 +193,21 @@ PROBLEMS: Final = (
         advice="Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
         retry_after=5,
     ),
+    # --- the process
+    Problem(
+        exception=TooManyConnections,
+        status=503,
+        detail="This process has as many connections open as it may.",
+        advice="The limit of open files (`ulimit -n`) sets how many.",
+        retry_after=5,
+    ),
+    Problem(
+        exception=answers.TooMuchInFlight,
+        status=503,
+        detail="Answers to this user wait to be read.",
+        advice=f"At most {answers.LIMIT >> 20} MB of them may, each for {answers.SEND_TIMEOUT:.0f} s.",
+        retry_after=5,
+    ),
     # --- streams
     Problem(
         exception=changes.NotReplicated,
@@ -208,7 +227,7 @@ PROBLEMS: Final = (
         exception=stream.TooManyOfProcess,
         status=503,
         detail="This process has as many streams open as it may.",
-        advice="`STREAM_LIMIT` sets how many.",
+        advice="`STREAM_LIMIT` sets how many, as far as the limit of open files (`ulimit -n`) allows.",
         retry_after=5,
     ),
     Problem(

@@ -12,8 +12,10 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
+from api.admission import Admission
 from api.hub import HUB
 from api.middleware import DRAINING
+from ops import descriptors
 from ops.listening import bind, cease, listen
 
 OPTIONS: Final[Mapping[str, Any]] = {
@@ -51,6 +53,9 @@ async def serve(app: web.Application, host: str, port: int, announce: Callable[[
     def protocol() -> asyncio.BaseProtocol:
         return cast("web.Server", runner.server)()  # it is there once the runner is set up
 
+    admission = Admission(protocol, descriptors.for_clients())
+    asyncio.get_running_loop().set_exception_handler(admission.handle)
+
     def end() -> None:
         if runner.server:
             stop.set()
@@ -60,7 +65,7 @@ async def serve(app: web.Application, host: str, port: int, announce: Callable[[
     _on_sigterm(end)
     if is_worker:
         _end_with_supervisor()
-    server = await bind(protocol, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
+    server = await bind(admission, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
     try:
         await runner.setup()
         await listen(server, host, port)
@@ -69,7 +74,7 @@ async def serve(app: web.Application, host: str, port: int, announce: Callable[[
         app[DRAINING].set()  # from now on every answer closes its connection
         app[HUB].close()
         await asyncio.sleep(UNREADY_PERIOD)
-        await cease(server, protocol)
+        await cease(server, admission)
         await asyncio.sleep(LAST_REQUESTS_PERIOD)
     finally:
         server.close()

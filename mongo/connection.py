@@ -23,6 +23,7 @@ from pymongo.read_concern import ReadConcern
 
 from mongo.errors import PATIENCE, Misconfigured, Patience, Unavailable, unavailable
 from mongo.reasons import Address, diagnose
+from ops import descriptors
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -39,7 +40,7 @@ MAJORITY: Final = ReadConcern("majority")
 """For reads that must not show what a deposed primary alone has seen."""
 INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
 """What the driver raises for a connection string that it does not understand, or that contradicts itself."""
-OPTIONS: Final[Mapping[str, Any]] = {
+OPTIONS: Final[dict[str, Any]] = {
     "appname": "notifier",
     # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
     "w": "majority",
@@ -61,8 +62,10 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "max_adaptive_retries": 0,
 }
 """Options that take precedence over those of the connection string."""
-POOL: Final[Mapping[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
+POOL: Final[dict[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
 """Of the shared client: batches of writes and of lists in flight, and the change stream."""
+POOL_PART: Final = 8
+"""While descriptors are few, each of the two pools has an eighth of them."""
 
 
 def uri_fault(uri: str) -> str | None:
@@ -109,11 +112,13 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
     Raises `Unavailable` when DNS does not tell the hosts of a mongodb+srv:// string. The connection itself is made
     by the first operation.
     """
+    limit = descriptors.limit()
     attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
     try:
-        client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=attempt, serverSelectionTimeoutMS=attempt)
+        few: dict[str, Any] = {"maxPoolSize": limit // POOL_PART, "minPoolSize": 0} if limit < descriptors.FEW else {}
+        client: Client = AsyncIOMotorClient(uri, **OPTIONS | few, timeoutMS=attempt, serverSelectionTimeoutMS=attempt)
         shared: SharedClient = AsyncMongoClient(
-            uri, **OPTIONS, **POOL, timeoutMS=None, serverSelectionTimeoutMS=selection
+            uri, **OPTIONS | POOL | few, timeoutMS=None, socketTimeoutMS=None, serverSelectionTimeoutMS=selection
         )
     except INVALID as exc:
         raise unavailable(exc) from exc

@@ -144,8 +144,8 @@ def test_the_reason_is_one_sentence_without_a_host(exc: Exception, sentence: str
 @pytest.mark.parametrize(
     ("cause", "reason"),
     [
-        (NXDOMAIN(), Reason.UNKNOWN_SRV),
-        (LifetimeTimeout(timeout=4, errors=[]), Reason.NO_DNS),
+        (NXDOMAIN(), Reason.UNKNOWN_SRV),  # type: ignore[no-untyped-call]
+        (LifetimeTimeout(timeout=4, errors=[]), Reason.NO_DNS),  # type: ignore[no-untyped-call]
         (ConnectionRefusedError(111, "Connection refused"), Reason.REFUSED),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), Reason.UNKNOWN_HOST),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), Reason.NO_DNS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from contextlib import suppress
 from hashlib import blake2b
@@ -15,6 +16,8 @@ SEND_TIMEOUT: Final = 30.0
 """Seconds in which a client must take an answer."""
 LARGE: Final = 64 * 1024
 """Bytes of an answer that are handed to the kernel without waiting: asyncio holds no more than that."""
+SEND_BUFFER: Final = 128 * 1024
+"""Bytes that the kernel may hold of it. By itself it would take megabytes for a client that does not read."""
 LIMIT: Final = 8 << 20
 """Bytes of the answers to one user that may be in memory."""
 ELEMENT: Final = 17 * 1024
@@ -86,6 +89,8 @@ def is_large(response: web.StreamResponse) -> bool:
 
 async def send(request: web.Request, response: web.StreamResponse) -> None:
     """Send an answer, and break the connection of a client that does not take it in time."""
+    if request.transport:
+        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
         with suppress(ConnectionError):
             async with asyncio.timeout(SEND_TIMEOUT):

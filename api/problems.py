@@ -282,4 +282,7 @@ def render(exc: Exception) -> web.Response:
     if isinstance(exc, auth.Unauthenticated):
         error = f', error="{exc.error}"' if exc.error else ""
         headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'
-    return web.json_response(problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE)
+    response = web.json_response(problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE)
+    if isinstance(exc, stream.TooManyOfProcess):
+        response.force_close()  # its connection would take one from another client
+    return response

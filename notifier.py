@@ -29,10 +29,10 @@ from cli.check import run_check
 from cli.environment import SettingsError, load_settings, warnings_about
 from cli.output import INTERRUPTED, fail, fail_to_write
 from commands import parse_arguments, run_command
+from config import descriptors
 from delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
-from ops import descriptors
 from ops.banner import banner
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging

@@ -15,7 +15,7 @@ from aiohttp import web
 from api.admission import Admission
 from api.hub import HUB
 from api.middleware import DRAINING
-from ops import descriptors
+from config import descriptors
 from ops.listening import bind, cease, listen
 
 OPTIONS: Final[Mapping[str, Any]] = {

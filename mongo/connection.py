@@ -21,9 +21,9 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
+from config import descriptors
 from mongo.errors import PATIENCE, Misconfigured, Patience, Unavailable, unavailable
 from mongo.reasons import Address, diagnose
-from ops import descriptors
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -122,7 +122,7 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
         )
     except INVALID as exc:
         raise unavailable(exc) from exc
-    seeds = list(shared.topology_description.server_descriptions())
+    seeds = list(client.delegate.topology_description.server_descriptions())
     # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
     concerns: Mapping[str, Any] = {
         "write_concern": WriteConcern(w="majority", j=True),

@@ -11,7 +11,7 @@ from bson import ObjectId
 from api.answers import ELEMENT, IN_FLIGHT, InFlight, TooMuchInFlight
 from tests.client import DB, OTHER, USER, Client
 from tests.fixtures import Start
-from tests.test_sse import unsent_bytes
+from tests.streams import unsent_bytes
 from tests.waiting import eventually_async
 
 LIST = f"/list?user_id={USER}&limit=100"

@@ -15,6 +15,7 @@ import trustme
 from pymongo import MongoClient
 
 from settings import Security, Settings
+from tests.checking import check, failures, skipped
 from tests.client import DB
 from tests.faults import scripted
 from tests.processes import COMPLETE, command, run
@@ -24,37 +25,6 @@ from tests.smtp import HANG, raw_server
 STEPS = ["configuration", "mongodb", "rights", "index", "streams", "dead_mail"]
 PASSWORD_IS: dict[str, Any] = {"pwd": "pw"}
 MAIL_STEPS = ["smtp_dns", "smtp_tcp", "smtp_tls", "smtp_ehlo", "smtp_login"]
-
-
-async def check(settings: Settings, *arguments: str, **variables: object) -> tuple[int, dict[str, tuple[str, str]]]:
-    """Run `check --json`; return its exit code, and the state and detail of each step."""
-    given = {
-        "EMAIL": "a@b.example",
-        "SMTP_HOST": settings.smtp_host,
-        "SMTP_PORT": settings.smtp_port,
-        "SMTP_LOGIN": settings.smtp_login or "",
-        "SMTP_PASSWORD": settings.smtp_password or "",
-        "SMTP_CA_FILE": settings.smtp_ca_file or "",
-        "SMTP_SECURITY": settings.smtp_security.value,
-        "SMTP_FROM": settings.smtp_from,
-        "SMTP_CONNECT_TIMEOUT": 2,
-        **variables,
-    }
-    code, out, err = await command(
-        settings, "check", "--json", *arguments, **{name: f"{value}" for name, value in given.items()}
-    )
-    assert err == ""
-    answer = json.loads(out)
-    assert answer["ok"] == (code == 0)
-    return code, {step["check"]: (step["state"], step["detail"]) for step in answer["checks"]}
-
-
-def failures(steps: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    return {name: detail for name, (state, detail) in steps.items() if state == "failed"}
-
-
-def skipped(steps: Mapping[str, tuple[str, str]]) -> list[str]:
-    return [name for name, (state, _) in steps.items() if state == "skipped"]
 
 
 async def test_everything_is_ok_and_a_test_email_is_sent(settings: Settings, database: DB, mail: MailServer) -> None:

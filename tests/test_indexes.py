@@ -16,12 +16,12 @@ from handlers import STORE
 from mongo.errors import Misconfigured
 from settings import Settings
 from store import open_store
+from tests.checking import check, failures
 from tests.client import DB, Client, create, settled
 from tests.faults import failing
 from tests.fixtures import Start
 from tests.servers import MailServer, Mongod
 from tests.soak import three_nodes
-from tests.test_check import check, failures
 from tests.waiting import eventually, eventually_async
 
 OWN: dict[str, Any] = {"key": {"notifier.due": 1}, "name": "notifier.due_1", "sparse": True}

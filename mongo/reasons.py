@@ -125,9 +125,9 @@ async def diagnose(seeds: Sequence[Address], tls: ssl.SSLContext | None, replica
         return Reason.OTHER_SET
     if not any(reply.get("isWritablePrimary") or reply.get("primary") for reply in replies):
         return Reason.NO_PRIMARY
-    primary = next((reply["primary"] for reply in replies if reply.get("primary")), None)
-    if primary and isinstance(await asyncio.to_thread(_look, _split(primary), tls), Reason):
-        return Reason.MEMBER_NAMES
+    primary = next((_split(reply["primary"]) for reply in replies if reply.get("primary")), None)
+    if primary and isinstance(reason := await asyncio.to_thread(_look, primary, tls), Reason):
+        return reason if primary in seeds else Reason.MEMBER_NAMES
     return None
 
 

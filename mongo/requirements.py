@@ -74,7 +74,9 @@ async def must_suffice(users: Users, connection: Connection) -> None:
     Servers that only look like MongoDB lack collations or updates by pipelines, or take them without effect. Without
     the right to write to that document, nothing is known.
     """
-    version = await must_suit(users)
+    version, nobody = await must_suit(users), {"_id": ObjectId()}
+    # Changes nothing, and needs the right to change users.
+    await users.persist(lambda _: users.collection.update_one(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
     probe = Users(connection, PROBE, users.shape, patience=users.patience)
     try:
         fault = await _try_delivery(probe)

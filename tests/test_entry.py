@@ -21,7 +21,7 @@ from pymongo import MongoClient
 from mongo.errors import StoreError
 from notifier import explain
 from settings import Settings
-from tests.client import DB, KEY, USER
+from tests.client import KEY, USER
 from tests.fixtures import serving
 from tests.processes import ends_within, run, running_service
 from tests.servers import Mongod, free_port, localhost
@@ -202,14 +202,6 @@ async def test_rights_that_are_taken_away_are_told_in_the_log(settings: Settings
         assert not re.search(r"hunter2|writer|Traceback", service.log())
         service.kill()
         admin.close()
-
-
-def test_a_conflicting_index_ends_the_start_with_one_sentence(settings: Settings, database: DB, tmp_path: Path) -> None:
-    database.users.create_index("notifier.due", name="notifier.due_1", unique=True)
-    done = run(cwd=tmp_path, DB_URI=settings.db_uri, EMAIL="a@b.example", SMTP_HOST="x")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "The service cannot start: MongoDB's error 86 IndexKeySpecsConflict."
-    assert "Traceback" not in done.stderr
 
 
 async def test_after_sigterm_it_is_unready_at_once_and_ends_within_8_seconds(

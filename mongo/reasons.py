@@ -40,7 +40,7 @@ class Reason(Enum):
     NO_ANSWER = "MongoDB does not answer in time.", False
     UNREACHABLE = "MongoDB cannot be reached at the host and port of DB_URI.", False
     REFUSED = "MongoDB does not listen at the host and port of DB_URI: the connection is refused.", False
-    CLOSED = "MongoDB closes the connection: it is stopping, or has as many connections as it may.", False
+    CLOSED = "MongoDB closes the connection: it is stopping, is full, or wants a client's certificate.", False
     NO_FILES = "This process may open no more files, so none for MongoDB; raise its limit (ulimit -n).", False
     UNKNOWN_HOST = "DNS does not know the host of DB_URI.", False
     NO_DNS = "DNS does not answer, so the host of DB_URI is not found.", False

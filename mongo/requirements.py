@@ -75,10 +75,11 @@ async def must_suffice(users: Users, connection: Connection) -> None:
     the right to write to that document, nothing is known.
     """
     version, nobody = await must_suit(users), {"_id": ObjectId()}
-    # Changes nothing, and needs the right to change users.
-    await users.persist(lambda _: users.collection.update_one(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
+    change = users.collection.update_one
     probe = Users(connection, PROBE, users.shape, patience=users.patience)
     try:
+        # It changes nothing, and needs the right to change users.
+        await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
         fault = await _try_delivery(probe)
     except Unavailable:
         raise

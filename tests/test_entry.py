@@ -154,7 +154,7 @@ async def test_why_mongodb_cannot_be_used_ends_the_start_with_one_sentence(
             f"mongodb://{tls}/x": (2, "expects TLS, which DB_URI does not ask for"),
             f"mongodb://{tls}/x?tls=true": (2, "not trusted"),
             f"mongodb://{local}/x?{trusted}": (2, "for another host"),
-            f"mongodb://{certified}/x?{trusted}": (2, "a client's certificate"),
+            f"mongodb://{certified}/x?{trusted}": (1, "a client's certificate"),
             f"mongodb://{plain}/x?replicaSet=other": (2, "the replica set that DB_URI names"),
             f"mongodb://{plain}/x?replicaSet=other&directConnection=true": (2, "the replica set that DB_URI names"),
             f"mongodb://{new}/x": (1, "rs.initiate()"),

@@ -246,12 +246,6 @@ async def test_the_description_names_the_kinds_and_its_examples_are_accepted(sho
     assert told["examples"]["kinds"]["value"] == await (await shop.get("/kinds")).json()
 
 
-@pytest.fixture
-def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the service leave no e-mail of an unknown kind to others."""
-    monkeypatch.setattr("mongo.outbox.LEFT_TO_OTHERS", 0.0)
-
-
 @pytest.mark.usefixtures("nobody_else")
 async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path

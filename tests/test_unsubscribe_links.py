@@ -58,10 +58,10 @@ async def test_without_an_address_of_ours_an_email_has_no_link(start: Start, dat
     assert "List-Unsubscribe" not in message
 
 
+@pytest.mark.usefixtures("nobody_else")
 async def test_an_email_whose_template_fails_or_whose_kind_has_left_keeps_its_link(
-    start: Start, database: DB, mail: MailServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("mongo.outbox.LEFT_TO_OTHERS", 0.0)
     folder = write(tmp_path, {"order_shipped.txt": "{{ 1 / 0 }}"})
     client = await start(**LINKED, templates_dir=folder)
     await create(client, key="order_shipped")

@@ -117,7 +117,7 @@ async def test_the_cause_that_held_longest_is_told_and_not_the_last() -> None:
 
     async def fail(deadline: float) -> None:
         cause = next(causes, None)
-        await asyncio.sleep(min(deadline, 0.2 if cause else 0.01))
+        await asyncio.sleep(min(deadline, 0.15 if cause else 0.01))
         raise Unavailable(cause or "MongoDB does not answer in time.")
 
     with pytest.raises(Unavailable, match=r"^MongoDB has no primary\. The service waited for 0\.4 s"):

@@ -7,30 +7,30 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any, Final
 
-import orjson
 from aiohttp import web
 from marshmallow import Schema
 
 import schemas
 from api import pages, sse, unsubscribe
+from api.answers import IN_FLIGHT, JSON_HEADERS, is_large, json_bytes, revalidated, send
 from api.auth import Caller, identify
 from api.body import load_all, read_object, single_values
 from api.hub import HUB
 from api.middleware import DRAINING, ORIGIN, audit, complete
-from api.problems import NoSuchNotification, incomplete
+from api.problems import NoSuchNotification
 from api.stream import Stopping
 from config.ids import named
 from config.keys import Scope
 from mongo.creation import Recorded
 from mongo.errors import StoreError
+from mongo.fan_out import incomplete
 from mongo.preferences import wants_email
 from mongo.requests import CreateMany, ListQuery, Selection
 from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
-from store import Store
+from store import Page, Store
 
 log = logging.getLogger("notifier.http")
 
@@ -55,7 +55,6 @@ OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.REPLAYED: {"Idempotent-Replayed": "true"},
     Recorded.NOT_OWED: {"X-Email": "not-owed"},
 }
-JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 
 
 async def create(request: web.Request) -> web.Response:
@@ -91,7 +90,7 @@ async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
         raise incomplete(failures, not_owed=Recorded.NOT_OWED in outcomes)
     replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
     counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
-    return _answer(_line(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
+    return _answer(json_bytes(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
 
 
 async def list_(request: web.Request) -> web.Response:
@@ -99,13 +98,26 @@ async def list_(request: web.Request) -> web.Response:
     caller = identify(request, Scope.INBOX)
     query: ListQuery = request.app[LIST].load(single_values(request.query))
     caller.must_act_for(query.user_id)
-    page = await request.app[STORE].list(query)
+    in_flight = request.app[IN_FLIGHT]
+    size = await in_flight.take(query.user_id, query.limit)
+    try:
+        body = _listed(query, await request.app[STORE].list(query))
+        size = in_flight.give(query.user_id, size, keep=len(body))
+        response = revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
+        if is_large(response):
+            complete(request, response)
+            await send(request, response)
+    finally:
+        in_flight.give(query.user_id, size)
+    return response
+
+
+def _listed(query: ListQuery, page: Page) -> bytes:
     asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
     if query.is_new is not None:
         asked["is_new"] = query.is_new
     data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
-    body = _line({"success": True, "data": data}).rstrip()  # to the byte as specified
-    return _revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
+    return json_bytes({"success": True, "data": data}).rstrip()  # to the byte as specified
 
 
 async def read(request: web.Request) -> web.Response:
@@ -162,7 +174,7 @@ def _preferences(request: web.Request, stored: object) -> web.Response:
         for name, kind in request.app[KINDS].items()
         if kind.email
     }
-    return _answer(_line({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
+    return _answer(json_bytes({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
 
 
 async def erase(request: web.Request) -> web.Response:
@@ -183,7 +195,7 @@ async def suppress(request: web.Request) -> web.Response:
     suppressions = request.app[STORE].suppressions
     users = [user[0]["user_id"]] if user else await suppressions.users_with(asked["address"])
     are_suppressed = [await suppressions.change(user_id, **asked) for user_id in users]
-    return _answer(_line({"success": True, "data": {"suppressed": any(are_suppressed)}}))
+    return _answer(json_bytes({"success": True, "data": {"suppressed": any(are_suppressed)}}))
 
 
 def _query(request: web.Request) -> tuple[Schema, Mapping[str, Any]]:
@@ -220,7 +232,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 async def kinds(request: web.Request) -> web.Response:
     """Return the kinds of notification, or 304 to a client that has them already."""
-    response = _revalidated(request, request.app[KINDS_BODY], "public, max-age=60")
+    response = revalidated(request, request.app[KINDS_BODY], "public, max-age=60")
     response.headers["Access-Control-Allow-Origin"] = "*"  # for the bell in any page; it is no secret
     return response
 
@@ -279,21 +291,6 @@ def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = 
     return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
 
 
-def _line(value: object) -> bytes:
-    """Return JSON. What other programs store in the array, which it may have no type for, must not break the list."""
-    return orjson.dumps(value, default=str, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
-    """Answer with a body and its ETag, or with 304 if the client has it."""
-    etag = blake2b(body, digest_size=12).hexdigest()
-    known = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if etag in known else _answer(body)
-    response.etag = etag
-    response.headers["Cache-Control"] = cache_control
-    return response
-
-
 def describe_kinds(kinds: Kinds) -> bytes:
     """Return the body of `GET /kinds`."""
-    return _line({"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}})
+    return json_bytes({"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}})

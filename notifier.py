@@ -23,6 +23,7 @@ from aiohttp.typedefs import Middleware
 
 import handlers
 from api import demo, openapi, pages, server, unsubscribe
+from api.answers import IN_FLIGHT, InFlight
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
@@ -32,6 +33,7 @@ from cli.environment import SettingsError, read_settings
 from cli.output import INTERRUPTED, fail, fail_to_write
 from cli.target import NoDatabase, nothing_configured
 from commands import parse_arguments, run_command
+from config import descriptors
 from delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
@@ -73,6 +75,7 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     app[METRICS] = Metrics()
     app[DRAINING] = asyncio.Event()
     app[THROTTLE] = Throttle()
+    app[IN_FLIGHT] = InFlight(settings.notifications_limit)
     app[openapi.DOCUMENT] = openapi.Document(partial(openapi.describe, handlers.ROUTES, kinds, settings.id_type))
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
     app[handlers.LIST] = ListSchema(settings.id_type)
@@ -165,7 +168,8 @@ async def delivery(app: web.Application) -> AsyncIterator[None]:
 
 async def streams(app: web.Application) -> AsyncIterator[None]:
     """Serve streams."""
-    app[HUB] = hub = Hub(app[handlers.STORE].changes, app[METRICS], app[SETTINGS].stream_limit)
+    limit = min(app[SETTINGS].stream_limit, descriptors.for_streams())
+    app[HUB] = hub = Hub(app[handlers.STORE].changes, app[METRICS], limit)
     async with hub.running():
         yield
 
@@ -214,6 +218,7 @@ def announce(settings: Settings) -> None:
 def serve(settings: Settings, *, is_worker: bool) -> None:
     """Serve until a signal stops it. Raises `StoreError` or `CannotListen`."""
     gc.set_threshold(*GC_THRESHOLDS)
+    descriptors.raise_limit()
     app = create_app(settings)
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(server.serve(app, settings, partial(announce, settings), is_worker=is_worker))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -57,9 +57,11 @@ from mongo.outbox import Outbox
 from mongo.owed import first_due, new_element
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection
+from mongo.requirements import must_suffice
 from mongo.start import reach
 from mongo.statement import Write
 from mongo.suppression import Suppressions
+from mongo.upkeep import Upkeep
 from mongo.users import Documents, Users
 from mongo.writes import Writes
 from settings import Settings, UnknownUsers
@@ -97,19 +99,14 @@ class Created:
 async def open_store(
     settings: Settings, deadline: float | None = None, *, serves: bool = False, patience: Patience = PATIENCE
 ) -> AsyncIterator[Store]:
-    """Connect within `deadline` seconds, create missing indexes, and close at the end. Raises a `StoreError`.
-
-    Only the server sets the expiry of dead letters: a command may run with other settings.
-    """
+    """Connect within `deadline` seconds, and close at the end. Only the server needs more. Raises a `StoreError`."""
     async with connected(settings.db_uri, patience=patience) as connection:
         store = Store(connection, settings, patience)
-        await reach(store.clock, connection.database, deadline)
-        store.users.calls.numbered = await keeps_numbers(connection.shared, patience)
-        await store.users.create_index("notifier.due", sparse=True)
-        await store.users.create_index("notifier.suppression.at", sparse=True)
+        await reach(store.clock, connection, deadline)
         if serves:
-            await store.dead_mail.create_indexes(settings.dead_mail_days)
-        async with store.clock.running():
+            await must_suffice(store.users, connection)
+        store.users.calls.numbered = await keeps_numbers(connection.shared, patience)
+        async with store.clock.running(), store.upkeep.running() if serves else nullcontext():
             yield store
 
 
@@ -128,9 +125,10 @@ class Store:
             self._profile if self._creates_users else None,
             patience,
         )
-        self.clock = Clock(database)
-        self.outbox = Outbox(self.users)
+        self.clock = Clock(connection)
+        self.outbox = Outbox(self.users, settings.kinds)
         self.dead_mail = DeadMail(self.outbox, Documents(database[DEAD_MAIL], patience))
+        self.upkeep = Upkeep(self.outbox.due, self.dead_mail, settings.dead_mail_days)
         self.preferences = Preferences(self.users)
         self.suppressions = Suppressions(self.users)
         self.changes = Changes(self.users, self.clock, self._limit)

@@ -13,11 +13,13 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from api.answers import is_large, send
 from api.auth import Refused
 from api.body import answer_before_body
-from api.problems import ForeignHost, Incomplete, problem_of, render
+from api.problems import ForeignHost, problem_of, render
 from config.checks import LOOPBACK, in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
+from mongo.fan_out import Incomplete
 from ops.logs import Throttle, log_info
 from ops.metrics import METRICS
 
@@ -74,6 +76,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         complete(request, response)
         if not request.content.is_eof():
             await answer_before_body(request, response)
+        elif is_large(response):
+            await send(request, response)
     return response
 
 

@@ -31,10 +31,11 @@ from api.fields import DataField, IdField
 from api.operation import Answer, Operation
 from api.operations import TAGS, operations
 from api.problem import MEDIA_TYPE, Problem
-from api.problems import BY_EXCEPTION, Incomplete, NotYetComplete, problem_of
+from api.problems import BY_EXCEPTION, problem_of
 from config.ids import IdType
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
+from mongo.fan_out import Incomplete, NotYetComplete
 from mongo.preferences import EVERY_KIND
 from ops.kinds import Kinds
 

@@ -11,12 +11,13 @@ import schemas
 from api import body, stream
 from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WRONG_METHOD, Answer, Operation
-from api.problems import Incomplete, NoSuchNotification, NotYetComplete
+from api.problems import NoSuchNotification
 from api.sse import KEEP_ALIVE
 from api.user_operations import user_operations
 from config.ids import IdType
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT, JSONObject
+from mongo.fan_out import Incomplete, NotYetComplete
 from ops.kinds import Kinds
 
 TAGS: Final = {

@@ -5,43 +5,22 @@ The middleware answers from it; the OpenAPI document and the table in `docs/api.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from aiohttp import http_exceptions, web
 from marshmallow import ValidationError
 
-from api import auth, body, hub, stream
+from api import answers, auth, body, hub, stream
 from api.problem import MEDIA_TYPE, Problem, json_line
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
+from mongo.fan_out import Incomplete, NotYetComplete
 
 
 class NoSuchNotification(Exception):
     """The user has no notification with this id."""
-
-
-class Incomplete(Exception):
-    """A create for many users failed for some, and asking again cannot help them. `failures` are by index.
-
-    `not_owed` tells that of the others, some are owed no e-mail, as their outboxes are full.
-    """
-
-    def __init__(self, failures: Mapping[int, errors.StoreError], *, not_owed: bool = False) -> None:
-        self.failures = failures
-        self.not_owed = not_owed
-
-
-class NotYetComplete(Incomplete):
-    """A create for many users failed for some, of whom at least one may succeed later."""
-
-
-def incomplete(failures: Mapping[int, errors.StoreError], *, not_owed: bool = False) -> Incomplete:
-    """Return what to raise for a create for many users that failed for these."""
-    may_succeed = any(isinstance(failure, errors.Unavailable) for failure in failures.values())
-    return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
 
 
 class ForeignHost(Exception):
@@ -50,6 +29,12 @@ class ForeignHost(Exception):
 
 HEADER_LIMIT: Final = 32 * 1024
 """Bytes of a header, and of the address."""
+
+
+class TooManyConnections(Exception):
+    """Nearly all files that the process may open are open."""
+
+
 RETRY: Final = (
     "Ask again after `Retry-After` seconds. A `POST /create` with an `Idempotency-Key` cannot take effect twice."
 )
@@ -205,6 +190,21 @@ PROBLEMS: Final = (
         advice="Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
         retry_after=5,
     ),
+    # --- the process
+    Problem(
+        exception=TooManyConnections,
+        status=503,
+        detail="This process has as many connections open as it may.",
+        advice="The limit of open files (`ulimit -n`) sets how many.",
+        retry_after=5,
+    ),
+    Problem(
+        exception=answers.TooMuchInFlight,
+        status=503,
+        detail="Answers to this user wait to be read.",
+        advice=f"At most {answers.LIMIT >> 20} MB of them may, each for {answers.SEND_TIMEOUT:.0f} s.",
+        retry_after=5,
+    ),
     # --- streams
     Problem(
         exception=changes.NotReplicated,
@@ -224,7 +224,7 @@ PROBLEMS: Final = (
         exception=stream.TooManyOfProcess,
         status=503,
         detail="This process has as many streams open as it may.",
-        advice="`STREAM_LIMIT` sets how many.",
+        advice="`STREAM_LIMIT` sets how many, as far as the limit of open files (`ulimit -n`) allows.",
         retry_after=5,
     ),
     Problem(
@@ -279,6 +279,9 @@ def render(exc: Exception) -> web.Response:
     if isinstance(exc, auth.Unauthenticated):
         error = f', error="{exc.error}"' if exc.error else ""
         headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'
-    return web.json_response(
+    response = web.json_response(
         problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE, dumps=json_line
     )
+    if isinstance(exc, stream.TooManyOfProcess):
+        response.force_close()  # its connection would take one from another client
+    return response

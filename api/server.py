@@ -12,9 +12,11 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
+from api.admission import Admission
 from api.hub import HUB
 from api.middleware import DRAINING
 from api.problems import HEADER_LIMIT, render
+from config import descriptors
 from ops.listening import bind, cease, listen
 from settings import Settings
 
@@ -67,6 +69,9 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     def protocol() -> asyncio.BaseProtocol:
         return Connection(cast("web.Server", runner.server), loop=loop, **options)  # it is there once that is set up
 
+    admission = Admission(protocol, descriptors.for_clients())
+    asyncio.get_running_loop().set_exception_handler(admission.handle)
+
     def end() -> None:
         if runner.server:
             stop.set()
@@ -76,7 +81,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     _on_sigterm(end)
     if is_worker:
         _end_with_supervisor()
-    server = await bind(protocol, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
+    server = await bind(admission, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
     try:
         await runner.setup()
         await listen(server, host, port)
@@ -85,7 +90,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
         app[DRAINING].set()  # from now on every answer closes its connection
         app[HUB].close()
         await asyncio.sleep(UNREADY_PERIOD)
-        await cease(server, protocol)
+        await cease(server, admission)
         await asyncio.sleep(LAST_REQUESTS_PERIOD)
     finally:
         server.close()

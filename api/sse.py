@@ -35,9 +35,6 @@ RETRY_MS: Final = (1000, 5000)
 not all reach the next one at once."""
 SEND_BUFFER: Final = 64 * 1024
 """Bytes the kernel may hold for one stream. Its own default is megabytes for a client that does not read."""
-USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
-USER_TIMEOUT_MS: Final = 30_000
-"""Milliseconds for which sent bytes may stay unacknowledged. The kernel's default is about 15 minutes."""
 
 
 class Stalled(Exception):
@@ -51,13 +48,11 @@ def encode(inbox: Inbox) -> bytes:
 
 
 def bound_buffers(request: web.Request) -> None:
-    """Hold little for a client that does not read, and break the connection of one that has vanished."""
+    """Hold little for a client that does not read."""
     if request.transport:
         request.transport.set_write_buffer_limits(high=0)  # drained means that the kernel has everything
         connection = request.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        if USER_TIMEOUT:
-            connection.setsockopt(socket.IPPROTO_TCP, USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
 class Wire:

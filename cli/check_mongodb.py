@@ -13,19 +13,17 @@ from config.ids import IdType
 from mongo.connection import connected
 from mongo.errors import StoreError, persist
 from mongo.overview import sample, topology
+from mongo.requirements import must_suit
 from mongo.start import reach
 from mongo.suppression import address_index
 from settings import Settings
 from store import Store
 
-NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "dropIndex")
+NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "listIndexes")
 """Actions on the collections (MongoDB manual, "Privilege Actions"); the role readWrite has them, and changeStream."""
-OLDEST_VERSION: Final = (5, 0)
 DEADLINE: Final = 6.0
 """Seconds for each question."""
 BSON_TYPES: Final[Mapping[IdType, str]] = {IdType.OBJECTID: "objectId", IdType.STRING: "string"}
-INDEX: Final = "notifier.due_1"
-"""The name that MongoDB gives to the service's index."""
 
 
 async def check_mongodb(settings: Settings) -> Sequence[Result]:
@@ -33,18 +31,10 @@ async def check_mongodb(settings: Settings) -> Sequence[Result]:
     try:
         async with connected(with_database(settings).db_uri) as connection:
             store = Store(connection, settings)
-            await reach(store.clock, connection.database, DEADLINE)
-            return [await _version(store), *[await _step(name, store, settings) for name in STEPS]]
+            await reach(store.clock, connection, DEADLINE)
+            return [await _step(name, store, settings) for name in STEPS]
     except (NoDatabase, StoreError) as exc:
-        return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in STEPS)]
-
-
-async def _version(store: Store) -> Result:
-    info = await persist(lambda _: store.database.command("buildInfo"), DEADLINE)
-    version, kind = f"{info.get('version')}", (await topology(store.database)).words
-    if tuple(info.get("versionArray", OLDEST_VERSION)[:2]) < OLDEST_VERSION:
-        return failed("mongodb", f"MongoDB {version} is too old: the service needs 5.0 or later.")
-    return ok("mongodb", f"MongoDB {version}, {kind}")
+        return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in list(STEPS)[1:])]
 
 
 async def _step(name: str, store: Store, settings: Settings) -> Result:
@@ -52,6 +42,11 @@ async def _step(name: str, store: Store, settings: Settings) -> Result:
         return await STEPS[name](store, settings)
     except StoreError as exc:
         return failed(name, f"{exc}")
+
+
+async def _version(store: Store, _: Settings) -> Result:
+    version = await must_suit(store.users, DEADLINE)
+    return ok("mongodb", f"MongoDB {version}, {(await topology(store.database)).words}")
 
 
 async def _rights(store: Store, settings: Settings) -> Result:
@@ -90,16 +85,17 @@ def _granted(store: Store, who: Mapping[str, Any], collection: str) -> Iterable[
 
 
 async def _index(store: Store, _: Settings) -> Result:
-    indexes = await persist(lambda _: store.users.collection.index_information(), DEADLINE)
-    ours = {"key", "v", "ns", "sparse", "background"}
-    due = {name: index for name, index in indexes.items() if index["key"] == [("notifier.due", 1)]}
-    if any(index.get("sparse") and not index.keys() - ours for index in due.values()):
-        return ok("index", "notifier.due, sparse")
-    if INDEX in due:
-        return failed(
-            "index", f"The index {INDEX} is not sparse, or unique or partial: drop it, the service makes its own."
-        )
-    return ok("index", "not there yet; the service creates it when it starts")
+    due = store.outbox.due
+    found = await persist(lambda _: store.users.collection.list_indexes().to_list(None), DEADLINE)
+    serving = due.serving(found)
+    if fault := due.fault(found):
+        return failed("index", fault)
+    if (percent := await due.progress()) is not None:
+        return ok("index", f"MongoDB is making it, {percent} % so far; until it is there, e-mails wait")
+    if not serving:
+        return ok("index", "not there yet; the service has it made when it runs")
+    large = "" if serving.get("sparse") else f"; {serving['name']} is not, and so it is large: drop it"
+    return ok("index", f"notifier.due, sparse{large}")
 
 
 async def _suppress(store: Store, settings: Settings) -> Result:
@@ -146,6 +142,7 @@ async def _dead_mail(store: Store, _: Settings) -> Result:
 
 
 STEPS: Final[Mapping[str, Callable[[Store, Settings], Awaitable[Result]]]] = {
+    "mongodb": _version,
     "rights": _rights,
     "index": _index,
     "suppress": _suppress,

@@ -43,7 +43,7 @@ async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
         "errors": [asdict(reason) for reason in await overview.errors_of_owed(store.users)],
         "dead_letters": await store.dead_mail.count(),
-        "dead": [asdict(reason) for reason in await overview.errors_of_dead(store.dead_mail.letters)],
+        "dead": [asdict(reason) for reason in await overview.errors_of_dead(store.dead_mail)],
         "suppressed_users": await store.suppressions.count(),
         "service": await _ask_service(settings),
         "kinds": {name: {"in_app": kind.in_app, "email": kind.email} for name, kind in settings.kinds.items()},

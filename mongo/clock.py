@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from mongo.connection import Database
+from mongo.connection import Connection
 from mongo.errors import PING_DEADLINE, Unavailable, persist
 
 log = logging.getLogger("notifier.mongo")
@@ -25,8 +25,9 @@ class Clock:
     It is behind by at most the time that a reply takes.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._database = connection.database
         self._read_at = time.monotonic()
         self._time = datetime.now(UTC)
 
@@ -47,7 +48,7 @@ class Clock:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Read the clock again and again meanwhile."""
+        """Read the clock again and again meanwhile. While that fails, log why."""
         task = asyncio.create_task(self._run())
         try:
             yield
@@ -57,9 +58,14 @@ class Clock:
                 await task
 
     async def _run(self) -> None:
+        told = ""
         while True:
+            reason = ""
             try:
                 await self.sync()
-            except Unavailable:
-                log.debug("MongoDB's clock could not be read; the last reading stands")
+            except Unavailable as exc:
+                reason = f"{await self._connection.diagnosis() or exc}"
+            if reason != told:
+                log.warning("%s", reason or "MongoDB answers again.")
+                told = reason
             await asyncio.sleep(SYNC_INTERVAL)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +22,9 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
-from mongo.errors import PATIENCE, Patience, unavailable
+from config import descriptors
+from mongo.errors import PATIENCE, Misconfigured, Patience, Unavailable, unavailable
+from mongo.reasons import Address, diagnose
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -40,7 +41,7 @@ MAJORITY: Final = ReadConcern("majority")
 """For reads that must not show what a deposed primary alone has seen."""
 INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
 """What the driver raises for a connection string that it does not understand, or that contradicts itself."""
-OPTIONS: Final[Mapping[str, Any]] = {
+OPTIONS: Final[dict[str, Any]] = {
     "appname": "notifier",
     # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
     "w": "majority",
@@ -62,8 +63,10 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "max_adaptive_retries": 0,
 }
 """Options that take precedence over those of the connection string."""
-POOL: Final[Mapping[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
+POOL: Final[dict[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
 """Of the shared client: batches of writes and of lists in flight, and the change stream."""
+POOL_PART: Final = 8
+"""While descriptors are few, each of the two pools has an eighth of them."""
 
 
 def uri_fault(uri: str) -> str | None:
@@ -104,11 +107,20 @@ class Connection:
     """The database by both of PyMongo's asyncio interfaces.
 
     `database` is Motor's, for what one request does alone. `shared` is for calls that several requests share and for
-    the change stream, which would cost Motor a switch of threads each.
+    the change stream, which would cost Motor a switch of threads each. `seeds` are the addresses of the connection
+    string.
     """
 
     database: Database
     shared: SharedDatabase
+    seeds: Sequence[Address]
+
+    async def diagnosis(self) -> Unavailable | None:
+        """Look why MongoDB cannot be reached; return `None` if it can be."""
+        options = self.shared.client.options
+        tls: Any = options.pool_options._ssl_context  # noqa: SLF001 - what the driver made of the connection string
+        reason = await diagnose(self.seeds, tls, options.replica_set_name)
+        return reason and (Misconfigured if reason.is_configuration else Unavailable)(reason.sentence)
 
 
 @asynccontextmanager
@@ -118,14 +130,17 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
     Raises `Unavailable` when DNS does not tell the hosts of a mongodb+srv:// string. The connection itself is made
     by the first operation.
     """
+    limit = descriptors.limit()
     attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
     try:
-        client: Client = AsyncIOMotorClient(uri, **OPTIONS, timeoutMS=attempt, serverSelectionTimeoutMS=attempt)
+        few: dict[str, Any] = {"maxPoolSize": limit // POOL_PART, "minPoolSize": 0} if limit < descriptors.FEW else {}
+        client: Client = AsyncIOMotorClient(uri, **OPTIONS | few, timeoutMS=attempt, serverSelectionTimeoutMS=attempt)
         shared: SharedClient = AsyncMongoClient(
-            uri, **OPTIONS, **POOL, timeoutMS=None, serverSelectionTimeoutMS=selection
+            uri, **OPTIONS | POOL | few, timeoutMS=None, socketTimeoutMS=None, serverSelectionTimeoutMS=selection
         )
     except INVALID as exc:
         raise unavailable(exc) from exc
+    seeds = list(client.delegate.topology_description.server_descriptions())
     # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
     concerns: Mapping[str, Any] = {
         "write_concern": WriteConcern(w="majority", j=True),
@@ -136,6 +151,7 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
         yield Connection(
             client.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
             shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
+            seeds,
         )
     finally:
         with suppress(TimeoutError):
@@ -148,22 +164,3 @@ def _close(client: Client) -> None:
     """Close the client. Without a timeout it would wait for a server that hangs to end its sessions."""
     with pymongo.timeout(CLOSE_TIMEOUT):
         client.close()
-
-
-async def expects_tls(database: Database) -> bool:
-    """Return whether a server of the connection string speaks TLS, although that does not ask for it.
-
-    Such a server merely closes the connection, as one does that stops.
-    """
-    client = database.client.delegate
-    if client.options._options.get("tls"):  # noqa: SLF001 - PyMongo tells the URI's options nowhere else
-        return False
-
-    def speaks_tls(host: str, port: int) -> bool:
-        try:
-            return bool(ssl.get_server_certificate((host, port), timeout=1))
-        except (OSError, ValueError):
-            return False
-
-    addresses = list(client.topology_description.server_descriptions())
-    return any([await asyncio.to_thread(speaks_tls, host, port or 0) for host, port in addresses])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
 from bson import ObjectId
-from pymongo.errors import OperationFailure
 
 from mongo.creation import EXPLAINING
 from mongo.document import (
     HAS_ROOM,
+    IS_DATE,
     IS_FINDABLE,
     OPTIONAL_FIELDS,
     SIMPLE,
@@ -22,20 +21,14 @@ from mongo.document import (
     origin_of,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Changed, Conflict, OutboxFull, TooLarge, UnknownError
+from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError
 from mongo.outbox import Outbox
 from mongo.owed import OwedEmail, new_element
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce
 from mongo.users import Documents, judge
 
-log = logging.getLogger("notifier.mongo")
-
 OLDEST_FIRST: Final = "died_at"
-BY_AGE: Final = "died_at_1"
-"""The index by age."""
-INDEX_CHANGED: Final = (27, 85, 86)
-"""IndexNotFound, IndexOptionsConflict and IndexKeySpecsConflict: another process changes the index, too."""
 DISCARDED_AT_ONCE: Final = 1000
 LONG_DEADLINE: Final = 60.0
 """Seconds for an operator's question about all of them."""
@@ -44,38 +37,18 @@ ADDRESS_SHOWN: Final = 1000
 
 
 class DeadMail:
-    """The dead letters of all users."""
+    """The dead letters of all users. Another service may keep those of another collection of users beside them."""
 
     def __init__(self, outbox: Outbox, letters: Documents) -> None:
         self._outbox = outbox
         self.letters = letters
+        self._users = outbox.users.collection.name
+        self.own: JSONObject = {"collection": {"$in": [self._users, None]}}  # older letters name none
 
-    async def create_indexes(self, days: float | None) -> None:
-        """Create the indexes of its queries. One lets MongoDB delete a letter after so many days, unless `None`.
-
-        Replicas may do so at the same time. Raises a `StoreError`.
-        """
-        seconds = None if days is None else round(days * 86_400)
-        options: JSONObject = {} if seconds is None else {"expireAfterSeconds": seconds}
-
-        letters = self.letters.collection
-
-        async def attempt(_: int) -> None:
-            indexes = await letters.index_information()
-            found = {name: index for name, index in indexes.items() if index["key"] == [(OLDEST_FIRST, 1)]}
-            try:
-                for name, index in found.items():
-                    if index.get("expireAfterSeconds") != seconds or name != BY_AGE:
-                        log.warning("dead letters: the index %s is replaced, as DEAD_MAIL_DAYS was changed", name)
-                        await letters.drop_index(name)
-                await letters.create_index(OLDEST_FIRST, name=BY_AGE, collation=SIMPLE, **options)
-            except OperationFailure as exc:
-                if exc.code in INDEX_CHANGED:
-                    raise Changed from exc
-                raise
-
-        await self.letters.persist(attempt)
-        await self.letters.create_index("user_id")
+    async def expire(self, days: float) -> None:
+        """Delete the letters that are older, by MongoDB's clock. Raises a `StoreError`."""
+        is_old = {"$expr": {"$lt": ["$died_at", {"$subtract": ["$$NOW", round(days * 86_400_000)]}]}}
+        await self.letters.delete({**self.own, "died_at": IS_DATE, **is_old})
 
     async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
@@ -92,6 +65,7 @@ class DeadMail:
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
         letter = {
+            "collection": self._users,
             "user_id": email.user_id,
             "email": _shown(email.address),
             "key": email.key,
@@ -122,13 +96,13 @@ class DeadMail:
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
     ) -> Sequence[JSONObject]:
         """Return these dead letters, or all, oldest first; of one kind only, or since a time. Raises `Unavailable`."""
-        condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
+        condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
         """Delete these dead letters, or all; return how many. Raises `Unavailable`."""
-        condition: JSONObject = {} if ids is None else {"_id": {"$in": ids}}
+        condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
         letters = [letter["_id"] for letter in await self.letters.find(condition, {"_id": 1}, deadline=LONG_DEADLINE)]
         for start in range(0, len(letters), DISCARDED_AT_ONCE):
@@ -137,15 +111,16 @@ class DeadMail:
 
     async def discard_of_user(self, user_id: str) -> None:
         """Delete a user's dead letters. Raises `Unavailable`."""
-        await self.letters.delete({"user_id": user_id})
+        await self.letters.delete({"user_id": user_id, **self.own})
 
     async def count(self) -> int:
-        """Return about how many there are, without counting them. Raises `Unavailable`."""
-        return await self.letters.persist(lambda _: self.letters.collection.estimated_document_count(), PING_DEADLINE)
+        """Return how many there are. Raises `Unavailable`."""
+        count = self.letters.collection.count_documents
+        return await self.letters.persist(lambda _: count(self.own, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
         """Return a user's dead letters, oldest first. Raises `Unavailable`."""
-        return await self.letters.find({"user_id": user_id}, sort=OLDEST_FIRST)
+        return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
@@ -157,7 +132,7 @@ class DeadMail:
         """
         users, id_ = self._outbox.users, letter["_id"]
         user_id = users.shape.id_type.parse(f"{letter['user_id']}")
-        if user_id is None or not await self.letters.find_one({"_id": id_}, {"_id": 1}):
+        if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.

@@ -15,10 +15,10 @@ from pymongo.errors import (
     ConnectionFailure,
     DocumentTooLarge,
     DuplicateKeyError,
-    ExecutionTimeout,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
+    ServerSelectionTimeoutError,
     WriteConcernError,
     WriteError,
 )
@@ -29,16 +29,12 @@ from mongo.codes import (
     ATLAS_REFUSED_US,
     CONFLICTS,
     DUPLICATE_KEY,
-    NO_ANSWER,
-    NOT_NOW,
-    NOT_USABLE,
     REFUSED_US,
     TOO_LARGE,
-    UNREACHABLE,
     WRONG_TYPE,
-    Reason,
-    find,
+    is_final,
 )
+from mongo.reasons import reason_of
 
 T = TypeVar("T")
 
@@ -156,7 +152,9 @@ async def persist(
                 except PyMongoError as exc:
                     if not means_unavailable(exc):
                         raise
-                    cause = exc
+                    # After a refusal, the driver takes the server for unknown for a while.
+                    if not (isinstance(cause, OperationFailure) and isinstance(exc, ServerSelectionTimeoutError)):
+                        cause = exc
                 await asyncio.sleep(random.uniform(*RETRY_PAUSE))
     except TimeoutError as exc:
         raise unavailable(cause or exc) from (cause or exc)
@@ -178,16 +176,16 @@ def refusal(exc: OperationFailure) -> StoreError:
         return WrongType("a field of another type")
     if code in CONFLICTS:
         return Conflict(CONFLICTS[code])
-    return UnknownError(f"MongoDB's error {code} {(exc.details or {}).get('codeName', '')}".rstrip())
+    return UnknownError(f"MongoDB's {name_of(exc)}")
 
 
 def means_unavailable(exc: PyMongoError) -> bool:
     """Return whether MongoDB may be able to do later what it could not do or confirm now."""
-    return (
-        isinstance(exc, ConnectionFailure | ConfigurationError | ExecutionTimeout | WriteConcernError)
-        or any(exc.has_error_label(label) for label in RETRYABLE_LABELS)
-        or (isinstance(exc, OperationFailure) and exc.code in NOT_NOW.keys() | REFUSED_US.keys())
-    )
+    if any(exc.has_error_label(label) for label in RETRYABLE_LABELS):
+        return True
+    if isinstance(exc, OperationFailure):
+        return isinstance(exc, WriteConcernError) or exc.code in REFUSED_US or not is_final(exc.code)
+    return isinstance(exc, ConnectionFailure | ConfigurationError)
 
 
 def unavailable(exc: Exception) -> Unavailable:
@@ -196,20 +194,16 @@ def unavailable(exc: Exception) -> Unavailable:
         case OperationFailure() if code := _refused_us(exc):
             return Misconfigured(f"MongoDB {REFUSED_US[code]}.")
         case OperationFailure() | NotPrimaryError():
-            details: Mapping[str, Any] = exc.details if isinstance(exc.details, Mapping) else {}
-            code = (exc.code if isinstance(exc, OperationFailure) else details.get("code")) or 0
-            name = NOT_NOW.get(code) or details.get("codeName") or f"error {code}"
-            return Unavailable(f"MongoDB cannot do it now: {name}.")
-        case ConnectionFailure():
-            # The driver's own text holds host names, so it is recognised here and not passed on.
-            return _because(find(UNREACHABLE, f"{exc}"))
-        case ConfigurationError() | ValueError() | TypeError() | LookupError():
-            return _because(find(NOT_USABLE, f"{exc}"))
-    return Unavailable(NO_ANSWER)
+            return Unavailable(f"MongoDB cannot do it now: {name_of(exc)}.")
+    reason = reason_of(exc)
+    return (Misconfigured if reason.is_configuration else Unavailable)(reason.sentence)
 
 
-def _because(reason: Reason) -> Unavailable:
-    return (Misconfigured if reason.configuration else Unavailable)(reason.sentence)
+def name_of(exc: OperationFailure | NotPrimaryError) -> str:
+    """Return the name and number of an error, without the server's own sentence, which may hold an address."""
+    details: Mapping[str, Any] = exc.details if isinstance(exc.details, Mapping) else {}
+    code = (exc.code if isinstance(exc, OperationFailure) else details.get("code")) or 0
+    return f"error {code} {details.get('codeName', '')}".rstrip()
 
 
 def _refused_us(exc: OperationFailure) -> int | None:

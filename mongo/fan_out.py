@@ -11,10 +11,10 @@ from typing import Final, Protocol
 from pymongo.errors import PyMongoError
 
 from mongo.batcher import BATCH_LIMIT, CALLS_AT_ONCE
-from mongo.codes import NO_ANSWER
 from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.document import JSONObject
 from mongo.errors import KeyReused, StoreError, Unavailable
+from mongo.reasons import Reason
 from mongo.users import Users
 from mongo.writes import Writes
 
@@ -33,6 +33,27 @@ GENTLE_LIMIT: Final = 16
 """Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
 CALM: Final = 1.0
 """Seconds without a single create after which there are none."""
+
+
+class Incomplete(Exception):
+    """A create for many users failed for some, and asking again cannot help them. `failures` are by index.
+
+    `not_owed` tells that of the others, some are owed no e-mail, as their outboxes are full.
+    """
+
+    def __init__(self, failures: Mapping[int, StoreError], *, not_owed: bool = False) -> None:
+        self.failures = failures
+        self.not_owed = not_owed
+
+
+class NotYetComplete(Incomplete):
+    """A create for many users failed for some, of whom at least one may succeed later."""
+
+
+def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) -> Incomplete:
+    """Return what to raise for a create for many users that failed for these."""
+    may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
+    return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
 
 
 class FanOut:
@@ -73,7 +94,7 @@ class FanOut:
             for start in range(0, len(rest), GENTLE_LIMIT):
                 async with self._turn(gently=gently):
                     outcomes.update(await self._one_by_one(rest[start : start + GENTLE_LIMIT], deadline))
-        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in begun]
+        return [outcomes.get(creation.id, Unavailable(Reason.NO_ANSWER.sentence)) for creation in begun]
 
     @asynccontextmanager
     async def _turn(self, *, gently: bool) -> AsyncIterator[int]:

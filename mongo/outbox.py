@@ -9,10 +9,11 @@ Every document is claimed, read and settled for itself: one that is not ours, or
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Final
@@ -21,7 +22,8 @@ from bson import ObjectId
 from pymongo import UpdateMany
 
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, elements, value_at
-from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError
+from mongo.errors import PING_DEADLINE, Conflict, TooLarge, Unavailable, UnknownError, WrongType
+from mongo.indexes import Index
 from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
 from mongo.preferences import wants_email
 from mongo.refused import Refused
@@ -30,6 +32,13 @@ from mongo.suppression import Bounce, suppress
 from mongo.users import Users
 from mongo.writes import Writes
 
+log = logging.getLogger("notifier.delivery")
+
+LEFT_TO_OTHERS: Final = 300.0
+"""Seconds for which e-mails of a kind that this process does not know are left to others: while replicas of two
+versions run, a new kind and its template are only the new one's."""
+NEXT_LOOK: Final = 5.0
+"""Seconds after which they are due again meanwhile."""
 NARROWEST: Final = 2
 WIDEST: Final = 16
 """Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
@@ -45,10 +54,13 @@ HAS_DUE_EMAIL: Final = {
 
 
 class Outbox:
-    """The outboxes of all users."""
+    """The outboxes of all users. `kinds` are those that this process knows."""
 
-    def __init__(self, users: Users) -> None:
+    def __init__(self, users: Users, kinds: Collection[str]) -> None:
         self.users = users
+        self.due = Index(users.shared, "notifier.due", sparse=True, waiting="Until it is there, e-mails wait.")
+        self._kinds = kinds
+        self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
         self._refused = Refused()
@@ -64,7 +76,9 @@ class Outbox:
             {"$group": {"_id": None, "owed": {"$sum": {"$size": "$ours"}}, "oldest": {"$min": {"$min": "$ours.at"}}}},
             {"$project": {"owed": 1, "age": age}},
         ]
-        found = await self.users.aggregate(owed, PING_DEADLINE)
+        if self.due.is_missing:
+            raise Unavailable
+        found = await self.users.aggregate(owed, PING_DEADLINE, self.due.hint)
         return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
@@ -74,18 +88,23 @@ class Outbox:
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
         """Lease the due e-mails of at most `users` users for `lease` seconds.
 
-        No other worker claims them until the lease ends. Raises `Unavailable`.
+        No other worker claims them until the lease ends. There are none while the index is missing: every user's
+        document would be read. Raises `Unavailable`.
         """
-        chosen = await self._choose(users)
+        try:
+            chosen = [] if self.due.is_missing else await self._choose(users)
+        except WrongType:  # how MongoDB refuses the hint
+            self.due.lose()
+            return []
         if not chosen:
             return []
         token = str(ObjectId())
         try:
-            await self._lease(chosen, token, lease)
+            await self.lease(chosen, token, lease)
         except (Conflict, TooLarge, UnknownError):  # because of one of them
             for id_ in chosen:
                 try:
-                    await self._lease([id_], token, lease)
+                    await self.lease([id_], token, lease)
                 except (Conflict, TooLarge, UnknownError) as exc:
                     self._refused.add(id_, exc)
         read = {**self.users.shape.projection(), "notifier.outbox": 1, "notifier.suppression": 1}
@@ -93,7 +112,11 @@ class Outbox:
         found = await self.users.find(held, read, batch=len(chosen) + 1)
         lost = len(found) < len(chosen)  # to other workers, which choose from the same
         self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
-        return [email for user in found for email in load_emails(user, token, self.users.shape)]
+        emails = [email for user in found for email in load_emails(user, token, self.users.shape)]
+        for kind in {email.key for email in emails if not email.dead} - self._unknown.union(self._kinds):
+            self._unknown.add(kind)
+            log.warning("this process does not know the kind %s, nor does another: it is sent without a template", kind)
+        return emails
 
     async def _choose(self, users: int) -> list[object]:
         """Return the `_id`s of some users who are owed due e-mails: of all priorities, and of those due again."""
@@ -112,12 +135,25 @@ class Outbox:
         if band:
             end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
             condition |= {"notifier.due": IS_DATE | {"$gte": EDGES[band - 1]} | end}
-        found = await self.users.find(condition, {"notifier.due": 1}, sort="notifier.due", limit=limit, batch=limit + 1)
+        found = await self.users.find(
+            condition,
+            {"notifier.due": 1},
+            sort="notifier.due",
+            limit=limit,
+            batch=limit + 1,
+            hint=self.due.hint,
+        )
         return [(user["_id"], _band(user["notifier"]["due"])) for user in found]
 
-    async def _lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
+    async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
+        """Lease the due e-mails of these documents. Raises a `StoreError`."""
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
-        await self.users.update_many(due, _rewrite(IS_DUE, {"token": token, "next_at": _from_now(seconds)}))
+        until = {"$ifNull": ["$$this.unknown_until", _from_now(LEFT_TO_OTHERS)]}
+        is_known = {"$or": [{"$in": ["$$this.key", {"$literal": [*self._kinds]}]}, {"$eq": ["$$this.dead", True]}]}
+        leased = {"token": token, "next_at": _from_now(seconds)}
+        left = {"next_at": _from_now(NEXT_LOOK), "unknown_until": until}
+        change = {"$cond": [{"$or": [is_known, {"$lte": [until, "$$NOW"]}]}, leased, left]}
+        await self.users.update_many(due, _rewrite(IS_DUE, change))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""

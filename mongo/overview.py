@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from config.address import is_address
 from mongo.connection import Database
+from mongo.dead_mail import DeadMail
 from mongo.document import OURS, OUTBOX, WITHOUT_EMPTY, JSONObject, value_at
 from mongo.errors import persist
 from mongo.owed import IS_EMAIL, NO_TOKEN
@@ -114,9 +115,9 @@ async def errors_of_owed(users: Documents) -> Sequence[Reason]:
     return await _reasons(users, each)
 
 
-async def errors_of_dead(letters: Documents) -> Sequence[Reason]:
+async def errors_of_dead(dead_mail: DeadMail) -> Sequence[Reason]:
     """Return why the dead letters died, the most frequent reason first. Raises `Unavailable`."""
-    return await _reasons(letters, [{"$project": {"error": 1}}])
+    return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
 
 
 async def _reasons(documents: Documents, each: list[JSONObject]) -> Sequence[Reason]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from pymongo.errors import OperationFailure
+
 from mongo.clock import Clock
-from mongo.codes import EXPECTS_TLS
-from mongo.connection import Database, expects_tls
+from mongo.connection import Connection
 from mongo.errors import Misconfigured, Unavailable
 
 T = TypeVar("T")
@@ -25,31 +27,35 @@ LOG_INTERVAL: Final = 5.0
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
     """Call `open_`, which is given the seconds it may take, until it succeeds; return what it returns.
 
-    Raises the last `Unavailable` after `timeout` seconds, and at once a `Misconfigured` or another `StoreError`.
+    After `timeout` seconds, raises `Unavailable` with the cause that held longest: the last attempt may have had no
+    time to find one. Raises at once a `Misconfigured` or another `StoreError`.
     """
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
+    held: Counter[str] = Counter()
     while True:
-        left = ends - time.monotonic()
+        began = time.monotonic()
         try:
-            return await open_(min(ATTEMPT, max(left, 0.1)))
+            return await open_(min(ATTEMPT, max(ends - began, 0.1)))
         except Misconfigured:
             raise
         except Unavailable as exc:
             now = time.monotonic()
+            held[f"{exc}"] += round(1000 * (now - began))
             if now >= ends:
-                raise Unavailable(f"{exc} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
+                cause, _ = held.most_common(1)[0]
+                raise Unavailable(f"{cause} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
             if now - logged >= LOG_INTERVAL:
                 logged = now
                 log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)
 
 
-async def reach(clock: Clock, database: Database, deadline: float | None = None) -> None:
+async def reach(clock: Clock, connection: Connection, deadline: float | None = None) -> None:
     """Connect, and read MongoDB's clock. Raises `Unavailable`, which says why it cannot."""
     try:
         await clock.sync(deadline)
     except Misconfigured:
         raise
     except Unavailable as exc:
-        if await expects_tls(database):
-            raise Misconfigured(EXPECTS_TLS) from exc
-        raise
+        if isinstance(exc.__cause__, OperationFailure):  # it answers
+            raise
+        raise await connection.diagnosis() or exc from exc

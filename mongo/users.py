@@ -46,18 +46,21 @@ class Documents:
         sort: str | None = None,
         limit: int = 0,
         batch: int = 0,
+        hint: str | None = None,
         majority: bool = False,
         deadline: float | None = None,
     ) -> list[JSONObject]:
         """Return the documents that match, in the order of the field `sort`.
 
-        `batch` is how many at the most the first reply has, by default 101.
+        `batch` is how many at the most the first reply has, by default 101. `hint` names the index to use.
         """
         collection = self.collection.with_options(read_concern=MAJORITY) if majority else self.collection
 
         async def attempt(_: int) -> list[JSONObject]:
             on_disk = True if sort else None
-            cursor = collection.find(filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, batch_size=batch)
+            cursor = collection.find(
+                filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, batch_size=batch, hint=hint
+            )
             return await (cursor.sort(sort) if sort else cursor).limit(limit).to_list(None)
 
         return await self.persist(attempt, deadline)
@@ -74,11 +77,14 @@ class Documents:
         found = await self.find(filter_, projection, limit=-1, majority=majority, deadline=deadline)
         return found[0] if found else None
 
-    async def aggregate(self, pipeline: Sequence[JSONObject], deadline: float | None = None) -> list[JSONObject]:
-        """Return what a pipeline makes of the documents."""
+    async def aggregate(
+        self, pipeline: Sequence[JSONObject], deadline: float | None = None, hint: str | None = None
+    ) -> list[JSONObject]:
+        """Return what a pipeline makes of the documents, found by the index `hint`."""
+        hinted = {"hint": hint} if hint else {}
 
         async def attempt(_: int) -> list[JSONObject]:
-            return await self.collection.aggregate(pipeline, collation=SIMPLE).to_list(None)
+            return await self.collection.aggregate(pipeline, collation=SIMPLE, **hinted).to_list(None)
 
         return await self.persist(attempt, deadline)
 
@@ -94,10 +100,6 @@ class Documents:
     async def delete(self, filter_: JSONObject) -> None:
         """Delete all documents that match."""
         await self.persist(lambda _: self.collection.delete_many(filter_, collation=SIMPLE))
-
-    async def create_index(self, field: str, **options: Any) -> None:
-        """Create an index unless it is there. Replicas may do so at the same time."""
-        await self.persist(lambda _: self.collection.create_index(field, collation=SIMPLE, **options))
 
 
 class Users(Documents):

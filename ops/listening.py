@@ -12,6 +12,8 @@ from typing import Final
 
 LISTEN_BACKLOG: Final = 4096
 """Connections that may wait to be accepted. A client beyond these tries again only a second later."""
+ACCEPTED_AT_ONCE: Final = 16
+"""Connections that are accepted in one turn of the event loop, and errors of accept(2) that asyncio has in one turn."""
 Protocols = Callable[[], asyncio.BaseProtocol]
 """Makes the protocol of a connection."""
 
@@ -37,7 +39,7 @@ async def bind(protocols: Protocols, host: str, port: int, *, share: bool = Fals
     hosts = ["::", "0.0.0.0"] if host == "::" else host  # noqa: S104 - asyncio's socket for :: refuses IPv4
     try:
         return await loop.create_server(
-            protocols, hosts, port, backlog=LISTEN_BACKLOG, reuse_port=share, start_serving=False
+            protocols, hosts, port, backlog=ACCEPTED_AT_ONCE, reuse_port=share, start_serving=False
         )
     except OSError as exc:
         raise CannotListen(host, port, exc) from exc
@@ -47,6 +49,9 @@ async def listen(server: asyncio.Server, host: str, port: int) -> None:
     """Listen on the port that is bound. Raises `CannotListen` if another process was quicker to listen on it."""
     try:
         await server.start_serving()
+        for listener in server.sockets:
+            with listener.dup() as own:
+                own.listen(LISTEN_BACKLOG)  # which asyncio takes for `ACCEPTED_AT_ONCE`
     except OSError as exc:
         raise CannotListen(host, port, exc) from exc
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import shutil
+import signal
 import socket
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -47,6 +50,8 @@ PROBING: Final = Patience(attempt=1.0)
 TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill $$) & exec 3<&-; exec "$@" </dev/null'
 """The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
 to close, which it does however we die, kill -9 included; then it stops mongod."""
+ROOM: Final = 16 << 20
+"""Bytes that MongoDB needs on the disk. It ends as soon as it cannot write."""
 DATABASE_IN_USE: Final = 100
 """An exit code of mongod."""
 ALREADY_INITIALIZED: Final = 23
@@ -94,9 +99,12 @@ def _free_port() -> int:
 async def _mongod() -> AsyncIterator[int]:
     program, port = find_mongod(LIBRARIES), _free_port()
     process = await _start_mongod(program, port)
+    watching = asyncio.create_task(_end_with(process))
     try:
         yield port
     finally:
+        watching.cancel()
+        lost = process.returncode
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
@@ -105,6 +113,21 @@ async def _mongod() -> AsyncIterator[int]:
             process.kill()
         if process.stdin:
             process.stdin.write(b"\n")  # the subshell need not kill it any more
+    if lost is not None:
+        raise LocalRunError(_why_ended(lost))
+
+
+async def _end_with(process: Process) -> None:
+    """End this process once MongoDB has ended, as a signal would."""
+    code = await process.wait()
+    log.error("%s The local run ends.", _why_ended(code))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _why_ended(code: int) -> str:
+    is_full = shutil.disk_usage(DATABASE).free < ROOM
+    reason = "the disk is full" if is_full else f"see {MONGOD_LOG}"
+    return f"The MongoDB of the local run ended with exit code {code}: {reason}."
 
 
 async def _start_mongod(program: Program, port: int) -> Process:
@@ -191,6 +214,9 @@ class _Mailbox:
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
         part = MAILBOX / f"{name}.part"  # so that nobody reads half an e-mail
-        part.write_bytes(envelope.original_content or b"")
+        try:
+            part.write_bytes(envelope.original_content or b"")
+        except OSError:
+            return "452 4.3.1 The mailbox has no room"
         part.rename(MAILBOX / name)
         return "250 OK"

@@ -20,12 +20,13 @@ from api.components import INVALID_REQUEST
 from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
 from api.operations import operations
-from api.problems import Incomplete, NoSuchNotification, NotYetComplete
+from api.problems import NoSuchNotification
 from config.ids import IdType
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT, SIMPLE, JSONObject
 from mongo.errors import Patience
+from mongo.fan_out import Incomplete, NotYetComplete
 from notifier import SETTINGS
 from ops.kinds import SPECIFIED
 from settings import UnknownUsers

@@ -26,8 +26,9 @@ from mongo.lanes import PROBE
 
 BROKEN: Final = "breaks a rule of sharded clusters"
 """What a line of the program says."""
-ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream", "$sample")
-"""What reads that may ask every shard begin with: what is due, counts, the change stream, and the sample of `check`."""
+ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream", "$currentOp", "$sample")
+"""What reads that may ask every shard begin with: what is due, counts, the change stream, how far an index is, and the
+sample of `check`."""
 
 
 class ClusterRules(CommandListener):
@@ -125,7 +126,7 @@ JUDGES: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
         _harmless,
     ),
     **dict.fromkeys(("replSetInitiate", "replSetGetConfig", "replSetReconfig"), _harmless),  # of a local run
-    **dict.fromkeys(("getMore", "killCursors", "listIndexes", "collMod"), _harmless),
+    **dict.fromkeys(("getMore", "killCursors", "listIndexes", "listCollections", "listDatabases"), _harmless),
 }
 
 

@@ -275,3 +275,9 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
         return load_settings(tmp_path / ".env")
 
     return load
+
+
+@pytest.fixture
+def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the service leave no e-mail of an unknown kind to others."""
+    monkeypatch.setattr("mongo.outbox.LEFT_TO_OTHERS", 0.0)

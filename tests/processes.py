@@ -43,7 +43,7 @@ class Service:
         self._folder = folder
         self._program = program or (str(ROOT / "notifier.py"),)
         given = {name: str(value) for name, value in variables.items()}
-        self.environment = {**os.environ, **given, "HOST": "127.0.0.1", "PORT": str(self.port)}
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), **given, "HOST": "127.0.0.1", "PORT": str(self.port)}
         self.process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -81,10 +81,13 @@ class Service:
         self.process.wait()
 
 
-async def running_service(settings: Settings, folder: Path, **variables: object) -> Service:
+async def running_service(
+    settings: Settings, folder: Path, program: Sequence[str] = (), **variables: object
+) -> Service:
     """Start the service in a process, with these settings and short timeouts, and wait until it listens."""
     service = Service(
         folder,
+        *program,
         DB_URI=settings.db_uri,
         EMAIL=settings.email,
         SMTP_HOST=settings.smtp_host,

@@ -39,12 +39,15 @@ from tests.soak_decide import KINDS, Decisions, check_decisions, decide_until
 from tests.soak_load import BUSY, USERS, create_until
 from tests.soak_poison import (
     CONCERNS,
+    LIMITED,
     Account,
     changed,
     clock_of,
     fill_outbox,
+    hold_up_indexes,
     insert_odd_documents,
     killed_by_us,
+    let_indexes_be_made,
     poison_addresses,
     poisoned,
 )
@@ -57,6 +60,8 @@ CLIENTS: Final = 24
 DECIDERS: Final = 6
 SMTP_FAULT_RATE: Final = 0.04
 """Share of the steps of SMTP conversations that go wrong."""
+SLOW_BUILD: Final = 0.2
+"""Part of the storm during which MongoDB does not get on with the indexes."""
 PROGRESS_PERIOD: Final = 2.0
 """Seconds between two lines of progress."""
 SETTLE_TIMEOUT: Final = 120.0
@@ -132,7 +137,7 @@ def start_worker(folder: Path, setup: Setup, mail: MailServer, number: int) -> S
     concern = CONCERNS[number % len(CONCERNS)]
     return Service(
         folder,
-        *("-m", "tests.cluster"),
+        *("-c", LIMITED),
         PYTHONPATH=ROOT,
         **clock_of(number),
         DB_URI=f"{setup.uri}&{concern}",
@@ -263,6 +268,7 @@ async def soak(topology: str, seconds: float) -> bool:
             odd = insert_odd_documents(client, DATABASE)
             ledger.filled = fill_outbox(client, DATABASE, BUSY, seconds)
         (folder / "kinds.toml").write_text(KINDS)
+        hold_up_indexes(setup.mongods, "alwaysOn")
         workers = [start_worker(folder, setup, mail, number) for number in range(WORKERS)]
         try:
             for worker in workers:
@@ -299,6 +305,7 @@ async def storm(
     account = Account()
     mail.script = poisoned(misbehave(ledger), account)
     tasks = [asyncio.create_task(break_until(end, ledger, setup, workers, account))]
+    tasks.append(asyncio.create_task(let_indexes_be_made(setup.mongods, started + SLOW_BUILD * seconds, end)))
     tasks += [asyncio.create_task(create_until(end, ledger, workers)) for _ in range(CLIENTS)]
     tasks += [asyncio.create_task(decide_until(end, ledger, decisions, workers)) for _ in range(DECIDERS)]
     pending = set(tasks)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,13 +13,19 @@ from typing import Any, Final
 
 from bson import ObjectId, encode
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 from mongo.document import OUTBOX_LIMIT
 from mongo.owed import new_element
-from tests.servers import Drop, Script
+from tests.servers import Drop, Mongod, Script
 from tests.soak_load import POISON_PERIOD
 
 Document = Mapping[str, Any]
+LIMITED: Final = (
+    "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); "
+    "runpy.run_module('tests.cluster', run_name='__main__')"
+)
+"""The program of a worker: it has few descriptors."""
 PAST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 EMAIL: Final = {"id": "x", "key": "new_login", "token": "0" * 24, "at": PAST, "next_at": PAST, "tries": 0}
 ODD_DOCUMENTS: Final[Sequence[Document]] = [
@@ -146,3 +154,18 @@ def clock_of(worker: int) -> Mapping[str, str]:
         return {}
     offset = CLOCKS[worker % len(CLOCKS)]
     return {"LD_PRELOAD": f"{libraries[0]}", "FAKETIME": f"{offset}s", "DONT_FAKE_MONOTONIC": "1"}
+
+
+def hold_up_indexes(mongods: Sequence[Mongod], mode: str) -> None:
+    """Let the servers that answer begin to make indexes and not go on, or ("off") let them."""
+    for mongod in mongods:
+        with mongod.client() as client, contextlib.suppress(PyMongoError):
+            client.admin.command({"configureFailPoint": "hangAfterStartingIndexBuild", "mode": mode})
+
+
+async def let_indexes_be_made(mongods: Sequence[Mongod], begin: float, end: float) -> None:
+    """Let MongoDB get on with the indexes from `begin` on, time and again, as a server may be frozen or killed."""
+    await asyncio.sleep(begin - time.monotonic())
+    while time.monotonic() < end:
+        await asyncio.to_thread(hold_up_indexes, mongods, "off")
+        await asyncio.sleep(1)

@@ -91,3 +91,11 @@ def replica_set_of_one(folder: Path) -> Iterator[Mongod]:
         yield server
     finally:
         server.kill()
+
+
+def unsent_bytes(client: Client) -> int:
+    """Return how many bytes the process, not the kernel, holds for its clients."""
+    runner = client.server.runner
+    assert runner
+    assert runner.server
+    return sum(one.transport.get_write_buffer_size() for one in runner.server.connections if one.transport)

@@ -14,6 +14,7 @@ from pymongo.collation import Collation
 
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull, Patience
+from mongo.overview import errors_of_dead
 from mongo.requests import Create
 from ops.kinds import SPECIFIED
 from settings import Settings
@@ -141,67 +142,68 @@ async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
         client.drop_database(name)
 
 
-# --- indexes ----------------------------------------------------------------------------------------
+# --- age and indexes --------------------------------------------------------------------------------
 
 
-def expiry(database: DB) -> int | None:
-    """Return after how many seconds MongoDB deletes a dead letter."""
-    seconds: int | None = database.dead_mail.index_information()["died_at_1"].get("expireAfterSeconds")
-    return seconds
+async def test_letters_older_than_dead_mail_days_are_deleted_but_not_those_of_another_collection(
+    settings: Settings, database: DB
+) -> None:
+    old = datetime.now(UTC) - timedelta(days=1)
+    database.dead_mail.insert_many(
+        [
+            {"_id": "old", "collection": "users", "died_at": old},
+            {"_id": "theirs", "collection": "people", "died_at": old},
+            {"_id": "odd", "collection": "users", "died_at": "yesterday"},
+            {"_id": "young", "collection": "users", "died_at": datetime.now(UTC)},
+        ]
+    )
+
+    def left() -> set[str]:
+        return {letter["_id"] for letter in database.dead_mail.find()}
+
+    async with open_store(settings, serves=True) as store:
+        assert len(left()) == 4
+        await store.dead_mail.expire(2)
+        assert len(left()) == 4
+    async with open_store(replace(settings, dead_mail_days=1), serves=True):
+        await eventually_async(lambda: assert_equal(left(), {"theirs", "odd", "young"}))
 
 
-async def test_dead_mail_days_may_be_set_changed_and_taken_back(settings: Settings, database: DB) -> None:
-    for days, seconds in ((None, None), (30, 2_592_000), (30, 2_592_000), (0.5, 43_200), (None, None)):
-        async with open_store(replace(settings, dead_mail_days=days), serves=True):
-            assert expiry(database) == seconds
+def assert_equal(one: object, other: object) -> None:
+    assert one == other
 
 
-async def test_replicas_with_different_days_may_start_at_once(settings: Settings, database: DB) -> None:
-    async def open_and_close(days: float | None) -> None:
-        async with open_store(replace(settings, dead_mail_days=days), serves=True):
-            pass
-
-    await asyncio.gather(*(open_and_close(days) for days in (None, 1, 2, 3) * 3))
-    assert expiry(database) in {None, 86_400, 172_800, 259_200}
-
-
-async def test_mongodb_deletes_letters_that_are_too_old(settings: Settings) -> None:
-    async with open_store(replace(settings, dead_mail_days=1), serves=True) as store:
-        letter = await dead_letter(store)
-        old = letter | {"_id": "old", "died_at": datetime.now(UTC) - timedelta(days=1)}
-        await store.dead_mail.letters.collection.insert_one(old)
-
-        async def is_deleted() -> None:
-            assert await store.dead_mail.find() == [letter]
-
-        await eventually_async(is_deleted)
-
-
-async def test_a_command_leaves_the_days_as_the_service_has_set_them(settings: Settings, database: DB) -> None:
-    async with open_store(replace(settings, dead_mail_days=30), serves=True):
-        pass
-    async with open_store(settings):
-        assert expiry(database) == 2_592_000
-
-
-async def test_an_index_under_another_name_is_replaced(settings: Settings, database: DB) -> None:
-    database.dead_mail.create_index("died_at", name="mine", expireAfterSeconds=1)
-    async with open_store(settings, serves=True):
-        assert "mine" not in database.dead_mail.index_information()
-        assert expiry(database) is None
+async def test_two_services_with_one_database_keep_their_dead_letters_apart(settings: Settings, database: DB) -> None:
+    async with (
+        open_store(settings) as ours,
+        open_store(replace(settings, users_collection="people")) as theirs,
+    ):
+        await dead_letter(ours)
+        await dead_letter(theirs)
+        ids = [letter["_id"] for store in (ours, theirs) for letter in await store.dead_mail.find()]
+        assert len(ids) == 2
+        assert [await store.dead_mail.count() for store in (ours, theirs)] == [1, 1]
+        assert [len(await store.dead_mail.of_user(USER)) for store in (ours, theirs)] == [1, 1]
+        assert len(await errors_of_dead(ours.dead_mail)) == 1
+        assert await ours.dead_mail.find([ids[1]]) == []
+        assert not await ours.dead_mail.owe_again(database.dead_mail.find_one({"_id": ids[1]}) or {})
+        assert await ours.dead_mail.discard([ids[1]]) == 0
+        assert await ours.dead_mail.discard() == 1
+        await ours.dead_mail.discard_of_user(USER)
+        assert [letter["_id"] for letter in await theirs.dead_mail.find()] == [ids[1]]
 
 
 @pytest.mark.parametrize("query", [{"user_id": USER}, {"died_at": {"$gte": datetime(2026, 1, 1)}}])  # noqa: DTZ001
 async def test_queries_of_dead_letters_use_an_index(settings: Settings, database: DB, query: dict[str, Any]) -> None:
     async with open_store(settings, serves=True) as store:
         await dead_letter(store)
-    plan = database.dead_mail.find(query, collation=Collation("simple")).explain()["queryPlanner"]["winningPlan"]
-    assert "IXSCAN" in str(plan)
+        cursor = database.dead_mail.find({**store.dead_mail.own, **query}, collation=Collation("simple"))
+    assert "IXSCAN" in str(cursor.explain()["queryPlanner"]["winningPlan"])
 
 
 async def test_the_count_of_suppressions_reads_an_index_only_of_those(settings: Settings, database: DB) -> None:
     database.users.insert_many([{"n": n} for n in range(50)])
-    async with open_store(settings) as store:
+    async with open_store(settings, serves=True) as store:
         database.users.insert_one(
             {"notifier": {"suppression": {"address": "a", "code": "5.1.1", "at": datetime.now(UTC)}}}
         )

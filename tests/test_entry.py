@@ -21,7 +21,7 @@ from pymongo import MongoClient
 from mongo.errors import StoreError
 from notifier import explain
 from settings import Settings
-from tests.client import DB, KEY, USER
+from tests.client import KEY, USER
 from tests.fixtures import serving
 from tests.processes import ends_within, run, running_service
 from tests.servers import Mongod, free_port, localhost
@@ -159,7 +159,7 @@ async def test_why_mongodb_cannot_be_used_ends_the_start_with_one_sentence(
             f"mongodb://{plain}/x?replicaSet=other&directConnection=true": (2, "the replica set that DB_URI names"),
             f"mongodb://{new}/x": (1, "rs.initiate()"),
             f"mongodb://{new}/x?replicaSet=rs": (1, "rs.initiate()"),
-            f"mongodb://{plain}/x?loadBalanced=true": (2, "loadBalanced"),
+            f"mongodb://{plain}/x?loadBalanced=true": (2, "need what is not there"),
             "mongodb://u:hunter2@nowhere.invalid/x": (1, "DNS does not know the host"),
             "mongodb+srv://u:hunter2@nowhere.invalid/x": (2, "DNS does not know"),
             f"mongodb://u:hunter2@127.0.0.1:{free_port()}/x": (1, "the connection is refused"),
@@ -202,14 +202,6 @@ async def test_rights_that_are_taken_away_are_told_in_the_log(settings: Settings
         assert not re.search(r"hunter2|writer|Traceback", service.log())
         service.kill()
         admin.close()
-
-
-def test_a_conflicting_index_ends_the_start_with_one_sentence(settings: Settings, database: DB, tmp_path: Path) -> None:
-    database.users.create_index("notifier.due", name="notifier.due_1", unique=True)
-    done = run(cwd=tmp_path, DB_URI=settings.db_uri, EMAIL="a@b.example", SMTP_HOST="x")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "The service cannot start: MongoDB's error 86 IndexKeySpecsConflict."
-    assert "Traceback" not in done.stderr
 
 
 async def test_after_sigterm_it_is_unready_at_once_and_ends_within_8_seconds(

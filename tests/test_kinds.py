@@ -249,6 +249,7 @@ async def test_the_description_names_the_kinds_and_its_examples_are_accepted(sho
     assert told["examples"]["kinds"]["value"] == await (await shop.get("/kinds")).json()
 
 
+@pytest.mark.usefixtures("nobody_else")
 async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
@@ -268,6 +269,7 @@ async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
     assert (await command(settings, "mail", USER, KINDS_FILE=str(later)))[0] == 0
 
 
+@pytest.mark.usefixtures("nobody_else")
 async def test_a_dead_letter_of_a_kind_that_has_left_is_owed_again_and_sent(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:

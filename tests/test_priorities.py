@@ -74,7 +74,7 @@ async def test_what_is_owed_to_many_goes_behind_what_single_requests_owe(setting
 IN_ORDER: list[dict[str, Any]] = [{"$unwind": "$notifier.outbox"}, {"$sort": {"notifier.outbox.next_at": 1}}]
 
 
-@pytest.mark.usefixtures("database")
+@pytest.mark.usefixtures("database", "nobody_else")
 async def test_a_claim_takes_of_every_priority_and_of_what_is_due_again(settings: Settings) -> None:
     async with open_store(settings) as direct:
         for kind, count in {"low": 60, "normal": 60, "high": 40}.items():
@@ -89,6 +89,7 @@ async def test_a_claim_takes_of_every_priority_and_of_what_is_due_again(settings
     assert found["high"] == max(found.values())
 
 
+@pytest.mark.usefixtures("nobody_else")
 async def test_what_is_given_back_untried_keeps_its_place(settings: Settings, database: DB) -> None:
     async with open_store(settings) as direct:
         for kind in ("low", "high"):

@@ -10,7 +10,7 @@ import socket
 from api.hub import HUB
 from tests.client import KEY, PROTECTED, Client, create, metric
 from tests.fixtures import Start
-from tests.streams import EMPTY, assert_streams_open, listening, stream_url
+from tests.streams import EMPTY, assert_streams_open, listening, stream_url, unsent_bytes
 from tests.waiting import eventually_async
 
 DURATION = 'notifier_http_request_duration_seconds_sum{method="GET",route="/stream",status="200"}'
@@ -69,14 +69,6 @@ async def test_a_client_that_does_not_read_costs_little_and_is_dropped(client: C
 
 def assert_nothing_unsent(client: Client) -> None:
     assert unsent_bytes(client) == 0
-
-
-def unsent_bytes(client: Client) -> int:
-    """Return how many bytes the process, not the kernel, holds for its clients."""
-    runner = client.server.runner
-    assert runner
-    assert runner.server
-    return sum(one.transport.get_write_buffer_size() for one in runner.server.connections if one.transport)
 
 
 async def test_metrics_count_events_and_measure_their_lag(client: Client) -> None:

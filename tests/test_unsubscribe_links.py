@@ -58,6 +58,7 @@ async def test_without_an_address_of_ours_an_email_has_no_link(start: Start, dat
     assert "List-Unsubscribe" not in message
 
 
+@pytest.mark.usefixtures("nobody_else")
 async def test_an_email_whose_template_fails_or_whose_kind_has_left_keeps_its_link(
     start: Start, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:

@@ -1,0 +1,39 @@
+"""File descriptors: every connection takes one, and without one the service can do nothing of its own."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from typing import Final
+
+KEPT: Final = 256
+"""Descriptors that are kept for the service's own work: MongoDB, the mail server, DNS. Of few, it is half."""
+FEW: Final = 1024
+"""With a lower limit, the pools of connections to MongoDB are smaller, too."""
+USED: Final = 64
+"""Descriptors that the service has in use while it has little to do."""
+STREAMS_PART: Final = 0.75
+"""Part of the other descriptors that streams may take: they are held for long."""
+
+
+def raise_limit() -> None:
+    """Raise the soft limit to the hard one. That of systemd and Docker, 1,024, is for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def limit() -> int:
+    """Return how many descriptors the process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def for_clients() -> int:
+    """Return the first descriptor that is kept: the kernel gives the lowest one that is free (POSIX, "open")."""
+    return limit() - min(KEPT, limit() // 2)
+
+
+def for_streams() -> int:
+    """Return how many streams there may be."""
+    return int(STREAMS_PART * max(0, for_clients() - USED))

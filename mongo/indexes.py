@@ -1,0 +1,170 @@
+"""The indexes that the service needs: found, or made beside serving, however long MongoDB takes.
+
+An index need not be the service's own: any serves that has its key, and every document that has the field. Whether one
+is ready, only a query with its name as a hint shows, as MongoDB also lists those that it is making (MongoDB manual,
+"Index Builds on Populated Collections").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from pymongo.errors import OperationFailure, PyMongoError
+
+from mongo.codes import REFUSED_US
+from mongo.connection import SharedCollection
+from mongo.document import SIMPLE, JSONObject
+from mongo.errors import means_unavailable, name_of
+
+log = logging.getLogger("notifier.mongo")
+
+LIMIT: Final = 64
+"""Indexes of a collection (MongoDB manual, "MongoDB Limits and Thresholds")."""
+TIMEOUT: Final = 4.0
+"""Seconds for a question."""
+TELL_AFTER: Final = 3.0
+"""Seconds after which a build is told, with its progress."""
+IN_THE_WAY: Final[Mapping[str, str]] = {
+    "expireAfterSeconds": "deletes documents (expireAfterSeconds)",
+    "unique": "is unique",
+    "partialFilterExpression": "is partial",
+    "collation": "has a collation",
+    "hidden": "is hidden",
+}
+"""What keeps an index from serving."""
+HARMFUL: Final = {"expireAfterSeconds", "unique"}
+OF_ANOTHER_KIND: Final = {"unique", "partialFilterExpression", "collation"}
+"""Beside such an index, MongoDB admits another one with the same key."""
+OURS: Final = ("notifier", "notifications")
+
+
+class Index:
+    """An index on some fields, in ascending order. `waiting` is a sentence that says what waits for it."""
+
+    def __init__(self, collection: SharedCollection, *fields: str, sparse: bool = False, waiting: str = "") -> None:
+        self.collection = collection
+        self.hint: str | None = None
+        """The name of the index, once it is there."""
+        self.is_missing = False
+        """Whether it is known not to be there. A command does not know, and needs none."""
+        self._key = dict.fromkeys(fields, 1)
+        self._name = "_".join(f"{field}_1" for field in fields)
+        self._sparse = {"sparse": True} if sparse else {}
+        self._waiting = waiting
+        self._told = ""
+        self.lost = asyncio.Event()
+
+    def lose(self) -> None:
+        """Note that MongoDB does not know the index that was there."""
+        log.warning("%s: the index %s was dropped, and is made again", self.collection.name, self.hint)
+        self.hint, self.is_missing = None, True
+        self.lost.set()
+
+    async def make(self) -> None:
+        """Find it, or make it and wait until it is there. Raises PyMongo's errors unless they are refusals."""
+        self.lost.clear()
+        try:
+            fault = await self._make()
+        except OperationFailure as exc:
+            if means_unavailable(exc) and exc.code not in REFUSED_US:
+                raise
+            fault = f"MongoDB refuses the index {self._name}: {name_of(exc)}."
+            self.hint, self.is_missing = None, True
+        if fault:
+            self._tell(logging.ERROR, fault)
+        elif self._told:
+            log.info("%s: the index %s is there", self.collection.name, self.hint)
+            self._told = ""
+
+    async def _make(self) -> str | None:
+        """Return what is wrong, in a sentence."""
+        async with asyncio.timeout(TIMEOUT):
+            found = await (await self.collection.list_indexes()).to_list()
+        serving, fault = self.serving(found), self.fault(found)
+        if self.hint and serving is None:
+            self.lose()
+        names = {index["name"] for index in found}
+        index = serving or {"name": f"{self._name}{'_own' * (self._name in names)}", "key": self._key, **self._sparse}
+        try:
+            await self._create({**index, "collation": SIMPLE})
+        except OperationFailure:
+            if serving or not fault:
+                raise
+            self.is_missing = True
+            return fault
+        self.hint, self.is_missing = index["name"], False
+        return fault
+
+    def serving(self, found: Iterable[Mapping[str, Any]]) -> JSONObject | None:
+        """Return one of these indexes that serves, rather a sparse one."""
+        usable = [index for index in self._alike(found) if not IN_THE_WAY.keys() & index.keys()]
+        best = max(usable, key=lambda index: index.get("sparse", False), default=None)
+        return {name: value for name, value in best.items() if name != "ns"} if best else None
+
+    def fault(self, found: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return what to do about these indexes, or `None` if all is well."""
+        serving, collection, drop = self.serving(found), self.collection.name, "drop it; the service makes its own."
+        for index in self._alike(found):
+            is_same = not OF_ANOTHER_KIND & index.keys() and bool(index.get("sparse")) == bool(self._sparse)
+            bad = next((words for name, words in IN_THE_WAY.items() if name in index), "")
+            if bad and ((is_same and not serving) or HARMFUL & index.keys()):
+                return f"The index {index['name']} of {collection} {bad}: {'unhide it.' if 'hidden' in bad else drop}"
+        if not serving and len(found) >= LIMIT:
+            return f"The collection {collection} has {LIMIT} indexes, and MongoDB admits no more: drop one."
+        return None
+
+    def _alike(self, found: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        return [index for index in found if list(index["key"].items()) == list(self._key.items())]
+
+    async def _create(self, index: JSONObject) -> None:
+        """Make the index, or wait for one that is being made: that is the same command to MongoDB.
+
+        It has no timeout, and a member of the replica set that is down does not hold it up (`commitQuorum`).
+        """
+        database = self.collection.database
+        async with asyncio.timeout(TIMEOUT):
+            hello = await database.command("hello")
+        is_replicated = "setName" in hello or "msg" in hello
+        quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a standalone server refuses it
+        telling = asyncio.create_task(self._tell_progress())
+        try:
+            await database.command("createIndexes", self.collection.name, indexes=[index], **quorum)
+        finally:
+            telling.cancel()
+
+    async def _tell_progress(self) -> None:
+        await asyncio.sleep(TELL_AFTER)
+        percent = await self.progress()
+        how_far = f"; {percent} % of it is done" if percent is not None else ""
+        self._tell(logging.WARNING, f"MongoDB is making the index {self._name}{how_far}.")
+
+    async def progress(self) -> int | None:
+        """Return how many percent of it MongoDB has made, or `None` if it makes none, or does not tell this user."""
+        mine = {"command.createIndexes": self.collection.name, "progress.total": {"$gt": 0}}
+        with suppress(PyMongoError):
+            admin = self.collection.database.client.admin
+            operations = await admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": mine}])
+            async for operation in operations:
+                if any(index["key"] == self._key for index in operation["command"]["indexes"]):
+                    return int(100 * operation["progress"]["done"] / operation["progress"]["total"])
+        return None
+
+    def _tell(self, level: int, sentence: str) -> None:
+        """Log a sentence once, until another one is true."""
+        if sentence != self._told:
+            log.log(level, "%s%s", sentence, f" {self._waiting}" if self.is_missing else "")
+        self._told = sentence
+
+
+def deleting(found: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the name of an index by which MongoDB deletes the documents of users, as it is on a field of ours."""
+    names = (
+        index["name"]
+        for index in found
+        if "expireAfterSeconds" in index and any(field.partition(".")[0] in OURS for field in index["key"])
+    )
+    return next(names, None)

@@ -129,7 +129,7 @@ class Store:
             patience,
         )
         self.clock = Clock(database)
-        self.outbox = Outbox(self.users)
+        self.outbox = Outbox(self.users, {name: kind.rank for name, kind in settings.kinds.items()})
         self.dead_mail = DeadMail(self.outbox, Documents(database[DEAD_MAIL], patience))
         self.preferences = Preferences(self.users)
         self.suppressions = Suppressions(self.users)

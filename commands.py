@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 
 from api.auth import sign_token
 from api.body import load_all, parse_json
-from cli.dead import discard_dead, list_dead, list_emails, retry_dead, since
+from cli.dead import discard_dead, flush, list_dead, list_emails, retry_dead, since
 from cli.output import BadInput, fail, fail_to_write, say
 from cli.send import UserList, send
 from cli.status import show_status
@@ -59,6 +59,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         which = commands.add_parser(name, help=text).add_mutually_exclusive_group(required=True)
         which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
         which.add_argument("--all", action="store_true", help="every dead letter")
+    flush = commands.add_parser("flush", help="try what is owed now, whatever it waits for")
+    flush.add_argument("--user", dest="user_id", metavar="USER_ID", help="only what this user is owed")
     mail = commands.add_parser("mail", help="show the e-mails that a user is owed, and the user's dead letters")
     mail.add_argument("user_id", metavar="USER_ID")
     token = commands.add_parser("token", help="print a user's token, signed with USER_TOKEN_SECRET, for trying the API")
@@ -108,7 +110,7 @@ def one_user(text: str, id_type: IdType) -> str:
 def run_command(options: argparse.Namespace, settings: Settings) -> int:
     """Run a command; return 0, 1 if it failed, or 2 if its arguments cannot be used. Raises `StoreError`."""
     try:
-        if options.command in {"mail", "token"}:
+        if getattr(options, "user_id", None) is not None:
             options.user_id = one_user(options.user_id, settings.id_type)
         match options.command:
             case "token":
@@ -137,6 +139,7 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
         commands: Mapping[str, Callable[[], Awaitable[int]]] = {
             "dead": lambda: list_dead(store, options.key, options.since, as_json=options.json),
             "discard": lambda: discard_dead(store, chosen),
+            "flush": lambda: flush(store, options.user_id),
             "mail": lambda: list_emails(store, options.user_id),
             "retry": lambda: retry_dead(store, chosen),
             "send": lambda: send(store, options.users, options.new),

@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 
 from api.auth import sign_token
 from api.body import load_all, parse_json
-from cli.dead import discard_dead, discard_owed, list_dead, list_emails, retry_dead, since
+from cli.dead import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, since
 from cli.health import check_health
 from cli.output import BadInput, fail, fail_to_write, say
 from cli.send import UserList, send
@@ -69,6 +69,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
         which.add_argument("--all", action="store_true", help="every dead letter")
     which.add_argument("--owed", action="store_true", help="all e-mails that are owed: on a copy of production, say")
+    flush = command("flush", "try what is owed now, whatever it waits for")
+    flush.add_argument("--user", dest="user_id", metavar="USER_ID", help="only what this user is owed")
     mail = command("mail", "show the e-mails that a user is owed, and the user's dead letters")
     mail.add_argument("user_id", metavar="USER_ID")
     token = command("token", "print a user's token, signed with the first of USER_TOKEN_SECRETS, for trying the API")
@@ -120,7 +122,7 @@ def run_command(options: argparse.Namespace, settings: Settings) -> int:
     Raises `StoreError` or `NoDatabase`.
     """
     try:
-        if options.command in {"mail", "token"}:
+        if getattr(options, "user_id", None) is not None:
             options.user_id = one_user(options.user_id, settings.id_type)
         alone: Mapping[str, Callable[[], int]] = {
             "health": lambda: check_health(settings.host, settings.port),
@@ -151,6 +153,7 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
         commands: Mapping[str, Callable[[], Awaitable[int]]] = {
             "dead": lambda: list_dead(store, options.key, options.since, as_json=options.json),
             "discard": lambda: discard_owed(store) if options.owed else discard_dead(store, chosen),
+            "flush": lambda: flush(store, options.user_id),
             "mail": lambda: list_emails(store, options.user_id),
             "retry": lambda: retry_dead(store, chosen),
             "send": lambda: send(store, options.users, options.new),

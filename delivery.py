@@ -14,25 +14,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
+import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from itertools import groupby
 from typing import Final
 
+from mail.alarms import Alarms
+from mail.claimer import Claimer
+from mail.feedback import Feedback
 from mail.lease import Lease, Leases
 from mail.looks import Looks
 from mail.renderer import RenderingEnded
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.settler import UNSETTLED, Settler
+from mail.stops import Group
 from mail.templates import Content, RenderError, Templates
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
-from mail.window import REFILL, Window
 from mailer import Mailer
-from mongo.errors import StoreError
 from mongo.owed import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
@@ -43,12 +44,10 @@ log = logging.getLogger("notifier.delivery")
 Record = Callable[[OwedEmail, Outcome, int], None]
 """Takes an e-mail, the outcome of an attempt to send it, and when that began, in ns."""
 
-POLL: Final = 1.0
-"""Seconds between two looks for e-mails that fell due or that another process owes."""
-POLL_SPREAD: Final = (0.8, 1.2)
-"""Factors between which the polls are spread, so that workers do not look all at once."""
-CLAIM_PAUSE: Final = 0.02
-"""Seconds between two claims when one found less than it asked for. What is owed meanwhile shares the next."""
+PROBE_POLL: Final = 0.25
+"""Seconds between two looks for a probe."""
+AGAIN: Final = frozenset({Verdict.TOO_FAST, Verdict.CONNECTION})
+"""What becomes of an e-mail that is sent as soon as the pace, or the number of connections, allows it."""
 STOP_GRACE: Final = 2.5
 """Seconds that conversations are given to end when the process stops."""
 SETTLE_GRACE: Final = 1.0
@@ -84,40 +83,52 @@ class Delivery:
         record: Record | None = None,
     ) -> None:
         self._record = record
-        self._outbox = store.outbox
         self._kinds = settings.kinds
         self._templates = Templates(settings.templates_dir, self._kinds, user=bool(settings.template_fields))
         self._links = Links(settings)
         self._owed = owed
         self._news = asyncio.Event()
-        self._window = Window()
         self._leases = Leases(store.outbox, settings.mail_lease_seconds)
-        self._looks = Looks(store.outbox, self._window)
-        self._mailer = Mailer(settings, self._looks, self._replace, self._breaker_changed)
-        self._settler = Settler(
-            Settlements(store, settings, metrics),
-            self._leases,
-            UNSETTLED * settings.smtp_connections,
-            self._wake_workers,
-        )
+        self._feedback = Feedback(settings, self._changed, self._lift, self._revive)
+        self._evidence = self._feedback.evidence
+        self._settlements = Settlements(store, settings, metrics, self._evidence)
         self._limit = settings.smtp_connections
+        self._settler = Settler(self._settlements, self._leases, UNSETTLED * self._limit, self._wake_workers)
+        parts = (self._leases, self._evidence, self._settlements, self._settler)
+        self._claimer = Claimer(store, self._kinds, owed, *parts, self._wake_workers)
+        self._window = self._claimer.window
+        self._looks = Looks(store.outbox, self._window)
+        self._mailer = Mailer(settings, self._feedback, self._looks, self._replace)
         self._replaced = 0
         self._stopped = False
-        self._claimer: asyncio.Task[None] | None = None
+        self._claiming: asyncio.Task[None] | None = None
         self._workers: set[asyncio.Task[None]] = set()
         self._helpers: set[asyncio.Task[None]] = set()
-        metrics.watch(metrics.connections, lambda: self._mailer.connections)
-        metrics.watch(metrics.breaker, lambda: self._mailer.breaker.tripped)
+        pool, pace = self._mailer.pool, self._feedback.pace
+        metrics.watch(metrics.connections, lambda: pool.connections)
+        metrics.watch(metrics.breaker, lambda: self._evidence.line(time.monotonic()) is not None)
+        metrics.watch(metrics.pace, lambda: 0 if pace.rate == math.inf else pace.rate)
+        metrics.watch_stops(lambda: self._evidence.shown(time.monotonic()))
 
     # --- the life of the tasks ---------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to deliver."""
-        self._claimer = asyncio.create_task(self._claim_until_stopped())
+        self._claiming = asyncio.create_task(self._claimer.run())
         for _ in range(self._limit):
             self._start_worker()
-        runs = (self._looks.run(), self._leases.keep(), self._mailer.close_idle())
-        self._helpers = {asyncio.create_task(run) for run in runs}
+        for run in (
+            self._looks.run(),
+            self._leases.keep(),
+            self._mailer.pool.close_idle(),
+            Alarms(self._evidence).run(),
+        ):
+            self._help(run)
+
+    def _help(self, run: Coroutine[None, None, None]) -> None:
+        helper = asyncio.create_task(run)
+        self._helpers.add(helper)
+        helper.add_done_callback(self._helpers.discard)
 
     def _start_worker(self) -> None:
         worker = asyncio.create_task(self._work())
@@ -130,13 +141,14 @@ class Delivery:
             self._replaced += 1
             lease.replaced = True
             self._start_worker()
+        self._feedback.abandon(lease.mail)
 
     async def stop(self) -> None:
         """Stop claiming, give back what is not begun, and let conversations end for a while."""
         self._stopped = True
         self._wake_workers()
-        self._owed.set()
-        tasks = {task for task in (self._claimer, *self._workers) if task}
+        self._claimer.stop()
+        tasks = {task for task in (self._claiming, *self._workers) if task}
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_GRACE)
         for task in tasks:
@@ -147,92 +159,22 @@ class Delivery:
                 await self._settler.finish()
         for task in self._helpers:
             task.cancel()
-        await self._mailer.close()
+        await self._mailer.pool.close_all()
         await self._templates.close()
-
-    # --- the claimer -------------------------------------------------------------------------------
-
-    async def _claim_until_stopped(self) -> None:
-        while not self._stopped:
-            self._owed.clear()
-            try:
-                pause = await self._claim_if_needed()
-            except Exception:
-                log.exception("unexpected error: e-mails wait")
-                pause = POLL
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._owed.wait()
-        await self._give_back()
-
-    async def _claim_if_needed(self) -> float:
-        """Claim e-mails if the window has room; return the seconds to wait unless something happens."""
-        breaker = self._mailer.breaker
-        if wait := breaker.wait():
-            await self._give_back()
-            return wait
-        # As long as it is not known how the server is, one e-mail at a time shows it.
-        users = self._window.room() if breaker.closed else int(breaker.admits and not self._window)
-        if not users:
-            return REFILL
-        claimed = await self._claim(users)
-        if 0 < claimed < users:
-            await asyncio.sleep(CLAIM_PAUSE)
-        if claimed and self._window.low:
-            self._owed.set()
-        return POLL * random.uniform(*POLL_SPREAD)
-
-    async def _claim(self, users: int) -> int:
-        """Claim e-mails of so many users; return how many e-mails there were."""
-        end = self._leases.end()  # from before the request, so never later than MongoDB's
-        try:
-            emails = await self._outbox.claim(users, self._leases.seconds)
-        except StoreError as exc:
-            log.warning("no e-mails can be claimed: %s", exc)
-            return 0
-        for email in emails:
-            self._accept(Lease(email, end))
-        self._wake_workers()
-        return len(emails)
-
-    def _accept(self, lease: Lease) -> None:
-        self._leases.add(lease)
-        email, kind = lease.email, self._kinds.get(lease.email.key)
-        if email.dead:  # its worker died before it was buried
-            self._settler.put(lease, Outcome(verdict=Verdict.PERMANENT, status="dead", detail=email.error or ""))
-            return
-        if not (kind and kind.required):
-            lease.known_until = 0.0
-        self._window.put(lease, urgent=self._rank(email) == "high")
-
-    def _rank(self, email: OwedEmail) -> str:
-        kind = self._kinds.get(email.key)
-        return kind.rank if kind else "normal"
-
-    async def _give_back(self) -> None:
-        """Give back the e-mails that nobody has begun, so that another process can send them."""
-        leases = self._window.clear()
-        held = sorted((lease.email for lease in leases if lease.held), key=self._rank)
-        try:
-            for rank, emails in groupby(held, self._rank):
-                await self._outbox.release(list(emails), rank)
-        except StoreError as exc:
-            log.warning("some e-mails could not be given back, so they wait until their leases end: %s", exc)
-        finally:
-            for lease in leases:
-                self._leases.discard(lease)
 
     # --- the workers -------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         """Send one e-mail after another, until stopped or replaced."""
         while lease := await self._next():
-            started = time.time_ns()
-            outcome = await self._deliver(lease)
+            began, started = time.monotonic(), time.time_ns()
+            outcome = self._feedback.judge(lease.mail, await self._deliver(lease), began)
             if self._record and outcome:
                 self._record(lease.email, outcome, started)
             if outcome is None:
                 self._leases.discard(lease)
+            elif outcome.verdict in AGAIN and not self._evidence.line(time.monotonic()) and lease.held:
+                self._claimer.put(lease)  # behind the others, which may be accepted
             else:
                 self._settler.put(lease, outcome)
             if lease.replaced:
@@ -242,26 +184,49 @@ class Delivery:
     async def _next(self) -> Lease | None:
         """Wait for the next e-mail that may be sent; `None` when this process stops."""
         while not self._stopped:
-            if not (self._window and self._settler.has_room and self._mailer.breaker.admits):
-                await self._news.wait()
+            if (wait := self._wait()) is None or wait:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._news.wait()
                 continue
-            lease = self._window.take()
-            if self._window.low:
-                self._owed.set()
-            self._looks.prefetch()
-            if lease.held:
+            lease = self._take()
+            if lease is None:
+                await asyncio.sleep(PROBE_POLL)
+            elif not lease.held:
+                self._leases.discard(lease)  # this process was frozen, or MongoDB was
+            elif stop := self._evidence.admit(lease.mail, time.monotonic()):
+                self._settler.put(lease, self._settlements.hold(stop))
+            else:
+                self._feedback.pace.take(time.monotonic())
                 return lease
-            self._leases.discard(lease)  # this process was frozen, or MongoDB was
         return None
+
+    def _wait(self) -> float | None:
+        """Return the seconds until an e-mail may be sent; `None` while that depends on something else than time."""
+        if not (self._window and self._settler.has_room):
+            return None
+        room, now = self._mailer.pool.wait(), time.monotonic()
+        return None if room is None else max(room, self._feedback.wait(now))
+
+    def _take(self) -> Lease | None:
+        """Take the next e-mail from the window; while the line has stopped, the best one for a probe, if any."""
+        if self._evidence.line(time.monotonic()):
+            return self._window.take_best(lambda lease: self._evidence.suitability(lease.mail, time.monotonic()))
+        lease = self._window.take()
+        if self._window.low:
+            self._owed.set()
+        self._looks.prefetch()
+        return lease
 
     async def _deliver(self, lease: Lease) -> Outcome | None:
         try:
             return await self._mailer.send(lease, await self._content(lease.email))
         except RenderingEnded as exc:
             return Outcome(verdict=Verdict.UNRENDERED, status=f"{exc}", detail=f"{exc}", stage=Stage.CONNECT)
-        except asyncio.CancelledError:
-            verdict = Verdict.AMBIGUOUS if lease.sending else Verdict.CONNECTION
-            return Outcome(verdict=verdict, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT)
+        except asyncio.CancelledError:  # a stop of ours, which counts no copy
+            return Outcome(
+                verdict=Verdict.CONNECTION, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT
+            )
         except Exception:
             # A fault of ours must neither lose the e-mail nor send it for ever.
             log.exception("e-mail %s: unexpected error", lease.email.id)
@@ -271,9 +236,17 @@ class Delivery:
         self._news.set()
         self._news.clear()
 
-    def _breaker_changed(self) -> None:
+    def _changed(self) -> None:
+        """Let workers and claimer see what may be sent now."""
         self._owed.set()
         self._wake_workers()
+
+    def _lift(self, group: Group, since: float | None) -> None:
+        """Let the e-mails go on that waited for a stop which is over."""
+        self._help(self._settlements.lift(group, since))
+
+    def _revive(self, group: Group) -> None:
+        self._help(self._settlements.revive(group))
 
     async def _content(self, email: OwedEmail) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""

@@ -7,18 +7,18 @@ RFC 6531 (SMTPUTF8).
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiosmtplib import SMTPException, SMTPResponseException
+from aiosmtplib import SMTPResponseException
 from marshmallow import ValidationError
 
 from config.address import envelope_address
-from mail.breaker import Breaker
 from mail.connection import Connection, Opener
+from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.message import Sender, compose, sender_of
+from mail.pool import FAULTS, Pool
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
@@ -27,10 +27,10 @@ from mongo.suppression import Suppression
 from settings import Settings
 
 REPLY_TIMEOUT: Final = 600.0
-"""Seconds to wait for the reply to a message, at the least (RFC 5321, section 4.5.3.2.6). To give up earlier is to send
-the e-mail again although the server may have accepted it."""
-IDLE_INTERVAL: Final = 1.0
-"""Seconds between two looks for kept connections that are too old."""
+"""Seconds to wait for the reply to a message (RFC 5321, section 4.5.3.2.6). To give up earlier is to send the e-mail
+again although the server may have accepted it."""
+LATE: Final = 30.0
+"""Seconds after which a message without a reply lets others go on."""
 
 MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
 
@@ -42,37 +42,29 @@ async def _no_look(_: Lease) -> None:
 class Mailer:
     """Sends e-mails, each over one connection at a time. Connections are kept for the next e-mails.
 
-    Before MAIL it calls `look`, unless it is known that the user wants the e-mail; `late` if the reply to the message
-    does not come soon; and `changed` whenever the breaker may admit other e-mails than before.
+    Before MAIL it calls `look`, unless it is known that the user wants the e-mail; and `late` if the reply to the
+    message does not come soon. What happens is reported to `feedback`.
     """
 
     def __init__(
         self,
         settings: Settings,
+        feedback: Feedback,
         look: Callable[[Lease], Awaitable[None]] = _no_look,
         late: Callable[[Lease], None] = lambda _: None,
-        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.breaker = Breaker(changed)
+        self._feedback = feedback
         self._look = look
         self._late = late
         self._settings = settings
         self._sender = sender_of(settings)
         self._opener = Opener(settings, self._sender.domain)
-        self._kept: list[Connection] = []
-        self._connecting = asyncio.Lock()
-        self._busy = 0
-
-    @property
-    def connections(self) -> int:
-        """Number of connections that are open or being opened."""
-        return len(self._kept) + self._busy
+        self.pool = Pool(self._opener, feedback)
 
     async def send(self, lease: Lease, content: Content) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
-        It must be that the breaker `admits` it. Raises only when its task is cancelled. Then the server may have
-        accepted the message if `lease.sending`.
+        Raises only when its task is cancelled. Then the server may have accepted the message if `lease.sending`.
         """
         address = lease.email.address
         if not address:
@@ -82,72 +74,77 @@ class Mailer:
         except ValidationError:
             return _unsendable("The e-mail address in the user's document is not valid.")
         suppression = lease.email.suppression
-        if suppression and suppression.address == to:
+        if suppression and suppression.covers(to, lease.email.at):
             return _suppressed(suppression)
-        ticket = self.breaker.admit()
-        self._busy += 1
         try:
-            outcome = await self._send(ticket, lease, to, content)
-        except BaseException:
-            self.breaker.abandon(ticket)
-            raise
-        finally:
-            self._busy -= 1
-        self._report(ticket, lease, outcome)
-        return outcome
+            return await self._send(lease, to, content)
+        except FAULTS as exc:
+            return judge(exc, Stage.CONNECT)
 
-    def _report(self, ticket: object, lease: Lease, outcome: Outcome | None) -> None:
-        """Tell the breaker what an attempt says about the server."""
-        if outcome is None or outcome is MUTED:
-            self.breaker.abandon(ticket)
-        elif outcome.blames_server:
-            self.breaker.fail(ticket, outcome.detail)
-        elif outcome.suspects_server:
-            self.breaker.suspect(ticket, lease.email.id, outcome.detail)
-        else:
-            self.breaker.succeed(ticket)
-
-    async def _send(self, ticket: object, lease: Lease, to: str, content: Content) -> Outcome | None:
-        if kept := await self._take():
-            outcome = await self._converse(kept, ticket, lease, to, content)
-            if outcome is None or not outcome.worth_a_new_connection:
-                return outcome
-        return await self._converse(None, ticket, lease, to, content)
-
-    async def _converse(
-        self, connection: Connection | None, ticket: object, lease: Lease, to: str, content: Content
-    ) -> Outcome | None:
-        lease.sending = False
-        try:
+    async def _send(self, lease: Lease, to: str, content: Content) -> Outcome | None:
+        """Send over a kept connection or a new one; if the fault may be the connection's, over another at once."""
+        kept = self.pool.take()
+        connection = kept or await self.pool.connect()
+        borne, outcome = connection.messages, await self._converse(connection, lease, to, content)
+        if outcome is None:
+            return None
+        if outcome.verdict is Verdict.AMBIGUOUS:
+            await self.pool.ask_whether_the_server_lives()
+        if kept and outcome.worth_a_new_connection:
+            again = await self._converse(await self.pool.connect(), lease, to, content)
+        elif self._feedback.may_be_a_limit(lease.mail, outcome):
             try:
-                if connection is None:
-                    connection = await self._connect()
-                connection.stage = Stage.CONNECT
-                if not lease.known:
-                    await self._look(lease)
-                if not (lease.held and lease.wanted):
-                    self._kept.append(connection)
-                    return MUTED if lease.held else None
-                option = self._option(connection, to)
-                message = _as_bytes(lease.email, self._sender, to, content)
-                if not await self._say_envelope(connection, ticket, lease, to, option):
-                    connection.drop()
-                    return None
-                connection.stage, lease.sending = Stage.DATA, True
-                await self._hand_over(connection, message, ticket, lease)
-            except BaseException:
-                # After any fault, a cancellation included, the server's next reply may belong to an old command.
-                if connection:
-                    connection.drop()
-                raise
-        except (SMTPException, SMTPFault, OSError, ValueError) as exc:
-            return judge(exc, self._stage(connection, exc) if connection else Stage.CONNECT)
+                again = await self._send_elsewhere(connection, lease, to, content)
+            except FAULTS:
+                return outcome
+        else:
+            return outcome
+        if again and again.verdict is Verdict.SENT and outcome.code:
+            self._feedback.bore(borne)
+        return again
+
+    async def _send_elsewhere(self, refusing: Connection, lease: Lease, to: str, content: Content) -> Outcome | None:
+        """Send over another connection. Raises `FAULTS` if there is none."""
+        async with self.pool.other_than(refusing) as other:
+            again = await self._converse(other, lease, to, content)
+            if again and again.verdict is Verdict.SENT:
+                await self.pool.close(refusing)
+            return again
+
+    async def _converse(self, connection: Connection, lease: Lease, to: str, content: Content) -> Outcome | None:
+        lease.sending, connection.stage = False, Stage.CONNECT
+        try:
+            if connection.refused:
+                await connection.reset(self._settings.smtp_command_timeout)
+            if not lease.known:
+                await self._look(lease)
+            if not (lease.held and lease.wanted):
+                self.pool.keep(connection)
+                return MUTED if lease.held else None
+            option = self._option(connection, to)
+            message = _as_bytes(lease.email, self._sender, to, content)
+            if not await self._say_envelope(connection, lease, to, option):
+                self.pool.drop(connection)
+                return None
+            connection.stage, lease.sending = Stage.DATA, True
+            await self._hand_over(connection, message, lease)
+        except FAULTS as exc:
+            outcome = judge(exc, self._stage(connection, exc))
+            # After any other fault, the server's next reply may belong to an old command.
+            if outcome.code and outcome.tried and not outcome.broken:
+                connection.refused = True
+                self.pool.keep(connection)
+            else:
+                self.pool.drop(connection)
+            return outcome
+        except BaseException:
+            self.pool.drop(connection)
+            raise
         connection.messages += 1
-        connection.used = time.monotonic()
-        self._kept.append(connection)
+        self.pool.keep(connection)
         return Outcome(verdict=Verdict.SENT, status="250")
 
-    async def _say_envelope(self, connection: Connection, ticket: object, lease: Lease, to: str, option: str) -> bool:
+    async def _say_envelope(self, connection: Connection, lease: Lease, to: str, option: str) -> bool:
         """Say MAIL, RCPT and DATA: all at once to a server that pipelines (RFC 2920).
 
         Return `False` if the lease ends meanwhile.
@@ -170,7 +167,7 @@ class Mailer:
             if not connection.together:
                 connection.send(command)
             await connection.reply(kind, self._settings.smtp_command_timeout)
-            self.breaker.reach(ticket)
+            self._feedback.reached()
         return lease.held
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
@@ -186,28 +183,18 @@ class Mailer:
             self._opener.pause_pipelining()
         return Stage.RCPT if kind is None and stage is Stage.MAIL else stage
 
-    async def _hand_over(self, connection: Connection, message: bytes, ticket: object, lease: Lease) -> None:
+    async def _hand_over(self, connection: Connection, message: bytes, lease: Lease) -> None:
         """Send the message and wait for the reply as long as RFC 5321 asks. Raises aiosmtplib's errors."""
-        soon = self._settings.smtp_data_timeout
-        timer = asyncio.get_running_loop().call_later(soon, self._wait_for_reply, ticket, lease)
+        timer = asyncio.get_running_loop().call_later(LATE, self._let_others_go_on, connection, lease)
         try:
-            await connection.end_message(message, max(REPLY_TIMEOUT, soon))
+            await connection.end_message(message, REPLY_TIMEOUT)
         finally:
             timer.cancel()
 
-    def _wait_for_reply(self, ticket: object, lease: Lease) -> None:
-        """Let others go on: another e-mail may show meanwhile how the server is."""
+    def _let_others_go_on(self, connection: Connection, lease: Lease) -> None:
         self._late(lease)
-        self.breaker.abandon(ticket)
-
-    async def _connect(self) -> Connection:
-        """Open a connection: one at a time until one has worked, so that a wrong password is not tried by all."""
-        if self.breaker.closed:
-            return await self._opener.open()
-        async with self._connecting:
-            if self.breaker.wait():
-                raise SMTPFault(Verdict.CONNECTION, self.breaker.fault)
-            return await self._opener.open()
+        if lease.replaced:
+            self.pool.leave(connection)
 
     def _option(self, connection: Connection, to: str) -> str:
         """Ask for SMTPUTF8 if an address needs it. Raises `SMTPFault` if the server lacks it (RFC 6531)."""
@@ -218,28 +205,6 @@ class Mailer:
             verdict = Verdict.CONFIGURATION if ours else Verdict.PERMANENT
             raise SMTPFault(verdict, "the server offers no SMTPUTF8, which the address needs")
         return " SMTPUTF8"
-
-    async def _take(self) -> Connection | None:
-        """Return the usable connection used last, if any. Close those on the way to it."""
-        while self._kept:
-            connection = self._kept.pop()
-            if connection.usable():
-                return connection
-            await connection.quit()
-        return None
-
-    async def close_idle(self) -> None:
-        """Close the kept connections that will not be used again, for ever."""
-        while True:
-            await asyncio.sleep(IDLE_INTERVAL)
-            if old := [connection for connection in self._kept if not connection.usable()]:
-                self._kept = [connection for connection in self._kept if connection not in old]
-                await asyncio.gather(*(connection.quit() for connection in old))
-
-    async def close(self) -> None:
-        """Close every kept connection."""
-        kept, self._kept = self._kept, []
-        await asyncio.gather(*(connection.quit() for connection in kept), self._opener.close())
 
 
 def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:

@@ -120,18 +120,22 @@ class Settings:
         by_value=True,
     )
     smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's", "path")
-    smtp_connections: int = _setting("SMTP connections open at once", "int", 5, validate=validate.Range(1, 100))
+    smtp_connections: int = _setting(
+        "SMTP connections open at once at the most; the server may admit fewer",
+        "int",
+        20,
+        validate=validate.Range(1, 100),
+    )
+    smtp_rate: float | None = _setting(
+        "messages a second that a process sends at the most, such as 14 or 0.5; default: what the server bears",
+        "float",
+        validate=checks.POSITIVE,
+    )
     smtp_connect_timeout: float = _setting(
         "seconds to connect, secure the connection and log in", "float", 30.0, validate=checks.POSITIVE
     )
     smtp_command_timeout: float = _setting(
         "seconds for the reply to a command", "float", 30.0, validate=checks.POSITIVE
-    )
-    smtp_data_timeout: float = _setting(
-        "seconds after which a message without a reply lets others go first; the reply is awaited for 10 minutes",
-        "float",
-        30.0,
-        validate=checks.POSITIVE,
     )
     mail_retry_minutes: Sequence[float] = _setting(
         "minutes before each further attempt; the last value repeats",
@@ -140,14 +144,11 @@ class Settings:
         subcast=float,
         validate=[validate.Length(min=1), checks.all_positive],
     )
-    mail_ambiguous_minutes: float = _setting(
-        "minimum minutes before an e-mail that the server may have accepted is sent again",
-        "float",
-        5.0,
-        validate=checks.POSITIVE,
-    )
     mail_give_up_hours: float = _setting(
-        "hours of attempts after which an e-mail becomes a dead letter", "float", 48.0, validate=checks.POSITIVE
+        "hours of attempts after which an e-mail becomes a dead letter, if others get through",
+        "float",
+        48.0,
+        validate=checks.POSITIVE,
     )
     mail_lease_seconds: float = _setting(
         "seconds until another process takes over the e-mails of one that died",

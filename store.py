@@ -126,7 +126,7 @@ class Store:
             patience,
         )
         self.clock = Clock(connection)
-        self.outbox = Outbox(self.users, settings.kinds)
+        self.outbox = Outbox(self.users, {name: kind.rank for name, kind in settings.kinds.items()})
         self.dead_mail = DeadMail(self.outbox, Documents(database[DEAD_MAIL], patience))
         self.upkeep = Upkeep(self.outbox.due, self.dead_mail, settings.dead_mail_days)
         self.preferences = Preferences(self.users)

@@ -21,6 +21,7 @@ from bson import ObjectId
 from cli.output import counted
 from cli.result import Result, failed, ok, skipped
 from mail.connection import Connection, Opener
+from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.message import sender_of
 from mail.oauth import Token, Tokens
@@ -203,9 +204,9 @@ async def _send(settings: Settings, to: str) -> Result:
         token=NO_TOKEN,
         address=to,
     )
-    mailer = Mailer(settings)
+    mailer = Mailer(settings, Feedback(settings))
     outcome = await mailer.send(Lease(email, math.inf), TEST)
-    await mailer.close()
+    await mailer.pool.close_all()
     if outcome is None or outcome.verdict is not Verdict.SENT:
         return failed("smtp_test", f"The test e-mail was not sent: {outcome.detail if outcome else ''}")
     return ok("smtp_test", "the server accepted the test e-mail; see whether it arrives")

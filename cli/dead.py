@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cli.output import counted, fail, say
+from mongo import recall
 from mongo.errors import Conflict, OutboxFull
 from mongo.overview import discard_all_owed
-from mongo.owed import ERAS_END, NO_TOKEN
+from mongo.owed import NO_TOKEN
 from store import Store
 
 UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
@@ -39,7 +40,7 @@ async def list_emails(store: Store, user_id: str) -> int:
     suppression = await store.suppressions.of_user(user_id)
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
-        when = "now" if email["next_at"] < ERAS_END else f"{email['next_at']:%F %T} UTC"
+        when = "now" if email["next_at"] <= store.clock.now() else f"{email['next_at']:%F %T} UTC"
         row = f"{email['id']}  {email['key']:12}  {email['tries']} tries, {state} {when}"
         say(f"{row}  request {email.get('request_id', '-')}  {email['error'] or ''}".rstrip())
     for letter in dead:
@@ -48,10 +49,18 @@ async def list_emails(store: Store, user_id: str) -> int:
     if suppression:
         say(
             f"Suppressed: {suppression.address} gets no e-mails since {suppression.at:%F %H:%M} UTC "
-            f"({suppression.code}), until `retry` or POST /suppress lifts that."
+            f"({suppression.code}), until `retry` or POST /suppress lifts that"
+            f"{'' if suppression.confirmed else ', or an e-mail owed two days later is accepted'}."
         )
     if not (owed or dead):
         say("The user is owed no e-mail and has no dead letter.")
+    return 0
+
+
+async def flush(store: Store, user_id: str | None) -> int:
+    """Let all e-mails fall due, or those of a user. Those that are being sent are left alone."""
+    users = await recall.flush(store.outbox, user_id)
+    say(f"Due now: the e-mails of {users} user{'s' if users != 1 else ''}.")
     return 0
 
 

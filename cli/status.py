@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import repeat
 from typing import Any, Final
 
 import aiohttp
@@ -22,7 +23,14 @@ FROM_METRICS: Final = {
     "breaker_open": "notifier_smtp_breaker_open",
     "sent_last_hour": "notifier_emails_sent_last_hour",
     "smtp_connections": "notifier_smtp_connections",
+    "pace": "notifier_smtp_pace",
 }
+
+
+STOPPED: Final = re.compile(
+    r'^notifier_mail_stopped_seconds\{group="((?:[^"\\]|\\.)*)",reply="((?:[^"\\]|\\.)*)"\} (\S+)$', re.MULTILINE
+)
+NEXT_PROBE: Final = "notifier_mail_next_probe_seconds"
 
 
 async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int:
@@ -42,6 +50,7 @@ async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
         "errors": [asdict(reason) for reason in await overview.errors_of_owed(store.users)],
+        "held": [asdict(reason) for reason in await overview.held(store.users)],
         "dead_letters": await store.dead_mail.count(),
         "dead": [asdict(reason) for reason in await overview.errors_of_dead(store.dead_mail)],
         "suppressed_users": await store.suppressions.count(),
@@ -52,7 +61,7 @@ async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
     }
 
 
-async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
+async def _ask_service(settings: Settings) -> Mapping[str, Any] | None:
     """Return what the service says that runs on this machine, or `None` if none does."""
     token = status_token(settings)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -66,7 +75,21 @@ async def _ask_service(settings: Settings) -> Mapping[str, float] | None:
         return None
     found = {name: re.search(rf"^{metric} (\S+)$", text, re.MULTILINE) for name, metric in FROM_METRICS.items()}
     values = {name: float(match[1]) for name, match in found.items() if match}
-    return values if values.keys() == FROM_METRICS.keys() else None
+    if values.keys() != FROM_METRICS.keys():
+        return None
+    return values | {"stopped": [stop for stop in map(_stop, STOPPED.finditer(text), repeat(text)) if stop["seconds"]]}
+
+
+def _stop(found: re.Match[str], metrics: str) -> dict[str, Any]:
+    """Return what has stopped, the server's last reply, and the seconds since then and to the next probe."""
+    group, reply, seconds = found.groups()
+    probe = re.search(rf'^{NEXT_PROBE}{{group="{re.escape(group)}"}} (\S+)$', metrics, re.MULTILINE)
+    return {
+        "group": group,
+        "reply": re.sub(r"\\(.)", r"\1", reply),
+        "seconds": float(seconds),
+        "next_probe": float(probe[1]) if probe else 0.0,
+    }
 
 
 def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str, str]]:
@@ -77,7 +100,8 @@ def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str,
         ("Oldest", "-" if age is None else f"{timedelta(seconds=age)} old"),
         ("Next attempt", status["next_attempt"] or ("now" if status["due"] else "-")),
         ("Their last errors", _counted(status["errors"])),
-        ("Mail server", _mail_server(service, status["errors"], settings.port)),
+        ("Mail server", _mail_server(service, settings.port)),
+        ("Stopped", _stopped(status)),
         (
             "Sent, last hour",
             f"{service['sent_last_hour']:.0f}, by the service on port {settings.port}" if service else "?",
@@ -90,13 +114,26 @@ def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str,
     ]
 
 
-def _mail_server(service: Mapping[str, float] | None, errors: Sequence[Mapping[str, Any]], port: int) -> str:
+def _mail_server(service: Mapping[str, Any] | None, port: int) -> str:
     if service is None:
         return f"unknown, as no service answers here on port {port}; `check` asks the mail server itself"
     if not service["breaker_open"]:
-        return f"usable, {counted(int(service['smtp_connections']), 'connection')} open"
-    reason = errors[0]["reason"] if errors else "the log of the service says why"
-    return f"cannot be used: {reason}"
+        pace = f", at most {service['pace']:.3g} messages a second" if service["pace"] else ""
+        return f"usable, {counted(int(service['smtp_connections']), 'connection')} open{pace}"
+    return "no e-mail gets through"
+
+
+def _stopped(status: Mapping[str, Any]) -> str:
+    """Return what has stopped and why. The service knows the line and the kinds; MongoDB, what else is held."""
+    stops = status["service"]["stopped"] if status["service"] else []
+    named = {stop["group"] for stop in stops}
+    told = [
+        f"{stop['group']}, {timedelta(seconds=round(stop['seconds']))} ago: {stop['reply']}; "
+        f"next probe in {stop['next_probe']:.0f} s"
+        for stop in stops
+    ]
+    held = [f"{row['reason']} ({row['count']} wait)" for row in status["held"] if row["reason"] not in named]
+    return "; ".join([*told, *held]) or "nothing"
 
 
 def _counted(reasons: Sequence[Mapping[str, Any]]) -> str:

@@ -12,93 +12,45 @@ import math
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from aiohappyeyeballs import start_connection
 from aiosmtplib import (
     SMTP,
+    SMTPAuthenticationError,
     SMTPException,
     SMTPHeloError,
     SMTPResponse,
     SMTPResponseException,
     SMTPServerDisconnected,
 )
-from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
 from config.address import domain
 from mail.login import BY_PASSWORD, BY_TOKEN, log_in
 from mail.oauth import Tokens
+from mail.protocol import Protocol
 from mail.replies import SMTPFault
 from mail.verdicts import Stage, Verdict
 from settings import Security, Settings
 
-MESSAGES_PER_CONNECTION: Final = 100
 CONNECTION_AGE: Final = 300.0
 """Seconds after which a connection is replaced: servers close old ones unasked."""
 CONNECTION_IDLE: Final = 30.0
 """Seconds without a message after which a connection is closed, for the same reason."""
+SPARE_IDLE: Final = 2.0
+"""Seconds without a message after which a connection is closed that another process may need."""
 QUIT_TIMEOUT: Final = 0.5
 """Seconds to wait for the reply to QUIT."""
+ADDRESS_REST: Final = 60.0
+"""Seconds for which an address of the server comes last after a connection to it has failed."""
 ATTEMPT_DELAY: Final = 0.25
 """Seconds before the server's next address is tried as well (RFC 8305, section 5)."""
 PIPELINING_PAUSE: Final = 600.0
 """Seconds without pipelining after commands sent together were not answered as they should."""
 NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
 """Replies to a command that the server does not have after all (RFC 5321, section 4.2.4)."""
-
-
-class _Protocol(SMTPProtocol):
-    """Pairs commands with replies, whatever the server says unasked: an empty line, or a reply twice."""
-
-    def __init__(self, smtp: SMTP) -> None:
-        super().__init__(asyncio.get_running_loop(), lambda _: smtp.close())
-        if smtp.transport is None:
-            raise SMTPServerDisconnected("Connection lost")
-        self.connection_made(smtp.transport)
-        self._response_pending = False  # the greeting was read before
-        self._expected = 0
-        smtp.transport.set_protocol(self)
-        smtp.protocol = self
-
-    def data_received(self, data: bytes) -> None:
-        """Take a part of a reply. An empty line is none. Replies to several commands may come together."""
-        if not self._buffer:
-            data = data.lstrip(b"\r\n")
-        if self._expected > 1 and self._response_waiter and self._response_waiter.done():
-            self._buffer.extend(data[:MAX_RESPONSE_LENGTH])  # which `next_reply` will read
-        elif data:
-            super().data_received(data)
-
-    def send(self, *commands: bytes) -> None:
-        """Send commands, for each of which `next_reply` returns the reply. What came before them is none."""
-        if any(COMMAND_INJECTION_REGEX.search(command) for command in commands):
-            raise ValueError("a control character in a command")
-        self._buffer.clear()
-        self._expected, self._response_pending = len(commands), True
-        self.write(b"\r\n".join((*commands, b"")))
-
-    async def next_reply(self, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - aiosmtplib's name
-        """Return the reply to the next of the commands."""
-        self._buffer[:] = self._buffer.lstrip(b"\r\n")
-        response = self._read_response_from_buffer()  # it may have come with the one before, and be the last
-        response = response or await self.read_response(timeout)
-        self._expected -= 1
-        return response
-
-    async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109
-        """Send a command and return the reply to it. What came before it is none."""
-        self._buffer.clear()
-        return await super().execute_command(*args, timeout=timeout)
-
-    async def execute_message(self, message: bytes, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - as above
-        """Send a message that the server asked for, and return the reply to it. Its lines end with CRLF.
-
-        A dot at the beginning of a line is doubled (RFC 5321, section 4.5.2). The first line is a header.
-        """
-        self._buffer.clear()
-        self.write(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
-        return await self.read_response(timeout)
 
 
 @dataclass(eq=False, slots=True)
@@ -110,7 +62,7 @@ class Connection:
     """
 
     smtp: SMTP
-    protocol: _Protocol
+    protocol: Protocol
     pipelines: bool
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
@@ -119,16 +71,23 @@ class Connection:
     """How far the conversation about the current message has come."""
     together: bool = False
     """Whether its commands were sent together."""
+    refused: bool = False
+    """Whether the last message was refused, so that its transaction must be left first."""
 
-    def usable(self) -> bool:
-        """Return whether the server can be expected to still listen."""
+    def usable(self, messages: int) -> bool:
+        """Return whether the server can be expected to still listen, and to bear another of so many messages."""
         now = time.monotonic()
         return (
             self.smtp.is_connected
-            and self.messages < MESSAGES_PER_CONNECTION
+            and self.messages < messages
             and now - self.opened < CONNECTION_AGE
             and now - self.used < CONNECTION_IDLE
         )
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has not been needed for a while."""
+        return time.monotonic() - self.used > SPARE_IDLE
 
     def send(self, *commands: str) -> None:
         """Send commands; `reply` reads the reply to each. Several may be sent at once if the server `pipelines`."""
@@ -141,6 +100,16 @@ class Connection:
     async def end_message(self, message: bytes, timeout: float) -> None:  # noqa: ASYNC109
         """Send the message and its final dot. Any 2xx accepts it."""
         _expect(2, await self.protocol.execute_message(message, timeout))
+
+    async def reset(self, timeout: float) -> None:  # noqa: ASYNC109
+        """Leave a refused transaction: read the replies that are still to come, and say RSET."""
+        while self.protocol.expected:
+            if (await self.protocol.next_reply(timeout)).code // 100 == 3:
+                raise SMTPServerDisconnected("the server waits for a message without a recipient")
+        self.send("RSET")
+        if (await self.protocol.next_reply(timeout)).code // 100 != 2:
+            raise SMTPServerDisconnected("the server does not leave a transaction")
+        self.refused = False
 
     async def quit(self) -> None:
         """Say goodbye, then close."""
@@ -165,6 +134,9 @@ def _drop(smtp: SMTP) -> None:
 
 
 SILENT_STEP: Final = "the greeting"
+ADDRESSES: Final = 4
+"""Addresses of the server that are tried for one connection, after the first."""
+AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
 """Such a server waits for us in silence (SMTPS on another port than 465)."""
 
@@ -182,7 +154,8 @@ class Opener:
             self._tls.load_cert_chain(settings.smtp_client_cert)
         self.tokens = Tokens(settings, self._tls) if settings.smtp_oauth_token_url else None
         self._step = ""
-        self._faults = 0
+        self._address = ""
+        self._resting: dict[str, float] = {}
         self._one_by_one_until = -math.inf
 
     @property
@@ -200,15 +173,42 @@ class Opener:
         self._one_by_one_until = time.monotonic() + PIPELINING_PAUSE
 
     async def open(self) -> Connection:
-        """Open a connection. Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network."""
+        """Open a connection. If that fails, try the server's other addresses, unless they have failed lately.
+
+        Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network.
+        """
         if self.tokens:
-            return await self.tokens.try_with(self._open_in_time)
-        return await self._open_in_time(self._settings.smtp_password or "")
+            return await self.tokens.try_with(self._open_somewhere)
+        return await self._open_somewhere(self._settings.smtp_password or "")
 
     async def close(self) -> None:
         """Close what opening needs."""
         if self.tokens:
             await self.tokens.close()
+
+    async def _open_somewhere(self, secret: str) -> Connection:
+        for _ in range(ADDRESSES):
+            self._address = ""
+            try:
+                return await self._open_in_time(secret)
+            except SMTPAuthenticationError:  # which another address would refuse as well
+                raise
+            except (SMTPException, SMTPFault, OSError):
+                if not (self._address and await self._rest()):
+                    raise
+        return await self._open_in_time(secret)
+
+    async def _rest(self) -> bool:
+        """Let the last address rest, for the fault may lie behind it; return whether there is one that does not."""
+        self._resting[self._address] = time.monotonic() + ADDRESS_REST
+        return not all(self._rests(info) for info in await self._addresses())
+
+    def _rests(self, info: AddressInfo) -> bool:
+        return self._resting.get(f"{info[4][0]}", -math.inf) > time.monotonic()
+
+    async def _addresses(self) -> Sequence[AddressInfo]:
+        host, port = self._settings.smtp_host, self._settings.smtp_port
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
     async def _open_in_time(self, secret: str) -> Connection:
         timeout = self._settings.smtp_connect_timeout
@@ -216,12 +216,8 @@ class Opener:
             async with asyncio.timeout(timeout):
                 return await self._open(secret)
         except TimeoutError:
-            self._faults += 1
             hint = EXPECTS_TLS if self._step == SILENT_STEP else ""
             raise SMTPFault(Verdict.CONNECTION, f"{self._step} timed out after {timeout:g} s{hint}") from None
-        except Exception:
-            self._faults += 1
-            raise
 
     async def _open(self, secret: str) -> Connection:
         settings, security = self._settings, self._settings.security
@@ -239,7 +235,7 @@ class Opener:
         try:
             self._step = "TLS or the greeting" if security is Security.TLS else SILENT_STEP
             await smtp.connect()
-            protocol = _Protocol(smtp)
+            protocol = Protocol(smtp)
             await self._greet(smtp)
             if security in {Security.AUTO, Security.STARTTLS}:
                 await self._upgrade(smtp, required=security is Security.STARTTLS)
@@ -252,15 +248,11 @@ class Opener:
         return Connection(smtp, protocol, smtp.supports_extension("pipelining"))
 
     async def _socket(self) -> socket.socket:
-        """Connect to the first of the server's addresses that answers. Raises `OSError`.
-
-        The one to begin with changes with each fault, for it may lie behind the connection: a greeting, a certificate.
-        """
-        host, port = self._settings.smtp_host, self._settings.smtp_port
-        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        first = self._faults % len(addresses)
-        addresses = addresses[first:] + addresses[:first]
-        return await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
+        """Connect to the first of the server's addresses that answers; those that rest come last. Raises `OSError`."""
+        addresses = sorted(await self._addresses(), key=self._rests)
+        found = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
+        self._address = f"{found.getpeername()[0]}"
+        return found
 
     async def _greet(self, smtp: SMTP) -> None:
         """Say EHLO, or HELO to a server that does not know EHLO (RFC 5321, section 3.2)."""

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from mail.stops import Mail
 from mongo.outbox import Outbox
-from mongo.owed import OwedEmail
+from mongo.owed import FLUSHED, OwedEmail
 
 log = logging.getLogger("notifier.delivery")
 
@@ -39,6 +40,20 @@ class Lease:
     known_until: float = math.inf
     sending: bool = False
     replaced: bool = False
+
+    @property
+    def mail(self) -> Mail:
+        """The e-mail as evidence."""
+        email = self.email
+        return Mail(
+            email.id,
+            email.key,
+            email.user_id,
+            f"{email.address}",
+            fresh=email.tried is None,
+            counted=email.tries > 0,
+            urged=email.held == FLUSHED,
+        )
 
     @property
     def held(self) -> bool:

@@ -1,295 +1,114 @@
-"""The table of verdicts: what mail servers say, and whose fault it is.
+"""The replies that can mean only one thing. All others are judged by what other e-mails get at the same time.
 
-An e-mail is refused for good only by a reply that is known to be about its recipient or its message. A reply about the
-sender, the account, its quota or its reputation says nothing about the e-mail, which waits. Any other refusal is
-unclear: the e-mail is tried again as after a transient one, with an alarm.
+A row is here if no relay says the same about the sender, the account, its quota or its reputation. "Recipient address
+rejected: Access denied" is not: Exchange Online says so of one mailbox, and Postfix to a client that must log in.
 
-Sources: RFC 5321 (SMTP), RFC 3463 and its IANA registry (enhanced status codes), RFC 4954 (AUTH), and where a row names
-them the servers' own pages and sources: Gmail ("Gmail SMTP errors and codes"), Exchange Online ("Email non-delivery
-reports"), SES ("SMTP response codes"), SendGrid, Mailgun, Postmark, Zoho, iCloud, Yahoo, Yandex, mail.ru, Outlook.com,
-Exchange, Postfix, Exim, cPanel, Sendmail, qmail.
+Sources: RFC 1870, 3463, 5321, 7293 and 7505, and what Exim, Postfix, Postgrey, SES, Gmail, Yahoo, Yandex, mail.ru and
+cPanel say.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import Final, NamedTuple
 
-from mail.verdicts import AFTER, ANY, BEFORE, Row, Stage, Verdict, code, ours, theirs
+from mail.verdicts import AFTER, Stage, Verdict
 
-LOGIN: Final[tuple[Row, ...]] = (
-    code(ANY, r"53[0458]", Verdict.CONFIGURATION, "RFC 4954", "535 5.7.8 Username and Password not accepted"),
-    code(BEFORE, r"503", Verdict.CONFIGURATION, "RFC 4954", "503 5.5.1 Error: authentication required"),
-    ours(
-        r"(?:was|is|user) not authenticated|unauthenticated senders|authentication (?:is )?required|authenticate first",
-        "Exchange",
-        "550 5.7.1 Client was not authenticated",
-    ),
-    ours(r"turn on smtp authentication", "Exim", "550-Please turn on SMTP Authentication in your mail client"),
-    ours(r"invalid credentials", "Gmail", "550 5.7.1 Invalid credentials for relay [192.0.2.1]"),
+NAMES: Final = re.compile(r"<[^>]*>|\S+@\S+|[\w-]+(?:\.[\w-]+)+|\[[\d.:a-f]+\]", re.IGNORECASE)
+"""Addresses, hosts and codes. Their words say nothing about the reason."""
+REPLY: Final = re.compile(r"([245]\d\d)[ -]?(?:([245]\.\d{1,3}\.\d{1,3})\b)?(.*)", re.DOTALL)
+"""A reply: its code, its enhanced status code if it has one, and its words."""
+ABOUT_US: Final = re.compile(
+    r"\bsender|mail from|from address|\byour (?!message)|authenticat|\blog(?:ged )?in\b|\brelay|client host|sending"
+    r"|polic(?:y|ies)|reputation|spam|abuse|block|suspicious|rejected by rule|\bquota\b.*\bper\b",
+    re.IGNORECASE,
 )
-"""Our login is wrong, or wanted first."""
-LATER: Final[tuple[Row, ...]] = (
-    code(AFTER, r"4\d\d .*gr[ae]y-?list", Verdict.TRANSIENT, "Postgrey", "450 4.7.1 Client host rejected: Greylisted"),
-    code(
+"""Words of refusals that may be about us, whatever their code."""
+FULL: Final = re.compile(
+    r"(?:mailbox|recipient|inbox)\b.{0,60}(?:\bfull\b|over ?quota|exceed\w*|out of storage|storage)"
+    r"|over ?quota|exceeded storage|insufficient mailbox",
+    re.IGNORECASE,
+)
+"""A full mailbox. It exists, whatever the code."""
+
+
+class Row(NamedTuple):
+    """A reply and what it means: its code, its enhanced code, and words, each a pattern. `example` is one that fits."""
+
+    stages: frozenset[Stage]
+    code: str
+    enhanced: str
+    words: str
+    verdict: Verdict
+    example: str
+
+
+MAIL: Final = frozenset({Stage.MAIL})
+ROWS: Final = (
+    Row(
+        AFTER | MAIL,
+        "4..",
+        "",
+        r"too m(?:any|uch) (?:messages|e?mails?)\b|(?:sending|message|maximum) rate|rate limit|too fast\b|slow down",
+        Verdict.TOO_FAST,
+        "454 Throttling failure: Maximum sending rate exceeded.",
+    ),
+    Row(
         AFTER,
-        r"4\d\d .*receiving mail (?:too quickly|at a rate)",
-        Verdict.TRANSIENT,
-        "Gmail",
-        "450 4.2.1 The user you are trying to contact is receiving mail too quickly",
+        "4..",
+        "",
+        r"gr[ae]y-?list|receiving mail (?:too quickly|at a rate)",
+        Verdict.DEFERRED,
+        "450 4.7.1 Client host rejected: Greylisted",
     ),
-)
-"""Later, whoever we are."""
-RIGHTS: Final[tuple[Row, ...]] = (
-    ours(
-        r"relay(?:ing)? (?:access )?(?:is )?(?:denied|disallowed|not permitted|prohibited)",
-        "Postfix, Sendmail, Zoho",
-        "454 4.7.1 <a@example.com>: Relay access denied",
-    ),
-    ours(
-        r"unable to relay|(?:not (?:allowed|permitted)|denied) to relay|do(?:es)? not relay|relay denied",
-        "Exchange",
-        "550 5.7.54 SMTP; Unable to relay recipient in non-accepted domain",
-    ),
-    ours(r"allowed rcpthosts", "qmail", "553 sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)"),
-    ours(
-        r"mail sending denied|denied sending|not allowed to (?:send|use|connect)\b"
-        r"|unauthori[sz]ed|not authori[sz]ed to send",
-        "Gmail, Mailgun, SMTP2GO, Fastmail",
-        "550 5.7.0 Mail Sending denied",
-    ),
-    ours(
-        r"sender (?:address )?(?:\S+ )?(?:was |is )?(?:rejected|refused|denied|not allowed|unknown)",
-        "Postfix",
-        "553 5.7.1 <a@example.com>: Sender address rejected: not logged in",
-    ),
-    ours(
-        r"mail ?from .{0,40}(?:must|should) (?:be|equal)|sender is unvalidated|denies the sender|mail from invalid",
-        "NetEase, QQ Mail, Coremail",
-        "553 Mail from must equal authorized user",
-    ),
-    ours(
-        r"not owned by (?:auth )?user|sender verify|badmailfrom|verification failed for|not local sender",
-        "Yandex, Exim, mail.ru",
-        "553 5.7.1 Not owned by auth user",
-    ),
-    ours(
-        r"domain of sender|required for sender address",
-        "Sendmail",
-        "553 5.1.8 Domain of sender address a@example.com does not exist",
-    ),
-    ours(
-        r"sendas ?denied|permissions? to send as",
-        "Exchange Online",
-        "554 5.2.252 SendAsDenied; a@example.com may not send as b@example.com",
-    ),
-    ours(
-        r"from.{0,60}(?:verified|sender signature|not one of your)|email address is not verified",
-        "SendGrid, SES, Postmark, iCloud",
-        "550 The from address does not match a verified Sender Identity",
-    ),
-    ours(
-        r"domain .{0,80}(?:not verified|unverified|is disabled)|sandbox subdomains|free accounts are for test",
-        "Mailgun",
-        "550 5.7.1 Sandbox subdomains are for test purposes only",
-    ),
-    ours(
-        r"not authorized to perform|access denied: user",
-        "SES",
-        "554 Access denied: User arn:aws:iam::1:user/x is not authorized to perform ses:SendRawEmail",
-    ),
-    ours(
-        r"bad outbound sender|banned send(?:er|ing)",
-        "Exchange Online",
-        "550 Access denied, bad outbound sender AS(42004)",
-    ),
-)
-"""We may not send: through this server, or as this sender."""
-RECIPIENT_CODES: Final[tuple[Row, ...]] = (
-    code(
-        AFTER,
-        r"5\d\d[ -]5\.1\.(?:1|2|3|4|6|10)\b",
-        Verdict.PERMANENT,
-        "RFC 3463, 7505",
-        "550 5.1.1 The email account that you tried to reach does not exist",
-    ),
-    code(
-        AFTER,
-        r"5\d\d[ -]5\.2\.[12]\b",
-        Verdict.PERMANENT,
-        "RFC 3463",
-        "550 5.2.1 The email account that you tried to reach is disabled",
-    ),
-    code(AFTER, r"5\d\d[ -]5\.7\.1[78]\b", Verdict.PERMANENT, "RFC 7293", "550 5.7.17 Mailbox owner has changed"),
-)
-"""About the recipient, by an enhanced status code that means nothing else."""
-ACCOUNT: Final[tuple[Row, ...]] = (
-    ours(
-        r"STOREDRV\.Submission|SubmissionQuota",
-        "Exchange Online",
-        "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException",
-    ),
-    ours(
-        r"(?:sending|submission|daily|hourly|send|relay)[ -](?:\w+ )?(?:limit|quota|credits)"
-        r"|\byou.{0,30}(?:exceeded|reached).{0,60}(?:limit|quota|credits)|(?:limit|quota) .{0,30}your account",
-        "Gmail, iCloud, SES, outMail",
-        "550 5.4.5 Daily user sending limit exceeded",
-    ),
-    ours(
-        r"maximum credits|messaging limits|throttling failure|maximum sending rate|max (?:defers|emails) per hour",
-        "SendGrid, SES, cPanel",
-        "451 Maximum credits exceeded",
-    ),
-    ours(
-        r"exceeded the max|unusual sending activity|too many (?:messages|emails) (?:sent|from)",
-        "cPanel, Zoho",
-        "550 5.4.6 Unusual sending activity detected. Please try after sometime",
-    ),
-    ours(
-        r"your .{0,40}(?:suspended|disabled|paused|blocked|locked|expired)|sending (?:suspended|paused)"
-        r"|account .{0,60}(?:suspended|paused|under review)|sender account|pending approval",
-        "SES, Postmark",
-        "554 Message rejected: Sending suspended for this account",
-    ),
-    code(
-        AFTER,
-        r"5\d\d[ -]5\.(?:4\.5|1\.90)\b",
-        Verdict.CONFIGURATION,
-        "Gmail, Exchange Online",
-        "550 5.1.90 Your message can't be sent",
-    ),
-)
-"""Our account has used up its quota, or is suspended."""
-REPUTATION: Final[tuple[Row, ...]] = (
-    ours(
-        r"helo (?:command )?rejected|invalid helo|bad helo|helo name",
-        "Postfix, Exim",
-        "504 5.5.2 <localhost>: Helo command rejected: need fully-qualified hostname",
-    ),
-    ours(
-        r"client host|reverse (?:dns|hostname)|PTR record|\brDNS\b",
-        "Postfix",
-        "550 5.7.25 Client host rejected: cannot find your reverse hostname",
-    ),
-    ours(
-        r"blocked using|block ?list|black ?list|spamhaus|\bRBL\b|\bDNSBL\b|poor reputation|\[BL\d+\]",
-        "Postfix, Yahoo",
-        "554 5.7.1 Service unavailable; blocked using zen.spamhaus.org",
-    ),
-    ours(
-        r"messages from \S+ weren't sent|banned sending IP"
-        r"|originating from your IP|your IP .{0,40}(?:block|reject|listed)",
-        "Outlook.com, Gmail",
-        "550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent",
-    ),
-    ours(
-        r"\bSPF\b|\bDKIM\b|\bDMARC\b", "Gmail, iCloud", "550 5.7.26 This mail is unauthenticated. DKIM = did not pass"
-    ),
-    code(AFTER, r"5\d\d[ -]5\.1\.[78]\b", Verdict.CONFIGURATION, "RFC 3463", "550 5.1.8 Bad sender's system address"),
-    code(
-        AFTER,
-        r"5\d\d[ -]5\.7\.(?:[389]|1[0-4]|2\d)\b",
-        Verdict.CONFIGURATION,
-        "RFC 5248, 7372",
-        "554 5.7.9 Message not accepted for policy reasons",
-    ),
-    code(
-        AFTER,
-        r"5\d\d[ -]5\.7\.(?:5[47]|6[04]|5\d\d|6\d\d|7\d\d)\b",
-        Verdict.CONFIGURATION,
-        "Exchange Online",
-        "550 5.7.708 Service unavailable. Access denied",
-    ),
-)
-"""Our name, our address, or the authentication of our domain is refused."""
-BEFORE_RCPT: Final[tuple[Row, ...]] = (
-    code({Stage.CONNECT}, r"5", Verdict.CONFIGURATION, "RFC 5321", "554 No SMTP service here"),
-    code({Stage.CONNECT}, r"", Verdict.CONNECTION, "RFC 5321", "454 4.7.0 Temporary authentication failure"),
-    code(
-        {Stage.MAIL},
-        r"552 (?!5\.7)|5\d\d[ -]5\.(?:3\.4|2\.3)",
-        Verdict.PERMANENT,
-        "RFC 1870",
-        "552 5.3.4 Message size exceeds fixed limit",
-    ),
-    code({Stage.MAIL}, r"5", Verdict.CONFIGURATION, "RFC 5321", "553 5.5.4 Not our idea of a sender"),
-)
-"""Before RCPT a server knows nothing of an e-mail but its size."""
-RECIPIENT: Final[tuple[Row, ...]] = (
-    theirs(
-        r"(?:no such|unknown|unrecognized|invalid|inactive) (?:local )?(?:user|mailbox|recipient|person|address)",
-        "Yandex, cPanel",
-        "550 5.7.1 No such user!",
-    ),
-    theirs(
-        r"(?:user|mailbox|recipient|account|address)\b.{0,60}(?:unknown|not found|n[o']t exist|disabled|inactive)",
-        "mail.ru, Outlook.com",
-        "550 Local user a@mail.ru: user not found",
-    ),
-    theirs(
-        r"account has been disabled or discontinued|doesn't have an? \S+ account"
-        r"|unrouteable address|host unknown|marked as inactive|5\.5\.0 requested action not taken: mailbox unavailable",
-        "Yahoo, Exim, Postmark, Outlook.com",
-        "550 Unrouteable address",
-    ),
-    theirs(
-        r"recipient address rejected: (?:access denied|user unknown|unverified)",
-        "Exchange Online, Postfix",
-        "550 5.4.1 Recipient address rejected: Access denied",
-    ),
-    theirs(
-        r"(?:user|mailbox|recipient|account) .{0,40}(?:over|exceed\w*) ?(?:\w+ )?quota|mailbox .{0,20}\bfull",
-        "Dovecot, Exim",
-        "550 Mailbox is full",
-    ),
-    code({Stage.RCPT}, r"551 (?!5\.7)", Verdict.PERMANENT, "RFC 5321", "551 User not local; please try elsewhere"),
-)
-"""About the recipient, in words."""
-MESSAGE: Final[tuple[Row, ...]] = (
-    code(AFTER, r"5\d\d[ -]5\.(?:3\.4|6\.\d+)\b", Verdict.PERMANENT, "RFC 3463", "554 5.6.0 Mail message is malformed"),
-    code(
-        AFTER,
-        r"552 (?:5\.[23]\.\d+ )?.*(?:size|storage|exceed|quota|too (?:large|big|long)|full\b)",
-        Verdict.PERMANENT,
-        "RFC 5321",
+    Row(AFTER, "4..", r"4\.(?:1\.1|2\.2)", "", Verdict.DEFERRED, "452 4.2.2 The mailbox is full"),
+    Row(AFTER, "5..", r"5\.1\.(?:1|2|3|4|6|10)", "", Verdict.PERMANENT, "550 5.1.1 The account does not exist"),
+    Row(AFTER, "5..", r"5\.(?:2\.[12]|7\.1[78])", "", Verdict.PERMANENT, "552 5.2.2 The mailbox is full"),
+    Row(AFTER | MAIL, "5..", r"5\.3\.4|5\.6\.\d+", "", Verdict.OVERSIZED, "552 5.3.4 Message size exceeds fixed limit"),
+    Row(
+        AFTER | MAIL,
+        "552",
+        r"(?!5\.[27])",
+        r"message.*(?:size|too (?:large|big|long))|size limit",
+        Verdict.OVERSIZED,
         "552 Message exceeds the size limit",
     ),
-    theirs(
-        r"illegal attachment|potential security issue|too (?:large|big)|message (?:size|length)|too long",
-        "Gmail",
-        "550 5.7.0 This message was blocked because its content presents a potential security issue",
+    Row(
+        AFTER,
+        "5..",
+        r"(?!5\.7\.[^1])",
+        r"(?:no such|unknown|unrecognized) (?:local )?(?:user|mailbox|recipient|person)\b"
+        r"|\b(?:user|mailbox|recipient)\b.{0,60}(?:unknown|not found|n[o']t exist)"
+        r"|unrouteable address|doesn't have an? \S* ?account",
+        Verdict.PERMANENT,
+        "550 No such user here",
+    ),
+    Row(
+        AFTER, "5..", r"(?!5\.7\.[^1])", r"mailbox\b.{0,20}\b(?:full|over quota)", Verdict.PERMANENT, "550 Mailbox full"
     ),
 )
-"""About the message."""
-CLOSING: Final[tuple[Row, ...]] = (
-    code(BEFORE, r"421", Verdict.CONNECTION, "RFC 5321", "421 4.3.2 Service shutting down"),
-    code(AFTER, r"421", Verdict.TRANSIENT, "RFC 5321", "421 4.7.0 Try again later, closing connection"),
-)
-"""The server closes the connection: until MAIL of itself, afterwards perhaps because of one e-mail."""
-OTHERWISE: Final[tuple[Row, ...]] = (
-    code(AFTER, r"5", Verdict.UNCLEAR, "RFC 5321", "550 5.7.1 Message rejected for policy reasons"),
-    code(
-        {Stage.MAIL, *AFTER},
-        r"4",
-        Verdict.TRANSIENT,
-        "RFC 5321",
-        "451 4.3.0 Requested action aborted: local error in processing",
-    ),
-    code({Stage.DATA}, r"", Verdict.AMBIGUOUS, "not SMTP", "-1 Malformed SMTP response line"),
-    code({Stage.RCPT, Stage.DATA_COMMAND}, r"", Verdict.TRANSIENT, "not SMTP", "-1 Malformed SMTP response line"),
-    code({Stage.MAIL}, r"", Verdict.CONNECTION, "not SMTP", "-1 Malformed SMTP response line"),
-)
-"""Everything else."""
-VERDICTS: Final = (
-    *CLOSING,
-    *LATER,
-    *LOGIN,
-    *RIGHTS,
-    *RECIPIENT_CODES,
-    *ACCOUNT,
-    *REPUTATION,
-    *BEFORE_RCPT,
-    *RECIPIENT,
-    *MESSAGE,
-    *OTHERWISE,
-)
-"""All rows. The first that fits counts."""
+"""The first that fits counts."""
+
+
+def without_names(text: str) -> str:
+    """Return a text without addresses and hosts, on one line."""
+    return " ".join(NAMES.sub("…", text).split())
+
+
+def verdict_of(reply: str, stage: Stage) -> Verdict:
+    """Return what a 4xx or 5xx reply means, such as `550 5.1.1 User unknown`, as far as it can be known."""
+    found = REPLY.match(reply)
+    code, enhanced, words = found.groups(default="") if found else ("", "", "")
+    words = without_names(words)
+    known = next((row for row in ROWS if stage in row.stages and _fits(row, code, enhanced, words)), None)
+    if known and (known.verdict is not Verdict.PERMANENT or not ABOUT_US.search(words)):
+        return known.verdict
+    return Verdict.UNCLEAR if code.startswith("5") else Verdict.TRANSIENT
+
+
+def _fits(row: Row, code: str, enhanced: str, words: str) -> bool:
+    return bool(
+        re.fullmatch(row.code, code)
+        and (re.match(row.enhanced + ("" if row.enhanced.startswith("(?!") else r"\Z"), enhanced) or not row.enhanced)
+        and (not row.words or re.search(row.words, words, re.IGNORECASE))
+    )

@@ -1,13 +1,12 @@
-"""What an SMTP server's reply, or a broken conversation, means for an e-mail and for the server.
+"""What an SMTP server's reply, or a broken conversation, means by itself.
 
-The replies themselves are in `mail/refusals.py`.
+Most mean little by themselves. `mail/evidence.py` judges them by what other e-mails get.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -15,11 +14,13 @@ from typing import Final
 
 from aiosmtplib import SMTPResponseException, SMTPTimeoutError
 
-from mail.refusals import VERDICTS
+from mail.refusals import REPLY, verdict_of, without_names
 from mail.verdicts import AFTER, Stage, Verdict
 
 DETAIL_LIMIT: Final = 500
 """Characters kept of a server's reply."""
+WORDS_LIMIT: Final = 200
+"""Characters of a reply that are logged."""
 CLOSING: Final = 421
 """The reply of a server that closes the connection."""
 
@@ -28,26 +29,29 @@ CLOSING: Final = 421
 class Outcome:
     """What became of an e-mail. `status` is for logs and holds no address; `detail` is for operators and may.
 
-    `stage` is how far the conversation came; `broken`, whether it ended without a reply or with one that closes the
-    connection; `timed_out`, whether that was for lack of a reply in time.
+    `stage` is how far the conversation came; `code` that of the reply which refused it, or 0; `reply` is that reply;
+    `broken`, whether it ended without a reply or with one that closes the connection; `timed_out`, whether that was for
+    lack of a reply in time.
     """
 
     verdict: Verdict
     status: str
     detail: str = ""
     stage: Stage = Stage.DATA
+    code: int = 0
+    reply: str = ""
     broken: bool = False
     timed_out: bool = False
 
     @property
-    def blames_server(self) -> bool:
-        """Whether it says that the server cannot be worked with. Until MAIL, nothing is known to it of an e-mail."""
-        return self.verdict in {Verdict.CONNECTION, Verdict.CONFIGURATION} and self.stage in {Stage.CONNECT, Stage.MAIL}
+    def quote(self) -> str:
+        """What an alarm says of it: the reply without addresses and hosts."""
+        return f"{self.status} {without_names(self.reply)[4:WORDS_LIMIT]}".rstrip()
 
     @property
-    def suspects_server(self) -> bool:
-        """Whether it may be the server's fault as well as the e-mail's."""
-        return self.broken or self.verdict in {Verdict.CONFIGURATION, Verdict.UNCLEAR, Verdict.AMBIGUOUS}
+    def tried(self) -> bool:
+        """Whether the server was asked to take this e-mail."""
+        return self.stage is not Stage.CONNECT
 
     @property
     def worth_a_new_connection(self) -> bool:
@@ -57,6 +61,12 @@ class Outcome:
             and self.verdict is not Verdict.AMBIGUOUS
             and not (self.timed_out and self.stage is not Stage.MAIL)
         )
+
+    @property
+    def worth_another_connection(self) -> bool:
+        """Whether the fault may be the connection's: servers limit connections, and messages on each, in odd words."""
+        unknown = self.verdict in {Verdict.TRANSIENT, Verdict.UNCLEAR} and self.code >= 400
+        return unknown and self.stage not in {Stage.CONNECT, Stage.RCPT}
 
 
 class SMTPFault(Exception):
@@ -94,7 +104,7 @@ def judge(exc: Exception, stage: Stage) -> Outcome:
 def _judge_break(exc: Exception, stage: Stage) -> Verdict:
     if stage is Stage.DATA:
         return Verdict.AMBIGUOUS
-    if stage in AFTER:
+    if stage is not Stage.CONNECT:
         return Verdict.TRANSIENT
     if any(isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError) for e in (exc, exc.__cause__)):
         return Verdict.CONFIGURATION  # an untrusted certificate, or no TLS where it is expected
@@ -116,17 +126,27 @@ def _describe(exc: Exception) -> str:
 def _judge_reply(exc: SMTPResponseException, stage: Stage) -> Outcome:
     # A reply may have any charset and length. What is kept must fit into a document.
     reply = f"{exc.code} {exc.message}".encode("utf-8", "replace").decode()[:DETAIL_LIMIT]
-    codes = re.match(r"-?\d+( [245]\.\d{1,3}\.\d{1,3}\b)?", reply)
+    found = REPLY.match(reply)
+    codes = " ".join(filter(None, found.groups()[:2])) if found else f"{exc.code}"
+    refused = 400 <= exc.code < 600
     return Outcome(
-        verdict=verdict_of(reply, stage),
-        status=f"{codes[0] if codes else ''} at {stage.value}",
+        verdict=_judge_refusal(reply, stage) if refused else _judge_nonsense(stage),
+        status=f"{codes} at {stage.value}",
         detail=f"{stage.value}: {reply}",
         stage=stage,
+        code=exc.code if refused else 0,
+        reply=reply,
         broken=exc.code == CLOSING or exc.code < 200,
     )
 
 
-def verdict_of(reply: str, stage: Stage) -> Verdict:
-    """Return the verdict of the first row of `VERDICTS` that fits a reply, such as `550 5.1.1 User unknown`."""
-    one_line = " ".join(reply.split())
-    return next(row.verdict for row in VERDICTS if stage in row.stages and row.pattern.match(one_line))
+def _judge_refusal(reply: str, stage: Stage) -> Verdict:
+    if stage is Stage.CONNECT:
+        return Verdict.CONFIGURATION if reply.startswith("5") else Verdict.CONNECTION
+    return verdict_of(reply, stage)
+
+
+def _judge_nonsense(stage: Stage) -> Verdict:
+    """Judge what is no reply, or another one than can be given here."""
+    known = {Stage.CONNECT: Verdict.CONNECTION, Stage.DATA: Verdict.AMBIGUOUS}
+    return known.get(stage, Verdict.TRANSIENT)

@@ -6,13 +6,20 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 from config.address import envelope_address
+from mail.evidence import Evidence
+from mail.lease import Lease
 from mail.replies import Outcome
+from mail.schedule import COPIES, Schedule
+from mail.stops import LINE, Group, Stop
 from mail.suppression import bounce_code
-from mail.verdicts import AFTER, Verdict
-from mongo.errors import Unavailable
+from mail.verdicts import Stage, Verdict
+from mongo import recall
+from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
 from mongo.suppression import Bounce
 from ops.metrics import Metrics
@@ -21,27 +28,22 @@ from store import Store
 
 log = logging.getLogger("notifier.delivery")
 
-ALARM_INTERVAL: Final = 60.0
-"""Seconds between two logged errors about a fault of the configuration."""
-ALARMS: Final = {
-    Verdict.CONFIGURATION: "e-mails wait until the SMTP settings or the account are corrected; none is lost: %s",
-    Verdict.UNCLEAR: "the mail server refuses e-mails for a reason that may be ours; see `dead` and `mail`: %s",
-}
+REFUSED: Final = (
+    *(Verdict.TRANSIENT, Verdict.DEFERRED, Verdict.TOO_FAST, Verdict.UNCLEAR),
+    *(Verdict.OVERSIZED, Verdict.DOUBTED, Verdict.AMBIGUOUS),
+)
 RESULTS: Final = {
     "sent": (Verdict.SENT,),
-    "retried": (Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS, Verdict.UNRENDERED),
-    "dead": (
-        *(Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
-        Verdict.UNRENDERED,
-    ),
-    "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION),
+    "retried": (*REFUSED, Verdict.UNRENDERED),
+    "dead": (Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.HELD, Verdict.UNRENDERED, *REFUSED),
+    "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.HELD),
     "muted": (Verdict.MUTED,),
 }
 """What becomes of an e-mail after an attempt, and by which verdicts."""
-COPIES: Final = 3
-"""Messages at the most that the server may have accepted of one e-mail, without having said so."""
-CRASHES: Final = 3
-"""How often the rendering of one e-mail may end the process that renders for all."""
+MARGIN: Final = 1.0
+"""Seconds by which MongoDB's clock may be read late."""
+REVIVED: Final = timedelta(days=1)
+"""Age of the dead letters that are owed again if their reason turns out to be doubtful."""
 SPREAD: Final = (0.8, 1.2)
 """Factors between which a delay is spread: e-mails that failed together must not come back together."""
 
@@ -49,20 +51,49 @@ SPREAD: Final = (0.8, 1.2)
 class Settlements:
     """Settles e-mails after an attempt."""
 
-    def __init__(self, store: Store, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, store: Store, settings: Settings, metrics: Metrics, evidence: Evidence) -> None:
         self._clock = store.clock
         self._outbox = store.outbox
         self._dead_mail = store.dead_mail
-        self._settings = settings
         self._metrics = metrics
+        self._evidence = evidence
+        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, evidence)
         for result, verdicts in RESULTS.items():
             for verdict in verdicts:
                 metrics.emails.labels(result, verdict.value)  # each series begins at 0, so that a first burst shows
-        self._next_alarm = 0.0
 
-    async def settle(self, email: OwedEmail, outcome: Outcome) -> None:
+    # --- before an attempt -------------------------------------------------------------------------
+
+    def count(self, email: OwedEmail, now: float) -> OwedEmail:
+        """Count the last attempt if somebody else's e-mail was accepted after it. What is not known does not count."""
+        return replace(email, tries=email.tries + 1) if self._has_witness(email, now) else email
+
+    def _has_witness(self, email: OwedEmail, now: float) -> bool:
+        if email.tried is None:
+            return False
+        return self._evidence.accepted_since(now - self._clock.seconds_since(email.tried), email.user_id)
+
+    def without_attempt(self, email: OwedEmail, now: float) -> Outcome | None:
+        """Return what becomes of an e-mail that must not be sent now; `None` if it may be."""
+        if email.dead:  # its worker died before it was buried
+            return _without(Verdict.PERMANENT, "dead", email.error or "")
+        if reason := self._schedule.too_old(email, self._clock.seconds_since(email.at)):
+            return _without(Verdict.PERMANENT, "14 days old", reason)
+        if email.copies >= COPIES - 1 and not self._has_witness(email, now):
+            return _without(Verdict.HELD, "nobody else's e-mail was accepted yet", email.error or "")
+        return None
+
+    def hold(self, stop: Stop) -> Outcome:
+        """Return what becomes of an e-mail that must wait for a stop."""
+        status = f"{stop.group.name} stopped: {stop.reply}"
+        return _without(Verdict.HELD, status, status)
+
+    # --- settling ----------------------------------------------------------------------------------
+
+    async def settle(self, lease: Lease, outcome: Outcome) -> None:
         """Settle until MongoDB confirms it. Token and id make that safe however often and late it happens."""
-        result, settle = self._settlement(email, outcome)
+        email = lease.email
+        result, settle = self._settlement(lease, outcome)
         while True:
             try:
                 held = await settle()
@@ -75,75 +106,83 @@ class Settlements:
                 self._report(email, outcome, result, held=held)
                 return
 
-    async def settle_together(self, emails: Sequence[tuple[OwedEmail, Outcome]]) -> None:
+    async def settle_together(self, leases: Sequence[tuple[Lease, Outcome]]) -> None:
         """Settle what was sent or is not wanted, in shared updates; otherwise as `settle`."""
         while True:
             try:
-                held = await self._outbox.remove_together([email for email, _ in emails])
+                held = await self._outbox.remove_together([lease.email for lease, _ in leases])
             except Unavailable:
-                log.warning("%d e-mails: MongoDB is unavailable, so they cannot be settled yet", len(emails))
+                log.warning("%d e-mails: MongoDB is unavailable, so they cannot be settled yet", len(leases))
             except Exception:  # noqa: BLE001 - because of one of them
-                for email, outcome in emails:
-                    await self.settle(email, outcome)
+                for lease, outcome in leases:
+                    await self.settle(lease, outcome)
                 return
             else:
-                for email, outcome in emails:
-                    self._report(email, outcome, outcome.verdict.value, held=held)
+                for lease, outcome in leases:
+                    self._report(lease.email, outcome, outcome.verdict.value, held=held)
                 return
 
-    def _settlement(self, email: OwedEmail, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
+    def _settlement(self, lease: Lease, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
         """Return the result for the e-mail, one of `RESULTS`, and the function that settles it."""
-        outbox, tries, copies = self._outbox, email.tries + 1, email.copies
-        error, spread = outcome.detail, random.uniform(*SPREAD)
-        if outcome.verdict is Verdict.AMBIGUOUS:
-            copies += 1
-        crashes = email.crashes + (outcome.verdict is Verdict.UNRENDERED)
-        delay = self._delay(email.tries)
+        outbox, email, error = self._outbox, lease.email, outcome.detail
+        age = self._clock.seconds_since(email.at)
         match outcome.verdict:
             case Verdict.SENT | Verdict.MUTED:
-                return outcome.verdict.value, lambda: outbox.remove(email)
+                lift = outcome.verdict is Verdict.SENT and _was_suppressed(email)
+                return outcome.verdict.value, lambda: outbox.remove(email, lift=lift)
             case Verdict.PERMANENT | Verdict.SUPPRESSED:
-                if outcome.verdict is Verdict.SUPPRESSED:
-                    tries = email.tries  # this was no attempt
+                tries = email.tries + (outcome.verdict is Verdict.PERMANENT)
                 return "dead", lambda: self._bury(email, tries, error, _bounce(email, outcome))
-            case Verdict.CONNECTION | Verdict.CONFIGURATION:
-                # A refusal after MAIL may be for the sake of this e-mail, which must not be the next probe again.
-                wait = self._delay(0) * spread if outcome.stage in AFTER else 0.0
-                return "waiting", lambda: outbox.retry(email, wait, error, tries=email.tries, copies=copies)
-            case Verdict.AMBIGUOUS if copies >= COPIES:
-                return "dead", lambda: self._bury(email, tries, _probably(copies, error))
-            case Verdict.AMBIGUOUS:
-                delay = max(delay, 60 * self._settings.mail_ambiguous_minutes)
-        if crashes >= CRASHES or self._waited(email.tries) + delay > 3600 * self._settings.mail_give_up_hours:
-            return "dead", lambda: self._bury(
-                email, tries, _probably(copies, error) if copies else f"Given up: {error}"
-            )
-        counts = {"tries": tries, "copies": copies, "crashes": crashes}
-        return "retried", lambda: outbox.retry(email, delay * spread, error, **counts)
+            case Verdict.CONNECTION | Verdict.CONFIGURATION | Verdict.TOO_FAST:
+                return "waiting", lambda: outbox.put_back(email, error)
+            case Verdict.UNRENDERED:
+                after = self._schedule.after_crash(email, error)
+            case Verdict.HELD:
+                after = self._schedule.hold(lease.mail, email, age, time.monotonic())
+            case _:
+                after = self._schedule.after_refusal(lease.mail, email, outcome, age, time.monotonic())
+        if after.given_up is not None:
+            tries, bounce = email.tries + outcome.tried, _bounce(email, outcome)
+            return "dead", lambda: self._bury(email, tries, after.given_up, bounce)
+        crashes = email.crashes + (outcome.verdict is Verdict.UNRENDERED)
+        changes = {"waited": after.waited, "held": after.held, "copies": after.copies, "crashes": crashes}
+        if outcome.verdict is Verdict.HELD:
+            return "waiting", lambda: outbox.hold(email, after.delay, error, **changes)
+        delay = after.delay * random.uniform(*SPREAD)
+        return "retried", lambda: outbox.retry(email, delay, error, tries=email.tries, **changes)
 
-    def _bury(self, email: OwedEmail, tries: int, error: str, bounce: Bounce | None = None) -> Awaitable[bool]:
+    # --- when a stop is over, or a doubt arises ----------------------------------------------------
+
+    async def lift(self, group: Group, since: float | None) -> None:
+        """Let the e-mails fall due at once that waited for a stop, and those of its group that were tried since."""
+        try:
+            await recall.lift(self._outbox, f"{group}")
+            if since is not None:
+                tried = self._clock.now() - timedelta(seconds=time.monotonic() - since + MARGIN)
+                await recall.lift_tried(self._outbox, tried, group.value or None)
+        except StoreError as exc:
+            log.warning("e-mails that may be sent again wait until they are due: %s", exc)
+
+    async def revive(self, group: Group) -> None:
+        """Owe those e-mails again that died lately as the mailbox was unknown, which is in doubt now."""
+        where = "the mail server" if group == LINE else "a domain"
+        log.error("%s calls so many mailboxes unknown that it is doubtful: such e-mails wait, and none is lost", where)
+        try:
+            revived = await self._dead_mail.revive(group.value, self._clock.now() - REVIVED)
+        except StoreError as exc:
+            log.warning("dead letters cannot be owed again: %s", exc)
+        else:
+            log.warning("%d dead letters of the last day are owed again", revived)
+
+    def _bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> Awaitable[bool]:
         return self._dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
-
-    def _delay(self, tries: int) -> float:
-        """Return the seconds from the attempt after `tries` others to the next one (RFC 5321, section 4.5.4.1)."""
-        schedule = self._settings.mail_retry_minutes
-        return 60 * schedule[min(tries, len(schedule) - 1)]
-
-    def _waited(self, tries: int) -> float:
-        """Return the seconds for which an e-mail has been tried. An outage of the server does not count."""
-        schedule = self._settings.mail_retry_minutes
-        beyond = max(0, tries - len(schedule))  # somebody may have set `tries` to millions
-        return 60 * (sum(schedule[:tries]) + beyond * schedule[-1])
 
     def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:
         """Count and log an outcome, without the address and the server's words, which may hold one."""
         self._metrics.emails.labels(result, outcome.verdict.value).inc()
         if outcome.verdict is Verdict.SENT:
             self._metrics.delivery.observe(self._clock.seconds_since(email.at))
-        if outcome.verdict in ALARMS and time.monotonic() >= self._next_alarm:
-            self._next_alarm = time.monotonic() + ALARM_INTERVAL
-            log.error(ALARMS[outcome.verdict], outcome.status)
-        if outcome.verdict is Verdict.CONFIGURATION:
+        if result == "waiting":  # which the alarm tells
             return
         log.log(
             logging.INFO if outcome.verdict in {Verdict.SENT, Verdict.MUTED} else logging.WARNING,
@@ -164,6 +203,10 @@ def _bounce(email: OwedEmail, outcome: Outcome) -> Bounce | None:
     return Bounce(envelope_address(email.address), code) if code else None
 
 
-def _probably(copies: int, error: str) -> str:
-    times = f"{copies} times" if copies > 1 else "once"
-    return f"Probably delivered: the server had the message {times}, and did not say that it accepted it. {error}"
+def _was_suppressed(email: OwedEmail) -> bool:
+    """Return whether an e-mail was sent to an address whose suppression was provisional."""
+    return email.suppression is not None and email.suppression.address == envelope_address(email.address)
+
+
+def _without(verdict: Verdict, status: str, detail: str) -> Outcome:
+    return Outcome(verdict=verdict, status=status, detail=detail, stage=Stage.CONNECT)

@@ -40,7 +40,7 @@ class Settler:
 
     def put(self, lease: Lease, outcome: Outcome) -> None:
         """Settle an e-mail soon. Its lease is extended until then."""
-        if outcome.verdict not in {Verdict.SENT, Verdict.MUTED}:
+        if outcome.verdict not in {Verdict.SENT, Verdict.MUTED} or lease.email.suppression:
             self._start(self._settle(lease, outcome))
             return
         self._waiting.append((lease, outcome))
@@ -55,7 +55,7 @@ class Settler:
 
     async def _settle(self, lease: Lease, outcome: Outcome) -> None:
         try:
-            await self._settlements.settle(lease.email, outcome)
+            await self._settlements.settle(lease, outcome)
         finally:
             self._leases.discard(lease)
 
@@ -65,7 +65,7 @@ class Settler:
             batch, self._waiting = self._waiting, []
             self._in_flight = len(batch)
             try:
-                await self._settlements.settle_together([(lease.email, outcome) for lease, outcome in batch])
+                await self._settlements.settle_together(batch)
             finally:
                 self._in_flight = 0
                 for lease, _ in batch:

@@ -1,11 +1,9 @@
-"""Verdicts on e-mails, and the rows of the table that gives them (`mail/refusals.py`)."""
+"""What became of an attempt to send an e-mail, and how far it came."""
 
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Container
-from typing import Final, NamedTuple
+from typing import Final
 
 
 class Stage(enum.Enum):
@@ -21,59 +19,38 @@ class Stage(enum.Enum):
     """The message, and the reply to it."""
 
 
+AFTER: Final = frozenset({Stage.RCPT, Stage.DATA_COMMAND, Stage.DATA})
+
+
 class Verdict(enum.Enum):
     """What became of an e-mail."""
 
     SENT = "sent"
     TRANSIENT = "transient"
-    """Not now, for this e-mail."""
+    """Refused by 4xx, or the conversation broke."""
+    DEFERRED = "deferred"
+    """Refused by 4xx, and known to be about the recipient."""
+    TOO_FAST = "too fast"
+    """Refused because of the pace. It is sent soon, more slowly."""
     UNCLEAR = "unclear"
-    """Refused, and it is not known whether because of the e-mail or of us. Tried again like a transient one."""
+    """Refused by 5xx, for a reason that may be ours."""
+    OVERSIZED = "oversized"
+    """Refused by 5xx, and known to be about the message."""
     PERMANENT = "permanent"
-    """Never, for this e-mail."""
+    """Refused by 5xx, and known to be about the recipient."""
+    DOUBTED = "doubted"
+    """The same, but too many others at the domain or the relay are refused like this."""
     AMBIGUOUS = "ambiguous"
     """The connection broke while the server had the message, so it may have accepted it."""
     CONNECTION = "connection"
-    """The server cannot be worked with now. This says nothing about the e-mail."""
+    """There was no connection. This says nothing about the e-mail."""
     CONFIGURATION = "configuration"
-    """The server refuses us, our sender or our account. This says nothing about the e-mail."""
+    """The server refuses the login, or cannot be used as the settings say. Nor does this."""
+    HELD = "held"
+    """Not sent, as its kind or domain has stopped, or as only two copies are sent while nobody gets through."""
     SUPPRESSED = "suppressed"
     """Not sent, as mail to the address was refused for good before."""
     UNRENDERED = "unrendered"
     """Its templates took too much time or memory. Tried again like a transient one, but seldom."""
     MUTED = "muted"
     """Not sent, as the user has opted out."""
-
-
-class Row(NamedTuple):
-    """A reply, what it means, and who gives it. `example` is a reply that this row, and no earlier one, fits."""
-
-    stages: Container[Stage]
-    pattern: re.Pattern[str]
-    verdict: Verdict
-    source: str
-    example: str
-
-
-ANY: Final = frozenset(Stage)
-BEFORE: Final = frozenset({Stage.CONNECT, Stage.MAIL})
-ABOUT_US: Final = (
-    r"\bsender|mail from|from address|\byour (?!message)|authenticat|\blogin\b|\brelay|client host|sending"
-)
-AFTER: Final = frozenset({Stage.RCPT, Stage.DATA_COMMAND, Stage.DATA})
-
-
-def ours(pattern: str, source: str, example: str) -> Row:
-    """Make a row of a reply about our sender or account, at any stage, whether it says 4xx or 5xx."""
-    return Row(ANY, re.compile(rf"[45]\d\d.*(?:{pattern})", re.IGNORECASE), Verdict.CONFIGURATION, source, example)
-
-
-def theirs(pattern: str, source: str, example: str) -> Row:
-    """Make a row of a refusal in words that are about this recipient or this message, and name nothing of ours."""
-    words = rf"5\d\d(?!.*(?:{ABOUT_US})).*(?:{pattern})"
-    return Row(AFTER, re.compile(words, re.IGNORECASE), Verdict.PERMANENT, source, example)
-
-
-def code(stages: Container[Stage], pattern: str, verdict: Verdict, source: str, example: str) -> Row:
-    """Make a row of a reply that begins like this."""
-    return Row(stages, re.compile(pattern, re.IGNORECASE), verdict, source, example)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Final
 
@@ -62,6 +62,15 @@ class Window:
         self._taken += 1
         is_their_turn = self._others and (not self._urgent or self._taken % TURN == 0)
         return (self._others if is_their_turn else self._urgent).popleft()
+
+    def take_best(self, rank: Callable[[Lease], int | None]) -> Lease | None:
+        """Remove the e-mail of the lowest rank; leave those that have none."""
+        ranked = [(of_lease, n) for n, lease in enumerate(self.next(LARGEST)) if (of_lease := rank(lease)) is not None]
+        if not ranked:
+            return None
+        lease = next(islice(self.next(LARGEST), min(ranked)[1], None))
+        (self._urgent if lease in self._urgent else self._others).remove(lease)
+        return lease
 
     def next(self, count: int) -> Iterator[Lease]:
         """Return about those e-mails that will be taken next."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
@@ -29,6 +31,8 @@ from mongo.suppression import Bounce
 from mongo.users import Documents, judge
 
 OLDEST_FIRST: Final = "died_at"
+UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"
+"""The error of an e-mail that died at its first refusal."""
 DISCARDED_AT_ONCE: Final = 1000
 LONG_DEADLINE: Final = 60.0
 """Seconds for an operator's question about all of them."""
@@ -99,6 +103,22 @@ class DeadMail:
         condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
+
+    async def revive(self, domain: str, since: datetime) -> int:
+        """Owe those e-mails again that died since then as their mailbox was unknown, or suppressed for that.
+
+        Of one domain, or of all if it is empty. Return how many. Raises `Unavailable`.
+        """
+        at_domain = {"email": {"$regex": f"@{re.escape(domain)}\\s*$", "$options": "i"}} if domain else {}
+        unknown = {"error": {"$regex": UNKNOWN}, "died_at": {"$gte": since}, **at_domain}
+        letters = await self.letters.find(unknown, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
+        users = {"user_id": {"$in": [letter["user_id"] for letter in letters]}, "died_at": {"$gte": since}}
+        letters += await self.letters.find({**users, "error": {"$regex": "^Suppressed: "}}, {"tokens": 0})
+        revived = 0
+        for letter in letters:
+            with suppress(OutboxFull, Conflict):
+                revived += await self.owe_again(letter)
+        return revived
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
         """Delete these dead letters, or all; return how many. Raises `Unavailable`."""

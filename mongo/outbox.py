@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from bisect import bisect
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Final
@@ -24,10 +24,11 @@ from pymongo import UpdateMany
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, elements, value_at
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, Unavailable, UnknownError, WrongType
 from mongo.indexes import Index
-from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
+from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, due_as_before, load_emails
 from mongo.preferences import wants_email
 from mongo.refused import Refused
 from mongo.statement import Write
+from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce, suppress
 from mongo.users import Users
 from mongo.writes import Writes
@@ -46,6 +47,8 @@ EDGES: Final = (ERAS["normal"], ERAS["low"], ERAS_END)
 """Where the bands of priorities end, and that of e-mails due again begins."""
 SHARE: Final = 8
 """One in so many claimed is of each band, as far as there are any, so that none starves."""
+OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})
+"""What can be changed of an e-mail although its document is full."""
 DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
@@ -56,10 +59,12 @@ HAS_DUE_EMAIL: Final = {
 class Outbox:
     """The outboxes of all users. `kinds` are those that this process knows."""
 
-    def __init__(self, users: Users, kinds: Collection[str]) -> None:
+    def __init__(self, users: Users, ranks: Mapping[str, str]) -> None:
+        """`ranks` are the priorities of the kinds that this process knows."""
         self.users = users
         self.due = Index(users.shared, "notifier.due", sparse=True, waiting="Until it is there, e-mails wait.")
-        self._kinds = kinds
+        self.era = due_as_before(ranks)
+        self._kinds = list(ranks)
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
@@ -149,11 +154,11 @@ class Outbox:
         """Lease the due e-mails of these documents. Raises a `StoreError`."""
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
         until = {"$ifNull": ["$$this.unknown_until", _from_now(LEFT_TO_OTHERS)]}
-        is_known = {"$or": [{"$in": ["$$this.key", {"$literal": [*self._kinds]}]}, {"$eq": ["$$this.dead", True]}]}
+        is_known = {"$or": [{"$in": ["$$this.key", {"$literal": self._kinds}]}, {"$eq": ["$$this.dead", True]}]}
         leased = {"token": token, "next_at": _from_now(seconds)}
         left = {"next_at": _from_now(NEXT_LOOK), "unknown_until": until}
         change = {"$cond": [{"$or": [is_known, {"$lte": [until, "$$NOW"]}]}, leased, left]}
-        await self.users.update_many(due, _rewrite(IS_DUE, change))
+        await self.users.update_many(due, rewrite(IS_DUE, change))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""
@@ -161,16 +166,34 @@ class Outbox:
         ids = [email.document_id for email in emails]
         chosen = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
         held = {"_id": {"$in": ids}, **OURS, "notifier.outbox.token": {"$in": tokens}}
-        await self.users.update_many(held, _rewrite(chosen, {"next_at": _from_now(lease)}))
+        await self.users.update_many(held, rewrite(chosen, {"next_at": _from_now(lease)}))
 
-    async def remove(self, email: OwedEmail) -> bool:
-        """Owe the e-mail no longer; return whether the lease was still held. Raises `Unavailable`."""
-        return await self._settle(email, None)
+    async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
+        """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held.
 
-    async def retry(self, email: OwedEmail, delay: float, error: str | None, *, tries: int, **counts: int) -> bool:
-        """Give the lease back, so that the e-mail falls due in `delay` seconds. Otherwise as `remove`."""
-        change = {"token": NO_TOKEN, "next_at": _from_now(delay), "tries": tries, "error": {"$literal": error}}
-        return await self._settle(email, change | {name: count for name, count in counts.items() if count})
+        Raises `Unavailable`.
+        """
+        return await self._settle(email, None, {"$unset": SUPPRESSION} if lift else None)
+
+    async def retry(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
+        """Give the lease back after an attempt. The e-mail falls due in `delay` seconds. Otherwise as `remove`.
+
+        `changes` are of `tries`, `waited`, `copies`, `held` and `crashes`.
+        """
+        return await self._put_back(email, _from_now(delay), error, tried="$$NOW", **changes)
+
+    async def hold(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
+        """Give the lease back without an attempt; otherwise as `retry`."""
+        return await self._put_back(email, _from_now(delay), error, **changes)
+
+    async def put_back(self, email: OwedEmail, error: str | None) -> bool:
+        """Give the lease back without an attempt. The e-mail is due at once, as before. Otherwise as `remove`."""
+        return await self._put_back(email, self.era, error)
+
+    async def _put_back(self, email: OwedEmail, when: JSONObject, error: str | None, **changes: object) -> bool:
+        given = {name: value for name, value in changes.items() if value or getattr(email, name)}
+        change = {"token": NO_TOKEN, "next_at": when, "tries": email.tries, "error": {"$literal": error}}
+        return await self._settle(email, change | given)
 
     async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
         """Keep the lease, and let whoever claims the e-mail next make a dead letter of it. Otherwise as `remove`.
@@ -178,7 +201,7 @@ class Outbox:
         After a bounce, nothing more is sent to its address.
         """
         change = {"dead": True, "tries": tries, "error": {"$literal": error}}
-        return await self._settle(email, change, bounce)
+        return await self._settle(email, change, suppress(bounce) if bounce else None)
 
     async def holds(self, email: OwedEmail) -> bool:
         """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
@@ -199,14 +222,9 @@ class Outbox:
         """Owe these e-mails no longer; return whether each document still had some of them. Raises a `StoreError`."""
         return await self._settle_together(emails, None)
 
-    async def release(self, emails: Sequence[OwedEmail], rank: str) -> None:
-        """Give back the leases of e-mails of one priority that nobody has tried. They are due at once, as before.
-
-        Raises a `StoreError`.
-        """
-        seconds = {"$toLong": {"$divide": [{"$toLong": "$$this.at"}, 1000]}}
-        due = {"$cond": [{"$eq": ["$$this.tries", 0]}, {"$add": [ERAS[rank], seconds]}, "$$NOW"]}
-        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": due})
+    async def release(self, emails: Sequence[OwedEmail]) -> None:
+        """Give back the leases of untried e-mails. They are due at once, as before. Raises a `StoreError`."""
+        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": self.era})
 
     async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
         by_token: dict[str, list[OwedEmail]] = {}
@@ -216,16 +234,17 @@ class Outbox:
         documents = len({(email.token, repr(email.document_id)) for email in emails})
         return await self.users.update_each(updates) == documents
 
-    async def _settle(self, email: OwedEmail, change: JSONObject | None, bounce: Bounce | None = None) -> bool:
-        """Change or remove an e-mail whose lease is held. If the document is full, error and bounce are left out."""
+    async def _settle(self, email: OwedEmail, change: JSONObject | None, stage: JSONObject | None = None) -> bool:
+        """Change or remove an e-mail whose lease is held. If the document is full, only what must be is changed."""
         chosen = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
-        settlement = Write(_held(email), [*_rewrite(chosen, change), *([suppress(bounce)] if bounce else ())])
+        settlement = Write(_held(email), [*rewrite(chosen, change), *([stage] if stage else ())])
         try:
             return await self.users.persist(lambda n: self._settlements.update_one(settlement, attempt=n))
         except TooLarge:
-            if change is None or change["error"] is None:
+            least = {name: value for name, value in (change or {}).items() if name in OF_FIXED_SIZE} | {"error": None}
+            if change is None or change == least:
                 raise
-            return await self._settle(email, {**change, "error": None})
+            return await self._settle(email, least)
 
 
 def _band(due: object) -> int:
@@ -259,14 +278,14 @@ def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) 
     chosen = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
     documents = list({repr(email.document_id): email.document_id for email in emails}.values())
     held = {"_id": {"$in": documents}, **OURS, "notifier.outbox.token": token}
-    return UpdateMany(held, _rewrite(chosen, change), collation=SIMPLE)
+    return UpdateMany(held, rewrite(chosen, change), collation=SIMPLE)
 
 
 def _from_now(seconds: float) -> JSONObject:
     return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
-def _rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
+def rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
     """Merge `change` into the chosen elements, or remove them, and set `due` to that of the earliest e-mail left.
 
     Elements that are not e-mails of ours stay as they are, and in place.

@@ -115,6 +115,18 @@ async def errors_of_owed(users: Documents) -> Sequence[Reason]:
     return await _reasons(users, each)
 
 
+async def held(users: Documents) -> Sequence[Reason]:
+    """Return what has stopped so that e-mails wait, such as `kind invoice`. Raises `Unavailable`."""
+    waiting = _filter(OUTBOX, {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]})
+    each: list[JSONObject] = [
+        {"$match": {"notifier.due": {"$exists": True}}},
+        {"$project": {"error": {"$map": {"input": waiting, "in": "$$this.held"}}}},
+        {"$unwind": "$error"},
+        {"$match": {"error": {"$regex": "^(line|kind|domain)"}}},
+    ]
+    return await _reasons(users, each)
+
+
 async def errors_of_dead(dead_mail: DeadMail) -> Sequence[Reason]:
     """Return why the dead letters died, the most frequent reason first. Raises `Unavailable`."""
     return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])

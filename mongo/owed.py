@@ -17,8 +17,10 @@ from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
-COUNT_LIMIT: Final = 10**6
-"""Attempts that are counted."""
+COUNT_LIMIT: Final = 10**7
+"""Attempts, and seconds, that are counted."""
+FLUSHED: Final = "flush"
+"""What `held` says of an e-mail that an operator wants to be tried now, whatever has stopped."""
 
 TOLD_LIMIT: Final = 4096
 """Bytes of a field of the user's document that templates see, as JSON."""
@@ -33,18 +35,19 @@ BULK: Final = timedelta(days=365)
 """How much later in its era an e-mail of a fan-out falls due."""
 
 
-def _has_type(name: str, *types: str) -> JSONObject:
+def has_type(name: str, *types: str) -> JSONObject:
+    """Return whether a field of an e-mail has one of these types, as an expression."""
     return {"$in": [{"$type": f"$$this.{name}"}, list(types)]}
 
 
 IS_EMAIL: Final = {
     "$and": [
-        _has_type("id", "string"),
-        _has_type("key", "string"),
-        _has_type("token", "string"),
-        _has_type("at", "date"),
-        _has_type("next_at", "date"),
-        _has_type("tries", "int", "long", "double"),
+        has_type("id", "string"),
+        has_type("key", "string"),
+        has_type("token", "string"),
+        has_type("at", "date"),
+        has_type("next_at", "date"),
+        has_type("tries", "int", "long", "double"),
         # as far as Python's dates go, whatever the time zone
         {"$gte": ["$$this.at", datetime(1970, 1, 1, tzinfo=UTC)]},
         {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
@@ -59,9 +62,11 @@ class OwedEmail:
     """An e-mail that is owed, leased by `token`. `address` is the user's as the document has it, of any type.
 
     `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
-    make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts attempts, and `copies` those
-    that the server may have accepted. `crashes` counts how often its rendering ended the process that renders.
-    `suppression` is the user's, which may be of another address. `user` has the fields of `TEMPLATE_FIELDS`.
+    make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts refused attempts after which
+    others got through; `tried` is when the last attempt was, if there was one, and `waited` the seconds that the
+    schedule of attempts has taken, without those of a stop. `copies` counts the messages that the server may have
+    accepted. `held` says for which stop it waits. `crashes` counts how often its rendering ended the process that
+    renders. `suppression` is the user's, which may be of another address. `user` has the fields of `TEMPLATE_FIELDS`.
     """
 
     document_id: object
@@ -74,6 +79,9 @@ class OwedEmail:
     error: str | None = None
     dead: bool = False
     copies: int = 0
+    tried: datetime | None = None
+    waited: float = 0.0
+    held: str | None = None
     crashes: int = 0
     origin: Mapping[str, str] = field(default_factory=dict)
     address: object = None
@@ -96,6 +104,20 @@ def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
     each of our seconds counts as a millisecond.
     """
     return ERAS[rank] + timedelta(milliseconds=time.time()) + (BULK if in_bulk else timedelta())
+
+
+def due_as_before(ranks: Mapping[str, str]) -> JSONObject:
+    """Return when an e-mail is due that waited without an attempt, as an expression: as if it had never been claimed.
+
+    `ranks` are the priorities of the kinds. All of it lies in the past, so that the order by age stays.
+    """
+    keys = {rank: [key for key, of_key in ranks.items() if of_key == rank] for rank in ("high", "low")}
+    cases = [
+        {"case": {"$gt": ["$$this.tries", 0]}, "then": ERAS_END},
+        *({"case": {"$in": ["$$this.key", {"$literal": keys[rank]}]}, "then": ERAS[rank]} for rank in keys),
+    ]
+    seconds = {"$toLong": {"$divide": [{"$toLong": "$$this.at"}, 1000]}}
+    return {"$add": [{"$switch": {"branches": cases, "default": ERAS["normal"]}}, seconds]}
 
 
 def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
@@ -132,6 +154,9 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             error=_typed(item.get("error"), str),
             dead=item.get("dead") is True,
             copies=_count(item.get("copies")),
+            tried=_typed(item.get("tried"), datetime),
+            waited=_number(item.get("waited")),
+            held=_typed(item.get("held"), str),
             crashes=_count(item.get("crashes")),
             origin=origin_of(item),
             target_id=_typed(item.get("target_id"), str),
@@ -162,6 +187,10 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def _count(value: Any) -> int:
-    """Return a number of attempts, which somebody may have set to anything, as one that can be counted on."""
+    return int(_number(value))
+
+
+def _number(value: Any) -> float:
+    """Return a number, which somebody may have set to anything, as one that can be counted on."""
     is_number = isinstance(value, int | float) and not math.isnan(value)
-    return int(min(max(value, 0), COUNT_LIMIT)) if is_number else 0
+    return min(max(value, 0), COUNT_LIMIT) if is_number else 0.0

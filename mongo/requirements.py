@@ -93,7 +93,7 @@ async def must_suffice(users: Users, connection: Connection) -> None:
 
 async def _try_delivery(probe: Users) -> str | None:
     """Lease an e-mail and delete it; return what went wrong. Raises a `StoreError`."""
-    outbox, id_, token = Outbox(probe, ["probe"]), ObjectId(), f"{ObjectId()}"
+    outbox, id_, token = Outbox(probe, {"probe": "normal"}), ObjectId(), f"{ObjectId()}"
     email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
     owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}
     key = {"_id": id_}

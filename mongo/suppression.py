@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -23,37 +23,60 @@ FIELD: Final = "notifier.suppression"
 SHARED_LIMIT: Final = 100
 """Users with one address whom one request may be about."""
 NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
+PROVISIONAL: Final = timedelta(hours=48)
+"""An e-mail owed later than this after a refusal is tried. If it is refused as well, the suppression is confirmed."""
 EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - lower than any date of ours
 
 
 @dataclass(frozen=True, slots=True)
 class Suppression:
-    """The address that is suppressed, the code of the refusal, and when that was."""
+    """The address that is suppressed, the code of the refusal, when that was, and whether it was confirmed."""
 
     address: str
     code: str
     at: datetime
+    confirmed: bool = False
+
+    def covers(self, address: str, owed_at: datetime) -> bool:
+        """Return whether an e-mail that was owed then is not sent to an address."""
+        return self.address == address and (self.confirmed or owed_at < self.at + PROVISIONAL)
 
 
 def load_suppression(user: Mapping[str, Any]) -> Suppression | None:
     """Return the suppression of a document, if it has one and it is ours."""
     match value_at(user, FIELD):
-        case {"address": str(address), "code": str(code), "at": datetime() as at}:
-            return Suppression(address, code, at)
+        case {"address": str(address), "code": str(code), "at": datetime() as at, **others}:
+            return Suppression(address, code, at, confirmed=others.get("confirmed") is True)
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Bounce:
-    """A refusal for good: the address, and the code of the refusal, such as 5.1.1."""
+    """A refusal for good: the address, and the code of the refusal, such as 5.1.1.
+
+    Servers say 5.1.x of mailboxes that exist, by mistake. Any other code, such as a complaint, is reported on purpose.
+    """
 
     address: str
     code: str
 
+    @property
+    def provisional(self) -> bool:
+        """Whether a second refusal must confirm it."""
+        return self.code.startswith("5.1.")
+
 
 def suppress(bounce: Bounce) -> JSONObject:
-    """Return the stage of an update that suppresses an address."""
-    suppression = {"address": {"$literal": bounce.address}, "code": {"$literal": bounce.code}, "at": "$$NOW"}
+    """Return the stage of an update that suppresses an address, or confirms that."""
+    at, age = f"${FIELD}.at", round(PROVISIONAL.total_seconds() * 1000)
+    again = {"$and": [{"$eq": [f"${FIELD}.address", {"$literal": bounce.address}]}, {"$eq": [{"$type": at}, "date"]}]}
+    late = {"$or": [{"$eq": [f"${FIELD}.confirmed", True]}, {"$lte": [at, {"$subtract": ["$$NOW", age]}]}]}
+    suppression = {
+        "address": {"$literal": bounce.address},
+        "code": {"$literal": bounce.code},
+        "at": {"$cond": [again, at, "$$NOW"]},
+        "confirmed": {"$and": [again, late]} if bounce.provisional else True,
+    }
     return {"$set": {FIELD: {"$mergeObjects": [suppression]}}}  # a plain object would go into each element of an array
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Final, Literal
@@ -23,6 +23,8 @@ SENT_PERIOD: Final = 3600.0
 SENT_INTERVAL: Final = 60.0
 """Seconds, and seconds between two readings."""
 STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+REPLIES: Final = 100
+"""Different replies shown as labels, which stay as long as the process lives."""
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
@@ -64,9 +66,28 @@ class Metrics:
             "notifier_emails_sent_last_hour", "E-mails sent in the last hour, for `status`.", "livesum"
         )
         self._sent = deque([(time.monotonic(), 0.0)])
-        self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while the SMTP server cannot be used.", "livemax")
+        self.breaker = self._gauge("notifier_smtp_breaker_open", "1 while no e-mail gets through.", "livemax")
         self.connections = self._gauge("notifier_smtp_connections", "Open SMTP connections.", "livesum")
         self.open = self._gauge("notifier_api_open", "1 if anyone may call, as API_KEYS is not set.", "livemax")
+        self.pace = self._gauge(
+            "notifier_smtp_pace", "Messages a second that the SMTP server or SMTP_RATE allows; 0: no limit.", "livesum"
+        )
+        self.stopped = Gauge(
+            "notifier_mail_stopped_seconds",
+            "Since when the line or a kind has stopped, and the server's last reply; 0 once it goes on.",
+            ["group", "reply"],
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+        self.next_probe = Gauge(
+            "notifier_mail_next_probe_seconds",
+            "Until the next probe of what has stopped.",
+            ["group"],
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+        self._stops: Callable[[], Iterable[tuple[str, str, float, float]]] = tuple
+        self._shown: set[tuple[str, str]] = set()
         self.lag = self._gauge(
             "notifier_event_loop_lag_seconds", "Delay of the event loop at the last measurement.", "livemax"
         )
@@ -87,7 +108,22 @@ class Metrics:
         """Let a gauge show this value. The client's own `set_function` supports no workers."""
         self._watched.append((gauge, value))
 
+    def watch_stops(self, stops: Callable[[], Iterable[tuple[str, str, float, float]]]) -> None:
+        """Show what has stopped: its name, the server's reply, and the seconds since then and to the next probe."""
+        self._stops = stops
+
+    def _update_stops(self) -> None:
+        for group, reply in self._shown:
+            self.stopped.labels(group, reply).set(0)
+            self.next_probe.labels(group).set(0)
+        for group, reply, age, wait in self._stops():
+            shown = (group, reply if len(self._shown) < REPLIES else "")
+            self._shown.add(shown)
+            self.stopped.labels(*shown).set(age)
+            self.next_probe.labels(group).set(wait)
+
     def _update_watched(self) -> None:
+        self._update_stops()
         for gauge, value in self._watched:
             gauge.set(value())
         self.sent.set(self._sent_last_hour(time.monotonic()))

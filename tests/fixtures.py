@@ -150,9 +150,7 @@ def settings_for(mongod: Mongod, database: str, smtp_port: int, ca_file: Path) -
         smtp_ca_file=ca_file,
         smtp_connect_timeout=2.0,
         smtp_command_timeout=2.0,
-        smtp_data_timeout=2.0,
         mail_retry_minutes=(0.005, 0.01),
-        mail_ambiguous_minutes=0.01,
     )
 
 

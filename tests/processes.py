@@ -99,10 +99,8 @@ async def running_service(
         **{
             "SMTP_CONNECT_TIMEOUT": 0.5,
             "SMTP_COMMAND_TIMEOUT": 0.2,
-            "SMTP_DATA_TIMEOUT": 0.5,
             "MAIL_LEASE_SECONDS": 5,
             "MAIL_RETRY_MINUTES": 0.01,
-            "MAIL_AMBIGUOUS_MINUTES": 0.01,
             **variables,
         },
     )

@@ -29,6 +29,7 @@ REPLIES: Final[Mapping[str, bytes]] = {
     "RCPT": b"250 OK\r\n",
     "DATA": b"354 go on\r\n",
     "dot": b"250 OK\r\n",
+    "RSET": b"250 OK\r\n",
     "QUIT": b"221 bye\r\n",
 }
 """What an ordinary server says."""

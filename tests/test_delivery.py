@@ -118,7 +118,7 @@ async def test_a_stop_during_a_claim_gives_the_leases_back(start: Start, mongod:
 async def test_sigterm_finishes_the_email_being_sent_and_gives_back_the_others(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
-    service = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1, SMTP_DATA_TIMEOUT=3)
+    service = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1)
 
     async def script(stage: str, _recipient: str) -> str | None:
         if stage == "DATA":

@@ -165,7 +165,7 @@ async def test_i5_a_worker_frozen_past_its_lease_sends_and_changes_nothing_when_
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     """Twelve e-mails wait in the frozen worker for its one connection. Another worker takes them over."""
-    frozen = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1, SMTP_DATA_TIMEOUT=1)
+    frozen = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1)
     reached = asyncio.Event()
 
     async def script(stage: str, _recipient: str) -> str | None:

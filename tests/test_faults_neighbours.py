@@ -14,7 +14,7 @@ from tests.smtp import DROP, HANG, RawServer, raw_server
 from tests.waiting import eventually_async
 
 POISON = "poison@example.com"
-PLAIN = {"smtp_security": Security.NONE, "smtp_command_timeout": 2.0, "smtp_data_timeout": 0.3}
+PLAIN = {"smtp_security": Security.NONE, "smtp_command_timeout": 2.0}
 GIVE_UP = {"mail_retry_minutes": (0.005, 0.01), "mail_give_up_hours": 0.03 / 60}
 REACTIONS = {
     "421 at RCPT": {f"RCPT {POISON}": b"421 4.7.0 try again later\r\n"},
@@ -57,23 +57,25 @@ def assert_tried(commands: list[str]) -> None:
 async def test_i10_its_email_is_tried_by_the_schedule_and_given_up(
     start: Start, database: DB, reaction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mail.settlement.COPIES", 100)
+    monkeypatch.setattr("mail.schedule.COPIES", 100)
     database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
     async with raw_server(REACTIONS[reaction]) as server:
-        client = await start(
-            smtp_port=server.port, **PLAIN | GIVE_UP | {"smtp_command_timeout": 0.2, "mail_ambiguous_minutes": 0.001}
-        )
-        await owe(client, 3)
+        client = await start(smtp_port=server.port, **PLAIN | GIVE_UP | {"smtp_command_timeout": 0.2})
         await create(client, key="registration")
-        await settled(database)
+
+        async def others_get_through_until_it_dies() -> None:
+            await create(client, OTHER, "registration")
+            assert database.dead_mail.count_documents({}) == 1
+
+        await eventually_async(others_get_through_until_it_dies)
         (letter,) = database.dead_mail.find()
-        tried = server.commands.count("RCPT") - 3
+        tried = server.commands.count("RCPT") - len(others(server))
     assert letter["tries"] == 4
-    assert 4 <= tried <= 8  # a kept connection that breaks is replaced once
+    assert tried >= 4
     assert letter["error"].startswith(("Given up: ", "Probably delivered: "))
 
 
-async def test_i10_three_emails_in_a_row_open_the_breaker_and_one_that_gets_through_closes_it(
+async def test_i10_five_recipients_in_a_row_stop_the_line_and_one_that_gets_through_starts_it(
     start: Start, database: DB
 ) -> None:
     async with raw_server({"RCPT": b"550 5.7.1 no\r\n"}) as server:
@@ -81,15 +83,18 @@ async def test_i10_three_emails_in_a_row_open_the_breaker_and_one_that_gets_thro
         await owe(client, 40)
         await eventually_async(lambda: assert_tried(server.commands))
         await asyncio.sleep(2.5)
-        assert 3 <= server.commands.count("RCPT") <= 10
+        assert 5 <= server.commands.count("RCPT") <= 20
         server.replies = {}
         await settled(database, 30)
     assert len(server.received) == 40
     assert database.dead_mail.count_documents({}) == 0
 
 
-async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(start: Start, database: DB) -> None:
-    """It takes the message, and says so long after SMTP_DATA_TIMEOUT."""
+async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the message, and says so long afterwards."""
+    monkeypatch.setattr("mailer.LATE", 0.3)
     database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
     late = (*[b"250-wait\r\n"] * 50, b"250 OK\r\n")  # a line every 0.1 s
     async with raw_server({f"dot {POISON}": late}) as server:
@@ -104,14 +109,23 @@ async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
 
 
 @pytest.mark.parametrize("reply", [HANG, DROP, b"what?\r\n"])
-async def test_i10_a_server_that_never_says_whether_it_took_a_message_gets_three_copies(
+async def test_i10_a_server_that_never_says_whether_it_took_a_message_gets_three_copies_at_most(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch, reply: bytes
 ) -> None:
     monkeypatch.setattr("mailer.REPLY_TIMEOUT", 0.3)
-    async with raw_server({"dot": reply}) as server:
-        client = await start(smtp_port=server.port, **PLAIN | {"mail_ambiguous_minutes": 0.001})
+    database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
+    async with raw_server({f"dot {POISON}": reply}) as server:
+        client = await start(smtp_port=server.port, **PLAIN)
+        await create(client, key="registration")
+        await eventually_async(lambda: assert_copies(server, 2))
+        await asyncio.sleep(1)
+        assert server.commands.count("DATA") == 2  # the third waits until somebody else's e-mail is accepted
         await create(client, OTHER, "registration")
         await settled(database)
-    assert server.commands.count("DATA") == 3
+    assert server.commands.count("DATA") == 4
     (letter,) = database.dead_mail.find()
     assert letter["error"].startswith("Probably delivered: the server had the message 3 times")
+
+
+def assert_copies(server: RawServer, count: int) -> None:
+    assert server.commands.count("DATA") == count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sized
@@ -13,6 +14,7 @@ import pytest
 from bson import ObjectId
 
 from mail.connection import Connection, Opener
+from mail.evidence import Evidence
 from mail.lease import Lease
 from mail.looks import VALID, Looks
 from mail.replies import Outcome
@@ -220,8 +222,8 @@ async def test_a_document_that_cannot_be_changed_does_not_keep_others_from_being
         database.users.update_one({"_id": ObjectId(first)}, {"$set": {"frozen": True}})
         database.command("collMod", "users", validator={"frozen": {"$exists": False}})
         sent = Outcome(verdict=Verdict.SENT, status="250")
-        settlements = Settlements(direct, settings, Metrics())
-        await settlements.settle_together([(email, sent) for email in emails])
+        settlements = Settlements(direct, settings, Metrics(), Evidence())
+        await settlements.settle_together([(Lease(email, math.inf), sent) for email in emails])
     assert [f"{found['_id']}" for found in database.users.find({"notifier.due": {"$exists": True}})] == [first]
 
 

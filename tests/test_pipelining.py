@@ -21,7 +21,6 @@ PLAIN = {
     "smtp_login": None,
     "smtp_password": None,
     "smtp_command_timeout": 2.0,
-    "smtp_data_timeout": 2.0,
     "smtp_connections": 1,
 }
 WITHOUT = {"EHLO": EHLO.replace(b"250-PIPELINING\r\n", b"")}

@@ -7,16 +7,17 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from bson import ObjectId
 
 from settings import Security
-from tests.client import DB, USER, create
+from tests.client import DB, USER, assert_length, create, owe, owed, settled
 from tests.fixtures import Start
 from tests.links import LINKED
 from tests.programs import needed
@@ -63,8 +64,11 @@ UID = 5000
 
 
 @pytest.fixture
-def postfix() -> Iterator[tuple[int, Path]]:
-    """Run Postfix on loopback; return its port and the folder of the mailbox that has every e-mail."""
+def postfix(request: pytest.FixtureRequest) -> Iterator[tuple[int, Path]]:
+    """Run Postfix on loopback; return its port and the folder of the mailbox that has every e-mail.
+
+    The parameter, if there is one, is added to its configuration.
+    """
     program, port = needed("postfix"), free_port()
     with tempfile.TemporaryDirectory(prefix="postfix-") as name:  # pytest's own folders are closed to other users
         folder, etc = Path(name), Path(name) / "etc"
@@ -74,7 +78,7 @@ def postfix() -> Iterator[tuple[int, Path]]:
         (folder / "data").mkdir(mode=0o700)
         shutil.chown(folder / "data", "postfix")
         os.chown(folder / "mailbox", UID, UID)
-        (etc / "main.cf").write_text(MAIN.format(folder=folder, uid=UID))
+        (etc / "main.cf").write_text(MAIN.format(folder=folder, uid=UID) + getattr(request, "param", ""))
         (etc / "master.cf").write_text(MASTER.format(port=port))
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen([program, "-c", f"{etc}", "start-fg"], stdout=output, stderr=output)
@@ -90,6 +94,41 @@ def _started(folder: Path) -> None:
     log = folder / "log"
     assert log.exists(), (folder / "output").read_text()
     assert "daemon started" in log.read_text()
+
+
+PLAIN: Final[Mapping[str, Any]] = {"smtp_security": Security.NONE, "smtp_login": None, "smtp_password": None}
+TWO_CONNECTIONS = "smtpd_client_connection_count_limit = 2\nsmtpd_client_event_limit_exceptions =\n"
+
+
+@pytest.mark.parametrize("postfix", [TWO_CONNECTIONS], indirect=True)
+async def test_a_limit_of_two_connections_is_found_without_an_alarm(
+    start: Start, database: DB, postfix: tuple[int, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    port, mailbox = postfix
+    client = await start(smtp_port=port, **PLAIN)
+    await owe(client, 60)
+    await settled(database, 30)
+    await eventually_async(lambda: assert_length(list(mailbox.iterdir()), 60), 20)
+    assert database.dead_mail.count_documents({}) == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("postfix", ["smtpd_recipient_restrictions = reject\n"], indirect=True)
+async def test_a_postfix_that_wants_a_login_kills_and_suppresses_nobody(
+    start: Start, database: DB, postfix: tuple[int, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says 554 5.7.1 Recipient address rejected: Access denied."""
+    client = await start(smtp_port=postfix[0], **PLAIN)
+    await owe(client, 8)
+
+    def alarmed() -> None:
+        alarms = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert any("line stopped" in alarm and "Recipient address rejected" in alarm for alarm in alarms)
+        assert not any("@" in alarm for alarm in alarms)
+
+    await eventually_async(alarmed, 10)
+    assert (len(owed(database)), database.dead_mail.count_documents({})) == (8, 0)
+    assert database.users.count_documents({"notifier.suppression": {"$exists": True}}) == 0
 
 
 async def test_a_mailbox_gets_the_headers_of_one_click_as_they_were_sent(

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,15 @@ async def test_a_claim_takes_of_every_priority_and_of_what_is_due_again(settings
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_what_is_given_back_untried_keeps_its_place(settings: Settings, database: DB) -> None:
-    async with open_store(settings) as direct:
+async def test_what_is_given_back_untried_keeps_its_place(settings: Settings, database: DB, tmp_path: Path) -> None:
+    kinds_file = tmp_path / "ranked.toml"
+    kinds_file.write_text("".join(f'[{rank}]\nemail = true\npriority = "{rank}"\n' for rank in ("low", "high")))
+    async with open_store(replace(settings, kinds_file=kinds_file)) as direct:
         for kind in ("low", "high"):
             await owe(direct, kind, ids(kind[0].translate({104: "b", 108: "c"}), 2))
         before = {item["id"]: item["next_at"] for item in owed(database)}
         emails = await direct.outbox.claim(4, 60)
-        for rank in ("low", "high"):
-            await direct.outbox.release([email for email in emails if email.key == rank], rank)
+        await direct.outbox.release(emails)
         for item in owed(database):
             assert abs((item["next_at"] - before[item["id"]]).total_seconds()) < 1
         assert len(await direct.outbox.claim(4, 60)) == 4

@@ -145,7 +145,7 @@ def test_without_any_configuration_it_is_a_local_run_on_loopback(environment: Ca
         ({**COMPLETE, "NOTIFICATIONS_LIMIT": "0"}, {"NOTIFICATIONS_LIMIT"}),
         ({**COMPLETE, "MAIL_RETRY_MINUTES": "1,x"}, {"MAIL_RETRY_MINUTES"}),
         ({**COMPLETE, "MAIL_RETRY_MINUTES": "1,-1"}, {"MAIL_RETRY_MINUTES"}),
-        ({**COMPLETE, "SMTP_DATA_TIMEOUT": "nan"}, {"SMTP_DATA_TIMEOUT"}),
+        ({**COMPLETE, "SMTP_RATE": "nan"}, {"SMTP_RATE"}),
         ({**COMPLETE, "LOG_LEVEL": "loud"}, {"LOG_LEVEL"}),
         ({**COMPLETE, "API_KEYS": "hunter2"}, {"API_KEYS"}),
         ({**COMPLETE, "API_KEYS": "x" * 32 + ","}, {"API_KEYS"}),

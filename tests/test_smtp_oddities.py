@@ -115,7 +115,7 @@ async def test_an_address_that_needs_smtputf8_says_so_and_harms_no_other(start: 
         server.replies = {"MAIL SMTPUTF8": b"555 no such parameter\r\n"}
         await create(client, key="registration")
         await attempted(database)
-        assert all(item["tries"] for item in owed(database))
+        assert all("tried" in item for item in owed(database))
         await create(client, OTHER, "registration")
         await eventually_async(lambda: assert_length(server.received, 2), 2)
         server.replies = {}

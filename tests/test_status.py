@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,14 +97,20 @@ async def test_it_asks_the_running_service_for_the_mail_server(
     found = await status(settings, PORT=service.port, API_KEYS=KEY)
     assert (found["service"]["breaker_open"], found["service"]["sent_last_hour"]) == (0, 3)
     mail.script = scripted({"MAIL": ["530 5.7.0 authentication required"] * 99})
-    await asyncio.to_thread(post, service.port, json.dumps({"user_id": "1" * 24, "key": "registration"}))
+    for n in range(6):
+        body = json.dumps({"user_id": f"{n:024x}", "key": "registration"})
+        await asyncio.to_thread(post, service.port, body)
     deadline = time.monotonic() + 10
     while not found["service"]["breaker_open"] and time.monotonic() < deadline:
         found = await status(settings, PORT=service.port, API_KEYS=KEY)
-    assert found["errors"] == [{"reason": "MAIL: 530 5.7.0", "count": 1}]
+    assert [reason["reason"] for reason in found["errors"]] == ["MAIL: 530 5.7.0"]
+    (stopped,) = found["service"]["stopped"]
+    assert (stopped["group"], stopped["reply"]) == ("line", "530 5.7.0 at MAIL … authentication required")
+    assert stopped["next_probe"] <= 25
     code, out, _ = await command(settings, "status", HOST="0.0.0.0", PORT=f"{service.port}", API_KEYS=KEY)
     assert code == 0
-    assert "Mail server       cannot be used: MAIL: 530 5.7.0\n" in out
+    assert "Mail server       no e-mail gets through\n" in out
+    assert re.search(r"\nStopped +line, 0:00:.. ago: 530 5.7.0 at MAIL … authentication required; next probe in", out)
     assert f"Sent, last hour   3, by the service on port {service.port}\n" in out
     assert (await status(settings, PORT=service.port))["service"] is None  # no key, no answer
     service.kill()

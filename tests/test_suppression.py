@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from aiosmtplib import SMTPResponseException
 from bson import ObjectId
 
 from cli.dead import list_emails, retry_dead
 from cli.status import show_status
-from mail.replies import Outcome, verdict_of
+from mail.replies import Outcome, judge
 from mail.suppression import CODES, bounce_code
-from mail.verdicts import Stage
+from mail.verdicts import AFTER, Stage
 from mongo.suppression import NO_INDEX, SHARED_LIMIT
 from settings import Settings, UnknownUsers
 from store import open_store
@@ -26,7 +27,7 @@ GONE = "550 5.1.1 <gone@example.com>: no such user"
 
 def refused(reply: str, stage: Stage = Stage.RCPT) -> Outcome:
     """Return the outcome of a conversation that ended with this reply."""
-    return Outcome(verdict=verdict_of(reply, stage), status="", detail=f"{stage.value}: {reply}", stage=stage)
+    return judge(SMTPResponseException(int(reply[:3]), reply[4:]), stage)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -45,6 +46,9 @@ NO_BOUNCES = [
     "550 5.1.11 none of the table",
     "550 5.2.1 mailbox disabled",
     "552 5.2.2 mailbox full",
+    "552 5.1.1 mailbox full",
+    "550 5.1.1 The recipient is over quota",
+    "550 5.1.1 out of storage space in the mailbox: insufficient mailbox storage",
     "550 5.7.1 no such user",
     "550 5.7.26 unauthenticated",
     "550 5.1.8 bad sender",
@@ -73,9 +77,9 @@ def test_policy_reputation_and_everything_else_never_suppresses(reply: str) -> N
     assert bounce_code(refused(reply)) is None
 
 
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.RCPT])
-def test_only_the_reply_to_rcpt_suppresses(stage: Stage) -> None:
-    assert bounce_code(refused(GONE, stage)) is None
+@pytest.mark.parametrize("stage", Stage)
+def test_the_reply_to_rcpt_or_to_the_message_suppresses(stage: Stage) -> None:
+    assert bool(bounce_code(refused(GONE, stage))) is (stage in AFTER)
 
 
 # --- what follows -----------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ async def bounce(
     async def script(stage: str, recipient: str) -> str | None:
         if stage == "RCPT":
             asked.append(recipient)
-        return reply if stage == "RCPT" and recipient == "gone@example.com" else None
+        return reply if stage == "RCPT" and recipient == "gone@example.com" and reply[0] == "5" else None
 
     mail.script = script
     database.users.update_one({"_id": ObjectId(USER)}, {"$set": {"email": address}}, upsert=True)
@@ -139,7 +143,7 @@ async def test_a_suppression_of_another_form_suppresses_nothing_and_the_next_bou
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "notifier": {"suppression": value}})
     assert await bounce(client, database, mail) == 1
-    assert ours(database)["suppression"].keys() == {"address", "code", "at"}
+    assert ours(database)["suppression"].keys() == {"address", "code", "at", "confirmed"}
     assert await bounce(client, database, mail) == 0
 
 
@@ -282,3 +286,31 @@ async def test_operators_see_it_and_a_retry_lifts_it(
         await show_status(store, settings, as_json=False)
         assert "Suppressed        none" in capsys.readouterr().out
     assert "suppression" not in ours(database)
+
+
+# --- a suppression is provisional --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exists", [True, False])
+async def test_an_email_two_days_later_is_tried_and_decides(
+    client: Client, database: DB, mail: MailServer, exists: bool
+) -> None:
+    await bounce(client, database, mail)
+    assert ours(database)["suppression"]["confirmed"] is False
+    earlier = datetime.now(UTC) - timedelta(hours=49)
+    database.users.update_one({"_id": ObjectId(USER)}, {"$set": {"notifier.suppression.at": earlier}})
+    assert await bounce(client, database, mail, "250 OK" if exists else GONE) == 1
+    if exists:
+        assert "suppression" not in (ours(database) or {})
+    else:
+        assert ours(database)["suppression"]["confirmed"] is True
+        assert await bounce(client, database, mail) == 0
+
+
+@pytest.mark.parametrize(("code", "confirmed"), [("5.1.1", False), ("complaint", True), ("5.7.1", True)])
+async def test_only_a_report_of_an_unknown_mailbox_is_provisional(
+    client: Client, database: DB, code: str, confirmed: bool
+) -> None:
+    await create(client, key="new_post")
+    await client.post(f"/suppress?user_id={USER}", json={"code": code})
+    assert ours(database)["suppression"]["confirmed"] is confirmed

@@ -28,7 +28,7 @@ async def stores(
     database.users.insert_one({"_id": ObjectId(USER), **owing(email)})
     async with AsyncExitStack() as stack:
         old, new = [await stack.enter_async_context(open_store(settings)) for _ in range(2)]
-        new.outbox._kinds = {**SPECIFIED, NEW.name: NEW}
+        new.outbox._kinds = [*SPECIFIED, NEW.name]
         yield old, new
 
 
@@ -54,7 +54,7 @@ async def test_after_that_time_it_is_sent_by_any_with_a_warning(
     old, _ = stores
     (email,) = await old.outbox.claim(10, 60)
     assert email.key == NEW.name
-    await old.outbox.release([email], "normal")
+    await old.outbox.release([email])
     assert len(await old.outbox.claim(10, 60)) == 1
     assert caplog.text.count("this process does not know the kind invoice, nor does another") == 1
 

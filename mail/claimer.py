@@ -1,0 +1,141 @@
+"""Claims the e-mails that are next, a window at a time, and gives back those that cannot be begun."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mail.evidence import Evidence
+from mail.lease import Lease, Leases
+from mail.settlement import Settlements
+from mail.settler import Settler
+from mail.window import REFILL, Window
+from mongo.errors import StoreError
+from ops.kinds import Kinds
+from store import Store
+
+log = logging.getLogger("notifier.delivery")
+
+POLL: Final = 1.0
+"""Seconds between two looks for e-mails that fell due or that another process owes."""
+POLL_SPREAD: Final = (0.8, 1.2)
+"""Factors between which the polls are spread, so that workers do not look all at once."""
+CLAIM_PAUSE: Final = 0.02
+"""Seconds between two claims when one found less than it asked for. What is owed meanwhile shares the next."""
+PROBE_INTERVAL: Final = 5.0
+"""Seconds between two searches for an e-mail that would be a good probe, while others would not do."""
+PROBES: Final = 8
+"""Users of whose e-mails the best is chosen as a probe."""
+
+
+class Claimer:
+    """Keeps a window filled. Set `owed` when there may be something to claim; `claimed` is called when there was."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - all that it brings together
+        self,
+        store: Store,
+        kinds: Kinds,
+        owed: asyncio.Event,
+        leases: Leases,
+        evidence: Evidence,
+        settlements: Settlements,
+        settler: Settler,
+        claimed: Callable[[], None],
+    ) -> None:
+        self.owed = owed
+        self.window = Window()
+        self._outbox = store.outbox
+        self._kinds = kinds
+        self._leases = leases
+        self._evidence = evidence
+        self._settlements = settlements
+        self._settler = settler
+        self._claimed = claimed
+        self._stopped = False
+        self._probed = -math.inf
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._stopped = True
+        self.owed.set()
+
+    async def run(self) -> None:
+        """Claim until stopped, then give back what nobody has begun."""
+        while not self._stopped:
+            self.owed.clear()
+            try:
+                pause = await self._claim_if_needed()
+            except Exception:
+                log.exception("unexpected error: e-mails wait")
+                pause = POLL
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self.owed.wait()
+        await self._give_back()
+
+    async def _claim_if_needed(self) -> float:
+        """Claim e-mails if the window has room; return the seconds to wait unless something happens."""
+        users, now = self.window.room(), time.monotonic()
+        if line := self._evidence.line(now):
+            # A domain that accepted lately may be among those claimed, so it is looked for more often.
+            wait = min(line.others.wait(now), max(line.proven.wait(now), self._probed + PROBE_INTERVAL - now))
+            if wait > 0:
+                await self._give_back()
+                return wait
+            users, self._probed = 0 if self.window else PROBES, now
+        if not users:
+            return REFILL
+        claimed = await self._claim(users)
+        if 0 < claimed < users:
+            await asyncio.sleep(CLAIM_PAUSE)
+        if claimed and self.window.low and not self._evidence.line(time.monotonic()):
+            self.owed.set()
+        return POLL * random.uniform(*POLL_SPREAD)
+
+    async def _claim(self, users: int) -> int:
+        """Claim e-mails of so many users; return how many e-mails there were."""
+        end = self._leases.end()  # from before the request, so never later than MongoDB's
+        try:
+            emails = await self._outbox.claim(users, self._leases.seconds)
+        except StoreError as exc:
+            log.warning("no e-mails can be claimed: %s", exc)
+            return 0
+        for email in emails:
+            self._accept(Lease(email, end))
+        self._claimed()
+        return len(emails)
+
+    def _accept(self, lease: Lease) -> None:
+        self._leases.add(lease)
+        now = time.monotonic()
+        lease.email = email = self._settlements.count(lease.email, now)
+        if outcome := self._settlements.without_attempt(email, now):
+            self._settler.put(lease, outcome)
+            return
+        self.put(lease)
+
+    def put(self, lease: Lease) -> None:
+        """Let an e-mail be sent."""
+        kind = self._kinds.get(lease.email.key)
+        if not (kind and kind.required):
+            lease.known_until = 0.0
+        self.window.put(lease, urgent=bool(kind and kind.rank == "high"))
+
+    async def _give_back(self) -> None:
+        """Give back the e-mails that nobody has begun, so that another process can send them."""
+        leases = self.window.clear()
+        held = [lease.email for lease in leases if lease.held]
+        try:
+            if held:
+                await self._outbox.release(held)
+        except StoreError as exc:
+            log.warning("some e-mails could not be given back, so they wait until their leases end: %s", exc)
+        finally:
+            for lease in leases:
+                self._leases.discard(lease)

@@ -1,0 +1,141 @@
+"""What the mailer tells of each conversation, brought to those who judge it: evidence, pace and limits.
+
+They are pure; here they get the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from mail.evidence import Evidence
+from mail.limits import Limits
+from mail.pace import Pace
+from mail.replies import Outcome
+from mail.stops import LINE, Group, Mail, Stop
+from mail.verdicts import Stage, Verdict
+from settings import Settings
+
+
+class Feedback:
+    """Judges outcomes.
+
+    `changed` is called when e-mails may be sent that had to wait; `again` with each group that goes on, and since when
+    its e-mails were tried in vain; and `doubted` when it is in doubt that the mailboxes are unknown that the relay, or
+    a domain, calls so.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        changed: Callable[[], None] = lambda: None,
+        again: Callable[[Group, float | None], None] = lambda _group, _since: None,
+        doubted: Callable[[Group], None] = lambda _: None,
+    ) -> None:
+        self.evidence = Evidence()
+        self.pace = Pace(settings.smtp_rate)
+        self.limits = Limits(settings.smtp_connections)
+        self._changed = changed
+        self._again = again
+        self._doubted = doubted
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until an e-mail may be sent, if there is a connection for it."""
+        return max(self.evidence.wait(now), self.pace.wait(now))
+
+    # --- connections -------------------------------------------------------------------------------
+
+    def connected(self, number: int) -> None:
+        """Note that a connection was opened, and how many there are now."""
+        self.limits.open = number
+        self.limits.opened(time.monotonic())
+        self._changed()
+
+    def disconnected(self, number: int) -> None:
+        """Note how many connections are left."""
+        self.limits.open = number
+        self._changed()
+
+    def not_connected(self, fault: Outcome) -> None:
+        """Note that a connection could not be opened. While others are open, they may be all that the server admits."""
+        now = time.monotonic()
+        if self.limits.open:
+            self.limits.refused(now)
+        else:
+            self.limits.forget()
+            self.evidence.unreachable(fault.quote, hard=fault.verdict is Verdict.CONFIGURATION, now=now)
+        self._changed()
+
+    def may_be_a_limit(self, mail: Mail, outcome: Outcome) -> bool:
+        """Return whether a refusal may be about the connection, as it is about nothing that is known."""
+        return outcome.worth_another_connection and not (
+            self.pace.explains(outcome.status) or self.evidence.stops_of(mail)
+        )
+
+    def bore(self, messages: int) -> None:
+        """Note that a connection that had borne so many messages refused one that another took at once."""
+        if messages:
+            self.limits.worn_out(messages)
+        else:
+            self.limits.overloaded(time.monotonic())
+
+    # --- e-mails -----------------------------------------------------------------------------------
+
+    def reached(self) -> None:
+        """Note that the server answers MAIL."""
+        if stop := self.evidence.reached():
+            self._go_on(stop)
+            self._changed()
+
+    def judge(self, mail: Mail, outcome: Outcome | None, began: float) -> Outcome | None:
+        """Note what became of an e-mail whose sending began then; return what that means in the light of all others."""
+        now = time.monotonic()
+        if outcome is None or outcome.stage is Stage.CONNECT:
+            self.abandon(mail)
+            if outcome and outcome.verdict is Verdict.CONFIGURATION and not (outcome.code or outcome.broken):
+                # A fault of ours that shows only now: our address needs SMTPUTF8, which the server lacks.
+                self.evidence.unreachable(outcome.quote, hard=True, now=now)
+        elif outcome.verdict is Verdict.SENT:
+            self._accept(mail, began, now)
+        elif self._is_too_fast(mail, outcome, began, now):
+            self.evidence.abandon(mail)
+            outcome = replace(outcome, verdict=Verdict.TOO_FAST)
+        else:
+            self.pace.finish()
+            outcome = self._doubt(mail, outcome, now)
+            self.evidence.refused(mail, outcome, now)
+        self._changed()
+        return outcome
+
+    def abandon(self, mail: Mail) -> None:
+        """Note that an attempt showed nothing."""
+        self.evidence.abandon(mail)
+        self.pace.finish()
+
+    def _accept(self, mail: Mail, began: float, now: float) -> None:
+        self.pace.accepted(mail, began, now)
+        self.limits.accepted()
+        for stop in self.evidence.accepted(mail, now):
+            self._go_on(stop)
+
+    def _go_on(self, stop: Stop) -> None:
+        if not stop.soft(time.monotonic()):
+            self._again(stop.group, None if stop.group.name == "domain" else stop.began)
+
+    def _is_too_fast(self, mail: Mail, outcome: Outcome, began: float, now: float) -> bool:
+        if outcome.code // 100 != 4 or outcome.verdict is Verdict.DEFERRED:
+            return False
+        too_fast = self.pace.refused(mail, outcome, began, now)
+        if (since := self.pace.misjudged_since) is not None:
+            self.pace.misjudged_since = None
+            self._again(LINE, since)
+        return too_fast
+
+    def _doubt(self, mail: Mail, outcome: Outcome, now: float) -> Outcome:
+        if outcome.verdict is not Verdict.PERMANENT or not outcome.code:
+            return outcome
+        doubts = self.evidence.doubts
+        if raised := doubts.add(mail, unknown=True, now=now):
+            self._doubted(raised)
+        return replace(outcome, verdict=Verdict.DOUBTED) if doubts.doubtful(mail, now) else outcome

@@ -1,0 +1,79 @@
+"""E-mails that wait fall due: when what stopped goes on, and when an operator says so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from cli.dead import flush
+from mongo import recall
+from mongo.owed import ERAS_END, FLUSHED, OwedEmail
+from mongo.requests import Create
+from ops.kinds import SPECIFIED
+from settings import Settings
+from store import Store, open_store
+from tests.client import DB, OTHER, USER, owed
+
+KINDS = ("registration", "new_login")
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    """Return a store in which two users are owed an e-mail of each of two kinds."""
+    async with open_store(settings) as opened:
+        for user in (USER, OTHER):
+            for key in KINDS:
+                await opened.create(Create(user, SPECIFIED[key]))
+        yield opened
+
+
+async def claim(store: Store) -> list[OwedEmail]:
+    """Claim all that is due."""
+    return [email for _ in range(3) for email in await store.outbox.claim(8, 60)]
+
+
+async def test_flush_lets_everything_fall_due_but_what_is_leased(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *others = await claim(store)
+    assert len(others) == 2
+    await store.outbox.retry(first, 3600, "later", tries=1, waited=60.0)
+    await store.outbox.hold(second, 3600, "stopped", held="kind new_login")
+    assert await claim(store) == []
+    assert await flush(store, None) == 0
+    assert "Due now" in capsys.readouterr().out
+    again = await claim(store)
+    assert {email.id for email in again} == {first.id, second.id}
+    assert {email.held for email in again} == {FLUSHED}
+    assert {email.id: (email.tries, email.waited) for email in again}[first.id] == (1, 60.0)
+    assert await recall.flush(store.outbox) == 0
+
+
+async def test_flush_of_a_user_leaves_the_others_waiting(store: Store) -> None:
+    for email in await claim(store):
+        await store.outbox.retry(email, 3600, "later")
+    assert await recall.flush(store.outbox, USER) == 1
+    assert {email.user_id for email in await claim(store)} == {USER}
+
+
+async def test_what_a_stop_held_falls_due_in_its_era_and_nothing_else_does(store: Store, database: DB) -> None:
+    emails = await claim(store)
+    for email in emails:
+        await store.outbox.hold(email, 3600, "stopped", held=f"kind {email.key}")
+    await recall.lift(store.outbox, "kind new_login")
+    due = {item["key"]: item["next_at"] for item in owed(database) if item["next_at"] < ERAS_END}
+    assert due.keys() == {"new_login"}
+    assert {email.key for email in await claim(store)} == {"new_login"}
+
+
+@pytest.mark.parametrize("key", ["new_login", None])
+async def test_what_was_tried_since_a_stop_began_falls_due(store: Store, key: str | None) -> None:
+    for email in await claim(store):
+        await store.outbox.retry(email, 3600, "554", tries=0)
+    began = store.clock.now()
+    await recall.lift_tried(store.outbox, began + timedelta(seconds=60), key)
+    assert await claim(store) == []
+    await recall.lift_tried(store.outbox, began - timedelta(seconds=60), key)
+    assert {email.key for email in await claim(store)} == ({key} if key else set(KINDS))

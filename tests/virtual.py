@@ -1,0 +1,349 @@
+"""A relay and a queue in virtual time: days of deliveries in milliseconds, judged by the real rooms."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import count
+from types import SimpleNamespace
+from typing import Any, Final
+
+import pytest
+from aiosmtplib import SMTPResponseException, SMTPServerDisconnected
+
+from mail.feedback import Feedback
+from mail.replies import Outcome, judge
+from mail.schedule import COPIES, Schedule
+from mail.stops import LINE, Group, Mail
+from mail.verdicts import Stage, Verdict
+from mongo.owed import OwedEmail
+from settings import Settings
+
+RTT: Final = 0.02
+"""Seconds for a conversation."""
+WORKERS: Final = 20
+SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
+UNTRIED: Final = (Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.TOO_FAST)
+
+
+def refusal(stage: Stage, code: int, words: str) -> Outcome:
+    """Return what a reply means by itself."""
+    return judge(SMTPResponseException(code, words), stage)
+
+
+def broken(stage: Stage) -> Outcome:
+    """Return what a broken conversation means by itself."""
+    return judge(SMTPServerDisconnected("Connection lost"), stage)
+
+
+@dataclass(eq=False)
+class Line:
+    """A connection: how many messages it has borne, and which of two machines behind the name it leads to."""
+
+    number: int
+    messages: int = 0
+    machine: int = 0
+
+
+@dataclass(eq=False)
+class Letter:
+    """An e-mail in the simulation."""
+
+    owed: OwedEmail
+    born: float
+    due: float
+    tried: float | None = None
+    delivered: float | None = None
+    died: str | None = None
+    first_refusal: bool = False
+    born_again: float = 0.0
+    refusals: int = 0
+
+    @property
+    def mail(self) -> Mail:
+        """The e-mail as evidence."""
+        email = self.owed
+        return Mail(
+            email.id, email.key, email.user_id, f"{email.address}", fresh=self.tried is None, counted=email.tries > 0
+        )
+
+
+@dataclass
+class World:
+    """A process that delivers to a relay.
+
+    `relay` says what an e-mail gets at a time over a connection, `None` for acceptance; `door`, what an attempt to
+    connect gets while so many connections are open.
+    """
+
+    patch: pytest.MonkeyPatch
+    relay: Callable[[Mail, float, Line], Outcome | None]
+    door: Callable[[float, int], Outcome | None] = lambda _now, _open: None
+    connections: int = 20
+    rate: float | None = None
+    now: float = 1000.0
+    letters: list[Letter] = field(default_factory=list)
+    attempts: int = 0
+    refused: int = 0
+    too_fast: int = 0
+    doubts: list[Group] = field(default_factory=list)
+    stops: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.patch.setattr("mail.feedback.time", SimpleNamespace(monotonic=lambda: self.now))
+        settings = Settings(smtp_connections=self.connections, smtp_rate=self.rate)
+        self.feedback = Feedback(settings, again=self._lift, doubted=self._revive)
+        self.schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._ready: list[tuple[bool, float, int, Letter]] = []
+        self._order = count()
+        self._busy = 0
+        self.lines: list[Line] = []
+        self._free: list[Line] = []
+        self._asking: list[tuple[Letter, float, tuple[Line, Outcome]]] = []
+        self._wake = math.inf
+
+    # --- the queue ---------------------------------------------------------------------------------
+
+    def owe(self, recipient: str, key: str = "new_login", at: float | None = None) -> Letter:
+        """Owe an e-mail at a time, by default now."""
+        at = self.now if at is None else at
+        owed = OwedEmail(
+            document_id=None, user_id=recipient, id=f"{len(self.letters)}", key=key, at=datetime.now(UTC), tries=0,
+            token="", address=recipient,
+        )  # fmt: skip
+        letter = Letter(owed, at, at)
+        self.letters.append(letter)
+        self._at(at, lambda: self._fall_due(letter, at))
+        return letter
+
+    def owe_all(self, recipients: Iterable[str], key: str = "new_login", **options: Any) -> list[Letter]:
+        """Owe an e-mail to each."""
+        return [self.owe(recipient, key, **options) for recipient in recipients]
+
+    def _at(self, when: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when, next(self._order), event))
+
+    def _fall_due(self, letter: Letter, due: float) -> None:
+        if letter.due == due and letter.delivered is None and letter.died is None:
+            heapq.heappush(
+                self._ready, (letter.owed.tries > 0, max(letter.born, letter.born_again), next(self._order), letter)
+            )
+
+    def _wait(self, letter: Letter, delay: float) -> None:
+        letter.due = due = self.now + delay
+        self._at(due, lambda: self._fall_due(letter, due))
+
+    def _lift(self, group: Group, since: float | None) -> None:
+        for letter in self.letters:
+            of_kind = group.name == "line" or letter.owed.key == group.value
+            tried = since is not None and (letter.tried or 0.0) >= since - 1 and of_kind
+            if self.now < letter.due < math.inf and (tried or letter.owed.held == f"{group}"):
+                self._wait(letter, 0.0)
+
+    def _revive(self, group: Group) -> None:
+        self.doubts.append(group)
+        for letter in self.letters:
+            if letter.died and letter.first_refusal and group.value in {"", letter.mail.domain}:
+                letter.died = None
+                letter.owed, letter.tried = replace(letter.owed, tries=0, waited=0.0), None
+                self._wait(letter, 0.0)
+
+    # --- the process -------------------------------------------------------------------------------
+
+    def run(self, seconds: float) -> World:
+        """Let so much time pass."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            when, _, event = heapq.heappop(self._events)
+            self.now = max(self.now, when)
+            event()
+            self._dispatch()
+        self.now = end
+        return self
+
+    def _dispatch(self) -> None:
+        feedback = self.feedback
+        self.stops |= {f"{group}" for group in feedback.evidence.stops}
+        while self._ready and self._busy < min(WORKERS, self.connections):
+            wait = max(feedback.wait(self.now), self._room())
+            if wait:
+                return self._wake_in(wait)
+            letter = self._take()
+            if letter is None:
+                waits = [clock.wait(self.now) for clock in feedback.evidence.stops[LINE].clocks]
+                return self._wake_in(min(wait for wait in waits if wait))
+            self._begin(letter)
+        return None
+
+    def _room(self) -> float:
+        wait = 0.0 if self._free else self.feedback.limits.wait(self.now)
+        return math.inf if wait is None else wait
+
+    def _wake_in(self, wait: float) -> None:
+        when = self.now + wait + 1e-6
+        if when < math.inf and not self.now < self._wake <= when + 1e-3:
+            self._wake = when
+            self._at(when, lambda: None)
+
+    def _take(self) -> Letter | None:
+        if not self.feedback.evidence.line(self.now):
+            return heapq.heappop(self._ready)[-1]
+        ranked = []
+        for entry in heapq.nsmallest(8, self._ready):
+            rank = self.feedback.evidence.suitability(entry[-1].mail, self.now)
+            if rank is not None:
+                ranked.append((rank, entry))
+        if not ranked:
+            return None
+        self._ready.remove(chosen := min(ranked)[1])
+        heapq.heapify(self._ready)
+        return chosen[-1]
+
+    def _has_witness(self, letter: Letter) -> bool:
+        since = self.feedback.evidence.accepted_since
+        return letter.tried is not None and since(letter.tried, f"{letter.owed.address}")
+
+    def _begin(self, letter: Letter) -> None:
+        feedback = self.feedback
+        letter.due = math.inf  # claimed
+        if self._has_witness(letter):
+            letter.owed = replace(letter.owed, tries=letter.owed.tries + 1)
+            letter.tried = letter.tried
+        if letter.owed.copies >= COPIES - 1 and not self._has_witness(letter):
+            return self._hold(letter)
+        if feedback.evidence.admit(letter.mail, self.now):
+            return self._hold(letter)
+        feedback.pace.take(self.now)
+        self._busy += 1
+        began, line = self.now, self._free.pop() if self._free else self._connect()
+        if isinstance(line, Outcome):
+            fault = line
+            return self._at(self.now + RTT, lambda: self._finish(letter, began, fault))
+        return self._converse(letter, began, line, None)
+
+    def _hold(self, letter: Letter) -> None:
+        after = self.schedule.hold(letter.mail, letter.owed, self.now - letter.born, self.now)
+        if after.given_up:
+            letter.died = after.given_up
+            return
+        letter.owed = replace(letter.owed, waited=after.waited, held=after.held)
+        self._wait(letter, after.delay)
+
+    def _converse(self, letter: Letter, began: float, line: Line, first: tuple[Line, Outcome] | None) -> None:
+        self.attempts += 1
+        outcome = self.relay(letter.mail, self.now, line)
+        self.refused += outcome is not None
+        self._at(self.now + RTT, lambda: self._answer(letter, began, line, outcome, first))
+
+    def _connect(self) -> Line | Outcome:
+        if fault := self.door(self.now, len(self.lines)):
+            self.feedback.not_connected(fault)
+            return fault
+        line = Line(next(self._order), machine=random.randrange(2))
+        self.lines.append(line)
+        self.feedback.connected(len(self.lines))
+        return line
+
+    def _answer(
+        self, letter: Letter, began: float, line: Line, outcome: Outcome | None, first: tuple[Line, Outcome] | None
+    ) -> None:
+        if outcome is None or outcome.stage is not Stage.CONNECT:
+            self.feedback.reached()
+        if outcome is None:
+            line.messages += 1
+        elif not first and self.feedback.may_be_a_limit(letter.mail, outcome):
+            return self._elsewhere(letter, began, (line, outcome))
+        if first:
+            self._refusing_again(first[0], accepted=outcome is None)
+        if outcome and outcome.broken:
+            self._drop(line)
+        else:
+            self._keep(line)
+        return self._finish(letter, began, outcome or SENT)
+
+    def _elsewhere(self, letter: Letter, began: float, first: tuple[Line, Outcome]) -> None:
+        """Wait for a connection that has delivered, or else open one, as the pool does."""
+        refusing = first[0]
+        self.lines.remove(refusing)
+        better = [line for line in self._free if line.messages and line.messages < (refusing.messages or math.inf)]
+        if better:
+            self._free.remove(better[0])
+            return self._converse(letter, began, better[0], first)
+        if not refusing.messages and any(line.messages for line in self.lines if line not in self._free):
+            return self._asking.append((letter, began, first))
+        other = self._connect()
+        if isinstance(other, Outcome):
+            self._refusing_again(refusing, accepted=False)
+            return self._finish(letter, began, first[1])
+        return self._converse(letter, began, other, first)
+
+    def _refusing_again(self, line: Line, *, accepted: bool) -> None:
+        if accepted:
+            self.feedback.disconnected(len(self.lines))
+            self.feedback.bore(line.messages)
+        else:
+            self.lines.append(line)
+            self._keep(line)
+
+    def _keep(self, line: Line) -> None:
+        if line.messages >= self.feedback.limits.messages:
+            self._drop(line)
+        elif line.messages and self._asking:
+            letter, began, first = self._asking.pop(0)
+            self._converse(letter, began, line, first)
+        else:
+            self._free.append(line)
+
+    def _drop(self, line: Line) -> None:
+        self.lines.remove(line)
+        self.feedback.disconnected(len(self.lines))
+        asking, self._asking = self._asking, []
+        for letter, began, first in asking:
+            self.lines.append(first[0])
+            self._elsewhere(letter, began, first)
+
+    def _finish(self, letter: Letter, began: float, outcome: Outcome) -> None:
+        self._busy -= 1
+        judged = self.feedback.judge(letter.mail, outcome, began)
+        assert judged
+        self.too_fast += judged.verdict is Verdict.TOO_FAST
+        if judged.verdict is Verdict.SENT:
+            letter.delivered = self.now
+        elif judged.verdict in UNTRIED:
+            letter.born_again = self.now
+            self._wait(letter, 0.0)
+        elif judged.verdict is Verdict.PERMANENT:
+            letter.died, letter.first_refusal = judged.detail, letter.owed.waited == 0
+        else:
+            self._try_again(letter, judged)
+
+    def _try_again(self, letter: Letter, outcome: Outcome) -> None:
+        after = self.schedule.after_refusal(letter.mail, letter.owed, outcome, self.now - letter.born, self.now)
+        letter.tried = self.now
+        letter.owed = replace(letter.owed, waited=after.waited, held=after.held, copies=after.copies)
+        if after.given_up:
+            letter.died = after.given_up
+        else:
+            self._wait(letter, after.delay * random.uniform(0.8, 1.2))
+
+    # --- what came of it ---------------------------------------------------------------------------
+
+    @property
+    def dead(self) -> list[Letter]:
+        """The e-mails that died."""
+        return [letter for letter in self.letters if letter.died]
+
+    def last(self, letters: Iterable[Letter] | None = None) -> float:
+        """Return when the last of some e-mails was delivered; infinity if one was not."""
+        chosen = self.letters if letters is None else letters
+        return max(math.inf if letter.delivered is None else letter.delivered for letter in chosen)
+
+
+def delays(letters: Iterable[Letter]) -> list[float]:
+    """Return how late e-mails were, in order."""
+    return sorted(math.inf if letter.delivered is None else letter.delivered - letter.born for letter in letters)

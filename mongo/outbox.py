@@ -24,7 +24,7 @@ from pymongo import UpdateMany
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, elements, value_at
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, Unavailable, UnknownError, WrongType
 from mongo.indexes import Index
-from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, due_as_before, load_emails
+from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, due_as_before, load_emails, rewrite
 from mongo.preferences import wants_email
 from mongo.refused import Refused
 from mongo.statement import Write
@@ -283,19 +283,3 @@ def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) 
 
 def _from_now(seconds: float) -> JSONObject:
     return {"$add": ["$$NOW", round(seconds * 1000)]}
-
-
-def rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the chosen elements, or remove them, and set `due` to that of the earliest e-mail left.
-
-    Elements that are not e-mails of ours stay as they are, and in place.
-    """
-    merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
-    outbox = (
-        {"$map": {"input": OUTBOX, "in": merged}}
-        if change is not None
-        else {"$filter": {"input": OUTBOX, "cond": {"$not": [chosen]}}}
-    )
-    ours = {"$filter": {"input": "$notifier.outbox", "cond": IS_EMAIL}}
-    earliest = {"$min": {"$map": {"input": ours, "in": "$$this.next_at"}}}
-    return [{"$set": {"notifier.outbox": outbox}}, {"$set": {"notifier.due": {"$ifNull": [earliest, "$$REMOVE"]}}}]

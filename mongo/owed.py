@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, origin_of, value_at
+from mongo.document import OPTIONAL_FIELDS, OUTBOX, JSONObject, Shape, elements, origin_of, value_at
 from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
@@ -136,6 +136,22 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
         **optional,
         **origin,
     }
+
+
+def rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
+    """Merge `change` into the chosen elements, or remove them, and set `due` to that of the earliest e-mail left.
+
+    Elements that are not e-mails of ours stay as they are, and in place.
+    """
+    merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
+    outbox = (
+        {"$map": {"input": OUTBOX, "in": merged}}
+        if change is not None
+        else {"$filter": {"input": OUTBOX, "cond": {"$not": [chosen]}}}
+    )
+    ours = {"$filter": {"input": "$notifier.outbox", "cond": IS_EMAIL}}
+    earliest = {"$min": {"$map": {"input": ours, "in": "$$this.next_at"}}}
+    return [{"$set": {"notifier.outbox": outbox}}, {"$set": {"notifier.due": {"$ifNull": [earliest, "$$REMOVE"]}}}]
 
 
 def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:

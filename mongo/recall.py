@@ -7,8 +7,8 @@ from typing import Final
 
 from mongo.document import IS_DATE, OURS, OUTBOX, JSONObject
 from mongo.errors import TooLarge
-from mongo.outbox import Outbox, rewrite
-from mongo.owed import FLUSHED, IS_EMAIL, NO_TOKEN, has_type
+from mongo.outbox import Outbox
+from mongo.owed import FLUSHED, IS_EMAIL, NO_TOKEN, has_type, rewrite
 
 PAGE: Final = 1000
 """Users whose e-mails are changed by one update."""

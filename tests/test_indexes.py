@@ -133,7 +133,7 @@ SERVING = [
 ]
 
 
-@pytest.mark.parametrize(("index", "then"), SERVING, ids=lambda value: f"{value}"[:60])
+@pytest.mark.parametrize(("index", "then"), SERVING, ids=range(len(SERVING)))
 async def test_beside_any_index_that_serves_or_is_not_in_the_way_emails_are_sent(
     start: Start, database: DB, settings: Settings, index: dict[str, Any], then: set[str]
 ) -> None:

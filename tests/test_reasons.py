@@ -77,10 +77,10 @@ async def test_what_a_server_says_of_itself_tells_the_reason(reply: bytes | None
 
 
 @pytest.mark.parametrize(
-    ("host", "reason"), [("nowhere.invalid", Reason.UNKNOWN_HOST), (f"127.0.0.1:{free_port()}", Reason.REFUSED)]
+    ("host", "reason"), [("nowhere.invalid", Reason.UNKNOWN_HOST), ("127.0.0.1:{port}", Reason.REFUSED)]
 )
 async def test_the_start_says_what_is_in_the_way(host: str, reason: Reason) -> None:
-    assert await said(f"mongodb://{host}/x") == of(reason)
+    assert await said(f"mongodb://{host.format(port=free_port())}/x") == of(reason)
 
 
 @pytest.fixture

@@ -94,7 +94,11 @@ OPENED = {
 }
 
 
-@pytest.mark.parametrize("scopes", [*({scope} for scope in Scope), {Scope.CREATE, Scope.INBOX}], ids=str)
+@pytest.mark.parametrize(
+    "scopes",
+    [*({scope} for scope in Scope), {Scope.CREATE, Scope.INBOX}],
+    ids=lambda scopes: "+".join(sorted(scope.value for scope in scopes)),
+)
 async def test_a_key_opens_what_its_scopes_say(share: Start, scopes: set[Scope]) -> None:
     keys = [f"{scope.value}:{scope.value * 32}" for scope in Scope] + [f"create+inbox:{'x' * 32}"]
     client = await share(api_keys=tuple(keys))

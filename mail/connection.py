@@ -136,6 +136,7 @@ def _drop(smtp: SMTP) -> None:
 SILENT_STEP: Final = "the greeting"
 ADDRESSES: Final = 4
 """Addresses of the server that are tried for one connection, after the first."""
+Address = tuple[str, int]
 AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
 """Such a server waits for us in silence (SMTPS on another port than 465)."""
@@ -154,8 +155,8 @@ class Opener:
             self._tls.load_cert_chain(settings.smtp_client_cert)
         self.tokens = Tokens(settings, self._tls) if settings.smtp_oauth_token_url else None
         self._step = ""
-        self._address = ""
-        self._resting: dict[str, float] = {}
+        self._address: Address | None = None
+        self._resting: dict[Address, float] = {}
         self._one_by_one_until = -math.inf
 
     @property
@@ -188,23 +189,25 @@ class Opener:
 
     async def _open_somewhere(self, secret: str) -> Connection:
         for _ in range(ADDRESSES):
-            self._address = ""
+            self._address = None
             try:
                 return await self._open_in_time(secret)
             except SMTPAuthenticationError:  # which another address would refuse as well
                 raise
             except (SMTPException, SMTPFault, OSError):
-                if not (self._address and await self._rest()):
+                if not await self._rest():
                     raise
         return await self._open_in_time(secret)
 
     async def _rest(self) -> bool:
         """Let the last address rest, for the fault may lie behind it; return whether there is one that does not."""
+        if self._address is None:
+            return False
         self._resting[self._address] = time.monotonic() + ADDRESS_REST
         return not all(self._rests(info) for info in await self._addresses())
 
     def _rests(self, info: AddressInfo) -> bool:
-        return self._resting.get(f"{info[4][0]}", -math.inf) > time.monotonic()
+        return self._resting.get(info[4][:2], -math.inf) > time.monotonic()
 
     async def _addresses(self) -> Sequence[AddressInfo]:
         host, port = self._settings.smtp_host, self._settings.smtp_port
@@ -251,7 +254,7 @@ class Opener:
         """Connect to the first of the server's addresses that answers; those that rest come last. Raises `OSError`."""
         addresses = sorted(await self._addresses(), key=self._rests)
         found = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
-        self._address = f"{found.getpeername()[0]}"
+        self._address = found.getpeername()[:2]
         return found
 
     async def _greet(self, smtp: SMTP) -> None:

@@ -182,7 +182,7 @@ class Settlements:
         self._metrics.emails.labels(result, outcome.verdict.value).inc()
         if outcome.verdict is Verdict.SENT:
             self._metrics.delivery.observe(self._clock.seconds_since(email.at))
-        if result == "waiting":  # which the alarm tells
+        if outcome.verdict in {Verdict.CONFIGURATION, Verdict.HELD}:  # which the alarm tells
             return
         log.log(
             logging.INFO if outcome.verdict in {Verdict.SENT, Verdict.MUTED} else logging.WARNING,

@@ -152,7 +152,7 @@ async def test_an_email_that_waits_for_its_next_attempt_is_erased_and_never_sent
     await create(client, key="registration")
 
     def has_failed() -> None:
-        assert owed(database)[0]["tries"]
+        assert owed(database)[0]["error"]
 
     async def is_erased() -> None:
         assert await erase(client) == 200  # 503 only while an attempt is under way

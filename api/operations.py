@@ -9,6 +9,7 @@ from marshmallow import ValidationError
 
 import schemas
 from api import body, stream
+from api.answers import TooMuchInFlight
 from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WRONG_METHOD, Answer, Operation
 from api.problems import NoSuchNotification
@@ -131,7 +132,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                     headers={"ETag": ETAG},
                 ),
             },
-            problems=(*WRONG_METHOD, *NOT_THE_USER, ValidationError, *UNCONFIRMED),
+            problems=(*WRONG_METHOD, *NOT_THE_USER, ValidationError, TooMuchInFlight, *UNCONFIRMED),
         ),
         "POST /read": _marking("Mark notifications as read", "They are read.", kinds, id_type),
         "POST /unread": _marking("Mark notifications as unread", "They are unread.", kinds, id_type),

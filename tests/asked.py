@@ -16,6 +16,7 @@ from pymongo import MongoClient
 
 import handlers
 from api import auth, body, stream
+from api.answers import IN_FLIGHT, LIMIT, TooMuchInFlight
 from api.components import INVALID_REQUEST
 from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
@@ -148,12 +149,19 @@ async def create_with_a_full_outbox(client: Client) -> ClientResponse:
     return await create_many(*SEVEN, USER, key="registration")(client)
 
 
+async def list_too_much(client: Client) -> ClientResponse:
+    """Ask for a list while clients of the user have not taken others."""
+    client.app[IN_FLIGHT].held[USER] = LIMIT
+    return await client.get("/list", params={"user_id": USER})
+
+
 def with_validator(ask: Ask) -> Ask:
     """Ask about a user with a notification, once the team's validator admits only other documents."""
 
     async def ask_with_validator(client: Client) -> ClientResponse:
         await create()(client)
-        await client.app[handlers.STORE].database.command("collMod", "users", validator={"email": 1})
+        with MongoClient[JSONObject](client.app[SETTINGS].db_uri) as team:
+            team.get_default_database().command("collMod", "users", validator={"email": 1})
         return await ask(client)
 
     return ask_with_validator
@@ -344,6 +352,7 @@ CASES = [
     Case("POST /u/{token}", errors.Conflict, with_validator(follow("POST")), settings=LINKED),
     Case("POST /u/{token}", errors.TooLarge, with_full_document(follow("POST")), settings=LINKED),
     Case("POST /u/{token}", errors.Unavailable, while_mongodb_stops(follow("POST")), settings=LINKED, **NO_TIME),
+    Case("GET /list", TooMuchInFlight, list_too_much, patches={"api.answers.PATIENCE": 0.01}),
     Case("GET /stream", 200, open_stream()),
     Case("GET /stream", ValidationError, ask("GET", "/stream", params=INVALID_REQUEST)),
     Case("GET /stream", stream.Unreadable, open_stream(), patches={"api.hub.encode": breaking}),

@@ -26,7 +26,11 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Return a list of the addresses and ports to which the server's name resolves."""
     found: list[tuple[str, int]] = []
 
-    async def getaddrinfo(*_: object, **__: object) -> list[Any]:
+    resolve = asyncio.BaseEventLoop.getaddrinfo
+
+    async def getaddrinfo(loop: asyncio.BaseEventLoop, host: Any, *args: Any, **options: Any) -> Any:
+        if host != localhost():
+            return await resolve(loop, host, *args, **options)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in found]
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)

@@ -150,16 +150,18 @@ async def test_the_path_of_an_email_is_a_secret_and_leads_to_nothing_else(locked
         answer = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
         of_text, path = [mail["html"] for mail in (await answer.json())["mails"]]
         assert of_text is None
-        response = await session.get(path)
+        response = await session.get(f"/{path}")
         assert (response.status, response.content_type, response.charset) == (200, "text/html", "utf-8")
         assert "<p>First</p>" in await response.text()
         policy = response.headers["Content-Security-Policy"].split("; ")
         assert {"sandbox", "default-src 'none'", "frame-ancestors 'self'"} <= set(policy)
         assert response.headers["Cache-Control"] == "no-store"
-        secret = path.split("/")[3]
+        secret = path.split("/")[2]
         for other in (
             path.replace(secret, "x" * len(secret)),
             path.replace(secret, "%FF"),
-            *(f"/demo/mails/{secret}/{name}" for name in NO_EMAILS),
+            *(f"demo/mails/{secret}/{name}" for name in NO_EMAILS),
         ):
-            assert (await session.get(URL(f"http://127.0.0.1:{locked.port}{other}", encoded=True))).status == 404, other
+            assert (await session.get(URL(f"http://127.0.0.1:{locked.port}/{other}", encoded=True))).status == 404, (
+                other
+            )

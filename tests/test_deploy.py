@@ -182,7 +182,7 @@ async def test_every_query_asks_for_metrics_and_labels_that_the_service_has(metr
         labels = re.findall(r"(\w+)=~?\"", expression)
         for group in re.findall(r"\bby \(([^)]*)\)", expression):
             labels += group.split(", ")
-        known = {"instance", "le"}.union(*(metrics[name] for name in asked)) | {"outcome", "reason"}
+        known = {"instance", "le"}.union(*(metrics[name] for name in asked)) | {"outcome", "reason", "group", "reply"}
         assert set(labels) <= known, title
 
 

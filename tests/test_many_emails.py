@@ -34,6 +34,8 @@ from tests.servers import MailServer, Mongod, free_port, smtp_server
 from tests.smtp import raw_server
 from tests.waiting import eventually_async
 
+pytestmark = pytest.mark.usefixtures("nobody_else")
+
 DIGEST = Kind(name="digest", email=True)
 
 

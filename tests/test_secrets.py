@@ -25,7 +25,12 @@ GOOD = {
     "USER_TOKEN_SECRETS": "a" * 32,
     "UNSUBSCRIBE_SECRETS": "b" * 32,
 }
+BY_TOKEN = {name: value for name, value in GOOD.items() if name != "SMTP_PASSWORD"} | {
+    "SMTP_OAUTH_CLIENT_SECRET": " c$s #1 ",
+    "SMTP_OAUTH_REFRESH_TOKEN": "r",
+}
 AROUND = {"EMAIL": "a@b.example", "SMTP_HOST": "x", "SMTP_LOGIN": "me", "PUBLIC_URL": "https://x.example"}
+OAUTH = {"SMTP_OAUTH_TOKEN_URL": "https://x.example/token", "SMTP_OAUTH_CLIENT_ID": "id"}
 
 
 def faults_of(load: Callable[..., Settings], env_file: str = "", **variables: str) -> Mapping[str, str]:
@@ -40,15 +45,26 @@ def faults_of(load: Callable[..., Settings], env_file: str = "", **variables: st
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 @pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize(("good", "around"), [(GOOD, AROUND), (BY_TOKEN, AROUND | OAUTH)], ids=["password", "token"])
 def test_every_secret_may_stand_in_a_file(
-    environment: Callable[..., Settings], tmp_path: Path, end: str, in_file: bool
+    environment: Callable[..., Settings],
+    tmp_path: Path,
+    end: str,
+    in_file: bool,
+    good: Mapping[str, str],
+    around: Mapping[str, str],
 ) -> None:
-    for name in SECRETS:
-        (tmp_path / name).write_bytes(f"{GOOD[name]}{end}".encode())
-    given = AROUND | {f"{name}_FILE": f"{tmp_path / name}" for name in SECRETS}
+    for name, value in good.items():
+        (tmp_path / name).write_bytes(f"{value}{end}".encode())
+    given = {**around, **{f"{name}_FILE": f"{tmp_path / name}" for name in good}}
     settings = environment("".join(f"{n}={v}\n" for n, v in given.items())) if in_file else environment(**given)
-    assert settings == environment(**{f"{name}_FILE": "" for name in SECRETS}, **AROUND, **GOOD)
-    assert settings.smtp_password == GOOD["SMTP_PASSWORD"]
+    assert settings == environment(**{f"{name}_FILE": "" for name in good}, **around, **good)
+    assert settings.smtp_password == good.get("SMTP_PASSWORD")
+    assert settings.smtp_oauth_client_secret == good.get("SMTP_OAUTH_CLIENT_SECRET")
+
+
+def test_those_are_all_secrets() -> None:
+    assert {*GOOD, *BY_TOKEN} == set(SECRETS)
 
 
 def test_only_one_newline_is_taken_away_from_a_file(environment: Callable[..., Settings], tmp_path: Path) -> None:

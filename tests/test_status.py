@@ -128,7 +128,7 @@ async def test_one_connection_is_no_plural(settings: Settings, number: int, said
     metrics = "".join(f"notifier_{name} {number}\n" for name in ("emails_sent_last_hour", "smtp_connections"))
 
     async def answer(_: web.BaseRequest) -> web.Response:
-        return web.Response(text=f"{metrics}notifier_smtp_breaker_open 0\n")
+        return web.Response(text=f"{metrics}notifier_smtp_breaker_open 0\nnotifier_smtp_pace 0\n")
 
     async with RawTestServer(answer) as other:
         _, out, _ = await command(settings, "status", HOST="127.0.0.1", PORT=f"{other.port}")

@@ -11,6 +11,7 @@ from bson import DatetimeMS, ObjectId
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, TARGET, USER, Client, create, list_, problem, read, user
+from tests.waiting import eventually_async
 
 
 async def test_a_create_without_room_in_the_document_is_413_and_changes_nothing(client: Client, database: DB) -> None:
@@ -50,9 +51,11 @@ async def test_values_of_other_programs_in_the_array_do_not_break_the_list(clien
 
 
 async def test_several_replicas_may_create_the_indexes_at_once(settings: Settings, database: DB) -> None:
+    def made() -> None:
+        assert database.users.index_information().get("notifier.due_1", {}).get("sparse")
+
     async def open_and_close() -> None:
-        async with open_store(settings):
-            pass
+        async with open_store(settings, serves=True):
+            await eventually_async(made)
 
     await asyncio.gather(*(open_and_close() for _ in range(8)))
-    assert database.users.index_information()["notifier.due_1"]["sparse"]

@@ -262,7 +262,7 @@ async def test_without_mongodb_it_says_when_to_try_again(
     assert "Please try again later." in await answers[1].text()
     assert "Veuillez réessayer plus tard." in await answers[2].text()
     (line,) = [record.getMessage() for record in caplog.records if record.name == "notifier.http"]
-    assert line == "requests fail: MongoDB cannot do it now: LockTimeout."
+    assert line == "requests fail: MongoDB cannot do it now: error 24 LockTimeout."
     assert preferences(database) is None
     assert (await client.post(link_path(linked))).status == 200
 

@@ -29,7 +29,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     resolve = asyncio.BaseEventLoop.getaddrinfo
 
     async def getaddrinfo(loop: asyncio.BaseEventLoop, host: Any, *args: Any, **options: Any) -> Any:
-        if host != localhost():
+        if host != PLAIN["smtp_host"]:
             return await resolve(loop, host, *args, **options)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in found]
 

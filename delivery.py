@@ -199,8 +199,7 @@ class Delivery:
         if email.dead:  # its worker died before it was buried
             self._settler.put(lease, Outcome(verdict=Verdict.PERMANENT, status="dead", detail=email.error or ""))
             return
-        if not (kind and kind.required):
-            lease.known_until = 0.0
+        lease.known_until, lease.required = 0.0, bool(kind and kind.required)
         self._window.put(lease, urgent=self._rank(email) == "high")
 
     def _rank(self, email: OwedEmail) -> str:

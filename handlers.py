@@ -70,8 +70,7 @@ async def create(request: web.Request) -> web.Response:
     created = await request.app[STORE].create(replace(new, **identified))
     if new.kind.email:
         _emails_owed(request, [created.outcome])
-    told = {"X-Notification-ID": created.id} if created.id else {}
-    return _answer(SUCCESS, 201, {**told, **OUTCOME_HEADERS[created.outcome]})
+    return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
 
 
 def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]) -> None:
@@ -99,9 +98,10 @@ async def list_(request: web.Request) -> web.Response:
     caller.must_act_for(query.user_id)
     page = await request.app[STORE].list(query)
     asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
-    if query.is_new is not None:
-        asked["is_new"] = query.is_new
+    asked |= {name: value for name in ("is_new", "key") if (value := getattr(query, name)) is not None}
     data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
+    if page.unseen is not None:
+        data["unseen"] = page.unseen
     # Other programs may store values in the array that JSON has no type for. They must not break the list.
     body = orjson.dumps({"success": True, "data": data}, default=str)
     return _revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
@@ -138,6 +138,12 @@ def _selection(request: web.Request) -> Selection:
 def _answer_found(selection: Selection, *, found: bool) -> web.Response:
     if not found and selection.field == "id":
         raise NoSuchNotification
+    return _answer(SUCCESS)
+
+
+async def seen(request: web.Request) -> web.Response:
+    """Note that a user has seen all there is now."""
+    await request.app[STORE].seen.mark(_user(request, identify(request)))
     return _answer(SUCCESS)
 
 
@@ -256,6 +262,7 @@ ROUTES: Final = (
     web.post("/read", read),
     web.post("/unread", unread),
     web.post("/delete", delete),
+    web.post("/seen", seen),
     web.get("/preferences", preferences),
     web.post("/preferences", change_preferences),
     web.post("/erase", erase),
@@ -270,7 +277,7 @@ ROUTES: Final = (
     web.get("/openapi.json", pages.openapi),
     web.get("/docs", pages.docs),
 )
-FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/preferences", "/stream")
+FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/seen", "/preferences", "/stream")
 """What pages of the origins in `CORS_ORIGINS` may call."""
 
 
@@ -286,8 +293,3 @@ def _revalidated(request: web.Request, body: bytes, cache_control: str) -> web.R
     response.etag = etag
     response.headers["Cache-Control"] = cache_control
     return response
-
-
-def describe_kinds(kinds: Kinds) -> bytes:
-    """Return the body of `GET /kinds`."""
-    return orjson.dumps({"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}})

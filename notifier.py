@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import aiohttp_cors
+import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
@@ -32,6 +33,7 @@ from delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
 from ops.banner import banner
+from ops.kinds import describe_kinds
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
@@ -72,12 +74,12 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     app[THROTTLE] = Throttle()
     app[openapi.DOCUMENT] = openapi.Document(partial(openapi.describe, handlers.ROUTES, kinds, settings.id_type))
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
-    app[handlers.LIST] = ListSchema(settings.id_type)
+    app[handlers.LIST] = ListSchema(settings.id_type, kinds)
     app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
     app[handlers.USER] = UserSchema(settings.id_type)
     app[handlers.PREFERENCES] = PreferencesSchema(kinds)
-    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, handlers.describe_kinds(kinds)
+    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, orjson.dumps(describe_kinds(kinds))
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes())
     app.add_routes(demo.routes(settings))

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Final
 
 from bson import ObjectId
 
@@ -33,8 +32,6 @@ from mongo.document import (
     Shape,
     append,
     has,
-    inbox,
-    marked,
     optional_fields,
     remember,
 )
@@ -55,8 +52,10 @@ from mongo.fan_out import FanOut
 from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
 from mongo.owed import first_due, new_element
+from mongo.page import EMPTY, Page, is_shared, kind_of_list, page_of
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection
+from mongo.seen import Seen
 from mongo.start import reach
 from mongo.statement import Write
 from mongo.suppression import Suppressions
@@ -64,32 +63,12 @@ from mongo.users import Documents, Users
 from mongo.writes import Writes
 from settings import Settings, UnknownUsers
 
-SHARED_LIMITS: Final = (0, 10, 50)
-"""Lists share a query with those that round up to the same of these limits. A longer list is fetched alone, so that it
-delays no other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some of a user's notifications, newest first, and the counts of all and of the unread ones."""
-
-    elements: int
-    new: int
-    list: list[JSONObject]
-
-    def first(self, limit: int) -> Page:
-        """Return the page cut to at most `limit` notifications."""
-        return Page(self.elements, self.new, self.list[:limit])
-
-
-EMPTY: Final = Page(0, 0, [])
-
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What a create did. It has the notification's id if one was stored; a replay stored none."""
+    """What a create did, and the notification's id. A replay has the id of the request that it repeats."""
 
-    id: str | None
+    id: str
     outcome: Recorded
 
 
@@ -136,11 +115,12 @@ class Store:
         self.changes = Changes(self.users, self.clock, self._limit)
         self._writes = Writes(self.users)
         self.deletions = Deletions(self.users, self._writes, self._limit, self._slack)
+        self.seen = Seen(self.users, self._writes, self._limit)
         self._fan_out = FanOut(self.users, self._writes, self._record)
         self._lists: Batcher[ListQuery, Page] = Batcher(
             self._fetch,
             patience=patience.operation,
-            kind=_kind_of_list,
+            kind=kind_of_list,
         )
 
     async def create(self, new: Create) -> Created:
@@ -155,7 +135,7 @@ class Store:
         """
         creation = self._creation(new, self.clock.now())
         outcome = await self._record(creation)
-        return Created(creation.id if new.kind.in_app and outcome is not Recorded.REPLAYED else None, outcome)
+        return Created(creation.replayed_id if outcome is Recorded.REPLAYED else creation.id, outcome)
 
     async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[Recorded | StoreError]:
         """Do for each of these users what `create` does for one; return for each what it did, or its error."""
@@ -236,7 +216,7 @@ class Store:
 
     async def list(self, query: ListQuery) -> Page:
         """Return a page and the counts, all from one read. An unknown user's are empty. Raises `Unavailable`."""
-        is_short = not query.skip and query.limit <= SHARED_LIMITS[-1]
+        is_short = is_shared(query)
 
         async def attempt(n: int) -> Page:
             return await self._lists(query) if is_short and not n else (await self._fetch([query]))[0]
@@ -246,7 +226,7 @@ class Store:
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
         """Fetch pages that differ only in their users and limits, with one query."""
         ids = {self.users.key(query.user_id)["_id"] for query in queries}
-        projection = _page(max(queries, key=attrgetter("limit")), self._limit)
+        projection = page_of(max(queries, key=attrgetter("limit")), self._limit)
         if len(ids) == 1:
             user = await self.users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
             found = [user] if user else []
@@ -281,20 +261,3 @@ class Store:
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
         await persist(lambda _: self.database.command("ping"), PING_DEADLINE)
-
-
-def _kind_of_list(query: ListQuery) -> tuple[bool | None, int]:
-    return query.is_new, min(limit for limit in SHARED_LIMITS if query.limit <= limit)
-
-
-def _page(query: ListQuery, inbox_limit: int) -> JSONObject:
-    """Return the projection that makes a `Page` of a user's document."""
-    newest = inbox(inbox_limit)
-    listed = newest if query.is_new is None else marked(newest, is_new=query.is_new)
-    skip = min(query.skip, inbox_limit)
-    end = {"$slice": [listed, -(skip + query.limit)]}  # newest last, like the array
-    return {
-        "elements": {"$size": newest},
-        "new": {"$size": marked(newest, is_new=True)},
-        "list": {"$slice": [{"$reverseArray": end}, skip, query.limit]} if query.limit else {"$literal": []},
-    }

@@ -55,6 +55,12 @@ COUNT: Final = {"type": "integer", "minimum": 0}
 COUNTS: Final = {
     "elements": COUNT | {"description": "How many notifications the user has."},
     "new": COUNT | {"description": "How many of them are unread."},
+    "unseen": COUNT | {"description": "How many unread ones came since `/seen`; absent before its first call."},
+}
+TEXTS: Final = {
+    "type": "object",
+    "additionalProperties": {"type": "string"},
+    "description": "The same by language.",
 }
 REASONS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 DATA: Final = {
@@ -89,11 +95,12 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
                 "label": {"type": "string", "description": "What the bell says, with placeholders."},
                 "url": {"type": "string", "description": "Where a click leads, with placeholders."},
-                "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+                "labels": TEXTS,
+                "name": {"type": "string", "description": "What settings call it."},
+                "names": TEXTS,
+                "icon": {"type": "string", "description": "An emoji, an https address, or a path."},
             },
-            "label",
-            "url",
-            "labels",
+            *("label", "url", "labels", "name", "names", "icon"),
         ),
         "UserPreferences": _object(
             {
@@ -143,15 +150,24 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                     {
                         **COUNTS,
                         "request": _object(
-                            {"user_id": id_, "skip": COUNT, "limit": COUNT, "is_new": {"type": "boolean"}}, "is_new"
+                            {
+                                "user_id": id_,
+                                "skip": COUNT,
+                                "limit": COUNT,
+                                "is_new": {"type": "boolean"},
+                                "key": {"type": "string"},
+                            },
+                            *("is_new", "key"),
                         ),
                         "list": {"type": "array", "items": ref("Notification"), "description": "Newest first."},
-                    }
+                    },
+                    "unseen",
                 ),
             }
         ),
         "Inbox": _object(
-            {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}}
+            {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}},
+            "unseen",
         ),
         "Problem": _object(
             {

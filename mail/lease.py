@@ -27,7 +27,8 @@ RETRY_PART: Final = 0.03
 class Lease:
     """An e-mail that this process holds, until `ends` (monotonic seconds) unless the lease is extended.
 
-    `wanted` is whether the user wants the e-mail, as far as is known until `known_until`.
+    `wanted` is whether the user wants the e-mail, as far as is known until `known_until`. A `required` one counts as
+    wanted.
 
     The mailer sets `sending` when the server may begin to accept the message. `replaced` says that another worker goes
     on meanwhile, as the reply to the message does not come soon.
@@ -35,6 +36,7 @@ class Lease:
 
     email: OwedEmail
     ends: float
+    required: bool = False
     wanted: bool = True
     known_until: float = math.inf
     sending: bool = False

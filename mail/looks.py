@@ -78,6 +78,6 @@ class Looks:
             log.warning("%d e-mails wait: their users' preferences cannot be read: %s", len(leases), reason)
             found = [None] * len(leases)
         for lease, wanted in zip(leases, found, strict=True):
-            lease.wanted, lease.known_until = bool(wanted), time.monotonic() + VALID
+            lease.wanted, lease.known_until = lease.required or bool(wanted), time.monotonic() + VALID
             if wanted is None:
                 lease.lose()

@@ -39,7 +39,7 @@ class Creation:
     """One atomic write that records a notification, an e-mail owed, or both.
 
     Its repetition must not record it twice: `write` has a number, or the guard that neither `id` nor `key` is there.
-    `not_owed` is whether its e-mail is left out.
+    `not_owed` is whether its e-mail is left out, and `replayed_id` what an earlier request with its key has recorded.
     """
 
     user_id: str
@@ -48,6 +48,7 @@ class Creation:
     fingerprint: str
     write: Write
     not_owed: bool = False
+    replayed_id: str = ""
 
     @property
     def update(self) -> JSONObject:
@@ -91,7 +92,8 @@ class Creation:
             if self.key and item.get("k") == self.key and isinstance(item.get("h"), str):
                 if item["h"] != self.fingerprint:
                     raise KeyReused
-                return Recorded.CREATED if item.get("id") == self.id else Recorded.REPLAYED
+                self.replayed_id = f"{item.get('id')}"
+                return Recorded.CREATED if self.replayed_id == self.id else Recorded.REPLAYED
         return None
 
     def explain(self, user: Mapping[str, Any]) -> Recorded:

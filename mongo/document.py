@@ -10,7 +10,8 @@
     recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
     deleted: [ id ],                          the last notifications that the user deleted, newest last
     preferences: { KIND or "*": {email} },    where the user wants something else than the default
-    suppression: {address, code, at} } }      the address to which nothing is sent, as mail to it was refused for good
+    suppression: {address, code, at},         the address to which nothing is sent, as mail to it was refused for good
+    seen_at: 1698138241 } }                   `timestamp` of the newest notification seen; absent before `/seen`
 ```
 
 The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. The array holds no more, unless
@@ -46,6 +47,7 @@ TYPES: Final[Mapping[str, str]] = {
     "notifier.deleted": "array",
     "notifier.preferences": "object",
     "notifier.suppression": "object",
+    "notifier.seen_at": "long",
 }
 """The fields that the service writes, each with its BSON type."""
 WRITTEN: Final = [name for name in TYPES if name != "notifier"]

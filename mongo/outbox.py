@@ -22,7 +22,7 @@ from pymongo import UpdateMany
 
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, elements, value_at
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError
-from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
+from mongo.owed import EARLIEST, ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
 from mongo.preferences import wants_email
 from mongo.refused import Refused
 from mongo.statement import Write
@@ -241,6 +241,4 @@ def _rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
         if change is not None
         else {"$filter": {"input": OUTBOX, "cond": {"$not": [chosen]}}}
     )
-    ours = {"$filter": {"input": "$notifier.outbox", "cond": IS_EMAIL}}
-    earliest = {"$min": {"$map": {"input": ours, "in": "$$this.next_at"}}}
-    return [{"$set": {"notifier.outbox": outbox}}, {"$set": {"notifier.due": {"$ifNull": [earliest, "$$REMOVE"]}}}]
+    return [{"$set": {"notifier.outbox": outbox}}, {"$set": {"notifier.due": {"$ifNull": [EARLIEST, "$$REMOVE"]}}}]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from mongo.document import OPTIONAL_FIELDS, JSONObject, Shape, elements, origin_of, value_at
+from mongo.document import OPTIONAL_FIELDS, OUTBOX, JSONObject, Shape, elements, origin_of, value_at
 from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
@@ -46,6 +46,10 @@ IS_EMAIL: Final = {
     ]
 }
 """Whether an element of the outbox has what an e-mail of ours always has."""
+EARLIEST: Final = {
+    "$min": {"$map": {"input": {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}, "in": "$$this.next_at"}}
+}
+"""When the first e-mail is due: what `due` must be after a pipeline has changed the outbox."""
 IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
 
 

@@ -52,12 +52,13 @@ class CreateMany:
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """A page of a user's notifications. `is_new` selects only the unread, or only the read."""
+    """A page of a user's notifications. `is_new` selects only the unread, or only the read, and `key` one kind."""
 
     user_id: str
     skip: int
     limit: int
     is_new: bool | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def kinds_file(folder: Path, text: str) -> Path:
             "[a]\nemails = true",
             [
                 "[a]: there is no setting 'emails'; ",
-                "the settings are in_app, email, required, priority, label, url, labels.",
+                "the settings are in_app, email, required, priority, label, url, labels, name, names, icon.",
             ],
         ),
         ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),

@@ -23,6 +23,7 @@ from config.address import envelope_address
 from config.ids import IdType
 from mail.templates import RenderError, Templates
 from mail.unsubscribe import Links
+from mongo.owed import batch
 from mongo.requests import Create
 from schemas import CreateHeaders, CreateSchema
 from settings import Settings, describe_settings
@@ -76,6 +77,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     preview = commands.add_parser("preview", help="show the e-mail that the templates make of a notification")
     preview.add_argument("key", metavar="KEY")
     preview.add_argument("--language", metavar="LANGUAGE", help="the user's language, such as de")
+    preview.add_argument(
+        "--count",
+        metavar="N",
+        type=number,
+        help="how many notifications the e-mail is about, of a kind with email_batch",
+    )
     for command in (send, preview):
         command.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
         command.add_argument("--target-id", metavar="ID", help="the `target_id` of POST /create")
@@ -86,6 +93,13 @@ def ttl(text: str) -> int:
     """Parse a lifetime in seconds, of at most a year."""
     if not (text.isdecimal() and len(text) < 10 and 0 < int(text) <= 31_536_000):
         raise argparse.ArgumentTypeError("not 1 to 31536000 seconds")
+    return int(text)
+
+
+def number(text: str) -> int:
+    """Parse how many notifications an e-mail is about."""
+    if not (text.isdecimal() and len(text) < 5 and int(text)):
+        raise argparse.ArgumentTypeError("not 1 to 9999")
     return int(text)
 
 
@@ -166,6 +180,10 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     """Print what an e-mail would say. This needs no MongoDB."""
     new = notification(options, settings)
     fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
+    if options.count and not new.kind.email_batch:
+        raise BadInput(f"--count: [{new.kind.name}] has no email_batch, so each notification has an e-mail of its own.")
+    if new.kind.window is not None:
+        fields |= batch([{**fields, "is_new": True}] * (options.count or 1))
     try:
         link = Links(settings).url(new.user_id, new.kind.name)
         content = Templates(settings.templates_dir, settings.kinds).render(fields, options.language, link)

@@ -26,7 +26,7 @@ from mail.looks import Looks
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.settler import UNSETTLED, Settler
-from mail.templates import Content, RenderError, Templates
+from mail.templates import Content, RenderError, Templates, plain
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mail.window import REFILL, Window
@@ -253,7 +253,7 @@ class Delivery:
 
     async def _deliver(self, lease: Lease) -> Outcome | None:
         try:
-            return await self._mailer.send(lease, self._content(lease.email))
+            return await self._mailer.send(lease, self._content)
         except asyncio.CancelledError:
             verdict = Verdict.AMBIGUOUS if lease.sending else Verdict.CONNECTION
             return Outcome(verdict=verdict, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT)
@@ -270,12 +270,13 @@ class Delivery:
         self._owed.set()
         self._wake_workers()
 
-    def _content(self, email: OwedEmail) -> Content:
+    async def _content(self, lease: Lease) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
+        email, fields = lease.email, lease.email.fields(lease.told)
         link = self._links.url(email.user_id, email.key)
         try:
-            return self._templates.render(email.fields(), email.language, link)
+            return self._templates.render(fields, email.language, link)
         except RenderError as exc:
             reason = type(exc.__cause__).__name__  # its message may quote data
             log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, reason)
-            return Content(email.key, email.key, unsubscribe_url=link)
+            return Content(plain(fields), plain(fields), unsubscribe_url=link)

@@ -68,7 +68,7 @@ async def create(request: web.Request) -> web.Response:
     if isinstance(new, CreateMany):
         return await _create_many(request, replace(new, each=replace(new.each, **identified)))
     created = await request.app[STORE].create(replace(new, **identified))
-    if new.kind.email:
+    if new.kind.email and new.kind.window is None:
         _emails_owed(request, [created.outcome])
     return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
 
@@ -246,13 +246,13 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Return the metrics. They are useful without MongoDB too."""
     identify(request).must_be_backend()
-    instruments, backlog, dead = request.app[METRICS], (float("nan"), float("nan")), float("nan")
+    instruments, backlog, dead = request.app[METRICS], (float("nan"),) * 3, float("nan")
     with contextlib.suppress(StoreError):
         backlog = await request.app[STORE].outbox.backlog()
         dead = await request.app[STORE].dead_mail.count()
     instruments.dead.set(dead)
-    instruments.owed.set(backlog[0])
-    instruments.oldest.set(backlog[1])
+    for gauge, value in zip((instruments.owed, instruments.oldest, instruments.waiting), backlog, strict=True):
+        gauge.set(value)
     return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -33,6 +33,9 @@ IDLE_INTERVAL: Final = 1.0
 """Seconds between two looks for kept connections that are too old."""
 
 MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
+READ: Final = Outcome(verdict=Verdict.READ, status="nothing to tell", stage=Stage.CONNECT)
+Render = Callable[[Lease], Awaitable[Content]]
+"""Returns what an e-mail says, after the look that brings what it tells."""
 
 
 async def _no_look(_: Lease) -> None:
@@ -68,12 +71,14 @@ class Mailer:
         """Number of connections that are open or being opened."""
         return len(self._kept) + self._busy
 
-    async def send(self, lease: Lease, content: Content) -> Outcome | None:
+    async def send(self, lease: Lease, render: Render) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
         It must be that the breaker `admits` it. Raises only when its task is cancelled. Then the server may have
         accepted the message if `lease.sending`.
         """
+        if lease.email.ids and not await self._is_wanted(lease):  # what was read makes no dead letter
+            return _unwanted(lease)
         address = lease.email.address
         if not address:
             return _unsendable("The user's document has no e-mail address.")
@@ -87,7 +92,7 @@ class Mailer:
         ticket = self.breaker.admit()
         self._busy += 1
         try:
-            outcome = await self._send(ticket, lease, to, content)
+            outcome = await self._send(ticket, lease, to, render)
         except BaseException:
             self.breaker.abandon(ticket)
             raise
@@ -98,7 +103,7 @@ class Mailer:
 
     def _report(self, ticket: object, lease: Lease, outcome: Outcome | None) -> None:
         """Tell the breaker what an attempt says about the server."""
-        if outcome is None or outcome is MUTED:
+        if outcome is None or outcome.verdict in {Verdict.MUTED, Verdict.READ}:
             self.breaker.abandon(ticket)
         elif outcome.blames_server:
             self.breaker.fail(ticket, outcome.detail)
@@ -107,15 +112,15 @@ class Mailer:
         else:
             self.breaker.succeed(ticket)
 
-    async def _send(self, ticket: object, lease: Lease, to: str, content: Content) -> Outcome | None:
+    async def _send(self, ticket: object, lease: Lease, to: str, render: Render) -> Outcome | None:
         if kept := await self._take():
-            outcome = await self._converse(kept, ticket, lease, to, content)
+            outcome = await self._converse(kept, ticket, lease, to, render)
             if outcome is None or not outcome.worth_a_new_connection:
                 return outcome
-        return await self._converse(None, ticket, lease, to, content)
+        return await self._converse(None, ticket, lease, to, render)
 
     async def _converse(
-        self, connection: Connection | None, ticket: object, lease: Lease, to: str, content: Content
+        self, connection: Connection | None, ticket: object, lease: Lease, to: str, render: Render
     ) -> Outcome | None:
         lease.sending = False
         try:
@@ -123,11 +128,10 @@ class Mailer:
                 if connection is None:
                     connection = await self._connect()
                 connection.stage = Stage.CONNECT
-                if not lease.known:
-                    await self._look(lease)
-                if not (lease.held and lease.wanted):
+                content = await self._prepare(lease, render)
+                if content is None:
                     self._kept.append(connection)
-                    return MUTED if lease.held else None
+                    return _unwanted(lease)
                 option = self._option(connection, to)
                 message = _as_bytes(lease.email, self._sender, to, content)
                 if not await self._say_envelope(connection, ticket, lease, to, option):
@@ -146,6 +150,22 @@ class Mailer:
         connection.used = time.monotonic()
         self._kept.append(connection)
         return Outcome(verdict=Verdict.SENT, status="250")
+
+    async def _is_wanted(self, lease: Lease) -> bool:
+        if not lease.known:
+            await self._look(lease)
+        return lease.held and lease.wanted and not lease.is_read
+
+    async def _prepare(self, lease: Lease, render: Render) -> Content | None:
+        """Render what the last look has brought, and look again if that took long; `None` if nothing is to be sent."""
+        content, told = None, lease.told
+        while content is None or not lease.known:
+            if not await self._is_wanted(lease):
+                return None
+            if content is None or lease.told != told:
+                told = lease.told
+                content = await render(lease)
+        return content
 
     async def _say_envelope(self, connection: Connection, ticket: object, lease: Lease, to: str, option: str) -> bool:
         """Say MAIL, RCPT and DATA: all at once to a server that pipelines (RFC 2920).
@@ -240,6 +260,11 @@ class Mailer:
         """Close every kept connection."""
         kept, self._kept = self._kept, []
         await asyncio.gather(*(connection.quit() for connection in kept))
+
+
+def _unwanted(lease: Lease) -> Outcome | None:
+    """Return the outcome of an e-mail that is not sent."""
+    return (READ if lease.wanted else MUTED) if lease.held else None
 
 
 def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:

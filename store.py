@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from operator import attrgetter
 
 from bson import ObjectId
@@ -18,6 +19,7 @@ from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
+from mongo.collapse import collapsing
 from mongo.connection import MAJORITY, Connection, connected
 from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.dead_mail import DeadMail
@@ -60,6 +62,7 @@ from mongo.start import reach
 from mongo.statement import Write
 from mongo.suppression import Suppressions
 from mongo.users import Documents, Users
+from mongo.waiting import Windows
 from mongo.writes import Writes
 from settings import Settings, UnknownUsers
 
@@ -108,7 +111,8 @@ class Store:
             patience,
         )
         self.clock = Clock(database)
-        self.outbox = Outbox(self.users)
+        self._windows = Windows(self.users, settings.kinds, self._limit)
+        self.outbox = Outbox(self.users, self._windows)
         self.dead_mail = DeadMail(self.outbox, Documents(database[DEAD_MAIL], patience))
         self.preferences = Preferences(self.users)
         self.suppressions = Suppressions(self.users)
@@ -166,7 +170,13 @@ class Store:
             filter_ |= {} if filter_["_id"] in self.users.judged else ONLY_OURS
             guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
             pushes["notifications"] = append(notification, self._limit, self._slack)
-        if new.kind.email:
+        if new.kind.window is not None:
+            filter_ |= self._windows.has_room() | IS_FINDABLE
+            due = now + timedelta(seconds=new.kind.window)
+            target: JSONObject = {"target_id": new.target_id} if new.target_id else {}
+            pushes["notifier.waiting"] = {"id": id_, "key": new.kind.name, **target, "due": due}
+            update["$min"] = {"notifier.due": due}
+        elif new.kind.email:
             filter_ |= HAS_ROOM | IS_FINDABLE
             due = first_due(new.kind.rank, in_bulk=new.in_bulk)
             pushes["notifier.outbox"] = new_element(id_, new.kind.name, now, optional, new.origin, due)
@@ -175,7 +185,8 @@ class Store:
             filter_["notifier.recent.k"] = {"$ne": key}
             pushes["notifier.recent"] = remember(key, fingerprint, id_)
         write = Write(filter_, update, upsert=self._creates_users, guard=guard, numbered=True)
-        return Creation(new.user_id, id_, key, fingerprint, write)
+        collapse = partial(collapsing, limit=self._limit) if new.kind.collapse else None
+        return Creation(new.user_id, id_, key, fingerprint, write, collapse)
 
     async def _record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
         """Write until the outcome is known, in calls of its own if `alone`. Raises as `create`."""
@@ -190,7 +201,7 @@ class Store:
 
     async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
         async def attempt(n: int) -> Recorded:
-            if await self._writes.find_one_and_update(creation.write, attempt=n + alone):
+            if await self._writes.find_one_and_update(creation.sent, attempt=n + alone):
                 creation.mark_judged(self.users.judged)
                 return Recorded.CREATED
             return await self._explain(creation)
@@ -206,9 +217,14 @@ class Store:
         """Explain a failed condition. Raises as `create`, and `Changed` when the condition would hold by now."""
         key = self.users.key(creation.user_id)
         if user := await self.users.find_one(key, EXPLAINING, majority=True):
+            if user["waits"] >= self._windows.room:
+                await self._windows.make_room(creation.user_id)
             return creation.explain(user)
         if not creation.write.upsert:
             raise UnknownUser
+        if creation.collapse:
+            await self.users.create(creation.user_id)
+            raise Changed
         majority = self.users.collection.with_options(read_concern=MAJORITY)
         if await majority.find_one(key, {"_id": 1}):  # as the collection's default collation compares
             raise Conflict("the collation of the users' collection, to which two users' ids are the same")

@@ -99,8 +99,11 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "name": {"type": "string", "description": "What settings call it."},
                 "names": TEXTS,
                 "icon": {"type": "string", "description": "An emoji, an https address, or a path."},
+                "email_after": {"type": "string", "description": "How long an e-mail waits, such as `10m`."},
+                "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
+                "collapse": {"const": True, "description": "A new one replaces the unread one of its target."},
             },
-            *("label", "url", "labels", "name", "names", "icon"),
+            *("label", "url", "labels", "name", "names", "icon", "email_after", "email_batch", "collapse"),
         ),
         "UserPreferences": _object(
             {
@@ -139,9 +142,11 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "key": {"type": "string", "description": "Its kind, which may have left the table since."},
                 "target_id": id_,
                 "data": {"type": "object"},
+                "count": {"type": "integer", "minimum": 1, "description": "Of a kind with `collapse`: how many it is."},
             },
             "target_id",
             "data",
+            "count",
         ),
         "Page": _object(
             {

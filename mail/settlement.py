@@ -33,6 +33,7 @@ RESULTS: Final = {
     "dead": (Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.TRANSIENT, Verdict.UNCLEAR, Verdict.AMBIGUOUS),
     "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION),
     "muted": (Verdict.MUTED,),
+    "read": (Verdict.READ,),
 }
 """What becomes of an e-mail after an attempt, and by which verdicts."""
 COPIES: Final = 3
@@ -94,7 +95,7 @@ class Settlements:
             copies += 1
         delay = self._delay(email.tries)
         match outcome.verdict:
-            case Verdict.SENT | Verdict.MUTED:
+            case Verdict.SENT | Verdict.MUTED | Verdict.READ:
                 return outcome.verdict.value, lambda: outbox.remove(email)
             case Verdict.PERMANENT | Verdict.SUPPRESSED:
                 if outcome.verdict is Verdict.SUPPRESSED:
@@ -139,7 +140,7 @@ class Settlements:
         if outcome.verdict is Verdict.CONFIGURATION:
             return
         log.log(
-            logging.INFO if outcome.verdict in {Verdict.SENT, Verdict.MUTED} else logging.WARNING,
+            logging.INFO if outcome.verdict in {Verdict.SENT, Verdict.MUTED, Verdict.READ} else logging.WARNING,
             "e-mail %s %s: %s, %s (%s)%s",
             *(email.id, email.key, result, outcome.verdict.value, outcome.status),
             "" if held else "; the lease was lost, or it was settled before",

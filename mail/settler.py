@@ -40,7 +40,7 @@ class Settler:
 
     def put(self, lease: Lease, outcome: Outcome) -> None:
         """Settle an e-mail soon. Its lease is extended until then."""
-        if outcome.verdict not in {Verdict.SENT, Verdict.MUTED}:
+        if outcome.verdict not in {Verdict.SENT, Verdict.MUTED, Verdict.READ}:
             self._start(self._settle(lease, outcome))
             return
         self._waiting.append((lease, outcome))

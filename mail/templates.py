@@ -22,7 +22,7 @@ from ops.languages import LANGUAGE, forms_of, tag_of
 
 PARTS: Final = ("subject.txt", "txt", "html")
 FIELDS: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"})
-VARIABLES: Final = FIELDS | {"kind", "language", "unsubscribe_url"}
+VARIABLES: Final = FIELDS | {"notifications", "count", "kind", "language", "unsubscribe_url"}
 RENDERED_LIMIT: Final = 256 * 1024
 """Bytes of UTF-8 in one rendered part. Some mailboxes accept no more than a few MiB."""
 SUBJECT_LIMIT: Final = 250
@@ -80,7 +80,7 @@ class Templates:
 
         A field that is missing or null renders as nothing, and so does anything below it: clients forget fields, and
         a gap in a sentence is better than no sentence. A part without a template, or one that renders as nothing, is
-        absent; the key replaces an absent subject or text.
+        absent; the key replaces an absent subject or text, with the count of what the e-mail tells.
 
         Each part is that of the language, such as `KEY.de.txt`, else that without one. `de-AT` also takes `de`. Neither
         case nor `_` in place of `-` makes a difference.
@@ -93,7 +93,7 @@ class Templates:
         given = {**fields, "kind": told, "language": tag_of(language), "unsubscribe_url": unsubscribe_url}
         variables = {"data": {}} | {name: value for name, value in given.items() if value is not None}
         subject, text, html = (self._part(self._name(key, part, language), variables) for part in PARTS)
-        return Content(_one_line(subject) or key, text or key, html or None, unsubscribe_url)
+        return Content(_one_line(subject) or plain(fields), text or plain(fields), html or None, unsubscribe_url)
 
     def _name(self, key: str, part: str, language: str | None) -> str:
         names = [f"{key}.{tag}.{part}" for tag in forms_of(language)]
@@ -113,6 +113,11 @@ class Templates:
             ]
             raise RenderError(places[-1] if places else name) from exc
         return CONTROLS.sub(" ", re.sub("\r\n?", "\n", rendered)).strip()
+
+
+def plain(fields: Mapping[str, Any]) -> str:
+    """Return what an e-mail says without a template: the key, and the count if it tells of several."""
+    return f"{fields['key']} ({count})" if (count := fields.get("count", 1)) > 1 else f"{fields['key']}"
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -41,6 +41,8 @@ class Verdict(enum.Enum):
     """Not sent, as mail to the address was refused for good before."""
     MUTED = "muted"
     """Not sent, as the user has opted out."""
+    READ = "read"
+    """Not sent, as the notifications that it was to speak of are read, deleted or pushed out."""
 
 
 class Row(NamedTuple):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from mongo.document import ONLY_OURS, OURS, OUTBOX, RECENT_LIMIT, JSONObject, has, inbox
-from mongo.owed import EARLIEST, IS_EMAIL
+from mongo.document import DELETED, ONLY_OURS, OURS, OUTBOX, RECENT_LIMIT, JSONObject, has, inbox, without
+from mongo.owed import IS_EMAIL, SET_DUE
 from mongo.requests import Selection
 from mongo.statement import Write
 from mongo.users import Users
 from mongo.writes import Writes
-
-DELETED: JSONObject = {"$cond": [{"$isArray": "$notifier.deleted"}, "$notifier.deleted", []]}
-
-DUE: JSONObject = {
-    "$cond": [{"$eq": [{"$type": "$notifier.due"}, "date"]}, {"$ifNull": [EARLIEST, "$$REMOVE"]}, "$notifier.due"]
-}
 
 
 class Deletions:
@@ -40,7 +34,7 @@ class Deletions:
         ids = await self._ids(selection)
         newest, is_chosen = inbox(self._limit), {"$in": ["$$this.id", {"$literal": ids}]}
         chosen = {"$map": {"input": {"$filter": {"input": newest, "cond": is_chosen}}, "in": "$$this.id"}}
-        is_owed = {"$and": [IS_EMAIL, is_chosen]}
+        is_owed = {"$and": [IS_EMAIL, is_chosen, {"$eq": [{"$type": "$$this.ids"}, "missing"]}]}
         owed = {"$map": {"input": {"$filter": {"input": OUTBOX, "cond": is_owed}}, "in": "$$this.id"}}
         gone = {"$concatArrays": [DELETED, chosen, {"$setDifference": [owed, chosen]}]}
         change = {
@@ -52,8 +46,11 @@ class Deletions:
         if self._slack and selection.field == "id" and selection.value:  # what the inbox does not show does not exist
             is_shown["$expr"] = has(self._limit, selection.value)
         filter_ = self._users.key(selection.user_id) | OURS | ONLY_OURS
-        filter_["$or"] = [is_shown, {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}}}}]
-        deletion = Write(filter_, [{"$set": change}, {"$set": {"notifier.due": DUE}}])
+        filter_["$or"] = [
+            is_shown,
+            {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}, "ids": {"$exists": False}}}},
+        ]
+        deletion = Write(filter_, [{"$set": change}, SET_DUE])
 
         async def attempt(n: int) -> bool:
             return await self._writes.update_one(deletion, attempt=n)
@@ -85,5 +82,4 @@ class Deletions:
 
 def _without(chosen: JSONObject, array: JSONObject, stored: str) -> JSONObject:
     """Return the expression of an array without the chosen elements. Where there is no array, nothing changes."""
-    kept = {"$filter": {"input": array, "cond": {"$not": [chosen]}}}
-    return {"$cond": [{"$isArray": stored}, kept, stored]}
+    return {"$cond": [{"$isArray": stored}, without(array, chosen), stored]}

@@ -12,22 +12,24 @@ import asyncio
 import math
 import random
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from bson import ObjectId
 from pymongo import UpdateMany
 
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, elements, value_at
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, WAITING, JSONObject, elements, value_at, without
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, UnknownError
-from mongo.owed import EARLIEST, ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, load_emails
+from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, SET_DUE, OwedEmail, load_emails
 from mongo.preferences import wants_email
 from mongo.refused import Refused
 from mongo.statement import Write
 from mongo.suppression import Bounce, suppress
 from mongo.users import Users
+from mongo.waiting import HAS_WINDOW_OVER, Windows
 from mongo.writes import Writes
 
 NARROWEST: Final = 2
@@ -40,36 +42,60 @@ SHARE: Final = 8
 DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
-    "$expr": {"$and": [DUE, {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}]},
+    "$expr": {
+        "$and": [DUE, {"$or": [{"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}, HAS_WINDOW_OVER]}]
+    },
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Whether a user wants an e-mail, and those of its notifications that are unread, oldest first, if it has `ids`."""
+
+    wanted: bool
+    told: Sequence[JSONObject] = ()
 
 
 class Outbox:
     """The outboxes of all users."""
 
-    def __init__(self, users: Users) -> None:
+    def __init__(self, users: Users, windows: Windows) -> None:
         self.users = users
+        self._windows = windows
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
         self._refused = Refused()
         self._spread: float = NARROWEST
 
-    async def backlog(self) -> tuple[int, float]:
-        """Return how many e-mails are owed, and the age of the oldest in seconds. Raises `Unavailable`."""
+    async def backlog(self) -> tuple[int, float, int]:
+        """Return how many e-mails are owed, the age of the oldest in seconds, and how many notifications wait.
+
+        Raises `Unavailable`.
+        """
         ours = {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}
         age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
         owed: list[JSONObject] = [
             {"$match": {"notifier.due": {"$exists": True}}},
-            {"$project": {"ours": ours}},
-            {"$group": {"_id": None, "owed": {"$sum": {"$size": "$ours"}}, "oldest": {"$min": {"$min": "$ours.at"}}}},
-            {"$project": {"owed": 1, "age": age}},
+            {"$project": {"ours": ours, "waiting": {"$size": WAITING}}},
+            {
+                "$group": {
+                    "_id": None,
+                    "owed": {"$sum": {"$size": "$ours"}},
+                    "oldest": {"$min": {"$min": "$ours.at"}},
+                    "waiting": {"$sum": "$waiting"},
+                }
+            },
+            {"$project": {"owed": 1, "age": age, "waiting": 1}},
         ]
         found = await self.users.aggregate(owed, PING_DEADLINE)
-        return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
+        if not found:
+            return 0, 0.0, 0
+        return found[0]["owed"], max(0.0, found[0]["age"] or 0.0), found[0]["waiting"]
 
-    async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        """Return the e-mails that a user is owed. Raises `Unavailable`."""
-        return elements((await self.users.of(user_id, "notifier.outbox")).get("notifier"), "outbox")
+    async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
+        """Return the e-mails that a user is owed, and what waits for its e-mail. Raises `Unavailable`."""
+        notifier = (await self.users.of(user_id, "notifier.outbox", "notifier.waiting")).get("notifier")
+        return elements(notifier, "outbox"), elements(notifier, "waiting")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
         """Lease the due e-mails of at most `users` users for `lease` seconds.
@@ -117,7 +143,9 @@ class Outbox:
 
     async def _lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
-        await self.users.update_many(due, _rewrite(IS_DUE, {"token": token, "next_at": _from_now(seconds)}))
+        end = _from_now(seconds)
+        claimed = self._windows.claim(_merged(IS_DUE, {"token": token, "next_at": end}), token, end)
+        await self.users.update_many(due, [claimed, SET_DUE])
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""
@@ -148,16 +176,16 @@ class Outbox:
         """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
-    async def look(self, emails: Sequence[OwedEmail]) -> Sequence[bool | None]:
-        """Return for each e-mail whether its user wants it as of now; `None` if the lease was lost.
-
-        Raises `Unavailable`.
-        """
+    async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
+        """Return for each e-mail what is known of it as of now; `None` if the lease was lost. Raises `Unavailable`."""
         ids = {"_id": {"$in": [email.document_id for email in emails]}}
-        fields = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
+        fields: JSONObject = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
+        if about := [id_ for email in emails for id_ in email.ids]:
+            is_told = {"$and": [{"$eq": ["$$this.is_new", True]}, {"$in": ["$$this.id", {"$literal": about}]}]}
+            fields["told"] = {"$filter": {"input": self._windows.inbox, "cond": is_told}}
         found = await self.users.find(ids, fields, batch=len(emails) + 1)
-        users = {repr(user["_id"]): user.get("notifier") for user in found}
-        return [_is_wanted(users.get(repr(email.document_id)), email) for email in emails]
+        users = {repr(user["_id"]): user for user in found}
+        return [_look(users.get(repr(email.document_id), {}), email) for email in emails]
 
     async def remove_together(self, emails: Sequence[OwedEmail]) -> bool:
         """Owe these e-mails no longer; return whether each document still had some of them. Raises a `StoreError`."""
@@ -211,10 +239,13 @@ def _held(email: OwedEmail) -> JSONObject:
     return {"_id": email.document_id, **OURS, "notifier.outbox": {"$elemMatch": item}}
 
 
-def _is_wanted(notifier: object, email: OwedEmail) -> bool | None:
+def _look(user: Mapping[str, Any], email: OwedEmail) -> Look | None:
+    notifier = user.get("notifier")
     items = elements(notifier, "outbox")
-    held = any(item.get("id") == email.id and item.get("token") == email.token for item in items)
-    return wants_email(value_at(notifier, "preferences"), email.key) if held else None
+    if not any(item.get("id") == email.id and item.get("token") == email.token for item in items):
+        return None
+    told = [item for item in user.get("told", ()) if item["id"] in email.ids]
+    return Look(wants_email(value_at(notifier, "preferences"), email.key), told)
 
 
 def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> UpdateMany:
@@ -235,10 +266,9 @@ def _rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
 
     Elements that are not e-mails of ours stay as they are, and in place.
     """
-    merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
-    outbox = (
-        {"$map": {"input": OUTBOX, "in": merged}}
-        if change is not None
-        else {"$filter": {"input": OUTBOX, "cond": {"$not": [chosen]}}}
-    )
-    return [{"$set": {"notifier.outbox": outbox}}, {"$set": {"notifier.due": {"$ifNull": [EARLIEST, "$$REMOVE"]}}}]
+    outbox = _merged(chosen, change) if change is not None else without(OUTBOX, chosen)
+    return [{"$set": {"notifier.outbox": outbox}}, SET_DUE]
+
+
+def _merged(chosen: JSONObject, change: JSONObject) -> JSONObject:
+    return {"$map": {"input": OUTBOX, "in": {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}}}

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from mongo.connection import Database
-from mongo.document import OUTBOX, JSONObject
+from mongo.document import OUTBOX, WAITING, JSONObject
 from mongo.errors import persist
-from mongo.owed import IS_EMAIL, NO_TOKEN
+from mongo.owed import IS_EMAIL, IS_WAITING, NO_TOKEN
 from mongo.users import Documents
 
 DEADLINE: Final = 60.0
@@ -25,13 +25,17 @@ REASON_LENGTH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """The e-mails owed: how many, how many of these are due and how many leased, since when, and what is next."""
+    """The e-mails owed: how many, how many of these are due and how many leased, since when, and what is next.
+
+    `waiting` is how many notifications wait for their e-mail.
+    """
 
     owed: int = 0
     due: int = 0
     leased: int = 0
     oldest_seconds: int | None = None
     next_attempt: datetime | None = None
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +52,21 @@ async def owed(users: Documents) -> Owed:
     waiting = {"$not": [{"$or": [due, leased]}]}
     pipeline: list[JSONObject] = [
         {"$match": {"notifier.due": {"$exists": True}}},
-        {"$project": {"ours": _filter(OUTBOX, IS_EMAIL)}},
+        {"$project": {"ours": _filter(OUTBOX, IS_EMAIL), "windows": _filter(WAITING, IS_WAITING)}},
         {
             "$project": {
                 "owed": {"$size": "$ours"},
                 "due": {"$size": _filter("$ours", due)},
                 "leased": {"$size": _filter("$ours", {"$and": [leased, {"$not": [due]}]})},
                 "oldest": {"$min": "$ours.at"},
+                "waiting": {"$size": "$windows"},
                 "next": {"$min": {"$map": {"input": _filter("$ours", waiting), "in": "$$this.next_at"}}},
             }
         },
         {
             "$group": {
                 "_id": None,
-                **{name: {"$sum": f"${name}"} for name in ("owed", "due", "leased")},
+                **{name: {"$sum": f"${name}"} for name in ("owed", "due", "leased", "waiting")},
                 **{name: {"$min": f"${name}"} for name in ("oldest", "next")},
             }
         },
@@ -72,7 +77,7 @@ async def owed(users: Documents) -> Owed:
         return Owed()
     (row,) = found
     age = None if row["age"] is None else max(0, row["age"])
-    return Owed(row["owed"], row["due"], row["leased"], age, row["next"])
+    return Owed(row["owed"], row["due"], row["leased"], age, row["next"], row["waiting"])
 
 
 async def errors_of_owed(users: Documents) -> Sequence[Reason]:

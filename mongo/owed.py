@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from mongo.document import OPTIONAL_FIELDS, OUTBOX, JSONObject, Shape, elements, origin_of, value_at
+from mongo.document import OPTIONAL_FIELDS, OUTBOX, WAITING, JSONObject, Shape, elements, origin_of, value_at
 from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
@@ -46,10 +46,27 @@ IS_EMAIL: Final = {
     ]
 }
 """Whether an element of the outbox has what an e-mail of ours always has."""
+IS_WAITING: Final = {"$and": [_has_type("id", "string"), _has_type("key", "string"), _has_type("due", "date")]}
+"""Whether an element of `waiting` has what a notification of ours always has whose e-mail waits."""
 EARLIEST: Final = {
-    "$min": {"$map": {"input": {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}, "in": "$$this.next_at"}}
+    "$min": [
+        {"$min": {"$map": {"input": {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}, "in": "$$this.next_at"}}},
+        {"$min": {"$map": {"input": {"$filter": {"input": WAITING, "cond": IS_WAITING}}, "in": "$$this.due"}}},
+    ]
 }
-"""When the first e-mail is due: what `due` must be after a pipeline has changed the outbox."""
+"""When the first e-mail is due: what `due` must be after a pipeline has changed what is owed."""
+SET_DUE: Final = {
+    "$set": {
+        "notifier.due": {
+            "$cond": [
+                {"$in": [{"$type": "$notifier.due"}, ["date", "missing"]]},
+                {"$ifNull": [EARLIEST, "$$REMOVE"]},
+                "$notifier.due",
+            ]
+        }
+    }
+}
+"""The stage of a pipeline that sets `due`, unless it is of another type, and so another program's."""
 IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
 
 
@@ -59,7 +76,8 @@ class OwedEmail:
 
     `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
     make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts attempts, and `copies` those
-    that the server may have accepted. `suppression` is the user's, which may be of another address.
+    that the server may have accepted. `suppression` is the user's, which may be of another address. An e-mail that has
+    `ids` speaks of those of these notifications that are unread when it is sent.
     """
 
     document_id: object
@@ -78,11 +96,19 @@ class OwedEmail:
     language: str | None = None
     target_id: str | None = None
     data: JSONObject | None = None
+    ids: Sequence[str] = ()
 
-    def fields(self) -> JSONObject:
-        """Return the fields of the notification that the e-mail is about."""
+    def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
+        """Return the fields of the notification that the e-mail is about, or of the newest of those that it tells."""
         named = {name: getattr(self, name) for name in ("id", "user_id", "key", *OPTIONAL_FIELDS)}
-        return named | {"timestamp": int(self.at.timestamp())}
+        named["timestamp"] = int(self.at.timestamp())
+        return named | batch(told) if told else named
+
+
+def batch(told: Sequence[JSONObject]) -> JSONObject:
+    """Return the fields of an e-mail about many: those of the newest, all of them, and how many events that were."""
+    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
+    return newest | {"notifications": told, "count": sum(max(1, _count(item.get("count"))) for item in told)}
 
 
 def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
@@ -129,10 +155,17 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             origin=origin_of(item),
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
+            ids=ids_of(item),
         )
         for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
+
+
+def ids_of(item: Mapping[str, Any]) -> list[str]:
+    """Return the `ids` of an e-mail or of a dead letter; of one about a single notification, none."""
+    ids = item.get("ids")
+    return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
 
 def _typed(value: Any, kind: type) -> Any:

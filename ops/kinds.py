@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,12 @@ URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
 r"""Where a click may lead: an http or https address, or a path on the page's own origin. To a browser `\` is a `/`."""
 ICON: Final = re.compile(r"https://[^\s\\]+|/(?!/)[^\s\\]*|[0-9#*]?[^\w\s\x00-\xa8\u2028-\u202f\u2066-\u2069]{1,16}")
 """An https address, a path on the page's own origin, or an emoji: symbols, of which several may make one picture."""
+SPAN: Final = re.compile("([1-9][0-9]{0,6})([smhd])")
+UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+WINDOW: Final = (30, 30 * 86_400)
+"""Shortest and longest window, in seconds."""
+BATCHES: Final = ("target", "kind")
+"""What an e-mail about many can be about: the notifications of a target, or all of the kind."""
 TEXT_LIMIT: Final = 500
 """Characters of a label, a name or a url."""
 PRIORITIES: Final = ("high", "normal", "low")
@@ -54,15 +61,24 @@ class Kind:
     title: str | None = None
     titles: Mapping[str, str] = field(default_factory=dict)
     icon: str | None = None
+    email_after: str | None = None
+    email_batch: str | None = None
+    collapse: bool = False
 
     @property
     def rank(self) -> str:
         """Which of `PRIORITIES` its e-mails have: what is written, else what `required` implies."""
         return self.priority or ("high" if self.required else "normal")
 
+    @property
+    def window(self) -> float | None:
+        """For how many seconds an e-mail waits; `None` if it is due at once."""
+        return seconds_of(self.email_after) if self.email_after else None
+
     def describe(self) -> dict[str, Any]:
         """Return what `GET /kinds` tells of it, all that matters to pages."""
-        told = {name: value for name, value in asdict(self).items() if name not in {"name", "priority"}}
+        told = {name: value for name, value in asdict(self).items() if name not in {"name", "priority", "collapse"}}
+        told |= {"collapse": True} if self.collapse else {}
         return {SETTINGS.get(name, name): value for name, value in told.items() if value not in (None, {})}
 
     def say(self, language: str | None, fields: Mapping[str, Any]) -> str:
@@ -103,10 +119,27 @@ TYPES: Final[Mapping[str, tuple[type, str]]] = {
     "name": (str, "a text"),
     "names": (dict, "a table of texts by language"),
     "icon": (str, "a text"),
+    "email_after": (str, "a time from 30s to 30d such as 10m or 1d"),
+    "email_batch": (str, '"target" or "kind"'),
+    "collapse": (bool, "true or false"),
 }
 FIELDS: Final = {"name": "title", "names": "titles"}
 """Settings whose field has another name, as `name` is the key of a kind."""
 SETTINGS: Final = {field: setting for setting, field in FIELDS.items()}
+
+
+def seconds_of(span: str) -> float:
+    """Return the seconds of a time such as `10m`, or infinity if it is none."""
+    found = SPAN.fullmatch(span)
+    return int(found[1]) * UNITS[found[2]] if found else math.inf
+
+
+VALID: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "priority": PRIORITIES.__contains__,
+    "email_after": lambda span: WINDOW[0] <= seconds_of(span) <= WINDOW[1],
+    "email_batch": BATCHES.__contains__,
+}
+"""What a setting of the right type must also be."""
 
 
 def load_kinds(path: Path | None) -> Kinds:
@@ -162,10 +195,17 @@ def _faults(name: str, table: object) -> Iterator[str]:
     for setting, value in table.items():
         if setting not in TYPES:
             yield f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(TYPES)}."
-        elif not isinstance(value, TYPES[setting][0]) or (setting == "priority" and value not in PRIORITIES):
+        elif not isinstance(value, TYPES[setting][0]) or not VALID.get(setting, lambda _: True)(value):
             yield f"[{name}]: {setting} must be {TYPES[setting][1]}."
     if table.get("in_app", True) is False and table.get("email", False) is False:
         yield f"[{name}]: needs a channel: in_app or email must be true."
+    is_kept, is_emailed = table.get("in_app", True) is not False, table.get("email", False) is not False
+    if "email_after" in table and not (is_kept and is_emailed):
+        yield f"[{name}]: email_after is for a kind that is kept and e-mailed."
+    if "email_batch" in table and "email_after" not in table:
+        yield f"[{name}]: email_batch needs email_after."
+    if table.get("collapse") is True and not is_kept:
+        yield f"[{name}]: collapse is for a kind that is kept."
     yield from _text_faults_of(name, table)
 
 

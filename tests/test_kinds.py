@@ -63,7 +63,8 @@ def kinds_file(folder: Path, text: str) -> Path:
             "[a]\nemails = true",
             [
                 "[a]: there is no setting 'emails'; ",
-                "the settings are in_app, email, required, priority, label, url, labels, name, names, icon.",
+                "the settings are in_app, email, required, priority, label, url, labels, name, names, icon, ",
+                "icon, email_after, email_batch, collapse.",
             ],
         ),
         ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),

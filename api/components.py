@@ -101,7 +101,7 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "icon": {"type": "string", "description": "An emoji, an https address, or a path."},
                 "email_after": {"type": "string", "description": "How long an e-mail waits, such as `10m`."},
                 "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
-                "collapse": {"const": True, "description": "A new one replaces the unread one of its target."},
+                "collapse": {"type": "boolean", "description": "A new one replaces the unread one of its target."},
             },
             *("label", "url", "labels", "name", "names", "icon", "email_after", "email_batch", "collapse"),
         ),

@@ -48,6 +48,7 @@ from tests.soak_poison import (
     poison_addresses,
     poisoned,
 )
+from tests.soak_windows import write_templates
 from tests.waiting import eventually
 
 DATABASE: Final = "soak"
@@ -139,6 +140,7 @@ def start_worker(folder: Path, setup: Setup, mail: MailServer, number: int) -> S
         EMAIL=EMAIL,
         NOTIFICATIONS_LIMIT=5000,
         KINDS_FILE=folder / "kinds.toml",
+        TEMPLATES_DIR=folder / "templates",
         SMTP_HOST="127.0.0.1",
         SMTP_PORT=mail.port,
         SMTP_SECURITY="none",
@@ -263,6 +265,7 @@ async def soak(topology: str, seconds: float) -> bool:
             odd = insert_odd_documents(client, DATABASE)
             ledger.filled = fill_outbox(client, DATABASE, BUSY, seconds)
         (folder / "kinds.toml").write_text(KINDS)
+        write_templates(folder)
         workers = [start_worker(folder, setup, mail, number) for number in range(WORKERS)]
         try:
             for worker in workers:

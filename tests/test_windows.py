@@ -112,7 +112,7 @@ async def test_each_kind_makes_the_emails_that_it_says(create: Any, store: Store
     other, none = await create("answer", OTHER), await create("answer")
     end_windows(database)
     emails = await store.outbox.claim(10, 60)
-    assert sorted(email.ids for email in emails) == sorted([target, [other], [none]])
+    assert sorted(list(email.ids) for email in emails) == sorted([target, [other], [none]])
     assert {email.id for email in emails} == {target[0], other, none}
     assert all(email.at < datetime.now(UTC) and not email.tries for email in emails)
     assert "waiting" not in ours(database)
@@ -121,7 +121,7 @@ async def test_each_kind_makes_the_emails_that_it_says(create: Any, store: Store
     digest = [await create("digest", target_id) for target_id in (TARGET, OTHER)]
     end_windows(database)
     emails = await store.outbox.claim(10, 60)
-    assert sorted(email.ids for email in emails) == sorted([digest, *([id_] for id_ in comments)])
+    assert sorted(list(email.ids) for email in emails) == sorted([digest, *([id_] for id_ in comments)])
     assert await claimed(store) == {}
 
 
@@ -160,7 +160,7 @@ async def test_a_kind_that_has_left_the_file_is_told_one_by_one(
     end_windows(database)
     (tmp_path / "kinds.toml").write_text("[other]")
     async with open_store(settings) as later:
-        assert sorted(email.ids for email in await later.outbox.claim(10, 60)) == sorted([id_] for id_ in ids)
+        assert sorted(list(email.ids) for email in await later.outbox.claim(10, 60)) == sorted([id_] for id_ in ids)
 
 
 async def test_what_is_not_ours_in_a_window_stays_and_is_told_by_nobody(

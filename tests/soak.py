@@ -361,6 +361,8 @@ def report(
         ("e-mails that users had opted out of", len(decisions.muted)),
         ("users erased", len(decisions.erased)),
         ("suppressions lifted", decisions.lifted),
+        ("read or deleted while they might wait for their e-mail", len(decisions.windows.gone)),
+        ("rows that collapsed", len(decisions.windows.rows)),
         ("e-mails delivered", len(set(mail.ids))),
         ("delivered again with the same Message-ID", len(mail.ids) - len(set(mail.ids))),
         *((f"fault: {name}", times) for name, times in sorted(ledger.faults.items())),

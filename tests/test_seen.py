@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -94,5 +95,9 @@ async def test_a_list_can_be_of_one_kind_and_its_counts_stay_those_of_all(client
     assert [item["id"] for item in page["list"]] == [newest[1]["id"], newest[3]["id"]]
     page = await list_(client, key="new_post", is_new="true", skip=0, limit=1)
     assert [item["id"] for item in page["list"]] == [newest[3]["id"]]
+    keys = ["new_post", "new_message"] * 40  # which share queries, but not with each other
+    pages = await asyncio.gather(*(list_(client, user_id, key=key) for key in keys for user_id in (USER, OTHER)))
+    told = [{item["key"] for item in page["list"]} for page in pages]
+    assert told == [found for key in keys for found in ({key}, set())]
     response = await client.get("/list", params={"user_id": USER, "key": "unknown"})
     assert (response.status, (await problem(response))["errors"].keys()) == (422, {"key"})

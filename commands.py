@@ -27,6 +27,7 @@ from mail.renderer import RenderingEnded
 from mail.templates import Content, RenderError, Templates
 from mail.unsubscribe import Links
 from mongo.document import JSONObject
+from mongo.owed import batch
 from mongo.requests import Create
 from schemas import CreateHeaders, CreateSchema
 from settings import Settings
@@ -86,6 +87,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     send.add_argument("--idempotency-key", metavar="KEY", help="default: made of the notification and the list")
     preview = command("preview", "show the e-mail that the templates make of a notification")
     preview.add_argument("--language", metavar="LANGUAGE", help="the user's language, such as de")
+    preview.add_argument(
+        "--count",
+        metavar="N",
+        type=number,
+        help="how many notifications the e-mail is about, of a kind with email_batch",
+    )
     for of_a_kind in (send, preview):
         of_a_kind.add_argument("key", metavar="KIND", help="one of the kinds of notification")
         of_a_kind.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
@@ -97,6 +104,13 @@ def ttl(text: str) -> int:
     """Parse a lifetime in seconds, of at most a year."""
     if not (text.isdecimal() and len(text) < 10 and 0 < int(text) <= 31_536_000):
         raise argparse.ArgumentTypeError("not 1 to 31536000 seconds")
+    return int(text)
+
+
+def number(text: str) -> int:
+    """Parse how many notifications an e-mail is about."""
+    if not (text.isdecimal() and len(text) < 5 and int(text)):
+        raise argparse.ArgumentTypeError("not 1 to 9999")
     return int(text)
 
 
@@ -183,6 +197,10 @@ def preview_email(options: argparse.Namespace, settings: Settings) -> int:
     """Print what an e-mail would say. This needs no MongoDB."""
     new = notification(options, settings)
     fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
+    if options.count and not new.kind.email_batch:
+        raise BadInput(f"--count: [{new.kind.name}] has no email_batch, so each notification has an e-mail of its own.")
+    if new.kind.window is not None:
+        fields |= batch([{**fields, "is_new": True}] * (options.count or 1))
     try:
         link = Links(settings).url(new.user_id, new.kind.name)
         content = asyncio.run(_render(settings, fields, options.language, link))

@@ -30,7 +30,7 @@ from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.settler import UNSETTLED, Settler
 from mail.stops import Group
-from mail.templates import Content, RenderError, Templates
+from mail.templates import Content, RenderError, Templates, content_of
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer
@@ -220,7 +220,7 @@ class Delivery:
 
     async def _deliver(self, lease: Lease) -> Outcome | None:
         try:
-            return await self._mailer.send(lease, await self._content(lease.email))
+            return await self._mailer.send(lease, self._content)
         except RenderingEnded as exc:
             return Outcome(verdict=Verdict.UNRENDERED, status=f"{exc}", detail=f"{exc}", stage=Stage.CONNECT)
         except asyncio.CancelledError:  # a stop of ours, which counts no copy
@@ -248,11 +248,14 @@ class Delivery:
     def _revive(self, group: Group) -> None:
         self._help(self._settlements.revive(group))
 
-    async def _content(self, email: OwedEmail) -> Content:
+    async def _content(self, lease: Lease) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
+        email, fields = lease.email, lease.email.fields(lease.told)
         link = self._links.url(email.user_id, email.key)
         try:
-            return await self._templates.render(email.fields(), email.language, link)
+            return await self._templates.render(fields, email.language, link)
         except RenderError as exc:
             log.warning("e-mail %s: its template failed, so it is sent without: %s: %s", email.id, exc, exc.kind)
-            return Content(email.key, email.key, unsubscribe_url=link)
+            return content_of(fields, link)
+        except (OSError, ValueError) as exc:  # which the mailer would take for a fault of the connection
+            raise RuntimeError("templates cannot be rendered") from exc

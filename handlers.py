@@ -26,11 +26,12 @@ from config.keys import Scope
 from mongo.creation import Recorded
 from mongo.errors import StoreError
 from mongo.fan_out import incomplete
+from mongo.page import Page
 from mongo.preferences import wants_email
 from mongo.requests import CreateMany, ListQuery, Selection
 from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
-from store import Page, Store
+from store import Store
 
 log = logging.getLogger("notifier.http")
 
@@ -69,10 +70,9 @@ async def create(request: web.Request) -> web.Response:
     if isinstance(new, CreateMany):
         return await _create_many(request, replace(new, each=replace(new.each, **identified)))
     created = await request.app[STORE].create(replace(new, **identified))
-    if new.kind.email:
+    if new.kind.email and new.kind.window is None:
         _emails_owed(request, [created.outcome])
-    told = {"X-Notification-ID": created.id} if created.id else {}
-    return _answer(SUCCESS, 201, {**told, **OUTCOME_HEADERS[created.outcome]})
+    return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
 
 
 def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]) -> None:
@@ -114,9 +114,10 @@ async def list_(request: web.Request) -> web.Response:
 
 def _listed(query: ListQuery, page: Page) -> bytes:
     asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
-    if query.is_new is not None:
-        asked["is_new"] = query.is_new
+    asked |= {name: value for name in ("is_new", "key") if (value := getattr(query, name)) is not None}
     data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
+    if page.unseen is not None:
+        data["unseen"] = page.unseen
     return json_bytes({"success": True, "data": data}).rstrip()  # to the byte as specified
 
 
@@ -151,6 +152,12 @@ def _selection(request: web.Request) -> Selection:
 def _answer_found(selection: Selection, *, found: bool) -> web.Response:
     if not found and selection.field == "id":
         raise NoSuchNotification
+    return _answer(SUCCESS)
+
+
+async def seen(request: web.Request) -> web.Response:
+    """Note that a user has seen all there is now."""
+    await request.app[STORE].seen.mark(_user(request, identify(request, Scope.INBOX)))
     return _answer(SUCCESS)
 
 
@@ -253,13 +260,13 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Return the metrics. They are useful without MongoDB too."""
     identify(request, Scope.METRICS)
-    instruments, backlog, dead = request.app[METRICS], (float("nan"), float("nan")), float("nan")
+    instruments, backlog, dead = request.app[METRICS], (float("nan"),) * 3, float("nan")
     with contextlib.suppress(StoreError):
         backlog = await request.app[STORE].outbox.backlog()
         dead = await request.app[STORE].dead_mail.count()
     instruments.dead.set(dead)
-    instruments.owed.set(backlog[0])
-    instruments.oldest.set(backlog[1])
+    for gauge, value in zip((instruments.owed, instruments.oldest, instruments.waiting), backlog, strict=True):
+        gauge.set(value)
     return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -269,6 +276,7 @@ ROUTES: Final = (
     web.post("/read", read),
     web.post("/unread", unread),
     web.post("/delete", delete),
+    web.post("/seen", seen),
     web.get("/preferences", preferences),
     web.post("/preferences", change_preferences),
     web.post("/erase", erase),
@@ -283,14 +291,9 @@ ROUTES: Final = (
     web.get("/openapi.json", pages.openapi),
     web.get("/docs", pages.docs),
 )
-FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/preferences", "/stream")
+FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/seen", "/preferences", "/stream")
 """What pages of the origins in `CORS_ORIGINS` may call."""
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
-
-
-def describe_kinds(kinds: Kinds) -> bytes:
-    """Return the body of `GET /kinds`."""
-    return json_bytes({"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}})

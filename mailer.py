@@ -33,6 +33,10 @@ LATE: Final = 30.0
 """Seconds after which a message without a reply lets others go on."""
 
 MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
+READ: Final = Outcome(verdict=Verdict.READ, status="nothing to tell", stage=Stage.CONNECT)
+Render = Callable[[Lease], Awaitable[Content]]
+"""Returns what an e-mail says, after the look that brings what it tells. Its errors reach the caller of the mailer, so
+it must raise none of `FAULTS`."""
 
 
 async def _no_look(_: Lease) -> None:
@@ -61,11 +65,14 @@ class Mailer:
         self._opener = Opener(settings, self._sender.domain)
         self.pool = Pool(self._opener, feedback)
 
-    async def send(self, lease: Lease, content: Content) -> Outcome | None:
+    async def send(self, lease: Lease, render: Render) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
-        Raises only when its task is cancelled. Then the server may have accepted the message if `lease.sending`.
+        Raises only what `render` raises, and when its task is cancelled. Then the server may have accepted the message
+        if `lease.sending`.
         """
+        if lease.email.ids and not await self._is_wanted(lease):  # what was read makes no dead letter
+            return _unwanted(lease)
         address = lease.email.address
         if not address:
             return _unsendable("The user's document has no e-mail address.")
@@ -77,24 +84,24 @@ class Mailer:
         if suppression and suppression.covers(to, lease.email.at):
             return _suppressed(suppression)
         try:
-            return await self._send(lease, to, content)
+            return await self._send(lease, to, render)
         except FAULTS as exc:
             return judge(exc, Stage.CONNECT)
 
-    async def _send(self, lease: Lease, to: str, content: Content) -> Outcome | None:
+    async def _send(self, lease: Lease, to: str, render: Render) -> Outcome | None:
         """Send over a kept connection or a new one; if the fault may be the connection's, over another at once."""
         kept = self.pool.take()
         connection = kept or await self.pool.connect()
-        borne, outcome = connection.messages, await self._converse(connection, lease, to, content)
+        borne, outcome = connection.messages, await self._converse(connection, lease, to, render)
         if outcome is None:
             return None
         if outcome.verdict is Verdict.AMBIGUOUS:
             await self.pool.ask_whether_the_server_lives()
         if kept and outcome.worth_a_new_connection:
-            again = await self._converse(await self.pool.connect(), lease, to, content)
+            again = await self._converse(await self.pool.connect(), lease, to, render)
         elif self._feedback.may_be_a_limit(lease.mail, outcome):
             try:
-                again = await self._send_elsewhere(connection, lease, to, content)
+                again = await self._send_elsewhere(connection, lease, to, render)
             except FAULTS:
                 return outcome
         else:
@@ -103,31 +110,48 @@ class Mailer:
             self._feedback.bore(borne)
         return again
 
-    async def _send_elsewhere(self, refusing: Connection, lease: Lease, to: str, content: Content) -> Outcome | None:
+    async def _send_elsewhere(self, refusing: Connection, lease: Lease, to: str, render: Render) -> Outcome | None:
         """Send over another connection. Raises `FAULTS` if there is none."""
         async with self.pool.other_than(refusing) as other:
-            again = await self._converse(other, lease, to, content)
+            again = await self._converse(other, lease, to, render)
             if again and again.verdict is Verdict.SENT:
                 await self.pool.close(refusing)
             return again
 
-    async def _converse(self, connection: Connection, lease: Lease, to: str, content: Content) -> Outcome | None:
+    async def _converse(self, connection: Connection, lease: Lease, to: str, render: Render) -> Outcome | None:
         lease.sending, connection.stage = False, Stage.CONNECT
+        if connection.refused and (fault := await self._guard(connection, self._reset(connection))):
+            return fault
         try:
-            if connection.refused:
-                await connection.reset(self._settings.smtp_command_timeout)
-            if not lease.known:
-                await self._look(lease)
-            if not (lease.held and lease.wanted):
-                self.pool.keep(connection)
-                return MUTED if lease.held else None
-            option = self._option(connection, to)
-            message = _as_bytes(lease.email, self._sender, to, content)
-            if not await self._say_envelope(connection, lease, to, option):
-                self.pool.drop(connection)
+            content = await self._prepare(lease, render)
+        except BaseException:  # which says nothing about the connection
+            self.pool.keep(connection)
+            raise
+        if content is None:
+            self.pool.keep(connection)
+            return _unwanted(lease)
+        return await self._guard(connection, self._hand_in(connection, lease, to, content))
+
+    async def _is_wanted(self, lease: Lease) -> bool:
+        if not lease.known:
+            await self._look(lease)
+        return lease.held and lease.wanted and not lease.is_read
+
+    async def _prepare(self, lease: Lease, render: Render) -> Content | None:
+        """Render what the last look has brought, and look again if that took long; `None` if nothing is to be sent."""
+        content, told = None, lease.told
+        while content is None or not lease.known:
+            if not await self._is_wanted(lease):
                 return None
-            connection.stage, lease.sending = Stage.DATA, True
-            await self._hand_over(connection, message, lease)
+            if content is None or lease.told != told:
+                told = lease.told
+                content = await render(lease)
+        return content if lease.held else None
+
+    async def _guard(self, connection: Connection, talk: Awaitable[Outcome | None]) -> Outcome | None:
+        """Return what a talk with the server returns, or what its fault means; keep the connection if it is sound."""
+        try:
+            return await talk
         except FAULTS as exc:
             outcome = judge(exc, self._stage(connection, exc))
             # After any other fault, the server's next reply may belong to an old command.
@@ -140,6 +164,19 @@ class Mailer:
         except BaseException:
             self.pool.drop(connection)
             raise
+
+    async def _reset(self, connection: Connection) -> None:
+        await connection.reset(self._settings.smtp_command_timeout)
+
+    async def _hand_in(self, connection: Connection, lease: Lease, to: str, content: Content) -> Outcome | None:
+        """Hand a message to the server; `None` if its lease ends meanwhile."""
+        option = self._option(connection, to)
+        message = _as_bytes(lease.email, self._sender, to, content)
+        if not await self._say_envelope(connection, lease, to, option):
+            self.pool.drop(connection)
+            return None
+        connection.stage, lease.sending = Stage.DATA, True
+        await self._hand_over(connection, message, lease)
         connection.messages += 1
         self.pool.keep(connection)
         return Outcome(verdict=Verdict.SENT, status="250")
@@ -205,6 +242,11 @@ class Mailer:
             verdict = Verdict.CONFIGURATION if ours else Verdict.PERMANENT
             raise SMTPFault(verdict, "the server offers no SMTPUTF8, which the address needs")
         return " SMTPUTF8"
+
+
+def _unwanted(lease: Lease) -> Outcome | None:
+    """Return the outcome of an e-mail that is not sent."""
+    return (READ if lease.wanted else MUTED) if lease.held else None
 
 
 def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:

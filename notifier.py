@@ -23,7 +23,7 @@ from aiohttp.typedefs import Middleware
 
 import handlers
 from api import demo, openapi, pages, server, unsubscribe
-from api.answers import IN_FLIGHT, InFlight
+from api.answers import IN_FLIGHT, InFlight, json_bytes
 from api.auth import GATE, Gate
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
@@ -38,6 +38,7 @@ from delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
 from ops.banner import banner
+from ops.kinds import describe_kinds
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics
@@ -78,12 +79,12 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     app[IN_FLIGHT] = InFlight(settings.notifications_limit)
     app[openapi.DOCUMENT] = openapi.Document(partial(openapi.describe, handlers.ROUTES, kinds, settings.id_type))
     app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
-    app[handlers.LIST] = ListSchema(settings.id_type)
+    app[handlers.LIST] = ListSchema(settings.id_type, kinds)
     app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
     app[handlers.USER] = UserSchema(settings.id_type)
     app[handlers.PREFERENCES] = PreferencesSchema(kinds)
-    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, handlers.describe_kinds(kinds)
+    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, json_bytes(describe_kinds(kinds))
     app.add_routes(handlers.ROUTES)
     app.add_routes(pages.routes())
     app.add_routes(demo.routes(settings))

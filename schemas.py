@@ -174,7 +174,17 @@ class UserSchema(IdSchema):
     user_id = IdField(required=True, metadata=USER_ID)
 
 
-class ListSchema(UserSchema):
+class KeySchema(UserSchema):
+    """A query that may name a kind."""
+
+    def __init__(self, id_type: IdType, kinds: Kinds) -> None:
+        super().__init__(id_type)
+        _accept(kinds, self)
+
+    key = mf.String(metadata={"description": "Only those of this kind."})
+
+
+class ListSchema(KeySchema):
     """The query of `GET /list`."""
 
     skip = QueryInteger(
@@ -192,19 +202,14 @@ class ListSchema(UserSchema):
         return ListQuery(**values)
 
 
-class SelectionSchema(UserSchema):
+class SelectionSchema(KeySchema):
     """The query of `/read`, `/unread` and `/delete`: a user and one selector."""
-
-    def __init__(self, id_type: IdType, kinds: Kinds) -> None:
-        super().__init__(id_type)
-        _accept(kinds, self)
 
     notification_id = mf.String(
         validate=[validate.Length(1, 128), _encodable],
         metadata={"description": "The one with this `id`."},
     )
     target_id = IdField(metadata={"description": "All about this entity."})
-    key = mf.String(metadata={"description": "All of this kind."})
     all = QueryBoolean(
         validate=validate.OneOf([True], error="Must be true, or left out."), metadata={"description": "All of them."}
     )

@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from operator import attrgetter
-from typing import Final
 
 from bson import ObjectId
 
@@ -19,6 +19,7 @@ from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
+from mongo.collapse import collapsing
 from mongo.connection import MAJORITY, Connection, connected
 from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.dead_mail import DeadMail
@@ -33,8 +34,6 @@ from mongo.document import (
     Shape,
     append,
     has,
-    inbox,
-    marked,
     optional_fields,
     remember,
 )
@@ -55,43 +54,26 @@ from mongo.fan_out import FanOut
 from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
 from mongo.owed import first_due, new_element
+from mongo.page import EMPTY, Page, is_shared, kind_of_list, page_of
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection
 from mongo.requirements import must_suffice
+from mongo.seen import Seen
 from mongo.start import reach
 from mongo.statement import Write
 from mongo.suppression import Suppressions
 from mongo.upkeep import Upkeep
 from mongo.users import Documents, Users
+from mongo.waiting import Windows
 from mongo.writes import Writes
 from settings import Settings, UnknownUsers
-
-SHARED_LIMITS: Final = (0, 10, 50)
-"""Lists share a query with those that round up to the same of these limits. A longer list is fetched alone, so that it
-delays no other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some of a user's notifications, newest first, and the counts of all and of the unread ones."""
-
-    elements: int
-    new: int
-    list: list[JSONObject]
-
-    def first(self, limit: int) -> Page:
-        """Return the page cut to at most `limit` notifications."""
-        return Page(self.elements, self.new, self.list[:limit])
-
-
-EMPTY: Final = Page(0, 0, [])
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What a create did. It has the notification's id if one was stored; a replay stored none."""
+    """What a create did, and the notification's id. A replay has the id of the request that it repeats."""
 
-    id: str | None
+    id: str
     outcome: Recorded
 
 
@@ -126,7 +108,8 @@ class Store:
             patience,
         )
         self.clock = Clock(connection)
-        self.outbox = Outbox(self.users, {name: kind.rank for name, kind in settings.kinds.items()})
+        self._windows = Windows(self.users, settings.kinds, self._limit)
+        self.outbox = Outbox(self.users, {name: kind.rank for name, kind in settings.kinds.items()}, self._windows)
         self.dead_mail = DeadMail(self.outbox, Documents(database[DEAD_MAIL], patience))
         self.upkeep = Upkeep(self.outbox.due, self.dead_mail, settings.dead_mail_days)
         self.preferences = Preferences(self.users)
@@ -134,11 +117,12 @@ class Store:
         self.changes = Changes(self.users, self.clock, self._limit)
         self._writes = Writes(self.users)
         self.deletions = Deletions(self.users, self._writes, self._limit, self._slack)
+        self.seen = Seen(self.users, self._writes, self._limit)
         self._fan_out = FanOut(self.users, self._writes, self._record)
         self._lists: Batcher[ListQuery, Page] = Batcher(
             self._fetch,
             patience=patience.operation,
-            kind=_kind_of_list,
+            kind=kind_of_list,
         )
 
     async def create(self, new: Create) -> Created:
@@ -153,7 +137,7 @@ class Store:
         """
         creation = self._creation(new, self.clock.now())
         outcome = await self._record(creation)
-        return Created(creation.id if new.kind.in_app and outcome is not Recorded.REPLAYED else None, outcome)
+        return Created(creation.replayed_id if outcome is Recorded.REPLAYED else creation.id, outcome)
 
     async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[Recorded | StoreError]:
         """Do for each of these users what `create` does for one; return for each what it did, or its error."""
@@ -184,7 +168,13 @@ class Store:
             filter_ |= {} if filter_["_id"] in self.users.judged else ONLY_OURS
             guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
             pushes["notifications"] = append(notification, self._limit, self._slack)
-        if new.kind.email:
+        if new.kind.window is not None:
+            filter_ |= self._windows.has_room() | IS_FINDABLE
+            due = now + timedelta(seconds=new.kind.window)
+            target: JSONObject = {"target_id": new.target_id} if new.target_id else {}
+            pushes["notifier.waiting"] = {"id": id_, "key": new.kind.name, **target, "due": due}
+            update["$min"] = {"notifier.due": due}
+        elif new.kind.email:
             filter_ |= HAS_ROOM | IS_FINDABLE
             due = first_due(new.kind.rank, in_bulk=new.in_bulk)
             pushes["notifier.outbox"] = new_element(id_, new.kind.name, now, optional, new.origin, due)
@@ -193,7 +183,8 @@ class Store:
             filter_["notifier.recent.k"] = {"$ne": key}
             pushes["notifier.recent"] = remember(key, fingerprint, id_)
         write = Write(filter_, update, upsert=self._creates_users, guard=guard, numbered=True)
-        return Creation(new.user_id, id_, key, fingerprint, write)
+        collapse = partial(collapsing, limit=self._limit) if new.kind.collapse else None
+        return Creation(new.user_id, id_, key, fingerprint, write, collapse)
 
     async def _record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
         """Write until the outcome is known, in calls of its own if `alone`. Raises as `create`."""
@@ -208,7 +199,7 @@ class Store:
 
     async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
         async def attempt(n: int) -> Recorded:
-            if await self._writes.find_one_and_update(creation.write, attempt=n + alone):
+            if await self._writes.find_one_and_update(creation.sent, attempt=n + alone):
                 creation.mark_judged(self.users.judged)
                 return Recorded.CREATED
             return await self._explain(creation)
@@ -224,9 +215,14 @@ class Store:
         """Explain a failed condition. Raises as `create`, and `Changed` when the condition would hold by now."""
         key = self.users.key(creation.user_id)
         if user := await self.users.find_one(key, EXPLAINING, majority=True):
+            if user["waits"] >= self._windows.room:
+                await self._windows.make_room(creation.user_id)
             return creation.explain(user)
         if not creation.write.upsert:
             raise UnknownUser
+        if creation.collapse:
+            await self.users.create(creation.user_id)
+            raise Changed
         majority = self.users.collection.with_options(read_concern=MAJORITY)
         if await majority.find_one(key, {"_id": 1}):  # as the collection's default collation compares
             raise Conflict("the collation of the users' collection, to which two users' ids are the same")
@@ -234,7 +230,7 @@ class Store:
 
     async def list(self, query: ListQuery) -> Page:
         """Return a page and the counts, all from one read. An unknown user's are empty. Raises `Unavailable`."""
-        is_short = not query.skip and query.limit <= SHARED_LIMITS[-1]
+        is_short = is_shared(query)
 
         async def attempt(n: int) -> Page:
             return await self._lists(query) if is_short and not n else (await self._fetch([query]))[0]
@@ -244,7 +240,7 @@ class Store:
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
         """Fetch pages that differ only in their users and limits, with one query."""
         ids = {self.users.key(query.user_id)["_id"] for query in queries}
-        projection = _page(max(queries, key=attrgetter("limit")), self._limit)
+        projection = page_of(max(queries, key=attrgetter("limit")), self._limit)
         if len(ids) == 1:
             user = await self.users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
             found = [user] if user else []
@@ -279,20 +275,3 @@ class Store:
     async def ping(self) -> None:
         """Return if MongoDB answers. Raises `Unavailable`."""
         await persist(lambda _: self.database.command("ping"), PING_DEADLINE)
-
-
-def _kind_of_list(query: ListQuery) -> tuple[bool | None, int]:
-    return query.is_new, min(limit for limit in SHARED_LIMITS if query.limit <= limit)
-
-
-def _page(query: ListQuery, inbox_limit: int) -> JSONObject:
-    """Return the projection that makes a `Page` of a user's document."""
-    newest = inbox(inbox_limit)
-    listed = newest if query.is_new is None else marked(newest, is_new=query.is_new)
-    skip = min(query.skip, inbox_limit)
-    end = {"$slice": [listed, -(skip + query.limit)]}  # newest last, like the array
-    return {
-        "elements": {"$size": newest},
-        "new": {"$size": marked(newest, is_new=True)},
-        "list": {"$slice": [{"$reverseArray": end}, skip, query.limit]} if query.limit else {"$literal": []},
-    }

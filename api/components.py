@@ -55,6 +55,12 @@ COUNT: Final = {"type": "integer", "minimum": 0}
 COUNTS: Final = {
     "elements": COUNT | {"description": "How many notifications the user has."},
     "new": COUNT | {"description": "How many of them are unread."},
+    "unseen": COUNT | {"description": "How many unread ones came since `/seen`; absent before its first call."},
+}
+TEXTS: Final = {
+    "type": "object",
+    "additionalProperties": {"type": "string"},
+    "description": "The same by language.",
 }
 REASONS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 DATA: Final = {
@@ -89,11 +95,15 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
                 "label": {"type": "string", "description": "What the bell says, with placeholders."},
                 "url": {"type": "string", "description": "Where a click leads, with placeholders."},
-                "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+                "labels": TEXTS,
+                "name": {"type": "string", "description": "What settings call it."},
+                "names": TEXTS,
+                "icon": {"type": "string", "description": "An emoji, an https address, or a path."},
+                "email_after": {"type": "string", "description": "How long an e-mail waits, such as `10m`."},
+                "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
+                "collapse": {"type": "boolean", "description": "A new one replaces the unread one of its target."},
             },
-            "label",
-            "url",
-            "labels",
+            *("label", "url", "labels", "name", "names", "icon", "email_after", "email_batch", "collapse"),
         ),
         "UserPreferences": _object(
             {
@@ -132,9 +142,11 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "key": {"type": "string", "description": "Its kind, which may have left the table since."},
                 "target_id": id_,
                 "data": {"type": "object"},
+                "count": {"type": "integer", "minimum": 1, "description": "Of a kind with `collapse`: how many it is."},
             },
             "target_id",
             "data",
+            "count",
         ),
         "Page": _object(
             {
@@ -143,15 +155,24 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                     {
                         **COUNTS,
                         "request": _object(
-                            {"user_id": id_, "skip": COUNT, "limit": COUNT, "is_new": {"type": "boolean"}}, "is_new"
+                            {
+                                "user_id": id_,
+                                "skip": COUNT,
+                                "limit": COUNT,
+                                "is_new": {"type": "boolean"},
+                                "key": {"type": "string"},
+                            },
+                            *("is_new", "key"),
                         ),
                         "list": {"type": "array", "items": ref("Notification"), "description": "Newest first."},
-                    }
+                    },
+                    "unseen",
                 ),
             }
         ),
         "Inbox": _object(
-            {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}}
+            {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}},
+            "unseen",
         ),
         "Problem": _object(
             {

@@ -19,7 +19,7 @@ from config.ids import IdType
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.fan_out import Incomplete, NotYetComplete
-from ops.kinds import Kinds
+from ops.kinds import Kinds, describe_kinds
 
 TAGS: Final = {
     "Notifications": "Create, list and mark notifications.",
@@ -83,7 +83,8 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                     examples={"created": SUCCESS, "many": SUCCESS | {"created": 998, "replayed": 2}},
                     headers={
                         "X-Notification-ID": {
-                            "description": "The `id` that `/list` shows, if a notification was kept for one user.",
+                            "description": "Present unless `user_ids` were given: the `id` that `/list` shows and "
+                            "`/delete` takes, also of a kind that is only e-mailed.",
                             "schema": {"type": "string"},
                         },
                         "Idempotent-Replayed": {
@@ -119,7 +120,7 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             summary="List a user's notifications",
             description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
             callers=("key", "token"),
-            query=schemas.ListSchema(id_type),
+            query=schemas.ListSchema(id_type, kinds),
             answers={
                 200: Answer(
                     description="A page and the counts.",
@@ -136,7 +137,26 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
         ),
         "POST /read": _marking("Mark notifications as read", "They are read.", kinds, id_type),
         "POST /unread": _marking("Mark notifications as unread", "They are unread.", kinds, id_type),
-        "POST /delete": _marking("Delete notifications", "They are deleted, for good.", kinds, id_type),
+        "POST /delete": _marking(
+            "Delete notifications", "They are deleted, for good, and so are e-mails about them.", kinds, id_type
+        ),
+        "POST /seen": Operation(
+            tag="Notifications",
+            summary="Note that the inbox was seen",
+            description="All that there is now has been seen, read or not. From the first call on, `/list` and the "
+            "stream have `unseen`. Asking twice is not an error.",
+            callers=("key", "token"),
+            query=schemas.UserSchema(id_type),
+            answers={200: Answer(description="Noted.", schema=ref("Success"), examples={"noted": SUCCESS})},
+            problems=(
+                *WRONG_METHOD,
+                *NOT_THE_USER,
+                ValidationError,
+                errors.Conflict,
+                errors.TooLarge,
+                *UNCONFIRMED,
+            ),
+        ),
         **user_operations(kinds, id_type),
         "GET /stream": Operation(
             tag="Streams",
@@ -195,14 +215,12 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
         "GET /kinds": Operation(
             tag="Notifications",
             summary="List the kinds of notification",
-            description="What each does, and what the bell says of it: its label, labels by language, and url.",
+            description="What each does, and what pages say of it: its label, url, name and icon.",
             answers={
                 200: Answer(
                     description="The kinds by name.",
                     schema=ref("Kinds"),
-                    examples={
-                        "kinds": {"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}}
-                    },
+                    examples={"kinds": describe_kinds(kinds)},
                     headers={"ETag": ETAG},
                 ),
                 304: Answer(

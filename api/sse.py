@@ -44,6 +44,8 @@ class Stalled(Exception):
 def encode(inbox: Inbox) -> bytes:
     """Return an `inbox` event. Values that JSON has no type for, stored by other programs, become strings."""
     data = {"elements": inbox.elements, "new": inbox.new, "latest": inbox.latest}
+    if inbox.unseen is not None:
+        data["unseen"] = inbox.unseen
     return b"event: inbox\ndata: %b\n\n" % orjson.dumps(data, default=str)
 
 

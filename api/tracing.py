@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from api.middleware import SPAN, route_of
 from mail.replies import Outcome
-from mail.verdicts import Verdict
+from mail.verdicts import DONE
 from mongo.owed import OwedEmail
 
 PROPAGATOR: Final = TraceContextTextMapPropagator()
@@ -86,6 +86,6 @@ class Tracing:
         }
         context = PROPAGATOR.extract(email.origin)
         span = self._tracer.start_span("send e-mail", context, SpanKind.CLIENT, attributes, start_time=started)
-        if outcome.verdict not in {Verdict.SENT, Verdict.MUTED}:
+        if outcome.verdict not in DONE:
             span.set_status(StatusCode.ERROR, outcome.status)
         span.end()

@@ -160,7 +160,7 @@ class UnsubscribePage:
         return _template().render(
             language=texts["language"],
             heading=texts[view.heading],
-            label=subscription.kind.say(language, {}, lambda *_: "") if subscription and view.names_kind else "",
+            label=subscription.kind.called(language) if subscription and view.names_kind else "",
             sentence=texts[view.sentence] if view.sentence else "",
             buttons=[
                 (f"choice={choice.value}" if choice.value else "", texts[text]) for choice, text in view.buttons.items()

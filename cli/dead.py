@@ -36,13 +36,15 @@ def since(text: str) -> datetime:
 
 async def list_emails(store: Store, user_id: str) -> int:
     """Print the e-mails that a user is owed, the user's dead letters, and whether the address is suppressed."""
-    owed, dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
+    (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
     suppression = await store.suppressions.of_user(user_id)
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
         when = "now" if email["next_at"] <= store.clock.now() else f"{email['next_at']:%F %T} UTC"
         row = f"{email['id']}  {email['key']:12}  {email['tries']} tries, {state} {when}"
         say(f"{row}  request {email.get('request_id', '-')}  {email['error'] or ''}".rstrip())
+    for item in waiting:
+        say(f"{item['id']}  {item['key']:12}  waits until {item['due']:%F %T} UTC for its e-mail")
     for letter in dead:
         row = f"{letter['_id']}  {letter['key']:12}  {letter['tries']} tries, died {letter['died_at']:%F %H:%M} UTC"
         say(f"{row}  request {letter.get('request_id') or '-'}  {letter['error']}")
@@ -52,7 +54,7 @@ async def list_emails(store: Store, user_id: str) -> int:
             f"({suppression.code}), until `retry` or POST /suppress lifts that"
             f"{'' if suppression.confirmed else ', or an e-mail owed two days later is accepted'}."
         )
-    if not (owed or dead):
+    if not (owed or waiting or dead):
         say("The user is owed no e-mail and has no dead letter.")
     return 0
 
@@ -111,7 +113,10 @@ async def discard_dead(store: Store, ids: list[str] | None) -> int:
 
 async def discard_owed(store: Store) -> int:
     """Delete all e-mails that are owed."""
-    say(f"Discarded: {counted(await discard_all_owed(store.users), 'e-mail')} that were owed.")
+    discarded = await discard_all_owed(store.users)
+    say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
+    if discarded.waiting:
+        say(f"Nor will there be e-mails about {counted(discarded.waiting, 'notification')} that waited for theirs.")
     return 0
 
 

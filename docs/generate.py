@@ -38,7 +38,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def invalid() -> str:
     """Return the answer to an invalid request."""
-    problem = problem_of(ValidationError(ListSchema(IdType.OBJECTID).validate(INVALID_REQUEST)))
+    problem = problem_of(ValidationError(ListSchema(IdType.OBJECTID, SPECIFIED).validate(INVALID_REQUEST)))
     return f"```json\n{json.dumps(problem.document(), indent=2)}\n```"
 
 

@@ -123,8 +123,7 @@ class Claimer:
     def put(self, lease: Lease) -> None:
         """Let an e-mail be sent."""
         kind = self._kinds.get(lease.email.key)
-        if not (kind and kind.required):
-            lease.known_until = 0.0
+        lease.known_until, lease.required = 0.0, bool(kind and kind.required)
         self.window.put(lease, urgent=bool(kind and kind.rank == "high"))
 
     async def _give_back(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mail.stops import Mail
+from mongo.document import JSONObject
 from mongo.outbox import Outbox
 from mongo.owed import FLUSHED, OwedEmail
 
@@ -28,7 +29,8 @@ RETRY_PART: Final = 0.03
 class Lease:
     """An e-mail that this process holds, until `ends` (monotonic seconds) unless the lease is extended.
 
-    `wanted` is whether the user wants the e-mail, as far as is known until `known_until`.
+    `wanted` is whether the user wants the e-mail, as far as is known until `known_until`. A `required` one counts as
+    wanted. `told` are the notifications that one with `ids` speaks of, as far as is known.
 
     The mailer sets `sending` when the server may begin to accept the message. `replaced` says that another worker goes
     on meanwhile, as the reply to the message does not come soon.
@@ -36,7 +38,9 @@ class Lease:
 
     email: OwedEmail
     ends: float
+    required: bool = False
     wanted: bool = True
+    told: Sequence[JSONObject] = ()
     known_until: float = math.inf
     sending: bool = False
     replaced: bool = False
@@ -64,6 +68,11 @@ class Lease:
     def known(self) -> bool:
         """Whether it is known if the user wants the e-mail."""
         return time.monotonic() < self.known_until
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left to tell: what the e-mail was to speak of is read, deleted or pushed out."""
+        return bool(self.email.ids) and not self.told
 
     def lose(self) -> None:
         """Note that the e-mail is another worker's, or that nothing of it can be known. It will be left alone."""

@@ -77,7 +77,9 @@ class Looks:
             reason = f"{exc}" if isinstance(exc, StoreError) else type(exc).__name__
             log.warning("%d e-mails wait: their users' preferences cannot be read: %s", len(leases), reason)
             found = [None] * len(leases)
-        for lease, wanted in zip(leases, found, strict=True):
-            lease.wanted, lease.known_until = bool(wanted), time.monotonic() + VALID
-            if wanted is None:
+        for lease, look in zip(leases, found, strict=True):
+            lease.known_until = time.monotonic() + VALID
+            if look is None:
                 lease.lose()
+            else:
+                lease.wanted, lease.told = lease.required or look.wanted, look.told

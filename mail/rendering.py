@@ -31,7 +31,7 @@ from ops.languages import forms_of, tag_of
 
 PARTS: Final = ("subject.txt", "txt", "html")
 VARIABLES: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"}) | {
-    *("kind", "language", "unsubscribe_url")
+    *("notifications", "count", "kind", "language", "unsubscribe_url")
 }
 CPU_SECONDS: Final = 2.0
 """Of one e-mail. What the machine does meanwhile for others does not count."""
@@ -115,7 +115,7 @@ class Rendering:
         given = {**fields, "kind": told, "language": tag_of(language), "unsubscribe_url": unsubscribe_url}
         variables = {"data": {}} | {name: value for name, value in given.items() if value is not None}
         subject, text, html = (self._part(self._name(key, part, language), variables) for part in PARTS)
-        return [_one_line(subject) or key, text or _as_text(html) or key, html]
+        return [_one_line(subject), text or _as_text(html), html]
 
     def _name(self, key: str, part: str, language: str | None) -> str:
         names = [f"{key}.{tag}.{part}" for tag in forms_of(language)]

@@ -17,7 +17,7 @@ from mail.replies import Outcome
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Stop
 from mail.suppression import bounce_code
-from mail.verdicts import Stage, Verdict
+from mail.verdicts import DONE, Stage, Verdict
 from mongo import recall
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
@@ -38,6 +38,7 @@ RESULTS: Final = {
     "dead": (Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.HELD, Verdict.UNRENDERED, *REFUSED),
     "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.HELD),
     "muted": (Verdict.MUTED,),
+    "read": (Verdict.READ,),
 }
 """What becomes of an e-mail after an attempt, and by which verdicts."""
 MARGIN: Final = 1.0
@@ -127,7 +128,7 @@ class Settlements:
         outbox, email, error = self._outbox, lease.email, outcome.detail
         age = self._clock.seconds_since(email.at)
         match outcome.verdict:
-            case Verdict.SENT | Verdict.MUTED:
+            case Verdict.SENT | Verdict.MUTED | Verdict.READ:
                 lift = outcome.verdict is Verdict.SENT and _was_suppressed(email)
                 return outcome.verdict.value, lambda: outbox.remove(email, lift=lift)
             case Verdict.PERMANENT | Verdict.SUPPRESSED:
@@ -185,7 +186,7 @@ class Settlements:
         if outcome.verdict in {Verdict.CONFIGURATION, Verdict.HELD}:  # which the alarm tells
             return
         log.log(
-            logging.INFO if outcome.verdict in {Verdict.SENT, Verdict.MUTED} else logging.WARNING,
+            logging.INFO if outcome.verdict in DONE else logging.WARNING,
             "e-mail %s %s: %s, %s (%s)%s",
             *(email.id, email.key, result, outcome.verdict.value, outcome.status),
             "" if held else "; the lease was lost, or it was settled before",

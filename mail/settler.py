@@ -9,7 +9,7 @@ from typing import Final
 from mail.lease import Lease, Leases
 from mail.replies import Outcome
 from mail.settlement import Settlements
-from mail.verdicts import Verdict
+from mail.verdicts import DONE
 
 PAUSE: Final = 0.005
 """Seconds for which what was sent waits for more. After a crash it is sent again."""
@@ -40,7 +40,7 @@ class Settler:
 
     def put(self, lease: Lease, outcome: Outcome) -> None:
         """Settle an e-mail soon. Its lease is extended until then."""
-        if outcome.verdict not in {Verdict.SENT, Verdict.MUTED} or lease.email.suppression:
+        if outcome.verdict not in DONE or lease.email.suppression:
             self._start(self._settle(lease, outcome))
             return
         self._waiting.append((lease, outcome))

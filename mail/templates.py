@@ -74,7 +74,8 @@ class Templates:
 
         A field that is missing or null renders as nothing, and so does anything below it: clients forget fields, and
         a gap in a sentence is better than no sentence. A part without a template, or one that renders as nothing, is
-        absent. An HTML part makes up for an absent text, and the key for what is absent then.
+        absent. An HTML part makes up for an absent text, and the key for what is absent then, with the count of what
+        the e-mail tells.
 
         Each part is that of the language, such as `KEY.de.txt`, else that without one. `de-AT` also takes `de`. Neither
         case nor `_` in place of `-` makes a difference.
@@ -83,17 +84,24 @@ class Templates:
         """
         key: str = fields["key"]
         if key not in self._keys:
-            return Content(key, key, unsubscribe_url=unsubscribe_url)
+            return content_of(fields, unsubscribe_url)
         question = {"fields": fields, "language": language, "unsubscribe_url": unsubscribe_url}
         answer: Mapping[str, Sequence[str]] = await self._renderer.ask(question)
         if "failed" in answer:
             raise RenderError(*answer["failed"])
-        subject, text, html = answer["parts"]
-        return Content(subject, text, html or None, unsubscribe_url)
+        return content_of(fields, unsubscribe_url, answer["parts"])
 
     async def close(self) -> None:
         """End the process, if there is one."""
         await self._renderer.close()
+
+
+def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
+    """Return what an e-mail says, with these parts: for an absent subject or text the key, and the count of many."""
+    subject, text, html = parts
+    count = fields.get("count", 1)
+    plain = f"{fields['key']} ({count})" if count > 1 else f"{fields['key']}"
+    return Content(subject or plain, text or plain, html or None, unsubscribe_url)
 
 
 def _read(folder: Path, kinds: Kinds) -> dict[str, str]:

@@ -54,3 +54,9 @@ class Verdict(enum.Enum):
     """Its templates took too much time or memory. Tried again like a transient one, but seldom."""
     MUTED = "muted"
     """Not sent, as the user has opted out."""
+    READ = "read"
+    """Not sent, as the notifications that it was to speak of are read, deleted or pushed out."""
+
+
+DONE: Final = frozenset({Verdict.SENT, Verdict.MUTED, Verdict.READ})
+"""What ends an e-mail without a fault."""

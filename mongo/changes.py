@@ -19,6 +19,7 @@ from mongo.clock import Clock
 from mongo.connection import CLOSE_TIMEOUT, MAJORITY
 from mongo.document import JSONObject, inbox, marked
 from mongo.errors import StoreError, Unavailable, means_unavailable, unavailable
+from mongo.seen import unseen
 from mongo.users import Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
@@ -69,11 +70,12 @@ class HistoryLost(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
-    """The counts of a user's notifications, and the newest one."""
+    """The counts of a user's notifications, as a `Page` has them, and the newest one."""
 
     elements: int = 0
     new: int = 0
     latest: JSONObject | None = None
+    unseen: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Changes:
             "elements": {"$size": newest},
             "new": {"$size": marked(newest, is_new=True)},
             "latest": {"$last": newest},
+            "unseen": unseen(limit),
         }
 
     async def follow(self, token: Mapping[str, Any] | None = None) -> AsyncGenerator[Change, None]:

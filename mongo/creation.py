@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from mongo.document import HAS_ROOM, IS_FINDABLE, OUTBOX, OUTBOX_LIMIT, JSONObject, elements
+from mongo.document import HAS_ROOM, IS_FINDABLE, OUTBOX, OUTBOX_LIMIT, WAITING, JSONObject, elements
 from mongo.errors import Changed, KeyReused, OutboxFull
 from mongo.judged import Judged
 from mongo.statement import Write
@@ -18,6 +18,7 @@ EXPLAINING: Final = {
     "owed": "$notifier.outbox.id",
     "deleted": "$notifier.deleted",
     "recent": "$notifier.recent",
+    "waits": {"$size": WAITING},
     "is_full": {"$gte": [{"$size": OUTBOX}, OUTBOX_LIMIT]},
     **REFUSING,
 }
@@ -38,8 +39,10 @@ class Recorded(enum.Enum):
 class Creation:
     """One atomic write that records a notification, an e-mail owed, or both.
 
+    `collapse` makes of `write`, which is classic, the pipeline that is sent in its place.
+
     Its repetition must not record it twice: `write` has a number, or the guard that neither `id` nor `key` is there.
-    `not_owed` is whether its e-mail is left out.
+    `not_owed` is whether its e-mail is left out, and `replayed_id` what an earlier request with its key has recorded.
     """
 
     user_id: str
@@ -47,7 +50,14 @@ class Creation:
     key: str | None
     fingerprint: str
     write: Write
+    collapse: Callable[[Write], Write] | None = None
     not_owed: bool = False
+    replayed_id: str = ""
+
+    @property
+    def sent(self) -> Write:
+        """The write as it is sent."""
+        return self.collapse(self.write) if self.collapse else self.write
 
     @property
     def update(self) -> JSONObject:
@@ -91,7 +101,8 @@ class Creation:
             if self.key and item.get("k") == self.key and isinstance(item.get("h"), str):
                 if item["h"] != self.fingerprint:
                     raise KeyReused
-                return Recorded.CREATED if item.get("id") == self.id else Recorded.REPLAYED
+                self.replayed_id = f"{item.get('id')}"
+                return Recorded.CREATED if self.replayed_id == self.id else Recorded.REPLAYED
         return None
 
     def explain(self, user: Mapping[str, Any]) -> Recorded:

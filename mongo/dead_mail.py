@@ -25,7 +25,7 @@ from mongo.document import (
 )
 from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError
 from mongo.outbox import Outbox
-from mongo.owed import OwedEmail, new_element
+from mongo.owed import OwedEmail, ids_of, new_element
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce
 from mongo.users import Documents, judge
@@ -78,6 +78,7 @@ class DeadMail:
             "error": error,
             **email.origin,
             **optional_fields(email.fields()),
+            **({"ids": list(email.ids)} if email.ids else {}),
         }
         try:
             await self._write(email, letter)
@@ -159,6 +160,7 @@ class DeadMail:
         key, once = users.key(user_id), str(ObjectId())
         absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
+        element |= {"ids": ids} if (ids := ids_of(letter)) else {}
         update = {
             "$push": {"notifier.outbox": element, "notifier.recent": remember(once, "", id_)},
             "$min": {"notifier.due": element["next_at"]},

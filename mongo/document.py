@@ -2,15 +2,17 @@
 
 ```
 { _id, email: "...",                          of the team's type, and at the team's path (`Shape`)
-  notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?}, ... ]   newest last
+  notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?, count?}, ... ]   newest last
   notifier: {                                 everything else; absent while there is nothing else
     outbox: [ {id, key, at, next_at, tries, token, error, dead,    e-mails owed
-               copies?, crashes?, request_id?, traceparent?, target_id?, data?} ],
-    due: Date,                                min(outbox.next_at); absent when no e-mail is owed
+               copies?, crashes?, unknown_until?, request_id?, traceparent?, target_id?, data?, ids?} ],
+    waiting: [ {id, key, target_id?, due} ],  notifications whose e-mail waits; the e-mail then has their `ids`
+    due: Date,                                min(outbox.next_at, waiting.due); absent when no e-mail is owed
     recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
     deleted: [ id ],                          the last notifications that the user deleted, newest last
     preferences: { KIND or "*": {email} },    where the user wants something else than the default
-    suppression: {address, code, at} } }      the address to which nothing is sent, as mail to it was refused for good
+    suppression: {address, code, at},         the address to which nothing is sent, as mail to it was refused for good
+    seen_at: 1698138241 } }                   `timestamp` of the newest notification seen; absent before `/seen`
 ```
 
 The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. The array holds no more, unless
@@ -42,10 +44,12 @@ TYPES: Final[Mapping[str, str]] = {
     "notifier": "object",
     "notifier.outbox": "array",
     "notifier.due": "date",
+    "notifier.waiting": "array",
     "notifier.recent": "array",
     "notifier.deleted": "array",
     "notifier.preferences": "object",
     "notifier.suppression": "object",
+    "notifier.seen_at": "long",
 }
 """The fields that the service writes, each with its BSON type."""
 WRITTEN: Final = [name for name in TYPES if name != "notifier"]
@@ -85,6 +89,8 @@ HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
 """Of a field: an array of dates has the type date, too."""
 OUTBOX: Final = {"$cond": [{"$isArray": "$notifier.outbox"}, "$notifier.outbox", []]}
+WAITING: Final = {"$cond": [{"$isArray": "$notifier.waiting"}, "$notifier.waiting", []]}
+DELETED: Final = {"$cond": [{"$isArray": "$notifier.deleted"}, "$notifier.deleted", []]}
 NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
 
 
@@ -106,6 +112,21 @@ IS_OURS: Final = {
     ]
 }
 """Whether a notification is ours, as an expression."""
+
+
+def absent_or_array(field: str) -> JSONObject:
+    """Return the condition of a field that is absent or an array."""
+    return {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]}
+
+
+def concat(*arrays: object) -> JSONObject:
+    """Return the expression of arrays one after another."""
+    return {"$concatArrays": [*arrays]}
+
+
+def without(array: JSONObject, chosen: JSONObject) -> JSONObject:
+    """Return the expression of an array without the chosen elements."""
+    return {"$filter": {"input": array, "cond": {"$not": [chosen]}}}
 
 
 def elements(parent: object, field: str) -> list[JSONObject]:

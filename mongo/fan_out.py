@@ -112,7 +112,7 @@ class FanOut:
         # Whatever stays unclear has the condition on its key, so it is safe to do it alone.
         with suppress(PyMongoError, TimeoutError, Unavailable):
             async with asyncio.timeout(timeout):
-                written = await self._writes.together([creation.write for creation in batch])
+                written = await self._writes.together([creation.sent for creation in batch])
             for creation, found in zip(batch, written, strict=True):
                 if found is True:
                     outcomes[creation.id] = Recorded.CREATED

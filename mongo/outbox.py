@@ -12,83 +12,110 @@ import asyncio
 import logging
 import math
 import random
-from bisect import bisect
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from bson import ObjectId
 from pymongo import UpdateMany
 
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, elements, value_at
+from mongo.bands import EDGES, SHARE, band_of, shares
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, WAITING, JSONObject, elements, value_at
 from mongo.errors import PING_DEADLINE, Conflict, TooLarge, Unavailable, UnknownError, WrongType
 from mongo.indexes import Index
-from mongo.owed import ERAS, ERAS_END, IS_DUE, IS_EMAIL, NO_TOKEN, OwedEmail, due_as_before, load_emails, rewrite
+from mongo.owed import (
+    IS_DUE,
+    IS_EMAIL,
+    NO_TOKEN,
+    SET_DUE,
+    OwedEmail,
+    due_as_before,
+    from_now,
+    load_emails,
+    merged,
+    rewrite,
+)
 from mongo.preferences import wants_email
 from mongo.refused import Refused
 from mongo.statement import Write
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce, suppress
+from mongo.unknown import is_ours_to_send, left_to_others
 from mongo.users import Users
+from mongo.waiting import HAS_WINDOW_OVER, Windows
 from mongo.writes import Writes
 
 log = logging.getLogger("notifier.delivery")
 
-LEFT_TO_OTHERS: Final = 300.0
-"""Seconds for which e-mails of a kind that this process does not know are left to others: while replicas of two
-versions run, a new kind and its template are only the new one's."""
-NEXT_LOOK: Final = 5.0
-"""Seconds after which they are due again meanwhile."""
 NARROWEST: Final = 2
 WIDEST: Final = 16
 """Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
-EDGES: Final = (ERAS["normal"], ERAS["low"], ERAS_END)
-"""Where the bands of priorities end, and that of e-mails due again begins."""
-SHARE: Final = 8
-"""One in so many claimed is of each band, as far as there are any, so that none starves."""
 OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})
 """What can be changed of an e-mail although its document is full."""
 DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
-    "$expr": {"$and": [DUE, {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}]},
+    "$expr": {
+        "$and": [DUE, {"$or": [{"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}, HAS_WINDOW_OVER]}]
+    },
 }
 
 
-class Outbox:
-    """The outboxes of all users. `kinds` are those that this process knows."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Whether a user wants an e-mail, and those of its notifications that are unread, oldest first, if it has `ids`."""
 
-    def __init__(self, users: Users, ranks: Mapping[str, str]) -> None:
-        """`ranks` are the priorities of the kinds that this process knows."""
+    wanted: bool
+    told: Sequence[JSONObject] = ()
+
+
+class Outbox:
+    """The outboxes of all users. `ranks` are the priorities of the kinds that this process knows."""
+
+    def __init__(self, users: Users, ranks: Mapping[str, str], windows: Windows) -> None:
         self.users = users
         self.due = Index(users.shared, "notifier.due", sparse=True, waiting="Until it is there, e-mails wait.")
         self.era = due_as_before(ranks)
         self._kinds = list(ranks)
+        self._windows = windows
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users, free_requests=1)
         self._refused = Refused()
         self._spread: float = NARROWEST
 
-    async def backlog(self) -> tuple[int, float]:
-        """Return how many e-mails are owed, and the age of the oldest in seconds. Raises `Unavailable`."""
+    async def backlog(self) -> tuple[int, float, int]:
+        """Return how many e-mails are owed, the age of the oldest in seconds, and how many notifications wait.
+
+        Raises `Unavailable`.
+        """
         ours = {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}
         age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
         owed: list[JSONObject] = [
             {"$match": {"notifier.due": {"$exists": True}}},
-            {"$project": {"ours": ours}},
-            {"$group": {"_id": None, "owed": {"$sum": {"$size": "$ours"}}, "oldest": {"$min": {"$min": "$ours.at"}}}},
-            {"$project": {"owed": 1, "age": age}},
+            {"$project": {"ours": ours, "waiting": {"$size": WAITING}}},
+            {
+                "$group": {
+                    "_id": None,
+                    "owed": {"$sum": {"$size": "$ours"}},
+                    "oldest": {"$min": {"$min": "$ours.at"}},
+                    "waiting": {"$sum": "$waiting"},
+                }
+            },
+            {"$project": {"owed": 1, "age": age, "waiting": 1}},
         ]
         if self.due.is_missing:
             raise Unavailable
         found = await self.users.aggregate(owed, PING_DEADLINE, self.due.hint)
-        return (found[0]["owed"], max(0.0, found[0]["age"] or 0.0)) if found else (0, 0.0)
+        if not found:
+            return 0, 0.0, 0
+        return found[0]["owed"], max(0.0, found[0]["age"] or 0.0), found[0]["waiting"]
 
-    async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        """Return the e-mails that a user is owed. Raises `Unavailable`."""
-        return elements((await self.users.of(user_id, "notifier.outbox")).get("notifier"), "outbox")
+    async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
+        """Return the e-mails that a user is owed, and what waits for its e-mail. Raises `Unavailable`."""
+        notifier = (await self.users.of(user_id, "notifier.outbox", "notifier.waiting")).get("notifier")
+        return elements(notifier, "outbox"), elements(notifier, "waiting")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
         """Lease the due e-mails of at most `users` users for `lease` seconds.
@@ -132,7 +159,7 @@ class Outbox:
         share = max(1, users // SHARE)
         # These leave out what is due after the last of them.
         later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, found[-1][1]), len(EDGES) + 1)]
-        return _shares([*found, *chain.from_iterable(await asyncio.gather(*later))], users, share)
+        return shares([*found, *chain.from_iterable(await asyncio.gather(*later))], users, share)
 
     async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
         """Return the `_id`s of users whose e-mails are due, longest due first, and the band of each."""
@@ -148,17 +175,15 @@ class Outbox:
             batch=limit + 1,
             hint=self.due.hint,
         )
-        return [(user["_id"], _band(user["notifier"]["due"])) for user in found]
+        return [(user["_id"], band_of(user["notifier"]["due"])) for user in found]
 
     async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
         """Lease the due e-mails of these documents. Raises a `StoreError`."""
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
-        until = {"$ifNull": ["$$this.unknown_until", _from_now(LEFT_TO_OTHERS)]}
-        is_known = {"$or": [{"$in": ["$$this.key", {"$literal": self._kinds}]}, {"$eq": ["$$this.dead", True]}]}
-        leased = {"token": token, "next_at": _from_now(seconds)}
-        left = {"next_at": _from_now(NEXT_LOOK), "unknown_until": until}
-        change = {"$cond": [{"$or": [is_known, {"$lte": [until, "$$NOW"]}]}, leased, left]}
-        await self.users.update_many(due, rewrite(IS_DUE, change))
+        leased = {"token": token, "next_at": from_now(seconds)}
+        change = {"$cond": [is_ours_to_send(self._kinds), leased, left_to_others("next_at")]}
+        claimed = self._windows.claim(merged(OUTBOX, IS_DUE, change), leased)
+        await self.users.update_many(due, [claimed, SET_DUE])
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""
@@ -166,7 +191,7 @@ class Outbox:
         ids = [email.document_id for email in emails]
         chosen = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
         held = {"_id": {"$in": ids}, **OURS, "notifier.outbox.token": {"$in": tokens}}
-        await self.users.update_many(held, rewrite(chosen, {"next_at": _from_now(lease)}))
+        await self.users.update_many(held, rewrite(chosen, {"next_at": from_now(lease)}))
 
     async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
         """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held.
@@ -180,11 +205,11 @@ class Outbox:
 
         `changes` are of `tries`, `waited`, `copies`, `held` and `crashes`.
         """
-        return await self._put_back(email, _from_now(delay), error, tried="$$NOW", **changes)
+        return await self._put_back(email, from_now(delay), error, tried="$$NOW", **changes)
 
     async def hold(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
         """Give the lease back without an attempt; otherwise as `retry`."""
-        return await self._put_back(email, _from_now(delay), error, **changes)
+        return await self._put_back(email, from_now(delay), error, **changes)
 
     async def put_back(self, email: OwedEmail, error: str | None) -> bool:
         """Give the lease back without an attempt. The e-mail is due at once, as before. Otherwise as `remove`."""
@@ -207,16 +232,16 @@ class Outbox:
         """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
-    async def look(self, emails: Sequence[OwedEmail]) -> Sequence[bool | None]:
-        """Return for each e-mail whether its user wants it as of now; `None` if the lease was lost.
-
-        Raises `Unavailable`.
-        """
+    async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
+        """Return for each e-mail what is known of it as of now; `None` if the lease was lost. Raises `Unavailable`."""
         ids = {"_id": {"$in": [email.document_id for email in emails]}}
-        fields = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
+        fields: JSONObject = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
+        if about := [id_ for email in emails for id_ in email.ids]:
+            is_told = {"$and": [{"$eq": ["$$this.is_new", True]}, {"$in": ["$$this.id", {"$literal": about}]}]}
+            fields["told"] = {"$filter": {"input": self._windows.inbox, "cond": is_told}}
         found = await self.users.find(ids, fields, batch=len(emails) + 1)
-        users = {repr(user["_id"]): user.get("notifier") for user in found}
-        return [_is_wanted(users.get(repr(email.document_id)), email) for email in emails]
+        users = {repr(user["_id"]): user for user in found}
+        return [_look(users.get(repr(email.document_id), {}), email) for email in emails]
 
     async def remove_together(self, emails: Sequence[OwedEmail]) -> bool:
         """Owe these e-mails no longer; return whether each document still had some of them. Raises a `StoreError`."""
@@ -247,29 +272,18 @@ class Outbox:
             return await self._settle(email, least)
 
 
-def _band(due: object) -> int:
-    return bisect(EDGES, due) if isinstance(due, datetime) else 0  # Python has no date for one so long past
-
-
-def _shares(found: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
-    """Choose at random: a share of each band, and the others from the first bands."""
-    bands: list[dict[str, object]] = [{} for _ in range(len(EDGES) + 1)]
-    for id_, band in found:
-        bands[band][repr(id_)] = id_
-    shuffled = [random.sample(list(band.values()), len(band)) for band in bands]
-    shares = [id_ for ids in shuffled for id_ in ids[:share]]
-    return [*shares, *(id_ for ids in shuffled for id_ in ids[share:])][:users]
-
-
 def _held(email: OwedEmail) -> JSONObject:
     item = {"id": email.id, "token": email.token}
     return {"_id": email.document_id, **OURS, "notifier.outbox": {"$elemMatch": item}}
 
 
-def _is_wanted(notifier: object, email: OwedEmail) -> bool | None:
+def _look(user: Mapping[str, Any], email: OwedEmail) -> Look | None:
+    notifier = user.get("notifier")
     items = elements(notifier, "outbox")
-    held = any(item.get("id") == email.id and item.get("token") == email.token for item in items)
-    return wants_email(value_at(notifier, "preferences"), email.key) if held else None
+    if not any(item.get("id") == email.id and item.get("token") == email.token for item in items):
+        return None
+    told = [item for item in user.get("told", ()) if item["id"] in email.ids]
+    return Look(wants_email(value_at(notifier, "preferences"), email.key), told)
 
 
 def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> UpdateMany:
@@ -279,7 +293,3 @@ def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) 
     documents = list({repr(email.document_id): email.document_id for email in emails}.values())
     held = {"_id": {"$in": documents}, **OURS, "notifier.outbox.token": token}
     return UpdateMany(held, rewrite(chosen, change), collation=SIMPLE)
-
-
-def _from_now(seconds: float) -> JSONObject:
-    return {"$add": ["$$NOW", round(seconds * 1000)]}

@@ -10,9 +10,9 @@ from typing import Any, Final
 from config.address import is_address
 from mongo.connection import Database
 from mongo.dead_mail import DeadMail
-from mongo.document import OURS, OUTBOX, WITHOUT_EMPTY, JSONObject, value_at
+from mongo.document import OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, value_at
 from mongo.errors import persist
-from mongo.owed import IS_EMAIL, NO_TOKEN
+from mongo.owed import IS_EMAIL, IS_WAITING, NO_TOKEN
 from mongo.users import REFUSING, Documents, Users, foreign_fields
 
 DEADLINE: Final = 60.0
@@ -20,7 +20,10 @@ DEADLINE: Final = 60.0
 SAMPLE: Final = 1000
 """Users that are looked at of all."""
 DISCARDED_AT_ONCE: Final = 1000
-WITHOUT_EMAILS: Final[list[JSONObject]] = [{"$unset": ["notifier.outbox", "notifier.due"]}, WITHOUT_EMPTY]
+WITHOUT_EMAILS: Final[list[JSONObject]] = [
+    {"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]},
+    WITHOUT_EMPTY,
+]
 REASONS: Final = 10
 """Reasons that are told apart; the most frequent ones."""
 CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
@@ -31,13 +34,17 @@ REASON_LENGTH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """The e-mails owed: how many, how many of these are due and how many leased, since when, and what is next."""
+    """The e-mails owed: how many, how many of these are due and how many leased, since when, and what is next.
+
+    `waiting` is how many notifications wait for their e-mail.
+    """
 
     owed: int = 0
     due: int = 0
     leased: int = 0
     oldest_seconds: int | None = None
     next_attempt: datetime | None = None
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +61,21 @@ async def owed(users: Documents) -> Owed:
     waiting = {"$not": [{"$or": [due, leased]}]}
     pipeline: list[JSONObject] = [
         {"$match": {"notifier.due": {"$exists": True}}},
-        {"$project": {"ours": _filter(OUTBOX, IS_EMAIL)}},
+        {"$project": {"ours": _filter(OUTBOX, IS_EMAIL), "windows": _filter(WAITING, IS_WAITING)}},
         {
             "$project": {
                 "owed": {"$size": "$ours"},
                 "due": {"$size": _filter("$ours", due)},
                 "leased": {"$size": _filter("$ours", {"$and": [leased, {"$not": [due]}]})},
                 "oldest": {"$min": "$ours.at"},
+                "waiting": {"$size": "$windows"},
                 "next": {"$min": {"$map": {"input": _filter("$ours", waiting), "in": "$$this.next_at"}}},
             }
         },
         {
             "$group": {
                 "_id": None,
-                **{name: {"$sum": f"${name}"} for name in ("owed", "due", "leased")},
+                **{name: {"$sum": f"${name}"} for name in ("owed", "due", "leased", "waiting")},
                 **{name: {"$min": f"${name}"} for name in ("oldest", "next")},
             }
         },
@@ -78,18 +86,18 @@ async def owed(users: Documents) -> Owed:
         return Owed()
     (row,) = found
     age = None if row["age"] is None else max(0, row["age"])
-    return Owed(row["owed"], row["due"], row["leased"], age, row["next"])
+    return Owed(row["owed"], row["due"], row["leased"], age, row["next"], row["waiting"])
 
 
-async def discard_all_owed(users: Documents) -> int:
-    """Remove the e-mails that users are owed, those that are being sent too; return how many there were.
+async def discard_all_owed(users: Documents) -> Owed:
+    """Remove the e-mails that users are owed, those that are being sent or only wait, too; return what there was.
 
     Raises `Conflict` or `Unavailable`.
     """
-    number, due = (await owed(users)).owed, {"notifier.due": {"$exists": True}, **OURS}
+    before, due = await owed(users), {"notifier.due": {"$exists": True}, **OURS}
     while found := await users.find(due, {"_id": 1}, limit=DISCARDED_AT_ONCE, deadline=DEADLINE):
         await users.update_many({"_id": {"$in": [user["_id"] for user in found]}, **OURS}, WITHOUT_EMAILS)
-    return number
+    return before
 
 
 async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:

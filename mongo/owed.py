@@ -12,7 +12,17 @@ from typing import Any, Final
 
 import orjson
 
-from mongo.document import OPTIONAL_FIELDS, OUTBOX, JSONObject, Shape, elements, origin_of, value_at
+from mongo.document import (
+    OPTIONAL_FIELDS,
+    OUTBOX,
+    WAITING,
+    JSONObject,
+    Shape,
+    elements,
+    origin_of,
+    value_at,
+    without,
+)
 from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
@@ -54,6 +64,27 @@ IS_EMAIL: Final = {
     ]
 }
 """Whether an element of the outbox has what an e-mail of ours always has."""
+IS_WAITING: Final = {"$and": [has_type("id", "string"), has_type("key", "string"), has_type("due", "date")]}
+"""Whether an element of `waiting` has what a notification of ours always has whose e-mail waits."""
+EARLIEST: Final = {
+    "$min": [
+        {"$min": {"$map": {"input": {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}, "in": "$$this.next_at"}}},
+        {"$min": {"$map": {"input": {"$filter": {"input": WAITING, "cond": IS_WAITING}}, "in": "$$this.due"}}},
+    ]
+}
+"""When the first e-mail is due: what `due` must be after a pipeline has changed what is owed."""
+SET_DUE: Final = {
+    "$set": {
+        "notifier.due": {
+            "$cond": [
+                {"$in": [{"$type": "$notifier.due"}, ["date", "missing"]]},
+                {"$ifNull": [EARLIEST, "$$REMOVE"]},
+                "$notifier.due",
+            ]
+        }
+    }
+}
+"""The stage of a pipeline that sets `due`, unless it is of another type, and so another program's."""
 IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
 
 
@@ -67,6 +98,7 @@ class OwedEmail:
     schedule of attempts has taken, without those of a stop. `copies` counts the messages that the server may have
     accepted. `held` says for which stop it waits. `crashes` counts how often its rendering ended the process that
     renders. `suppression` is the user's, which may be of another address. `user` has the fields of `TEMPLATE_FIELDS`.
+    An e-mail that has `ids` speaks of those of these notifications that are unread when it is sent.
     """
 
     document_id: object
@@ -90,11 +122,19 @@ class OwedEmail:
     target_id: str | None = None
     data: JSONObject | None = None
     user: JSONObject | None = None
+    ids: Sequence[str] = ()
 
-    def fields(self) -> JSONObject:
-        """Return the fields of the notification that the e-mail is about, and of its user."""
+    def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
+        """Return the fields of the notification that it is about, or of those that it tells, and of its user."""
         named = {name: getattr(self, name) for name in ("id", "user_id", "key", "user", *OPTIONAL_FIELDS)}
-        return named | {"timestamp": int(self.at.timestamp())}
+        named["timestamp"] = int(self.at.timestamp())
+        return named | batch(told) if told else named
+
+
+def batch(told: Sequence[JSONObject]) -> JSONObject:
+    """Return the fields of an e-mail about many: those of the newest, all of them, and how many events that were."""
+    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
+    return newest | {"notifications": told, "count": sum(max(1, _count(item.get("count"))) for item in told)}
 
 
 def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
@@ -143,15 +183,18 @@ def rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
 
     Elements that are not e-mails of ours stay as they are, and in place.
     """
-    merged = {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}
-    outbox = (
-        {"$map": {"input": OUTBOX, "in": merged}}
-        if change is not None
-        else {"$filter": {"input": OUTBOX, "cond": {"$not": [chosen]}}}
-    )
-    ours = {"$filter": {"input": "$notifier.outbox", "cond": IS_EMAIL}}
-    earliest = {"$min": {"$map": {"input": ours, "in": "$$this.next_at"}}}
-    return [{"$set": {"notifier.outbox": outbox}}, {"$set": {"notifier.due": {"$ifNull": [earliest, "$$REMOVE"]}}}]
+    outbox = merged(OUTBOX, chosen, change) if change is not None else without(OUTBOX, chosen)
+    return [{"$set": {"notifier.outbox": outbox}}, SET_DUE]
+
+
+def merged(array: JSONObject, chosen: JSONObject, change: JSONObject) -> JSONObject:
+    """Return the expression of an array with `change` in the chosen elements."""
+    return {"$map": {"input": array, "in": {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}}}
+
+
+def from_now(seconds: float) -> JSONObject:
+    """Return the time so many seconds from now, by MongoDB's clock, as an expression."""
+    return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
 def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
@@ -177,6 +220,7 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             origin=origin_of(item),
             target_id=_typed(item.get("target_id"), str),
             data=_typed(item.get("data"), dict),
+            ids=ids_of(item),
         )
         for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
@@ -196,6 +240,12 @@ def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
                     below = below.setdefault(parent, {})
                 below[name] = orjson.loads(value)
     return told
+
+
+def ids_of(item: Mapping[str, Any]) -> list[str]:
+    """Return the `ids` of an e-mail or of a dead letter; of one about a single notification, none."""
+    ids = item.get("ids")
+    return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
 
 def _typed(value: Any, kind: type) -> Any:

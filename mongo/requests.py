@@ -12,7 +12,10 @@ from mongo.document import JSONObject
 
 
 class Channels(Protocol):
-    """What a kind of notification is to MongoDB: its name, its channels, and which of `ERAS` its e-mails have."""
+    """What a kind of notification is to MongoDB: its name, its channels, and which of `ERAS` its e-mails have.
+
+    `window` is for how many seconds an e-mail waits, and `email_batch` whether one is about many: of a target or all.
+    """
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -22,6 +25,12 @@ class Channels(Protocol):
     def email(self) -> bool: ...  # noqa: D102
     @property
     def rank(self) -> str: ...  # noqa: D102
+    @property
+    def collapse(self) -> bool: ...  # noqa: D102
+    @property
+    def window(self) -> float | None: ...  # noqa: D102
+    @property
+    def email_batch(self) -> str | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +61,13 @@ class CreateMany:
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """A page of a user's notifications. `is_new` selects only the unread, or only the read."""
+    """A page of a user's notifications. `is_new` selects only the unread, or only the read, and `key` one kind."""
 
     user_id: str
     skip: int
     limit: int
     is_new: bool | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

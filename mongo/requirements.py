@@ -20,6 +20,7 @@ from mongo.lanes import PROBE
 from mongo.outbox import HAS_DUE_EMAIL, Outbox
 from mongo.owed import new_element
 from mongo.users import Users
+from mongo.waiting import Windows
 
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ async def must_suffice(users: Users, connection: Connection) -> None:
 
 async def _try_delivery(probe: Users) -> str | None:
     """Lease an e-mail and delete it; return what went wrong. Raises a `StoreError`."""
-    outbox, id_, token = Outbox(probe, {"probe": "normal"}), ObjectId(), f"{ObjectId()}"
+    outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {}, 1)), ObjectId(), f"{ObjectId()}"
     email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
     owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}
     key = {"_id": id_}

@@ -46,7 +46,7 @@ class Metrics:
         self.requests_of = cache(self.requests.labels)
         self.emails = Counter(
             "notifier_emails",
-            "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting, muted) and reason.",
+            "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting, muted, read) and reason.",
             ["outcome", "reason"],
             registry=self._registry,
         )
@@ -60,6 +60,9 @@ class Metrics:
         self.owed = self._gauge("notifier_emails_owed", "E-mails owed, in MongoDB.", "livemostrecent")
         self.oldest = self._gauge(
             "notifier_oldest_email_owed_seconds", "Age of the oldest e-mail owed; 0 if none is owed.", "livemostrecent"
+        )
+        self.waiting = self._gauge(
+            "notifier_notifications_waiting", "Notifications that wait for their e-mail, in MongoDB.", "livemostrecent"
         )
         self.dead = self._gauge("notifier_dead_letters", "Dead letters, in MongoDB.", "livemostrecent")
         self.sent = self._gauge(

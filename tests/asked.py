@@ -169,7 +169,7 @@ def with_validator(ask: Ask) -> Ask:
 
 def with_full_document(ask: Ask) -> Ask:
     async def ask_of_full_document(client: Client) -> ClientResponse:
-        full = {"_id": ObjectId(USER), "email": "a@example.com", "own": "x" * (DOCUMENT_LIMIT - 100)}
+        full = {"_id": ObjectId(USER), "email": "a@example.com", "own": "x" * (DOCUMENT_LIMIT - 80)}
         await client.app[handlers.STORE].users.collection.insert_one(full)
         return await ask(client)
 
@@ -315,6 +315,12 @@ CASES = [
             Case(f"POST {path}", errors.Busy, with_full_queues(mark(path, notification_id="any"))),
         )
     ),
+    Case("POST /seen", 200, of_user("POST", "/seen")),
+    Case("POST /seen", ValidationError, ask("POST", "/seen", params=INVALID_REQUEST)),
+    Case("POST /seen", errors.Conflict, with_validator(of_user("POST", "/seen"))),
+    Case("POST /seen", errors.TooLarge, with_full_document(of_user("POST", "/seen"))),
+    Case("POST /seen", errors.Unavailable, while_mongodb_stops(of_user("POST", "/seen")), **NO_TIME),
+    Case("POST /seen", errors.Busy, with_full_queues(of_user("POST", "/seen"))),
     Case("GET /preferences", 200, of_user("GET", "/preferences")),
     Case("GET /preferences", ValidationError, ask("GET", "/preferences", params=INVALID_REQUEST)),
     Case("GET /preferences", errors.Unavailable, while_mongodb_stops(of_user("GET", "/preferences")), **NO_TIME),

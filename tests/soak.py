@@ -51,6 +51,7 @@ from tests.soak_poison import (
     poison_addresses,
     poisoned,
 )
+from tests.soak_windows import write_templates
 from tests.waiting import eventually
 
 DATABASE: Final = "soak"
@@ -144,6 +145,7 @@ def start_worker(folder: Path, setup: Setup, mail: MailServer, number: int) -> S
         EMAIL=EMAIL,
         NOTIFICATIONS_LIMIT=5000,
         KINDS_FILE=folder / "kinds.toml",
+        TEMPLATES_DIR=folder / "templates",
         SMTP_HOST="127.0.0.1",
         SMTP_PORT=mail.port,
         SMTP_SECURITY="none",
@@ -267,6 +269,7 @@ async def soak(topology: str, seconds: float) -> bool:
             ledger.filled = fill_outbox(client, DATABASE, BUSY, seconds)
         (folder / "kinds.toml").write_text(KINDS)
         hold_up_indexes(setup.mongods, "alwaysOn")
+        write_templates(folder)
         workers = [start_worker(folder, setup, mail, number) for number in range(WORKERS)]
         try:
             for worker in workers:
@@ -364,6 +367,8 @@ def report(
         ("e-mails that users had opted out of", len(decisions.muted)),
         ("users erased", len(decisions.erased)),
         ("suppressions lifted", decisions.lifted),
+        ("read or deleted while they might wait for their e-mail", len(decisions.windows.gone)),
+        ("rows that collapsed", len(decisions.windows.rows)),
         ("e-mails delivered", len(set(mail.ids))),
         ("delivered again with the same Message-ID", len(mail.ids) - len(set(mail.ids))),
         *((f"fault: {name}", times) for name, times in sorted(ledger.faults.items())),

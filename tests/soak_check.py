@@ -71,7 +71,8 @@ def check(
 
 
 def _first_due(user: Document) -> object:
-    return min((item["next_at"] for item in _ours(user).get("outbox", [])), default=None)
+    due = [item["next_at"] for item in _ours(user).get("outbox", [])]
+    return min([*due, *(item["due"] for item in _ours(user).get("waiting", []))], default=None)
 
 
 def _ours(user: Document) -> Document:

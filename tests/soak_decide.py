@@ -16,9 +16,12 @@ from tests.processes import Service
 from tests.servers import MailServer
 from tests.soak_check import NO_ANSWER, Ledger
 from tests.soak_load import USERS
+from tests.soak_windows import KINDS as WINDOW_KINDS
+from tests.soak_windows import Windows, check_windows
 
 Document = Mapping[str, Any]
-KINDS: Final = """
+KINDS: Final = (
+    """
 [registration]
 in_app = false
 email = true
@@ -31,9 +34,13 @@ required = true
 [digest]
 email = true
 """
-"""Those of the specification, and one that users may opt out of."""
+    + WINDOW_KINDS
+)
+"""Those of the specification, one that users may opt out of, and those with windows."""
 TOLERANCE: Final = 1.0
 """Seconds from the last look at a user's preferences to the mail server's notice that a conversation has begun."""
+SHARE_OF_WINDOWS: Final = 0.4
+"""Share of the decisions about notifications whose e-mail waits. Those go on in the background."""
 ATTEMPTS: Final = 60
 """Times that a decision is repeated until it is answered."""
 
@@ -47,6 +54,7 @@ class Decisions:
     """What was owed, or came later, and when the opt-out was answered (monotonic)."""
     erased: set[str] = field(default_factory=set)
     lifted: int = 0
+    windows: Windows = field(default_factory=Windows)
     statuses: Counter[str] = field(default_factory=Counter)
 
 
@@ -60,51 +68,62 @@ class Decider:
         self._ledger = ledger
         self._decisions = decisions
         self._workers = workers
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def decide_until(self, end: float) -> None:
         """Decide one thing after another until `end`."""
         while time.monotonic() < end:
             n = next(self._ledger.numbers)
-            await random.choice([self._delete, self._opt_out, self._erase, self._lift])(n, f"{2**40 + n:024x}")
+            windows = self._decisions.windows
+            if random.random() < SHARE_OF_WINDOWS:
+                act = random.choice([windows.collect, windows.collect, windows.collapse, windows.see])
+                task = asyncio.create_task(act(self, self._ledger.numbers.__next__, f"{2**41 + n:024x}"))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+            else:
+                await random.choice([self._delete, self._opt_out, self._erase, self._lift])(n, f"{2**40 + n:024x}")
             await asyncio.sleep(random.uniform(0, 0.2))
+        await asyncio.gather(*self._under_way)
 
     async def _delete(self, n: int, user_id: str) -> None:
         """Delete a notification as soon as it is seen, though its create may not have been answered yet."""
-        creation = asyncio.create_task(self._create(n, user_id, "new_message"))
+        creation = asyncio.create_task(self.create(n, user_id, "new_message"))
         is_seen = False
         while not is_seen and not creation.done():
             is_seen = await self._sees(user_id)
-        if (is_seen or await creation == "201") and await self._insist("/delete", user_id, all="true"):
+        if (is_seen or await creation == "201") and await self.insist("/delete", user_id, all="true"):
             self._decisions.deleted.add((n, user_id))
         await creation
 
     async def _opt_out(self, n: int, user_id: str) -> None:
         """Opt out of an e-mail that is owed already, and of one that comes later."""
         later = next(self._ledger.numbers)
-        await self._create(n, user_id, "digest")
-        if await self._insist("/preferences", user_id, {"digest": {"email": False}}):
+        await self.create(n, user_id, "digest")
+        if await self.insist("/preferences", user_id, {"digest": {"email": False}}):
             self._decisions.muted |= dict.fromkeys([(n, user_id), (later, user_id)], time.monotonic())
-            await self._create(later, user_id, "digest")
+            await self.create(later, user_id, "digest")
 
     async def _erase(self, n: int, user_id: str) -> None:
         """Erase a user whose creates were all answered, so that none may still take effect."""
         kinds = {n: "new_login", next(self._ledger.numbers): "digest", next(self._ledger.numbers): "registration"}
-        answers = [await self._create(number, user_id, key) for number, key in kinds.items()]
-        if answers == ["201"] * 3 and await self._insist("/erase", user_id):
+        answers = [await self.create(number, user_id, key) for number, key in kinds.items()]
+        if answers == ["201"] * 3 and await self.insist("/erase", user_id):
             self._decisions.erased.add(user_id)
 
     async def _lift(self, _: int, __: str) -> None:
-        self._decisions.lifted += await self._insist("/suppress", random.choice(USERS), {"suppressed": False})
+        self._decisions.lifted += await self.insist("/suppress", random.choice(USERS), {"suppressed": False})
 
-    async def _create(self, n: int, user_id: str, key: str) -> str:
+    async def create(self, n: int, user_id: str, key: str, **fields: str) -> str:
         """Create a notification; return the status."""
         self._ledger.asked[n, user_id] = key
         self._ledger.requests += 1
-        status, _ = await self._request("POST", "/create", json={"user_id": user_id, "key": key, "data": {"n": n}})
+        status, _ = await self._request(
+            "POST", "/create", json={"user_id": user_id, "key": key, "data": {"n": n}, **fields}
+        )
         self._ledger.statuses[status] += 1
         return status
 
-    async def _insist(self, path: str, user_id: str, body: object = None, **query: str) -> bool:
+    async def insist(self, path: str, user_id: str, body: object = None, **query: str) -> bool:
         """Ask until it is done; return whether it was."""
         for _ in range(ATTEMPTS):
             status, _ = await self._request("POST", path, params={"user_id": user_id, **query}, json=body)
@@ -115,8 +134,13 @@ class Decider:
         return False
 
     async def _sees(self, user_id: str) -> bool:
+        page = await self.list(user_id)
+        return page is not None and page["elements"] > 0
+
+    async def list(self, user_id: str) -> Document | None:
+        """Return the user's inbox, if it is answered."""
         status, answer = await self._request("GET", "/list", params={"user_id": user_id})
-        return status == "200" and answer["data"]["elements"] > 0
+        return answer["data"] if status == "200" else None
 
     async def _request(self, method: str, path: str, **options: Any) -> tuple[str, Any]:
         url = f"http://127.0.0.1:{random.choice(self._workers).port}{path}"
@@ -149,6 +173,7 @@ def check_decisions(
             began.get(stored.get(n, ""), 0.0) > answered + TOLERANCE for n, answered in decisions.muted.items()
         ),
         "I13 erased users of whom something is left": len(decisions.erased & left),
+        **check_windows(decisions.windows, mail, users, dead_mail),
         "answers to decisions other than 200 and 503": sum(
             times for status, times in decisions.statuses.items() if status not in {"200", "503", NO_ANSWER}
         ),

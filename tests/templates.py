@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mail.rendering import Rendering
-from mail.templates import Content, RenderError
+from mail.templates import Content, RenderError, content_of
 from ops.kinds import SPECIFIED, Kinds
 
 
@@ -32,8 +32,7 @@ class Rendered:
         answer = self._rendering.answer({"fields": fields, "language": language, "unsubscribe_url": link})
         if "failed" in answer:
             raise RenderError(*answer["failed"])
-        subject, text, html = answer["parts"]
-        return Content(subject, text, html or None, link)
+        return content_of(fields, link, answer["parts"])
 
     def faults(self, name: str) -> list[str]:
         found: list[str] = self._rendering.answer({"name": name})

@@ -36,7 +36,7 @@ KINDS = load_kinds(None)
 SCHEMAS = [
     *(schemas.CreateSchema(id_type, KINDS) for id_type in IdType),
     *(schemas.SelectionSchema(id_type, KINDS) for id_type in IdType),
-    *(schemas.ListSchema(id_type) for id_type in IdType),
+    *(schemas.ListSchema(id_type, KINDS) for id_type in IdType),
     *(schemas.UserSchema(id_type) for id_type in IdType),
     schemas.CreateHeaders(),
     schemas.CreateManyHeaders(),
@@ -45,7 +45,7 @@ SCHEMAS = [
 VALID: Mapping[type[Schema], Mapping[str, Any]] = {
     schemas.CreateSchema: {"user_id": USER, "target_id": OTHER.upper(), "key": "new_post", "data": {"a": [1, "b"]}},
     schemas.SelectionSchema: {"user_id": USER, "key": "new_post", "other": "x"},
-    schemas.ListSchema: {"user_id": USER, "skip": "3", "is_new": "true"},
+    schemas.ListSchema: {"user_id": USER, "skip": "3", "is_new": "true", "key": "new_post"},
     schemas.UserSchema: {"user_id": USER},
     schemas.CreateHeaders: {"Idempotency-Key": "k"},
     schemas.CreateManyHeaders: {"Idempotency-Key": "k"},
@@ -90,7 +90,11 @@ def test_requests_are_loaded_as_by_marshmallow(schema: CompiledSchema, data: st.
 
 def test_the_schemas_tried_are_all_that_are_compiled() -> None:
     classes = [value for value in vars(schemas).values() if isinstance(value, type)]
-    compiled = {each for each in classes if issubclass(each, CompiledSchema)} - {CompiledSchema, schemas.IdSchema}
+    compiled = {each for each in classes if issubclass(each, CompiledSchema)} - {
+        CompiledSchema,
+        schemas.IdSchema,
+        schemas.KeySchema,
+    }
     assert compiled == set(VALID) == {type(schema) for schema in SCHEMAS}
 
 

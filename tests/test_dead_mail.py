@@ -137,7 +137,7 @@ async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
             assert await store.dead_mail.bury(email, 1, "x")
             assert proxy.faults == 1
             assert [letter["_id"] for letter in await store.dead_mail.find()] == [email.id]
-            assert await store.outbox.of_user(USER) == []
+            assert await store.outbox.of_user(USER) == ([], [])
     with any_mongod.client() as client:
         client.drop_database(name)
 

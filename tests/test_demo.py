@@ -71,7 +71,8 @@ async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
         "order_shipped": "kept, and e-mailed",
         "invoice_ready": "kept, and e-mailed",
         "back_in_stock": "kept",
-        "question_answered": "kept",
+        "question_answered": "kept, and e-mailed",
+        "new_in_shop": "kept, and e-mailed",
     }
     await expect(happened).to_have_value("new_login")
     await user.fill("ann & bob/ü")

@@ -20,8 +20,8 @@ from tests.processes import COMPLETE, VARIABLES, LocalRun, run
 from tests.programs import needed_by
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = {"kinds.md"}
-"""Pages whose commands need a configuration of their own, and a test of their own: `test_kinds_docs.py`."""
+OTHERS = {"kinds.md", "fewer.md"}
+"""Pages whose commands need a configuration of their own, and tests of their own: `test_kinds_docs.py` for example."""
 COMMANDS = sorted(
     {
         line[2:]

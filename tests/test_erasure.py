@@ -68,8 +68,11 @@ async def leave_everything(client: Client, database: DB) -> None:
         (f"/delete?notification_id={newest}&", None),
         ("/preferences?", {"*": {"email": False}}),
         ("/suppress?", {}),
+        ("/seen?", None),
     ):
         assert (await client.post(f"{path}user_id={USER}", json=json)).status == 200
+    window = {"id": "x", "key": "digest", "due": datetime(2100, 1, 1, tzinfo=UTC)}
+    database.users.update_one({"_id": ObjectId(USER)}, {"$push": {"notifier.waiting": window}})
     database.dead_mail.insert_many([{"user_id": USER}, {"user_id": USER}, {"user_id": OTHER}])
     await create(client, OTHER, key="new_login")
     assert user(database).keys() == PROFILE.keys() | {"notifications", "notifier"}
@@ -107,7 +110,7 @@ async def test_only_a_backend_may_erase(start: Start, database: DB) -> None:
 
 
 async def test_what_this_version_does_not_know_in_the_object_stays(client: Client, database: DB) -> None:
-    later = {"seen_at": datetime(2026, 1, 1, tzinfo=UTC), "of a later version": [1]}
+    later = {"felt_at": datetime(2026, 1, 1, tzinfo=UTC), "of a later version": [1]}
     database.users.insert_one(PROFILE | {"notifications": [], "notifier": later | {"recent": [], "deleted": ["x"]}})
     assert await erase(client) == 200
     assert user(database) == PROFILE | {"notifier": later}

@@ -71,15 +71,22 @@ async def test_the_counts_tell_what_was_done_now_and_before(client: Client, data
         "/create", json={"user_id": USERS[0], "key": "new_message"}, headers={"Idempotency-Key": "k"}
     )
     assert (response.status, response.headers["Idempotent-Replayed"]) == (201, "true")
-    assert "X-Notification-ID" not in response.headers
+    assert [response.headers["X-Notification-ID"]] == [item["id"] for item in (await list_(client, USERS[0]))["list"]]
     assert counts(database) == {1: 50}
 
 
 async def test_a_single_create_tells_the_id_that_the_list_shows(client: Client) -> None:
     response = await client.post("/create", json={"user_id": USER, "key": "new_login"})
     assert [response.headers["X-Notification-ID"]] == [item["id"] for item in (await list_(client))["list"]]
-    response = await client.post("/create", json={"user_id": USER, "key": "registration"})
-    assert (response.status, "X-Notification-ID" in response.headers) == (201, False)
+
+
+@pytest.mark.parametrize("key", ["new_message", "new_login", "registration"])
+async def test_every_single_create_tells_an_id_and_its_replay_the_same(client: Client, key: str) -> None:
+    body, headers = {"user_id": USER, "key": key}, {"Idempotency-Key": "k"}
+    first, again = [await client.post("/create", json=body, headers=headers) for _ in range(2)]
+    assert ("Idempotent-Replayed" in first.headers, again.headers["Idempotent-Replayed"]) == (False, "true")
+    assert ObjectId.is_valid(first.headers["X-Notification-ID"])
+    assert again.headers["X-Notification-ID"] == first.headers["X-Notification-ID"]
 
 
 async def test_everyone_is_sent_one_email(client: Client, database: DB, mail: MailServer) -> None:

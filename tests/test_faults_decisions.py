@@ -12,6 +12,7 @@ import pytest
 from bson import ObjectId
 
 from handlers import STORE
+from mongo.outbox import Look
 from mongo.owed import OwedEmail
 from tests.client import DB, USER, Client, create, list_, ours, owed, settled
 from tests.faults import failing, impatient
@@ -77,7 +78,7 @@ async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
     for user_id in users:
         assert (await list_(other, user_id))["elements"] == 0
     await nothing_is_owed(other)
-    assert len(mail.ids) == number
+    assert len(mail.ids) == len(set(mail.ids)) <= number  # most were taken back
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -151,7 +152,7 @@ async def test_i12_an_email_whose_users_preferences_cannot_be_read_waits(
     outbox, attempts = client.app[STORE].outbox, 0
     look = outbox.look
 
-    async def unreadable_at_first(emails: Sequence[OwedEmail]) -> Sequence[bool | None]:
+    async def unreadable_at_first(emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
         nonlocal attempts
         attempts += 1
         with failing(mongod, ["find"], errorCode=11600) if attempts == 1 else nullcontext():
@@ -170,7 +171,7 @@ async def test_an_email_of_a_user_who_was_deleted_meanwhile_is_not_sent(
     outbox, checked = client.app[STORE].outbox, asyncio.Event()
     look = outbox.look
 
-    async def after_deletion(emails: Sequence[OwedEmail]) -> Sequence[bool | None]:
+    async def after_deletion(emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
         database.users.delete_one({"_id": ObjectId(USER)})
         checked.set()
         return await look(emails)

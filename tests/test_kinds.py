@@ -23,6 +23,7 @@ from tests.fixtures import Start
 from tests.processes import COMPLETE, command, run
 from tests.servers import MailServer, free_port
 from tests.templates import write
+from tests.windows import end_windows
 
 SHOP = ROOT / "examples/kinds.toml"
 CHANNELS = {
@@ -31,7 +32,8 @@ CHANNELS = {
     "order_shipped": (True, True),
     "invoice_ready": (True, True),
     "back_in_stock": (True, False),
-    "question_answered": (True, False),
+    "question_answered": (True, True),
+    "new_in_shop": (True, True),
 }
 """Of the shop's kinds: whether each is kept, and whether it is e-mailed."""
 
@@ -64,7 +66,8 @@ def kinds_file(folder: Path, text: str) -> Path:
             "[a]\nemails = true",
             [
                 "[a]: there is no setting 'emails'; ",
-                "the settings are in_app, email, required, priority, label, url, labels.",
+                "the settings are in_app, email, required, priority, label, url, labels, name, names, icon, ",
+                "icon, email_after, email_batch, collapse.",
             ],
         ),
         ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),
@@ -171,6 +174,7 @@ async def test_each_kind_of_the_file_is_kept_and_mailed_as_it_says(
     shop: Client, database: DB, mail: MailServer, key: str
 ) -> None:
     await create(shop, key=key, target_id=TARGET, data={"number": 7})
+    end_windows(database, key)
     await settled(database)
     kept = user(database).get("notifications", [])
     assert ([item["key"] for item in kept], [message["Subject"] for _, message in mail.received]) == tuple(

@@ -12,6 +12,7 @@ import pytest
 from cli.environment import SettingsError
 from mail.rendering import RENDERED_LIMIT
 from mail.templates import Content, RenderError, Templates, TemplatesError
+from mongo.owed import batch
 from ops.kinds import SPECIFIED, load_kinds
 from settings import Settings
 from tests.client import ROOT, USER
@@ -132,9 +133,11 @@ def test_the_examples_render_any_data_of_the_example_of_kinds(key: str, language
     for data in (
         None,
         {"city": 1, "name": ["x"], "number": {}, "carrier": None},
-        dict.fromkeys(["city", "name"], "<Å>"),
+        dict.fromkeys(["city", "name", "product", "by", "text"], "<Å>"),
     ):
-        about = {"id": "1" * 24, "key": key, "timestamp": 1795406836, "user_id": USER, "data": data}
+        about: dict[str, Any] = {"id": "1" * 24, "key": key, "timestamp": 1795406836, "user_id": USER, "data": data}
+        if SHOP[key].window:
+            about |= batch([about | {"is_new": True}] * 2)
         content = Rendered(EXAMPLES, SHOP).render(about, language)
         assert key not in (content.subject, content.text)
         assert content.html

@@ -187,6 +187,15 @@ async def test_a_label_is_escaped(start: Start, linked: Settings, tmp_path: Path
     assert "<bdi>&lt;b&gt;&#34;&amp;&#34; &amp; more</bdi>" in await (await client.get(link_path(linked))).text()
 
 
+async def test_the_page_calls_a_kind_by_its_name(start: Start, linked: Settings, tmp_path: Path) -> None:
+    kinds = tmp_path / "kinds.toml"
+    kinds.write_text("[order_shipped]\nemail = true\nlabel = 'x'\nname = 'Shipments'\nnames = {de = '<Sendungen>'}\n")
+    client, path = await start(**LINKED | {"kinds_file": kinds}), link_path(linked)
+    assert "<bdi>Shipments</bdi>" in await (await client.get(path)).text()
+    text = await (await client.get(path, headers={"Accept-Language": "de"})).text()
+    assert "<bdi>&lt;Sendungen&gt;</bdi>" in text
+
+
 @pytest.mark.parametrize(
     ("header", "language", "label"),
     [

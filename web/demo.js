@@ -141,7 +141,7 @@ form.addEventListener("submit", async (event) => {
 const PLACEHOLDER = /{([^{}|]+)(?:\|[^{}]*)?}/g;
 const TARGET = "0399ea67638f394d4b7243fc";
 const TODAY = new Date().toISOString().slice(0, 10);
-const BY_NAME = { __proto__: null, name: "Ann", author: "Ann", sender: "Ann", from: "Ann" };
+const BY_NAME = { __proto__: null, name: "Ann", by: "Ann", author: "Ann", sender: "Ann", from: "Ann" };
 const BY_LAST_WORD = {
   __proto__: null,
   number: 1027, count: 3, amount: 49.9, price: 49.9, total: 49.9, date: TODAY, day: TODAY, at: TODAY,

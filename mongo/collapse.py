@@ -1,0 +1,105 @@
+"""Kinds that collapse: a new notification takes the place of the user's unread one of the same key and target."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from mongo.document import (
+    DELETED,
+    OURS,
+    OUTBOX,
+    RECENT_LIMIT,
+    WAITING,
+    WITHOUT_EMPTY,
+    JSONObject,
+    absent_or_array,
+    concat,
+    inbox,
+    without,
+)
+from mongo.owed import NO_TOKEN
+from mongo.statement import Write
+
+IS_REPLACED: Final = {"$in": ["$$this.id", "$$replaced"]}
+
+
+def collapsing(write: Write, limit: int) -> Write:
+    """Return the write of a create as a pipeline that puts the notification into the place of those that it replaces.
+
+    Their ids count as deleted, and their `count`s add up. A pipeline would replace what classic operators refuse, so
+    it has the conditions that MongoDB sets on those. It creates no user, as it cannot tell a new document.
+    """
+    update = cast("JSONObject", write.update)
+    pushes: dict[str, Any] = update["$push"]
+    (new,) = pushes["notifications"]["$each"]
+    newest = inbox(limit)
+    replaced = {"$filter": {"input": newest, "cond": _is_same(new)}}
+    counts = {"$map": {"input": replaced, "in": {"$cond": [{"$isNumber": "$$this.count"}, "$$this.count", 1]}}}
+    merged = {"$mergeObjects": [{"$literal": new}, {"count": {"$add": [1, {"$sum": counts}]}}]}
+    gone = {"$slice": [concat(DELETED, "$$replaced"), -max(limit, RECENT_LIMIT)]}
+    change: JSONObject = {
+        "notifications": {"$slice": [concat(without(newest, IS_REPLACED), [merged]), -limit]},
+        "notifier.deleted": {"$cond": [{"$eq": ["$$replaced", []]}, "$notifier.deleted", gone]},
+        **{name: _pushed(name, push) for name, push in pushes.items() if name != "notifications"},
+    }
+    if "$min" in update:
+        change["notifier.due"] = {"$min": ["$notifier.due", {"$literal": update["$min"]["notifier.due"]}]}
+    if "notifier.waiting" in pushes:
+        change |= _passed_on(new["id"], pushes["notifier.waiting"], change["notifier.due"])
+    ids = {"$map": {"input": replaced, "in": "$$this.id"}}
+    given = {name: {"$let": {"vars": {"replaced": ids}, "in": value}} for name, value in change.items()}
+    arrays = [absent_or_array(name) for name in (*pushes, "notifier.outbox")]
+    filter_ = write.filter | OURS | {"$and": arrays}
+    return Write(filter_, [{"$set": given}, WITHOUT_EMPTY], guard=write.guard, numbered=write.numbered)
+
+
+def _is_same(new: JSONObject) -> JSONObject:
+    target = {"$ifNull": ["$$this.target_id", None]}
+    same = [["$$this.is_new", True], ["$$this.key", {"$literal": new["key"]}]]
+    return {"$and": [*({"$eq": pair} for pair in same), {"$eq": [target, {"$literal": new.get("target_id")}]}]}
+
+
+def _pushed(name: str, push: JSONObject) -> JSONObject:
+    """Return what `$push` makes of an array or of nothing."""
+    array = {"$ifNull": [f"${name}", []]}
+    if "$each" in push:
+        return {"$slice": [concat(array, {"$literal": push["$each"]}), push["$slice"]]}
+    return concat(array, [{"$literal": push}])
+
+
+def _passed_on(id_: str, element: JSONObject, due: JSONObject) -> JSONObject:
+    """Return the changes that let the e-mail about what is replaced be about the new notification.
+
+    While it waits, it keeps its due time. Once it is due and nobody has leased it, it speaks of the new one. If it may
+    be in its conversation, the new notification waits for itself.
+    """
+    passing = {"$filter": {"input": WAITING, "cond": IS_REPLACED}}
+    passed = {
+        "$mergeObjects": [
+            {"$first": passing},
+            {"id": id_, "due": {"$min": {"$map": {"input": passing, "in": "$$this.due"}}}},
+        ]
+    }
+    told = {"$cond": [{"$isArray": "$$this.ids"}, {"$setIntersection": ["$$this.ids", "$$replaced"]}, []]}
+    is_free = {"$and": [{"$eq": ["$$this.token", NO_TOKEN]}, {"$ne": [told, []]}]}
+    renamed = {"$mergeObjects": ["$$this", {"ids": concat({"$setDifference": ["$$this.ids", "$$replaced"]}, [id_])}]}
+    waits, is_owed = {"$ne": [passing, []]}, {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": is_free}}}
+
+    def choose(if_waiting: object, if_owed: object, otherwise: object) -> JSONObject:
+        return {
+            "$switch": {
+                "branches": [{"case": waits, "then": if_waiting}, {"case": is_owed, "then": if_owed}],
+                "default": otherwise,
+            }
+        }
+
+    speaking = {"$map": {"input": OUTBOX, "in": {"$cond": [is_free, renamed, "$$this"]}}}
+    return {
+        "notifier.waiting": choose(
+            concat(without(WAITING, IS_REPLACED), [passed]),
+            "$notifier.waiting",
+            concat(WAITING, [{"$literal": element}]),
+        ),
+        "notifier.outbox": choose("$notifier.outbox", speaking, "$notifier.outbox"),
+        "notifier.due": choose("$notifier.due", "$notifier.due", due),
+    }

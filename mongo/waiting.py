@@ -1,0 +1,106 @@
+"""Windows: notifications whose e-mail waits, so that it is sent only about what is unread then, and about many at once.
+
+A create pushes an element of `notifier.waiting`. Once the first of a group is due, the claim turns all of the group
+into one e-mail of the outbox, which has their ids.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mongo.document import OURS, OUTBOX, OUTBOX_LIMIT, RECENT_LIMIT, WAITING, JSONObject, inbox, without
+from mongo.owed import IS_WAITING, SET_DUE, merged
+from mongo.requests import Channels
+from mongo.unknown import is_ours_to_send, left_to_others
+from mongo.users import Users
+
+log = logging.getLogger("notifier.mongo")
+
+IS_OVER: Final = {"$and": [IS_WAITING, {"$lte": ["$$this.due", "$$NOW"]}]}
+ROOM: Final = {"$max": [0, {"$subtract": [OUTBOX_LIMIT, {"$size": OUTBOX}]}]}
+HAS_WINDOW_OVER: Final = {
+    "$and": [
+        {"$gt": [ROOM, 0]},
+        {"$in": [{"$type": "$notifier.outbox"}, ["missing", "array"]]},
+        {"$anyElementTrue": {"$map": {"input": WAITING, "in": IS_OVER}}},
+    ]
+}
+"""Whether a window has ended that the claim can turn into an e-mail."""
+
+
+class Windows:
+    """The windows of all users. Notifications of a kind that this process does not know wait each for itself."""
+
+    def __init__(self, users: Users, kinds: Mapping[str, Channels], limit: int) -> None:
+        self._users = users
+        self._kinds = list(kinds)
+        self._by_kind = [name for name, kind in kinds.items() if kind.email_batch == "kind"]
+        self._by_target = [name for name, kind in kinds.items() if kind.email_batch == "target"]
+        self.inbox = inbox(limit)
+        self.room = limit + RECENT_LIMIT
+        """Elements that may wait. Only of those whose notification the inbox no longer shows can there be so many."""
+
+    def has_room(self) -> JSONObject:
+        """Return the condition of a write that lets another notification wait."""
+        return {f"notifier.waiting.{self.room - 1}": {"$exists": False}}
+
+    def _group(self, element: str) -> JSONObject:
+        """Return the expression of what those have in common that one e-mail speaks of."""
+        key, target = f"{element}.key", {"$ifNull": [f"{element}.target_id", None]}
+        branches = [
+            {"case": {"$in": [key, {"$literal": self._by_kind}]}, "then": [key]},
+            {"case": {"$in": [key, {"$literal": self._by_target}]}, "then": [key, target]},
+        ]
+        return {"$switch": {"branches": branches, "default": ["", f"{element}.id"]}}
+
+    def claim(self, outbox: JSONObject, leased: JSONObject) -> JSONObject:
+        """Return the stage that makes e-mails of windows that have ended, and adds them, `leased`, to this outbox."""
+        of_this, is_ours = self._group("$$this"), is_ours_to_send(self._kinds)
+        is_taken = {"$and": [IS_OVER, is_ours]}
+        over = {"$map": {"input": {"$filter": {"input": WAITING, "cond": is_taken}}, "in": of_this}}
+        groups = {"$slice": [{"$setUnion": [over]}, ROOM]}
+        members = {"$filter": {"input": WAITING, "cond": {"$and": [IS_WAITING, {"$eq": [of_this, "$$group"]}]}}}
+        email = {
+            "id": {"$first": "$$members.id"},
+            "key": {"$first": "$$members.key"},
+            "at": {"$min": "$$members.due"},
+            "tries": 0,
+            "error": None,
+            "dead": False,
+            "ids": "$$members.id",
+            "unknown_until": {"$ifNull": [{"$max": "$$members.unknown_until"}, "$$REMOVE"]},
+            **leased,
+        }
+        made = {"$let": {"vars": {"members": members}, "in": email}}
+        emails = {"$map": {"input": groups, "as": "group", "in": made}}
+        rest = without(WAITING, {"$and": [IS_WAITING, {"$in": [of_this, groups]}]})
+        left = merged(rest, {"$and": [IS_OVER, {"$not": [is_ours]}]}, left_to_others("due"))
+        return {
+            "$set": {"notifier.outbox": {"$concatArrays": [outbox, emails]}, "notifier.waiting": _unless_empty(left)}
+        }
+
+    async def make_room(self, user_id: str) -> None:
+        """Let go those whose notification the inbox no longer shows. Others of a group inherit when it ends.
+
+        Raises `Conflict`, `TooLarge` or `Unavailable`.
+        """
+        shown = {"$map": {"input": self.inbox, "in": "$$this.id"}}
+        is_shown = {"$in": ["$$this.id", shown]}
+        gone = {"$filter": {"input": WAITING, "cond": {"$and": [IS_WAITING, {"$not": [is_shown]}]}}}
+        kept = {"$filter": {"input": WAITING, "cond": {"$and": [IS_WAITING, is_shown]}}}
+        before = {"$filter": {"input": gone, "cond": {"$eq": [self._group("$$this"), self._group("$$kept")]}}}
+        due = {"$min": ["$$kept.due", {"$min": {"$map": {"input": before, "in": "$$this.due"}}}]}
+        inherited = {"$map": {"input": kept, "as": "kept", "in": {"$mergeObjects": ["$$kept", {"due": due}]}}}
+        change: list[dict[str, Any]] = [{"$set": {"notifier.waiting": _unless_empty(inherited)}}, SET_DUE]
+        full = self._users.key(user_id) | OURS | {f"notifier.waiting.{self.room - 1}": {"$exists": True}}
+        update = self._users.collection.update_one
+        await self._users.persist_for(user_id, lambda _: update(full, change, collation={"locale": "simple"}))
+        log.info("notifications that wait for their e-mail were pushed out of an inbox")
+
+
+def _unless_empty(array: JSONObject) -> JSONObject:
+    """Return the expression of what is left in `notifier.waiting`. Where there is no array, nothing changes."""
+    left = {"$cond": [{"$eq": [array, []]}, "$$REMOVE", array]}
+    return {"$cond": [{"$isArray": "$notifier.waiting"}, left, "$notifier.waiting"]}

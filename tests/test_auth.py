@@ -87,7 +87,7 @@ async def test_each_route_is_open_to_the_right_callers(share: Start, route: str,
 
 OPENED = {
     Scope.CREATE: {"POST /create"},
-    Scope.INBOX: {"GET /list", "POST /read", "POST /unread", "POST /delete", "GET /preferences"},
+    Scope.INBOX: {"GET /list", "POST /read", "POST /unread", "POST /delete", "POST /seen", "GET /preferences"},
     Scope.SUPPRESS: {"POST /suppress"},
     Scope.ERASE: {"POST /erase"},
     Scope.METRICS: {"GET /metrics"},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,13 @@ from aiohttp import ClientSession
 
 from cli.environment import SettingsError
 from mail import renderer
+from mail.feedback import Feedback
+from mail.lease import Lease
 from mail.renderer import RenderingEnded
 from mail.templates import Content, RenderError, Templates, TemplatesError
+from mail.verdicts import Verdict
+from mailer import Mailer
+from mongo.owed import NO_TOKEN, OwedEmail
 from ops.kinds import SPECIFIED
 from settings import Settings
 from tests.client import DB, OTHER, USER, assert_length, create, owed, settled
@@ -31,6 +38,16 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 GREEDY = "{% set ns = namespace(x='x') %}{% for i in range(TIMES) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
 IF_BAD = "{% if data.bad %}BAD{% endif %}{{ data.n }}"
 TOO_LONG, TOO_LARGE = "rendering took more than 2 s", "rendering needed more than 64 MB"
+EMAIL = OwedEmail(
+    document_id=None,
+    user_id="",
+    id="1" * 24,
+    key="new_login",
+    at=datetime.now(UTC),
+    tries=0,
+    token=NO_TOKEN,
+    address="a@example.com",
+)
 
 
 def fields(**data: Any) -> dict[str, Any]:
@@ -220,6 +237,42 @@ async def test_an_email_whose_rendering_ends_the_process_three_times_is_a_dead_l
     assert (letter["user_id"], letter["error"], letter["tries"]) == (USER, f"Given up: {TOO_LONG}", 1)
     ((_, message),) = mail.received
     assert str(message.get_payload()).strip() == "7"
+
+
+@pytest.mark.parametrize("error", [RenderingEnded("took too long"), RuntimeError(), asyncio.CancelledError()], ids=repr)
+async def test_an_error_while_an_email_is_rendered_leaves_the_connection_to_the_next(
+    settings: Settings, mail: MailServer, error: BaseException
+) -> None:
+    mailer = Mailer(settings, Feedback(settings))
+
+    async def fail(_: Lease) -> Content:
+        raise error
+
+    async def say(_: Lease) -> Content:
+        return Content("subject", "text")
+
+    with pytest.raises(type(error)):
+        await mailer.send(Lease(EMAIL, math.inf), fail)
+    outcome = await mailer.send(Lease(EMAIL, math.inf), say)
+    assert (outcome and outcome.verdict, mail.ids, mail.connections) == (Verdict.SENT, [EMAIL.id], 1)
+    await mailer.pool.close_all()
+
+
+async def test_a_process_that_cannot_be_started_is_no_fault_of_the_connection(
+    start: Start, database: DB, mail: MailServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await start(templates_dir=write(tmp_path, {"new_login.txt": "text"}))
+    monkeypatch.setattr("sys.executable", "/nonexistent")
+    await create(client, key="new_login")
+
+    def is_told() -> None:
+        (item,) = owed(database)
+        assert item["error"] == "The service failed to send it."
+
+    await eventually_async(is_told)
+    monkeypatch.undo()
+    await settled(database)
+    assert (len(mail.received), mail.connections) == (1, 1)
 
 
 async def test_the_process_ends_with_a_service_that_is_killed_also_while_it_renders(

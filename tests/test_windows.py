@@ -155,6 +155,28 @@ async def test_a_claim_that_dies_is_taken_over_whole_and_two_claim_it_once(
     assert (sorted(again.ids), again.token != email.token) == (sorted(ids), True)
 
 
+async def test_a_window_of_an_unknown_kind_is_left_to_those_who_know_it(
+    create: Any, store: Store, settings: Settings, database: DB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mongo.unknown.NEXT_LOOK", 0.0)
+    ids = [await create("digest") for _ in range(2)]
+    later = await create("answer")
+    end_windows(database, "digest")
+    (tmp_path / "kinds.toml").write_text("[other]")
+    async with open_store(settings) as old:
+        for _ in range(2):
+            assert await old.outbox.claim(10, 60) == []
+    waiting = ours(database)["waiting"]
+    assert [item["id"] for item in waiting] == [*ids, later]
+    assert [0 < (item["unknown_until"] - datetime.now(UTC)).total_seconds() <= 300 for item in waiting[:2]] == [
+        True
+    ] * 2
+    assert "unknown_until" not in waiting[2]
+    assert ours(database)["due"] == min(item["due"] for item in waiting)
+    assert await claimed(store) == {"digest": ids}
+
+
+@pytest.mark.usefixtures("nobody_else")
 async def test_a_kind_that_has_left_the_file_is_told_one_by_one(
     create: Any, settings: Settings, database: DB, tmp_path: Path
 ) -> None:

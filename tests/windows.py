@@ -58,9 +58,9 @@ async def told(client: Client, key: str, user_id: str = USER, **fields: Any) -> 
 
 
 def end_windows(database: DB, key: str | None = None) -> None:
-    """Let the windows of a kind, or of all, have ended some seconds ago, each after the same time as before."""
-    month = 30 * 86_400_000
-    over = {"$mergeObjects": ["$$this", {"due": {"$subtract": ["$$this.due", month]}}]}
+    """Let the windows of a kind, or of all, have ended a day or two ago, each after the same time as before."""
+    two_days = 2 * 86_400_000
+    over = {"$mergeObjects": ["$$this", {"due": {"$subtract": ["$$this.due", two_days]}}]}
     moved = {
         "$map": {
             "input": "$notifier.waiting",

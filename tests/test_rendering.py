@@ -262,15 +262,15 @@ async def test_a_process_that_cannot_be_started_is_no_fault_of_the_connection(
     start: Start, database: DB, mail: MailServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await start(templates_dir=write(tmp_path, {"new_login.txt": "text"}))
-    monkeypatch.setattr("sys.executable", "/nonexistent")
-    await create(client, key="new_login")
 
     def is_told() -> None:
         (item,) = owed(database)
         assert item["error"] == "The service failed to send it."
 
-    await eventually_async(is_told)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.executable", "/nonexistent")
+        await create(client, key="new_login")
+        await eventually_async(is_told)
     await settled(database)
     assert (len(mail.received), mail.connections) == (1, 1)
 

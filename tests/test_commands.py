@@ -128,11 +128,14 @@ async def test_on_a_copy_of_production_nothing_is_owed_any_more(settings: Settin
     database.users.insert_many({"_id": ObjectId(), "notifier": notifier, **rest} for _ in range(3))
     database.users.insert_one({"_id": ObjectId(USER), "notifier": {**notifier, "preferences": {"*": {"email": False}}}})
     database.users.insert_one({"_id": ObjectId(OTHER), "notifier": [notifier]})  # another program's
-    assert await command(settings, "discard", "--owed") == (0, "Discarded: 8 e-mails that were owed.\n", "")
+    window = {"id": "y", "key": "digest", "due": now}
+    database.users.insert_one({"_id": ObjectId(), "notifier": {"waiting": [window, window], "due": now}})
+    waited = "Nor will there be e-mails about 2 notifications that waited for theirs.\n"
+    assert await command(settings, "discard", "--owed") == (0, f"Discarded: 8 e-mails that were owed.\n{waited}", "")
     assert await command(settings, "discard", "--owed") == (0, "Discarded: 0 e-mails that were owed.\n", "")
     kept = list(database.users.find())
-    assert [set(user) - {"_id"} for user in kept[:3]] == [{"notifications"}] * 3
-    assert [user["notifier"] for user in kept[3:]] == [{"preferences": {"*": {"email": False}}}, [notifier]]
+    assert [set(user) - {"_id"} for user in kept] == [{"notifications"}] * 3 + [{"notifier"}] * 2 + [set()]
+    assert [user["notifier"] for user in kept[3:5]] == [{"preferences": {"*": {"email": False}}}, [notifier]]
     database.users.delete_many({})
 
 

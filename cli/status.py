@@ -98,7 +98,7 @@ def _lines(status: Mapping[str, Any], settings: Settings) -> Sequence[tuple[str,
     return [
         ("E-mails owed", owed),
         ("Oldest", "-" if age is None else f"{timedelta(seconds=age)} old"),
-        ("Waiting", f"{status['waiting']} notifications, for their e-mail" if status["waiting"] else "none"),
+        ("Waiting", f"{counted(status['waiting'], 'notification')}, for their e-mail" if status["waiting"] else "none"),
         ("Next attempt", status["next_attempt"] or ("now" if status["due"] else "-")),
         ("Their last errors", _counted(status["errors"])),
         ("Mail server", _mail_server(service, settings.port)),

@@ -5,7 +5,6 @@ Create, list and read stand here; what else a request may ask for has a room eac
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from mongo.batcher import Batcher
 from mongo.changes import Changes
 from mongo.clock import Clock
 from mongo.collapse import collapsing
-from mongo.connection import MAJORITY, Connection, connected
+from mongo.connection import MAJORITY, Connection, connected, within
 from mongo.creation import EXPLAINING, Creation, Recorded
 from mongo.dead_mail import DeadMail
 from mongo.deletion import Deletions
@@ -245,7 +244,7 @@ class Store:
             user = await self.users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
             found = [user] if user else []
         else:
-            async with asyncio.timeout(self.users.patience.shared_call):
+            async with within(self.users.patience.shared_call):
                 found = await self.users.shared.find({"_id": {"$in": [*ids]}}, projection, collation=SIMPLE).to_list()
         pages = {str(user.pop("_id")): Page(**user) for user in found}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]

@@ -142,10 +142,10 @@ class Settlements:
                 after = self._schedule.hold(lease.mail, email, age, time.monotonic())
             case _:
                 after = self._schedule.after_refusal(lease.mail, email, outcome, age, time.monotonic())
-        if after.given_up is not None:
-            tries, bounce = email.tries + outcome.tried, _bounce(email, outcome)
-            return "dead", lambda: self._bury(email, tries, after.given_up, bounce)
         crashes = email.crashes + (outcome.verdict is Verdict.UNRENDERED)
+        if after.given_up is not None:
+            tries, bounce = max(email.tries + outcome.tried, crashes), _bounce(email, outcome)
+            return "dead", lambda: self._bury(email, tries, after.given_up, bounce)
         changes = {"waited": after.waited, "held": after.held, "copies": after.copies, "crashes": crashes}
         if outcome.verdict is Verdict.HELD:
             return "waiting", lambda: outbox.hold(email, after.delay, error, **changes)

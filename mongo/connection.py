@@ -124,6 +124,23 @@ class Connection:
 
 
 @asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Limit the time of a call of the shared client, as `asyncio.timeout` does. Raises `TimeoutError`.
+
+    Cancelled while it waits for a connection, PyMongo may raise a `RuntimeError` of its lock in place of the
+    `CancelledError`.
+    """
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            yield
+    except RuntimeError as exc:
+        if scope.expired():
+            raise TimeoutError from exc
+        raise
+
+
+@asynccontextmanager
 async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
     """Return the database that a connection string names, and close the connection at the end.
 

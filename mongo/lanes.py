@@ -20,7 +20,7 @@ from typing import Any, Final
 from bson import Int64, ObjectId
 from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
 
-from mongo.connection import SharedClient, SharedCollection, SharedDatabase
+from mongo.connection import SharedClient, SharedCollection, SharedDatabase, within
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, write_error
 from mongo.statement import Outcome, Write
@@ -174,7 +174,7 @@ class Calls:
         patience = self._patience.shared_call
         number: JSONObject = {"session": lane.session, "txnNumber": Int64(lane.number)} if lane else {}
         try:
-            async with asyncio.timeout(patience):
+            async with within(patience):
                 # Not pymongo.timeout, which would have the driver give up before the server.
                 reply: Mapping[str, Any] = await self._users.database.command(
                     "update",

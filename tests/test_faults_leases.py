@@ -69,11 +69,11 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
     settings: Settings, database: DB, mail: MailServer
 ) -> None:
     async def script(stage: str, _recipient: str) -> str | None:
-        await asyncio.sleep(1.0 if stage == "DATA" else 0)
+        await asyncio.sleep(3.0 if stage == "DATA" else 0)
         return None
 
     mail.script = script
-    short = replace(settings, mail_lease_seconds=0.5)
+    short = replace(settings, mail_lease_seconds=1.5)
     async with open_store(settings) as direct:
         await direct.create(Create(USER, SPECIFIED["registration"]))
         outbox = direct.outbox
@@ -81,7 +81,7 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
             await eventually_async(lambda: assert_length(delivery._leases.held, 1))
             for _ in range(16):
                 assert await outbox.claim(1, 60) == []
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.15)
             await settled(database)
     assert len(mail.received) == 1
 

@@ -14,7 +14,7 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, ExecutionTimeout
 
-from mongo.connection import connected
+from mongo.connection import connected, within
 from mongo.document import JSONObject
 from mongo.errors import PATIENCE, Patience, Unavailable
 from mongo.lanes import PROBE, Calls, keeps_numbers
@@ -282,3 +282,18 @@ async def test_creates_that_share_a_call_have_no_condition_but_id(
         direct[name].drop_collection("system.profile")
     assert len(shared) > 20
     assert all(condition.keys() == {"_id"} for condition in shared)
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(0.01, TimeoutError), (60.0, RuntimeError)])
+async def test_a_lock_of_the_driver_that_breaks_when_a_call_is_cancelled_is_a_timeout(
+    seconds: float, error: type[Exception]
+) -> None:
+    async def call() -> None:
+        try:
+            await asyncio.sleep(0.1)
+        finally:
+            raise RuntimeError("Lock is not acquired.")
+
+    with pytest.raises(error):
+        async with within(seconds):
+            await call()

@@ -234,7 +234,7 @@ async def test_an_email_whose_rendering_ends_the_process_three_times_is_a_dead_l
     await create(client, OTHER, "new_login", data={"n": 7})
     await settled(database, 60)
     (letter,) = database.dead_mail.find()
-    assert (letter["user_id"], letter["error"], letter["tries"]) == (USER, f"Given up: {TOO_LONG}", 1)
+    assert (letter["user_id"], letter["error"], letter["tries"]) == (USER, f"Given up: {TOO_LONG}", 3)
     ((_, message),) = mail.received
     assert str(message.get_payload()).strip() == "7"
 

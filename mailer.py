@@ -90,7 +90,7 @@ class Mailer:
 
     async def _send(self, lease: Lease, to: str, render: Render) -> Outcome | None:
         """Send over a kept connection or a new one; if the fault may be the connection's, over another at once."""
-        kept = self.pool.take()
+        kept = await self.pool.take()
         connection = kept or await self.pool.connect()
         borne, outcome = connection.messages, await self._converse(connection, lease, to, render)
         if outcome is None:

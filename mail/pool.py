@@ -39,13 +39,15 @@ class Pool:
 
     def wait(self) -> float | None:
         """Return the seconds until a connection may be used or opened; `None` if one must be given back before."""
-        if any(connection.usable(self._limits.messages) for connection in self._kept):
+        if self._kept:  # one that is worn out makes room for another
             return 0.0
         return self._limits.wait(time.monotonic())
 
-    def take(self) -> Connection | None:
-        """Return the usable connection used last, if any."""
-        return self._take_if(lambda _: True)
+    async def take(self) -> Connection | None:
+        """Return the usable connection used last; else close those kept, which hold the places of new ones."""
+        if not (found := self._take_if(lambda _: True)):
+            await self.close(*self._kept)
+        return found
 
     def _take_if(self, suits: Callable[[Connection], bool]) -> Connection | None:
         for connection in reversed(self._kept):

@@ -56,6 +56,18 @@ def ids(count: int) -> list[str]:
 # --- sending ------------------------------------------------------------------------------------------
 
 
+async def test_a_connection_that_is_worn_out_gives_its_place_to_a_new_one_at_once(
+    start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mail.limits.MESSAGES", 2)
+    monkeypatch.setattr("mail.pool.IDLE_INTERVAL", 3600.0)  # so that nobody else closes it
+    client = await start(smtp_connections=1)
+    for _ in range(6):
+        await create(client, key="registration")
+    await settled(database)
+    assert (len(mail.received), mail.connections) == (6, 3)
+
+
 async def test_several_emails_owed_to_one_user_go_at_once_after_an_outage(
     start: Start, database: DB, server_tls: ssl.SSLContext
 ) -> None:

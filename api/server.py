@@ -56,6 +56,11 @@ class Connection(web.RequestHandler):
         return response
 
 
+async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+    """Leave out the header that tells the versions of Python and aiohttp."""
+    response.headers.pop("Server", None)
+
+
 async def serve(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
     """Serve until SIGTERM; call `announce` once the service listens.
 

@@ -1,10 +1,9 @@
-"""What the values of the configuration must be. Each check raises `marshmallow.ValidationError` with a sentence."""
+"""What the values of settings must be. Each check raises `marshmallow.ValidationError` with a sentence."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from marshmallow import ValidationError, validate
@@ -38,12 +37,6 @@ def host(value: str) -> None:
         raise ValidationError("Not a host name or an address.")
 
 
-def hosts(values: Sequence[str]) -> None:
-    """Accept what `host` accepts."""
-    for value in values:
-        host(value)
-
-
 def helo(value: str) -> None:
     """Accept a host name, or an address literal."""
     try:
@@ -65,25 +58,17 @@ def encodable(value: str) -> None:
         raise ValidationError("Has a control character.")
 
 
-def all_positive(values: Sequence[float]) -> None:
-    """Accept numbers of which each is positive."""
-    for value in values:
-        POSITIVE(value)
+def long_secret(value: str) -> None:
+    """Accept a secret that is long enough, and can be sent."""
+    encodable(value)
+    if len(value.encode()) < SECRET_LENGTH:
+        raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
 
 
-def long_secrets(values: Sequence[str]) -> None:
-    """Accept secrets of which each is long enough, and can be sent."""
-    for value in values:
-        encodable(value)
-        if len(value.encode()) < SECRET_LENGTH:
-            raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
-
-
-def origins(values: Sequence[str]) -> None:
-    """Accept origins, without a path."""
-    for value in values:
-        if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
-            raise ValidationError("Not an origin such as https://app.example.com.")
+def origin(value: str) -> None:
+    """Accept an origin, without a path."""
+    if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
+        raise ValidationError("Not an origin such as https://app.example.com.")
 
 
 def public_url(value: str) -> None:
@@ -114,9 +99,3 @@ def field_path(value: str) -> None:
     names = value.split(".")
     if not all(re.fullmatch(r"[^$.\x00][^.\x00]*", name) for name in names) or names[0] in OWN_FIELDS:
         raise ValidationError("Not a field or a path such as emails.0.address, or a field of the service's.")
-
-
-def field_paths(values: Sequence[str]) -> None:
-    """Accept what `field_path` accepts."""
-    for value in values:
-        field_path(value)

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from config.background import background
 from mongo.connection import Connection
 from mongo.errors import PING_DEADLINE, Unavailable, persist
 
@@ -49,13 +50,8 @@ class Clock:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Read the clock again and again meanwhile. While that fails, log why."""
-        task = asyncio.create_task(self._run())
-        try:
+        async with background(self._run()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _run(self) -> None:
         told = ""

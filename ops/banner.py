@@ -1,14 +1,18 @@
-"""What a local run prints once it listens: where to look, and commands to paste."""
+"""What the service says once it listens: where, and in a local run commands to paste."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import shlex
 import sys
 from typing import Any, Final
 
 from config.ids import IdType
 from settings import Settings, UnknownUsers
+
+log = logging.getLogger("notifier")
 
 LOCAL_RUN: Final = """\
 This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
@@ -20,14 +24,32 @@ WITH_KEYS: Final = ", where API_KEY is one of API_KEYS"
 HEADER: Final = '-H "Authorization: Bearer $API_KEY" '
 USER: Final = "638f394d4b7243fc0399ea67"
 """The user of the commands."""
+REMINDER_INTERVAL: Final = 3600.0
+"""Seconds."""
 STORE: Final = """\
 from bson import ObjectId; from pymongo import MongoClient; \
 MongoClient(open(".notifier/db_uri").read()).get_default_database()[{collection}].insert_one({document})"""
 """Stores a user in the MongoDB of the local run. A bare machine has no other program that can."""
 
 
-def banner(settings: Settings) -> str:
-    """Return what a local run with these settings says."""
+def announce(settings: Settings) -> None:
+    """Tell where the service listens, and warn if it is open to anyone."""
+    if settings.local:
+        print(_banner(settings), flush=True)  # noqa: T201 - for the newcomer
+    else:
+        log.info("listening on %s port %d", settings.host, settings.port)
+    if settings.openness:
+        log.warning("%s", settings.openness)
+
+
+async def remind(settings: Settings) -> None:
+    """Warn once an hour if the API is open to anyone."""
+    while settings.openness:
+        await asyncio.sleep(REMINDER_INTERVAL)
+        log.warning("%s", settings.openness)
+
+
+def _banner(settings: Settings) -> str:
     header, where = (HEADER, WITH_KEYS) if settings.api_keys else ("", "")
     kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
     commands = [

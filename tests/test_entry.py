@@ -18,8 +18,8 @@ import pytest
 import trustme
 from pymongo import MongoClient
 
+from cli.main import explain
 from mongo.errors import StoreError
-from notifier import explain
 from settings import Settings
 from tests.client import KEY, USER
 from tests.fixtures import serving

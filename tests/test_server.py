@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
-from notifier import remind
+from ops.banner import remind
 from ops.listening import bind, listen
 from settings import Settings
 from tests.client import KEY, PROTECTED, ROOT, USER, Client, create
@@ -145,7 +145,7 @@ def test_it_finds_its_modules_where_python_looks_in_no_folder_by_itself(tmp_path
 async def test_an_open_api_is_warned_about_again_and_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("notifier.REMINDER_INTERVAL", 0.001)
+    monkeypatch.setattr("ops.banner.REMINDER_INTERVAL", 0.001)
     task = asyncio.create_task(remind(Settings(port=81)))
 
     def warned() -> None:

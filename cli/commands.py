@@ -14,6 +14,7 @@ from marshmallow import ValidationError
 
 from api.auth import sign_token
 from api.body import load_all, parse_json
+from api.openapi import VERSION
 from cli.dead import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, since
 from cli.health import check_health
 from cli.output import BadInput, fail, fail_to_write, say
@@ -43,6 +44,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "With neither DB_URI nor SMTP_HOST it runs on an embedded MongoDB and mailbox, under .notifier/.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"notifier {VERSION}")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/workers.py
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 

@@ -250,6 +250,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_the_documentation_names_every_variable() -> None:
-    for file in ("docs/operation.md", ".env.example"):
+    for file in ("docs/configuration.md", ".env.example"):
         text = (ROOT / file).read_text()
         assert [name for name in VARIABLES if not re.search(rf"\b{name}\b", text)] == []

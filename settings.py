@@ -23,6 +23,9 @@ ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compa
 """What listens on every address of this machine, and the one by which the machine reaches itself."""
 
 
+RETRY_MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0)
+
+
 class UnknownUsers(enum.Enum):
     """What a request about a user without a document does."""
 
@@ -61,10 +64,8 @@ class Settings:
     """The whole configuration. Each field with a help text is the environment variable of the same name in capitals."""
 
     port: int = _setting("port to listen on", 8080, validate.Range(1, 65535))
-    email: str = _setting("address of users that the service creates; required", "", envelope_address)
-    db_uri: str = _setting(
-        "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required", "", checks.encodable, secret=True
-    )
+    email: str = _setting("address of users whom the service creates; required", "", envelope_address)
+    db_uri: str = _setting("MongoDB connection string; required", "", checks.encodable, secret=True)
     smtp_host: str = _setting("SMTP server; required", "", checks.host)
     smtp_port: int = _setting("port of the SMTP server", 465, validate.Range(1, 65535))
     smtp_login: str | None = _setting("user name at the SMTP server; without one, no login", check=checks.encodable)
@@ -73,70 +74,42 @@ class Settings:
     users_collection: str = _setting("collection of the users' documents", "users", checks.collection)
     email_field: str = _setting("path of a user's address, such as emails.0.address", "email", checks.field_path)
     language_field: str | None = _setting("path of a user's language, which chooses templates", check=checks.field_path)
-    id_type: IdType = _setting("objectid or string: the type of users' _id, and of target_id", IdType.OBJECTID)
-    unknown_users: UnknownUsers = _setting(
-        "create or refuse: what POST /create does about a user without a document", UnknownUsers.CREATE
-    )
-    notifications_limit: int = _setting(
-        "notifications kept for each user; the oldest are removed", 100, validate.Range(1, 10_000)
-    )
-    notifications_slack: int = _setting(
-        "hidden notifications that may stand in the array beyond NOTIFICATIONS_LIMIT; more make writes to full inboxes "
-        "cheaper for MongoDB's oplog",
-        0,
-        validate.Range(0, 10_000),
-    )
+    id_type: IdType = _setting("type of users' _id, and of target_id: objectid or string", IdType.OBJECTID)
+    unknown_users: UnknownUsers = _setting("create or refuse users without a document", UnknownUsers.CREATE)
+    notifications_limit: int = _setting("notifications kept for each user", 100, validate.Range(1, 10_000))
+    notifications_slack: int = _setting("hidden ones beyond these, to trim less often", 0, validate.Range(0, 10_000))
     kinds_file: Path | None = _setting("TOML file of the kinds of notification; without one, the four")
 
     api_keys: Sequence[str] = _setting(
-        "comma-separated keys, one of which a backend sends as Authorization: Bearer KEY; SCOPE:KEY or SCOPE+SCOPE:KEY "
-        f"limits a key to one or several of {keys.NAMES}; without any key, the API is open",
+        f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {keys.NAMES}",
         (),
         keys.parse_key,
         secret=True,
     )
     user_token_secrets: Sequence[str] = _setting(
-        "comma-separated secrets, any of which may sign a user's token (JWT, HS256), for what concerns that user; "
-        "needs API_KEYS",
-        (),
-        checks.long_secret,
-        secret=True,
+        "secrets that sign users' tokens, comma-separated; need API_KEYS", (), checks.long_secret, secret=True
     )
     cors_origins: Sequence[str] = _setting(
-        "comma-separated origins whose pages may call what concerns a user, such as https://app.example.com",
-        (),
-        checks.origin,
+        "origins whose pages may call what concerns a user, comma-separated", (), checks.origin
     )
     public_url: str | None = _setting(
-        "where users' browsers reach the service, such as https://notifications.example.com, for links to unsubscribe; "
-        "needs API_KEYS or UNSUBSCRIBE_SECRETS",
-        check=checks.public_url,
+        "where users' browsers reach the service, for links to unsubscribe", check=checks.public_url
     )
     unsubscribe_secrets: Sequence[str] = _setting(
-        "comma-separated secrets of the links to unsubscribe; the first signs new links, any opens old ones; without "
-        "any, the API_KEYS without a scope",
+        "secrets of these links, comma-separated; the first signs; without any, keys of API_KEYS without a scope",
         (),
         checks.long_secret,
         secret=True,
     )
-    local_names: Sequence[str] = _setting(
-        "comma-separated names and addresses, besides localhost and HOST, by which a browser may call a local run",
-        (),
-        checks.host,
-    )
+    local_names: Sequence[str] = _setting("further names of a local run, comma-separated", (), checks.host)
 
-    smtp_from: str = _setting(
-        "sender, user@host or Name <user@host>; without one, SMTP_LOGIN if it is an address, else EMAIL",
-        check=mailbox,
-    )
+    smtp_from: str = _setting("user@host or Name <user@host>; else SMTP_LOGIN if an address, else EMAIL", check=mailbox)
     smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", check=mailbox)
-    smtp_envelope_from: str = _setting("where bounces go; without one, the address of SMTP_FROM", "", envelope_address)
-    smtp_helo: str | None = _setting(
-        "name or [address] in EHLO; without one, the domain of SMTP_FROM", check=checks.helo
-    )
+    smtp_envelope_from: str = _setting("where bounces go; else to the address of SMTP_FROM", "", envelope_address)
+    smtp_helo: str | None = _setting("name or [address] in EHLO; else the domain of SMTP_FROM", check=checks.helo)
     smtp_security: Security = _setting(
-        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, on any other; only with none "
-        "is a password sent in the clear",
+        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, elsewhere; only none sends a "
+        "password in the clear",
         Security.AUTO,
     )
     smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's")
@@ -146,56 +119,32 @@ class Settings:
     smtp_oauth_client_secret: str | None = _setting("secret of that id", check=checks.encodable, secret=True)
     smtp_oauth_scope: str | None = _setting("scope of the tokens", check=checks.encodable)
     smtp_oauth_refresh_token: str | None = _setting(
-        "refresh token; without one, the service asks with its own id and secret", check=checks.encodable, secret=True
+        "refresh token; without one, the id and secret alone get tokens", check=checks.encodable, secret=True
     )
-    smtp_connections: int = _setting("most SMTP connections open at once in a process", 20, validate.Range(1, 100))
-    smtp_rate: float | None = _setting(
-        "most messages a second from a process, such as 14 or 0.5; without it, what the server bears",
-        check=checks.POSITIVE,
-    )
-    smtp_connect_timeout: float = _setting(
-        "seconds to connect, secure the connection and log in", 30.0, checks.POSITIVE
-    )
+    smtp_connections: int = _setting("most SMTP connections of a process", 20, validate.Range(1, 100))
+    smtp_rate: float | None = _setting("most messages a second of a process, such as 14 or 0.5", check=checks.POSITIVE)
+    smtp_connect_timeout: float = _setting("seconds to connect, secure the connection, log in", 30.0, checks.POSITIVE)
     smtp_command_timeout: float = _setting("seconds to wait for the reply to a command", 30.0, checks.POSITIVE)
     mail_retry_minutes: Sequence[float] = _setting(
-        "minutes before each further attempt; the last value repeats",
-        (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0),
-        checks.POSITIVE,
+        "minutes before each further attempt; the last value repeats", RETRY_MINUTES, checks.POSITIVE
     )
-    mail_give_up_hours: float = _setting(
-        "hours of attempts after which an e-mail becomes a dead letter, if others get through", 48.0, checks.POSITIVE
-    )
+    mail_give_up_hours: float = _setting("hours of attempts before an e-mail is a dead letter", 48.0, checks.POSITIVE)
     mail_lease_seconds: float = _setting(
         "seconds until another process takes over the e-mails of one that died", 30.0, validate.Range(1, 3600)
     )
-    dead_mail_days: float | None = _setting(
-        "days after which a dead letter is deleted; without it, dead letters stay",
-        check=validate.Range(min=0, min_inclusive=False, max=10_000),
-    )
+    dead_mail_days: float | None = _setting("days until a dead letter is deleted; else it stays", check=checks.DAYS)
     templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail says its key")
     template_fields: Sequence[str] = _setting(
-        "comma-separated fields of a user's document, such as name,profile.name, that templates see as user",
-        (),
-        checks.field_path,
+        "fields of a user's document that templates see, such as name,profile.name", (), checks.field_path
     )
 
     host: str = _setting("address to listen on; 127.0.0.1 in a local run", "0.0.0.0", checks.host)  # noqa: S104
     workers: int = _setting("processes that share the port", 1, validate.Range(1, 64))
     start_timeout: float = _setting("seconds to wait for MongoDB at the start", 60.0, checks.POSITIVE)
-    keep_alive_seconds: float = _setting(
-        "seconds after which an idle connection is closed; a proxy must close its own earlier", 120.0, checks.POSITIVE
-    )
+    keep_alive_seconds: float = _setting("seconds until an idle connection is closed", 120.0, checks.POSITIVE)
     demo: bool = _setting("1 serves the demo page at /; a local run always does", default=False)
-    log_level: str = _setting(
-        "DEBUG, INFO, WARNING or ERROR",
-        "INFO",
-        validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}."),
-    )
-    otel_exporter_otlp_endpoint: str | None = _setting(
-        "OpenTelemetry collector that gets spans by OTLP over HTTP, such as http://collector:4318; needs "
-        "requirements-otel.txt",
-        check=validate.URL(schemes={"http", "https"}, require_tld=False),
-    )
+    log_level: str = _setting("DEBUG, INFO, WARNING or ERROR", "INFO", checks.LEVEL)
+    otel_exporter_otlp_endpoint: str | None = _setting("OpenTelemetry collector for spans", check=checks.COLLECTOR)
 
     stream_limit: int = 10_000
     """Streams open at once in one process. No variable: the limit of open files counts before it."""

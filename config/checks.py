@@ -21,6 +21,9 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PUBLIC_URL_LENGTH: Final = 180
 """Characters. With the longest token, a link fits into the line of its header: 998 bytes (RFC 5322, section 2.1.1)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
+DAYS: Final = validate.Range(min=0, min_inclusive=False, max=10_000)
+LEVEL: Final = validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}.")
+COLLECTOR: Final = validate.URL(schemes={"http", "https"}, require_tld=False)
 
 
 def host(value: str) -> None:

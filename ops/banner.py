@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import shlex
-import sys
-from typing import Any, Final
+from typing import Final
 
-from config.ids import IdType
 from settings import Settings, UnknownUsers
 
 log = logging.getLogger("notifier")
@@ -26,10 +22,7 @@ USER: Final = "638f394d4b7243fc0399ea67"
 """The user of the commands."""
 REMINDER_INTERVAL: Final = 3600.0
 """Seconds."""
-STORE: Final = """\
-from bson import ObjectId; from pymongo import MongoClient; \
-MongoClient(open(".notifier/db_uri").read()).get_default_database()[{collection}].insert_one({document})"""
-"""Stores a user in the MongoDB of the local run. A bare machine has no other program that can."""
+REFUSED: Final = 'UNKNOWN_USERS is refuse, so store that user first: docs/configuration.md, "A test user".\n'
 
 
 def announce(settings: Settings) -> None:
@@ -57,23 +50,6 @@ def _banner(settings: Settings) -> str:
         f"curl {header}'{settings.url}/list?user_id={USER}'",
         "ls .notifier/mail/",
     ]
-    if settings.unknown_users is UnknownUsers.REFUSE:
-        commands.insert(0, _store_user(settings))
-    return LOCAL_RUN.format(url=settings.url, where=where, commands="\n".join(f"  {line}" for line in commands))
-
-
-def _store_user(settings: Settings) -> str:
-    """Return the command that stores the user, whom the service does not create."""
-    id_ = json.dumps(USER)
-    if settings.id_type is IdType.OBJECTID:
-        id_ = f"ObjectId({id_})"
-    address = json.dumps(_nested(settings.email_field, settings.email)).removeprefix("{")
-    code = STORE.format(collection=json.dumps(settings.users_collection), document=f'{{"_id": {id_}, {address}')
-    return shlex.join([sys.executable, "-c", code])
-
-
-def _nested(path: str, value: Any) -> Any:
-    """Return the document that has the value at a path such as `emails.0.address`."""
-    for name in reversed(path.split(".")):
-        value = [*([{}] * int(name)), value] if name.isdecimal() else {name: value}
-    return value
+    lines = "\n".join(f"  {line}" for line in commands)
+    refused = REFUSED if settings.unknown_users is UnknownUsers.REFUSE else ""
+    return LOCAL_RUN.format(url=settings.url, where=where, commands=lines) + refused

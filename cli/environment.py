@@ -1,4 +1,4 @@
-"""Reading the configuration: every setting from its variable, and what they must be together."""
+"""Reading the configuration: each setting from its variable, and the rules between settings."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class _Path(mf.String):
         return Path(super()._deserialize(value, *args, **options))
 
 
-class _CommaSeparated(mf.List):
+class _CommaSeparated(mf.List[Any]):
     def _deserialize(self, value: Any, *args: Any, **options: Any) -> Any:
         return super()._deserialize([item.strip() for item in value.split(",")], *args, **options)
 
@@ -125,7 +125,7 @@ def _sentences(value: str, messages: Any) -> Sequence[str]:
 
 
 def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iterator[tuple[str, str]]:
-    """Yield variables, and what is wrong with them beside the others."""
+    """Yield variables that contradict or lack others, and the faults."""
     is_path = "." in settings.email_field
     rules = (
         ("API_KEYS", given & TOKENS == {"USER_TOKEN_SECRETS"}, NEEDS_KEYS),
@@ -150,7 +150,7 @@ def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iter
 
 
 def _login_faults(settings: Settings, given: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield what a login at the mail server lacks, and what contradicts it."""
+    """Yield variables that a login at the mail server lacks or contradicts, and the faults."""
     oauth = {name for name in given if name.startswith("SMTP_OAUTH_")}
     proof = set() if "SMTP_OAUTH_REFRESH_TOKEN" in oauth else {"SMTP_OAUTH_CLIENT_SECRET"}
     needed = {"SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_CLIENT_ID", *proof} if oauth else {"SMTP_PASSWORD"}

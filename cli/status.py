@@ -1,4 +1,4 @@
-"""The command `status`: what is owed and why it waits, and why e-mails died. MongoDB knows it; no service need run."""
+"""The command `status`: what is owed and why it waits, and why e-mails died. It asks MongoDB, not the service."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class NoDatabase(Exception):
 
 
 def nothing_configured() -> NoDatabase:
-    """Return what is raised if nothing is configured, and the packages of a local run are missing."""
+    """Return the error of a start with no configuration and without the packages of a local run."""
     advice = " To run locally, install requirements-local.txt." if LOCAL_REQUIREMENTS.exists() else ""
     return NoDatabase(f"Nothing is configured: set DB_URI, EMAIL and SMTP_HOST.{advice}")
 

@@ -25,7 +25,7 @@ OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message",
 QUEUE_LIMIT: Final = 1000
 """Pieces of at most 4 KiB that wait to be written."""
 CLOSE_TIMEOUT: Final = 0.5
-"""Seconds in which the last lines must be read when the process ends."""
+"""Seconds given to the reader for the last lines when the process ends."""
 DROPPED: Final = {"name": "notifier", "levelno": logging.WARNING, "levelname": "WARNING"}
 
 
@@ -44,7 +44,7 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record for a terminal, which the words of others in it must not control."""
+    """Formats a record for a terminal. Characters that could control it are replaced."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's
         """Return the line, without a traceback."""
@@ -53,7 +53,7 @@ class TextFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """Return a line that does nothing on a terminal but to be shown."""
+    """Replace every unprintable character, so that a line cannot control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -69,7 +69,7 @@ def _json_line(created: float, level: str, name: str, message: str, extra: Mappi
 def log_info(log: logging.Logger, message: str, /, *args: object, **extra: object) -> None:
     """Log as `Logger.info` does, at a fifth of its cost if the line only goes to standard error as JSON.
 
-    For lines that every request has. `logging` spends most of its time on attributes of a record that no line shows.
+    For the line of each request. `logging` spends most of its time on attributes of a record that no line shows.
     """
     if not log.isEnabledFor(logging.INFO):
         return
@@ -81,7 +81,7 @@ def log_info(log: logging.Logger, message: str, /, *args: object, **extra: objec
 
 
 class Throttle:
-    """Lets each reason through once in a while, so that a fault that every request meets does not fill the log."""
+    """Lets each reason through once an interval, so that a fault of every request does not fill the log."""
 
     def __init__(self, interval: float = 60.0) -> None:
         self._interval = interval
@@ -163,7 +163,7 @@ class TurnHandler(logging.Handler):
                 os.write(self._file, piece)
 
     def close(self) -> None:
-        """Write what waits, if it is read within `CLOSE_TIMEOUT`."""
+        """Write the waiting lines, if they are read within `CLOSE_TIMEOUT`."""
         self._hand_over()
         with contextlib.suppress(queue.Full):
             self._pieces.put(None, timeout=CLOSE_TIMEOUT)

@@ -28,7 +28,7 @@ def newest_emails(count: int = 20) -> list[Email]:
 
 
 def read_email(name: str) -> Email | None:
-    """Return the e-mail in the file of this name, or `None` if there is none."""
+    """Return the e-mail in the file of this name, or `None` if it cannot be read."""
     path = MAILBOX / Path(name).name  # in this folder, whatever the name
     try:
         message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)

@@ -88,7 +88,7 @@ def test_every_command_is_tried() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_says_how_to_install_before_it_uses_what_is_installed(page: Path) -> None:
+def test_a_page_says_how_to_install_what_it_uses(page: Path) -> None:
     before, used, _ = page.read_text().partition(".venv/bin/")
     assert not used or "`make install" in before
 
@@ -158,7 +158,7 @@ def test_a_command_in_a_container_or_in_the_one_file_works(command: str, clone: 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_override_of_compose_names_settings_and_mounts_what_they_name() -> None:
+def test_the_override_of_compose_mounts_what_settings_name() -> None:
     page = (ROOT / "docs/running.md").read_text()
     (block,) = re.findall(r"```yaml\n(services:.*?)```", page, re.DOTALL)
     notifier = yaml.safe_load(block)["services"]["notifier"]
@@ -200,7 +200,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(other), target
 
 
-def test_the_readme_is_one_screen_and_every_page_is_linked_both_ways() -> None:
+def test_the_readme_is_short_and_pages_are_linked_both_ways() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
     for page in PAGES[2:]:

@@ -34,7 +34,7 @@ def test_a_file_is_read_whoever_wrote_it(environment: Callable[..., Settings], t
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_values_end_before_their_line_end_as_in_a_secret_made_with_echo(
+def test_the_line_end_of_a_value_is_stripped(
     environment: Callable[..., Settings], end: str
 ) -> None:
     values = {**COMPLETE, "SMTP_LOGIN": "me", "SMTP_PASSWORD": " p w ", "API_KEYS": "k" * 32, "PORT": "81"}
@@ -167,7 +167,7 @@ def test_the_api_key_of_a_client_stops_no_command(tmp_path: Path) -> None:
     assert re.search("^ok +configuration +a local run.*API_KEY: .* is API_KEYS meant", done.stdout)
 
 
-def test_each_fault_of_templates_and_kinds_has_a_line_and_what_cannot_be_read_a_path(
+def test_each_fault_of_templates_and_kinds_has_its_own_line(
     environment: Callable[..., Settings], tmp_path: Path
 ) -> None:
     templates = tmp_path / "templates"

@@ -25,7 +25,7 @@ from tests.servers import free_port
 from tests.waiting import eventually, eventually_async
 
 
-def test_a_local_run_serves_sends_and_keeps_its_data_even_when_killed(tmp_path: Path) -> None:
+def test_a_local_run_serves_sends_and_keeps_its_data(tmp_path: Path) -> None:
     local = LocalRun(tmp_path)
     assert local.get("/create", with_()) == {"success": True}
     eventually(lambda: assert_length(local.mails(), 1))
@@ -119,7 +119,7 @@ def test_a_local_run_ends_when_its_mongodb_does_and_says_so(tmp_path: Path, monk
     assert _why_ended(14).endswith("exit code 14: the disk is full.")
 
 
-def test_a_second_local_run_in_the_same_folder_ends_with_the_reason(tmp_path: Path) -> None:
+def test_a_second_local_run_in_a_folder_ends_with_the_reason(tmp_path: Path) -> None:
     local = LocalRun(tmp_path)
     done = run(cwd=tmp_path, PORT=str(free_port()))
     assert (done.returncode, "another local run" in done.stderr) == (1, True)

@@ -28,7 +28,7 @@ from tests.servers import MailServer
 from tests.waiting import eventually_async, slow_clock
 
 
-async def test_logs_trace_an_email_to_its_request_and_contain_no_address(
+async def test_logs_trace_an_email_to_its_request_without_an_address(
     client: Client, database: DB, mail: MailServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -156,7 +156,7 @@ def test_log_info_makes_no_record_and_respects_the_level(
 
 
 @pytest.mark.usefixtures("own_logging")
-async def test_logs_are_written_in_pieces_that_a_pipe_accepts_whole_and_need_no_reader(
+async def test_logs_are_written_in_pieces_that_a_pipe_accepts_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pieces: list[bytes] = []
@@ -198,7 +198,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         handler.close()
 
 
-async def test_lines_that_nobody_reads_hold_nobody_up_and_are_dropped_and_counted(pipe: int) -> None:
+async def test_lines_that_nobody_reads_are_dropped_and_counted(pipe: int) -> None:
     log = logging.getLogger("piped")
     for n in range(2 * QUEUE_LIMIT):  # a log that waits would wait for ever
         log.warning("%d %s", n, "x" * PIPE_BUF)  # a piece each

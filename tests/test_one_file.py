@@ -116,7 +116,7 @@ def test_it_has_all_of_the_service_and_no_tests(built: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_it_creates_and_sends_a_notification_where_only_tmp_can_be_written(
+async def test_one_file_works_where_only_tmp_can_be_written(
     one_file: OneFile, settings: Settings, database: DB, mail: MailServer, workers: int
 ) -> None:
     with one_file.serving(settings, WORKERS=workers) as address:

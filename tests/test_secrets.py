@@ -115,7 +115,7 @@ def test_a_value_and_a_file_are_one_too_many(environment: Callable[..., Settings
     assert found == {"API_KEYS_FILE": "API_KEYS is set as well: set only one of the two."}
 
 
-def test_the_process_ends_with_code_2_and_a_database_in_a_file_is_no_local_run(tmp_path: Path) -> None:
+def test_a_database_named_in_a_file_is_no_local_run(tmp_path: Path) -> None:
     done = run(cwd=tmp_path, DB_URI_FILE="/nowhere")
     assert done.returncode == 2
     assert [line.split(":")[0].strip() for line in done.stderr.splitlines()[1:]] == [

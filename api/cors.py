@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from typing import Final
 
 import aiohttp_cors
 from aiohttp import web
+
+PREFLIGHT_AGE: Final = 7200
+"""Seconds for which a browser may remember the answer. Chrome remembers it no longer than this."""
 
 
 def allow_cors(app: web.Application, origins: Sequence[str], paths: Container[str]) -> None:
@@ -13,6 +17,7 @@ def allow_cors(app: web.Application, origins: Sequence[str], paths: Container[st
     options = aiohttp_cors.ResourceOptions(
         allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
         expose_headers=("ETag", "X-Request-ID"),
+        max_age=PREFLIGHT_AGE,
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in list(app.router.routes()):

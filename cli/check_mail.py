@@ -33,13 +33,10 @@ from settings import Security, Settings
 DAY: Final = 86_400
 SOON: Final = 14
 """Days left to a certificate below which `check` says to renew it."""
-CLOCK_LIMIT: Final = 60.0
-"""Seconds by which this machine's clock may differ from the token server's."""
 TEST: Final = Content(
     subject="Test of the notification service",
     text="`notifier.py check --to` sent this e-mail. The service can send e-mails through its mail server.",
 )
-TOKEN_STEPS: Final = ("oauth_server", "oauth_token")
 SMTP_STEPS: Final[Mapping[str, str]] = {
     "smtp_dns": "{0.smtp_host} is known",
     "smtp_tcp": "port {0.smtp_port} is open",
@@ -58,7 +55,7 @@ BASIC_DISABLED: Final = "; Exchange Online takes no passwords: see docs/logins.m
 
 async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
     """Walk through a delivery as far as it gets; return the result of each step."""
-    steps = [*(TOKEN_STEPS if settings.smtp_oauth_token_url else ()), *SMTP_STEPS, *(["smtp_test"] if to else [])]
+    steps = [*(["oauth_token"] if settings.smtp_oauth_token_url else []), *SMTP_STEPS, *(["smtp_test"] if to else [])]
     if settings.local:
         return [Result("skipped", step, "a local run has a mailbox of its own, .notifier/mail") for step in steps]
     results = {step: Result("skipped", step, "an earlier step failed") for step in steps}
@@ -75,8 +72,7 @@ async def _walk(settings: Settings, to: str | None) -> AsyncIterator[tuple[str, 
     opener = Opener(settings, sender_of(settings).domain)
     try:
         if opener.tokens:
-            async for done in _token(opener.tokens):
-                yield done
+            yield "oauth_token", await _token(opener.tokens)
         async for done in _session(opener, settings):
             yield done
     finally:
@@ -85,27 +81,14 @@ async def _walk(settings: Settings, to: str | None) -> AsyncIterator[tuple[str, 
         yield "smtp_test", await _send(settings, to)
 
 
-async def _token(tokens: Tokens) -> AsyncIterator[tuple[str, str]]:
+async def _token(tokens: Tokens) -> str:
     """Ask for a token, which the login will use."""
-    failure, token = None, None
     try:
         token = await tokens.get()
     except SMTPFault as exc:
-        failure = f"{exc}"[0].upper() + f"{exc}."[1:]
-    if failure and tokens.ahead is None:
-        raise StepFailed(failure, "oauth_server")
-    yield "oauth_server", f"the token server answers{_clock_fault(tokens.ahead or 0.0)}"
-    if failure or not token:
-        raise StepFailed(f"{failure}", "oauth_token")
+        raise StepFailed(f"{exc}"[0].upper() + f"{exc}."[1:], "oauth_token") from None
     minutes = (token.ends - time.monotonic()) / 60
-    granted = _granted(token) or "a scope that is not said"
-    yield "oauth_token", f"by {tokens.grant}, valid for {minutes:.0f} min, for {granted}"
-
-
-def _clock_fault(ahead: float) -> str:
-    if abs(ahead) <= CLOCK_LIMIT:
-        return ""
-    return f"; the clock of this machine is {abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} its own: set it"
+    return f"by {tokens.grant}, valid for {minutes:.0f} min, for {_granted(token) or 'a scope that is not said'}"
 
 
 def _granted(token: Token) -> str:

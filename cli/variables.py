@@ -98,7 +98,7 @@ class Variables:
             else:
                 value = re.sub(r"\r?\n\Z", "", path.read_bytes().decode("utf-8-sig"))
                 fault = TWICE.format(secret) if secret in self.values else "" if value.strip() else f"Is empty{where}."
-                self.values[secret] = value
+                self.values |= {} if fault else {secret: value}
         except OSError as exc:
             fault = f"Cannot be read: {exc.strerror}{where}."
         except ValueError:  # a UnicodeDecodeError, or a name with a NUL

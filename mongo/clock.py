@@ -6,11 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from config.background import background
 from mongo.connection import Connection
 from mongo.errors import PING_DEADLINE, Unavailable, persist
 
@@ -50,8 +49,13 @@ class Clock:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Read the clock again and again meanwhile. While that fails, log why."""
-        async with background(self._run()):
+        task = asyncio.create_task(self._run())
+        try:
             yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     async def _run(self) -> None:
         told = ""

@@ -47,6 +47,14 @@ class Owed:
     waiting: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """An error, or the part of it that many share, and how many e-mails have it."""
+
+    reason: str
+    count: int
+
+
 async def owed(users: Documents) -> Owed:
     """Return what is owed to all users. Raises `Unavailable`."""
     due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
@@ -105,7 +113,7 @@ async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
     return [(row["_id"], is_address(at), bool(foreign_fields(row))) for row, at in zip(rows, addresses, strict=True)]
 
 
-async def errors_of_owed(users: Documents) -> Sequence[JSONObject]:
+async def errors_of_owed(users: Documents) -> Sequence[Reason]:
     """Return the last errors of the e-mails owed, the most frequent first. Raises `Unavailable`."""
     each: list[JSONObject] = [
         {"$match": {"notifier.due": {"$exists": True}}},
@@ -115,7 +123,7 @@ async def errors_of_owed(users: Documents) -> Sequence[JSONObject]:
     return await _reasons(users, each)
 
 
-async def held(users: Documents) -> Sequence[JSONObject]:
+async def held(users: Documents) -> Sequence[Reason]:
     """Return what has stopped so that e-mails wait, such as `kind invoice`. Raises `Unavailable`."""
     waiting = _filter(OUTBOX, {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]})
     each: list[JSONObject] = [
@@ -127,13 +135,12 @@ async def held(users: Documents) -> Sequence[JSONObject]:
     return await _reasons(users, each)
 
 
-async def errors_of_dead(dead_mail: DeadMail) -> Sequence[JSONObject]:
+async def errors_of_dead(dead_mail: DeadMail) -> Sequence[Reason]:
     """Return why the dead letters died, the most frequent reason first. Raises `Unavailable`."""
     return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
 
 
-async def _reasons(documents: Documents, each: list[JSONObject]) -> Sequence[JSONObject]:
-    """Return each `reason`, the part of an error that many share, and the `count` of e-mails that have it."""
+async def _reasons(documents: Documents, each: list[JSONObject]) -> Sequence[Reason]:
     code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
     pipeline: list[JSONObject] = [
         *each,
@@ -141,9 +148,8 @@ async def _reasons(documents: Documents, each: list[JSONObject]) -> Sequence[JSO
         {"$group": {"_id": {"$ifNull": [code, {"$substrCP": ["$error", 0, REASON_LENGTH]}]}, "count": {"$sum": 1}}},
         {"$sort": {"count": -1, "_id": 1}},
         {"$limit": REASONS},
-        {"$project": {"_id": 0, "reason": "$_id", "count": 1}},
     ]
-    return await documents.aggregate(pipeline, DEADLINE)
+    return [Reason(row["_id"], row["count"]) for row in await documents.aggregate(pipeline, DEADLINE)]
 
 
 def _filter(array: Any, condition: JSONObject) -> JSONObject:

@@ -10,7 +10,6 @@ from typing import Final
 
 from pymongo.errors import PyMongoError
 
-from config.background import background
 from config.checks import DEAD_MAIL
 from mongo.dead_mail import DeadMail
 from mongo.errors import StoreError
@@ -45,11 +44,16 @@ class Upkeep:
     async def running(self) -> AsyncIterator[None]:
         """Do so meanwhile."""
         self._due.is_missing = True
-        async with background(self._run()):
+        task = asyncio.create_task(self._run())
+        try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEAD_START):
                     await self._looked.wait()
             yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     async def _run(self) -> None:
         while True:

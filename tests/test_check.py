@@ -77,9 +77,7 @@ def tls(authority: trustme.CA, name: str, not_after: datetime | None = None) -> 
     return context
 
 
-async def test_why_a_certificate_is_refused_is_said(
-    settings: Settings, authority: trustme.CA
-) -> None:
+async def test_why_a_certificate_is_refused_is_said(settings: Settings, authority: trustme.CA) -> None:
     if localhost() != "localhost":
         pytest.skip("/etc/hosts is missing: this test needs a host's name")
     yesterday = datetime.now(UTC) - timedelta(days=1)

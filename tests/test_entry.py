@@ -204,9 +204,7 @@ async def test_rights_that_are_taken_away_are_told_in_the_log(settings: Settings
         admin.close()
 
 
-async def test_sigterm_makes_it_unready_and_end_within_8_seconds(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_sigterm_makes_it_unready_and_end_within_8_seconds(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path, API_KEYS=KEY)
     service.signal(signal.SIGTERM)
     ended = asyncio.create_task(asyncio.to_thread(ends_within, 8, service.process))

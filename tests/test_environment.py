@@ -34,9 +34,7 @@ def test_a_file_is_read_whoever_wrote_it(environment: Callable[..., Settings], t
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_the_line_end_of_a_value_is_stripped(
-    environment: Callable[..., Settings], end: str
-) -> None:
+def test_the_line_end_of_a_value_is_stripped(environment: Callable[..., Settings], end: str) -> None:
     values = {**COMPLETE, "SMTP_LOGIN": "me", "SMTP_PASSWORD": " p w ", "API_KEYS": "k" * 32, "PORT": "81"}
     settings = environment(**{name: value + end for name, value in values.items()})
     assert {name: getattr(settings, name.lower()) for name in COMPLETE} == COMPLETE

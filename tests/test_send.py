@@ -54,9 +54,7 @@ def listed(tmp_path: Path) -> Listed:
     return write
 
 
-async def test_sending_a_list_twice_notifies_everyone_once(
-    settings: Settings, database: DB, listed: Listed
-) -> None:
+async def test_sending_a_list_twice_notifies_everyone_once(settings: Settings, database: DB, listed: Listed) -> None:
     arguments = ("send", "new_post", "--users", listed(MANY), "--data")
     sent = await command(settings, *arguments, '{"n": 1}')
     assert sent[:2] == (0, "Created: 2500. Created before: 0. Failed: 0.\n")

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from cli.check_mail import check_mail
-from cli.environment import SettingsError, read_settings
+from cli.environment import read_settings
 from cli.output import Result, StepFailed, counted, say
 from cli.target import NoDatabase, with_database
+from cli.variables import SettingsError
 from config.checks import DEAD_MAIL
 from config.ids import IdType
 from mongo.connection import connected

@@ -21,8 +21,6 @@ from mongo.connection import uri_fault
 from ops.kinds import KindsError
 from settings import VARIABLES, Security, Settings, UnknownUsers
 
-__all__ = ["SettingsError", "load_settings", "read_settings"]
-
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
 REQUIRED: Final = frozenset({"DB_URI", "EMAIL", "SMTP_HOST"})
 LINKS: Final = frozenset({"PUBLIC_URL", "UNSUBSCRIBE_SECRETS"})
@@ -44,11 +42,6 @@ PATH_REFUSES: Final = "A path needs UNKNOWN_USERS=refuse: the service creates us
 OF_A_SERVICE: Final = (
     "Kubernetes has set this, for a Service of that name; enableServiceLinks: false in the pod's spec stops it."
 )
-
-
-def load_settings(env_file: Path = Path(".env")) -> Settings:
-    """Read the configuration as `read_settings`, without its warnings."""
-    return read_settings(env_file)[0]
 
 
 def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str]]:

@@ -15,9 +15,10 @@ from typing import NoReturn
 
 from cli.check import run_check
 from cli.commands import parse_arguments, run_command
-from cli.environment import SettingsError, read_settings
+from cli.environment import read_settings
 from cli.output import INTERRUPTED, fail, fail_to_write
 from cli.target import NoDatabase
+from cli.variables import SettingsError
 from mongo.errors import Misconfigured, StoreError, Unavailable
 from ops.listening import CannotListen
 from ops.logs import configure_logging

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.environment import SettingsError, load_settings, read_settings
+from cli.environment import read_settings
+from cli.variables import SettingsError
 from settings import Settings
 from tests.processes import COMPLETE, run
 
@@ -29,7 +30,7 @@ FILE = "".join(f"{name}={value}\n" for name, value in COMPLETE.items())
 def test_a_file_is_read_whoever_wrote_it(environment: Callable[..., Settings], tmp_path: Path, text: str) -> None:
     environment()  # clears the variables
     (tmp_path / "file").write_bytes(text.encode())
-    settings = load_settings(tmp_path / "file")
+    settings = read_settings(tmp_path / "file")[0]
     assert {name: getattr(settings, name.lower()) for name in COMPLETE} == COMPLETE
 
 
@@ -249,7 +250,7 @@ def test_a_file_that_cannot_be_read_is_a_fault_not_a_local_run(
             path.write_text("")
             path /= "file"
     with pytest.raises(SettingsError) as raised:
-        load_settings(path)
+        read_settings(path)
     assert list(raised.value.faults) == [f"{path}"]
 
 
@@ -258,7 +259,7 @@ def test_a_file_without_permission_is_a_fault(environment: Callable[..., Setting
     environment()
     (tmp_path / ".env").chmod(0)
     with pytest.raises(SettingsError, match="Permission denied"):
-        load_settings(tmp_path / ".env")
+        read_settings(tmp_path / ".env")
 
 
 def test_a_pipe_is_read_as_a_file_is(environment: Callable[..., Settings]) -> None:
@@ -266,7 +267,7 @@ def test_a_pipe_is_read_as_a_file_is(environment: Callable[..., Settings]) -> No
     reader, writer = os.pipe()
     os.write(writer, FILE.encode())
     os.close(writer)
-    assert load_settings(Path(f"/dev/fd/{reader}")).email == COMPLETE["EMAIL"]
+    assert read_settings(Path(f"/dev/fd/{reader}"))[0].email == COMPLETE["EMAIL"]
     os.close(reader)
 
 

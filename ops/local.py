@@ -94,19 +94,19 @@ async def _mongod() -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     process = await _start_mongod(find_mongod(LIBRARIES), port)
-    async with background(_end_with(process)):
-        try:
+    try:
+        async with background(_end_with(process)):
             yield port
-        finally:
-            lost = process.returncode
-            with suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
-            except TimeoutError:
-                process.kill()
-            if process.stdin:
-                process.stdin.write(b"\n")  # the subshell need not kill it any more
+    finally:
+        lost = process.returncode
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
+        except TimeoutError:
+            process.kill()
+        if process.stdin:
+            process.stdin.write(b"\n")  # the subshell need not kill it any more
     if lost is not None:
         raise LocalRunError(_why_ended(lost))
 

@@ -37,6 +37,7 @@ def test_a_local_run_serves_sends_and_keeps_its_data(tmp_path: Path) -> None:
     assert local.end(signal.SIGTERM) == 0
     assert not mongods_of(tmp_path)
     output = (tmp_path / "output").read_text()
+    assert "ended with exit code" not in output
     assert "LOCAL RUN" in output
     assert "curl" in output
     assert "@" not in re.sub(r"curl.*", "", output)

@@ -69,14 +69,11 @@ class Variables:
         try:
             with env_file.open(encoding="utf-8-sig") as lines:
                 bindings = list(parse_stream(lines))
-        except FileNotFoundError:
-            if not env_file.is_symlink():
+        except (OSError, UnicodeDecodeError) as exc:
+            if isinstance(exc, FileNotFoundError) and not env_file.is_symlink():
                 return {}
-            raise SettingsError({f"{env_file}": ["Is a link to a file that does not exist."]}) from None
-        except UnicodeDecodeError:
-            raise SettingsError({f"{env_file}": ["Not UTF-8."]}) from None
-        except OSError as exc:
-            raise SettingsError({f"{env_file}": [f"Cannot be read: {exc.strerror}."]}) from None
+            fault = f"Cannot be read: {exc.strerror}." if isinstance(exc, OSError) else "Not UTF-8."
+            raise SettingsError({f"{env_file}": [fault]}) from None
         values = {}
         for binding in bindings:
             place = f"{env_file}, line {_line(binding)}"

@@ -176,13 +176,13 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
     """
     settings = with_database(settings)
     async with open_store(settings) as store:
-        chosen = None if getattr(options, "all", False) else getattr(options, "ids", None)
+        ids = None if getattr(options, "all", False) else getattr(options, "ids", None)
         commands: Mapping[str, Callable[[], Awaitable[int]]] = {
             "dead": lambda: list_dead(store, options.key, options.since, as_json=options.json),
-            "discard": lambda: discard_owed(store) if options.owed else discard_dead(store, chosen),
+            "discard": lambda: discard_owed(store) if options.owed else discard_dead(store, ids),
             "flush": lambda: flush(store, options.user_id),
             "mail": lambda: list_emails(store, options.user_id),
-            "retry": lambda: retry_dead(store, chosen),
+            "retry": lambda: retry_dead(store, ids),
             "send": lambda: send(store, options.users, options.new),
             "status": lambda: show_status(store, as_json=options.json),
         }

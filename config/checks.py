@@ -76,13 +76,13 @@ def origin(value: str) -> None:
 
 def public_url(value: str) -> None:
     """Accept an http or https address in ASCII, with or without a path."""
-    found = re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[a-z0-9._~%-]+)*/?", value, re.IGNORECASE)
-    if not found or not value.isascii() or len(value) > PUBLIC_URL_LENGTH or int((found[2] or ":0")[1:]) >= 1 << 16:
+    parts = re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[a-z0-9._~%-]+)*/?", value, re.IGNORECASE)
+    if not parts or not value.isascii() or len(value) > PUBLIC_URL_LENGTH or int((parts[2] or ":0")[1:]) >= 1 << 16:
         raise ValidationError(
             "Not an address such as https://notifications.example.com or https://example.com/notifications, "
             f"of at most {PUBLIC_URL_LENGTH} characters."
         )
-    host(found[1].strip("[]"))
+    host(parts[1].strip("[]"))
 
 
 def token_url(value: str) -> None:

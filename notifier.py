@@ -27,7 +27,7 @@ from api.body import BODY_LIMIT
 from api.cors import allow_cors
 from api.hub import HUB, Hub
 from api.middleware import DRAINING, THROTTLE, middleware, own_name_only
-from cli.target import nothing_configured
+from cli.target import NOTHING_CONFIGURED, NoDatabase
 from config import descriptors
 from config.background import background
 from delivery import running_delivery
@@ -112,7 +112,7 @@ async def local_run(app: web.Application) -> AsyncIterator[None]:
     try:
         from ops.local import embedded  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
-        raise nothing_configured() from None
+        raise NoDatabase(NOTHING_CONFIGURED) from None
     async with embedded(app[SETTINGS]) as settings:
         app[SETTINGS] = settings
         yield

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
@@ -26,18 +25,15 @@ from pymongo.errors import OperationFailure, PyMongoError
 from config.background import background
 from mongo.connection import Database, connected
 from mongo.errors import Patience
-from ops.mailbox import MAILBOX
+from ops.mailbox import DB_URI_FILE, FOLDER, MAILBOX
 from ops.mongod import LocalRunError, Program, find_mongod
 from settings import Security, Settings
 
 log = logging.getLogger("notifier.local")
 
-FOLDER: Final = Path(".notifier")
 DATABASE: Final = FOLDER / "db"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
 LIBRARIES: Final = FOLDER / "lib"
-DB_URI_FILE: Final = FOLDER / "db_uri"
-"""Tells commands such as `dead` where the running local run has its MongoDB."""
 START_TIMEOUT: Final = 20.0
 """Seconds in which MongoDB must take writes."""
 STOP_TIMEOUT: Final = 15.0

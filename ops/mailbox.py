@@ -1,4 +1,4 @@
-"""The mailbox of a local run: a folder with a file for each e-mail."""
+"""The files of a local run that others read: a file for each e-mail, and the address of its MongoDB."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from email.policy import default
 from pathlib import Path
 from typing import Final, NamedTuple
 
-MAILBOX: Final = Path(".notifier/mail")
+FOLDER: Final = Path(".notifier")
+MAILBOX: Final = FOLDER / "mail"
+DB_URI_FILE: Final = FOLDER / "db_uri"
 
 
 class Email(NamedTuple):

@@ -91,35 +91,33 @@ async def _version(store: Store, _: Settings) -> str:
 
 async def _rights(store: Store, settings: Settings) -> str:
     """Judge the user's privileges, without writing anything."""
-    allowed = await _allowed(store)
-    if not allowed:
+    lacking = await _lacking(store, NEEDED, settings.users_collection, DEAD_MAIL)
+    if lacking is None:
         await store.users.find_one({}, {"_id": 1}, deadline=DEADLINE)
         return "MongoDB asks for no login"
-    missing = {name: [a for a in NEEDED if not allowed(name, a)] for name in (settings.users_collection, DEAD_MAIL)}
-    if lacking := [f"{', '.join(actions)} on {name}" for name, actions in missing.items() if actions]:
+    if lacking:
         advice = f"grant it the role readWrite on the database {store.database.name}"
         raise StepFailed(f"The user of DB_URI may not {' and '.join(lacking)}: {advice}.")
     return f"the user of DB_URI may read and write the database {store.database.name}"
 
 
-async def _allowed(store: Store) -> Callable[[str, str], bool] | None:
-    """Return what tells whether the user may do an action on a collection; `None` if MongoDB asks for no login.
+async def _lacking(store: Store, needed: Sequence[str], *collections: str) -> Sequence[str] | None:
+    """Return what the user of `DB_URI` may not do, by collection; `None` if MongoDB asks for no login.
 
     The shapes are those of the MongoDB manual, "connectionStatus" and "Resource Document".
     """
     question = {"connectionStatus": 1, "showPrivileges": True}
     who: Mapping[str, Any] = (await persist(lambda _: store.database.command(question), DEADLINE))["authInfo"]
-
-    def is_of(resource: Mapping[str, Any], collection: str) -> bool:
-        databases, collections = {"", store.database.name}, {"", collection}
-        of_ours = resource.get("db") in databases and resource.get("collection") in collections
-        return of_ours or bool(resource.get("anyResource"))
-
-    def allows(collection: str, action: str) -> bool:
-        privileges = who.get("authenticatedUserPrivileges", [])
-        return any(action in each["actions"] and is_of(each["resource"], collection) for each in privileges)
-
-    return allows if who["authenticatedUsers"] else None
+    lacking = []
+    for collection in collections:
+        allowed: set[str] = set()
+        for privilege in who.get("authenticatedUserPrivileges", ()):
+            resource, databases = privilege["resource"], {"", store.database.name}
+            is_here = resource.get("db") in databases and resource.get("collection") in {"", collection}
+            allowed |= set(privilege["actions"]) if is_here or resource.get("anyResource") else set()
+        if missing := [action for action in needed if action not in allowed]:
+            lacking.append(f"{', '.join(missing)} on {collection}")
+    return lacking if who["authenticatedUsers"] else None
 
 
 async def _index(store: Store, _: Settings) -> str:
@@ -144,9 +142,8 @@ async def _suppress(store: Store, settings: Settings) -> str:
 async def _streams(store: Store, settings: Settings) -> str:
     if not (await topology(store.database)).streams:
         return STANDALONE
-    allowed, users = await _allowed(store), settings.users_collection
-    if allowed and not allowed(users, "changeStream"):
-        raise StepFailed(f"The user of DB_URI may not changeStream on {users}: grant readWrite.")
+    if lacking := await _lacking(store, ["changeStream"], settings.users_collection):
+        raise StepFailed(f"The user of DB_URI may not {lacking[0]}: grant readWrite.")
     return "possible"
 
 

@@ -108,7 +108,7 @@ def describe_settings() -> str:
         lines.append(f"\n{heading}:")
         for name, variable in variables.items():
             default = f" (default {shown})" if (shown := default_of(variable)) else ""
-            lines.append(f"  {name:<20} {variable.metadata['help']}{default}")
+            lines.append(f"  {name:<28} {variable.metadata['help']}{default}")
     lines.append(f"\nNAME_FILE names a file that has the value, for: {', '.join(SECRETS)}.")
     return "\n".join(lines)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -49,9 +47,6 @@ log = logging.getLogger("notifier")
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 TRACING: Final[web.AppKey[Tracing | None]] = web.AppKey("TRACING")
 PATIENT: Final = web.AppKey("PATIENT", Patience)
-GC_THRESHOLDS: Final = (50_000, 20, 50)
-"""Requests leave hardly any garbage that only the collector finds. With its default thresholds it takes a twelfth of
-the CPU, and the slowest hundredth of the lists takes twice as long."""
 
 
 def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
@@ -162,11 +157,7 @@ async def watch(app: web.Application) -> AsyncIterator[None]:
 
 def serve(settings: Settings, is_worker: bool) -> None:  # noqa: FBT001 - as `cli.main.Serve`
     """Serve until a signal stops it. Raises `StoreError`, `CannotListen`, `NoDatabase` or `LocalRunError`."""
-    gc.set_threshold(*GC_THRESHOLDS)
-    descriptors.raise_limit()
-    app = create_app(settings)
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(server.serve(app, settings, partial(announce, settings), is_worker=is_worker))
+    server.run(create_app(settings), settings, partial(announce, settings), is_worker=is_worker)
 
 
 def run() -> NoReturn:

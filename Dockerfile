@@ -28,4 +28,9 @@ EXPOSE 8080
 # As a file of its own: `notifier.py health` does the same, and takes ten times as long to start.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "cli/health.py"]
 
+LABEL org.opencontainers.image.title="notifier" \
+      org.opencontainers.image.description="In-app notifications and e-mail for users in MongoDB" \
+      org.opencontainers.image.version="1.0.0" \
+      org.opencontainers.image.licenses="MIT"
+
 CMD ["python", "notifier.py"]

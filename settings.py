@@ -1,13 +1,14 @@
 """The configuration: every environment variable, its default, and what it may be.
 
-`cli/environment.py` reads them.
+`cli/environment.py` reads them. `--help`, `.env.example` and the page of the documentation are made from `grouped`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ from ops.kinds import Kinds, load_kinds
 
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """What listens on every address of this machine, and the one by which the machine reaches itself."""
+
+
+RETRY_MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0)
 
 
 class UnknownUsers(enum.Enum):
@@ -38,220 +42,131 @@ class Security(enum.Enum):
     NONE = "none"
 
 
-def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: bool = False, **parse_options: Any) -> Any:
-    metadata = {"help": help_, "parse": parse, "options": parse_options, "secret": secret}
-    return field(default=default, repr=not secret, metadata=metadata)
+def _setting(
+    help_: str, default: Any = None, check: Callable[[Any], object] | None = None, *, secret: bool = False
+) -> Any:
+    """Declare a variable. Its type says how it is parsed; `check` judges its value, or each item of a list."""
+    return field(default=default, repr=not secret, metadata={"help": help_, "check": check, "secret": secret})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+GROUPS: Final = {
+    "port": "The service, its database and its mail server",
+    "users_collection": "Users and notifications",
+    "api_keys": "Who may call",
+    "smtp_from": "E-mail",
+    "host": "The process",
+}
+"""The first setting of each group, and what the group is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The whole configuration. Each field is the environment variable of the same name in capitals."""
+    """The whole configuration. Each field with a help text is the environment variable of the same name in capitals."""
 
-    host: str = _setting(
-        "address to listen on; 127.0.0.1 in a local run",
-        default="0.0.0.0",  # noqa: S104 - a container's
-        validate=checks.host,
-    )
-    port: int = _setting("port to listen on", "int", 8080, validate=validate.Range(1, 65535))
-    email: str = _setting("address of users that the service creates; required", default="", validate=envelope_address)
-    db_uri: str = _setting(
-        "MongoDB connection string, such as mongodb://mongodb-1/dbdata6; required",
-        default="",
-        secret=True,
-        validate=checks.encodable,
-    )
-    users_collection: str = _setting("collection of the users' documents", default="users", validate=checks.collection)
-    email_field: str = _setting(
-        "where a user's document has the address, such as emails.0.address", default="email", validate=checks.field_path
-    )
-    language_field: str | None = _setting(
-        "where a user's document has the language, which chooses the templates", validate=checks.field_path
-    )
-    id_type: IdType = _setting(
-        "objectid or string: the type of the users' _id, and of target_id",
-        "enum",
-        IdType.OBJECTID,
-        enum=IdType,
-        by_value=True,
-    )
-    unknown_users: UnknownUsers = _setting(
-        "create or refuse: what POST /create does about a user without a document",
-        "enum",
-        UnknownUsers.CREATE,
-        enum=UnknownUsers,
-        by_value=True,
-    )
-    notifications_limit: int = _setting(
-        "notifications kept per user; the oldest are removed", "int", 100, validate=validate.Range(1, 10_000)
-    )
-    notifications_slack: int = _setting(
-        "hidden notifications that the array may hold beyond NOTIFICATIONS_LIMIT; more make writes to full inboxes "
-        "cheaper for MongoDB's oplog",
-        "int",
-        0,
-        validate=validate.Range(0, 10_000),
-    )
-    smtp_host: str = _setting("SMTP server; required", default="", validate=checks.host)
-    smtp_port: int = _setting("port of the SMTP server", "int", 465, validate=validate.Range(1, 65535))
-    smtp_login: str | None = _setting(
-        "login at the SMTP server; without one, no authentication", validate=checks.encodable
-    )
-    smtp_password: str | None = _setting("password of SMTP_LOGIN", secret=True, validate=checks.encodable)
-    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", validate=checks.token_url)
-    smtp_oauth_client_id: str | None = _setting("id of the service at the token server", validate=checks.encodable)
-    smtp_oauth_client_secret: str | None = _setting("secret of that id", secret=True, validate=checks.encodable)
-    smtp_oauth_scope: str | None = _setting("scope of the tokens", validate=checks.encodable)
-    smtp_oauth_refresh_token: str | None = _setting(
-        "refresh token; without one, tokens are given to the client itself", secret=True, validate=checks.encodable
-    )
-    smtp_client_cert: Path | None = _setting("PEM file of a client certificate and its key", "path")
-    smtp_from: str = _setting(
-        "sender, user@host or Name <user@host>; default SMTP_LOGIN if an address, else EMAIL", validate=mailbox
-    )
-    smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", validate=mailbox)
-    smtp_envelope_from: str = _setting("address for bounces; default SMTP_FROM's", "str", "", validate=envelope_address)
-    smtp_helo: str | None = _setting("name or [address] in EHLO; default the domain of SMTP_FROM", validate=checks.helo)
-    smtp_security: Security = _setting(
-        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, on any other; "
-        "only with none is a password sent in the clear",
-        "enum",
-        Security.AUTO,
-        enum=Security,
-        by_value=True,
-    )
-    smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's", "path")
-    smtp_connections: int = _setting(
-        "SMTP connections open at once at the most; the server may admit fewer",
-        "int",
-        20,
-        validate=validate.Range(1, 100),
-    )
-    smtp_rate: float | None = _setting(
-        "messages a second that a process sends at the most, such as 14 or 0.5; default: what the server bears",
-        "float",
-        validate=checks.POSITIVE,
-    )
-    smtp_connect_timeout: float = _setting(
-        "seconds to connect, secure the connection and log in", "float", 30.0, validate=checks.POSITIVE
-    )
-    smtp_command_timeout: float = _setting(
-        "seconds for the reply to a command", "float", 30.0, validate=checks.POSITIVE
-    )
-    mail_retry_minutes: Sequence[float] = _setting(
-        "minutes before each further attempt; the last value repeats",
-        "list",
-        (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0),
-        subcast=float,
-        validate=[validate.Length(min=1), checks.all_positive],
-    )
-    mail_give_up_hours: float = _setting(
-        "hours of attempts after which an e-mail becomes a dead letter, if others get through",
-        "float",
-        48.0,
-        validate=checks.POSITIVE,
-    )
-    mail_lease_seconds: float = _setting(
-        "seconds until another process takes over the e-mails of one that died",
-        "float",
-        30.0,
-        validate=validate.Range(1, 3600),
-    )
-    dead_mail_days: float | None = _setting(
-        "days after which a dead letter is deleted; default: it stays",
-        "float",
-        validate=validate.Range(min=0, min_inclusive=False, max=10_000),
-    )
+    port: int = _setting("port to listen on", 8080, validate.Range(1, 65535))
+    email: str = _setting("address of users whom the service creates; required", "", envelope_address)
+    db_uri: str = _setting("MongoDB connection string; required", "", checks.encodable, secret=True)
+    smtp_host: str = _setting("SMTP server; required", "", checks.host)
+    smtp_port: int = _setting("port of the SMTP server", 465, validate.Range(1, 65535))
+    smtp_login: str | None = _setting("user name at the SMTP server; without one, no login", check=checks.encodable)
+    smtp_password: str | None = _setting("password of SMTP_LOGIN", check=checks.encodable, secret=True)
+
+    users_collection: str = _setting("collection of the users' documents", "users", checks.collection)
+    email_field: str = _setting("path of a user's address, such as emails.0.address", "email", checks.field_path)
+    language_field: str | None = _setting("path of a user's language, which chooses templates", check=checks.field_path)
+    id_type: IdType = _setting("type of users' _id, and of target_id: objectid or string", IdType.OBJECTID)
+    unknown_users: UnknownUsers = _setting("create or refuse users without a document", UnknownUsers.CREATE)
+    notifications_limit: int = _setting("notifications kept for each user", 100, validate.Range(1, 10_000))
+    notifications_slack: int = _setting("hidden ones beyond these, to trim less often", 0, validate.Range(0, 10_000))
+    kinds_file: Path | None = _setting("TOML file of the kinds of notification; without one, the four")
+
     api_keys: Sequence[str] = _setting(
-        "comma-separated keys, one of which a backend sends as Authorization: Bearer KEY; SCOPE:KEY or SCOPE+SCOPE:KEY "
-        f"limits a key to one or several of {keys.NAMES}; without any key, the API is open",
-        "list",
+        f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {keys.NAMES}",
         (),
+        keys.parse_key,
         secret=True,
-        subcast=str.strip,
-        validate=[validate.Length(min=1), keys.parse_keys],
     )
     user_token_secrets: Sequence[str] = _setting(
-        "comma-separated secrets, any of which may sign a user's token (JWT, HS256), for what concerns that user; "
-        "needs API_KEYS",
-        "list",
-        (),
-        secret=True,
-        subcast=str.strip,
-        validate=[validate.Length(min=1), checks.long_secrets],
-    )
-    public_url: str | None = _setting(
-        "where users' browsers reach the service, such as https://notifications.example.com, for links to unsubscribe; "
-        "needs API_KEYS or UNSUBSCRIBE_SECRETS",
-        validate=checks.public_url,
-    )
-    unsubscribe_secrets: Sequence[str] = _setting(
-        "comma-separated secrets of the links to unsubscribe; the first makes them, all open them; default the "
-        "API_KEYS without a scope",
-        "list",
-        (),
-        secret=True,
-        subcast=str.strip,
-        validate=[validate.Length(min=1), checks.long_secrets],
+        "secrets that sign users' tokens, comma-separated; need API_KEYS", (), checks.long_secret, secret=True
     )
     cors_origins: Sequence[str] = _setting(
-        "comma-separated origins whose pages may call what concerns a user, such as https://app.example.com",
-        "list",
+        "origins whose pages may call what concerns a user, comma-separated", (), checks.origin
+    )
+    public_url: str | None = _setting(
+        "where users' browsers reach the service, for links to unsubscribe", check=checks.public_url
+    )
+    unsubscribe_secrets: Sequence[str] = _setting(
+        "secrets of these links, comma-separated; the first signs; without any, keys of API_KEYS without a scope",
         (),
-        subcast=str.strip,
-        validate=checks.origins,
+        checks.long_secret,
+        secret=True,
     )
-    keep_alive_seconds: float = _setting(
-        "seconds until an idle connection is closed; more than the proxy in front waits",
-        "float",
-        120.0,
-        validate=checks.POSITIVE,
+    local_names: Sequence[str] = _setting("further names of a local run, comma-separated", (), checks.host)
+
+    smtp_from: str = _setting("user@host or Name <user@host>; else SMTP_LOGIN if an address, else EMAIL", check=mailbox)
+    smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", check=mailbox)
+    smtp_envelope_from: str = _setting("where bounces go; else to the address of SMTP_FROM", "", envelope_address)
+    smtp_helo: str | None = _setting("name or [address] in EHLO; else the domain of SMTP_FROM", check=checks.helo)
+    smtp_security: Security = _setting(
+        "auto, tls, starttls or none; auto is TLS on port 465 and STARTTLS, if offered, elsewhere; only none sends a "
+        "password in the clear",
+        Security.AUTO,
     )
-    stream_limit: int = _setting(
-        "streams open at once in one process", "int", 10_000, validate=validate.Range(1, 1_000_000)
+    smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's")
+    smtp_client_cert: Path | None = _setting("PEM file of a client certificate and its key")
+    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", check=checks.token_url)
+    smtp_oauth_client_id: str | None = _setting("the service's id at the token server", check=checks.encodable)
+    smtp_oauth_client_secret: str | None = _setting("secret of that id", check=checks.encodable, secret=True)
+    smtp_oauth_scope: str | None = _setting("scope of the tokens", check=checks.encodable)
+    smtp_oauth_refresh_token: str | None = _setting(
+        "refresh token; without one, the id and secret alone get tokens", check=checks.encodable, secret=True
     )
-    demo: bool = _setting("1 serves the demo page at /; a local run always does", "bool", default=False)
-    local_names: Sequence[str] = _setting(
-        "comma-separated names and addresses, besides localhost and HOST, by which a browser may call a local run",
-        "list",
-        (),
-        subcast=str.strip,
-        validate=[validate.Length(min=1), checks.hosts],
+    smtp_connections: int = _setting("most SMTP connections of a process", 20, validate.Range(1, 100))
+    smtp_rate: float | None = _setting("most messages a second of a process, such as 14 or 0.5", check=checks.POSITIVE)
+    smtp_connect_timeout: float = _setting("seconds to connect, secure the connection, log in", 30.0, checks.POSITIVE)
+    smtp_command_timeout: float = _setting("seconds to wait for the reply to a command", 30.0, checks.POSITIVE)
+    mail_retry_minutes: Sequence[float] = _setting(
+        "minutes before each further attempt; the last value repeats", RETRY_MINUTES, checks.POSITIVE
     )
-    templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail is its key", "path")
+    mail_give_up_hours: float = _setting("hours of attempts before an e-mail is a dead letter", 48.0, checks.POSITIVE)
+    mail_lease_seconds: float = _setting(
+        "seconds until another process takes over the e-mails of one that died", 30.0, validate.Range(1, 3600)
+    )
+    dead_mail_days: float | None = _setting("days until a dead letter is deleted; else it stays", check=checks.DAYS)
+    templates_dir: Path | None = _setting("directory of e-mail templates; without one, an e-mail says its key")
     template_fields: Sequence[str] = _setting(
-        "comma-separated fields of the user's document, such as name,profile.name, that templates see as user",
-        "list",
-        (),
-        subcast=str.strip,
-        validate=[validate.Length(min=1), checks.field_paths],
+        "fields of a user's document that templates see, such as name,profile.name", (), checks.field_path
     )
-    kinds_file: Path | None = _setting("TOML file of the kinds of notification; default the four", "path")
-    start_timeout: float = _setting("seconds to wait for MongoDB at the start", "float", 60.0, validate=checks.POSITIVE)
-    workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
-    otel_exporter_otlp_endpoint: str | None = _setting(
-        "OpenTelemetry collector that gets spans by OTLP over HTTP, such as http://collector:4318; "
-        "needs requirements-otel.txt",
-        validate=validate.URL(schemes={"http", "https"}, require_tld=False),
-    )
-    log_level: str = _setting(
-        "DEBUG, INFO, WARNING or ERROR",
-        default="INFO",
-        validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}."),
-    )
+
+    host: str = _setting("address to listen on; 127.0.0.1 in a local run", "0.0.0.0", checks.host)  # noqa: S104
+    workers: int = _setting("processes that share the port", 1, validate.Range(1, 64))
+    start_timeout: float = _setting("seconds to wait for MongoDB at the start", 60.0, checks.POSITIVE)
+    keep_alive_seconds: float = _setting("seconds until an idle connection is closed", 120.0, checks.POSITIVE)
+    demo: bool = _setting("1 serves the demo page at /; a local run always does", default=False)
+    log_level: str = _setting("DEBUG, INFO, WARNING or ERROR", "INFO", checks.LEVEL)
+    otel_exporter_otlp_endpoint: str | None = _setting("OpenTelemetry collector for spans", check=checks.COLLECTOR)
+
+    stream_limit: int = 10_000
+    """Streams open at once in one process. No variable: the limit of open files counts before it."""
 
     @property
     def local(self) -> bool:
         """Whether this is a local run, on an embedded MongoDB and mailbox."""
         return not (self.db_uri or self.smtp_host)
 
-    @property
+    @cached_property
     def scopes(self) -> Mapping[str, keys.Scopes]:
         """The keys of `API_KEYS`, each with its scopes."""
-        return keys.parse_keys(self.api_keys)
+        return dict(map(keys.parse_key, self.api_keys))
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """The kinds of notification. Raises `KindsError`."""
+        return load_kinds(self.kinds_file)
 
     @property
     def openness(self) -> str | None:
-        """What there is to say of an API that is open to more than this machine, or `None` if it is not."""
+        """A warning if machines other than this one can call the API without a key, else `None`."""
         if self.api_keys or self.host in checks.LOOPBACK:
             return None
         return f"API_KEYS is not set: anyone who can reach {self.host} port {self.port} has full access"
@@ -262,16 +177,36 @@ class Settings:
         return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
 
     @property
-    def kinds(self) -> Kinds:
-        """The kinds of notification. Raises `KindsError`."""
-        return load_kinds(self.kinds_file)
-
-    @property
     def link_secrets(self) -> Sequence[str]:
-        """The secrets of the links to unsubscribe: by default the keys that may do everything."""
+        """The secrets of the links to unsubscribe: by default the keys that open everything."""
         return self.unsubscribe_secrets or [key for key, scopes in self.scopes.items() if scopes == keys.ALL]
 
     @property
     def security(self) -> Security:
         """`SMTP_SECURITY`, with `auto` resolved to TLS on port 465 (RFC 8314)."""
         return Security.TLS if (self.smtp_security, self.smtp_port) == (Security.AUTO, 465) else self.smtp_security
+
+
+VARIABLES: Final[Mapping[str, Field[Any]]] = {f.name.upper(): f for f in fields(Settings) if "help" in f.metadata}
+"""The environment variables, in the order in which they are described."""
+SECRETS: Final = tuple(name for name, f in VARIABLES.items() if f.metadata["secret"])
+"""The variables whose value may also stand in a file that `NAME_FILE` names."""
+
+
+def grouped() -> Mapping[str, Mapping[str, Field[Any]]]:
+    """Return the variables of each group, by the group's heading."""
+    groups, heading = dict[str, dict[str, Field[Any]]](), ""
+    for name, variable in VARIABLES.items():
+        heading = GROUPS.get(variable.name, heading)
+        groups.setdefault(heading, {})[name] = variable
+    return groups
+
+
+def default_of(variable: Field[Any]) -> str:
+    """Return the default as one would write it in `.env`."""
+    value = getattr(variable.default, "value", variable.default)  # of an enum
+    if isinstance(value, tuple):
+        return ",".join(f"{item:g}" for item in value)
+    if isinstance(value, bool | float):
+        return f"{value:g}"
+    return "" if value is None else f"{value}"

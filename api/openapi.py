@@ -55,7 +55,7 @@ class Document:
 
 
 DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
-VERSION: Final = "0.1.0"
+VERSION: Final = "1.0.0"
 ABOUT: Final = (
     "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "
     "[RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)."

@@ -224,7 +224,7 @@ PROBLEMS: Final = (
         exception=stream.TooManyOfProcess,
         status=503,
         detail="This process has as many streams open as it may.",
-        advice="`STREAM_LIMIT` sets how many, as far as the limit of open files (`ulimit -n`) allows.",
+        advice="The limit of open files (`ulimit -n`) sets how many, up to 10,000.",
         retry_after=5,
     ),
     Problem(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from aiohttp import web
@@ -27,6 +29,9 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "max_field_size": HEADER_LIMIT,  # a browser sends every cookie of the site in one
 }
 """How aiohttp is to treat bodies and headers."""
+GC_THRESHOLDS: Final = (50_000, 20, 50)
+"""Requests leave hardly any garbage that only the collector finds. With its default thresholds it takes a twelfth of
+the CPU, and the slowest hundredth of the lists takes twice as long."""
 UNREADY_PERIOD: Final = 1.0
 """Seconds after SIGTERM in which connections are still accepted while `/readyz` answers 503."""
 LAST_REQUESTS_PERIOD: Final = 0.3
@@ -54,6 +59,19 @@ class Connection(web.RequestHandler):
         response.headers["Server"] = "notifier"  # without one, aiohttp tells its version
         response.force_close()
         return response
+
+
+async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+    """Leave out the header that tells the versions of Python and aiohttp."""
+    response.headers.pop("Server", None)
+
+
+def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
+    """Be the process that serves. Raises as `serve`."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    descriptors.raise_limit()
+    with suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(serve(app, settings, announce, is_worker=is_worker))
 
 
 async def serve(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:

@@ -1,120 +1,168 @@
-"""Reading the configuration: every setting from its variable, and what they must be together."""
+"""Reading the configuration: each setting from its variable, and the rules between settings."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+import enum
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, create_default_context
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from environs import EnvValidationError
-from marshmallow import ValidationError
+from marshmallow import Schema, ValidationError
+from marshmallow import fields as mf
 
-from cli.variables import SettingsError, Variables, similar_names
-from config.address import mailbox
-from config.credentials import credential_faults
-from config.keys import ALL, parse_keys
+from cli.variables import SettingsError, Variables
+from config.address import is_address
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
-from ops.kinds import KindsError, load_kinds
-from settings import Settings, UnknownUsers
-
-__all__ = ["SettingsError", "load_settings", "read_settings"]
+from ops.kinds import KindsError
+from settings import VARIABLES, Security, Settings, UnknownUsers
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
-LINKS: Final = frozenset({"public_url", "unsubscribe_secrets"})
-TOKENS: Final = frozenset({"api_keys", "user_token_secrets"})
-NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
-NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads to need it, or a key without a scope."
-NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and UNSUBSCRIBE_SECRETS protects nothing."
+REQUIRED: Final = frozenset({"DB_URI", "EMAIL", "SMTP_HOST"})
+LINKS: Final = frozenset({"PUBLIC_URL", "UNSUBSCRIBE_SECRETS"})
+TOKENS: Final = frozenset({"API_KEYS", "USER_TOKEN_SECRETS"})
+NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
 ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
-NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
+NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
+REPEATED: Final = "Repeats a key; a key with several scopes is SCOPE+SCOPE:KEY."
+NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and UNSUBSCRIBE_SECRETS protects nothing."
+NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads to need it, or a key without a scope."
+TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
+FOR_OAUTH: Final = "Missing. A login with OAuth 2.0 needs it."
+NOT_BOTH: Final = "A login has a password or OAuth 2.0, not both."
+NO_AUTHORITIES: Final = "Cannot be read as PEM certificates"
+NOT_A_PAIR: Final = "Cannot be read as a PEM file with a certificate and its private key, without a passphrase"
+NEEDS_TLS: Final = "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
+PATH_REFUSES: Final = "A path needs UNKNOWN_USERS=refuse: the service creates users with a plain field."
 OF_A_SERVICE: Final = (
     "Kubernetes has set this, for a Service of that name; enableServiceLinks: false in the pod's spec stops it."
 )
-REQUIRED: Final = ("DB_URI", "EMAIL", "SMTP_HOST")
-
-
-def load_settings(env_file: Path = Path(".env")) -> Settings:
-    """Read the configuration as `read_settings`, without its warnings."""
-    return read_settings(env_file)[0]
 
 
 def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str]]:
-    """Read the environment, then `env_file` for what it leaves out; return warnings of what may be meant otherwise.
+    """Read the environment, then `env_file` for what it leaves out; return warnings of what may be a mistake.
 
     An empty value counts as unset. With none of `DB_URI`, an `EMAIL` in the file and the SMTP variables, the settings
-    are those of a local run (`Settings.local`).
-
-    Raises `SettingsError` with every fault.
+    are those of a local run (`Settings.local`). Raises `SettingsError` with every fault.
     """
-    env = Variables(env_file)
-    given = {f.name for f in fields(Settings) if env.is_given(f.name.upper())}
-    local = not env.of_no_local_run
-    values: dict[str, Any] = {f.name: f.default for f in fields(Settings)} | (dict(LOCAL_DEFAULTS) if local else {})
-    for f in fields(Settings):
-        if env.str(f.name.upper(), ""):
-            values[f.name] = getattr(env, f.metadata["parse"])(f.name.upper(), **f.metadata["options"])
-    faults = env.faults
-    try:
-        env.seal()
-    except EnvValidationError as exc:
-        found = cast("Mapping[str, Any]", exc.error_messages)
-        faults |= {name: [OF_A_SERVICE] if env.is_of_a_service(name) else _messages(found[name]) for name in found}
+    variables = Variables(env_file)
+    local = not variables.not_local
+    parsed, wrong = _parse(variables.values)
+    values = {**(LOCAL_DEFAULTS if local else {}), **parsed}
+    login = values.get("smtp_login") or ""
+    settings = Settings(**{"smtp_from": login if is_address(login) else values.get("email", ""), **values})
+    faults = {**variables.faults, **wrong}
     if not local:
-        missing = NOT_LOCAL.format(" and ".join(env.of_no_local_run))
-        faults |= {name: [missing] for name in REQUIRED if name.lower() not in given}
-    lacks_full_key = values["api_keys"] is not None and ALL not in parse_keys(values["api_keys"]).values()
-    for name, fault in (
-        ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
-        ("API_KEYS", NEEDS_KEYS if given & TOKENS == {"user_token_secrets"} else None),
-        ("PUBLIC_URL", NEEDS_URL if given & LINKS == {"unsubscribe_secrets"} else None),
-        ("UNSUBSCRIBE_SECRETS", NEEDED_BY_URL if given & LINKS == {"public_url"} and lacks_full_key else None),
-        ("EMAIL_FIELD", _email_field_fault(values["email_field"], values["unknown_users"])),
-        ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
-        ("LOCAL_NAMES", OF_LOCAL_RUNS if not local and "local_names" in given else None),
-        *_kinds_faults(values["kinds_file"], values["templates_dir"], user=bool(values["template_fields"])),
-        *credential_faults(given, values),
-    ):
-        if fault:
-            faults[name] = fault.split("\n")
-    similar = similar_names({name.upper() for name in given})
+        missing = NOT_LOCAL.format(" and ".join(variables.not_local))
+        faults |= {name: [missing] for name in REQUIRED - variables.given}
+    for name, fault in _contradictions(settings, variables.given, local=local):
+        faults.setdefault(name, fault.split("\n"))
     if faults:
-        raise SettingsError({**similar, **faults})
-    if not values["smtp_from"]:
-        login = values["smtp_login"] or ""
-        values["smtp_from"] = login if _is_address(login) else values["email"]
-    return Settings(**values), [*env.warnings, *(f"{name}: {slip}" for name, (slip,) in similar.items())]
+        raise SettingsError({**variables.doubts, **faults})
+    return settings, [*variables.warnings, *(f"{name}: {slip}" for name, (slip,) in variables.doubts.items())]
 
 
-def _messages(found: Sequence[str | int]) -> Sequence[str]:
-    """Turn environs' errors into sentences. For a list it gives only the index of each wrong item."""
-    return [message if isinstance(message, str) else f"Item {message + 1} is not valid." for message in found]
+class _Path(mf.String):
+    def _deserialize(self, value: Any, *args: Any, **options: Any) -> Any:
+        return Path(super()._deserialize(value, *args, **options))
 
 
-def _is_address(value: str) -> bool:
+class _CommaSeparated(mf.List[Any]):
+    def _deserialize(self, value: Any, *args: Any, **options: Any) -> Any:
+        return super()._deserialize([item.strip() for item in value.split(",")], *args, **options)
+
+
+PARSERS: Final[Mapping[type, type[mf.Field[Any]]]] = {
+    int: mf.Integer,
+    float: mf.Float,
+    bool: mf.Boolean,
+    str: mf.String,
+    Path: _Path,
+}
+
+
+def _field(hint: Any, check: Any) -> mf.Field[Any]:
+    """Return the marshmallow field of a setting of this type."""
+    item = next(iter(get_args(hint)), hint)  # the first of `float | None`, and of `Sequence[float]`
+    options = {"validate": check} if check else {}
+    if issubclass(item, enum.Enum):
+        return mf.Enum(item, by_value=True, **options)
+    parser = PARSERS[item](**options)
+    return _CommaSeparated(parser) if get_origin(hint) is Sequence else parser
+
+
+def _parse(values: Mapping[str, str]) -> tuple[Mapping[str, Any], Mapping[str, Sequence[str]]]:
+    """Return the settings that are valid, and by variable the faults of the others."""
+    hints = get_type_hints(Settings)
+    schema = Schema.from_dict({n: _field(hints[f.name], f.metadata["check"]) for n, f in VARIABLES.items()})()
     try:
-        mailbox(value)
-    except ValidationError:
-        return False
-    return True
+        valid, faults = schema.load({name: value for name, value in values.items() if name in VARIABLES}), {}
+    except ValidationError as exc:
+        valid = exc.valid_data
+        faults = {name: _sentences(values[name], messages) for name, messages in exc.messages_dict.items()}
+    return {VARIABLES[name].name: value for name, value in valid.items() if name not in faults}, faults
 
 
-def _email_field_fault(path: str | None, unknown_users: UnknownUsers | None) -> str | None:
-    if "." in (path or "") and unknown_users is UnknownUsers.CREATE:
-        return "A path needs UNKNOWN_USERS=refuse: the service creates users with a plain field."
-    return None
+def _sentences(value: str, messages: Any) -> Sequence[str]:
+    """Return marshmallow's messages about a variable as sentences. Those of a list are by the index of each item."""
+    if re.match("(tcp|udp|sctp)://", value):
+        return [OF_A_SERVICE]
+    if isinstance(messages, Mapping):
+        return [f"Item {index + 1}: {text}" for index, texts in messages.items() for text in texts]
+    return list(messages)
 
 
-def _kinds_faults(path: Path | None, folder: Path | None, *, user: bool) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the kinds, or else with their templates."""
+def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iterator[tuple[str, str]]:
+    """Yield variables that contradict or lack others, and the faults."""
+    is_path = "." in settings.email_field
+    rules = (
+        ("API_KEYS", given & TOKENS == {"USER_TOKEN_SECRETS"}, NEEDS_KEYS),
+        ("API_KEYS", len(settings.scopes) < len(settings.api_keys), REPEATED),
+        ("PUBLIC_URL", given & LINKS == {"UNSUBSCRIBE_SECRETS"}, NEEDS_URL),
+        ("UNSUBSCRIBE_SECRETS", given & LINKS == {"PUBLIC_URL"} and not settings.link_secrets, NEEDED_BY_URL),
+        ("EMAIL_FIELD", is_path and settings.unknown_users is UnknownUsers.CREATE, PATH_REFUSES),
+        ("WORKERS", local and settings.workers > 1, ALONE),
+        ("LOCAL_NAMES", bool(settings.local_names) and not local, OF_LOCAL_RUNS),
+    )
+    yield from ((name, words) for name, holds, words in rules if holds)
+    if settings.db_uri and (fault := uri_fault(settings.db_uri)):
+        yield "DB_URI", fault
+    yield from _login_faults(settings, given)
     try:
-        kinds = load_kinds(path)
-        if folder:
-            asyncio.run(Templates(folder, kinds, user=user).test())
+        if settings.kinds and settings.templates_dir:
+            asyncio.run(Templates(settings.templates_dir, settings.kinds, user=bool(settings.template_fields)).test())
     except KindsError as exc:
         yield "KINDS_FILE", f"{exc}"
     except TemplatesError as exc:
         yield "TEMPLATES_DIR", f"{exc}"
+
+
+def _login_faults(settings: Settings, given: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield variables that a login at the mail server lacks or contradicts, and the faults."""
+    oauth = {name for name in given if name.startswith("SMTP_OAUTH_")}
+    proof = set() if "SMTP_OAUTH_REFRESH_TOKEN" in oauth else {"SMTP_OAUTH_CLIENT_SECRET"}
+    needed = {"SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_CLIENT_ID", *proof} if oauth else {"SMTP_PASSWORD"}
+    if given & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
+        yield from ((name, FOR_OAUTH if oauth else TOGETHER) for name in {"SMTP_LOGIN", *needed} - given)
+    if oauth and "SMTP_PASSWORD" in given:
+        yield "SMTP_PASSWORD", NOT_BOTH
+    if path := settings.smtp_ca_file:
+        yield from _file_faults("SMTP_CA_FILE", NO_AUTHORITIES, path, partial(create_default_context, cafile=path))
+    if path := settings.smtp_client_cert:
+        load = SSLContext(PROTOCOL_TLS_CLIENT).load_cert_chain
+        # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+        yield from _file_faults("SMTP_CLIENT_CERT", NOT_A_PAIR, path, partial(load, path, password=""))
+        if settings.smtp_security is Security.NONE:
+            yield "SMTP_SECURITY", NEEDS_TLS
+
+
+def _file_faults(name: str, words: str, path: Path, load: Callable[[], object]) -> Iterator[tuple[str, str]]:
+    try:
+        load()
+    except OSError as exc:  # ssl.SSLError is one
+        yield name, f"{words}: {path}: {exc.strerror or exc}."

@@ -1,9 +1,9 @@
-"""What a command prints."""
+"""What commands print, and the outcome of a step of `check`."""
 
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import Final, NamedTuple
 
 from ops.logs import printable
 
@@ -11,17 +11,33 @@ INTERRUPTED: Final = 130
 """The exit code of a program that SIGINT has ended, by the convention of shells."""
 
 
+class BadInput(Exception):
+    """What the operator gave cannot be used. The message names every fault."""
+
+
+class StepFailed(Exception):
+    """A step of `check` failed. The message says what is wrong and what to do."""
+
+    def __init__(self, detail: str, step: str = "") -> None:
+        super().__init__(detail)
+        self.step = step
+
+
+class Result(NamedTuple):
+    """The outcome of a step of `check`: `ok`, `failed` or `skipped`, and a sentence."""
+
+    state: str
+    check: str
+    detail: str
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 connection`, `2 connections`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-class BadInput(Exception):
-    """What the operator gave cannot be used. The message names every fault."""
-
-
 def say(line: str) -> None:
-    """Print a line. What others wrote of it must not control the terminal, nor look like another line."""
+    """Print a line. Text from elsewhere must neither control the terminal nor look like another line."""
     print(printable(line))  # noqa: T201 - the output of the command
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from tqdm import tqdm
 
@@ -32,64 +31,45 @@ AGAIN: Final = "To go on, run the command again with --idempotency-key %s: nobod
 
 
 class UserList:
-    """A file with a user in each line: the id, or a JSON object with `user_id` or `_id`, as `mongoexport` writes it.
+    """A list with a user in each line: the id, or a JSON object with `user_id` or `_id`, as `mongoexport` writes it.
 
-    It is read twice, so that everything is checked before anything is sent, and is not held in memory. `-` is
-    standard input.
+    Everything is checked before anything is sent. The ids wait in a temporary file, not in memory.
     """
 
     def __init__(self, path: str, id_type: IdType) -> None:
-        """Check every line. Raises `BadInput`, which names those that are no users."""
-        self._id_type = id_type
-        self._file = _open(path)
-        self.count, digest, faults = 0, hashlib.blake2b(digest_size=16), 0
-        shown: list[str] = []
-        for number, user_id in self._lines():
-            if user_id is None:
-                faults += 1
-                shown += [f"{path}, line {number}: {id_type.fault}"] if len(shown) < FAULTS_SHOWN else []
-            else:
-                self.count += 1
-                digest.update(f"{user_id}\n".encode())
-        if faults > len(shown):
-            shown.append(f"{path}: {faults - len(shown)} more lines like these.")
-        if not shown and not self.count:
-            shown.append(f"{path}: names no user.")
-        if shown:
+        """Read a file, or standard input for `-`. Raises `BadInput`, which names the lines that are no users."""
+        self._ids = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self.count, digest, faults, wrong = 0, hashlib.blake2b(digest_size=16), list[str](), 0
+        try:
+            with sys.stdin.buffer if path == "-" else Path(path).open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    text = line.removeprefix(b"\xef\xbb\xbf").strip()
+                    if text and (user_id := _user_of(text, id_type)):
+                        self.count += 1
+                        digest.update(f"{user_id}\n".encode())
+                        self._ids.write(f"{user_id}\n".encode())
+                    elif text:
+                        wrong += 1
+                        faults += [f"{path}, line {number}: {id_type.fault}"] if wrong <= FAULTS_SHOWN else []
+        except OSError as exc:
+            faults = [f"{path}: {exc.strerror}."]
+        if wrong > FAULTS_SHOWN:
+            faults.append(f"{path}: {wrong - FAULTS_SHOWN} more lines like these.")
+        if faults or not self.count:
             self.close()
-            raise BadInput("\n".join(shown))
+            raise BadInput("\n".join(faults) or f"{path}: names no user.")
         self.digest = digest.hexdigest()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Delete the ids."""
+        self._ids.close()
 
     def chunks(self) -> Iterator[list[str]]:
-        """Yield the users again, as many at a time as one request may have."""
-        users = islice((user_id for _, user_id in self._lines() if user_id is not None), self.count)
+        """Yield the users, as many at a time as one request may have."""
+        self._ids.seek(0)
+        users = (line[:-1].decode() for line in self._ids)
         while chunk := list(islice(users, USERS_LIMIT)):
             yield chunk
-
-    def _lines(self) -> Iterator[tuple[int, str | None]]:
-        """Yield each line that is not empty: its number, and the id, or `None` if it is none."""
-        self._file.seek(0)
-        for number, line in enumerate(self._file, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if text.strip():
-                yield number, _user_of(text.strip(), self._id_type)
-
-
-def _open(path: str) -> BinaryIO:
-    """Open a file that can be read twice."""
-    try:
-        file = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115
-        if path != "-" and file.seekable():
-            return file
-        copy = tempfile.TemporaryFile()  # noqa: SIM115
-        shutil.copyfileobj(file, copy)
-    except OSError as exc:
-        raise BadInput(f"{path}: {exc.strerror}.") from None
-    return copy
 
 
 def _user_of(line: bytes, id_type: IdType) -> str | None:

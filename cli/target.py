@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
+from ops.mailbox import DB_URI_FILE
 from settings import Settings
 
-LOCAL_REQUIREMENTS: Final = Path(__file__).parent.parent / "requirements-local.txt"
-"""Neither the container nor the service as one file has it."""
+NOTHING_CONFIGURED: Final = (
+    "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST. A local run needs requirements-local.txt."
+)
+NO_LOCAL_RUN: Final = "There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST."
 
 
 class NoDatabase(Exception):
     """Nothing is configured, and nothing runs here. The message says what to do."""
-
-
-def nothing_configured() -> NoDatabase:
-    """Return what is raised if nothing is configured, and the packages of a local run are missing."""
-    advice = " To run locally, install requirements-local.txt." if LOCAL_REQUIREMENTS.exists() else ""
-    return NoDatabase(f"Nothing is configured: set DB_URI, EMAIL and SMTP_HOST.{advice}")
 
 
 def with_database(settings: Settings) -> Settings:
@@ -29,10 +25,6 @@ def with_database(settings: Settings) -> Settings:
     """
     if not settings.local:
         return settings
-    try:
-        from ops.local import DB_URI_FILE  # noqa: PLC0415 - its packages are optional
-    except ModuleNotFoundError:
-        raise nothing_configured() from None
     if not DB_URI_FILE.exists():
-        raise NoDatabase("There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST.")
+        raise NoDatabase(NO_LOCAL_RUN)
     return replace(settings, db_uri=DB_URI_FILE.read_text())

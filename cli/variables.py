@@ -1,4 +1,4 @@
-"""The variables: the environment, a file `.env`, and files that have secrets. What could be misread is a fault."""
+"""The variables: the environment, a file `.env`, and files that hold secrets. What could be misread is a fault."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ import os
 import re
 import stat
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dotenv.parser import Binding, parse_stream
-from environs import Env
 
-from settings import Settings
+from settings import SECRETS, VARIABLES
 
-SECRETS: Final = tuple(f.name.upper() for f in fields(Settings) if f.metadata["secret"])
-"""The variables whose value may also stand in a file that `NAME_FILE` names."""
-UNKNOWN: Final = "Is none of the service's variables"
+SECRET_FILES: Final = {f"{name}_FILE": name for name in SECRETS}
+NAMES: Final = VARIABLES.keys() | SECRET_FILES.keys()
+UNKNOWN: Final = "No variable of the service has this name"
 NOT_SECRET: Final = f"{UNKNOWN}: a file is read only for {', '.join(SECRETS)}."
 TWICE: Final = "{} is set as well: set only one of the two."
 EXPANDED: Final = "Docker Compose would expand the $ in {}; put the value in single quotes."
 CUT: Final = "The value of {} ends before the #, which begins a comment; put the value in single quotes."
-SECRET_FILES: Final = {f"{name}_FILE": name for name in SECRETS}
-NAMES: Final = frozenset(f.name.upper() for f in fields(Settings)) | SECRET_FILES.keys()
 OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")
-"""What Kubernetes sets for each Service of a namespace, whatever its name."""
-NEAR: Final = 0.8
-"""How alike a name must be to one of ours to be taken for a slip (difflib's ratio)."""
-LONG: Final = 6
-"""Shorter names of ours are compared only in a file: in the environment, MAIL would pass for EMAIL."""
+"""Variables that Kubernetes sets for each Service of a namespace, whatever its name."""
+LIKENESS: Final = 0.8
+"""A name at least this like a variable's is taken for a slip (difflib's ratio)."""
+LIKENESS_LENGTH: Final = 6
+"""Shorter names are not compared: MAIL, which every login sets, would pass for EMAIL."""
 FILE_LIMIT: Final = 64 * 1024
-"""Bytes of a file that has a secret."""
+"""Bytes of a file that holds a secret."""
 
 
 class SettingsError(Exception):
@@ -44,25 +40,28 @@ class SettingsError(Exception):
         super().__init__("The configuration is not valid:\n" + "\n".join(lines))
 
 
-class Variables(Env):
+class Variables:
     """The environment, then a file for what is not in it. An empty variable hides that of the file.
 
-    Values end before their line end, which a secret made with `echo` has. Nothing is expanded: a password may hold
-    `${`.
+    A value ends before its line end, which a secret made with `echo` has. Nothing is expanded: a password may hold
+    `${`. `given` has the names of the settings with a value, even one in a file that cannot be read. `doubts` are
+    names of the environment that are probably slips, but may belong to another program.
     """
 
     def __init__(self, env_file: Path) -> None:
-        super().__init__(eager=False)
         self.faults: dict[str, Sequence[str]] = {}
         self.warnings: list[str] = []
+        self.doubts: dict[str, Sequence[str]] = {}
         self._lines: dict[str, int] = {}
         values = {**self._read(env_file), **os.environ}
-        self._given = {name: value.strip("\r\n") for name, value in values.items() if value.strip()}
-        self.of_no_local_run = [name for name in self._given if self._is_of_no_local_run(name)]
-        for name, line in self._lines.items():
-            if name in self._given and (fault := _slip(name, self._given[name], self._given, in_file=True)):
-                self.faults[name] = [f"{fault} (in line {line} of {env_file})"]
-        for name in SECRET_FILES.keys() & self._given.keys():
+        self.values = {name: value.strip("\r\n") for name, value in values.items() if value.strip()}
+        self.given = {SECRET_FILES.get(name, name) for name in self.values}
+        for name in self.values:
+            if not (line := self._lines.get(name)) and (slip := _slip(name, self.given)):
+                self.doubts[name] = [slip]
+            elif line and (slip := _slip(name, ())):
+                self.faults[name] = [f"{slip} (in line {line} of {env_file})"]
+        for name in SECRET_FILES.keys() & self.values.keys():
             self._read_secret(name, SECRET_FILES[name])
 
     def _read(self, env_file: Path) -> Mapping[str, str]:
@@ -70,35 +69,33 @@ class Variables(Env):
         try:
             with env_file.open(encoding="utf-8-sig") as lines:
                 bindings = list(parse_stream(lines))
-        except FileNotFoundError:
-            if not env_file.is_symlink():
+        except (OSError, UnicodeDecodeError) as exc:
+            if isinstance(exc, FileNotFoundError) and not env_file.is_symlink():
                 return {}
-            raise SettingsError({f"{env_file}": ["Is a link to a file that does not exist."]}) from None
-        except UnicodeDecodeError:
-            raise SettingsError({f"{env_file}": ["Not UTF-8."]}) from None
-        except OSError as exc:
-            raise SettingsError({f"{env_file}": [f"Cannot be read: {exc.strerror}."]}) from None
+            fault = f"Cannot be read: {exc.strerror}." if isinstance(exc, OSError) else "Not UTF-8."
+            raise SettingsError({f"{env_file}": [fault]}) from None
         values = {}
         for binding in bindings:
+            place = f"{env_file}, line {_line(binding)}"
             if binding.error or (binding.key and binding.value is None):
-                self.faults[f"{env_file}, line {_line(binding)}"] = ["Is not NAME=VALUE."]
+                self.faults[place] = ["Is not NAME=VALUE."]
             elif binding.key and binding.value is not None:
                 values[binding.key], self._lines[binding.key] = binding.value, _line(binding)
                 if misread := _misread(binding):
-                    self.warnings.append(f"{env_file}, line {_line(binding)}: {misread.format(binding.key)}")
+                    self.warnings.append(f"{place}: {misread.format(binding.key)}")
         return values
 
-    def _read_secret(self, name: str, ours: str) -> None:
-        """Take the value of a variable from the file that another names, without its final newline."""
-        path = Path(self._given[name])
+    def _read_secret(self, name: str, secret: str) -> None:
+        """Take the value of a secret from the file that a variable names, without its final newline."""
+        path = Path(self.values[name])
         where = f" ({path})" if path.is_absolute() else ""  # else it may be the secret itself
         try:
             if not stat.S_ISREG((status := path.stat()).st_mode) or status.st_size > FILE_LIMIT:
                 fault = f"Is not a file of at most {FILE_LIMIT // 1024} KiB{where}."
             else:
                 value = re.sub(r"\r?\n\Z", "", path.read_bytes().decode("utf-8-sig"))
-                fault = TWICE.format(ours) if ours in self._given else "" if value.strip() else f"Is empty{where}."
-                self._given[ours] = value
+                fault = TWICE.format(secret) if secret in self.values else "" if value.strip() else f"Is empty{where}."
+                self.values |= {} if fault else {secret: value}
         except OSError as exc:
             fault = f"Cannot be read: {exc.strerror}{where}."
         except ValueError:  # a UnicodeDecodeError, or a name with a NUL
@@ -106,44 +103,19 @@ class Variables(Env):
         if fault:
             self.faults[name] = [fault]
 
-    def _get_value(self, env_key: str, default: Any) -> Any:  # as environs' own FileAwareEnv does
-        return self._given.get(env_key, default)
+    @property
+    def not_local(self) -> Sequence[str]:
+        """Return the variables that mean a database or a mail server, even unknown ones: this is no local run.
 
-    def _is_of_no_local_run(self, name: str) -> bool:
-        """Return whether a variable says something of MongoDB, an address or a mail server, even if unknown to us.
-
-        An `EMAIL` of the environment does not: a shell's profile may set it for other programs.
+        An `EMAIL` of the environment does not count: a shell's profile may set it for other programs.
         """
-        return (
-            name in {"DB_URI", "DB_URI_FILE"}
+        return [
+            name
+            for name in self.values
+            if name in {"DB_URI", "DB_URI_FILE"}
             or (name == "EMAIL" and name in self._lines)
             or (name.startswith("SMTP_") and not OF_KUBERNETES.fullmatch(name))
-        )
-
-    def is_given(self, name: str) -> bool:
-        """Return whether a variable has a value, be it in a file that cannot be read."""
-        return name in self._given or (name in SECRETS and f"{name}_FILE" in self._given)
-
-    def is_of_a_service(self, name: str) -> bool:
-        """Return whether the value is the address of a Service of Kubernetes."""
-        return bool(re.match("(tcp|udp|sctp)://", self._given.get(name, "")))
-
-
-def _misread(binding: Binding) -> str | None:
-    """Return what is said of a line of which another reader would make another value than this one, or ours a part."""
-    raw = binding.original.string.partition("=")[2].lstrip()
-    if "$" in raw and not raw.startswith("'"):
-        return EXPANDED
-    return CUT if binding.key in SECRETS and raw[:1] not in {"'", '"'} and re.search(r"\s#", raw) else None
-
-
-def similar_names(given: Container[str]) -> Mapping[str, Sequence[str]]:
-    """Return the variables of the environment that may be meant for a setting which is not given.
-
-    A name that is like a given one belongs to another program: a client of the service has an `API_KEY`.
-    """
-    slips = {name: _slip(name, value, given, in_file=False) for name, value in os.environ.items() if value.strip()}
-    return {name: [slip] for name, slip in slips.items() if slip}
+        ]
 
 
 def _line(binding: Binding) -> int:
@@ -152,33 +124,21 @@ def _line(binding: Binding) -> int:
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
-def _slip(name: str, value: str, given: Container[str], *, in_file: bool) -> str | None:
-    """Return what is wrong with a name that is none of ours, but was probably meant to be.
+def _misread(binding: Binding) -> str | None:
+    """Return a warning about a line that Docker Compose reads differently, or that loses a part of a secret."""
+    raw = binding.original.string.partition("=")[2].lstrip()
+    if "$" in raw and not raw.startswith("'"):
+        return EXPANDED
+    return CUT if binding.key in SECRETS and raw[:1] not in {"'", '"'} and re.search(r"\s#", raw) else None
 
-    In the environment, one that is like a given name of ours belongs to another program.
-    """
+
+def _slip(name: str, given: Container[str]) -> str | None:
+    """Return what is wrong with a name that is probably meant for a setting which is not given."""
     if name in NAMES or OF_KUBERNETES.fullmatch(name):
         return None
     if name.removesuffix("_FILE") in NAMES:
         return NOT_SECRET
-    near = next(iter(difflib.get_close_matches(name.upper(), NAMES, 1, NEAR)), "")
-    if value.startswith(("mongodb://", "mongodb+srv://")) and "DB_URI" not in given:
-        near = "DB_URI"
-    if near and (in_file or (len(near) >= LONG and near not in given)):
-        return f"{UNKNOWN}; is {near} meant?"
-    return f"{UNKNOWN}." if name.startswith("SMTP_") and not near else None
-
-
-def describe_settings() -> str:
-    """Describe every variable, for `--help`."""
-    lines = []
-    for f in fields(Settings):
-        default = f.default
-        shown = (
-            ",".join(f"{item:g}" for item in default)
-            if isinstance(default, tuple)
-            else getattr(default, "value", default)
-        )
-        lines.append(f"  {f.name.upper():<20} {f.metadata['help']}" + (f" (default {shown})" if shown else ""))
-    lines.append(f"\nNAME_FILE names a file that has the value, for: {', '.join(SECRETS)}.")
-    return "\n".join(lines)
+    candidates = [known for known in NAMES if len(known) >= LIKENESS_LENGTH]
+    for near in difflib.get_close_matches(name.upper(), candidates, 1, LIKENESS):
+        return None if near in given else f"{UNKNOWN}; is {near} meant?"
+    return f"{UNKNOWN}." if name.startswith("SMTP_") else None

@@ -1,1 +1,1 @@
-"""The configuration: what its values must be, and reading them from the environment."""
+"""What every other folder needs: what settings may be, ids, addresses, file descriptors, tasks in the background."""

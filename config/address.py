@@ -1,7 +1,7 @@
-"""E-mail addresses: one of a configuration, and one of a user's document.
+"""E-mail addresses, in settings and in users' documents.
 
-What RFC 5322 and RFC 6531 allow is an address, and so is what real mailboxes have though the RFCs do not allow it (dots
-in a row or at the end, more than 64 octets before the `@`). The mail server is the judge of the rest.
+An address is what RFC 5322 and RFC 6531 allow, and what real mailboxes have all the same: dots in a row or at the end,
+more than 64 octets before the `@`. The mail server judges the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOCAL_LIMIT: Final = 700
 DOMAIN_LIMIT: Final = 255
 """Octets (RFC 5321, section 4.5.3.1)."""
 TEXT_LIMIT: Final = 1000
-"""Characters of a text that is worth a look: a document may hold millions."""
+"""Characters. Anything longer cannot be an address, and a document may hold millions."""
 ATEXT: Final = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~"
 LOCAL: Final = re.compile(rf'[{ATEXT}.\u0080-\U0010ffff-]+|"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"')
 """A dot-atom or a quoted string (RFC 5322, section 3.2), with any character beyond ASCII (RFC 6531, section 3.3)."""
@@ -32,7 +32,7 @@ NOT_AN_ADDRESS: Final = "Not a valid email address."
 NAMED: Final = re.compile(r"(.*?)<([^<>]*)>", re.DOTALL)
 QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 LIST: Final = re.compile(r"[<>]|@.*,|,.*@")
-"""What an unquoted name has only if it is the beginning of a list of addresses."""
+"""Only the beginning of a list of addresses has this in an unquoted name."""
 
 
 def envelope_address(value: object) -> str:
@@ -76,14 +76,13 @@ def domain(value: str) -> str:
 def mailbox(value: str) -> tuple[str, str]:
     """Return the display name, which may be empty, and the address of `user@host`, `<user@host>` or `Name <user@host>`.
 
-    A name is taken as people write it, with commas, dots, colons and parentheses. It may also stand in quotes.
-
+    A name is taken as people write it, with commas, dots, colons and parentheses, or in quotes.
     Raises `marshmallow.ValidationError` for anything else.
     """
     if len(value) > TEXT_LIMIT or any(unicodedata.category(c) in UNPRINTABLE for c in value.strip()):
         raise ValidationError(NOT_AN_ADDRESS)
-    found = NAMED.fullmatch(value.strip())
-    name, address = (found[1].strip(), found[2]) if found else ("", value)
+    named = NAMED.fullmatch(value.strip())
+    name, address = (named[1].strip(), named[2]) if named else ("", value)
     if QUOTED.fullmatch(name):
         name = re.sub(r"\\(.)", r"\1", name[1:-1])
     elif LIST.search(name):

@@ -1,10 +1,9 @@
-"""What the values of the configuration must be. Each check raises `marshmallow.ValidationError` with a sentence."""
+"""What the values of settings must be. Each check raises `marshmallow.ValidationError` with a sentence."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from marshmallow import ValidationError, validate
@@ -22,6 +21,9 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PUBLIC_URL_LENGTH: Final = 180
 """Characters. With the longest token, a link fits into the line of its header: 998 bytes (RFC 5322, section 2.1.1)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
+DAYS: Final = validate.Range(min=0, min_inclusive=False, max=10_000)
+LEVEL: Final = validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}.")
+COLLECTOR: Final = validate.URL(schemes={"http", "https"}, require_tld=False)
 
 
 def host(value: str) -> None:
@@ -36,12 +38,6 @@ def host(value: str) -> None:
     labels = name.removesuffix(".").split(".")
     if len(name) > HOST_LENGTH or not all(re.fullmatch(r"(?!-)[\w-]+(?<!-)", label) for label in labels):
         raise ValidationError("Not a host name or an address.")
-
-
-def hosts(values: Sequence[str]) -> None:
-    """Accept what `host` accepts."""
-    for value in values:
-        host(value)
 
 
 def helo(value: str) -> None:
@@ -65,36 +61,28 @@ def encodable(value: str) -> None:
         raise ValidationError("Has a control character.")
 
 
-def all_positive(values: Sequence[float]) -> None:
-    """Accept numbers of which each is positive."""
-    for value in values:
-        POSITIVE(value)
+def long_secret(value: str) -> None:
+    """Accept a secret that is long enough, and can be sent."""
+    encodable(value)
+    if len(value.encode()) < SECRET_LENGTH:
+        raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
 
 
-def long_secrets(values: Sequence[str]) -> None:
-    """Accept secrets of which each is long enough, and can be sent."""
-    for value in values:
-        encodable(value)
-        if len(value.encode()) < SECRET_LENGTH:
-            raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
-
-
-def origins(values: Sequence[str]) -> None:
-    """Accept origins, without a path."""
-    for value in values:
-        if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
-            raise ValidationError("Not an origin such as https://app.example.com.")
+def origin(value: str) -> None:
+    """Accept an origin, without a path."""
+    if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
+        raise ValidationError("Not an origin such as https://app.example.com.")
 
 
 def public_url(value: str) -> None:
     """Accept an http or https address in ASCII, with or without a path."""
-    found = re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[a-z0-9._~%-]+)*/?", value, re.IGNORECASE)
-    if not found or not value.isascii() or len(value) > PUBLIC_URL_LENGTH or int((found[2] or ":0")[1:]) >= 1 << 16:
+    parts = re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[a-z0-9._~%-]+)*/?", value, re.IGNORECASE)
+    if not parts or not value.isascii() or len(value) > PUBLIC_URL_LENGTH or int((parts[2] or ":0")[1:]) >= 1 << 16:
         raise ValidationError(
             "Not an address such as https://notifications.example.com or https://example.com/notifications, "
             f"of at most {PUBLIC_URL_LENGTH} characters."
         )
-    host(found[1].strip("[]"))
+    host(parts[1].strip("[]"))
 
 
 def token_url(value: str) -> None:
@@ -114,9 +102,3 @@ def field_path(value: str) -> None:
     names = value.split(".")
     if not all(re.fullmatch(r"[^$.\x00][^.\x00]*", name) for name in names) or names[0] in OWN_FIELDS:
         raise ValidationError("Not a field or a path such as emails.0.address, or a field of the service's.")
-
-
-def field_paths(values: Sequence[str]) -> None:
-    """Accept what `field_path` accepts."""
-    for value in values:
-        field_path(value)

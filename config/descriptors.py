@@ -1,4 +1,4 @@
-"""File descriptors: every connection takes one, and without one the service can do nothing of its own."""
+"""File descriptors: every connection takes one, and the service needs some for its own work."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import suppress
 from typing import Final
 
 KEPT: Final = 256
-"""Descriptors that are kept for the service's own work: MongoDB, the mail server, DNS. Of few, it is half."""
+"""Descriptors reserved for MongoDB, the mail server and DNS; half of them all if there are few."""
 FEW: Final = 1024
 """With a lower limit, the pools of connections to MongoDB are smaller, too."""
 USED: Final = 64
-"""Descriptors that the service has in use while it has little to do."""
+"""Descriptors of an idle service."""
 STREAMS_PART: Final = 0.75
-"""Part of the other descriptors that streams may take: they are held for long."""
+"""Share of the other descriptors that streams may take, as they hold them for long."""
 
 
 def raise_limit() -> None:

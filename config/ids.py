@@ -1,4 +1,4 @@
-"""The ids of users: what a caller writes, and the `_id` of the user's document."""
+"""Users' ids: as callers write them, and as the `_id` of the user's document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STRING: Final = rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{STRING_LIMIT}}}"
 
 
 def named(id_: str) -> str:
-    """Return what a log calls the document with this `_id`. One that may be an e-mail address is not shown."""
+    """Return a name for the document in the log. An `_id` that may be an e-mail address is not shown."""
     return "a document whose _id is an address" if "@" in id_ else f"document {id_}"
 
 
@@ -32,13 +32,13 @@ class IdType(enum.Enum):
 
     @property
     def fault(self) -> str:
-        """What is wrong with an id that does not fit the pattern."""
+        """The message about an id that does not match the pattern."""
         if self is IdType.OBJECTID:
             return "Not a valid ObjectId."
         return f"Not 1 to {STRING_LIMIT} characters without control characters."
 
     def parse(self, text: str) -> str | None:
-        """Return the one form of an id, an ObjectId in lower case, or `None` if it is not one."""
+        """Return an id in its canonical form, an ObjectId in lower case, or `None` if it is not valid."""
         if not self._match(text):
             return None
         return text.lower() if self is IdType.OBJECTID else text
@@ -48,6 +48,6 @@ class IdType(enum.Enum):
         return ObjectId(id_) if self is IdType.OBJECTID else id_
 
     def from_bson(self, value: object) -> str | None:
-        """Return the id of an `_id`, or `None` for one of another type, whose document is another program's."""
+        """Return the id, or `None` if `_id` has another type: the document is then another program's."""
         kind = ObjectId if self is IdType.OBJECTID else str
         return str(value) if isinstance(value, kind) else None

@@ -1,9 +1,8 @@
-"""The keys of `API_KEYS`: each may do everything, or only what its scopes say."""
+"""The keys of `API_KEYS`: each opens everything, or only what its scopes name."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
 from typing import Final
 
 from marshmallow import ValidationError
@@ -26,20 +25,15 @@ ALL: Final = frozenset(Scope)
 NAMES: Final = ", ".join(scope.value for scope in Scope)
 
 
-def parse_keys(items: Sequence[str]) -> Mapping[str, Scopes]:
-    """Return the scopes of each key. An item is `KEY`, `SCOPE:KEY` or `SCOPE+SCOPE:KEY`.
+def parse_key(item: str) -> tuple[str, Scopes]:
+    """Return a key and its scopes. An item is `KEY`, `SCOPE:KEY` or `SCOPE+SCOPE:KEY`.
 
-    Raises `marshmallow.ValidationError`, without a word of any item: what stands before a colon may be part of a key.
+    Raises `marshmallow.ValidationError`, which quotes nothing: what stands before a colon may be part of a key.
     """
-    found: dict[str, Scopes] = {}
-    for number, item in enumerate(items, 1):
-        names, colon, key = item.partition(":") if ":" in item else ("", "", item)
-        try:
-            scopes = frozenset(map(Scope, names.split("+"))) if colon else ALL
-        except ValueError:
-            raise ValidationError(f"Item {number} has no scope before its colon; the scopes are {NAMES}.") from None
-        checks.long_secrets([key])
-        if key in found:
-            raise ValidationError(f"Item {number} repeats a key; a key with several scopes is SCOPE+SCOPE:KEY.")
-        found[key] = scopes
-    return found
+    names, colon, key = item.partition(":") if ":" in item else ("", "", item)
+    try:
+        scopes = frozenset(map(Scope, names.split("+"))) if colon else ALL
+    except ValueError:
+        raise ValidationError(f"Has no scope before its colon; the scopes are {NAMES}.") from None
+    checks.long_secret(key)
+    return key, scopes

@@ -1,4 +1,4 @@
-"""Writes the tables that the pages of the documentation take from the code: errors, settings, costs."""
+"""Writes what the documentation takes from the code: the tables of errors, settings and costs, and `.env.example`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import Field, fields
+from dataclasses import Field
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from config.ids import IdType  # noqa: E402
 from mail.suppression import CODES  # noqa: E402
 from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
-from settings import Settings  # noqa: E402
+from settings import default_of, grouped  # noqa: E402
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -71,26 +71,29 @@ def _callers(operation: Operation) -> Iterable[str]:
 
 
 def settings() -> str:
-    """Return the table of the settings."""
-    rows = [
-        [_variable(field), _default(field.default), escape(field.metadata["help"], quote=False)]
-        for field in fields(Settings)
-    ]
-    return table(["variable", "default", "meaning"], rows)
+    """Return a table of the settings for each of their groups."""
+    head = ["variable", "default", "meaning"]
+    return "\n\n".join(
+        f"### {heading}\n\n{table(head, map(_row, rows.items()))}" for heading, rows in grouped().items()
+    )
 
 
-def _variable(field: Field[Any]) -> str:
-    name = field.name.upper()
-    return f"`{name}`, `{name}_FILE`" if field.metadata["secret"] else f"`{name}`"
+def _row(item: tuple[str, Field[Any]]) -> Iterable[str]:
+    name, variable = item
+    names = f"`{name}`, `{name}_FILE`" if variable.metadata["secret"] else f"`{name}`"
+    default = f"`{shown}`" if (shown := default_of(variable)) else ""
+    return names, default, escape(variable.metadata["help"], quote=False)
 
 
-def _default(value: Any) -> str:
-    if isinstance(value, tuple):
-        value = ",".join(f"{item:g}" for item in value)
-    elif isinstance(value, float):
-        value = f"{value:g}"
-    value = getattr(value, "value", value)  # of an enum
-    return "" if value in {None, ""} else f"`{value}`"
+def env_example(text: str) -> str:
+    """Return `.env.example` with its lines made anew. Only the settings of the first group are not commented out."""
+    head, mark, _ = text.partition(ENV_MARK)
+    lines = []
+    for number, (heading, variables) in enumerate(grouped().items()):
+        lines.append(f"\n# --- {heading} ---")
+        for name, variable in variables.items():
+            lines.append(f"{'#' if number else ''}{name}={EXAMPLES.get(name, default_of(variable))}")
+    return f"{head}{mark}{chr(10).join(lines)}\n"
 
 
 def bounces() -> str:
@@ -98,6 +101,22 @@ def bounces() -> str:
     return table(["code", "what it says", "source"], [[code, *said] for code, said in CODES.items()])
 
 
+ENV_MARK: Final = "# Made by `make docs`:\n"
+EXAMPLES: Final = {
+    "EMAIL": "test@example.com",
+    "DB_URI": "'mongodb://mongodb-1/dbdata6'",
+    "SMTP_HOST": "smtp.example.com",
+    "SMTP_LOGIN": "''",
+    "SMTP_PASSWORD": "''",
+    "TEMPLATE_FIELDS": "name,profile.name",
+    "API_KEYS": "'KEY,metrics:KEY'",
+    "CORS_ORIGINS": "https://app.example.com",
+    "PUBLIC_URL": "https://notifications.example.com",
+    "LOCAL_NAMES": "192.168.1.5",
+    "SMTP_OAUTH_TOKEN_URL": "https://login.microsoftonline.com/TENANT_ID/oauth2/v2.0/token",
+    "SMTP_OAUTH_SCOPE": "https://outlook.office365.com/.default",
+}
+"""Values of `.env.example` that are not the default."""
 BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "invalid": invalid,
     "errors": errors,
@@ -109,9 +128,11 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
 MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
-def renew(page: str) -> str:
-    """Return the page with its blocks made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n\n{found[3]}", page)
+def renew(path: Path, text: str) -> str:
+    """Return the text of a page with its blocks made anew."""
+    if path.name == ".env.example":
+        return env_example(text)
+    return MARKED.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]]()}\n\n{block[3]}", text)
 
 
 def main() -> int:
@@ -120,13 +141,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the pages (default: that of this file)")
     options = parser.parse_args()
-    pages = {path: path.read_text() for path in sorted(options.folder.glob("*.md"))}
-    stale = [path for path, text in pages.items() if renew(text) != text]
+    paths = [*options.folder.glob("*.md"), *options.folder.parent.glob(".env.example")]
+    pages = {path: path.read_text() for path in sorted(paths)}
+    stale = [path for path, text in pages.items() if renew(path, text) != text]
     if options.check and stale:
         print(f"Out of date: {', '.join(path.name for path in stale)}. Run `make docs`.")
         return 1
     for path in stale:
-        path.write_text(renew(pages[path]))
+        path.write_text(renew(path, pages[path]))
         print(f"Written: {path.name}.")
     return 0
 

@@ -63,7 +63,7 @@ SHARD_OPLOG: Final = 50e6
 """Bytes per second that its members write, send and replay."""
 MEMBERS: Final = 3
 STREAMS: Final = 10_000
-"""Streams of a process: the default of `STREAM_LIMIT`."""
+"""Most streams of a process."""
 CONNECTIONS: Final = 45
 """Connections of a process to MongoDB at most: 32 requests alone, 8 shared calls, and what watches the servers."""
 HTTP: Final = {"create": 700, "list": 3_000, "read": 500}

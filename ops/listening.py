@@ -1,4 +1,4 @@
-"""Listening on the service's port, and ceasing to listen without losing a connection that a client has made."""
+"""The service's port: bound, listened on, and closed without losing a waiting connection."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Final
 
 LISTEN_BACKLOG: Final = 4096
-"""Connections that may wait to be accepted. A client beyond these tries again only a second later."""
+"""Connections that may wait to be accepted. A further client waits a second before it tries again."""
 ACCEPTED_AT_ONCE: Final = 16
-"""Connections that are accepted in one turn of the event loop, and errors of accept(2) that asyncio has in one turn."""
+"""Connections accepted, and errors of accept(2) met, in one turn of the event loop."""
 Protocols = Callable[[], asyncio.BaseProtocol]
 """Makes the protocol of a connection."""
 
@@ -21,7 +21,7 @@ Protocols = Callable[[], asyncio.BaseProtocol]
 class CannotListen(Exception):
     """The port is taken, or the address is not one of this machine. The message is a sentence.
 
-    `is_taken` tells that the port may be free later; in every other case only another configuration helps.
+    With `is_taken` the port may be free later; any other cause needs another configuration.
     """
 
     def __init__(self, host: str, port: int, cause: OSError) -> None:
@@ -57,7 +57,7 @@ async def listen(server: asyncio.Server, host: str, port: int) -> None:
 
 
 async def cease(server: asyncio.Server, protocols: Protocols) -> None:
-    """Listen no more. Connections that wait to be accepted are accepted, as closing the socket would reset them."""
+    """Stop listening. Accept the waiting connections first: closing the socket would reset them."""
     loop, waiting = asyncio.get_running_loop(), []
     listeners = [own.dup() for own in server.sockets]  # asyncio's own sockets do not let others accept
     server.close()

@@ -6,7 +6,6 @@ Its packages are in `requirements-local.txt` and not in the container.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -15,29 +14,26 @@ import socket
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from pymongo.errors import OperationFailure, PyMongoError
 
-from mongo.connection import Client, connected
+from config.background import background
+from mongo.connection import Database, connected
 from mongo.errors import Patience
-from ops.mailbox import MAILBOX
+from ops.mailbox import DB_URI_FILE, FOLDER, MAILBOX
 from ops.mongod import LocalRunError, Program, find_mongod
 from settings import Security, Settings
 
 log = logging.getLogger("notifier.local")
 
-FOLDER: Final = Path(".notifier")
 DATABASE: Final = FOLDER / "db"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
 LIBRARIES: Final = FOLDER / "lib"
-DB_URI_FILE: Final = FOLDER / "db_uri"
-"""Tells commands such as `dead` where the running local run has its MongoDB."""
 START_TIMEOUT: Final = 20.0
 """Seconds in which MongoDB must take writes."""
 STOP_TIMEOUT: Final = 15.0
@@ -88,24 +84,18 @@ def _uri(port: int) -> str:
     return f"mongodb://127.0.0.1:{port}/notifier?directConnection=true"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @asynccontextmanager
 async def _mongod() -> AsyncIterator[int]:
-    program, port = find_mongod(LIBRARIES), _free_port()
-    process = await _start_mongod(program, port)
-    watching = asyncio.create_task(_end_with(process))
+    """Run MongoDB; yield its port. Raises `LocalRunError` if it does not start, or has ended by the end."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    process = await _start_mongod(find_mongod(LIBRARIES), port)
     try:
-        yield port
+        async with background(_end_with(process)):
+            yield port
     finally:
-        watching.cancel()
         lost = process.returncode
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
@@ -140,11 +130,11 @@ async def _start_mongod(program: Program, port: int) -> Process:
                     if await _becomes_primary(process, port):
                         return process
                 except BaseException:
-                    with contextlib.suppress(ProcessLookupError):
+                    with suppress(ProcessLookupError):
                         process.kill()
                     raise
                 if process.returncode != DATABASE_IN_USE:
-                    raise LocalRunError(f"MongoDB ended with exit code {process.returncode}. See {MONGOD_LOG}.")
+                    raise LocalRunError(_why_ended(process.returncode or 0))
                 if time.monotonic() > patience:
                     raise LocalRunError(f"{FOLDER} is in use: is another local run running in this folder?")
                 await asyncio.sleep(0.2)  # an orphaned one may still be closing its files
@@ -153,13 +143,11 @@ async def _start_mongod(program: Program, port: int) -> Process:
 
 
 async def _spawn(program: Program, port: int) -> Process:
-    arguments = [
-        *("--dbpath", str(DATABASE), "--port", str(port), "--bind_ip", "127.0.0.1", "--nounixsocket"),
-        *("--replSet", "local", "--oplogSize", "64", "--wiredTigerCacheSizeGB", "0.25"),
-    ]
+    where = f"--dbpath {DATABASE} --port {port} --bind_ip 127.0.0.1 --nounixsocket"
+    what = "--replSet local --oplogSize 64 --wiredTigerCacheSizeGB 0.25"
     with MONGOD_LOG.open("ab") as output:
         return await asyncio.create_subprocess_exec(
-            *("sh", "-c", TIED_TO_US, "sh", program.path, *arguments),
+            *("sh", "-c", TIED_TO_US, "sh", program.path, *where.split(), *what.split()),
             env=program.environment,
             stdin=PIPE,
             stdout=output,
@@ -172,41 +160,40 @@ async def _becomes_primary(process: Process, port: int) -> bool:
     """Wait until it takes writes as the only member of its replica set; return `False` if it ended instead."""
     address = f"127.0.0.1:{port}"
     async with connected(_uri(port), patience=PROBING) as connection:
-        client = connection.database.client
+        admin = connection.database.client.admin
         while process.returncode is None:
             try:
-                hello = await client.admin.command("hello")
+                hello = await admin.command("hello")
                 if hello["isWritablePrimary"] and hello["me"] == address:
                     return True
-                await _configure_replica_set(client, address)
+                await _configure_replica_set(admin, address)
             except PyMongoError:  # not yet
                 await asyncio.sleep(0.02)
         return False
 
 
-async def _configure_replica_set(client: Client, address: str) -> None:
+async def _configure_replica_set(admin: Database, address: str) -> None:
     """Make it a replica set of one, or give the member of an existing one its new port."""
     config = {"_id": "local", "members": [{"_id": 0, "host": address}]}
     try:
-        await client.admin.command("replSetInitiate", config)
+        await admin.command("replSetInitiate", config)
     except OperationFailure as exc:
         if exc.code != ALREADY_INITIALIZED:
             raise
-        current = (await client.admin.command("replSetGetConfig"))["config"]
+        current = (await admin.command("replSetGetConfig"))["config"]
         if current["members"][0]["host"] != address:
-            config |= {"version": current["version"] + 1}
-            await client.admin.command("replSetReconfig", config, force=True)
+            await admin.command("replSetReconfig", config | {"version": current["version"] + 1}, force=True)
 
 
 @asynccontextmanager
 async def _mailbox() -> AsyncIterator[int]:
-    loop = asyncio.get_running_loop()
-    mailbox = _Mailbox()
+    loop, handler = asyncio.get_running_loop(), _Mailbox()
     logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd logs addresses
-    server = await loop.create_server(
-        lambda: SMTP(mailbox, hostname="localhost", enable_SMTPUTF8=True, loop=loop), "127.0.0.1", 0
-    )
-    async with server:
+
+    def protocol() -> SMTP:
+        return SMTP(handler, hostname="localhost", enable_SMTPUTF8=True, loop=loop)
+
+    async with await loop.create_server(protocol, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
 
 

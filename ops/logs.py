@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -22,11 +21,18 @@ import orjson
 TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
 """Attributes that are not `extra`."""
-QUEUE_LIMIT: Final = 1000
-"""Pieces of at most 4 KiB that wait to be written."""
+QUEUE_LIMIT: Final = 5000
+"""Lines that wait to be written."""
+END: Final = b""
+"""Ends the writer of lines."""
 CLOSE_TIMEOUT: Final = 0.5
-"""Seconds in which the last lines must be read when the process ends."""
-DROPPED: Final = {"name": "notifier", "levelno": logging.WARNING, "levelname": "WARNING"}
+"""Seconds given to the reader for the last lines when the process ends."""
+DROPPED: Final = {
+    "name": "notifier",
+    "levelno": logging.WARNING,
+    "levelname": "WARNING",
+    "msg": "%d log lines were dropped, as nothing read them",
+}
 
 
 class JSONFormatter(logging.Formatter):
@@ -44,7 +50,7 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record for a terminal, which the words of others in it must not control."""
+    """Formats a record for a terminal. Characters that could control it are replaced."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's
         """Return the line, without a traceback."""
@@ -53,7 +59,7 @@ class TextFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """Return a line that does nothing on a terminal but to be shown."""
+    """Replace every unprintable character, so that a line cannot control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -69,19 +75,19 @@ def _json_line(created: float, level: str, name: str, message: str, extra: Mappi
 def log_info(log: logging.Logger, message: str, /, *args: object, **extra: object) -> None:
     """Log as `Logger.info` does, at a fifth of its cost if the line only goes to standard error as JSON.
 
-    For lines that every request has. `logging` spends most of its time on attributes of a record that no line shows.
+    For the line of each request. `logging` spends most of its time on attributes of a record that no line shows.
     """
     if not log.isEnabledFor(logging.INFO):
         return
     match logging.getLogger().handlers:
-        case [TurnHandler(formatter=JSONFormatter()) as handler]:
+        case [LineHandler(formatter=JSONFormatter()) as handler]:
             handler.write(_json_line(time.time(), "INFO", log.name, message % args, extra))
         case _:
             log.info(message, *args, extra=extra)
 
 
 class Throttle:
-    """Lets each reason through once in a while, so that a fault that every request meets does not fill the log."""
+    """Lets each reason through once an interval, so that a fault of every request does not fill the log."""
 
     def __init__(self, interval: float = 60.0) -> None:
         self._interval = interval
@@ -96,23 +102,22 @@ class Throttle:
         return True
 
 
-class TurnHandler(logging.Handler):
-    """Writes the lines of one turn of the event loop together, in a thread: a reader that stalls holds up no request.
+class LineHandler(logging.Handler):
+    """Writes lines in a thread, so that a reader that stalls holds up no request.
 
-    At most `QUEUE_LIMIT` pieces wait for the reader. Further lines are dropped, and their number is logged.
+    At most `QUEUE_LIMIT` lines wait for the reader. Further lines are dropped, and their number is logged.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._file = sys.stderr.fileno()
-        self._lines: list[bytes] = []
         self._dropped = 0
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(QUEUE_LIMIT)
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="log writer", daemon=True)
         self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line until the end of the turn."""
+        """Queue the line of a record."""
         try:
             line = self.format(record)
         except Exception:  # noqa: BLE001 - as every handler does
@@ -121,59 +126,39 @@ class TurnHandler(logging.Handler):
         self.write(line.encode("utf-8", "backslashreplace"))
 
     def write(self, line: bytes) -> None:
-        """Keep a line, without its newline, until the end of the turn."""
-        with self.lock or contextlib.nullcontext():  # other threads log too
-            self._lines.append(line + b"\n")
-            is_first = len(self._lines) == 1
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._hand_over()
+        """Queue a line without its newline, or drop it if too many wait."""
+        if self._lines.qsize() >= QUEUE_LIMIT:
+            self._dropped += 1
             return
-        if is_first:
-            loop.call_soon(self._hand_over)
-
-    def _hand_over(self) -> None:
-        """Give the lines to the writer, in pieces that a pipe accepts whole, as other workers write too (pipe(7))."""
-        with self.lock or contextlib.nullcontext():
-            lines, self._lines = self._lines, []
-        if self._dropped and not self._pieces.full():
-            lines.insert(0, self._count_dropped())
-        piece, count = b"", 0
-        for line in [*lines, b""]:
-            if count and (not line or len(piece) + len(line) > PIPE_BUF):
-                self._put(piece, count)
-                piece, count = b"", 0
-            piece, count = piece + line, count + 1
-
-    def _put(self, piece: bytes, count: int) -> None:
-        try:
-            self._pieces.put_nowait(piece)
-        except queue.Full:
-            self._dropped += count
-
-    def _count_dropped(self) -> bytes:
-        dropped, self._dropped = self._dropped, 0
-        text = "%d log lines were dropped, as nothing read them"
-        return f"{self.format(logging.makeLogRecord({**DROPPED, 'msg': text, 'args': (dropped,)}))}\n".encode()
+        if self._dropped:
+            count = logging.makeLogRecord({**DROPPED, "args": (self._dropped,)})
+            self._dropped = 0
+            self._lines.put(f"{self.format(count)}\n".encode())
+        self._lines.put(line + b"\n")
 
     def _write(self) -> None:
-        while (piece := self._pieces.get()) is not None:
+        """Write what waits in pieces that a pipe accepts whole, as other workers write too (pipe(7))."""
+        line: bytes | None = self._lines.get()
+        while line:
+            piece, line = line, None
+            with contextlib.suppress(queue.Empty):
+                while (line := self._lines.get_nowait()) and len(piece) + len(line) <= PIPE_BUF:
+                    piece, line = piece + line, None
             with contextlib.suppress(OSError):  # no log line could report it
                 os.write(self._file, piece)
+            if line is None:
+                line = self._lines.get()
 
     def close(self) -> None:
-        """Write what waits, if it is read within `CLOSE_TIMEOUT`."""
-        self._hand_over()
-        with contextlib.suppress(queue.Full):
-            self._pieces.put(None, timeout=CLOSE_TIMEOUT)
-            self._writer.join(CLOSE_TIMEOUT)
+        """Write the waiting lines, if they are read within `CLOSE_TIMEOUT`."""
+        self._lines.put(END)
+        self._writer.join(CLOSE_TIMEOUT)
         super().close()
 
 
 def configure_logging(level: str) -> None:
     """Log records of this level and above."""
-    handler = TurnHandler() if sys.stderr else logging.NullHandler()  # it may be closed
+    handler = LineHandler() if sys.stderr else logging.NullHandler()  # it may be closed
     handler.setFormatter(TextFormatter(TEXT) if sys.stderr and sys.stderr.isatty() else JSONFormatter())
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("pymongo").setLevel(logging.WARNING)

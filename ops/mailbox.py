@@ -1,4 +1,4 @@
-"""The mailbox of a local run: a folder with a file for each e-mail."""
+"""The files of a local run that others read: a file for each e-mail, and the address of its MongoDB."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from email.policy import default
 from pathlib import Path
 from typing import Final, NamedTuple
 
-MAILBOX: Final = Path(".notifier/mail")
+FOLDER: Final = Path(".notifier")
+MAILBOX: Final = FOLDER / "mail"
+DB_URI_FILE: Final = FOLDER / "db_uri"
 
 
 class Email(NamedTuple):
@@ -28,7 +30,7 @@ def newest_emails(count: int = 20) -> list[Email]:
 
 
 def read_email(name: str) -> Email | None:
-    """Return the e-mail in the file of this name, or `None` if there is none."""
+    """Return the e-mail in the file of this name, or `None` if it cannot be read."""
     path = MAILBOX / Path(name).name  # in this folder, whatever the name
     try:
         message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)

@@ -24,13 +24,12 @@ from settings import Settings
 
 log = logging.getLogger("notifier.workers")
 
-RESTART_PAUSES: Final = (1.0, 60.0)
-"""Shortest and longest pause, in seconds, before a worker that died is started again. It doubles while the worker
-dies as it starts."""
+RESTART_PAUSE: Final = 2.0
+"""Seconds before a worker that died is started again."""
 STARTING_PERIOD: Final = 30.0
-"""Seconds that a worker is taken to be starting, beside those that it may wait for MongoDB (`START_TIMEOUT`)."""
+"""Seconds beyond `START_TIMEOUT` for which a worker counts as starting."""
 STOP_TIMEOUT: Final = 9.0
-"""Seconds that a worker is given to drain. It needs less, and Docker waits for 10."""
+"""Seconds for a worker to drain. It needs less, and Docker waits for 10."""
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that names the directory of the workers' metrics (prometheus_client, "Multiprocess Mode")."""
 
@@ -52,35 +51,39 @@ async def supervise(settings: Settings) -> int:
 
 async def _tend(environment: Mapping[str, str], stop: asyncio.Event, starting: float) -> int:
     """Keep one worker running; return 0 once stopped, or the exit code of a worker that never started."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.create_task(stop.wait())
-    pause, first = RESTART_PAUSES[0], True
+    loop, stopped, first = asyncio.get_running_loop(), asyncio.create_task(stop.wait()), True
     while not stop.is_set():
-        began = loop.time()
-        try:
-            worker = await _start(environment)
-        except OSError as exc:  # for lack of memory, say
-            if first:
-                raise
-            log.error("a worker cannot be started: %s", exc.strerror)  # noqa: TRY400 - the reason is enough
-            await asyncio.wait({stopped}, timeout=RESTART_PAUSES[1])
-            continue
-        ended = asyncio.create_task(worker.wait())
-        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            await _drain(worker, ended)
-        with suppress(OSError):  # somebody may have cleaned /tmp
-            mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
+        began, code = loop.time(), await _run_worker(environment, stopped)
         if stop.is_set():
             break
-        soon = loop.time() - began < starting
-        if first and soon and ended.result() > 0:  # the worker has said why
+        if first and code > 0 and loop.time() - began < starting:  # the worker has said why
             stop.set()
-            return ended.result()
-        pause = min(2 * pause, RESTART_PAUSES[1]) if soon and not first else RESTART_PAUSES[0]
+            return code
         first = False
-        log.error("a worker ended with exit code %d; it is started again in %.0f s", ended.result(), pause)
-        await asyncio.wait({stopped}, timeout=pause)
+        log.error("a worker ended with exit code %d; it is started again in %.0f s", code, RESTART_PAUSE)
+        await asyncio.wait({stopped}, timeout=RESTART_PAUSE)
     return 0
+
+
+async def _run_worker(environment: Mapping[str, str], stopped: asyncio.Task[bool]) -> int:
+    """Run a worker until it ends, or is told to; return its exit code."""
+    try:
+        worker = await _start(environment)
+    except OSError as exc:  # for lack of memory, say
+        log.error("a worker cannot be started: %s", exc.strerror)  # noqa: TRY400 - the reason is enough
+        return 1
+    ended = asyncio.create_task(worker.wait())
+    await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not ended.done():
+        worker.terminate()
+        await asyncio.wait({ended}, timeout=STOP_TIMEOUT)
+    if not ended.done():
+        log.error("a worker did not stop within %.0f s and is killed", STOP_TIMEOUT)
+        worker.kill()
+    code = await ended
+    with suppress(OSError):  # somebody may have cleaned /tmp
+        mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
+    return code
 
 
 async def _start(environment: Mapping[str, str]) -> Process:
@@ -91,12 +94,3 @@ async def _start(environment: Mapping[str, str]) -> Process:
         env=environment,
         start_new_session=True,  # Ctrl-C is for the supervisor
     )
-
-
-async def _drain(worker: Process, ended: asyncio.Task[int]) -> None:
-    worker.terminate()
-    await asyncio.wait({ended}, timeout=STOP_TIMEOUT)
-    if not ended.done():
-        log.error("a worker did not stop within %.0f s and is killed", STOP_TIMEOUT)
-        worker.kill()
-        await ended

@@ -23,7 +23,7 @@ from pymongo.database import Database
 
 import handlers
 from api.server import OPTIONS
-from cli.environment import load_settings
+from cli.environment import read_settings
 from config.checks import DEAD_MAIL
 from config.ids import IdType
 from mongo.errors import PATIENCE, Patience
@@ -271,7 +271,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         (tmp_path / ".env").write_text(env_file)
-        return load_settings(tmp_path / ".env")
+        return read_settings(tmp_path / ".env")[0]
 
     return load
 

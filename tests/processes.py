@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 import signal
@@ -19,7 +18,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from notifier import main
+import settings as settings_module
+from cli.main import main
+from notifier import serve
 from settings import Settings
 from tests.client import ROOT
 from tests.servers import free_port
@@ -31,7 +32,7 @@ COMPLETE = {
     "SMTP_HOST": "smtp.example.com",
 }
 """The variables that are required, unless it is a local run."""
-VARIABLES = {field.name.upper() for field in dataclasses.fields(Settings)}
+VARIABLES = frozenset(settings_module.VARIABLES)
 """The names of all variables."""
 
 
@@ -149,8 +150,8 @@ def _run_here(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple
             patch.delenv(name)
         for name, value in environment.items():
             patch.setenv(name, value)
-        patch.setattr("notifier.configure_logging", lambda _level: None)  # it would change this process for good
-        code = main([*arguments])
+        patch.setattr("cli.main.configure_logging", lambda _level: None)  # it would change this process for good
+        code = main([*arguments], serve)
     return code, out.getvalue(), err.getvalue()
 
 

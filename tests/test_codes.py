@@ -162,6 +162,6 @@ def test_the_cause_of_an_error_tells_the_reason_whatever_its_text(cause: Excepti
 
 
 def test_every_reason_is_documented() -> None:
-    page = (ROOT / "docs/operation.md").read_text()
+    page = (ROOT / "docs/running.md").read_text()
     sentences = [reason.sentence for reason in Reason] + [f"MongoDB {reason}." for reason in REFUSED_US.values()]
     assert [sentence for sentence in sentences if f"| {sentence} |" not in page] == []

@@ -61,7 +61,7 @@ async def test_a_command_does_the_same_in_a_process_of_its_own(settings: Setting
     assert here == await command_process(settings, *arguments.split(), **given)
 
 
-async def test_dead_letters_are_listed_and_owed_again_while_a_replica_runs(
+async def test_dead_letters_are_listed_and_owed_again(
     client: Client, settings: Settings, database: DB, mail: MailServer
 ) -> None:
     assert await command(settings, "dead") == (0, "There are no dead letters.\n", "")
@@ -139,7 +139,7 @@ async def test_on_a_copy_of_production_nothing_is_owed_any_more(settings: Settin
     database.users.delete_many({})
 
 
-def test_help_of_a_command_says_what_it_does_and_a_wrong_one_names_the_right_ones(tmp_path: Path) -> None:
+def test_help_explains_a_command_and_an_error_names_them_all(tmp_path: Path) -> None:
     for name in COMMANDS:
         done = run(name, "--help", cwd=tmp_path)
         usage, sentence, *_ = done.stdout.split("\n\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from api.openapi import VERSION
 from settings import Settings
 from tests.client import ROOT
 from tests.processes import VARIABLES
@@ -111,3 +112,8 @@ async def serves(port: int) -> None:
 
 def test_the_image_has_neither_tests_nor_caches(image: Path) -> None:
     assert [name for name in names(image) if "test" in name or name.endswith(".pyc")] == []
+
+
+def test_the_image_and_the_changelog_name_the_version() -> None:
+    assert f'org.opencontainers.image.version="{VERSION}"' in (ROOT / "Dockerfile").read_text()
+    assert re.search(rf"^## \[{VERSION}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)

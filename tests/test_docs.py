@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 from cli.environment import read_settings
+from settings import grouped
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, VARIABLES, LocalRun, run
 from tests.programs import needed_by
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"kinds.md", "fewer.md"}
 """Pages whose commands need a configuration of their own, and tests of their own: `test_kinds_docs.py` for example."""
 COMMANDS = sorted(
@@ -38,7 +39,7 @@ ONE_FILE = [command for command in COMMANDS if " notifier.pyz" in command and co
 LOCAL = [
     command
     for command in COMMANDS
-    if "curl" in command or ("notifier.py " in command and command not in (*DOCKER, *KUBECTL))
+    if re.search(r"curl|ls \.notifier", command) or ("notifier.py " in command and command not in (*DOCKER, *KUBECTL))
 ]
 INSIDE = [command for command in (*DOCKER, *KUBECTL, *ONE_FILE) if "notifier.py" in command]
 """Commands of the service in a container, or in the one file."""
@@ -87,7 +88,7 @@ def test_every_command_is_tried() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_says_how_to_install_before_it_uses_what_is_installed(page: Path) -> None:
+def test_a_page_says_how_to_install_what_it_uses(page: Path) -> None:
     before, used, _ = page.read_text().partition(".venv/bin/")
     assert not used or "`make install" in before
 
@@ -157,8 +158,8 @@ def test_a_command_in_a_container_or_in_the_one_file_works(command: str, clone: 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_override_of_compose_names_settings_and_mounts_what_they_name() -> None:
-    page = (ROOT / "docs/operation.md").read_text()
+def test_the_override_of_compose_mounts_what_settings_name() -> None:
+    page = (ROOT / "docs/running.md").read_text()
     (block,) = re.findall(r"```yaml\n(services:.*?)```", page, re.DOTALL)
     notifier = yaml.safe_load(block)["services"]["notifier"]
     assert notifier["environment"].keys() <= VARIABLES
@@ -199,9 +200,19 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(other), target
 
 
-def test_the_readme_is_one_screen_and_every_page_is_linked_both_ways() -> None:
+def test_the_readme_is_short_and_pages_are_linked_both_ways() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
-    for page in PAGES[1:]:
+    for page in PAGES[2:]:
         assert f"docs/{page.name}" in readme or page.name == "bench.md"
         assert "README.md" in page.read_text() or page.name == "bench.md"
+
+
+def test_what_the_readme_quotes_is_a_test_of_the_specification() -> None:
+    (quoted,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert quoted in (ROOT / "test_notifier.py").read_text()
+
+
+def test_the_readme_names_the_variables_of_the_specification() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in next(iter(grouped().values())))

@@ -123,7 +123,7 @@ async def test_no_request_fails_during_rolling_restarts_behind_nginx(
 
 
 def test_the_documentation_has_the_settings_of_nginx() -> None:
-    documented = (ROOT / "docs/operation.md").read_text()
+    documented = (ROOT / "docs/security.md").read_text()
     settings = re.findall(r"(?:max_fails|keepalive|proxy_(?!pass|temp))[^;\n]*;", NGINX)
     assert len(settings) == 8
     assert [setting for setting in settings if setting not in documented] == []

@@ -18,8 +18,8 @@ import pytest
 import trustme
 from pymongo import MongoClient
 
+from cli.main import explain
 from mongo.errors import StoreError
-from notifier import explain
 from settings import Settings
 from tests.client import KEY, USER
 from tests.fixtures import serving
@@ -116,7 +116,7 @@ async def why_not(settings: Settings) -> Exception:
     return caught.value
 
 
-async def test_why_mongodb_cannot_be_used_ends_the_start_with_one_sentence(
+async def test_the_start_says_in_a_sentence_why_mongodb_cannot_be_used(
     settings: Settings,
     mongod: Mongod,
     authority: trustme.CA,
@@ -204,9 +204,7 @@ async def test_rights_that_are_taken_away_are_told_in_the_log(settings: Settings
         admin.close()
 
 
-async def test_after_sigterm_it_is_unready_at_once_and_ends_within_8_seconds(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_sigterm_makes_it_unready_and_end_within_8_seconds(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path, API_KEYS=KEY)
     service.signal(signal.SIGTERM)
     ended = asyncio.create_task(asyncio.to_thread(ends_within, 8, service.process))

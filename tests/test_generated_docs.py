@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from api.operations import operations
 from api.problems import PROBLEMS
 from config.ids import IdType
 from ops.kinds import SPECIFIED
-from settings import Settings
+from settings import VARIABLES
 from tests.client import ROOT
 
 OPERATIONS = operations(SPECIFIED, IdType.OBJECTID)
@@ -36,23 +35,24 @@ def pages(tmp_path: Path) -> Path:
     """Return a copy of the pages, one of them out of date."""
     for path in ROOT.glob("docs/*.md"):
         shutil.copy(path, tmp_path)
-    page = tmp_path / "operation.md"
+    page = tmp_path / "configuration.md"
     page.write_text(page.read_text().replace("| `PORT` | `8080` |", "| `PORT` | `80` |"))
     return tmp_path
 
 
 def test_a_page_that_is_out_of_date_is_named_and_written(pages: Path) -> None:
-    assert generate("--check", "--folder", str(pages)) == (1, "Out of date: operation.md. Run `make docs`.\n")
-    assert generate("--folder", str(pages)) == (0, "Written: operation.md.\n")
-    assert (pages / "operation.md").read_text() == (ROOT / "docs/operation.md").read_text()
+    assert generate("--check", "--folder", str(pages)) == (1, "Out of date: configuration.md. Run `make docs`.\n")
+    assert generate("--folder", str(pages)) == (0, "Written: configuration.md.\n")
+    assert (pages / "configuration.md").read_text() == (ROOT / "docs/configuration.md").read_text()
     assert generate("--check", "--folder", str(pages)) == (0, "")
 
 
 def test_the_tables_are_complete() -> None:
-    api, operation = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "operation"))
-    assert all(f"| `{route}` |" in operation for route in OPERATIONS)
+    pages = ("api", "configuration", "security")
+    api, configuration, security = ((ROOT / f"docs/{name}.md").read_text() for name in pages)
+    assert all(f"| `{route}` |" in security for route in OPERATIONS)
     assert all(f"| {problem.status} | {problem.meaning} |" in api for problem in PROBLEMS)
-    assert all(re.search(rf"^\| `{field.name.upper()}`[ ,]", operation, re.MULTILINE) for field in fields(Settings))
+    assert all(re.search(rf"^\| `{name}`[ ,]", configuration, re.MULTILINE) for name in VARIABLES)
 
 
 def test_every_table_has_its_place_in_a_page() -> None:

@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 
 import handlers
 from api import openapi
-from cli.environment import SettingsError
+from cli.variables import SettingsError
 from config.ids import IdType
 from mail import formats
 from ops.kinds import SPECIFIED, Kind, load_kinds

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,14 +18,14 @@ from ops.local import _why_ended
 from settings import Settings
 from tests.bad_input import with_
 from tests.browser import local_run
-from tests.client import KEY, OLD_KEY, USER, assert_length
+from tests.client import KEY, OLD_KEY, ROOT, USER, assert_length
 from tests.demo import run_shell
 from tests.processes import LocalRun, mongods_of, run
 from tests.servers import free_port
 from tests.waiting import eventually, eventually_async
 
 
-def test_a_local_run_serves_sends_and_keeps_its_data_even_when_killed(tmp_path: Path) -> None:
+def test_a_local_run_serves_sends_and_keeps_its_data(tmp_path: Path) -> None:
     local = LocalRun(tmp_path)
     assert local.get("/create", with_()) == {"success": True}
     eventually(lambda: assert_length(local.mails(), 1))
@@ -36,6 +37,7 @@ def test_a_local_run_serves_sends_and_keeps_its_data_even_when_killed(tmp_path: 
     assert local.end(signal.SIGTERM) == 0
     assert not mongods_of(tmp_path)
     output = (tmp_path / "output").read_text()
+    assert "ended with exit code" not in output
     assert "LOCAL RUN" in output
     assert "curl" in output
     assert "@" not in re.sub(r"curl.*", "", output)
@@ -52,20 +54,15 @@ async def test_the_curls_of_the_banner_work_when_pasted(tmp_path: Path, keys: di
         assert listed["data"]["elements"] == 1
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [{}, {"ID_TYPE": "string", "EMAIL_FIELD": "emails.1.address", "USERS_COLLECTION": "people of the shop"}],
-)
-async def test_the_banner_makes_the_user_whom_the_service_refuses_to_make(
-    tmp_path: Path, variables: dict[str, str]
-) -> None:
-    async with local_run(tmp_path, UNKNOWN_USERS="refuse", EMAIL="ann@example.com", **variables) as local:
+async def test_the_page_stores_the_user_of_the_banner(tmp_path: Path) -> None:
+    page = (ROOT / "docs/configuration.md").read_text().partition("### A test user")[2]
+    (command,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    async with local_run(tmp_path, UNKNOWN_USERS="refuse") as local:
+        assert 'store that user first: docs/configuration.md, "A test user"' in (tmp_path / "output").read_text()
         with pytest.raises(HTTPError, match="404"):
             await asyncio.to_thread(local.get, "/create", with_())
-        output = (tmp_path / "output").read_text()
-        (command,) = re.findall("^  (.*insert_one.*)$", output, re.MULTILINE)
-        assert (tmp_path / ".notifier/db_uri").read_text() in output
-        await asyncio.to_thread(subprocess.run, ["/bin/sh", "-c", command], cwd=tmp_path, check=True)
+        typed = ["/bin/sh", "-c", command.replace(".venv/bin/python", sys.executable)]
+        await asyncio.to_thread(subprocess.run, typed, cwd=tmp_path, check=True)
         assert await asyncio.to_thread(local.get, "/create", with_()) == {"success": True}
         await eventually_async(lambda: assert_length(local.mails(), 1))
         assert "To: ann@example.com" in local.mails()[0]
@@ -81,7 +78,7 @@ async def test_the_banner_makes_the_user_whom_the_service_refuses_to_make(
         ("Box.local", "http://box.local:80"),
     ],
 )
-def test_the_banner_and_status_call_the_service_by_an_address_that_works(host: str, url: str) -> None:
+def test_the_banner_calls_the_service_by_an_address_that_works(host: str, url: str) -> None:
     assert Settings(host=host, port=80).url == url
 
 
@@ -123,7 +120,7 @@ def test_a_local_run_ends_when_its_mongodb_does_and_says_so(tmp_path: Path, monk
     assert _why_ended(14).endswith("exit code 14: the disk is full.")
 
 
-def test_a_second_local_run_in_the_same_folder_ends_with_the_reason(tmp_path: Path) -> None:
+def test_a_second_local_run_in_a_folder_ends_with_the_reason(tmp_path: Path) -> None:
     local = LocalRun(tmp_path)
     done = run(cwd=tmp_path, PORT=str(free_port()))
     assert (done.returncode, "another local run" in done.stderr) == (1, True)

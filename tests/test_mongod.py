@@ -35,7 +35,7 @@ def lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path.unlink()
 
 
-def test_only_a_mongod_that_lacks_a_library_is_given_that_of_a_package(lacking: Path, tmp_path: Path) -> None:
+def test_only_a_mongod_that_lacks_a_library_gets_a_packaged_one(lacking: Path, tmp_path: Path) -> None:
     program = find_mongod(tmp_path / "lib", f"{lacking}")
     assert (tmp_path / "lib" / ABSENT).is_symlink()
     assert program.environment["LD_LIBRARY_PATH"].startswith(f"{tmp_path / 'lib'}:")
@@ -43,7 +43,7 @@ def test_only_a_mongod_that_lacks_a_library_is_given_that_of_a_package(lacking: 
     assert not (tmp_path / "other").exists()
 
 
-async def test_a_local_run_starts_without_libcurl_and_says_nothing_of_it(
+async def test_a_local_run_starts_without_libcurl(
     lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -99,9 +99,7 @@ def test_looking_for_libraries_runs_no_mongod(tmp_path: Path, monkeypatch: pytes
         ("darwin", "x86_64", "3.11", True),
     ],
 )
-def test_every_platform_gets_each_package_once_and_a_mongod_where_there_is_one(
-    platform: str, machine: str, python: str, mongod: bool
-) -> None:
+def test_every_platform_gets_each_package_once(platform: str, machine: str, python: str, mongod: bool) -> None:
     lines = re.findall(r"^\w[^\\]*", (ROOT / "requirements-local.txt").read_text(), re.MULTILINE)
     given = {"sys_platform": platform, "platform_machine": machine, "python_version": python}
     given["python_full_version"] = f"{python}.0"

@@ -35,8 +35,8 @@ http {{
     {http}
 }}
 """
-OPERATION = (ROOT / "docs/operation.md").read_text()
-TLS, BELOW_A_PATH = re.findall(r"```nginx\n(.*?)```", OPERATION, re.DOTALL)
+PAGE = (ROOT / "docs/security.md").read_text()
+TLS, BELOW_A_PATH = re.findall(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
 TOKEN = "a-token-of-hunter2"  # noqa: S105 - of a link to unsubscribe
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from cli.target import NOTHING_CONFIGURED
 from settings import Settings
 from tests.client import DB, ROOT, USER, settled, user
 from tests.servers import MailServer, free_port
@@ -116,7 +117,7 @@ def test_it_has_all_of_the_service_and_no_tests(built: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_it_creates_and_sends_a_notification_where_only_tmp_can_be_written(
+async def test_one_file_works_where_only_tmp_can_be_written(
     one_file: OneFile, settings: Settings, database: DB, mail: MailServer, workers: int
 ) -> None:
     with one_file.serving(settings, WORKERS=workers) as address:
@@ -147,7 +148,7 @@ def test_it_renders_templates(one_file: OneFile) -> None:
 
 def test_with_nothing_configured_it_says_so(one_file: OneFile) -> None:
     done = one_file.run(PORT=free_port())
-    assert (done.returncode, done.stderr) == (2, "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST.\n")
+    assert (done.returncode, done.stderr) == (2, f"{NOTHING_CONFIGURED}\n")
 
 
 def test_a_wrong_configuration_is_exit_code_2(one_file: OneFile) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from cli.environment import SettingsError
+from cli.variables import SettingsError
 from mail import renderer
 from mail.feedback import Feedback
 from mail.lease import Lease

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cli.environment import read_settings
-from cli.variables import SECRETS, SettingsError
+from cli.variables import SettingsError
 from config.keys import ALL, Scope
-from settings import Settings
+from settings import SECRETS, Settings
 from tests.processes import COMPLETE, run
 
 KEY = "k" * 32
@@ -115,7 +115,7 @@ def test_a_value_and_a_file_are_one_too_many(environment: Callable[..., Settings
     assert found == {"API_KEYS_FILE": "API_KEYS is set as well: set only one of the two."}
 
 
-def test_the_process_ends_with_code_2_and_a_database_in_a_file_is_no_local_run(tmp_path: Path) -> None:
+def test_a_database_named_in_a_file_is_no_local_run(tmp_path: Path) -> None:
     done = run(cwd=tmp_path, DB_URI_FILE="/nowhere")
     assert done.returncode == 2
     assert [line.split(":")[0].strip() for line in done.stderr.splitlines()[1:]] == [
@@ -211,14 +211,14 @@ def test_a_key_has_the_scopes_before_its_colon(environment: Callable[..., Settin
     [
         (
             f"metric:hunter2{KEY}",
-            "Item 1 has no scope before its colon; the scopes are create, inbox, suppress, erase, m",
+            "Item 1: Has no scope before its colon; the scopes are create, inbox, suppress, erase, m",
         ),
-        (f"{KEY},hunter2:{KEY}", "Item 2 has no scope"),
-        (f":{KEY}", "Item 1 has no scope"),
-        (f"metrics+:{KEY}", "Item 1 has no scope"),
-        ("metrics:hunter2", "Shorter than 32 bytes"),
-        (f"{KEY},metrics:{KEY}", "Item 2 repeats a key"),
-        (f"{KEY}\n{KEY}", "Has a control character."),  # a file with a key in each line
+        (f"{KEY},hunter2:{KEY}", "Item 2: Has no scope"),
+        (f":{KEY}", "Item 1: Has no scope"),
+        (f"metrics+:{KEY}", "Item 1: Has no scope"),
+        ("metrics:hunter2", "Item 1: Shorter than 32 bytes"),
+        (f"{KEY},metrics:{KEY}", "Repeats a key"),
+        (f"{KEY}\n{KEY}", "Item 1: Has a control character."),  # a file with a key in each line
     ],
 )
 def test_a_key_that_is_almost_right_is_a_fault(environment: Callable[..., Settings], keys: str, said: str) -> None:

@@ -54,9 +54,7 @@ def listed(tmp_path: Path) -> Listed:
     return write
 
 
-async def test_everyone_on_the_list_is_notified_once_however_often_it_is_sent(
-    settings: Settings, database: DB, listed: Listed
-) -> None:
+async def test_sending_a_list_twice_notifies_everyone_once(settings: Settings, database: DB, listed: Listed) -> None:
     arguments = ("send", "new_post", "--users", listed(MANY), "--data")
     sent = await command(settings, *arguments, '{"n": 1}')
     assert sent[:2] == (0, "Created: 2500. Created before: 0. Failed: 0.\n")
@@ -78,7 +76,7 @@ async def test_a_list_that_has_grown_goes_on_under_its_key(settings: Settings, d
     assert counts(database) == {1: 2502}
 
 
-async def test_a_line_is_an_id_or_a_json_object_also_from_standard_input(settings: Settings, client: Client) -> None:
+async def test_standard_input_may_have_ids_and_json_objects(settings: Settings, client: Client) -> None:
     lines = ["\ufeff{}", "{}", '"{}"', '{{"user_id": "{}", "x": 1}}', '{{"_id": {{"$oid": "{}"}}}}']
     users = [f"{n:024x}" for n in range(len(lines))]
     process = await asyncio.create_subprocess_exec(

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cli.environment import SettingsError
+from cli.variables import SettingsError
 from settings import Security, Settings
 from tests.client import ROOT
 from tests.processes import COMPLETE, VARIABLES, run
@@ -81,7 +81,7 @@ def test_the_variables_of_the_specification_are_enough(environment: Callable[...
     assert "p w#" not in repr(settings)
 
 
-def test_the_environment_overrides_the_file_and_empty_means_unset(environment: Callable[..., Settings]) -> None:
+def test_the_environment_beats_the_file_and_empty_means_unset(environment: Callable[..., Settings]) -> None:
     settings = environment("PORT=1\nEMAIL=file@example.com", **COMPLETE, PORT="2", SMTP_LOGIN="", SMTP_PORT=" ")
     assert (settings.port, settings.email) == (2, "test@example.com")
     assert (settings.smtp_login, settings.smtp_port) == (None, 465)
@@ -210,7 +210,7 @@ def test_a_login_by_oauth_needs_no_password_and_shows_no_secret(environment: Cal
     assert "hunter" not in repr(settings)
 
 
-def test_the_file_of_a_client_certificate_has_its_key_without_a_passphrase(
+def test_a_client_certificate_needs_its_key_without_a_passphrase(
     environment: Callable[..., Settings], tmp_path: Path
 ) -> None:
     pair, other = (trustme.CA().issue_cert("me@example.com") for _ in range(2))
@@ -250,6 +250,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_the_documentation_names_every_variable() -> None:
-    for file in ("docs/operation.md", ".env.example"):
+    for file in ("docs/configuration.md", ".env.example"):
         text = (ROOT / file).read_text()
         assert [name for name in VARIABLES if not re.search(rf"\b{name}\b", text)] == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cli.environment import SettingsError
+from cli.variables import SettingsError
 from mail.rendering import RENDERED_LIMIT
 from mail.templates import Content, RenderError, Templates, TemplatesError
 from mongo.owed import batch

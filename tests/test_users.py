@@ -13,7 +13,7 @@ import pytest
 from pymongo.collection import Collection
 
 from api.problems import BY_EXCEPTION
-from cli.environment import SettingsError
+from cli.variables import SettingsError
 from config.ids import IdType
 from mongo.errors import UnknownUser
 from mongo.lanes import PROBE

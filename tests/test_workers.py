@@ -54,7 +54,7 @@ async def counted(service: Service) -> int:
     return int(found[1]) if found else 0
 
 
-async def test_workers_share_port_and_metrics_and_one_that_dies_is_replaced(settings: Settings, tmp_path: Path) -> None:
+async def test_workers_share_a_port_and_a_dead_one_is_replaced(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path, WORKERS=3)
 
     def all_listen() -> None:

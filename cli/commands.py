@@ -14,13 +14,13 @@ from marshmallow import ValidationError
 
 from api.auth import sign_token
 from api.body import load_all, parse_json
+from api.openapi import VERSION
 from cli.dead import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, since
 from cli.health import check_health
 from cli.output import BadInput, fail, fail_to_write, say
 from cli.send import UserList, send
 from cli.status import show_status
 from cli.target import with_database
-from cli.variables import describe_settings
 from config.address import envelope_address
 from config.ids import IdType
 from mail.renderer import RenderingEnded
@@ -30,7 +30,7 @@ from mongo.document import JSONObject
 from mongo.owed import batch
 from mongo.requests import Create
 from schemas import CreateHeaders, CreateSchema
-from settings import Settings
+from settings import SECRETS, Settings, default_of, grouped
 from store import open_store
 
 
@@ -44,6 +44,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "With neither DB_URI nor SMTP_HOST it runs on an embedded MongoDB and mailbox, under .notifier/.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"notifier {VERSION}")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/workers.py
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
@@ -54,7 +55,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     check.add_argument("--to", metavar="ADDRESS", type=address, help="send one test e-mail to this address")
     check.add_argument("--json", action="store_true", help="one JSON object")
     command("health", "say by the exit code, 0 or 1, whether the service on this machine answers")
-    status = command("status", "show what is owed, what died, and how the mail server is")
+    status = command("status", "show what is owed and why it waits, and why e-mails died")
     status.add_argument("--json", action="store_true", help="one JSON object")
     dead = command("dead", "list the e-mails that could not be delivered, and why")
     dead.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -98,6 +99,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         of_a_kind.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
         of_a_kind.add_argument("--target-id", metavar="ID", help="the `target_id` of POST /create")
     return parser.parse_args(arguments)
+
+
+def describe_settings() -> str:
+    """Describe every variable, group by group."""
+    lines = []
+    for heading, variables in grouped().items():
+        lines.append(f"\n{heading}:")
+        for name, variable in variables.items():
+            default = f" (default {shown})" if (shown := default_of(variable)) else ""
+            lines.append(f"  {name:<28} {variable.metadata['help']}{default}")
+    lines.append(f"\nNAME_FILE names a file that has the value, for: {', '.join(SECRETS)}.")
+    return "\n".join(lines)
 
 
 def ttl(text: str) -> int:
@@ -163,15 +176,15 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
     """
     settings = with_database(settings)
     async with open_store(settings) as store:
-        chosen = None if getattr(options, "all", False) else getattr(options, "ids", None)
+        ids = None if getattr(options, "all", False) else getattr(options, "ids", None)
         commands: Mapping[str, Callable[[], Awaitable[int]]] = {
             "dead": lambda: list_dead(store, options.key, options.since, as_json=options.json),
-            "discard": lambda: discard_owed(store) if options.owed else discard_dead(store, chosen),
+            "discard": lambda: discard_owed(store) if options.owed else discard_dead(store, ids),
             "flush": lambda: flush(store, options.user_id),
             "mail": lambda: list_emails(store, options.user_id),
-            "retry": lambda: retry_dead(store, chosen),
+            "retry": lambda: retry_dead(store, ids),
             "send": lambda: send(store, options.users, options.new),
-            "status": lambda: show_status(store, settings, as_json=options.json),
+            "status": lambda: show_status(store, as_json=options.json),
         }
         return await commands[options.command]()
 

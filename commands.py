@@ -13,7 +13,7 @@ from typing import cast
 from marshmallow import ValidationError
 
 from api.auth import sign_token
-from api.body import load_all, parse_json
+from api.body import load_both, parse_json
 from cli.dead import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, since
 from cli.health import check_health
 from cli.output import BadInput, fail, fail_to_write, say
@@ -29,7 +29,7 @@ from mail.unsubscribe import Links
 from mongo.document import JSONObject
 from mongo.owed import batch
 from mongo.requests import Create
-from schemas import CreateHeaders, CreateSchema
+from schemas import Schemas
 from settings import Settings
 from store import open_store
 
@@ -184,13 +184,14 @@ def notification(options: argparse.Namespace, settings: Settings) -> Create:
     except ValueError as exc:
         raise BadInput(f"data: not JSON: {exc}.") from None
     key = getattr(options, "idempotency_key", None)
-    body = (CreateSchema(settings.id_type, settings.kinds), given | {"data": data})
+    headers = {} if key is None else {"Idempotency-Key": key}
+    schemas = Schemas(settings.id_type, settings.kinds)
     try:
-        new, found = load_all(body, (CreateHeaders(), {} if key is None else {"Idempotency-Key": key}))
+        new, key_header = load_both(schemas.create, given | {"data": data}, schemas.create_headers, headers)
     except ValidationError as exc:
         faults = "; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items())
         raise BadInput(faults) from None
-    return replace(cast("Create", new), **found)
+    return replace(cast("Create", new), **key_header)
 
 
 def preview_email(options: argparse.Namespace, settings: Settings) -> int:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from functools import cache, partial
+from typing import Final
 
 from aiohttp import web
-from marshmallow import Schema
 
-import schemas
-from api import pages, sse, unsubscribe
-from api.answers import IN_FLIGHT, JSON_HEADERS, is_large, json_bytes, revalidated, send
-from api.auth import Caller, identify
-from api.body import load_all, read_object, single_values
+from api import openapi, pages, unsubscribe
+from api.answers import IN_FLIGHT, JSON_HEADERS, InFlight, is_large, json_bytes, revalidated, send
+from api.auth import GATE, Caller, Gate, identify
+from api.body import load_both, read_object, single_values
 from api.hub import HUB
-from api.middleware import DRAINING, ORIGIN, audit, complete
+from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
+from api.stream import HEADERS as EVENT_STREAM
 from api.stream import Stopping
 from config.ids import named
 from config.keys import Scope
@@ -29,27 +28,19 @@ from mongo.fan_out import incomplete
 from mongo.page import Page
 from mongo.preferences import wants_email
 from mongo.requests import CreateMany, ListQuery, Selection
-from ops.kinds import Kinds
-from ops.metrics import CONTENT_TYPE, METRICS
+from ops.kinds import describe_kinds
+from ops.logs import Throttle
+from ops.metrics import CONTENT_TYPE, METRICS, Metrics
+from schemas import Schemas
+from settings import Settings
 from store import Store
-
-log = logging.getLogger("notifier.http")
 
 STORE: Final = web.AppKey("STORE", Store)
 EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
 """Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
-
-CREATE: Final = web.AppKey("CREATE", schemas.CreateSchema)
-KINDS: Final[web.AppKey[Kinds]] = web.AppKey("KINDS")
+SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
 KINDS_BODY: Final = web.AppKey("KINDS_BODY", bytes)
 """The body of `GET /kinds`."""
-CREATE_HEADERS: Final = schemas.CreateHeaders()
-CREATE_MANY_HEADERS: Final = schemas.CreateManyHeaders()
-LIST: Final = web.AppKey("LIST", schemas.ListSchema)
-SELECTION: Final = web.AppKey("SELECTION", schemas.SelectionSchema)
-USER: Final = web.AppKey("USER", schemas.UserSchema)
-PREFERENCES: Final = web.AppKey("PREFERENCES", schemas.PreferencesSchema)
-SUPPRESSION: Final = schemas.SuppressionSchema()
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.CREATED: {},
@@ -62,14 +53,12 @@ async def create(request: web.Request) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
     identify(request, Scope.CREATE)
     body, headers = await read_object(request), single_values(request.headers, "Idempotency-Key")
-    parts: list[tuple[Schema, Mapping[str, Any]]] = [(request.app[CREATE], body)]
-    if headers or "user_ids" in body:  # most requests need no second schema
-        parts.append((CREATE_MANY_HEADERS if "user_ids" in body else CREATE_HEADERS, headers))
-    new, *given = load_all(*parts)
-    identified = {"origin": request[ORIGIN], **(given[0] if given else {})}
-    if isinstance(new, CreateMany):
-        return await _create_many(request, replace(new, each=replace(new.each, **identified)))
-    created = await request.app[STORE].create(replace(new, **identified))
+    schemas = request.app[SCHEMAS]
+    if "user_ids" in body and "user_id" not in body:
+        (user_ids, new), key = load_both(schemas.create_many, body, schemas.create_many_headers, headers)
+        return await _create_many(request, CreateMany(user_ids, replace(new, origin=request[ORIGIN], **key)))
+    new, key = load_both(schemas.create, body, schemas.create_headers, headers)
+    created = await request.app[STORE].create(replace(new, origin=request[ORIGIN], **key))
     if new.kind.email and new.kind.window is None:
         _emails_owed(request, [created.outcome])
     return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
@@ -96,7 +85,7 @@ async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
 async def list_(request: web.Request) -> web.Response:
     """Return a page of a user's notifications and the counts, or 304 to a client that has them already."""
     caller = identify(request, Scope.INBOX)
-    query: ListQuery = request.app[LIST].load(single_values(request.query))
+    query: ListQuery = request.app[SCHEMAS].list.load(single_values(request.query))
     caller.must_act_for(query.user_id)
     in_flight = request.app[IN_FLIGHT]
     size = await in_flight.take(query.user_id, query.limit)
@@ -144,7 +133,7 @@ async def delete(request: web.Request) -> web.Response:
 
 def _selection(request: web.Request) -> Selection:
     caller = identify(request, Scope.INBOX)
-    selection: Selection = request.app[SELECTION].load(single_values(request.query))
+    selection: Selection = request.app[SCHEMAS].selection.load(single_values(request.query))
     caller.must_act_for(selection.user_id)
     return selection
 
@@ -169,8 +158,9 @@ async def preferences(request: web.Request) -> web.Response:
 
 async def change_preferences(request: web.Request) -> web.Response:
     """Set which e-mails a user wants, and return the same."""
-    caller = identify(request, Scope.INBOX)
-    changes, user = load_all((request.app[PREFERENCES], await read_object(request)), _query(request))
+    caller, schemas = identify(request, Scope.INBOX), request.app[SCHEMAS]
+    body = await read_object(request)
+    changes, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
     caller.must_act_for(user["user_id"])
     return _preferences(request, await request.app[STORE].preferences.change(user["user_id"], changes))
 
@@ -178,7 +168,7 @@ async def change_preferences(request: web.Request) -> web.Response:
 def _preferences(request: web.Request, stored: object) -> web.Response:
     data = {
         name: {"email": kind.required or wants_email(stored, name), "required": kind.required}
-        for name, kind in request.app[KINDS].items()
+        for name, kind in request.app[SCHEMAS].kinds.items()
         if kind.email
     }
     return _answer(json_bytes({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
@@ -196,25 +186,20 @@ async def erase(request: web.Request) -> web.Response:
 async def suppress(request: web.Request) -> web.Response:
     """Send nothing more to an address, or send again: to a user's, or to that of all users who have it."""
     identify(request, Scope.SUPPRESS)
-    body, query = await read_object(request) if request.body_exists else {}, _query(request)
-    by_address = body.get("address") and "user_id" not in query[1]
-    asked, *user = load_all((SUPPRESSION, body), *(() if by_address else (query,)))
+    body, schemas = await read_object(request) if request.body_exists else {}, request.app[SCHEMAS]
+    user_schema = schemas.suppressed_user if body.get("address") else schemas.user
+    suppression, user = load_both(schemas.suppression, body, user_schema, single_values(request.query))
     suppressions = request.app[STORE].suppressions
-    users = [user[0]["user_id"]] if user else await suppressions.users_with(asked["address"])
-    are_suppressed = [await suppressions.change(user_id, **asked) for user_id in users]
+    users = [user["user_id"]] if user else await suppressions.users_with(suppression["address"])
+    are_suppressed = [await suppressions.change(user_id, **suppression) for user_id in users]
     return _answer(json_bytes({"success": True, "data": {"suppressed": any(are_suppressed)}}))
-
-
-def _query(request: web.Request) -> tuple[Schema, Mapping[str, Any]]:
-    """Return the schema and the values of a query that names a user."""
-    return request.app[USER], single_values(request.query)
 
 
 def _user(request: web.Request, caller: Caller) -> str:
     """Return the user whom a request is about."""
-    (user,) = load_all(_query(request))
-    caller.must_act_for(user["user_id"])
-    return str(user["user_id"])
+    user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
+    caller.must_act_for(user_id)
+    return user_id
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -222,18 +207,9 @@ async def stream(request: web.Request) -> web.StreamResponse:
     caller, hub = identify(request, Scope.INBOX), request.app[HUB]
     user_id = _user(request, caller)
     async with hub.listen(user_id, lambda: request.transport is None) as listener:
-        response = web.StreamResponse(headers=sse.HEADERS)
-        response.force_close()  # a client that returns should be free to reach another process
+        response = web.StreamResponse(headers=EVENT_STREAM)
         complete(request, response)
-        try:
-            sse.bound_buffers(request)
-            if writer := await response.prepare(request):
-                await hub.wire.send(listener, writer, caller.until)
-        except sse.Stalled:
-            if request.transport:
-                request.transport.abort()
-        except ConnectionError:
-            log.debug("the client of a stream has gone")
+        await hub.wire.send(listener, request, response, caller.until)
     return response
 
 
@@ -293,6 +269,19 @@ ROUTES: Final = (
 )
 FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/seen", "/preferences", "/stream")
 """What pages of the origins in `CORS_ORIGINS` may call."""
+
+
+def setup(app: web.Application, settings: Settings) -> None:
+    """Add the routes, and what their handlers need besides the store."""
+    kinds, id_type = settings.kinds, settings.id_type
+    app[GATE], app[METRICS], app[THROTTLE] = Gate(settings), Metrics(), Throttle()
+    app[DRAINING] = asyncio.Event()
+    app[IN_FLIGHT] = InFlight(settings.notifications_limit)
+    app[SCHEMAS] = Schemas(id_type, kinds)
+    app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
+    app[openapi.DOCUMENT] = cache(partial(openapi.describe, ROUTES, kinds, id_type))
+    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
+    app.add_routes(ROUTES)
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

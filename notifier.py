@@ -22,12 +22,10 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 import handlers
-from api import demo, openapi, pages, server, unsubscribe
-from api.answers import IN_FLIGHT, InFlight, json_bytes
-from api.auth import GATE, Gate
+from api import demo, pages, server, unsubscribe
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
-from api.middleware import DRAINING, THROTTLE, middleware, own_name_only
+from api.middleware import middleware, own_name_only
 from cli.check import run_check
 from cli.environment import SettingsError, read_settings
 from cli.output import INTERRUPTED, fail, fail_to_write
@@ -38,13 +36,11 @@ from delivery import running_delivery
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
 from ops.banner import banner
-from ops.kinds import describe_kinds
 from ops.listening import CannotListen
-from ops.logs import Throttle, configure_logging
-from ops.metrics import METRICS, Metrics
+from ops.logs import configure_logging
+from ops.metrics import METRICS
 from ops.mongod import LocalRunError
 from ops.workers import supervise
-from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema, UserSchema
 from settings import Settings
 from store import open_store
 
@@ -59,6 +55,8 @@ PATIENT: Final = web.AppKey("PATIENT", Patience)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
+PREFLIGHT_AGE: Final = 7200
+"""Seconds for which a browser may remember that a page may ask. Chrome remembers it no longer, whatever it is told."""
 REMINDER_INTERVAL: Final = 3600.0
 """Seconds."""
 
@@ -71,21 +69,7 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
         middlewares.append(own_name_only([settings.host, *settings.local_names]))
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[SETTINGS], app[PATIENT] = settings, patience
-    kinds = settings.kinds
-    app[GATE] = Gate(settings)
-    app[METRICS] = Metrics()
-    app[DRAINING] = asyncio.Event()
-    app[THROTTLE] = Throttle()
-    app[IN_FLIGHT] = InFlight(settings.notifications_limit)
-    app[openapi.DOCUMENT] = openapi.Document(partial(openapi.describe, handlers.ROUTES, kinds, settings.id_type))
-    app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
-    app[handlers.LIST] = ListSchema(settings.id_type, kinds)
-    app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
-    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
-    app[handlers.USER] = UserSchema(settings.id_type)
-    app[handlers.PREFERENCES] = PreferencesSchema(kinds)
-    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, json_bytes(describe_kinds(kinds))
-    app.add_routes(handlers.ROUTES)
+    handlers.setup(app, settings)
     app.add_routes(pages.routes())
     app.add_routes(demo.routes(settings))
     if settings.cors_origins:
@@ -124,6 +108,7 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
     options = aiohttp_cors.ResourceOptions(
         allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
         expose_headers=("ETag", "X-Request-ID"),
+        max_age=PREFLIGHT_AGE,
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in list(app.router.routes()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections import Counter
 from contextlib import suppress
@@ -23,6 +24,10 @@ LIMIT: Final = 8 << 20
 """Bytes of the answers to one user that may be in memory."""
 ELEMENT: Final = 17 * 1024
 """Bytes that a notification may take: its `data` at the most, and the rest."""
+LINGER: Final = 2.0
+"""Seconds in which the rest of a body that nobody wants is read after the answer, for the client to get it."""
+LINGER_PAUSE: Final = 0.2
+"""Seconds between two reads, each of some 100 KiB, so that a body without end costs little."""
 PATIENCE: Final = 10.0
 """Seconds for which an answer waits until others of the user are taken."""
 
@@ -30,6 +35,11 @@ PATIENCE: Final = 10.0
 def json_bytes(value: object) -> bytes:
     """Return JSON. What other programs store in the array, which it may have no type for, must not break the list."""
     return orjson.dumps(value, default=str, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def json_line(value: object) -> str:
+    """Return JSON in one line, which ends, so that a shell's prompt begins on a new one."""
+    return f"{json.dumps(value)}\n"
 
 
 class TooMuchInFlight(Exception):
@@ -105,6 +115,22 @@ async def send(request: web.Request, response: web.StreamResponse) -> None:
     except TimeoutError:
         if request.transport:
             request.transport.abort()
+
+
+async def answer_before_body(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Send an answer to a request whose body has not all arrived, and let its connection be closed.
+
+    Closing at once would reset the connection, and the client might lose the answer (RFC 9112, section 9.6). aiohttp
+    would read on as fast as the client sends.
+    """
+    response.force_close()
+    with suppress(ConnectionError, web.RequestPayloadError, TimeoutError):
+        await response.prepare(request)
+        await response.write_eof()
+        async with asyncio.timeout(LINGER):
+            while not request.content.is_eof():
+                await request.content.readany()
+                await asyncio.sleep(LINGER_PAUSE)
 
 
 IN_FLIGHT: Final = web.AppKey("IN_FLIGHT", InFlight)

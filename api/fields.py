@@ -1,19 +1,20 @@
-"""The fields of requests that marshmallow does not have, and their limits."""
+"""What marshmallow lacks: the fields of requests with their limits, and a schema that loads valid input fast."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
-from marshmallow import ValidationError
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, missing, post_load, validates_schema
 from marshmallow import fields as mf
 
 from config.address import mailbox
 from config.ids import IdType
 from mongo.document import JSONObject
+from ops.kinds import Kinds
 
 DATA_LIMIT: Final = 16 * 1024
 """Bytes of `data` as compact UTF-8 JSON."""
@@ -22,6 +23,79 @@ DATA_DEPTH: Final = 32
 USERS_LIMIT: Final = 1000
 """Users of one request."""
 INT64_MAX: Final = 2**63 - 1
+UNKNOWN_LIMIT: Final = 16
+"""Unknown fields of a body that its error names: a body has room for thousands."""
+
+
+class RequestSchema(Schema):
+    """A body, a query, or headers.
+
+    `load` calls the fields directly, in less than half of the time that marshmallow takes. As soon as the input turns
+    out not to be valid, marshmallow's own `load` starts again from the beginning. So results and errors are always
+    those of marshmallow. `check` and `make` may run twice, and must not change their input.
+    """
+
+    class Meta:
+        """Refuse unknown fields, so that a typo does not pass."""
+
+        unknown = RAISE
+
+    def __init__(self, id_type: IdType, kinds: Kinds) -> None:
+        super().__init__()
+        self.id_type = id_type
+        self.kinds = kinds
+        self._fast = [(field.data_key or name, name, _direct(field)) for name, field in self.load_fields.items()]
+        self._known = {key for key, _, _ in self._fast}
+
+    def check(self, original: Mapping[str, Any]) -> None:
+        """Check how the fields of the input go together. Raises `ValidationError`."""
+
+    def make(self, values: dict[str, Any]) -> Any:
+        """Return what the schema loads, made of the values of its fields."""
+        return values
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check(self, _: object, original: Mapping[str, Any], **__: object) -> None:
+        self.check(original)
+
+    @post_load
+    def _make(self, values: dict[str, Any], **_: object) -> Any:
+        return self.make(values)
+
+    def load(self, data: Mapping[str, Any], **_: object) -> Any:
+        """Load the input as `Schema.load` does. Raises `ValidationError`, which names few unknown fields."""
+        if self.unknown == EXCLUDE or data.keys() <= self._known:
+            try:
+                return self._load_valid(data)
+            except ValidationError:  # the first of perhaps many
+                return super().load(data)
+        unknown = [name for name in data if name not in self._known]
+        left_out = set(unknown[UNKNOWN_LIMIT:] if self.unknown == RAISE else ())
+        return super().load({name: value for name, value in data.items() if name not in left_out})
+
+    def _load_valid(self, data: Mapping[str, Any]) -> Any:
+        values = {}
+        for key, name, deserialize in self._fast:
+            value = deserialize(data.get(key, missing), key, data)
+            if value is not missing:
+                values[name] = value
+        self.check(data)
+        return self.make(values)
+
+
+def _direct(field: mf.Field[Any]) -> Callable[[Any, str, Mapping[str, Any]], Any]:
+    """Return `field.deserialize` without its steps that no field of ours has."""
+    parse = field._deserialize  # noqa: SLF001 - what fields override
+
+    def deserialize(value: Any, key: str, data: Mapping[str, Any]) -> Any:
+        if value is missing or value is None:
+            return field.deserialize(value, key, data)
+        parsed = parse(value, key, data)
+        for validate in field.validators:
+            validate(parsed)
+        return parsed
+
+    return deserialize
 
 
 class IdField(mf.String):
@@ -54,6 +128,17 @@ class IdsField(mf.List[str]):
         if repeated := {n: ["Is in the list already."] for n, id_ in enumerate(ids) if first[id_] < n}:
             raise ValidationError(repeated)
         return ids
+
+
+class KindField(mf.String):
+    """The name of a kind."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        kinds: Kinds = self.root.kinds  # type: ignore[union-attr]
+        name = super()._deserialize(value, attr, data, **kwargs)
+        if name not in kinds:
+            raise ValidationError(f"Must be one of: {', '.join(kinds)}.")
+        return name
 
 
 class QueryInteger(mf.Integer):

@@ -19,8 +19,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from api.sse import Wire, encode
-from api.stream import ClientGone, Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable
+from api.stream import ClientGone, Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, Wire, encode
 from mongo.changes import Changes, HistoryLost, Inbox, NotReplicated
 from mongo.errors import Unavailable
 from ops.metrics import Metrics
@@ -90,7 +89,7 @@ class Hub:
     async def listen(self, user_id: str, is_gone: Callable[[], bool]) -> AsyncIterator[Stream]:
         """Open a stream of the user's inbox that has its first event. `is_gone` tells whether the client has left.
 
-        Raises `Refused`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
+        Raises `StreamEnd`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
         """
         if self._stopping:
             raise Stopping
@@ -135,10 +134,9 @@ class Hub:
         except NotReplicated:
             self._end(self._all(), NotReplicated)
             await asyncio.sleep(BACKOFF_MIN)  # time for them to leave
-        except HistoryLost as exc:
-            self._token = None
-            await asyncio.sleep(self._change_outage.failed(exc))
-        except Unavailable as exc:
+        except (HistoryLost, Unavailable) as exc:
+            if isinstance(exc, HistoryLost):
+                self._token = None
             await asyncio.sleep(self._change_outage.failed(exc))
         if not self._streams:
             self._token = None  # the next stream begins with the whole inbox, and needs no older changes

@@ -6,7 +6,7 @@ A route without an operation is a `KeyError`, so nothing can be described in par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -25,36 +25,21 @@ from api.components import (
     SECURITY,
     component_schemas,
     id_schema,
+    preferences,
     ref,
 )
-from api.fields import DataField, IdField
-from api.operation import Answer, Operation
-from api.operations import TAGS, operations
-from api.problem import MEDIA_TYPE, Problem
-from api.problems import BY_EXCEPTION, problem_of
+from api.fields import DataField, IdField, KindField
+from api.operations import TAGS, Answer, Operation, operations
+from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import IdType
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
 from mongo.fan_out import Incomplete, NotYetComplete
-from mongo.preferences import EVERY_KIND
 from ops.kinds import Kinds
+from schemas import CreateSchema
 
-
-@dataclass(slots=True)
-class Document:
-    """The OpenAPI document of the service, made when it is first asked for, which hardly any process ever is."""
-
-    make: Callable[[], JSONObject]
-    made: JSONObject | None = None
-
-    def get(self) -> JSONObject:
-        """Return the document."""
-        if self.made is None:
-            self.made = self.make()
-        return self.made
-
-
-DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
+DOCUMENT: Final[web.AppKey[Callable[[], JSONObject]]] = web.AppKey("DOCUMENT")
+"""Makes the document when it is first asked for, which hardly any process ever is."""
 VERSION: Final = "0.1.0"
 ABOUT: Final = (
     "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "
@@ -67,17 +52,6 @@ INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
     NotYetComplete: NotYetComplete({7: OutboxFull()}),
 }
 """Examples of requests for many users that failed for one."""
-ONE, MANY = {"required": ["user_id"]}, {"required": ["user_ids"]}
-ONE_OR_MANY: Final[JSONObject] = {"if": MANY, "then": {"not": ONE}, "else": ONE}
-"""A body has one of the two. Of a `oneOf`, client generators would make two types."""
-
-
-PREFERENCE: Final = {
-    "type": ["object", "null"],
-    "required": ["email"],
-    "properties": {"email": {"type": ["boolean", "null"]}},
-    "additionalProperties": False,
-}
 
 
 def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
@@ -89,22 +63,22 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
     converter: Any = plugin.converter  # set by APISpec
-    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA}))
+    key = {"type": "string", "enum": list(kinds)}
+    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindField: key}))
     for name, description in TAGS.items():
         spec.tag({"name": name, "description": description})
     for name, scheme in SECURITY.items():
         spec.components.security_scheme(name, scheme)
-    for name, schema in component_schemas(id_type).items():
+    fields = CreateSchema(id_type, kinds).fields
+    created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
+    for name, schema in component_schemas(id_type, created).items():
         spec.components.schema(name, schema)
     for route in routes:
         operation = _operation(described[f"{route.method} {route.path}"])
         operation["operationId"] = route.handler.__name__.strip("_")
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
-    schemas = document["components"]["schemas"]
-    schemas["Create"] |= ONE_OR_MANY
-    names = [EVERY_KIND, *(kind.name for kind in kinds.values() if kind.email)]
-    schemas["Preferences"] |= {"propertyNames": {"enum": names}, "additionalProperties": PREFERENCE}
+    document["components"]["schemas"]["Preferences"] |= preferences(kinds)
     _fill_in_examples(document)
     return document
 
@@ -120,6 +94,11 @@ def _fill_in_examples(document: JSONObject) -> None:
 
 def _name(schema: type[Schema] | Schema) -> str:
     return (schema if isinstance(schema, type) else type(schema)).__name__.removesuffix("Schema")
+
+
+def _present(schema: JSONObject) -> JSONObject:
+    """Return the schema of a field that is left out instead of being null."""
+    return schema | ({"type": schema["type"][0]} if isinstance(schema["type"], list) else {})
 
 
 def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..., JSONObject]:
@@ -145,8 +124,9 @@ def _operation(operation: Operation) -> JSONObject:
         ],
         "responses": {status: _answer(answer) for status, answer in operation.answers.items()} | _problems(operation),
     }
-    if operation.body:
-        content = {"application/json": {"schema": operation.body, "examples": _examples(operation.examples)}}
+    if operation.bodies:
+        schema = {"oneOf": [*operation.bodies]} if len(operation.bodies) > 1 else operation.bodies[0]
+        content = {"application/json": {"schema": schema, "examples": _examples(operation.examples)}}
         described["requestBody"] = {"required": operation.needs_body, "content": content}
     return {name: value for name, value in described.items() if value}
 
@@ -169,7 +149,7 @@ def _examples(values: Mapping[str, Any]) -> JSONObject:
 def _problems(operation: Operation) -> JSONObject:
     """Describe the problems by status: the details as a list, and an example of each."""
     by_status = attrgetter("status")
-    problems = sorted((BY_EXCEPTION[exception] for exception in operation.problems), key=by_status)
+    problems = sorted((problem for problem in PROBLEMS if problem.exception in operation.problems), key=by_status)
     responses = {}
     for status, group in groupby(problems, key=by_status):
         same = list(group)
@@ -200,6 +180,6 @@ def _example(problem: Problem, operation: Operation) -> JSONObject:
 def _validation_error(operation: Operation) -> ValidationError:
     """Return what an invalid request really raises."""
     errors: JSONObject = {}
-    for schema in filter(None, (operation.body, operation.query)):
+    for schema in filter(None, (*operation.bodies[:1], operation.query)):
         errors |= schema.validate(INVALID_REQUEST)
     return ValidationError(errors)

@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from swagger_ui_bundle import swagger_ui_path
 
+from api.answers import json_line
 from api.openapi import DOCUMENT
-from api.problem import json_line
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
 
@@ -86,7 +86,7 @@ async def docs(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the OpenAPI document."""
-    return web.json_response(request.app[DOCUMENT].get(), dumps=json_line)
+    return web.json_response(request.app[DOCUMENT](), dumps=json_line)
 
 
 def _serving(file: File) -> Handler:

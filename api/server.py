@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -12,13 +15,16 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from api.admission import Admission
+from api.answers import answer_before_body
 from api.hub import HUB
 from api.middleware import DRAINING
-from api.problems import HEADER_LIMIT, render
+from api.problems import HEADER_LIMIT, TooManyConnections, render
 from config import descriptors
 from ops.listening import bind, cease, listen
+from ops.logs import Throttle
 from settings import Settings
+
+log = logging.getLogger("notifier.http")
 
 OPTIONS: Final[Mapping[str, Any]] = {
     "auto_decompress": False,  # a small body may inflate to any size
@@ -38,8 +44,72 @@ STOP_LIMIT: Final = 7.7
 """Seconds after SIGTERM in which the process ends, whatever hangs. Docker waits for 10 s."""
 
 
+REFUSING: Final = 32
+"""Connections that are being refused at once. The oldest is broken when there are more: it may never say anything."""
+REFUSAL_TIMEOUT: Final = 2.0
+"""Seconds in which a client must send its request and take the refusal."""
+USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
+USER_TIMEOUT_MS: Final = 30_000
+"""Milliseconds for which sent bytes may stay unacknowledged, or not be taken. The kernel's default is 15 minutes."""
+EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Admission:
+    """Refuses connections while descriptors are few: those whose own is `last` or higher."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.refusing: dict[Connection, None] = {}
+        self._throttle = Throttle()
+
+    def refuse(self, connection: Connection) -> None:
+        """Break a connection soon, whatever its client does until then."""
+        self._complain("connections are refused, as the process has nearly as many files open as it may (ulimit -n)")
+        self.refusing[connection] = None
+        if len(self.refusing) > REFUSING:
+            next(iter(self.refusing)).abort()
+        asyncio.get_running_loop().call_later(REFUSAL_TIMEOUT, connection.abort)
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle an error that asyncio meets, as the loop's exception handler. Of accept(2) it has one a second."""
+        exc = context.get("exception")
+        if isinstance(exc, OSError) and exc.errno in EXHAUSTED and "socket" in context:
+            self._complain("no connection can be accepted, as the process may open no more files (ulimit -n)")
+        else:
+            loop.default_exception_handler(context)
+
+    def _complain(self, sentence: str) -> None:
+        if self._throttle.allows(sentence):
+            log.error("%s", sentence)
+
+
 class Connection(web.RequestHandler):
     """A client's connection. What is refused before its resource is known is answered as a problem, too."""
+
+    def __init__(self, admission: Admission, server: web.Server, **options: Any) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._admission = admission
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve the connection, or wait for its request to refuse it: a client loses an answer that comes earlier."""
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if USER_TIMEOUT:
+            connection.setsockopt(socket.IPPROTO_TCP, USER_TIMEOUT, USER_TIMEOUT_MS)
+        if connection.fileno() >= self._admission.last:
+            self._request_handler = _refuse
+            self._admission.refuse(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Make room for another one."""
+        self._admission.refusing.pop(self, None)
+        super().connection_lost(exc)
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._admission.refusing.pop(self, None)
+        if self.transport:
+            self.transport.abort()
 
     def handle_error(
         self,
@@ -50,10 +120,21 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Return the answer. Raises `ConnectionError` if another has begun."""
         super().handle_error(request, status, exc, message)
-        response = render(exc if isinstance(exc, Exception) else Exception())
-        response.headers["Server"] = "notifier"  # without one, aiohttp tells its version
-        response.force_close()
-        return response
+        return _closing(exc if isinstance(exc, Exception) else Exception())
+
+
+def _closing(exc: Exception) -> web.Response:
+    """Return the answer to a request that no middleware has seen, after which its connection is closed."""
+    response = render(exc)
+    response.headers["Server"] = "notifier"  # without one, aiohttp tells its version
+    response.force_close()
+    return response
+
+
+async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
+    response = _closing(TooManyConnections())
+    await answer_before_body(request, response)
+    return response
 
 
 async def serve(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
@@ -65,12 +146,11 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     host, port = settings.host, settings.port
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
     options = {**OPTIONS, "access_log": None, "keepalive_timeout": settings.keep_alive_seconds}
+    admission = Admission(descriptors.for_clients())
+    loop.set_exception_handler(admission.handle)
 
-    def protocol() -> asyncio.BaseProtocol:
-        return Connection(cast("web.Server", runner.server), loop=loop, **options)  # it is there once that is set up
-
-    admission = Admission(protocol, descriptors.for_clients())
-    asyncio.get_running_loop().set_exception_handler(admission.handle)
+    def connection() -> Connection:
+        return Connection(admission, cast("web.Server", runner.server), **options)  # it is there once that is set up
 
     def end() -> None:
         if runner.server:
@@ -81,7 +161,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     _on_sigterm(end)
     if is_worker:
         _end_with_supervisor()
-    server = await bind(admission, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
+    server = await bind(connection, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
     try:
         await runner.setup()
         await listen(server, host, port)
@@ -90,7 +170,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
         app[DRAINING].set()  # from now on every answer closes its connection
         app[HUB].close()
         await asyncio.sleep(UNREADY_PERIOD)
-        await cease(server, admission)
+        await cease(server, connection)
         await asyncio.sleep(LAST_REQUESTS_PERIOD)
     finally:
         server.close()

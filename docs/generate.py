@@ -19,8 +19,7 @@ import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
 from api.components import INVALID_REQUEST  # noqa: E402
-from api.operation import Operation  # noqa: E402
-from api.operations import operations  # noqa: E402
+from api.operations import Operation, operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
 from mail.suppression import CODES  # noqa: E402

@@ -14,7 +14,7 @@ from bson import ObjectId
 
 from api.auth import LEEWAY
 from api.hub import HUB
-from api.sse import KEEP_ALIVE
+from api.stream import KEEP_ALIVE
 from settings import Settings
 from tests.client import DB, KEY, OTHER, PROTECTED, USER, Client, create, list_, metric, problem, settled, token
 from tests.fixtures import Start

@@ -7,8 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
-from typing import cast
+from dataclasses import asdict
 
 from marshmallow import ValidationError
 
@@ -187,11 +186,11 @@ def notification(options: argparse.Namespace, settings: Settings) -> Create:
     headers = {} if key is None else {"Idempotency-Key": key}
     schemas = Schemas(settings.id_type, settings.kinds)
     try:
-        new, key_header = load_both(schemas.create, given | {"data": data}, schemas.create_headers, headers)
+        fields, idempotency = load_both(schemas.create, given | {"data": data}, schemas.create_headers, headers)
     except ValidationError as exc:
         faults = "; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items())
         raise BadInput(faults) from None
-    return replace(cast("Create", new), **key_header)
+    return Create(**fields, **idempotency)
 
 
 def preview_email(options: argparse.Namespace, settings: Settings) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
 from typing import Final
 
 from aiohttp import web
@@ -27,7 +25,7 @@ from mongo.errors import StoreError
 from mongo.fan_out import incomplete
 from mongo.page import Page
 from mongo.preferences import wants_email
-from mongo.requests import CreateMany, ListQuery, Selection
+from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.kinds import describe_kinds
 from ops.logs import Throttle
 from ops.metrics import CONTENT_TYPE, METRICS, Metrics
@@ -55,10 +53,12 @@ async def create(request: web.Request) -> web.Response:
     body, headers = await read_object(request), single_values(request.headers, "Idempotency-Key")
     schemas = request.app[SCHEMAS]
     if "user_ids" in body and "user_id" not in body:
-        (user_ids, new), key = load_both(schemas.create_many, body, schemas.create_many_headers, headers)
-        return await _create_many(request, CreateMany(user_ids, replace(new, origin=request[ORIGIN], **key)))
-    new, key = load_both(schemas.create, body, schemas.create_headers, headers)
-    created = await request.app[STORE].create(replace(new, origin=request[ORIGIN], **key))
+        fields, key = load_both(schemas.create_many, body, schemas.create_many_headers, headers)
+        user_ids = fields.pop("user_ids")
+        return await _create_many(request, CreateMany(user_ids, Create("", **fields, **key, origin=request[ORIGIN])))
+    fields, key = load_both(schemas.create, body, schemas.create_headers, headers)
+    new = Create(**fields, **key, origin=request[ORIGIN])
+    created = await request.app[STORE].create(new)
     if new.kind.email and new.kind.window is None:
         _emails_owed(request, [created.outcome])
     return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
@@ -85,7 +85,7 @@ async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
 async def list_(request: web.Request) -> web.Response:
     """Return a page of a user's notifications and the counts, or 304 to a client that has them already."""
     caller = identify(request, Scope.INBOX)
-    query: ListQuery = request.app[SCHEMAS].list.load(single_values(request.query))
+    query = ListQuery(**request.app[SCHEMAS].list.load(single_values(request.query)))
     caller.must_act_for(query.user_id)
     in_flight = request.app[IN_FLIGHT]
     size = await in_flight.take(query.user_id, query.limit)
@@ -133,9 +133,11 @@ async def delete(request: web.Request) -> web.Response:
 
 def _selection(request: web.Request) -> Selection:
     caller = identify(request, Scope.INBOX)
-    selection: Selection = request.app[SCHEMAS].selection.load(single_values(request.query))
-    caller.must_act_for(selection.user_id)
-    return selection
+    values = request.app[SCHEMAS].selection.load(single_values(request.query))
+    user_id = values.pop("user_id")
+    caller.must_act_for(user_id)
+    ((field, value),) = values.items()
+    return Selection(user_id) if field == "all" else Selection(user_id, field, value)
 
 
 def _answer_found(selection: Selection, *, found: bool) -> web.Response:
@@ -160,8 +162,9 @@ async def change_preferences(request: web.Request) -> web.Response:
     """Set which e-mails a user wants, and return the same."""
     caller, schemas = identify(request, Scope.INBOX), request.app[SCHEMAS]
     body = await read_object(request)
-    changes, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
+    wanted, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
     caller.must_act_for(user["user_id"])
+    changes = {name: value and value["email"] for name, value in wanted.items()}
     return _preferences(request, await request.app[STORE].preferences.change(user["user_id"], changes))
 
 
@@ -279,7 +282,7 @@ def setup(app: web.Application, settings: Settings) -> None:
     app[IN_FLIGHT] = InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
     app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
-    app[openapi.DOCUMENT] = cache(partial(openapi.describe, ROUTES, kinds, id_type))
+    app[openapi.DOCUMENT] = openapi.Document(ROUTES, kinds, id_type)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
     app.add_routes(ROUTES)
 

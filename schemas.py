@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from api.fields import (
     IdsField,
     JSONBoolean,
     KindField,
+    KindNameField,
     QueryBoolean,
     QueryInteger,
     RequestSchema,
@@ -29,7 +30,6 @@ from api.fields import (
 from config.ids import IdType
 from mongo.document import RECENT_LIMIT
 from mongo.preferences import EVERY_KIND
-from mongo.requests import Create, ListQuery, Selection
 from ops.kinds import Kinds
 
 PAGE_LIMIT: Final = 1000
@@ -57,19 +57,21 @@ class CreateSchema(RequestSchema):
     """The body of `POST /create` for one user."""
 
     user_id = IdField(required=True, metadata=USER_ID)
-    target_id = IdField(allow_none=True, metadata={"description": "What the notification is about."})
-    key = KindField(required=True, metadata={"description": "The kind of notification: one of `GET /kinds`."})
+    target_id = IdField(
+        allow_none=True,
+        metadata={"description": "What the notification is about.", "examples": ["0399ea67638f394d4b7243fc"]},
+    )
+    key = KindField(
+        attribute="kind", required=True, metadata={"description": "The kind of notification: one of `GET /kinds`."}
+    )
     data = DataField(
         allow_none=True,
         metadata={
             "description": f"Returned by `/list` unchanged. At most {DATA_LIMIT // 1024} KiB of JSON and {DATA_DEPTH} "
-            "levels deep. Names do not start with `$` or contain NUL; integers fit in 64 bits."
+            "levels deep. Names do not start with `$` or contain NUL; integers fit in 64 bits.",
+            "examples": [{"some_field": "some_value"}],
         },
     )
-
-    def make(self, values: dict[str, Any]) -> Any:
-        """Return a `Create`."""
-        return Create(kind=self.kinds[values.pop("key")], **values)
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: object) -> None:
         """Say of both `user_id` and `user_ids` that one is too many."""
@@ -81,7 +83,7 @@ class ListSchema(QuerySchema):
     """The query of `GET /list`."""
 
     user_id = IdField(required=True, metadata=USER_ID)
-    key = KindField(metadata={"description": "Only those of this kind."})
+    key = KindNameField(metadata={"description": "Only those of this kind."})
     skip = QueryInteger(
         load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to skip."}
     )
@@ -92,17 +94,14 @@ class ListSchema(QuerySchema):
     )
     is_new = QueryBoolean(metadata={"description": "`true` lists only the unread, `false` only the read."})
 
-    def make(self, values: dict[str, Any]) -> ListQuery:
-        """Return a `ListQuery`."""
-        return ListQuery(**values)
-
 
 class SelectionSchema(QuerySchema):
     """The query of `POST /read`, `/unread` and `/delete`: a user and one selector."""
 
     user_id = IdField(required=True, metadata=USER_ID)
-    key = KindField(metadata={"description": "Only those of this kind."})
+    key = KindNameField(metadata={"description": "Only those of this kind."})
     notification_id = mf.String(
+        attribute="id",
         validate=[validate.Length(1, 128), _encodable],
         metadata={"description": "The one with this `id`."},
     )
@@ -117,17 +116,6 @@ class SelectionSchema(QuerySchema):
         if len(given) != 1:
             message = f"Give exactly one of {', '.join(SELECTORS)}."
             raise ValidationError({name: [message] for name in given or ["notification_id"]})
-
-    def make(self, values: dict[str, Any]) -> Selection:
-        """Return a `Selection`."""
-        user_id = values.pop("user_id")
-        ((name, value),) = values.items()
-        match name:
-            case "all":
-                return Selection(user_id)
-            case "notification_id":
-                return Selection(user_id, "id", value)
-        return Selection(user_id, name, value)
 
 
 class UserSchema(QuerySchema):
@@ -153,11 +141,6 @@ class CreateManySchema(CreateSchema):
             "uniqueItems": True,
         },
     )
-
-    def make(self, values: dict[str, Any]) -> tuple[Sequence[str], Create]:
-        """Return the users, and what to create for each."""
-        user_ids = values.pop("user_ids")
-        return user_ids, super().make({"user_id": "", **values})
 
 
 # OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
@@ -189,7 +172,7 @@ class CreateManyHeaders(QuerySchema):
 
 
 class PreferencesSchema(RequestSchema):
-    """The body of `POST /preferences`: whether e-mails are wanted, by kind; loaded as `True`, `False` or `None`."""
+    """The body of `POST /preferences`: whether e-mails are wanted, by kind."""
 
     class Meta:
         """The names are those of the kinds."""
@@ -201,10 +184,6 @@ class PreferencesSchema(RequestSchema):
         faults = {name: fault for name, value in original.items() if (fault := self._fault(name, value))}
         if faults:
             raise ValidationError({name: [fault] for name, fault in islice(faults.items(), UNKNOWN_LIMIT)})
-
-    def make(self, values: dict[str, Any]) -> Mapping[str, bool | None]:
-        """Return what is wanted, by kind."""
-        return {name: value and value["email"] for name, value in values.items()}
 
     def _fault(self, name: str, value: object) -> str | None:
         emailed = {kind.name: kind for kind in self.kinds.values() if kind.email}

@@ -6,7 +6,7 @@ A route without an operation is a `KeyError`, so nothing can be described in par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -28,7 +28,7 @@ from api.components import (
     preferences,
     ref,
 )
-from api.fields import DataField, IdField, KindField
+from api.fields import DataField, IdField, KindNameField
 from api.operations import TAGS, Answer, Operation, operations
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import IdType
@@ -38,8 +38,6 @@ from mongo.fan_out import Incomplete, NotYetComplete
 from ops.kinds import Kinds
 from schemas import CreateSchema
 
-DOCUMENT: Final[web.AppKey[Callable[[], JSONObject]]] = web.AppKey("DOCUMENT")
-"""Makes the document when it is first asked for, which hardly any process ever is."""
 VERSION: Final = "0.1.0"
 ABOUT: Final = (
     "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "
@@ -64,7 +62,7 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
     converter: Any = plugin.converter  # set by APISpec
     key = {"type": "string", "enum": list(kinds)}
-    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindField: key}))
+    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
     for name, description in TAGS.items():
         spec.tag({"name": name, "description": description})
     for name, scheme in SECURITY.items():
@@ -81,6 +79,25 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
     document["components"]["schemas"]["Preferences"] |= preferences(kinds)
     _fill_in_examples(document)
     return document
+
+
+@dataclass(slots=True)
+class Document:
+    """The document of a service, made when it is first asked for, which hardly any process ever is."""
+
+    routes: Iterable[web.RouteDef]
+    kinds: Kinds
+    id_type: IdType
+    made: JSONObject | None = None
+
+    def get(self) -> JSONObject:
+        """Return the document."""
+        if self.made is None:
+            self.made = describe(self.routes, self.kinds, self.id_type)
+        return self.made
+
+
+DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
 
 
 def _fill_in_examples(document: JSONObject) -> None:
@@ -105,7 +122,7 @@ def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..
     """Return what tells apispec the schemas of our own fields."""
 
     def describe_field(_converter: object, own: Field[Any], **_: object) -> JSONObject:
-        known = schemas.get(type(own), {})
+        known = next((schema for class_, schema in schemas.items() if isinstance(own, class_)), {})
         return known | {"type": [known["type"], "null"]} if known and own.allow_none else known
 
     return describe_field

@@ -11,7 +11,7 @@ from marshmallow import Schema, ValidationError
 
 from api import auth, body, stream, unsubscribe
 from api.answers import TooMuchInFlight
-from api.components import CREATED_HEADERS, ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
+from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, ref
 from api.problems import NoSuchNotification
 from api.stream import KEEP_ALIVE
 from config.ids import IdType
@@ -177,7 +177,8 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
     """Describe a create, with examples of a body with the fields that must be there, and of one with all."""
     emailed = next((name for name, kind in schemas.kinds.items() if kind.email), next(iter(schemas.kinds)))
     kept = next((name for name, kind in schemas.kinds.items() if kind.in_app), next(iter(schemas.kinds)))
-    all_fields = {name: NOTIFICATION[name] for name in schemas.create.fields} | {"key": kept}
+    fields = schemas.create.fields.items()
+    all_fields = {"key": kept} | {name: field.metadata["examples"][0] for name, field in fields if name != "key"}
     return {
         "POST /create": Operation(
             tag="Notifications",

@@ -86,7 +86,7 @@ async def docs(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the OpenAPI document."""
-    return web.json_response(request.app[DOCUMENT](), dumps=json_line)
+    return web.json_response(request.app[DOCUMENT].get(), dumps=json_line)
 
 
 def _serving(file: File) -> Handler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import sys
@@ -19,7 +20,10 @@ import handlers
 from api import openapi
 from api.openapi import VERSION
 from config.ids import IdType
+from mongo.document import OPTIONAL_FIELDS
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
+from schemas import CreateSchema
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS
 from tests.client import KEY, ROOT, USER, Client, create
@@ -50,6 +54,16 @@ def test_the_description_of_string_ids_is_valid_and_its_examples_conform() -> No
     validator = Draft202012Validator(body["schema"] | {"components": document["components"]})
     for example in body["examples"].values():
         validator.validate(example["value"])
+
+
+def test_a_field_of_a_create_is_in_every_place() -> None:
+    given = {"user_id": USER, "key": "new_post"}
+    fields = CreateSchema(IdType.OBJECTID, SPECIFIED).fields.keys() - given.keys()
+    assert fields == set(OPTIONAL_FIELDS) <= {field.name for field in dataclasses.fields(Create)}
+    assert fields <= DOCUMENT["components"]["schemas"]["Notification"]["properties"].keys()
+    assert all(f"| `{name}` | optional |" in (ROOT / "docs/api.md").read_text() for name in fields)
+    values: list[dict[str, Any]] = [{}, *({name: ["a value"]} for name in fields)]
+    assert len({Create(USER, SPECIFIED["new_post"], **value).fingerprint() for value in values}) == len(values)
 
 
 # --- its schemas and examples -----------------------------------------------------------------------

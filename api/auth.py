@@ -1,7 +1,7 @@
 """Who may call: a backend with a key, or one user's browser with a short-lived token (RFC 6750, RFC 7519).
 
-A key of `API_KEYS` opens what its scopes say, for every user; one without scopes opens everything. A token signed with
-one of `USER_TOKEN_SECRETS` opens what concerns the user in its `sub`. Without `API_KEYS` the API is open to anyone.
+A key in `API_KEYS` allows what its scopes say, for every user, or everything if it has none. A token signed with one of
+`USER_TOKEN_SECRETS` allows what concerns the user in its `sub`. Without `API_KEYS`, anyone may do everything.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
 LEEWAY: Final = 30
 """Seconds by which the clocks of the signer and of this machine may differ."""
 OF_STATUS: Final = "notifier: status"
-"""What the key is derived for that signs the token with which `status` reads the metrics, and the token's `sub`."""
+"""The `sub` of the token with which `status` reads the metrics. The secret that signs it is derived with this, too."""
 STATUS_TTL: Final = 60
 """Seconds."""
 
 
 class Refused(Exception):
-    """Base of the reasons why a caller may not do what it asks for. The message is what a log calls the caller."""
+    """Base of the reasons to refuse a caller. The message is the caller's name for the log."""
 
 
 class Unauthenticated(Refused):
-    """Base of the reasons why the caller is not known. `error` is RFC 6750's code for `WWW-Authenticate`."""
+    """Base of the reasons why a caller is unknown. `error` is RFC 6750's code for `WWW-Authenticate`."""
 
     error = ""
 
@@ -68,7 +68,7 @@ class OutOfScope(Refused):
 
 
 class ForeignPage(Exception):
-    """A browser calls for a page of another site, and no key protects the service."""
+    """A page of another site calls from a browser, and no key protects the service."""
 
 
 class OtherUser(Refused):
@@ -79,7 +79,7 @@ class OtherUser(Refused):
 class Caller:
     """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds).
 
-    `name` is for the log. It has no credential in it.
+    `name` is for the log, and contains no credential.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Reading a request: its JSON body, and its query and headers as values to validate.
+"""Reading a request: its JSON body, its query and its headers, as values to validate.
 
 JSON here is that of RFC 8259, more strictly than `json.loads` reads it.
 """
@@ -19,40 +19,36 @@ from mongo.document import JSONObject
 BODY_LIMIT: Final = 64 * 1024
 """Bytes of a request body."""
 BODY_TIMEOUT: Final = 30.0
-"""Seconds in which the body must arrive."""
+"""Seconds."""
 BOM: Final = "\N{ZERO WIDTH NO-BREAK SPACE}"
 CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
-class BadBody(Exception):
-    """Base of the reasons why a body is not a JSON object."""
+class WrongCharset(Exception):
+    """The Content-Type declares a charset that JSON does not have."""
 
 
-class WrongCharset(BadBody):
-    """The Content-Type declares another charset than that of JSON."""
-
-
-class Compressed(BadBody):
+class Compressed(Exception):
     """The body is compressed, which only a proxy may undo: a small body may inflate to any size."""
 
 
-class NotUTF8(BadBody):
+class NotUTF8(Exception):
     """The body is not UTF-8."""
 
 
-class NotJSON(BadBody):
+class NotJSON(Exception):
     """The body is not JSON. The message says why, as part of a sentence."""
 
 
-class NotAnObject(BadBody):
+class NotAnObject(Exception):
     """The body is JSON, but not an object."""
 
 
-class BrokenBody(BadBody):
+class BrokenBody(Exception):
     """The client closed the connection before it had sent the whole body."""
 
 
-class BodyTooSlow(BadBody):
+class BodyTooSlow(Exception):
     """The body did not arrive in time."""
 
 
@@ -60,9 +56,7 @@ async def read_object(request: web.Request) -> Mapping[str, Any]:
     """Read the body as a JSON object, whatever its media type.
 
     JSON between systems is UTF-8 without a byte order mark (RFC 8259, section 8.1), so another declared charset is
-    refused.
-
-    Raises `BadBody`, and aiohttp's `HTTPRequestEntityTooLarge`.
+    refused. Raises the exceptions above, and aiohttp's `HTTPRequestEntityTooLarge`.
     """
     if any(coding.strip().lower() not in {"", "identity"} for coding in request.headers.getall("Content-Encoding", [])):
         raise Compressed
@@ -125,9 +119,9 @@ DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_
 
 
 def single_values(values: MultiMapping[str], *names: str) -> dict[str, object]:
-    """Return the values of these names, or of all. A repeated name has a list, which no field accepts.
+    """Return the values of these names, or of all. A repeated name gets a list, which no field accepts.
 
-    Which of several values was meant must not be guessed. Headers are looked up by name, as theirs come in any case.
+    Headers must be looked up by name, since clients write them in any case.
     """
     lists = {name: values.getall(name, []) for name in names or set(values)}
     return {name: items[0] if len(items) == 1 else items for name, items in lists.items() if items}

@@ -12,7 +12,7 @@ from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from mongo.changes import Inbox
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.preferences import EVERY_KIND
-from ops.kinds import Kinds
+from ops.kinds import TYPES, Kinds
 
 
 def ref(name: str) -> JSONObject:
@@ -71,28 +71,20 @@ COUNTS: Final = {
     "new": _count("How many of them are unread."),
     "unseen": _count("How many unread ones came since `/seen`; absent before its first call."),
 }
-TEXTS: Final = _typed("object", "The same by language.") | {"additionalProperties": {"type": "string"}}
 REASONS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 DATA: Final = {
     "type": "object",
     "propertyNames": {"pattern": r"^(?!\$)[^\u0000]*$"},
     "additionalProperties": {"minimum": -INT64_MAX - 1, "maximum": INT64_MAX},
 }
-"""The rules for `data` hold at every level. A recursive schema could say so, but client generators choke on one."""
-KIND: Final = {
-    "in_app": _typed("boolean", "Whether it is kept for `/list`."),
-    "email": _typed("boolean", "Whether it is e-mailed."),
-    "required": _typed("boolean", "Whether the user cannot opt out."),
-    "label": _typed("string", "What the bell says, with placeholders."),
-    "url": _typed("string", "Where a click leads, with placeholders."),
-    "labels": TEXTS,
-    "name": _typed("string", "What settings call it."),
-    "names": TEXTS,
-    "icon": _typed("string", "An emoji, an https address, or a path."),
-    "email_after": _typed("string", "How long an e-mail waits, such as `10m`."),
-    "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
-    "collapse": _typed("boolean", "A new one replaces the unread one of its target."),
+"""The rules for `data` apply at every level, but client generators cannot read a recursive schema."""
+BY_TYPE: Final[Mapping[type, JSONObject]] = {
+    bool: {"type": "boolean"},
+    str: {"type": "string"},
+    dict: {"type": "object", "additionalProperties": {"type": "string"}},
 }
+KIND: Final = {setting: BY_TYPE[type_] for setting, (type_, _) in TYPES.items() if setting != "priority"}
+"""What pages are told of a kind: its settings in `KINDS_FILE` but for the priority of its e-mails."""
 PREFERENCE: Final = {
     "email": _typed("boolean", "Whether e-mails of this kind are sent."),
     "required": _typed("boolean", "Whether the user cannot opt out."),
@@ -165,7 +157,7 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
         "Page": _answer(_object(page, "unseen")),
         "Inbox": _object({**COUNTS, "latest": latest}, "unseen"),
         "Kinds": _answer({"type": "object", "additionalProperties": ref("Kind")}),
-        "Kind": _object(KIND, *(name for name in KIND if name not in {"in_app", "email", "required"})),
+        "Kind": _object(KIND, *(KIND.keys() - {"in_app", "email", "required"})),
         "UserPreferences": _answer({"type": "object", "additionalProperties": ref("UserPreference")}),
         "UserPreference": _object(PREFERENCE),
         "Suppressed": _answer(_object({"suppressed": {"type": "boolean"}})),

@@ -1,8 +1,8 @@
-"""All streams of a process, and what they are sent when their users' notifications change.
+"""All streams of a process: they are sent an event when the notifications of their users change.
 
-While there are streams, one MongoDB change stream serves all of them. After a change, the streams of its user are
-pending; the inboxes of all pending users are read together; and each stream holds at most one event, the newest. So
-nothing grows with the number of changes, nor with how slowly a client reads.
+While there are streams, one MongoDB change stream serves all of them. A change makes the streams of its user pending.
+The inboxes of all pending users are read together, and each stream holds only the newest event. So memory depends
+neither on the number of changes nor on how slowly a client reads.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ log = logging.getLogger("notifier.streams")
 STREAMS_PER_USER: Final = 8
 """Streams of one user in one process."""
 FIRST_EVENT_TIMEOUT: Final = 10.0
-"""Seconds in which a new stream must have its first event: as long as an operation is repeated."""
+"""Seconds for the first event of a new stream: the deadline of any operation."""
 GONE_INTERVAL: Final = 1.0
-"""Seconds between two checks for clients that have gone: aiohttp tells a handler only when it writes."""
+"""Seconds between two checks for clients that have left, which aiohttp reports only when a handler writes."""
 READ_PAUSE: Final = 0.02
-"""Seconds between two queries. Under load more users share one; a single change does not wait."""
+"""Seconds between two queries, so that under load users share one. A single change does not wait."""
 READ_LIMIT: Final = 100
-"""Users whose inboxes one query reads."""
+"""Inboxes in one query."""
 BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
-"""Shortest and longest pause, in seconds, after a failure of MongoDB. It doubles."""
+"""Seconds to pause after a failure of MongoDB: the first time, and at most. The pause doubles."""
 EMPTY: Final = Inbox()
 """The inbox of a user without a document."""
 
 
 @dataclass(slots=True)
 class Pending:
-    """The streams of a user that are to be sent an event, and when the first change that it reports was written."""
+    """Streams of a user that await an event, and when the first change that it reports was written."""
 
     streams: set[Stream]
     at: datetime | None
@@ -71,7 +71,7 @@ class Hub:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve streams meanwhile."""
+        """Serve streams within the block."""
         tasks = [asyncio.create_task(_forever(turn)) for turn in (self._follow, self._read, self._drop_gone)]
         try:
             yield
@@ -81,13 +81,13 @@ class Hub:
             await asyncio.wait(tasks)
 
     def close(self) -> None:
-        """End every stream at once and refuse new ones: their clients find another process."""
+        """End every stream and refuse new ones, so that their clients turn to another process."""
         self._stopping = True
         self._end(self._all(), Stopping)
 
     @asynccontextmanager
     async def listen(self, user_id: str, is_gone: Callable[[], bool]) -> AsyncIterator[Stream]:
-        """Open a stream of the user's inbox that has its first event. `is_gone` tells whether the client has left.
+        """Open a stream of the user's inbox, and wait for its first event. `is_gone` tells whether the client has left.
 
         Raises `StreamEnd`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
         """
@@ -127,7 +127,7 @@ class Hub:
     # --- from the change stream to the streams -------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Mark the streams whose inboxes change as pending, while there are streams."""
+        """While there are streams, mark those as pending whose inboxes change."""
         await self._any_stream.wait()
         try:
             await self._follow_changes()

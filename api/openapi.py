@@ -43,13 +43,11 @@ ABOUT: Final = (
     "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "
     "[RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)."
 )
-
-
 INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
     Incomplete: Incomplete({7: UnknownUser()}),
     NotYetComplete: NotYetComplete({7: OutboxFull()}),
 }
-"""Examples of requests for many users that failed for one."""
+"""Creates for many users that failed for one, as examples."""
 
 
 def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
@@ -63,17 +61,18 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
     converter: Any = plugin.converter  # set by APISpec
     key = {"type": "string", "enum": list(kinds)}
     converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
-    for name, description in TAGS.items():
-        spec.tag({"name": name, "description": description})
+    for tag in TAGS:
+        spec.tag({"name": tag})
     for name, scheme in SECURITY.items():
         spec.components.security_scheme(name, scheme)
     fields = CreateSchema(id_type, kinds).fields
     created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
     for name, schema in component_schemas(id_type, created).items():
         spec.components.schema(name, schema)
+    tag_of = {path: tag for tag, paths in TAGS.items() for path in paths}
     for route in routes:
         operation = _operation(described[f"{route.method} {route.path}"])
-        operation["operationId"] = route.handler.__name__.strip("_")
+        operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [tag_of[route.path]]}
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
     document["components"]["schemas"]["Preferences"] |= preferences(kinds)
@@ -83,7 +82,7 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
 
 @dataclass(slots=True)
 class Document:
-    """The document of a service, made when it is first asked for, which hardly any process ever is."""
+    """The document of a service. It is made on the first request for it, which most processes never get."""
 
     routes: Iterable[web.RouteDef]
     kinds: Kinds
@@ -101,7 +100,7 @@ DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
 
 
 def _fill_in_examples(document: JSONObject) -> None:
-    """Give parameters the examples of their schemas: Swagger UI fills in only what the parameter itself has."""
+    """Copy the examples of schemas to their parameters: Swagger UI fills in only those."""
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
@@ -114,12 +113,12 @@ def _name(schema: type[Schema] | Schema) -> str:
 
 
 def _present(schema: JSONObject) -> JSONObject:
-    """Return the schema of a field that is left out instead of being null."""
+    """Return the schema of a field that is absent rather than null."""
     return schema | ({"type": schema["type"][0]} if isinstance(schema["type"], list) else {})
 
 
 def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..., JSONObject]:
-    """Return what tells apispec the schemas of our own fields."""
+    """Return a function that tells apispec the schemas of our own fields."""
 
     def describe_field(_converter: object, own: Field[Any], **_: object) -> JSONObject:
         known = next((schema for class_, schema in schemas.items() if isinstance(own, class_)), {})
@@ -130,7 +129,6 @@ def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..
 
 def _operation(operation: Operation) -> JSONObject:
     described: JSONObject = {
-        "tags": [operation.tag],
         "summary": operation.summary,
         "description": operation.description,
         "security": [{caller: []} for caller in operation.callers],
@@ -164,20 +162,15 @@ def _examples(values: Mapping[str, Any]) -> JSONObject:
 
 
 def _problems(operation: Operation) -> JSONObject:
-    """Describe the problems by status: the details as a list, and an example of each."""
+    """Describe the problems by status, with an example of each."""
     by_status = attrgetter("status")
     problems = sorted((problem for problem in PROBLEMS if problem.exception in operation.problems), key=by_status)
     responses = {}
     for status, group in groupby(problems, key=by_status):
         same = list(group)
-        details = [problem.meaning for problem in same]
+        details = "\n".join(f"- {problem.meaning}" for problem in same)
         described = _answer(
-            Answer(
-                description=details[0] if len(details) == 1 else "\n".join(f"- {detail}" for detail in details),
-                schema=ref("Problem"),
-                media_type=MEDIA_TYPE,
-                headers=PROBLEM_HEADERS.get(status, {}),
-            )
+            Answer(details, ref("Problem"), media_type=MEDIA_TYPE, headers=PROBLEM_HEADERS.get(status, {}))
         )
         described["content"][MEDIA_TYPE]["examples"] = {problem.name: _example(problem, operation) for problem in same}
         responses[status] = described
@@ -195,7 +188,7 @@ def _example(problem: Problem, operation: Operation) -> JSONObject:
 
 
 def _validation_error(operation: Operation) -> ValidationError:
-    """Return what an invalid request really raises."""
+    """Return the error that an invalid request really raises."""
     errors: JSONObject = {}
     for schema in filter(None, (*operation.bodies[:1], operation.query)):
         errors |= schema.validate(INVALID_REQUEST)

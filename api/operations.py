@@ -22,13 +22,14 @@ from mongo.fan_out import Incomplete, NotYetComplete
 from ops.kinds import Kinds, describe_kinds
 from schemas import SELECTORS, Schemas
 
-TAGS: Final = {
-    "Notifications": "Create, list and mark notifications.",
-    "Users": "What users decide, and what is known of their addresses.",
-    "Streams": "Follow a user's notifications live.",
-    "Operation": "Probes and metrics.",
-    "Documentation": "The API itself.",
+TAGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Notifications": ("/create", "/list", "/read", "/unread", "/delete", "/seen", "/kinds"),
+    "Users": ("/preferences", "/erase", "/suppress", "/u/{token}"),
+    "Streams": ("/stream",),
+    "Operation": ("/healthz", "/readyz", "/metrics"),
+    "Documentation": ("/openapi.json", "/docs"),
 }
+"""The chapters of the document, with the paths of their operations."""
 OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
 OF_BODIES: Final = (
     *(body.Compressed, body.WrongCharset, body.NotUTF8, body.NotJSON, body.NotAnObject, body.BodyTooSlow),
@@ -55,7 +56,6 @@ class Operation:
     `bodies` are the schemas of which its body has one. `raises` are the exceptions that do not follow from the rest.
     """
 
-    tag: str
     summary: str
     description: str = ""
     callers: tuple[str, ...] = ()
@@ -104,7 +104,6 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
     return {
         **_creating(schemas),
         "GET /list": Operation(
-            tag="Notifications",
             summary="List a user's notifications",
             description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
             callers=("key", "token"),
@@ -116,7 +115,6 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
         "POST /unread": _marking(schemas, "Mark notifications as unread", "They are unread."),
         "POST /delete": _marking(schemas, "Delete notifications", "They, and e-mails about them, are gone for good."),
         "POST /seen": Operation(
-            tag="Notifications",
             summary="Note that the inbox was seen",
             description="All that there is now has been seen, read or not. From the first call on, `/list` and the "
             "stream have `unseen`. Asking twice is not an error.",
@@ -127,7 +125,6 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
         ),
         **_of_users(schemas),
         "GET /stream": Operation(
-            tag="Streams",
             summary="Follow a user's notifications",
             description="Keeps the answer open and sends Server-Sent Events. An event `inbox` comes at once and again "
             "after each change of the user's notifications, whoever made it. Its data is an `Inbox`. Changes in quick "
@@ -141,35 +138,27 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                 changes.NotReplicated,
             ),
         ),
-        "GET /healthz": Operation(
-            tag="Operation", summary="Check that the process is alive", answers=_ok("It is alive.")
-        ),
+        "GET /healthz": Operation(summary="Check that the process is alive", answers=_ok("It is alive.")),
         "GET /readyz": Operation(
-            tag="Operation",
             summary="Check whether to send requests here",
             answers=_ok("MongoDB answers."),
             raises=(errors.Unavailable, stream.Stopping),
         ),
         "GET /metrics": Operation(
-            tag="Operation",
             summary="Read the metrics",
             callers=("key",),
             answers=_text("The metrics in Prometheus's text format.", "text/plain"),
         ),
         "GET /kinds": Operation(
-            tag="Notifications",
             summary="List the kinds of notification",
             description="What each does, and what pages say of it: its label, url, name and icon.",
             answers=_cached("The kinds by name.", "Kinds", describe_kinds(kinds)),
         ),
         "GET /openapi.json": Operation(
-            tag="Documentation",
             summary="Get this document",
             answers={200: Answer("The OpenAPI document.", {"type": "object"})},
         ),
-        "GET /docs": Operation(
-            tag="Documentation", summary="Read this document as a page", answers=_text("Swagger UI.", "text/html")
-        ),
+        "GET /docs": Operation(summary="Read this document as a page", answers=_text("Swagger UI.", "text/html")),
     }
 
 
@@ -178,10 +167,9 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
     emailed = next((name for name, kind in schemas.kinds.items() if kind.email), next(iter(schemas.kinds)))
     kept = next((name for name, kind in schemas.kinds.items() if kind.in_app), next(iter(schemas.kinds)))
     fields = schemas.create.fields.items()
-    all_fields = {"key": kept} | {name: field.metadata["examples"][0] for name, field in fields if name != "key"}
+    all_fields = {name: field.metadata["examples"][0] for name, field in fields if name != "key"} | {"key": kept}
     return {
         "POST /create": Operation(
-            tag="Notifications",
             summary="Create a notification",
             description="Keeps the notification for `/list`, owes the user an e-mail, or both, as `key` says. A "
             "missing user is created, unless `UNKNOWN_USERS` says otherwise. `user_ids` in place of `user_id` notifies "
@@ -210,7 +198,6 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
 def _marking(schemas: Schemas, summary: str, done: str) -> Operation:
     """Describe an operation on the notifications that its query selects."""
     return Operation(
-        tag="Notifications",
         summary=summary,
         description=f"Takes exactly one of {', '.join(f'`{name}`' for name in SELECTORS)}. Asking twice is not "
         "an error.",
@@ -229,7 +216,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
     unwanted = {kind.name: {"email": kind.required, "required": kind.required} for kind in emailed}
     return {
         "GET /preferences": Operation(
-            tag="Users",
             summary="Show which e-mails a user wants",
             description="Names every kind that is e-mailed. A user without a document has the default.",
             callers=("key", "token"),
@@ -237,7 +223,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             answers=_ok("The state, by kind.", "UserPreferences", SUCCESS | {"data": wanted}),
         ),
         "POST /preferences": Operation(
-            tag="Users",
             summary="Set which e-mails a user wants",
             description="Kinds that the body does not name stay as they are. `*` stands for every kind without a "
             "preference of its own. `null` restores the default. Opting out also stops e-mails that are owed already, "
@@ -250,7 +235,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
         ),
         "POST /erase": Operation(
-            tag="Users",
             summary="Erase a user",
             description="Removes all that the service holds of a user, dead letters included. The rest of the user's "
             "document is yours and stays. Asking twice is not an error.",
@@ -260,7 +244,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             raises=(errors.Conflict, errors.EmailUnderWay),
         ),
         "POST /suppress": Operation(
-            tag="Users",
             summary="Suppress an address",
             description="For the webhook of a mail provider that reports bounces: e-mails to the user's present "
             "address become dead letters at once, until the address changes. The body may be left out. `user_id` may "
@@ -288,7 +271,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
 
 def _link(summary: str, description: str, query: Schema | None = None, *raises: type[Exception]) -> Operation:
     return Operation(
-        tag="Users",
         summary=summary,
         description=f"{description} A browser (`Accept: text/html`) is shown its problems as pages, too.",
         path=unsubscribe.LinkPath(),

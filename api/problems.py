@@ -1,6 +1,6 @@
-"""The one table of errors: how each exception is answered.
+"""The table of errors: how each exception is answered.
 
-The middleware answers from it; the OpenAPI document and the table in `docs/api.md` are made from it.
+The middleware uses it, and the OpenAPI document and the table in `docs/api.md` are generated from it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ RETRY: Final = (
     "Ask again after `Retry-After` seconds. A `POST /create` with an `Idempotency-Key` cannot take effect twice."
 )
 TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""The names of RFC 9110, where Python 3.11 still has those of its predecessor."""
+"""Names of RFC 9110 that Python 3.11 does not have yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """How an exception is answered.
 
-    `{}` in `detail` stands for the exception's own message, of which `example` is one. `advice` tells the reader of
-    the documentation what to do, where the detail does not. `pause` is how many seconds a client should wait before it
-    asks again, if that may help.
+    `{}` in `detail` stands for the exception's own message, such as `example`. `advice` is for the documentation: what
+    to do, where the detail does not say it. `pause` is in seconds, for problems that pass by themselves.
     """
 
     exception: type[Exception]
@@ -54,7 +53,7 @@ class Problem:
 
     @property
     def retry_after(self) -> int | None:
-        """The seconds of the header `Retry-After`, which every problem that passes by itself has."""
+        """Seconds after which to try again, for a problem that passes by itself."""
         return self.pause if self.status in {429, 503} else None
 
     @property

@@ -1,4 +1,4 @@
-"""Serving until a signal, and stopping without a failed request: RFC 9112, section 9.6, says how a server closes."""
+"""Serving until a signal, and stopping without a failed request (RFC 9112, section 9.6)."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ OPTIONS: Final[Mapping[str, Any]] = {
 }
 """How aiohttp is to treat bodies and headers."""
 UNREADY_PERIOD: Final = 1.0
-"""Seconds after SIGTERM in which connections are still accepted while `/readyz` answers 503."""
+"""Seconds after SIGTERM for which connections are still accepted, while `/readyz` answers 503."""
 LAST_REQUESTS_PERIOD: Final = 0.3
-"""Seconds in which the connections accepted last may send their request."""
+"""Seconds for the last accepted connections to send their request."""
 SHUTDOWN_TIMEOUT: Final = 1.0
-"""Seconds that requests under way are then given; aiohttp applies it twice. With the graces of delivery, mailer and
-store the process ends within `STOP_LIMIT`."""
+"""Seconds for the remaining requests; aiohttp applies it twice. With the grace periods of delivery, mailer and store,
+the process ends within `STOP_LIMIT`."""
 STOP_LIMIT: Final = 7.7
 """Seconds after SIGTERM in which the process ends, whatever hangs. Docker waits for 10 s."""
 
 
 REFUSING: Final = 32
-"""Connections that are being refused at once. The oldest is broken when there are more: it may never say anything."""
+"""Connections being refused at a time. Beyond that the oldest is aborted, as it may never send a request."""
 REFUSAL_TIMEOUT: Final = 2.0
-"""Seconds in which a client must send its request and take the refusal."""
+"""Seconds for a refused client to send its request and read the answer."""
 USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
 USER_TIMEOUT_MS: Final = 30_000
-"""Milliseconds for which sent bytes may stay unacknowledged, or not be taken. The kernel's default is 15 minutes."""
+"""Milliseconds for which sent bytes may stay unacknowledged or unread. The kernel's default is 15 minutes."""
 EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Admission:
-    """Refuses connections while descriptors are few: those whose own is `last` or higher."""
+    """Refuses connections while descriptors are scarce: those whose own is `last` or higher."""
 
     def __init__(self, last: int) -> None:
         self.last = last
@@ -63,7 +63,7 @@ class Admission:
         self._throttle = Throttle()
 
     def refuse(self, connection: Connection) -> None:
-        """Break a connection soon, whatever its client does until then."""
+        """Abort a connection soon, whatever its client does."""
         self._complain("connections are refused, as the process has nearly as many files open as it may (ulimit -n)")
         self.refusing[connection] = None
         if len(self.refusing) > REFUSING:
@@ -84,14 +84,14 @@ class Admission:
 
 
 class Connection(web.RequestHandler):
-    """A client's connection. What is refused before its resource is known is answered as a problem, too."""
+    """A client's connection. Requests that reach no middleware are answered with a problem, too."""
 
     def __init__(self, admission: Admission, server: web.Server, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._admission = admission
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection, or wait for its request to refuse it: a client loses an answer that comes earlier."""
+        """Serve the connection, or refuse its request. A client would lose an answer sent before the request."""
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if USER_TIMEOUT:

@@ -33,10 +33,9 @@ KEEP_ALIVE: Final = 15.0
 SEND_TIMEOUT: Final = 10.0
 """Seconds in which a client must accept what it is sent."""
 RETRY_MS: Final = (1000, 5000)
-"""Shortest and longest time before a client reconnects. It is random, so that the clients of a process that stops do
-not all reach the next one at once."""
+"""Range of the random time before a client reconnects, so that the clients of a stopped process come one by one."""
 SEND_BUFFER: Final = 64 * 1024
-"""Bytes the kernel may hold for one stream. Its own default is megabytes for a client that does not read."""
+"""Bytes that the kernel may buffer for a stream. Its default is megabytes for a client that does not read."""
 
 
 class StreamEnd(Exception):
@@ -64,14 +63,14 @@ class ClientGone(StreamEnd):
 
 
 class Event(NamedTuple):
-    """An event as it is sent, and when the change that it reports was written."""
+    """The text of an event, and when the change that it reports was written."""
 
     text: bytes
     at: datetime | None
 
 
 class Stream:
-    """A mailbox for one event. A newer event replaces one that was not sent yet, so a slow client costs nothing."""
+    """A mailbox for one event. A newer event replaces an unsent one, so a slow client costs nothing."""
 
     def __init__(self, is_gone: Callable[[], bool]) -> None:
         self.is_gone = is_gone
@@ -128,9 +127,9 @@ class Wire:
     async def send(
         self, stream: Stream, request: web.Request, response: web.StreamResponse, until: float = math.inf
     ) -> None:
-        """Send a response of events, until the stream is closed, the client is gone, or it is `until` (Unix seconds).
+        """Send events until the stream is closed, the client has left, or it is `until` (Unix seconds).
 
-        The connection of a client that does not accept what it is sent is broken.
+        If the client does not read, its connection is aborted.
         """
         response.force_close()  # a client that returns should be free to reach another process
         if request.transport:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from api import openapi, pages, unsubscribe
 from api.answers import IN_FLIGHT, JSON_HEADERS, InFlight, is_large, json_bytes, revalidated, send
-from api.auth import GATE, Caller, Gate, identify
+from api.auth import GATE, Caller, Gate, Route
 from api.body import load_both, read_object, single_values
 from api.hub import HUB
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
@@ -47,9 +47,8 @@ OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
 }
 
 
-async def create(request: web.Request) -> web.Response:
+async def create(request: web.Request, _: Caller) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
-    identify(request, Scope.CREATE)
     body, headers = await read_object(request), single_values(request.headers, "Idempotency-Key")
     schemas = request.app[SCHEMAS]
     if "user_ids" in body and "user_id" not in body:
@@ -82,9 +81,8 @@ async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
     return _answer(json_bytes(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
 
 
-async def list_(request: web.Request) -> web.Response:
+async def list_(request: web.Request, caller: Caller) -> web.Response:
     """Return a page of a user's notifications and the counts, or 304 to a client that has them already."""
-    caller = identify(request, Scope.INBOX)
     query = ListQuery(**request.app[SCHEMAS].list.load(single_values(request.query)))
     caller.must_act_for(query.user_id)
     in_flight = request.app[IN_FLIGHT]
@@ -110,29 +108,28 @@ def _listed(query: ListQuery, page: Page) -> bytes:
     return json_bytes({"success": True, "data": data}).rstrip()  # to the byte as specified
 
 
-async def read(request: web.Request) -> web.Response:
+async def read(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as read, or all that match."""
-    return await _mark(request, is_new=False)
+    return await _mark(request, caller, is_new=False)
 
 
-async def unread(request: web.Request) -> web.Response:
+async def unread(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as unread, or all that match."""
-    return await _mark(request, is_new=True)
+    return await _mark(request, caller, is_new=True)
 
 
-async def _mark(request: web.Request, *, is_new: bool) -> web.Response:
-    selection = _selection(request)
+async def _mark(request: web.Request, caller: Caller, *, is_new: bool) -> web.Response:
+    selection = _selection(request, caller)
     return _answer_found(selection, found=await request.app[STORE].mark(selection, is_new=is_new))
 
 
-async def delete(request: web.Request) -> web.Response:
+async def delete(request: web.Request, caller: Caller) -> web.Response:
     """Delete one notification, or all that match."""
-    selection = _selection(request)
+    selection = _selection(request, caller)
     return _answer_found(selection, found=await request.app[STORE].deletions.delete(selection))
 
 
-def _selection(request: web.Request) -> Selection:
-    caller = identify(request, Scope.INBOX)
+def _selection(request: web.Request, caller: Caller) -> Selection:
     values = request.app[SCHEMAS].selection.load(single_values(request.query))
     user_id = values.pop("user_id")
     caller.must_act_for(user_id)
@@ -146,21 +143,21 @@ def _answer_found(selection: Selection, *, found: bool) -> web.Response:
     return _answer(SUCCESS)
 
 
-async def seen(request: web.Request) -> web.Response:
+async def seen(request: web.Request, caller: Caller) -> web.Response:
     """Note that a user has seen all there is now."""
-    await request.app[STORE].seen.mark(_user(request, identify(request, Scope.INBOX)))
+    await request.app[STORE].seen.mark(_user(request, caller))
     return _answer(SUCCESS)
 
 
-async def preferences(request: web.Request) -> web.Response:
+async def preferences(request: web.Request, caller: Caller) -> web.Response:
     """Return which e-mails a user wants."""
-    user_id = _user(request, identify(request, Scope.INBOX))
+    user_id = _user(request, caller)
     return _preferences(request, await request.app[STORE].preferences.of_user(user_id))
 
 
-async def change_preferences(request: web.Request) -> web.Response:
+async def change_preferences(request: web.Request, caller: Caller) -> web.Response:
     """Set which e-mails a user wants, and return the same."""
-    caller, schemas = identify(request, Scope.INBOX), request.app[SCHEMAS]
+    schemas = request.app[SCHEMAS]
     body = await read_object(request)
     wanted, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
     caller.must_act_for(user["user_id"])
@@ -177,18 +174,16 @@ def _preferences(request: web.Request, stored: object) -> web.Response:
     return _answer(json_bytes({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
 
 
-async def erase(request: web.Request) -> web.Response:
+async def erase(request: web.Request, caller: Caller) -> web.Response:
     """Remove what the service holds of a user."""
-    caller = identify(request, Scope.ERASE)
     user_id = _user(request, caller)
     await request.app[STORE].erase(user_id)
     audit.info("%s has erased %s", caller.name, named(user_id), extra=request[ORIGIN])
     return _answer(SUCCESS)
 
 
-async def suppress(request: web.Request) -> web.Response:
+async def suppress(request: web.Request, _: Caller) -> web.Response:
     """Send nothing more to an address, or send again: to a user's, or to that of all users who have it."""
-    identify(request, Scope.SUPPRESS)
     body, schemas = await read_object(request) if request.body_exists else {}, request.app[SCHEMAS]
     user_schema = schemas.suppressed_user if body.get("address") else schemas.user
     suppression, user = load_both(schemas.suppression, body, user_schema, single_values(request.query))
@@ -205,10 +200,9 @@ def _user(request: web.Request, caller: Caller) -> str:
     return user_id
 
 
-async def stream(request: web.Request) -> web.StreamResponse:
+async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
-    caller, hub = identify(request, Scope.INBOX), request.app[HUB]
-    user_id = _user(request, caller)
+    user_id, hub = _user(request, caller), request.app[HUB]
     async with hub.listen(user_id, lambda: request.transport is None) as listener:
         response = web.StreamResponse(headers=EVENT_STREAM)
         complete(request, response)
@@ -236,9 +230,8 @@ async def readyz(request: web.Request) -> web.Response:
     return _answer(SUCCESS)
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def metrics(request: web.Request, _: Caller) -> web.Response:
     """Return the metrics. They are useful without MongoDB too."""
-    identify(request, Scope.METRICS)
     instruments, backlog, dead = request.app[METRICS], (float("nan"),) * 3, float("nan")
     with contextlib.suppress(StoreError):
         backlog = await request.app[STORE].outbox.backlog()
@@ -250,27 +243,27 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 ROUTES: Final = (
-    web.post("/create", create),
-    web.get("/list", list_),
-    web.post("/read", read),
-    web.post("/unread", unread),
-    web.post("/delete", delete),
-    web.post("/seen", seen),
-    web.get("/preferences", preferences),
-    web.post("/preferences", change_preferences),
-    web.post("/erase", erase),
-    web.post("/suppress", suppress),
-    web.get("/u/{token}", unsubscribe.show_page),
-    web.post("/u/{token}", unsubscribe.unsubscribe),
-    web.get("/stream", stream, allow_head=False),
-    web.get("/healthz", healthz),
-    web.get("/readyz", readyz),
-    web.get("/metrics", metrics),
-    web.get("/kinds", kinds),
-    web.get("/openapi.json", pages.openapi),
-    web.get("/docs", pages.docs),
+    Route("POST", "/create", create, Scope.CREATE),
+    Route("GET", "/list", list_, Scope.INBOX),
+    Route("POST", "/read", read, Scope.INBOX),
+    Route("POST", "/unread", unread, Scope.INBOX),
+    Route("POST", "/delete", delete, Scope.INBOX),
+    Route("POST", "/seen", seen, Scope.INBOX),
+    Route("GET", "/preferences", preferences, Scope.INBOX),
+    Route("POST", "/preferences", change_preferences, Scope.INBOX),
+    Route("POST", "/erase", erase, Scope.ERASE),
+    Route("POST", "/suppress", suppress, Scope.SUPPRESS),
+    Route("GET", "/u/{token}", unsubscribe.show_page, None),
+    Route("POST", "/u/{token}", unsubscribe.unsubscribe, None),
+    Route("GET", "/stream", stream, Scope.INBOX),
+    Route("GET", "/healthz", healthz, None),
+    Route("GET", "/readyz", readyz, None),
+    Route("GET", "/metrics", metrics, Scope.METRICS),
+    Route("GET", "/kinds", kinds, None),
+    Route("GET", "/openapi.json", pages.openapi, None),
+    Route("GET", "/docs", pages.docs, None),
 )
-FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/seen", "/preferences", "/stream")
+FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)
 """What pages of the origins in `CORS_ORIGINS` may call."""
 
 
@@ -284,7 +277,11 @@ def setup(app: web.Application, settings: Settings) -> None:
     app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
     app[openapi.DOCUMENT] = openapi.Document(ROUTES, kinds, id_type)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
-    app.add_routes(ROUTES)
+    for route in ROUTES:
+        if route.method == "GET":
+            app.router.add_get(route.path, route.guarded(), allow_head=route.handler is not stream)
+        else:
+            app.router.add_post(route.path, route.guarded())
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -10,12 +10,13 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jwt
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from jwt.types import Options
 
 from config.keys import ALL, Scope, Scopes
@@ -176,6 +177,26 @@ def _status_secrets(settings: Settings) -> Sequence[str]:
 
 
 GATE: Final = web.AppKey("GATE", Gate)
+
+
+class Route(NamedTuple):
+    """A route of the API: open to everyone, or for callers with this scope, whom its handler gets as an argument."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[web.StreamResponse]]
+    scope: Scope | None
+
+    def guarded(self) -> Handler:
+        """Return the handler, reached only by those who may. It raises as `identify`."""
+        handler, scope = self.handler, self.scope
+        if scope is None:
+            return handler
+
+        async def identified(request: web.Request) -> web.StreamResponse:
+            return await handler(request, identify(request, scope))
+
+        return identified
 
 
 def identify(request: web.Request, scope: Scope) -> Caller:

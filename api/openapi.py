@@ -17,6 +17,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, ValidationError
 from marshmallow.fields import Field
 
+from api.auth import Route
 from api.components import (
     DATA,
     INVALID_REQUEST,
@@ -50,12 +51,12 @@ INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
 """Creates for many users that failed for one, as examples."""
 
 
-def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
+def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObject:
     """Return the OpenAPI document of these routes, for a service with these kinds and ids.
 
     Raises `KeyError` for a route without an operation.
     """
-    described = operations(kinds, id_type)
+    described = operations(routes, kinds, id_type)
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
     converter: Any = plugin.converter  # set by APISpec
@@ -84,7 +85,7 @@ def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> J
 class Document:
     """The document of a service. It is made on the first request for it, which most processes never get."""
 
-    routes: Iterable[web.RouteDef]
+    routes: Iterable[Route]
     kinds: Kinds
     id_type: IdType
     made: JSONObject | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -15,6 +15,7 @@ from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, r
 from api.problems import NoSuchNotification
 from api.stream import KEEP_ALIVE
 from config.ids import IdType
+from config.keys import Scope
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import JSONObject
@@ -52,13 +53,13 @@ class Answer:
 class Operation:
     """A route as its callers see it.
 
-    `callers` are the security schemes that it accepts once API keys are set; without any, it is open to everyone.
-    `bodies` are the schemas of which its body has one. `raises` are the exceptions that do not follow from the rest.
+    `scope` is what its callers must have, if it is not open to everyone. `bodies` are the schemas of which its body has
+    one. `raises` are the exceptions that do not follow from the rest.
     """
 
     summary: str
     description: str = ""
-    callers: tuple[str, ...] = ()
+    scope: Scope | None = None
     path: Schema | None = None
     query: Schema | None = None
     headers: Schema | None = None
@@ -67,6 +68,11 @@ class Operation:
     examples: Mapping[str, JSONObject] = field(default_factory=dict)
     answers: Mapping[int, Answer]
     raises: tuple[type[Exception], ...] = ()
+
+    @property
+    def callers(self) -> tuple[str, ...]:
+        """The security schemes that it accepts once API keys are set; without any, it is open to everyone."""
+        return ("key", "token") if self.scope in auth.OF_A_USER else ("key",) if self.scope else ()
 
     @property
     def problems(self) -> tuple[type[Exception], ...]:
@@ -98,15 +104,22 @@ def _cached(description: str, schema: str, example: Any) -> Mapping[int, Answer]
     }
 
 
-def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
-    """Return the operations, by method and path, of a service with these kinds and ids."""
-    schemas = Schemas(id_type, kinds)
+def operations(routes: Iterable[auth.Route], kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
+    """Return the operations, by method and path, of a service with these kinds and ids.
+
+    Raises `KeyError` for one that has no route.
+    """
+    scopes = {f"{route.method} {route.path}": route.scope for route in routes}
+    described = _described(Schemas(id_type, kinds))
+    return {name: replace(operation, scope=scopes[name]) for name, operation in described.items()}
+
+
+def _described(schemas: Schemas) -> Mapping[str, Operation]:
     return {
         **_creating(schemas),
         "GET /list": Operation(
             summary="List a user's notifications",
             description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
-            callers=("key", "token"),
             query=schemas.list,
             answers=_cached("A page and the counts.", "Page", PAGE),
             raises=(TooMuchInFlight, errors.Busy),
@@ -118,7 +131,6 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             summary="Note that the inbox was seen",
             description="All that there is now has been seen, read or not. From the first call on, `/list` and the "
             "stream have `unseen`. Asking twice is not an error.",
-            callers=("key", "token"),
             query=schemas.user,
             answers=_ok("Noted."),
             raises=(errors.Conflict, errors.TooLarge, errors.Busy),
@@ -130,7 +142,6 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
             "after each change of the user's notifications, whoever made it. Its data is an `Inbox`. Changes in quick "
             f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without one. The stream ends "
             "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
-            callers=("key", "token"),
             query=schemas.user,
             answers=_text("A stream of events.", "text/event-stream", {"events": EVENTS}),
             raises=(
@@ -146,13 +157,12 @@ def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
         ),
         "GET /metrics": Operation(
             summary="Read the metrics",
-            callers=("key",),
             answers=_text("The metrics in Prometheus's text format.", "text/plain"),
         ),
         "GET /kinds": Operation(
             summary="List the kinds of notification",
             description="What each does, and what pages say of it: its label, url, name and icon.",
-            answers=_cached("The kinds by name.", "Kinds", describe_kinds(kinds)),
+            answers=_cached("The kinds by name.", "Kinds", describe_kinds(schemas.kinds)),
         ),
         "GET /openapi.json": Operation(
             summary="Get this document",
@@ -175,7 +185,6 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
             "missing user is created, unless `UNKNOWN_USERS` says otherwise. `user_ids` in place of `user_id` notifies "
             "many users at once. The body is read as JSON, whatever its Content-Type. It may have "
             f"{body.BODY_LIMIT // 1024} KiB.",
-            callers=("key",),
             headers=schemas.create_headers,
             bodies=(schemas.create, schemas.create_many),
             examples={"required fields": {"user_id": USER, "key": emailed}, "all fields": all_fields},
@@ -201,7 +210,6 @@ def _marking(schemas: Schemas, summary: str, done: str) -> Operation:
         summary=summary,
         description=f"Takes exactly one of {', '.join(f'`{name}`' for name in SELECTORS)}. Asking twice is not "
         "an error.",
-        callers=("key", "token"),
         query=schemas.selection,
         answers=_ok(done),
         raises=(NoSuchNotification, errors.Conflict, errors.Busy),
@@ -218,7 +226,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
         "GET /preferences": Operation(
             summary="Show which e-mails a user wants",
             description="Names every kind that is e-mailed. A user without a document has the default.",
-            callers=("key", "token"),
             query=schemas.user,
             answers=_ok("The state, by kind.", "UserPreferences", SUCCESS | {"data": wanted}),
         ),
@@ -227,7 +234,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             description="Kinds that the body does not name stay as they are. `*` stands for every kind without a "
             "preference of its own. `null` restores the default. Opting out also stops e-mails that are owed already, "
             "but not one that is being sent. A missing user is created, unless `UNKNOWN_USERS` says otherwise.",
-            callers=("key", "token"),
             query=schemas.user,
             bodies=(schemas.preferences,),
             examples={"one kind": {optional: {"email": False}}, "all that are not required": {"*": {"email": False}}},
@@ -238,7 +244,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             summary="Erase a user",
             description="Removes all that the service holds of a user, dead letters included. The rest of the user's "
             "document is yours and stays. Asking twice is not an error.",
-            callers=("key",),
             query=schemas.user,
             answers=_ok("Nothing is left."),
             raises=(errors.Conflict, errors.EmailUnderWay),
@@ -248,7 +253,6 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             description="For the webhook of a mail provider that reports bounces: e-mails to the user's present "
             "address become dead letters at once, until the address changes. The body may be left out. `user_id` may "
             "be, if the body has an `address` and an index finds the users who have it.",
-            callers=("key",),
             query=schemas.suppressed_user,
             bodies=(schemas.suppression,),
             needs_body=False,

@@ -22,6 +22,7 @@ from api.components import INVALID_REQUEST  # noqa: E402
 from api.operations import Operation, operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
+from handlers import ROUTES  # noqa: E402
 from mail.suppression import CODES  # noqa: E402
 from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
@@ -57,7 +58,10 @@ def errors() -> str:
 
 def access() -> str:
     """Return the table of who may call which route."""
-    rows = [[f"`{route}`", *_callers(operation)] for route, operation in operations(SPECIFIED, IdType.OBJECTID).items()]
+    rows = [
+        [f"`{route}`", *_callers(operation)]
+        for route, operation in operations(ROUTES, SPECIFIED, IdType.OBJECTID).items()
+    ]
     return table(["route", "anyone", "page of another site", "backend with a key", "user with a token"], rows)
 
 

@@ -60,9 +60,7 @@ async def test_the_soft_limit_is_raised_to_the_hard_one(settings: Settings, tmp_
     assert limits == (4000, 4000)
 
 
-async def test_idle_connections_beyond_the_limit_are_refused_and_the_others_served(
-    service: Service, database: DB, mail: MailServer
-) -> None:
+async def test_connections_beyond_the_limit_are_refused(service: Service, database: DB, mail: MailServer) -> None:
     url = f"http://127.0.0.1:{service.port}"
     async with aiohttp.ClientSession(url) as before, AsyncExitStack() as stack:
         async with before.get("/healthz") as response:

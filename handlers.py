@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from api import openapi, pages, unsubscribe
 from api.answers import IN_FLIGHT, JSON_HEADERS, InFlight, is_large, json_bytes, revalidated, send
-from api.auth import GATE, Caller, Gate, Route
+from api.auth import GATE, Caller, Gate, Route, identify
 from api.body import load_both, read_object, single_values
 from api.hub import HUB
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
@@ -100,9 +102,9 @@ async def list_(request: web.Request, caller: Caller) -> web.Response:
 
 
 def _listed(query: ListQuery, page: Page) -> bytes:
-    asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
-    asked |= {name: value for name in ("is_new", "key") if (value := getattr(query, name)) is not None}
-    data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
+    echo = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
+    echo |= {name: value for name in ("is_new", "key") if (value := getattr(query, name)) is not None}
+    data = {"elements": page.elements, "new": page.new, "request": echo, "list": page.list}
     if page.unseen is not None:
         data["unseen"] = page.unseen
     return json_bytes({"success": True, "data": data}).rstrip()  # to the byte as specified
@@ -277,11 +279,18 @@ def setup(app: web.Application, settings: Settings) -> None:
     app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
     app[openapi.DOCUMENT] = openapi.Document(ROUTES, kinds, id_type)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
-    for route in ROUTES:
-        if route.method == "GET":
-            app.router.add_get(route.path, route.guarded(), allow_head=route.handler is not stream)
-        else:
-            app.router.add_post(route.path, route.guarded())
+    for method, path, handler, scope in ROUTES:
+        add = app.router.add_post if method == "POST" else partial(app.router.add_get, allow_head=handler is not stream)
+        add(path, _guarded(handler, scope) if scope else handler)
+
+
+def _guarded(handler: Callable[..., Awaitable[web.StreamResponse]], scope: Scope) -> Handler:
+    """Return a handler that only callers with this scope reach."""
+
+    async def identified(request: web.Request) -> web.StreamResponse:
+        return await handler(request, identify(request, scope))
+
+    return identified
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -112,10 +112,10 @@ class SelectionSchema(QuerySchema):
 
     def check(self, original: Mapping[str, Any]) -> None:
         """Refuse several selectors, and none."""
-        given = [name for name in SELECTORS if name in original]
-        if len(given) != 1:
+        selectors = [name for name in SELECTORS if name in original]
+        if len(selectors) != 1:
             message = f"Give exactly one of {', '.join(SELECTORS)}."
-            raise ValidationError({name: [message] for name in given or ["notification_id"]})
+            raise ValidationError({name: [message] for name in selectors or ["notification_id"]})
 
 
 class UserSchema(QuerySchema):

@@ -91,8 +91,8 @@ class InFlight:
 def revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
     """Return an answer with this body and its ETag, or a 304 if the client has it already."""
     etag = blake2b(body, digest_size=12).hexdigest()
-    known = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if etag in known else web.Response(body=body, headers=JSON_HEADERS)
+    client_etags = {tag.value for tag in request.if_none_match or ()}
+    response = web.Response(status=304) if etag in client_etags else web.Response(body=body, headers=JSON_HEADERS)
     response.etag = etag
     response.headers["Cache-Control"] = cache_control
     return response

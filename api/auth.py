@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple
 
 import jwt
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from jwt.types import Options
 
 from config.keys import ALL, Scope, Scopes
@@ -133,10 +132,10 @@ class Gate:
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
         if scheme.lower() != "bearer":
             raise NoCredential("a caller without a credential")
-        given = credential.strip().encode("utf-8", "surrogateescape")
+        token = credential.strip().encode("utf-8", "surrogateescape")
         # Every key is compared, in constant time, so that the time tells nothing about any of them.
-        found = [caller for key, caller in self._callers if hmac.compare_digest(given, key)]
-        return found[0] if found else self._identify_by_token(given)
+        callers = [caller for key, caller in self._callers if hmac.compare_digest(token, key)]
+        return callers[0] if callers else self._identify_by_token(token)
 
     def _identify_by_token(self, token: bytes) -> Caller:
         name = _name(token)
@@ -186,17 +185,6 @@ class Route(NamedTuple):
     path: str
     handler: Callable[..., Awaitable[web.StreamResponse]]
     scope: Scope | None
-
-    def guarded(self) -> Handler:
-        """Return the handler, reached only by those who may. It raises as `identify`."""
-        handler, scope = self.handler, self.scope
-        if scope is None:
-            return handler
-
-        async def identified(request: web.Request) -> web.StreamResponse:
-            return await handler(request, identify(request, scope))
-
-        return identified
 
 
 def identify(request: web.Request, scope: Scope) -> Caller:

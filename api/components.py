@@ -53,8 +53,7 @@ def _typed(type_: str, description: str) -> JSONObject:
     return {"type": type_, "description": description}
 
 
-def _count(description: str) -> JSONObject:
-    return {"type": "integer", "minimum": 0, "description": description}
+COUNT: Final = {"type": "integer", "minimum": 0}
 
 
 def _object(properties: JSONObject, *optional: str) -> JSONObject:
@@ -67,9 +66,9 @@ def _answer(data: JSONObject) -> JSONObject:
 
 
 COUNTS: Final = {
-    "elements": _count("How many notifications the user has."),
-    "new": _count("How many of them are unread."),
-    "unseen": _count("How many unread ones came since `/seen`; absent before its first call."),
+    "elements": COUNT | {"description": "How many notifications the user has."},
+    "new": COUNT | {"description": "How many of them are unread."},
+    "unseen": COUNT | {"description": "How many unread ones came since `/seen`; absent before its first call."},
 }
 REASONS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 DATA: Final = {
@@ -127,19 +126,20 @@ def preferences(kinds: Kinds) -> JSONObject:
 def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSONObject]:
     """Return the schemas of answers, by name. `created` are the properties that a notification has from its request."""
     optional = [name for name in created if name not in {"user_id", "key"}]
-    asked = {"user_id": id_schema(id_type), "skip": _count("As asked."), "limit": _count("As asked.")}
-    asked |= {"is_new": {"type": "boolean"}, "key": {"type": "string"}}
+    request = {"user_id": id_schema(id_type), "skip": COUNT, "limit": COUNT}
+    request |= {"is_new": {"type": "boolean"}, "key": {"type": "string"}}
     notifications = {"type": "array", "items": ref("Notification"), "description": "Newest first."}
-    page = {**COUNTS, "request": _object(asked, "is_new", "key"), "list": notifications}
+    page = {**COUNTS, "request": _object(request, "is_new", "key"), "list": notifications}
     latest = {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}
     return {
         "Success": _object({"success": {"const": True}}),
         "Created": _object(
             {
                 "success": {"const": True},
-                "created": _count("Of `user_ids`: how many were notified by this request."),
-                "replayed": _count("Of `user_ids`: how many were notified before."),
-                "not_owed": _count("Of `created`, if there are any: how many are owed no e-mail, as too many wait."),
+                "created": COUNT | {"description": "Of `user_ids`: how many were notified by this request."},
+                "replayed": COUNT | {"description": "Of `user_ids`: how many were notified before."},
+                "not_owed": COUNT
+                | {"description": "Of `created`, if there are any: how many are owed no e-mail, as too many wait."},
             },
             *("created", "replayed", "not_owed"),
         ),

@@ -122,8 +122,8 @@ def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..
     """Return a function that tells apispec the schemas of our own fields."""
 
     def describe_field(_converter: object, own: Field[Any], **_: object) -> JSONObject:
-        known = next((schema for class_, schema in schemas.items() if isinstance(own, class_)), {})
-        return known | {"type": [known["type"], "null"]} if known and own.allow_none else known
+        schema = next((schema for class_, schema in schemas.items() if isinstance(own, class_)), {})
+        return schema | {"type": [schema["type"], "null"]} if schema and own.allow_none else schema
 
     return describe_field
 

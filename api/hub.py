@@ -97,32 +97,29 @@ class Hub:
             raise TooManyOfUser
         if self._count >= self._limit:
             raise TooManyOfProcess
-        stream = Stream(is_gone)
-        self._add(user_id, stream)
-        try:
-            try:
-                async with asyncio.timeout(FIRST_EVENT_TIMEOUT):
-                    await stream.peek()
-            except TimeoutError:
-                raise Unavailable from None
-            yield stream
-        finally:
-            self._remove(user_id, stream)
-
-    def _add(self, user_id: str, stream: Stream) -> None:
-        self._streams.setdefault(user_id, set()).add(stream)
+        stream, streams = Stream(is_gone), self._streams.setdefault(user_id, set())
+        streams.add(stream)
         self._count += 1
         self._metrics.streams.set(self._count)
         self._any_stream.set()
         if self._following:  # else it is read once that is so: no change may fall between the event and the stream
             self._mark_pending(user_id, {stream})
+        try:
+            await self._first_event(stream)
+            yield stream
+        finally:
+            streams.discard(stream)
+            if not streams:
+                del self._streams[user_id]
+            self._count -= 1
+            self._metrics.streams.set(self._count)
 
-    def _remove(self, user_id: str, stream: Stream) -> None:
-        self._streams[user_id].discard(stream)
-        if not self._streams[user_id]:
-            del self._streams[user_id]
-        self._count -= 1
-        self._metrics.streams.set(self._count)
+    async def _first_event(self, stream: Stream) -> None:
+        try:
+            async with asyncio.timeout(FIRST_EVENT_TIMEOUT):
+                await stream.peek()
+        except TimeoutError:
+            raise Unavailable from None
 
     # --- from the change stream to the streams -------------------------------------------------------
 

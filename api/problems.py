@@ -101,12 +101,7 @@ PROBLEMS: Final = (
     ),
     # --- the body
     Problem(body.WrongCharset, 400, "The body must be JSON in UTF-8, but its Content-Type declares another charset."),
-    Problem(
-        body.Compressed,
-        415,
-        "The body is compressed, and only uncompressed bodies are accepted.",
-        "Send no Content-Encoding.",
-    ),
+    Problem(body.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
     Problem(body.NotUTF8, 400, "The body is not valid UTF-8."),
     Problem(body.NotJSON, 400, "The body is not JSON: {}.", example="NaN is not a number"),
     Problem(body.NotAnObject, 400, "The body must be a JSON object."),
@@ -152,9 +147,7 @@ PROBLEMS: Final = (
     ),
     Problem(NoSuchLink, 404, "This link to unsubscribe is not valid."),
     Problem(NoSuchNotification, 404, "The user has no such notification."),
-    Problem(
-        web.HTTPMethodNotAllowed, 405, "This resource does not support that method.", "`Allow` names those it supports."
-    ),
+    Problem(web.HTTPMethodNotAllowed, 405, "This resource does not support that method."),
     # --- the request
     Problem(ValidationError, 422, "The request is not valid.", "`errors` names every missing or wrong field."),
     Problem(
@@ -228,12 +221,7 @@ PROBLEMS: Final = (
         "One member is enough: start mongod with `--replSet rs0` and call `rs.initiate()` once. "
         "Until then, poll `/list`.",
     ),
-    Problem(
-        stream.TooManyOfUser,
-        429,
-        f"The user has {hub.STREAMS_PER_USER} streams open in this process already.",
-        "Close one.",
-    ),
+    Problem(stream.TooManyOfUser, 429, f"The user has {hub.STREAMS_PER_USER} streams open in this process already."),
     Problem(
         stream.TooManyOfProcess,
         503,

@@ -55,8 +55,6 @@ PATIENT: Final = web.AppKey("PATIENT", Patience)
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Hardly anything of a request is garbage that only the collector finds. With its default thresholds it takes a
 twelfth of the CPU and makes the slowest hundredth of the lists twice as slow."""
-PREFLIGHT_AGE: Final = 7200
-"""Seconds for which a browser may remember that a page may ask. Chrome remembers it no longer, whatever it is told."""
 REMINDER_INTERVAL: Final = 3600.0
 """Seconds."""
 
@@ -108,7 +106,7 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
     options = aiohttp_cors.ResourceOptions(
         allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
         expose_headers=("ETag", "X-Request-ID"),
-        max_age=PREFLIGHT_AGE,
+        max_age=7200,  # seconds; the longest that Chromium keeps
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in list(app.router.routes()):

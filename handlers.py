@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from aiohttp import web
-from marshmallow import Schema
+from aiohttp.typedefs import Handler
 
-import schemas
-from api import pages, sse, unsubscribe
-from api.answers import IN_FLIGHT, JSON_HEADERS, is_large, json_bytes, revalidated, send
-from api.auth import Caller, identify
-from api.body import load_all, read_object, single_values
+from api import openapi, pages, unsubscribe
+from api.answers import IN_FLIGHT, JSON_HEADERS, InFlight, is_large, json_bytes, revalidated, send
+from api.auth import GATE, Caller, Gate, Route, identify
+from api.body import load_both, read_object, single_values
 from api.hub import HUB
-from api.middleware import DRAINING, ORIGIN, audit, complete
+from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
+from api.stream import HEADERS as EVENT_STREAM
 from api.stream import Stopping
 from config.ids import named
 from config.keys import Scope
@@ -28,28 +27,20 @@ from mongo.errors import StoreError
 from mongo.fan_out import incomplete
 from mongo.page import Page
 from mongo.preferences import wants_email
-from mongo.requests import CreateMany, ListQuery, Selection
-from ops.kinds import Kinds
-from ops.metrics import CONTENT_TYPE, METRICS
+from mongo.requests import Create, CreateMany, ListQuery, Selection
+from ops.kinds import describe_kinds
+from ops.logs import Throttle
+from ops.metrics import CONTENT_TYPE, METRICS, Metrics
+from schemas import Schemas
+from settings import Settings
 from store import Store
-
-log = logging.getLogger("notifier.http")
 
 STORE: Final = web.AppKey("STORE", Store)
 EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
 """Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
-
-CREATE: Final = web.AppKey("CREATE", schemas.CreateSchema)
-KINDS: Final[web.AppKey[Kinds]] = web.AppKey("KINDS")
+SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
 KINDS_BODY: Final = web.AppKey("KINDS_BODY", bytes)
 """The body of `GET /kinds`."""
-CREATE_HEADERS: Final = schemas.CreateHeaders()
-CREATE_MANY_HEADERS: Final = schemas.CreateManyHeaders()
-LIST: Final = web.AppKey("LIST", schemas.ListSchema)
-SELECTION: Final = web.AppKey("SELECTION", schemas.SelectionSchema)
-USER: Final = web.AppKey("USER", schemas.UserSchema)
-PREFERENCES: Final = web.AppKey("PREFERENCES", schemas.PreferencesSchema)
-SUPPRESSION: Final = schemas.SuppressionSchema()
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.CREATED: {},
@@ -58,18 +49,17 @@ OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
 }
 
 
-async def create(request: web.Request) -> web.Response:
+async def create(request: web.Request, _: Caller) -> web.Response:
     """Record a notification, owe an e-mail, or both."""
-    identify(request, Scope.CREATE)
     body, headers = await read_object(request), single_values(request.headers, "Idempotency-Key")
-    parts: list[tuple[Schema, Mapping[str, Any]]] = [(request.app[CREATE], body)]
-    if headers or "user_ids" in body:  # most requests need no second schema
-        parts.append((CREATE_MANY_HEADERS if "user_ids" in body else CREATE_HEADERS, headers))
-    new, *given = load_all(*parts)
-    identified = {"origin": request[ORIGIN], **(given[0] if given else {})}
-    if isinstance(new, CreateMany):
-        return await _create_many(request, replace(new, each=replace(new.each, **identified)))
-    created = await request.app[STORE].create(replace(new, **identified))
+    schemas = request.app[SCHEMAS]
+    if "user_ids" in body and "user_id" not in body:
+        fields, key = load_both(schemas.create_many, body, schemas.create_many_headers, headers)
+        user_ids = fields.pop("user_ids")
+        return await _create_many(request, CreateMany(user_ids, Create("", **fields, **key, origin=request[ORIGIN])))
+    fields, key = load_both(schemas.create, body, schemas.create_headers, headers)
+    new = Create(**fields, **key, origin=request[ORIGIN])
+    created = await request.app[STORE].create(new)
     if new.kind.email and new.kind.window is None:
         _emails_owed(request, [created.outcome])
     return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
@@ -93,10 +83,9 @@ async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
     return _answer(json_bytes(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
 
 
-async def list_(request: web.Request) -> web.Response:
+async def list_(request: web.Request, caller: Caller) -> web.Response:
     """Return a page of a user's notifications and the counts, or 304 to a client that has them already."""
-    caller = identify(request, Scope.INBOX)
-    query: ListQuery = request.app[LIST].load(single_values(request.query))
+    query = ListQuery(**request.app[SCHEMAS].list.load(single_values(request.query)))
     caller.must_act_for(query.user_id)
     in_flight = request.app[IN_FLIGHT]
     size = await in_flight.take(query.user_id, query.limit)
@@ -113,40 +102,41 @@ async def list_(request: web.Request) -> web.Response:
 
 
 def _listed(query: ListQuery, page: Page) -> bytes:
-    asked = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
-    asked |= {name: value for name in ("is_new", "key") if (value := getattr(query, name)) is not None}
-    data = {"elements": page.elements, "new": page.new, "request": asked, "list": page.list}
+    echo = {"user_id": query.user_id, "skip": query.skip, "limit": query.limit}
+    echo |= {name: value for name in ("is_new", "key") if (value := getattr(query, name)) is not None}
+    data = {"elements": page.elements, "new": page.new, "request": echo, "list": page.list}
     if page.unseen is not None:
         data["unseen"] = page.unseen
     return json_bytes({"success": True, "data": data}).rstrip()  # to the byte as specified
 
 
-async def read(request: web.Request) -> web.Response:
+async def read(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as read, or all that match."""
-    return await _mark(request, is_new=False)
+    return await _mark(request, caller, is_new=False)
 
 
-async def unread(request: web.Request) -> web.Response:
+async def unread(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as unread, or all that match."""
-    return await _mark(request, is_new=True)
+    return await _mark(request, caller, is_new=True)
 
 
-async def _mark(request: web.Request, *, is_new: bool) -> web.Response:
-    selection = _selection(request)
+async def _mark(request: web.Request, caller: Caller, *, is_new: bool) -> web.Response:
+    selection = _selection(request, caller)
     return _answer_found(selection, found=await request.app[STORE].mark(selection, is_new=is_new))
 
 
-async def delete(request: web.Request) -> web.Response:
+async def delete(request: web.Request, caller: Caller) -> web.Response:
     """Delete one notification, or all that match."""
-    selection = _selection(request)
+    selection = _selection(request, caller)
     return _answer_found(selection, found=await request.app[STORE].deletions.delete(selection))
 
 
-def _selection(request: web.Request) -> Selection:
-    caller = identify(request, Scope.INBOX)
-    selection: Selection = request.app[SELECTION].load(single_values(request.query))
-    caller.must_act_for(selection.user_id)
-    return selection
+def _selection(request: web.Request, caller: Caller) -> Selection:
+    values = request.app[SCHEMAS].selection.load(single_values(request.query))
+    user_id = values.pop("user_id")
+    caller.must_act_for(user_id)
+    ((field, value),) = values.items()
+    return Selection(user_id) if field == "all" else Selection(user_id, field, value)
 
 
 def _answer_found(selection: Selection, *, found: bool) -> web.Response:
@@ -155,85 +145,70 @@ def _answer_found(selection: Selection, *, found: bool) -> web.Response:
     return _answer(SUCCESS)
 
 
-async def seen(request: web.Request) -> web.Response:
+async def seen(request: web.Request, caller: Caller) -> web.Response:
     """Note that a user has seen all there is now."""
-    await request.app[STORE].seen.mark(_user(request, identify(request, Scope.INBOX)))
+    await request.app[STORE].seen.mark(_user(request, caller))
     return _answer(SUCCESS)
 
 
-async def preferences(request: web.Request) -> web.Response:
+async def preferences(request: web.Request, caller: Caller) -> web.Response:
     """Return which e-mails a user wants."""
-    user_id = _user(request, identify(request, Scope.INBOX))
+    user_id = _user(request, caller)
     return _preferences(request, await request.app[STORE].preferences.of_user(user_id))
 
 
-async def change_preferences(request: web.Request) -> web.Response:
+async def change_preferences(request: web.Request, caller: Caller) -> web.Response:
     """Set which e-mails a user wants, and return the same."""
-    caller = identify(request, Scope.INBOX)
-    changes, user = load_all((request.app[PREFERENCES], await read_object(request)), _query(request))
+    schemas = request.app[SCHEMAS]
+    body = await read_object(request)
+    wanted, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
     caller.must_act_for(user["user_id"])
+    changes = {name: value and value["email"] for name, value in wanted.items()}
     return _preferences(request, await request.app[STORE].preferences.change(user["user_id"], changes))
 
 
 def _preferences(request: web.Request, stored: object) -> web.Response:
     data = {
         name: {"email": kind.required or wants_email(stored, name), "required": kind.required}
-        for name, kind in request.app[KINDS].items()
+        for name, kind in request.app[SCHEMAS].kinds.items()
         if kind.email
     }
     return _answer(json_bytes({"success": True, "data": data}), headers={"Cache-Control": "no-store"})
 
 
-async def erase(request: web.Request) -> web.Response:
+async def erase(request: web.Request, caller: Caller) -> web.Response:
     """Remove what the service holds of a user."""
-    caller = identify(request, Scope.ERASE)
     user_id = _user(request, caller)
     await request.app[STORE].erase(user_id)
     audit.info("%s has erased %s", caller.name, named(user_id), extra=request[ORIGIN])
     return _answer(SUCCESS)
 
 
-async def suppress(request: web.Request) -> web.Response:
+async def suppress(request: web.Request, _: Caller) -> web.Response:
     """Send nothing more to an address, or send again: to a user's, or to that of all users who have it."""
-    identify(request, Scope.SUPPRESS)
-    body, query = await read_object(request) if request.body_exists else {}, _query(request)
-    by_address = body.get("address") and "user_id" not in query[1]
-    asked, *user = load_all((SUPPRESSION, body), *(() if by_address else (query,)))
+    body, schemas = await read_object(request) if request.body_exists else {}, request.app[SCHEMAS]
+    user_schema = schemas.suppressed_user if body.get("address") else schemas.user
+    suppression, user = load_both(schemas.suppression, body, user_schema, single_values(request.query))
     suppressions = request.app[STORE].suppressions
-    users = [user[0]["user_id"]] if user else await suppressions.users_with(asked["address"])
-    are_suppressed = [await suppressions.change(user_id, **asked) for user_id in users]
+    users = [user["user_id"]] if user else await suppressions.users_with(suppression["address"])
+    are_suppressed = [await suppressions.change(user_id, **suppression) for user_id in users]
     return _answer(json_bytes({"success": True, "data": {"suppressed": any(are_suppressed)}}))
-
-
-def _query(request: web.Request) -> tuple[Schema, Mapping[str, Any]]:
-    """Return the schema and the values of a query that names a user."""
-    return request.app[USER], single_values(request.query)
 
 
 def _user(request: web.Request, caller: Caller) -> str:
     """Return the user whom a request is about."""
-    (user,) = load_all(_query(request))
-    caller.must_act_for(user["user_id"])
-    return str(user["user_id"])
+    user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
+    caller.must_act_for(user_id)
+    return user_id
 
 
-async def stream(request: web.Request) -> web.StreamResponse:
+async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
-    caller, hub = identify(request, Scope.INBOX), request.app[HUB]
-    user_id = _user(request, caller)
+    user_id, hub = _user(request, caller), request.app[HUB]
     async with hub.listen(user_id, lambda: request.transport is None) as listener:
-        response = web.StreamResponse(headers=sse.HEADERS)
-        response.force_close()  # a client that returns should be free to reach another process
+        response = web.StreamResponse(headers=EVENT_STREAM)
         complete(request, response)
-        try:
-            sse.bound_buffers(request)
-            if writer := await response.prepare(request):
-                await hub.wire.send(listener, writer, caller.until)
-        except sse.Stalled:
-            if request.transport:
-                request.transport.abort()
-        except ConnectionError:
-            log.debug("the client of a stream has gone")
+        await hub.wire.send(listener, request, response, caller.until)
     return response
 
 
@@ -257,9 +232,8 @@ async def readyz(request: web.Request) -> web.Response:
     return _answer(SUCCESS)
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def metrics(request: web.Request, _: Caller) -> web.Response:
     """Return the metrics. They are useful without MongoDB too."""
-    identify(request, Scope.METRICS)
     instruments, backlog, dead = request.app[METRICS], (float("nan"),) * 3, float("nan")
     with contextlib.suppress(StoreError):
         backlog = await request.app[STORE].outbox.backlog()
@@ -271,28 +245,52 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 ROUTES: Final = (
-    web.post("/create", create),
-    web.get("/list", list_),
-    web.post("/read", read),
-    web.post("/unread", unread),
-    web.post("/delete", delete),
-    web.post("/seen", seen),
-    web.get("/preferences", preferences),
-    web.post("/preferences", change_preferences),
-    web.post("/erase", erase),
-    web.post("/suppress", suppress),
-    web.get("/u/{token}", unsubscribe.show_page),
-    web.post("/u/{token}", unsubscribe.unsubscribe),
-    web.get("/stream", stream, allow_head=False),
-    web.get("/healthz", healthz),
-    web.get("/readyz", readyz),
-    web.get("/metrics", metrics),
-    web.get("/kinds", kinds),
-    web.get("/openapi.json", pages.openapi),
-    web.get("/docs", pages.docs),
+    Route("POST", "/create", create, Scope.CREATE),
+    Route("GET", "/list", list_, Scope.INBOX),
+    Route("POST", "/read", read, Scope.INBOX),
+    Route("POST", "/unread", unread, Scope.INBOX),
+    Route("POST", "/delete", delete, Scope.INBOX),
+    Route("POST", "/seen", seen, Scope.INBOX),
+    Route("GET", "/preferences", preferences, Scope.INBOX),
+    Route("POST", "/preferences", change_preferences, Scope.INBOX),
+    Route("POST", "/erase", erase, Scope.ERASE),
+    Route("POST", "/suppress", suppress, Scope.SUPPRESS),
+    Route("GET", "/u/{token}", unsubscribe.show_page, None),
+    Route("POST", "/u/{token}", unsubscribe.unsubscribe, None),
+    Route("GET", "/stream", stream, Scope.INBOX),
+    Route("GET", "/healthz", healthz, None),
+    Route("GET", "/readyz", readyz, None),
+    Route("GET", "/metrics", metrics, Scope.METRICS),
+    Route("GET", "/kinds", kinds, None),
+    Route("GET", "/openapi.json", pages.openapi, None),
+    Route("GET", "/docs", pages.docs, None),
 )
-FOR_BROWSERS: Final = ("/list", "/read", "/unread", "/delete", "/seen", "/preferences", "/stream")
+FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)
 """What pages of the origins in `CORS_ORIGINS` may call."""
+
+
+def setup(app: web.Application, settings: Settings) -> None:
+    """Add the routes, and what their handlers need besides the store."""
+    kinds, id_type = settings.kinds, settings.id_type
+    app[GATE], app[METRICS], app[THROTTLE] = Gate(settings), Metrics(), Throttle()
+    app[DRAINING] = asyncio.Event()
+    app[IN_FLIGHT] = InFlight(settings.notifications_limit)
+    app[SCHEMAS] = Schemas(id_type, kinds)
+    app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
+    app[openapi.DOCUMENT] = openapi.Document(ROUTES, kinds, id_type)
+    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
+    for method, path, handler, scope in ROUTES:
+        add = app.router.add_post if method == "POST" else partial(app.router.add_get, allow_head=handler is not stream)
+        add(path, _guarded(handler, scope) if scope else handler)
+
+
+def _guarded(handler: Callable[..., Awaitable[web.StreamResponse]], scope: Scope) -> Handler:
+    """Return a handler that only callers with this scope reach."""
+
+    async def identified(request: web.Request) -> web.StreamResponse:
+        return await handler(request, identify(request, scope))
+
+    return identified
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

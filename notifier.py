@@ -18,13 +18,11 @@ from aiohttp.typedefs import Middleware
 
 import cli.main
 import handlers
-from api import demo, openapi, pages, server, unsubscribe
-from api.answers import IN_FLIGHT, InFlight, json_bytes
-from api.auth import GATE, Gate
+from api import demo, pages, server, unsubscribe
 from api.body import BODY_LIMIT
 from api.cors import allow_cors
 from api.hub import HUB, Hub
-from api.middleware import DRAINING, THROTTLE, middleware, own_name_only
+from api.middleware import middleware, own_name_only
 from cli.target import NOTHING_CONFIGURED, NoDatabase
 from config import descriptors
 from config.background import background
@@ -32,10 +30,7 @@ from delivery import running_delivery
 from mongo.errors import PATIENCE, Patience
 from mongo.start import patiently
 from ops.banner import announce, remind
-from ops.kinds import describe_kinds
-from ops.logs import Throttle
-from ops.metrics import METRICS, Metrics
-from schemas import CreateSchema, ListSchema, PreferencesSchema, SelectionSchema, UserSchema
+from ops.metrics import METRICS
 from settings import Settings
 from store import open_store
 
@@ -57,21 +52,8 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
         middlewares.append(own_name_only([settings.host, *settings.local_names]))
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[SETTINGS], app[PATIENT], app[TRACING] = settings, patience, tracing
-    kinds = settings.kinds
-    app[GATE] = Gate(settings)
-    app[METRICS] = Metrics()
-    app[DRAINING] = asyncio.Event()
-    app[THROTTLE] = Throttle()
-    app[IN_FLIGHT] = InFlight(settings.notifications_limit)
-    app[openapi.DOCUMENT] = openapi.Document(partial(openapi.describe, handlers.ROUTES, kinds, settings.id_type))
-    app[handlers.CREATE] = CreateSchema(settings.id_type, kinds)
-    app[handlers.LIST] = ListSchema(settings.id_type, kinds)
-    app[handlers.SELECTION] = SelectionSchema(settings.id_type, kinds)
-    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
-    app[handlers.USER] = UserSchema(settings.id_type)
-    app[handlers.PREFERENCES] = PreferencesSchema(kinds)
-    app[handlers.KINDS], app[handlers.KINDS_BODY] = kinds, json_bytes(describe_kinds(kinds))
-    app.add_routes([*handlers.ROUTES, *pages.routes(), *demo.routes(settings)])
+    handlers.setup(app, settings)
+    app.add_routes([*pages.routes(), *demo.routes(settings)])
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins, handlers.FOR_BROWSERS)
     if settings.local:

@@ -106,8 +106,8 @@ async def test_each_key_does_what_the_specification_says(
     await create(service, key=key)
     await settled(database)
     assert [item["key"] for item in document(database).get("notifications", [])] == [key] * is_recorded
-    told = [(to, message["Subject"], f"{message.get_payload()}".strip()) for to, message in mail.received]
-    assert told == [("ann@example.com", key, key)] * is_emailed
+    sent = [(to, message["Subject"], f"{message.get_payload()}".strip()) for to, message in mail.received]
+    assert sent == [("ann@example.com", key, key)] * is_emailed
 
 
 @pytest.mark.parametrize("key", ["registration", "new_message"])
@@ -183,8 +183,8 @@ async def test_list_skips_and_limits_and_counts_all(service: Client) -> None:
 async def test_read_marks_one_notification_as_read(service: Client) -> None:
     for _ in range(3):
         await create(service)
-    chosen = (await list_(service))["list"][1]["id"]
-    assert await read(service, chosen) == await read(service, chosen) == 200
+    notification_id = (await list_(service))["list"][1]["id"]
+    assert await read(service, notification_id) == await read(service, notification_id) == 200
     page = await list_(service)
     assert (page["elements"], page["new"]) == (3, 2)
     assert [item["is_new"] for item in page["list"]] == [True, False, True]

@@ -1,8 +1,9 @@
-"""Answers that may be large: each is sent within a deadline, and a user has few megabytes of them in flight."""
+"""Answers: large ones are sent within a deadline, and those of one user take few megabytes of memory."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections import Counter
 from contextlib import suppress
@@ -16,30 +17,39 @@ JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
 SEND_TIMEOUT: Final = 30.0
 """Seconds in which a client must take an answer."""
 LARGE: Final = 64 * 1024
-"""Bytes of an answer that are handed to the kernel without waiting: asyncio holds no more than that."""
+"""Bytes above which an answer is large: asyncio buffers no more before it makes the sender wait."""
 SEND_BUFFER: Final = 128 * 1024
-"""Bytes that the kernel may hold of it. By itself it would take megabytes for a client that does not read."""
+"""Bytes of a large answer that the kernel may buffer. Its default is megabytes for a client that does not read."""
 LIMIT: Final = 8 << 20
-"""Bytes of the answers to one user that may be in memory."""
+"""Bytes of memory for all answers to one user."""
 ELEMENT: Final = 17 * 1024
-"""Bytes that a notification may take: its `data` at the most, and the rest."""
+"""Upper bound for the bytes of a notification in a list."""
+LINGER: Final = 2.0
+"""Seconds for which an unwanted body is read after the answer, so that the client gets the answer."""
+LINGER_PAUSE: Final = 0.2
+"""Seconds between two such reads of about 100 KiB, so that an endless body costs little."""
 PATIENCE: Final = 10.0
-"""Seconds for which an answer waits until others of the user are taken."""
+"""Seconds for which an answer waits until the user's other answers have been sent."""
 
 
 def json_bytes(value: object) -> bytes:
-    """Return JSON. What other programs store in the array, which it may have no type for, must not break the list."""
+    """Return JSON. Values that JSON has no type for, stored by other programs, become strings."""
     return orjson.dumps(value, default=str, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def json_line(value: object) -> str:
+    """Return JSON with a newline at the end, so that a shell's prompt begins on a line of its own."""
+    return f"{json.dumps(value)}\n"
+
+
 class TooMuchInFlight(Exception):
-    """The clients of the user have not taken the answers that they asked for."""
+    """The user's clients have not read the answers that they asked for."""
 
 
 class InFlight:
-    """What the answers to each user hold in memory, from before they are read until clients have taken them.
+    """Memory taken by the answers to each user, from before they are read until the clients have them.
 
-    `longest` is how many notifications an answer has at the most.
+    `longest` is the greatest number of notifications in an answer.
     """
 
     def __init__(self, longest: int, limit: int = LIMIT) -> None:
@@ -49,7 +59,7 @@ class InFlight:
         self._freed = asyncio.Event()
 
     async def take(self, user_id: str, notifications: int) -> int:
-        """Wait until there is room for so many notifications, or no other answer; return the bytes that they may have.
+        """Reserve memory for these notifications, and return its bytes. One answer may always go, however large.
 
         Raises `TooMuchInFlight`.
         """
@@ -70,7 +80,7 @@ class InFlight:
         return not held or held + size <= self._limit
 
     def give(self, user_id: str, size: int, keep: int = 0) -> int:
-        """Give the bytes back that were taken, but for those that the answer has turned out to have; return these."""
+        """Release reserved bytes, but for those to `keep`; return these."""
         self.held[user_id] += keep - size
         if not self.held[user_id]:
             del self.held[user_id]
@@ -79,22 +89,22 @@ class InFlight:
 
 
 def revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
-    """Answer with a body and its ETag, or with 304 if the client has it."""
+    """Return an answer with this body and its ETag, or a 304 if the client has it already."""
     etag = blake2b(body, digest_size=12).hexdigest()
-    known = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if etag in known else web.Response(body=body, headers=JSON_HEADERS)
+    client_etags = {tag.value for tag in request.if_none_match or ()}
+    response = web.Response(status=304) if etag in client_etags else web.Response(body=body, headers=JSON_HEADERS)
     response.etag = etag
     response.headers["Cache-Control"] = cache_control
     return response
 
 
 def is_large(response: web.StreamResponse) -> bool:
-    """Return whether its client might keep an answer waiting."""
+    """Return whether a slow client could delay the sending."""
     return isinstance(response, web.Response) and (response.content_length or 0) > LARGE
 
 
 async def send(request: web.Request, response: web.StreamResponse) -> None:
-    """Send an answer, and break the connection of a client that does not take it in time."""
+    """Send an answer. If the client does not read it in time, abort the connection."""
     if request.transport:
         request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
@@ -105,6 +115,22 @@ async def send(request: web.Request, response: web.StreamResponse) -> None:
     except TimeoutError:
         if request.transport:
             request.transport.abort()
+
+
+async def answer_before_body(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Answer a request whose body has not fully arrived, and let its connection be closed.
+
+    Closing it at once would reset it, and the client might lose the answer (RFC 9112, section 9.6). aiohttp would go on
+    reading as fast as the client sends.
+    """
+    response.force_close()
+    with suppress(ConnectionError, web.RequestPayloadError, TimeoutError):
+        await response.prepare(request)
+        await response.write_eof()
+        async with asyncio.timeout(LINGER):
+            while not request.content.is_eof():
+                await request.content.readany()
+                await asyncio.sleep(LINGER_PAUSE)
 
 
 IN_FLIGHT: Final = web.AppKey("IN_FLIGHT", InFlight)

@@ -1,7 +1,7 @@
 """Who may call: a backend with a key, or one user's browser with a short-lived token (RFC 6750, RFC 7519).
 
-A key of `API_KEYS` opens what its scopes say, for every user; one without scopes opens everything. A token signed with
-one of `USER_TOKEN_SECRETS` opens what concerns the user in its `sub`. Without `API_KEYS` the API is open to anyone.
+A key in `API_KEYS` allows what its scopes say, for every user, or everything if it has none. A token signed with one of
+`USER_TOKEN_SECRETS` allows what concerns the user in its `sub`. Without `API_KEYS`, anyone may do everything.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jwt
 from aiohttp import web
@@ -28,11 +28,11 @@ LEEWAY: Final = 30
 
 
 class Refused(Exception):
-    """Base of the reasons why a caller may not do what it asks for. The message is what a log calls the caller."""
+    """Base of the reasons to refuse a caller. The message is the caller's name for the log."""
 
 
 class Unauthenticated(Refused):
-    """Base of the reasons why the caller is not known. `error` is RFC 6750's code for `WWW-Authenticate`."""
+    """Base of the reasons why a caller is unknown. `error` is RFC 6750's code for `WWW-Authenticate`."""
 
     error = ""
 
@@ -64,7 +64,7 @@ class OutOfScope(Refused):
 
 
 class ForeignPage(Exception):
-    """A browser calls for a page of another site, and no key protects the service."""
+    """A page of another site calls from a browser, and no key protects the service."""
 
 
 class OtherUser(Refused):
@@ -75,7 +75,7 @@ class OtherUser(Refused):
 class Caller:
     """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds).
 
-    `name` is for the log. It has no credential in it.
+    `name` is for the log, and contains no credential.
     """
 
     name: str
@@ -126,10 +126,10 @@ class Gate:
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
         if scheme.lower() != "bearer":
             raise NoCredential("a caller without a credential")
-        given = credential.strip().encode("utf-8", "surrogateescape")
+        token = credential.strip().encode("utf-8", "surrogateescape")
         # Every key is compared, in constant time, so that the time tells nothing about any of them.
-        found = [caller for key, caller in self._callers if hmac.compare_digest(given, key)]
-        return found[0] if found else self._identify_by_token(given)
+        callers = [caller for key, caller in self._callers if hmac.compare_digest(token, key)]
+        return callers[0] if callers else self._identify_by_token(token)
 
     def _identify_by_token(self, token: bytes) -> Caller:
         name = _name(token)
@@ -162,6 +162,15 @@ def _name(credential: bytes) -> str:
 
 
 GATE: Final = web.AppKey("GATE", Gate)
+
+
+class Route(NamedTuple):
+    """A route of the API: open to everyone, or for callers with this scope, whom its handler gets as an argument."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[web.StreamResponse]]
+    scope: Scope | None
 
 
 def identify(request: web.Request, scope: Scope) -> Caller:

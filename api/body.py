@@ -1,4 +1,4 @@
-"""Reading a request: its JSON body, and its query and headers as values to validate.
+"""Reading a request: its JSON body, its query and its headers, as values to validate.
 
 JSON here is that of RFC 8259, more strictly than `json.loads` reads it.
 """
@@ -6,7 +6,6 @@ JSON here is that of RFC 8259, more strictly than `json.loads` reads it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -20,44 +19,36 @@ from mongo.document import JSONObject
 BODY_LIMIT: Final = 64 * 1024
 """Bytes of a request body."""
 BODY_TIMEOUT: Final = 30.0
-"""Seconds in which the body must arrive."""
-LINGER: Final = 2.0
-"""Seconds in which the rest of a body that nobody wants is read after the answer, for the client to get it."""
-LINGER_PAUSE: Final = 0.2
-"""Seconds between two reads, each of some 100 KiB, so that a body without end costs little."""
+"""Seconds."""
 BOM: Final = "\N{ZERO WIDTH NO-BREAK SPACE}"
 CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
-class BadBody(Exception):
-    """Base of the reasons why a body is not a JSON object."""
+class WrongCharset(Exception):
+    """The Content-Type declares a charset that JSON does not have."""
 
 
-class WrongCharset(BadBody):
-    """The Content-Type declares another charset than that of JSON."""
-
-
-class Compressed(BadBody):
+class Compressed(Exception):
     """The body is compressed, which only a proxy may undo: a small body may inflate to any size."""
 
 
-class NotUTF8(BadBody):
+class NotUTF8(Exception):
     """The body is not UTF-8."""
 
 
-class NotJSON(BadBody):
+class NotJSON(Exception):
     """The body is not JSON. The message says why, as part of a sentence."""
 
 
-class NotAnObject(BadBody):
+class NotAnObject(Exception):
     """The body is JSON, but not an object."""
 
 
-class BrokenBody(BadBody):
+class BrokenBody(Exception):
     """The client closed the connection before it had sent the whole body."""
 
 
-class BodyTooSlow(BadBody):
+class BodyTooSlow(Exception):
     """The body did not arrive in time."""
 
 
@@ -65,9 +56,7 @@ async def read_object(request: web.Request) -> Mapping[str, Any]:
     """Read the body as a JSON object, whatever its media type.
 
     JSON between systems is UTF-8 without a byte order mark (RFC 8259, section 8.1), so another declared charset is
-    refused.
-
-    Raises `BadBody`, and aiohttp's `HTTPRequestEntityTooLarge`.
+    refused. Raises the exceptions above, and aiohttp's `HTTPRequestEntityTooLarge`.
     """
     if any(coding.strip().lower() not in {"", "identity"} for coding in request.headers.getall("Content-Encoding", [])):
         raise Compressed
@@ -91,22 +80,6 @@ async def read_object(request: web.Request) -> Mapping[str, Any]:
     if not isinstance(body, dict):
         raise NotAnObject
     return body
-
-
-async def answer_before_body(request: web.Request, response: web.StreamResponse) -> None:
-    """Send an answer to a request whose body has not all arrived, and let its connection be closed.
-
-    Closing at once would reset the connection, and the client might lose the answer (RFC 9112, section 9.6). aiohttp
-    would read on as fast as the client sends.
-    """
-    response.force_close()
-    with contextlib.suppress(ConnectionError, web.RequestPayloadError, TimeoutError):
-        await response.prepare(request)
-        await response.write_eof()
-        async with asyncio.timeout(LINGER):
-            while not request.content.is_eof():
-                await request.content.readany()
-                await asyncio.sleep(LINGER_PAUSE)
 
 
 def parse_json(text: str) -> object:
@@ -136,33 +109,28 @@ def _refuse_constant(name: str) -> object:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JSONObject:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("an object gives a name twice")
-    return found
+    return members
 
 
 DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
 
 
 def single_values(values: MultiMapping[str], *names: str) -> dict[str, object]:
-    """Return the values of these names, or of all. A repeated name has a list, which no field accepts.
+    """Return the values of these names, or of all. A repeated name gets a list, which no field accepts.
 
-    Which of several values was meant must not be guessed. Headers are looked up by name, as theirs come in any case.
+    Headers must be looked up by name, since clients write them in any case.
     """
-    found = {name: values.getall(name, []) for name in names or set(values)}
-    return {name: given[0] if len(given) == 1 else given for name, given in found.items() if given}
+    lists = {name: values.getall(name, []) for name in names or set(values)}
+    return {name: items[0] if len(items) == 1 else items for name, items in lists.items() if items}
 
 
-def load_all(*parts: tuple[Schema, Mapping[str, Any]]) -> list[Any]:
-    """Validate every part of a request. Raises one `ValidationError` with the faults of all parts."""
-    loaded: list[Any] = []
-    errors: dict[str, Any] = {}
-    for schema, values in parts:
-        try:
-            loaded.append(schema.load(values))
-        except ValidationError as exc:
-            errors |= exc.messages_dict
-    if errors:
-        raise ValidationError(errors)
-    return loaded
+def load_both(body: Schema, fields: Mapping[str, Any], others: Schema, values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Load a body, and the query or the headers beside it. Raises one `ValidationError` with the faults of both."""
+    try:
+        loaded = body.load(fields)
+    except ValidationError as exc:
+        raise ValidationError(exc.messages_dict | others.validate(values)) from None
+    return loaded, others.load(values)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
-from api.sse import COMMENT, RETRY_MS, encode
+from api.stream import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from mongo.changes import Inbox
-from mongo.document import JSONObject
+from mongo.document import OUTBOX_LIMIT, JSONObject
+from mongo.preferences import EVERY_KIND
+from ops.kinds import TYPES, Kinds
 
 
 def ref(name: str) -> JSONObject:
     """Return a reference to one of the schemas."""
     return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(properties: JSONObject, *optional: str) -> JSONObject:
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "required": required, "properties": properties}
 
 
 # --- examples ---------------------------------------------------------------------------------------
@@ -51,16 +48,27 @@ INVALID_REQUEST: Final = {"user_id": ""}
 
 # --- schemas ----------------------------------------------------------------------------------------
 
+
+def _typed(type_: str, description: str) -> JSONObject:
+    return {"type": type_, "description": description}
+
+
 COUNT: Final = {"type": "integer", "minimum": 0}
+
+
+def _object(properties: JSONObject, *optional: str) -> JSONObject:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _answer(data: JSONObject) -> JSONObject:
+    return _object({"success": {"const": True}, "data": data})
+
+
 COUNTS: Final = {
     "elements": COUNT | {"description": "How many notifications the user has."},
     "new": COUNT | {"description": "How many of them are unread."},
     "unseen": COUNT | {"description": "How many unread ones came since `/seen`; absent before its first call."},
-}
-TEXTS: Final = {
-    "type": "object",
-    "additionalProperties": {"type": "string"},
-    "description": "The same by language.",
 }
 REASONS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 DATA: Final = {
@@ -68,7 +76,32 @@ DATA: Final = {
     "propertyNames": {"pattern": r"^(?!\$)[^\u0000]*$"},
     "additionalProperties": {"minimum": -INT64_MAX - 1, "maximum": INT64_MAX},
 }
-"""The rules for `data` hold at every level. A recursive schema could say so, but client generators choke on one."""
+"""The rules for `data` apply at every level, but client generators cannot read a recursive schema."""
+BY_TYPE: Final[Mapping[type, JSONObject]] = {
+    bool: {"type": "boolean"},
+    str: {"type": "string"},
+    dict: {"type": "object", "additionalProperties": {"type": "string"}},
+}
+KIND: Final = {setting: BY_TYPE[type_] for setting, (type_, _) in TYPES.items() if setting != "priority"}
+"""What pages are told of a kind: its settings in `KINDS_FILE` but for the priority of its e-mails."""
+PREFERENCE: Final = {
+    "email": _typed("boolean", "Whether e-mails of this kind are sent."),
+    "required": _typed("boolean", "Whether the user cannot opt out."),
+}
+PROBLEM: Final = {
+    "success": {"const": False},
+    "type": {"const": "about:blank"},
+    "title": _typed("string", "The status in words."),
+    "status": {"type": "integer", "minimum": 400, "maximum": 599},
+    "detail": _typed("string", "What is wrong, for people."),
+    "errors": {
+        "type": "object",
+        "description": "Every fault of the request, by the name of the field; in a list, also by index.",
+        "additionalProperties": {
+            "anyOf": [REASONS, {"type": "object", "additionalProperties": REASONS, "minProperties": 1}]
+        },
+    },
+}
 
 
 def id_schema(id_type: IdType) -> JSONObject:
@@ -78,48 +111,27 @@ def id_schema(id_type: IdType) -> JSONObject:
     return {"type": "string", "minLength": 1, "maxLength": STRING_LIMIT}
 
 
-def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
-    """Return the schemas of answers, by name."""
-    id_ = id_schema(id_type)
+def preferences(kinds: Kinds) -> JSONObject:
+    """Return what the body of `POST /preferences` may have besides being an object."""
+    wanted = {
+        "type": ["object", "null"],
+        "required": ["email"],
+        "properties": {"email": {"type": ["boolean", "null"]}},
+        "additionalProperties": False,
+    }
+    names = [EVERY_KIND, *(kind.name for kind in kinds.values() if kind.email)]
+    return {"propertyNames": {"enum": names}, "additionalProperties": wanted}
+
+
+def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSONObject]:
+    """Return the schemas of answers, by name. `created` are the properties that a notification has from its request."""
+    optional = [name for name in created if name not in {"user_id", "key"}]
+    request = {"user_id": id_schema(id_type), "skip": COUNT, "limit": COUNT}
+    request |= {"is_new": {"type": "boolean"}, "key": {"type": "string"}}
+    notifications = {"type": "array", "items": ref("Notification"), "description": "Newest first."}
+    page = {**COUNTS, "request": _object(request, "is_new", "key"), "list": notifications}
+    latest = {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}
     return {
-        "Kinds": _object(
-            {
-                "success": {"const": True},
-                "data": {"type": "object", "additionalProperties": ref("Kind")},
-            }
-        ),
-        "Kind": _object(
-            {
-                "in_app": {"type": "boolean", "description": "Whether it is kept for `/list`."},
-                "email": {"type": "boolean", "description": "Whether it is e-mailed."},
-                "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
-                "label": {"type": "string", "description": "What the bell says, with placeholders."},
-                "url": {"type": "string", "description": "Where a click leads, with placeholders."},
-                "labels": TEXTS,
-                "name": {"type": "string", "description": "What settings call it."},
-                "names": TEXTS,
-                "icon": {"type": "string", "description": "An emoji, an https address, or a path."},
-                "email_after": {"type": "string", "description": "How long an e-mail waits, such as `10m`."},
-                "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
-                "collapse": {"type": "boolean", "description": "A new one replaces the unread one of its target."},
-            },
-            *("label", "url", "labels", "name", "names", "icon", "email_after", "email_batch", "collapse"),
-        ),
-        "UserPreferences": _object(
-            {
-                "success": {"const": True},
-                "data": {"type": "object", "additionalProperties": ref("UserPreference")},
-            }
-        ),
-        "UserPreference": _object(
-            {
-                "email": {"type": "boolean", "description": "Whether e-mails of this kind are sent."},
-                "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
-            }
-        ),
-        "Suppressed": _object(
-            {"success": {"const": True}, "data": _object({"suppressed": {"type": "boolean"}})},
-        ),
         "Success": _object({"success": {"const": True}}),
         "Created": _object(
             {
@@ -129,88 +141,67 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "not_owed": COUNT
                 | {"description": "Of `created`, if there are any: how many are owed no e-mail, as too many wait."},
             },
-            "created",
-            "replayed",
-            "not_owed",
+            *("created", "replayed", "not_owed"),
         ),
         "Notification": _object(
             {
-                "id": {"type": "string", "description": "Opaque. `/read` takes it as `notification_id`."},
-                "timestamp": {"type": "integer", "description": "When it was created, in Unix seconds."},
-                "is_new": {"type": "boolean", "description": "Whether it is unread."},
-                "user_id": id_,
-                "key": {"type": "string", "description": "Its kind, which may have left the table since."},
-                "target_id": id_,
-                "data": {"type": "object"},
+                "id": _typed("string", "Opaque. `/read` takes it as `notification_id`."),
+                "timestamp": _typed("integer", "When it was created, in Unix seconds."),
+                "is_new": _typed("boolean", "Whether it is unread."),
+                **created,
+                "key": _typed("string", "Its kind, which may have left the table since."),
                 "count": {"type": "integer", "minimum": 1, "description": "Of a kind with `collapse`: how many it is."},
             },
-            "target_id",
-            "data",
-            "count",
+            *(*optional, "count"),
         ),
-        "Page": _object(
-            {
-                "success": {"const": True},
-                "data": _object(
-                    {
-                        **COUNTS,
-                        "request": _object(
-                            {
-                                "user_id": id_,
-                                "skip": COUNT,
-                                "limit": COUNT,
-                                "is_new": {"type": "boolean"},
-                                "key": {"type": "string"},
-                            },
-                            *("is_new", "key"),
-                        ),
-                        "list": {"type": "array", "items": ref("Notification"), "description": "Newest first."},
-                    },
-                    "unseen",
-                ),
-            }
-        ),
-        "Inbox": _object(
-            {**COUNTS, "latest": {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}},
-            "unseen",
-        ),
-        "Problem": _object(
-            {
-                "success": {"const": False},
-                "type": {"const": "about:blank"},
-                "title": {"type": "string", "description": "The status in words."},
-                "status": {"type": "integer", "minimum": 400, "maximum": 599},
-                "detail": {"type": "string", "description": "What is wrong, for people."},
-                "errors": {
-                    "type": "object",
-                    "description": "Every fault of the request, by the name of the field; in a list, also by index.",
-                    "additionalProperties": {
-                        "anyOf": [REASONS, {"type": "object", "additionalProperties": REASONS, "minProperties": 1}]
-                    },
-                },
-            },
-            "errors",
-        ),
+        "Page": _answer(_object(page, "unseen")),
+        "Inbox": _object({**COUNTS, "latest": latest}, "unseen"),
+        "Kinds": _answer({"type": "object", "additionalProperties": ref("Kind")}),
+        "Kind": _object(KIND, *(KIND.keys() - {"in_app", "email", "required"})),
+        "UserPreferences": _answer({"type": "object", "additionalProperties": ref("UserPreference")}),
+        "UserPreference": _object(PREFERENCE),
+        "Suppressed": _answer(_object({"suppressed": {"type": "boolean"}})),
+        "Problem": _object(PROBLEM, "errors"),
     }
 
 
 # --- headers and security schemes -------------------------------------------------------------------
 
-REQUEST_ID: Final = {
-    "required": True,
-    "description": "The one of the request if that has 1 to 64 letters, digits or `._-`, otherwise a new one. "
-    "It is in the log as well.",
-    "schema": {"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"},
-}
-ETAG: Final = {"required": True, "description": "For `If-None-Match`.", "schema": {"type": "string"}}
-RETRY_AFTER: Final = {"required": True, "description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}
-ALLOW: Final = {"required": True, "description": "The methods it supports.", "schema": {"type": "string"}}
-CHALLENGE: Final = {"required": True, "description": "RFC 6750.", "schema": {"type": "string", "pattern": "^Bearer "}}
+
+def _header(description: str, *, required: bool = True, **schema: Any) -> JSONObject:
+    return {"required": required, "description": description, "schema": {"type": "string", **schema}}
+
+
+REQUEST_ID: Final = _header(
+    "The one of the request if that has 1 to 64 letters, digits or `._-`, otherwise a new one. It is in the log as "
+    "well.",
+    pattern=f"^{REQUEST_ID_PATTERN}$",
+)
+ETAG: Final = {"ETag": _header("For `If-None-Match`.")}
+RETRY_AFTER: Final = {"Retry-After": _header("Seconds.", type="integer", minimum=1)}
 PROBLEM_HEADERS: Final[Mapping[int, JSONObject]] = {
-    401: {"WWW-Authenticate": CHALLENGE},
-    405: {"Allow": ALLOW},
-    429: {"Retry-After": RETRY_AFTER},
-    503: {"Retry-After": RETRY_AFTER},
+    401: {"WWW-Authenticate": _header("RFC 6750.", pattern="^Bearer ")},
+    405: {"Allow": _header("The methods it supports.")},
+    429: RETRY_AFTER,
+    503: RETRY_AFTER,
+}
+CREATED_HEADERS: Final = {
+    "X-Notification-ID": _header(
+        "Present unless `user_ids` were given: the `id` that `/list` shows and `/delete` takes, also of a kind that is "
+        "only e-mailed.",
+        required=False,
+    ),
+    "Idempotent-Replayed": _header(
+        "Present if a request with this `Idempotency-Key` was answered before. This one had no effect.",
+        required=False,
+        enum=["true"],
+    ),
+    "X-Email": _header(
+        "Present if the notification is kept, but its e-mail is not owed, as the user is owed "
+        f"{OUTBOX_LIMIT} e-mails already.",
+        required=False,
+        enum=["not-owed"],
+    ),
 }
 SECURITY: Final = {
     "key": {

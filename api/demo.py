@@ -10,9 +10,9 @@ from typing import Final
 
 from aiohttp import web
 
+from api.answers import json_line
 from api.auth import identify
 from api.pages import FOLDER, OWN_ORIGIN_HEADERS, File, page_headers, serve_files
-from api.problem import json_line
 from config.keys import Scope
 from ops.mailbox import newest_emails, read_email
 from settings import Settings

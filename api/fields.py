@@ -1,19 +1,20 @@
-"""The fields of requests that marshmallow does not have, and their limits."""
+"""What marshmallow lacks: the fields of requests with their limits, and a schema that loads valid input fast."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
-from marshmallow import ValidationError
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, missing, validates_schema
 from marshmallow import fields as mf
 
 from config.address import mailbox
 from config.ids import IdType
 from mongo.document import JSONObject
+from ops.kinds import Kinds
 
 DATA_LIMIT: Final = 16 * 1024
 """Bytes of `data` as compact UTF-8 JSON."""
@@ -22,10 +23,77 @@ DATA_DEPTH: Final = 32
 USERS_LIMIT: Final = 1000
 """Users of one request."""
 INT64_MAX: Final = 2**63 - 1
+UNKNOWN_LIMIT: Final = 16
+"""Unknown fields of a body that its error names: a body has room for thousands."""
+
+
+class RequestSchema(Schema):
+    """A body, a query, or headers.
+
+    `load` calls the fields directly, which takes less than half as long as marshmallow's own `load`. If the input turns
+    out to be invalid, that one starts over, so results and errors are always its own.
+    """
+
+    class Meta:
+        """Refuse unknown fields, so that a typo does not pass."""
+
+        unknown = RAISE
+
+    def __init__(self, id_type: IdType, kinds: Kinds) -> None:
+        super().__init__()
+        self.id_type = id_type
+        self.kinds = kinds
+        self._fast = [
+            (field.data_key or name, field.attribute or name, _direct(field))
+            for name, field in self.load_fields.items()
+        ]
+        self._known = {key for key, _, _ in self._fast}
+
+    def check(self, original: Mapping[str, Any]) -> None:
+        """Check the input as a whole. Raises `ValidationError`."""
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _check(self, _: object, original: Mapping[str, Any], **__: object) -> None:
+        self.check(original)
+
+    def load(self, data: Any, **_: Any) -> Any:
+        """Load the input as `Schema.load` does. Raises `ValidationError`, which names few unknown fields."""
+        if self.unknown == EXCLUDE or data.keys() <= self._known:
+            try:
+                return self._load_valid(data)
+            except ValidationError:  # the first of perhaps many
+                return super().load(data)
+        unknown = [name for name in data if name not in self._known]
+        left_out = set(unknown[UNKNOWN_LIMIT:] if self.unknown == RAISE else ())
+        return super().load({name: value for name, value in data.items() if name not in left_out})
+
+    def _load_valid(self, data: Mapping[str, Any]) -> Any:
+        values = {}
+        for key, name, deserialize in self._fast:
+            value = deserialize(data.get(key, missing), key, data)
+            if value is not missing:
+                values[name] = value
+        self.check(data)
+        return values
+
+
+def _direct(field: mf.Field[Any]) -> Callable[[Any, str, Mapping[str, Any]], Any]:
+    """Return `field.deserialize` without the steps that none of our fields has."""
+    parse = field._deserialize  # noqa: SLF001 - what fields override
+
+    def deserialize(value: Any, key: str, data: Mapping[str, Any]) -> Any:
+        if value is missing or value is None:
+            return field.deserialize(value, key, data)
+        parsed = parse(value, key, data)
+        for validate in field.validators:
+            validate(parsed)
+        return parsed
+
+    return deserialize
 
 
 class IdField(mf.String):
-    """An id of the type that its schema has."""
+    """An id of the schema's `id_type`."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         id_type: IdType = self.root.id_type  # type: ignore[union-attr]
@@ -36,7 +104,7 @@ class IdField(mf.String):
 
 
 class IdsField(mf.List[str]):
-    """Distinct ids of users. Its error names each by its index."""
+    """Distinct ids of users. The error names bad ones by their index."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(IdField(), **kwargs)
@@ -56,8 +124,27 @@ class IdsField(mf.List[str]):
         return ids
 
 
+class KindNameField(mf.String):
+    """The name of a kind."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        kinds: Kinds = self.root.kinds  # type: ignore[union-attr]
+        name = super()._deserialize(value, attr, data, **kwargs)
+        if name not in kinds:
+            raise ValidationError(f"Must be one of: {', '.join(kinds)}.")
+        return name
+
+
+class KindField(KindNameField):
+    """A kind, by its name."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
+        kinds: Kinds = self.root.kinds  # type: ignore[union-attr]
+        return kinds[super()._deserialize(value, attr, data, **kwargs)]
+
+
 class QueryInteger(mf.Integer):
-    """Decimal digits. `int()` would also accept `1_0`, ` 1 ` and the digits of every script."""
+    """An integer in decimal digits. `int()` would also accept `1_0`, ` 1 ` and the digits of every script."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
         if not re.fullmatch("-?[0-9]{1,19}", str(value)):
@@ -89,7 +176,7 @@ class AddressField(mf.String):
 
 
 class DataField(mf.Field[JSONObject]):
-    """An object that survives MongoDB and JSON unchanged. Its error names every fault at once."""
+    """An object that MongoDB and JSON return unchanged. The error names every fault at once."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> JSONObject:
         if not isinstance(value, dict):

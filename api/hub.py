@@ -1,8 +1,8 @@
-"""All streams of a process, and what they are sent when their users' notifications change.
+"""All streams of a process: they are sent an event when the notifications of their users change.
 
-While there are streams, one MongoDB change stream serves all of them. After a change, the streams of its user are
-pending; the inboxes of all pending users are read together; and each stream holds at most one event, the newest. So
-nothing grows with the number of changes, nor with how slowly a client reads.
+While there are streams, one MongoDB change stream serves all of them. A change makes the streams of its user pending.
+The inboxes of all pending users are read together, and each stream holds only the newest event. So memory depends
+neither on the number of changes nor on how slowly a client reads.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from api.sse import Wire, encode
-from api.stream import ClientGone, Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable
+from api.stream import ClientGone, Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, Wire, encode
 from mongo.changes import Changes, HistoryLost, Inbox, NotReplicated
 from mongo.errors import Unavailable
 from ops.metrics import Metrics
@@ -30,22 +29,22 @@ log = logging.getLogger("notifier.streams")
 STREAMS_PER_USER: Final = 8
 """Streams of one user in one process."""
 FIRST_EVENT_TIMEOUT: Final = 10.0
-"""Seconds in which a new stream must have its first event: as long as an operation is repeated."""
+"""Seconds for the first event of a new stream: the deadline of any operation."""
 GONE_INTERVAL: Final = 1.0
-"""Seconds between two checks for clients that have gone: aiohttp tells a handler only when it writes."""
+"""Seconds between two checks for clients that have left, which aiohttp reports only when a handler writes."""
 READ_PAUSE: Final = 0.02
-"""Seconds between two queries. Under load more users share one; a single change does not wait."""
+"""Seconds between two queries, so that under load users share one. A single change does not wait."""
 READ_LIMIT: Final = 100
-"""Users whose inboxes one query reads."""
+"""Inboxes in one query."""
 BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
-"""Shortest and longest pause, in seconds, after a failure of MongoDB. It doubles."""
+"""Seconds to pause after a failure of MongoDB: the first time, and at most. The pause doubles."""
 EMPTY: Final = Inbox()
 """The inbox of a user without a document."""
 
 
 @dataclass(slots=True)
 class Pending:
-    """The streams of a user that are to be sent an event, and when the first change that it reports was written."""
+    """Streams of a user that await an event, and when the first change that it reports was written."""
 
     streams: set[Stream]
     at: datetime | None
@@ -72,7 +71,7 @@ class Hub:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve streams meanwhile."""
+        """Serve streams within the block."""
         tasks = [asyncio.create_task(_forever(turn)) for turn in (self._follow, self._read, self._drop_gone)]
         try:
             yield
@@ -82,15 +81,15 @@ class Hub:
             await asyncio.wait(tasks)
 
     def close(self) -> None:
-        """End every stream at once and refuse new ones: their clients find another process."""
+        """End every stream and refuse new ones, so that their clients turn to another process."""
         self._stopping = True
         self._end(self._all(), Stopping)
 
     @asynccontextmanager
     async def listen(self, user_id: str, is_gone: Callable[[], bool]) -> AsyncIterator[Stream]:
-        """Open a stream of the user's inbox that has its first event. `is_gone` tells whether the client has left.
+        """Open a stream of the user's inbox, and wait for its first event. `is_gone` tells whether the client has left.
 
-        Raises `Refused`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
+        Raises `StreamEnd`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
         """
         if self._stopping:
             raise Stopping
@@ -98,47 +97,43 @@ class Hub:
             raise TooManyOfUser
         if self._count >= self._limit:
             raise TooManyOfProcess
-        stream = Stream(is_gone)
-        self._add(user_id, stream)
-        try:
-            try:
-                async with asyncio.timeout(FIRST_EVENT_TIMEOUT):
-                    await stream.peek()
-            except TimeoutError:
-                raise Unavailable from None
-            yield stream
-        finally:
-            self._remove(user_id, stream)
-
-    def _add(self, user_id: str, stream: Stream) -> None:
-        self._streams.setdefault(user_id, set()).add(stream)
+        stream, streams = Stream(is_gone), self._streams.setdefault(user_id, set())
+        streams.add(stream)
         self._count += 1
         self._metrics.streams.set(self._count)
         self._any_stream.set()
         if self._following:  # else it is read once that is so: no change may fall between the event and the stream
             self._mark_pending(user_id, {stream})
+        try:
+            await self._first_event(stream)
+            yield stream
+        finally:
+            streams.discard(stream)
+            if not streams:
+                del self._streams[user_id]
+            self._count -= 1
+            self._metrics.streams.set(self._count)
 
-    def _remove(self, user_id: str, stream: Stream) -> None:
-        self._streams[user_id].discard(stream)
-        if not self._streams[user_id]:
-            del self._streams[user_id]
-        self._count -= 1
-        self._metrics.streams.set(self._count)
+    async def _first_event(self, stream: Stream) -> None:
+        try:
+            async with asyncio.timeout(FIRST_EVENT_TIMEOUT):
+                await stream.peek()
+        except TimeoutError:
+            raise Unavailable from None
 
     # --- from the change stream to the streams -------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Mark the streams whose inboxes change as pending, while there are streams."""
+        """While there are streams, mark those as pending whose inboxes change."""
         await self._any_stream.wait()
         try:
             await self._follow_changes()
         except NotReplicated:
             self._end(self._all(), NotReplicated)
             await asyncio.sleep(BACKOFF_MIN)  # time for them to leave
-        except HistoryLost as exc:
-            self._token = None
-            await asyncio.sleep(self._change_outage.failed(exc))
-        except Unavailable as exc:
+        except (HistoryLost, Unavailable) as exc:
+            if isinstance(exc, HistoryLost):
+                self._token = None
             await asyncio.sleep(self._change_outage.failed(exc))
         if not self._streams:
             self._token = None  # the next stream begins with the whole inbox, and needs no older changes

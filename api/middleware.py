@@ -1,4 +1,4 @@
-"""What surrounds every request: a request id, problems in place of exceptions, a metric and a log line."""
+"""Around every request: its id, problems in place of exceptions, a metric and a log line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from api.answers import is_large, send
+from api.answers import answer_before_body, is_large, send
 from api.auth import Refused
-from api.body import answer_before_body
 from api.problems import ForeignHost, problem_of, render
 from config.checks import LOOPBACK, in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
@@ -27,28 +26,28 @@ log = logging.getLogger("notifier.http")
 audit = logging.getLogger("notifier.audit")
 
 ORIGIN: Final[web.RequestKey[Mapping[str, str]]] = web.RequestKey("ORIGIN")
-"""`request_id`, and `traceparent` if the request has one: what its log lines and those of its e-mail say of it."""
+"""The `request_id`, and the `traceparent` if there is one, for the log lines of the request and of its e-mail."""
 RENDER_FAILURE: Final[web.RequestKey[Callable[[Exception], web.Response]]] = web.RequestKey("RENDER_FAILURE")
-"""How a request's failures are answered, if not as problems only."""
+"""Set by a handler that answers failures in its own way."""
 STARTED: Final = web.RequestKey("STARTED", float)
 SPAN: Final = web.RequestKey("SPAN", str)
 """The `traceparent` of the request's own span, if the service sends spans."""
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
 TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-"""W3C Trace Context, section 3.2. What is no such value is left out, as the standard asks."""
+"""W3C Trace Context, section 3.2, which asks to ignore any other value."""
 PROBES: Final = ("/healthz", "/readyz")
-"""Orchestrators ask for these every few seconds: only a failure is worth a line, or all at the level DEBUG."""
+"""Orchestrators call these every few seconds, so successes are logged only at the level DEBUG."""
 PORT: Final = re.compile(r":\d{1,5}$")
 DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
-"""Set when the service is about to stop and should be sent no more requests."""
+"""Set when the service is about to stop, and clients should turn to another process."""
 THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
 
 
 def own_name_only(names: Iterable[str]) -> Middleware:
-    """Make what refuses requests for other hosts, on any port.
+    """Return middleware that rejects other Host names, on any port.
 
-    The name of any site can point to this machine (DNS rebinding), and then its pages may call the service. `Host` has
-    that name. What `X-Forwarded-Host` has counts for nothing, as such a page may set it.
+    Any site can make its name point to this machine (DNS rebinding), and its pages may then call the service. `Host` is
+    that name. `X-Forwarded-Host` does not count: such a page may set it.
     """
     own = {in_url(name) for name in (*LOOPBACK, *names)}
 
@@ -82,7 +81,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
 
 
 def origin_of(request: web.Request) -> Mapping[str, str]:
-    """Return the ids by which a request can be found again: its own, or those of its headers that are valid."""
+    """Return the ids by which a request is found in logs: those of its headers if they are valid, or new ones."""
     request_id = request.headers.get("X-Request-ID", "")
     trace = request.get(SPAN, "") or request.headers.get("traceparent", "")
     if not re.fullmatch(REQUEST_ID_PATTERN, request_id):
@@ -92,7 +91,7 @@ def origin_of(request: web.Request) -> Mapping[str, str]:
 
 
 def route_of(request: web.Request) -> tuple[str, str]:
-    """Return the method and the route of a request, never the client's own words: for logs, labels and spans."""
+    """Return the method and route for logs, labels and spans: known names only, never the client's own text."""
     resource = request.match_info.route.resource
     return request.method if request.method in hdrs.METH_ALL else "-", resource.canonical if resource else "-"
 
@@ -109,7 +108,7 @@ def _log_failure(exc: Exception, extra: Mapping[str, str], throttle: Throttle) -
 
 
 def complete(request: web.Request, response: web.StreamResponse) -> None:
-    """Add the last headers to a response that is about to be sent, and count, time and log its request."""
+    """Add the last headers to a response about to be sent; count, time and log its request."""
     seconds = perf_counter() - request[STARTED]
     response.headers["X-Request-ID"] = request[ORIGIN]["request_id"]
     if request.app[DRAINING].is_set():

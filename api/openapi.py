@@ -17,6 +17,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, ValidationError
 from marshmallow.fields import Field
 
+from api.auth import Route
 from api.components import (
     DATA,
     INVALID_REQUEST,
@@ -25,92 +26,82 @@ from api.components import (
     SECURITY,
     component_schemas,
     id_schema,
+    preferences,
     ref,
 )
-from api.fields import DataField, IdField
-from api.operation import Answer, Operation
-from api.operations import TAGS, operations
-from api.problem import MEDIA_TYPE, Problem
-from api.problems import BY_EXCEPTION, problem_of
+from api.fields import DataField, IdField, KindNameField
+from api.operations import TAGS, Answer, Operation, operations
+from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import IdType
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
 from mongo.fan_out import Incomplete, NotYetComplete
-from mongo.preferences import EVERY_KIND
 from ops.kinds import Kinds
+from schemas import CreateSchema
 
-
-@dataclass(slots=True)
-class Document:
-    """The OpenAPI document of the service, made when it is first asked for, which hardly any process ever is."""
-
-    make: Callable[[], JSONObject]
-    made: JSONObject | None = None
-
-    def get(self) -> JSONObject:
-        """Return the document."""
-        if self.made is None:
-            self.made = self.make()
-        return self.made
-
-
-DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
 VERSION: Final = "1.0.0"
 ABOUT: Final = (
     "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "
     "[RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)."
 )
-
-
 INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
     Incomplete: Incomplete({7: UnknownUser()}),
     NotYetComplete: NotYetComplete({7: OutboxFull()}),
 }
-"""Examples of requests for many users that failed for one."""
-ONE, MANY = {"required": ["user_id"]}, {"required": ["user_ids"]}
-ONE_OR_MANY: Final[JSONObject] = {"if": MANY, "then": {"not": ONE}, "else": ONE}
-"""A body has one of the two. Of a `oneOf`, client generators would make two types."""
+"""Creates for many users that failed for one, as examples."""
 
 
-PREFERENCE: Final = {
-    "type": ["object", "null"],
-    "required": ["email"],
-    "properties": {"email": {"type": ["boolean", "null"]}},
-    "additionalProperties": False,
-}
-
-
-def describe(routes: Iterable[web.RouteDef], kinds: Kinds, id_type: IdType) -> JSONObject:
+def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObject:
     """Return the OpenAPI document of these routes, for a service with these kinds and ids.
 
     Raises `KeyError` for a route without an operation.
     """
-    described = operations(kinds, id_type)
+    described = operations(routes, kinds, id_type)
     plugin = MarshmallowPlugin(schema_name_resolver=_name)
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
     converter: Any = plugin.converter  # set by APISpec
-    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA}))
-    for name, description in TAGS.items():
-        spec.tag({"name": name, "description": description})
+    key = {"type": "string", "enum": list(kinds)}
+    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
+    for tag in TAGS:
+        spec.tag({"name": tag})
     for name, scheme in SECURITY.items():
         spec.components.security_scheme(name, scheme)
-    for name, schema in component_schemas(id_type).items():
+    fields = CreateSchema(id_type, kinds).fields
+    created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
+    for name, schema in component_schemas(id_type, created).items():
         spec.components.schema(name, schema)
+    tag_of = {path: tag for tag, paths in TAGS.items() for path in paths}
     for route in routes:
         operation = _operation(described[f"{route.method} {route.path}"])
-        operation["operationId"] = route.handler.__name__.strip("_")
+        operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [tag_of[route.path]]}
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
-    schemas = document["components"]["schemas"]
-    schemas["Create"] |= ONE_OR_MANY
-    names = [EVERY_KIND, *(kind.name for kind in kinds.values() if kind.email)]
-    schemas["Preferences"] |= {"propertyNames": {"enum": names}, "additionalProperties": PREFERENCE}
+    document["components"]["schemas"]["Preferences"] |= preferences(kinds)
     _fill_in_examples(document)
     return document
 
 
+@dataclass(slots=True)
+class Document:
+    """The document of a service. It is made on the first request for it, which most processes never get."""
+
+    routes: Iterable[Route]
+    kinds: Kinds
+    id_type: IdType
+    made: JSONObject | None = None
+
+    def get(self) -> JSONObject:
+        """Return the document."""
+        if self.made is None:
+            self.made = describe(self.routes, self.kinds, self.id_type)
+        return self.made
+
+
+DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
+
+
 def _fill_in_examples(document: JSONObject) -> None:
-    """Give parameters the examples of their schemas: Swagger UI fills in only what the parameter itself has."""
+    """Copy the examples of schemas to their parameters: Swagger UI fills in only those."""
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
@@ -122,19 +113,23 @@ def _name(schema: type[Schema] | Schema) -> str:
     return (schema if isinstance(schema, type) else type(schema)).__name__.removesuffix("Schema")
 
 
+def _present(schema: JSONObject) -> JSONObject:
+    """Return the schema of a field that is absent rather than null."""
+    return schema | ({"type": schema["type"][0]} if isinstance(schema["type"], list) else {})
+
+
 def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..., JSONObject]:
-    """Return what tells apispec the schemas of our own fields."""
+    """Return a function that tells apispec the schemas of our own fields."""
 
     def describe_field(_converter: object, own: Field[Any], **_: object) -> JSONObject:
-        known = schemas.get(type(own), {})
-        return known | {"type": [known["type"], "null"]} if known and own.allow_none else known
+        schema = next((schema for class_, schema in schemas.items() if isinstance(own, class_)), {})
+        return schema | {"type": [schema["type"], "null"]} if schema and own.allow_none else schema
 
     return describe_field
 
 
 def _operation(operation: Operation) -> JSONObject:
     described: JSONObject = {
-        "tags": [operation.tag],
         "summary": operation.summary,
         "description": operation.description,
         "security": [{caller: []} for caller in operation.callers],
@@ -145,8 +140,9 @@ def _operation(operation: Operation) -> JSONObject:
         ],
         "responses": {status: _answer(answer) for status, answer in operation.answers.items()} | _problems(operation),
     }
-    if operation.body:
-        content = {"application/json": {"schema": operation.body, "examples": _examples(operation.examples)}}
+    if operation.bodies:
+        schema = {"oneOf": [*operation.bodies]} if len(operation.bodies) > 1 else operation.bodies[0]
+        content = {"application/json": {"schema": schema, "examples": _examples(operation.examples)}}
         described["requestBody"] = {"required": operation.needs_body, "content": content}
     return {name: value for name, value in described.items() if value}
 
@@ -167,20 +163,15 @@ def _examples(values: Mapping[str, Any]) -> JSONObject:
 
 
 def _problems(operation: Operation) -> JSONObject:
-    """Describe the problems by status: the details as a list, and an example of each."""
+    """Describe the problems by status, with an example of each."""
     by_status = attrgetter("status")
-    problems = sorted((BY_EXCEPTION[exception] for exception in operation.problems), key=by_status)
+    problems = sorted((problem for problem in PROBLEMS if problem.exception in operation.problems), key=by_status)
     responses = {}
     for status, group in groupby(problems, key=by_status):
         same = list(group)
-        details = [problem.meaning for problem in same]
+        details = "\n".join(f"- {problem.meaning}" for problem in same)
         described = _answer(
-            Answer(
-                description=details[0] if len(details) == 1 else "\n".join(f"- {detail}" for detail in details),
-                schema=ref("Problem"),
-                media_type=MEDIA_TYPE,
-                headers=PROBLEM_HEADERS.get(status, {}),
-            )
+            Answer(details, ref("Problem"), media_type=MEDIA_TYPE, headers=PROBLEM_HEADERS.get(status, {}))
         )
         described["content"][MEDIA_TYPE]["examples"] = {problem.name: _example(problem, operation) for problem in same}
         responses[status] = described
@@ -198,8 +189,8 @@ def _example(problem: Problem, operation: Operation) -> JSONObject:
 
 
 def _validation_error(operation: Operation) -> ValidationError:
-    """Return what an invalid request really raises."""
+    """Return the error that an invalid request really raises."""
     errors: JSONObject = {}
-    for schema in filter(None, (operation.body, operation.query)):
+    for schema in filter(None, (*operation.bodies[:1], operation.query)):
         errors |= schema.validate(INVALID_REQUEST)
     return ValidationError(errors)

@@ -2,244 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from marshmallow import ValidationError
+from aiohttp import web
+from marshmallow import Schema, ValidationError
 
-import schemas
-from api import body, stream
+from api import auth, body, stream, unsubscribe
 from api.answers import TooMuchInFlight
-from api.components import ETAG, EVENTS, NOTIFICATION, PAGE, SUCCESS, USER, ref
-from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, UNCONFIRMED, WRONG_METHOD, Answer, Operation
+from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, ref
 from api.problems import NoSuchNotification
-from api.sse import KEEP_ALIVE
-from api.user_operations import user_operations
+from api.stream import KEEP_ALIVE
 from config.ids import IdType
+from config.keys import Scope
+from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
-from mongo.document import OUTBOX_LIMIT, JSONObject
+from mongo.document import JSONObject
 from mongo.fan_out import Incomplete, NotYetComplete
 from ops.kinds import Kinds, describe_kinds
+from schemas import SELECTORS, Schemas
 
-TAGS: Final = {
-    "Notifications": "Create, list and mark notifications.",
-    "Users": "What users decide, and what is known of their addresses.",
-    "Streams": "Follow a user's notifications live.",
-    "Operation": "Probes and metrics.",
-    "Documentation": "The API itself.",
+TAGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Notifications": ("/create", "/list", "/read", "/unread", "/delete", "/seen", "/kinds"),
+    "Users": ("/preferences", "/erase", "/suppress", "/u/{token}"),
+    "Streams": ("/stream",),
+    "Operation": ("/healthz", "/readyz", "/metrics"),
+    "Documentation": ("/openapi.json", "/docs"),
 }
+"""The chapters of the document, with the paths of their operations."""
+OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
+OF_BODIES: Final = (
+    *(body.Compressed, body.WrongCharset, body.NotUTF8, body.NotJSON, body.NotAnObject, body.BodyTooSlow),
+    web.HTTPRequestEntityTooLarge,
+)
 
 
-def _bodies(kinds: Kinds) -> Mapping[str, JSONObject]:
-    """Return examples of `POST /create`: one with the fields that must be there, and one with all."""
-    emailed = next((name for name, kind in kinds.items() if kind.email), next(iter(kinds)))
-    kept = next((name for name, kind in kinds.items() if kind.in_app), next(iter(kinds)))
-    fields = ("user_id", "key", "target_id", "data")
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A success. One without a schema has no body."""
+
+    description: str
+    schema: JSONObject | None = None
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    media_type: str = "application/json"
+    headers: Mapping[str, JSONObject] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """A route as its callers see it.
+
+    `scope` is what its callers must have, if it is not open to everyone. `bodies` are the schemas of which its body has
+    one. `raises` are the exceptions that do not follow from the rest.
+    """
+
+    summary: str
+    description: str = ""
+    scope: Scope | None = None
+    path: Schema | None = None
+    query: Schema | None = None
+    headers: Schema | None = None
+    bodies: tuple[Schema, ...] = ()
+    needs_body: bool = True
+    examples: Mapping[str, JSONObject] = field(default_factory=dict)
+    answers: Mapping[int, Answer]
+    raises: tuple[type[Exception], ...] = ()
+
+    @property
+    def callers(self) -> tuple[str, ...]:
+        """The security schemes that it accepts once API keys are set; without any, it is open to everyone."""
+        return ("key", "token") if self.scope in auth.OF_A_USER else ("key",) if self.scope else ()
+
+    @property
+    def problems(self) -> tuple[type[Exception], ...]:
+        """The exceptions that it may answer with."""
+        of_callers = (*OF_CALLERS, auth.ForeignPage, auth.OtherUser if "token" in self.callers else auth.BackendOnly)
+        return (
+            web.HTTPMethodNotAllowed,
+            *(of_callers if self.callers else ()),
+            *(OF_BODIES if self.bodies else ()),
+            *((ValidationError, errors.Unavailable) if self.callers and (self.query or self.bodies) else ()),
+            *self.raises,
+        )
+
+
+def _ok(description: str, schema: str = "Success", example: JSONObject = SUCCESS) -> Mapping[int, Answer]:
+    return {200: Answer(description, ref(schema), {"example": example})}
+
+
+def _text(description: str, media_type: str, examples: Mapping[str, str] | None = None) -> Mapping[int, Answer]:
+    return {200: Answer(description, {"type": "string"}, examples or {}, media_type)}
+
+
+def _cached(description: str, schema: str, example: Any) -> Mapping[int, Answer]:
+    """Return an answer that has an ETag, and the one to a client that has it already."""
+    unchanged = "Nothing has changed since the answer that `If-None-Match` names."
     return {
-        "required fields": {"user_id": USER, "key": emailed},
-        "all fields": {name: NOTIFICATION[name] for name in fields} | {"key": kept},
+        200: Answer(description, ref(schema), {"example": example}, headers=ETAG),
+        304: Answer(unchanged, headers=ETAG),
     }
 
 
-def _marking(summary: str, done: str, kinds: Kinds, id_type: IdType) -> Operation:
-    """Describe an operation on the notifications that its query selects."""
-    return Operation(
-        tag="Notifications",
-        summary=summary,
-        description=f"Takes exactly one of {', '.join(f'`{name}`' for name in schemas.SELECTORS)}. Asking twice is not "
-        "an error.",
-        callers=("key", "token"),
-        query=schemas.SelectionSchema(id_type, kinds),
-        answers={200: Answer(description=done, schema=ref("Success"), examples={"done": SUCCESS})},
-        problems=(
-            *WRONG_METHOD,
-            *NOT_THE_USER,
-            NoSuchNotification,
-            ValidationError,
-            errors.Conflict,
-            *UNCONFIRMED,
-        ),
-    )
+def operations(routes: Iterable[auth.Route], kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
+    """Return the operations, by method and path, of a service with these kinds and ids.
+
+    Raises `KeyError` for one that has no route.
+    """
+    scopes = {f"{route.method} {route.path}": route.scope for route in routes}
+    described = _described(Schemas(id_type, kinds))
+    return {name: replace(operation, scope=scopes[name]) for name, operation in described.items()}
 
 
-def operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
-    """Return the operations, by method and path, of a service with these kinds."""
+def _described(schemas: Schemas) -> Mapping[str, Operation]:
     return {
-        "POST /create": Operation(
-            tag="Notifications",
-            summary="Create a notification",
-            description="Keeps the notification for `/list`, owes the user an e-mail, or both, as `key` says. A "
-            "missing user is created, unless `UNKNOWN_USERS` says otherwise. `user_ids` in place of `user_id` notifies "
-            "many users at once. The body is read as JSON, whatever its Content-Type. It may have "
-            f"{body.BODY_LIMIT // 1024} KiB.",
-            callers=("key",),
-            headers=schemas.CreateHeaders,
-            body=schemas.CreateSchema(id_type, kinds),
-            examples=_bodies(kinds),
-            answers={
-                201: Answer(
-                    description="The notification and the e-mail owed are on disk on a majority of MongoDB's members.",
-                    schema=ref("Created"),
-                    examples={"created": SUCCESS, "many": SUCCESS | {"created": 998, "replayed": 2}},
-                    headers={
-                        "X-Notification-ID": {
-                            "description": "Present unless `user_ids` were given: the `id` that `/list` shows and "
-                            "`/delete` takes, also of a kind that is only e-mailed.",
-                            "schema": {"type": "string"},
-                        },
-                        "Idempotent-Replayed": {
-                            "description": "Present if a request with this `Idempotency-Key` was answered before. "
-                            "This one had no effect.",
-                            "schema": {"type": "string", "enum": ["true"]},
-                        },
-                        "X-Email": {
-                            "description": f"Present if the notification is kept, but its e-mail is not owed, as the "
-                            f"user is owed {OUTBOX_LIMIT} e-mails already.",
-                            "schema": {"type": "string", "enum": ["not-owed"]},
-                        },
-                    },
-                )
-            },
-            problems=(
-                *WRONG_METHOD,
-                *NOT_A_BACKEND,
-                *BAD_BODY,
-                ValidationError,
-                errors.UnknownUser,
-                errors.KeyReused,
-                Incomplete,
-                errors.Conflict,
-                errors.TooLarge,
-                *UNCONFIRMED,
-                errors.OutboxFull,
-                NotYetComplete,
-            ),
-        ),
+        **_creating(schemas),
         "GET /list": Operation(
-            tag="Notifications",
             summary="List a user's notifications",
             description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
-            callers=("key", "token"),
-            query=schemas.ListSchema(id_type, kinds),
-            answers={
-                200: Answer(
-                    description="A page and the counts.",
-                    schema=ref("Page"),
-                    examples={"page": PAGE},
-                    headers={"ETag": ETAG},
-                ),
-                304: Answer(
-                    description="Nothing has changed since the answer that `If-None-Match` names.",
-                    headers={"ETag": ETAG},
-                ),
-            },
-            problems=(*WRONG_METHOD, *NOT_THE_USER, ValidationError, TooMuchInFlight, *UNCONFIRMED),
+            query=schemas.list,
+            answers=_cached("A page and the counts.", "Page", PAGE),
+            raises=(TooMuchInFlight, errors.Busy),
         ),
-        "POST /read": _marking("Mark notifications as read", "They are read.", kinds, id_type),
-        "POST /unread": _marking("Mark notifications as unread", "They are unread.", kinds, id_type),
-        "POST /delete": _marking(
-            "Delete notifications", "They are deleted, for good, and so are e-mails about them.", kinds, id_type
-        ),
+        "POST /read": _marking(schemas, "Mark notifications as read", "They are read."),
+        "POST /unread": _marking(schemas, "Mark notifications as unread", "They are unread."),
+        "POST /delete": _marking(schemas, "Delete notifications", "They, and e-mails about them, are gone for good."),
         "POST /seen": Operation(
-            tag="Notifications",
             summary="Note that the inbox was seen",
             description="All that there is now has been seen, read or not. From the first call on, `/list` and the "
             "stream have `unseen`. Asking twice is not an error.",
-            callers=("key", "token"),
-            query=schemas.UserSchema(id_type),
-            answers={200: Answer(description="Noted.", schema=ref("Success"), examples={"noted": SUCCESS})},
-            problems=(
-                *WRONG_METHOD,
-                *NOT_THE_USER,
-                ValidationError,
-                errors.Conflict,
-                errors.TooLarge,
-                *UNCONFIRMED,
-            ),
+            query=schemas.user,
+            answers=_ok("Noted."),
+            raises=(errors.Conflict, errors.TooLarge, errors.Busy),
         ),
-        **user_operations(kinds, id_type),
+        **_of_users(schemas),
         "GET /stream": Operation(
-            tag="Streams",
             summary="Follow a user's notifications",
             description="Keeps the answer open and sends Server-Sent Events. An event `inbox` comes at once and again "
             "after each change of the user's notifications, whoever made it. Its data is an `Inbox`. Changes in quick "
             f"succession may share one event. A comment comes after {KEEP_ALIVE:.0f} s without one. The stream ends "
             "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
-            callers=("key", "token"),
-            query=schemas.UserSchema(id_type),
-            answers={
-                200: Answer(
-                    description="A stream of events.",
-                    schema={"type": "string"},
-                    media_type="text/event-stream",
-                    examples={"events": EVENTS},
-                )
-            },
-            problems=(
-                *WRONG_METHOD,
-                *NOT_THE_USER,
-                ValidationError,
-                stream.Unreadable,
-                stream.TooManyOfUser,
+            query=schemas.user,
+            answers=_text("A stream of events.", "text/event-stream", {"events": EVENTS}),
+            raises=(
+                *(stream.Unreadable, stream.TooManyOfUser, stream.TooManyOfProcess, stream.Stopping),
                 changes.NotReplicated,
-                errors.Unavailable,
-                stream.TooManyOfProcess,
-                stream.Stopping,
             ),
         ),
-        "GET /healthz": Operation(
-            tag="Operation",
-            summary="Check that the process is alive",
-            answers={200: Answer(description="It is alive.", schema=ref("Success"), examples={"alive": SUCCESS})},
-            problems=WRONG_METHOD,
-        ),
+        "GET /healthz": Operation(summary="Check that the process is alive", answers=_ok("It is alive.")),
         "GET /readyz": Operation(
-            tag="Operation",
             summary="Check whether to send requests here",
-            answers={200: Answer(description="MongoDB answers.", schema=ref("Success"), examples={"ready": SUCCESS})},
-            problems=(*WRONG_METHOD, errors.Unavailable, stream.Stopping),
+            answers=_ok("MongoDB answers."),
+            raises=(errors.Unavailable, stream.Stopping),
         ),
         "GET /metrics": Operation(
-            tag="Operation",
             summary="Read the metrics",
-            callers=("key",),
-            answers={
-                200: Answer(
-                    description="The metrics in Prometheus's text format.",
-                    schema={"type": "string"},
-                    media_type="text/plain",
-                )
-            },
-            problems=(*WRONG_METHOD, *NOT_A_BACKEND),
+            answers=_text("The metrics in Prometheus's text format.", "text/plain"),
         ),
         "GET /kinds": Operation(
-            tag="Notifications",
             summary="List the kinds of notification",
             description="What each does, and what pages say of it: its label, url, name and icon.",
-            answers={
-                200: Answer(
-                    description="The kinds by name.",
-                    schema=ref("Kinds"),
-                    examples={"kinds": describe_kinds(kinds)},
-                    headers={"ETag": ETAG},
-                ),
-                304: Answer(
-                    description="Nothing has changed since the answer that `If-None-Match` names.",
-                    headers={"ETag": ETAG},
-                ),
-            },
-            problems=WRONG_METHOD,
+            answers=_cached("The kinds by name.", "Kinds", describe_kinds(schemas.kinds)),
         ),
         "GET /openapi.json": Operation(
-            tag="Documentation",
             summary="Get this document",
-            answers={200: Answer(description="The OpenAPI document.", schema={"type": "object"})},
-            problems=WRONG_METHOD,
+            answers={200: Answer("The OpenAPI document.", {"type": "object"})},
         ),
-        "GET /docs": Operation(
-            tag="Documentation",
-            summary="Read this document as a page",
-            answers={200: Answer(description="Swagger UI.", schema={"type": "string"}, media_type="text/html")},
-            problems=WRONG_METHOD,
+        "GET /docs": Operation(summary="Read this document as a page", answers=_text("Swagger UI.", "text/html")),
+    }
+
+
+def _creating(schemas: Schemas) -> Mapping[str, Operation]:
+    """Describe a create, with examples of a body with the fields that must be there, and of one with all."""
+    emailed = next((name for name, kind in schemas.kinds.items() if kind.email), next(iter(schemas.kinds)))
+    kept = next((name for name, kind in schemas.kinds.items() if kind.in_app), next(iter(schemas.kinds)))
+    fields = schemas.create.fields.items()
+    all_fields = {name: field.metadata["examples"][0] for name, field in fields if name != "key"} | {"key": kept}
+    return {
+        "POST /create": Operation(
+            summary="Create a notification",
+            description="Keeps the notification for `/list`, owes the user an e-mail, or both, as `key` says. A "
+            "missing user is created, unless `UNKNOWN_USERS` says otherwise. `user_ids` in place of `user_id` notifies "
+            "many users at once. The body is read as JSON, whatever its Content-Type. It may have "
+            f"{body.BODY_LIMIT // 1024} KiB.",
+            headers=schemas.create_headers,
+            bodies=(schemas.create, schemas.create_many),
+            examples={"required fields": {"user_id": USER, "key": emailed}, "all fields": all_fields},
+            answers={
+                201: Answer(
+                    "The notification and the e-mail owed are on disk on a majority of MongoDB's members.",
+                    ref("Created"),
+                    {"created": SUCCESS, "many": SUCCESS | {"created": 998, "replayed": 2}},
+                    headers=CREATED_HEADERS,
+                )
+            },
+            raises=(
+                *(errors.UnknownUser, errors.KeyReused, errors.Conflict, errors.TooLarge),
+                *(errors.Busy, errors.OutboxFull, Incomplete, NotYetComplete),
+            ),
+        )
+    }
+
+
+def _marking(schemas: Schemas, summary: str, done: str) -> Operation:
+    """Describe an operation on the notifications that its query selects."""
+    return Operation(
+        summary=summary,
+        description=f"Takes exactly one of {', '.join(f'`{name}`' for name in SELECTORS)}. Asking twice is not "
+        "an error.",
+        query=schemas.selection,
+        answers=_ok(done),
+        raises=(NoSuchNotification, errors.Conflict, errors.Busy),
+    )
+
+
+def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
+    """Describe what users decide, and what is known of their addresses."""
+    emailed = [kind for kind in schemas.kinds.values() if kind.email]
+    optional = next((kind.name for kind in emailed if not kind.required), "*")
+    wanted = {kind.name: {"email": True, "required": kind.required} for kind in emailed}
+    unwanted = {kind.name: {"email": kind.required, "required": kind.required} for kind in emailed}
+    return {
+        "GET /preferences": Operation(
+            summary="Show which e-mails a user wants",
+            description="Names every kind that is e-mailed. A user without a document has the default.",
+            query=schemas.user,
+            answers=_ok("The state, by kind.", "UserPreferences", SUCCESS | {"data": wanted}),
+        ),
+        "POST /preferences": Operation(
+            summary="Set which e-mails a user wants",
+            description="Kinds that the body does not name stay as they are. `*` stands for every kind without a "
+            "preference of its own. `null` restores the default. Opting out also stops e-mails that are owed already, "
+            "but not one that is being sent. A missing user is created, unless `UNKNOWN_USERS` says otherwise.",
+            query=schemas.user,
+            bodies=(schemas.preferences,),
+            examples={"one kind": {optional: {"email": False}}, "all that are not required": {"*": {"email": False}}},
+            answers=_ok("The state, by kind.", "UserPreferences", SUCCESS | {"data": unwanted}),
+            raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
+        ),
+        "POST /erase": Operation(
+            summary="Erase a user",
+            description="Removes all that the service holds of a user, dead letters included. The rest of the user's "
+            "document is yours and stays. Asking twice is not an error.",
+            query=schemas.user,
+            answers=_ok("Nothing is left."),
+            raises=(errors.Conflict, errors.EmailUnderWay),
+        ),
+        "POST /suppress": Operation(
+            summary="Suppress an address",
+            description="For the webhook of a mail provider that reports bounces: e-mails to the user's present "
+            "address become dead letters at once, until the address changes. The body may be left out. `user_id` may "
+            "be, if the body has an `address` and an index finds the users who have it.",
+            query=schemas.suppressed_user,
+            bodies=(schemas.suppression,),
+            needs_body=False,
+            examples={"a bounce": {"address": "ann@example.com", "code": "5.1.1"}, "lift it": {"suppressed": False}},
+            answers=_ok(
+                "Whether the present address is suppressed now.", "Suppressed", SUCCESS | {"data": {"suppressed": True}}
+            ),
+            raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
+        ),
+        "GET /u/{token}": _link("Show the page to unsubscribe", "Changes nothing, whoever follows the link."),
+        "POST /u/{token}": _link(
+            "Unsubscribe without a login",
+            "For mail programs (RFC 8058), and for the buttons of the page. No body is read. Asking twice is not an "
+            "error.",
+            unsubscribe.LinkQuery(),
+            *(errors.Conflict, errors.TooLarge, errors.Unavailable),
         ),
     }
+
+
+def _link(summary: str, description: str, query: Schema | None = None, *raises: type[Exception]) -> Operation:
+    return Operation(
+        summary=summary,
+        description=f"{description} A browser (`Accept: text/html`) is shown its problems as pages, too.",
+        path=unsubscribe.LinkPath(),
+        query=query,
+        answers=_text("A page.", "text/html"),
+        raises=(NoSuchLink, *raises),
+    )

@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from swagger_ui_bundle import swagger_ui_path
 
+from api.answers import json_line
 from api.openapi import DOCUMENT
-from api.problem import json_line
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
 

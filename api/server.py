@@ -1,11 +1,14 @@
-"""Serving until a signal, and stopping without a failed request: RFC 9112, section 9.6, says how a server closes."""
+"""Serving until a signal, and stopping without a failed request (RFC 9112, section 9.6)."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -14,13 +17,16 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from api.admission import Admission
+from api.answers import answer_before_body
 from api.hub import HUB
 from api.middleware import DRAINING
-from api.problems import HEADER_LIMIT, render
+from api.problems import HEADER_LIMIT, TooManyConnections, render
 from config import descriptors
 from ops.listening import bind, cease, listen
+from ops.logs import Throttle
 from settings import Settings
+
+log = logging.getLogger("notifier.http")
 
 OPTIONS: Final[Mapping[str, Any]] = {
     "auto_decompress": False,  # a small body may inflate to any size
@@ -33,18 +39,82 @@ GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave hardly any garbage that only the collector finds. With its default thresholds it takes a twelfth of
 the CPU, and the slowest hundredth of the lists takes twice as long."""
 UNREADY_PERIOD: Final = 1.0
-"""Seconds after SIGTERM in which connections are still accepted while `/readyz` answers 503."""
+"""Seconds after SIGTERM for which connections are still accepted, while `/readyz` answers 503."""
 LAST_REQUESTS_PERIOD: Final = 0.3
-"""Seconds in which the connections accepted last may send their request."""
+"""Seconds for the last accepted connections to send their request."""
 SHUTDOWN_TIMEOUT: Final = 1.0
-"""Seconds that requests under way are then given; aiohttp applies it twice. With the graces of delivery, mailer and
-store the process ends within `STOP_LIMIT`."""
+"""Seconds for the remaining requests; aiohttp applies it twice. With the grace periods of delivery, mailer and store,
+the process ends within `STOP_LIMIT`."""
 STOP_LIMIT: Final = 7.7
 """Seconds after SIGTERM in which the process ends, whatever hangs. Docker waits for 10 s."""
 
 
+REFUSING: Final = 32
+"""Connections being refused at a time. Beyond that the oldest is aborted, as it may never send a request."""
+REFUSAL_TIMEOUT: Final = 2.0
+"""Seconds for a refused client to send its request and read the answer."""
+USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
+USER_TIMEOUT_MS: Final = 30_000
+"""Milliseconds for which sent bytes may stay unacknowledged or unread. The kernel's default is 15 minutes."""
+EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Admission:
+    """Refuses connections while descriptors are scarce: those whose own is `last` or higher."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.refusing: dict[Connection, None] = {}
+        self._throttle = Throttle()
+
+    def refuse(self, connection: Connection) -> None:
+        """Abort a connection soon, whatever its client does."""
+        self._complain("connections are refused, as the process has nearly as many files open as it may (ulimit -n)")
+        self.refusing[connection] = None
+        if len(self.refusing) > REFUSING:
+            next(iter(self.refusing)).abort()
+        asyncio.get_running_loop().call_later(REFUSAL_TIMEOUT, connection.abort)
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle an error that asyncio meets, as the loop's exception handler. Of accept(2) it has one a second."""
+        exc = context.get("exception")
+        if isinstance(exc, OSError) and exc.errno in EXHAUSTED and "socket" in context:
+            self._complain("no connection can be accepted, as the process may open no more files (ulimit -n)")
+        else:
+            loop.default_exception_handler(context)
+
+    def _complain(self, sentence: str) -> None:
+        if self._throttle.allows(sentence):
+            log.error("%s", sentence)
+
+
 class Connection(web.RequestHandler):
-    """A client's connection. What is refused before its resource is known is answered as a problem, too."""
+    """A client's connection. Requests that reach no middleware are answered with a problem, too."""
+
+    def __init__(self, admission: Admission, server: web.Server, **options: Any) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._admission = admission
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve the connection, or refuse its request. A client would lose an answer sent before the request."""
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if USER_TIMEOUT:
+            connection.setsockopt(socket.IPPROTO_TCP, USER_TIMEOUT, USER_TIMEOUT_MS)
+        if connection.fileno() >= self._admission.last:
+            self._request_handler = _refuse
+            self._admission.refuse(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Make room for another one."""
+        self._admission.refusing.pop(self, None)
+        super().connection_lost(exc)
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._admission.refusing.pop(self, None)
+        if self.transport:
+            self.transport.abort()
 
     def handle_error(
         self,
@@ -55,10 +125,21 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Return the answer. Raises `ConnectionError` if another has begun."""
         super().handle_error(request, status, exc, message)
-        response = render(exc if isinstance(exc, Exception) else Exception())
-        response.headers["Server"] = "notifier"  # without one, aiohttp tells its version
-        response.force_close()
-        return response
+        return _closing(exc if isinstance(exc, Exception) else Exception())
+
+
+def _closing(exc: Exception) -> web.Response:
+    """Return the answer to a request that no middleware has seen, after which its connection is closed."""
+    response = render(exc)
+    response.headers["Server"] = "notifier"  # without one, aiohttp tells its version
+    response.force_close()
+    return response
+
+
+async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
+    response = _closing(TooManyConnections())
+    await answer_before_body(request, response)
+    return response
 
 
 async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
@@ -83,12 +164,11 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     host, port = settings.host, settings.port
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
     options = {**OPTIONS, "access_log": None, "keepalive_timeout": settings.keep_alive_seconds}
+    admission = Admission(descriptors.for_clients())
+    loop.set_exception_handler(admission.handle)
 
-    def protocol() -> asyncio.BaseProtocol:
-        return Connection(cast("web.Server", runner.server), loop=loop, **options)  # it is there once that is set up
-
-    admission = Admission(protocol, descriptors.for_clients())
-    asyncio.get_running_loop().set_exception_handler(admission.handle)
+    def connection() -> Connection:
+        return Connection(admission, cast("web.Server", runner.server), **options)  # it is there once that is set up
 
     def end() -> None:
         if runner.server:
@@ -99,7 +179,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     _on_sigterm(end)
     if is_worker:
         _end_with_supervisor()
-    server = await bind(admission, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
+    server = await bind(connection, host, port, share=is_worker)  # first, as a port in use needs no waiting for MongoDB
     try:
         await runner.setup()
         await listen(server, host, port)
@@ -108,7 +188,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
         app[DRAINING].set()  # from now on every answer closes its connection
         app[HUB].close()
         await asyncio.sleep(UNREADY_PERIOD)
-        await cease(server, admission)
+        await cease(server, connection)
         await asyncio.sleep(LAST_REQUESTS_PERIOD)
     finally:
         server.close()

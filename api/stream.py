@@ -1,47 +1,76 @@
-"""One stream: a client's open connection, and the one event it is to be sent next."""
+"""One stream: the one event that its client is to be sent next, and Server-Sent Events (WHATWG HTML, section 9.2).
+
+aiohttp's own response is used: aiohttp-sse sends comments from a second task, waits for a slow client only once in
+64 KiB, and waits without a deadline.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import math
+import random
+import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
+from typing import Final, NamedTuple
+
+import orjson
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from mongo.changes import Inbox, NotReplicated
+from ops.metrics import Metrics
+
+log = logging.getLogger("notifier.http")
+
+HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+COMMENT: Final = b": keep-alive\n\n"
+KEEP_ALIVE: Final = 15.0
+"""Seconds without an event after which a comment keeps proxies from closing the connection."""
+SEND_TIMEOUT: Final = 10.0
+"""Seconds in which a client must accept what it is sent."""
+RETRY_MS: Final = (1000, 5000)
+"""Range of the random time before a client reconnects, so that the clients of a stopped process come one by one."""
+SEND_BUFFER: Final = 64 * 1024
+"""Bytes that the kernel may buffer for a stream. Its default is megabytes for a client that does not read."""
 
 
-class Refused(Exception):
+class StreamEnd(Exception):
     """Base of the reasons why a stream cannot begin or go on."""
 
 
-class TooManyOfUser(Refused):
+class TooManyOfUser(StreamEnd):
     """The user has as many streams in this process as one user may."""
 
 
-class TooManyOfProcess(Refused):
+class TooManyOfProcess(StreamEnd):
     """The process has as many streams as it may."""
 
 
-class Stopping(Refused):
+class Stopping(StreamEnd):
     """The process is about to stop."""
 
 
-class Unreadable(Refused):
+class Unreadable(StreamEnd):
     """The user's document cannot be read. The log says why."""
 
 
-class ClientGone(Refused):
+class ClientGone(StreamEnd):
     """The client has closed the connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event as it is sent, and when the change that it reports was written."""
+class Event(NamedTuple):
+    """The text of an event, and when the change that it reports was written."""
 
     text: bytes
     at: datetime | None
 
 
 class Stream:
-    """A mailbox for one event. A newer event replaces one that was not sent yet, so a slow client costs nothing."""
+    """A mailbox for one event. A newer event replaces an unsent one, so a slow client costs nothing."""
 
     def __init__(self, is_gone: Callable[[], bool]) -> None:
         self.is_gone = is_gone
@@ -76,3 +105,62 @@ class Stream:
         event = await self.peek()
         self._event = None
         return event
+
+
+def encode(inbox: Inbox) -> bytes:
+    """Return an `inbox` event. Values that JSON has no type for, stored by other programs, become strings."""
+    data = {"elements": inbox.elements, "new": inbox.new, "latest": inbox.latest}
+    if inbox.unseen is not None:
+        data["unseen"] = inbox.unseen
+    return b"event: inbox\ndata: %b\n\n" % orjson.dumps(data, default=str)
+
+
+class Wire:
+    """Sends streams."""
+
+    def __init__(self, metrics: Metrics, seconds_since: Callable[[datetime], float]) -> None:
+        self.keep_alive = KEEP_ALIVE
+        self.send_timeout = SEND_TIMEOUT
+        self._metrics = metrics
+        self._seconds_since = seconds_since
+
+    async def send(
+        self, stream: Stream, request: web.Request, response: web.StreamResponse, until: float = math.inf
+    ) -> None:
+        """Send events until the stream is closed, the client has left, or it is `until` (Unix seconds).
+
+        If the client does not read, its connection is aborted.
+        """
+        response.force_close()  # a client that returns should be free to reach another process
+        if request.transport:
+            request.transport.set_write_buffer_limits(high=0)  # drained means that the kernel has everything
+            request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        try:
+            if writer := await response.prepare(request):
+                await self._send_events(stream, writer, until)
+        except TimeoutError:
+            self._metrics.streams_dropped.inc()
+            if request.transport:
+                request.transport.abort()
+        except ConnectionError:
+            log.debug("the client of a stream has gone")
+
+    async def _send_events(self, stream: Stream, writer: AbstractStreamWriter, until: float) -> None:
+        await self._write(writer, b"retry: %d\n\n" % random.randint(*RETRY_MS))
+        with contextlib.suppress(StreamEnd, NotReplicated):
+            while (now := time.time()) < until:
+                try:
+                    async with asyncio.timeout(min(self.keep_alive, until - now)):
+                        event = await stream.next()
+                except TimeoutError:
+                    await self._write(writer, COMMENT)
+                else:
+                    await self._write(writer, event.text)
+                    self._metrics.stream_events.inc()
+                    if event.at:
+                        self._metrics.stream_lag.observe(self._seconds_since(event.at))
+
+    async def _write(self, writer: AbstractStreamWriter, chunk: bytes) -> None:
+        async with asyncio.timeout(self.send_timeout):
+            await writer.write(chunk)
+            await writer.drain()  # `write` itself drains only once in 64 KiB

@@ -7,13 +7,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
-from typing import cast
+from dataclasses import asdict
 
 from marshmallow import ValidationError
 
 from api.auth import sign_token
-from api.body import load_all, parse_json
+from api.body import load_both, parse_json
 from api.openapi import VERSION
 from cli.dead import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, since
 from cli.health import check_health
@@ -29,7 +28,7 @@ from mail.unsubscribe import Links
 from mongo.document import JSONObject
 from mongo.owed import batch
 from mongo.requests import Create
-from schemas import CreateHeaders, CreateSchema
+from schemas import Schemas
 from settings import SECRETS, Settings, default_of, grouped
 from store import open_store
 
@@ -197,13 +196,14 @@ def notification(options: argparse.Namespace, settings: Settings) -> Create:
     except ValueError as exc:
         raise BadInput(f"data: not JSON: {exc}.") from None
     key = getattr(options, "idempotency_key", None)
-    body = (CreateSchema(settings.id_type, settings.kinds), given | {"data": data})
+    headers = {} if key is None else {"Idempotency-Key": key}
+    schemas = Schemas(settings.id_type, settings.kinds)
     try:
-        new, found = load_all(body, (CreateHeaders(), {} if key is None else {"Idempotency-Key": key}))
+        fields, idempotency = load_both(schemas.create, given | {"data": data}, schemas.create_headers, headers)
     except ValidationError as exc:
         faults = "; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items())
         raise BadInput(faults) from None
-    return replace(cast("Create", new), **found)
+    return Create(**fields, **idempotency)
 
 
 def preview_email(options: argparse.Namespace, settings: Settings) -> int:

@@ -19,10 +19,10 @@ import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
 from api.components import INVALID_REQUEST  # noqa: E402
-from api.operation import Operation  # noqa: E402
-from api.operations import operations  # noqa: E402
+from api.operations import Operation, operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
+from handlers import ROUTES  # noqa: E402
 from mail.suppression import CODES  # noqa: E402
 from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
@@ -58,7 +58,10 @@ def errors() -> str:
 
 def access() -> str:
     """Return the table of who may call which route."""
-    rows = [[f"`{route}`", *_callers(operation)] for route, operation in operations(SPECIFIED, IdType.OBJECTID).items()]
+    rows = [
+        [f"`{route}`", *_callers(operation)]
+        for route, operation in operations(ROUTES, SPECIFIED, IdType.OBJECTID).items()
+    ]
     return table(["route", "anyone", "page of another site", "backend with a key", "user with a token"], rows)
 
 

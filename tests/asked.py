@@ -35,7 +35,7 @@ from tests.client import METRICS_KEY, OTHER, TARGET, USER, Client, token
 from tests.links import link_path
 from tests.servers import free_port
 
-OPERATIONS = operations(SPECIFIED, IdType.OBJECTID)
+OPERATIONS = operations(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
 Ask = Callable[[Client], Awaitable[ClientResponse]]
 DOCUMENT_LIMIT = 16 * 1024 * 1024
 CONFLICTING = "0" * 24

@@ -7,25 +7,24 @@ from typing import Any
 import schemathesis
 from schemathesis.core.failures import Failure
 
-import schemas
 from api.problems import BY_EXCEPTION
 from config.ids import IdType
 from mongo.errors import EmailUnderWay, KeyReused
 from mongo.suppression import NO_INDEX
 from ops.kinds import SPECIFIED
+from schemas import Schemas
 
 USER = {"user_id": "638f394d4b7243fc0399ea67"}
+SCHEMAS = Schemas(IdType.OBJECTID, SPECIFIED)
 REFUSALS = (
     BY_EXCEPTION[KeyReused].errors or {},
-    schemas.SelectionSchema(IdType.OBJECTID, SPECIFIED).validate(USER),
-    schemas.CreateSchema(IdType.OBJECTID, SPECIFIED).validate(
-        {**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}
-    ),
-    schemas.CreateManyHeaders().validate({}),
-    schemas.UserSchema(IdType.OBJECTID).validate({}),
+    SCHEMAS.selection.validate(USER),
+    SCHEMAS.create.validate({**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}),
+    SCHEMAS.create_many_headers.validate({}),
+    SCHEMAS.user.validate({}),
     {"user_id": [NO_INDEX]},
-    schemas.SuppressionSchema().validate({"address": "none"}),
-    schemas.PreferencesSchema(SPECIFIED).validate({"new_login": {"email": False}}),
+    SCHEMAS.suppression.validate({"address": "none"}),
+    SCHEMAS.preferences.validate({"new_login": {"email": False}}),
 )
 BEYOND_SCHEMAS = {message for errors in REFUSALS for messages in errors.values() for message in messages}
 """The reasons to refuse what the document allows.

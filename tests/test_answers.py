@@ -35,9 +35,7 @@ def deaf(client: Client) -> socket.socket:
     return connection
 
 
-async def test_clients_that_do_not_read_hold_little_memory_and_are_cut_off(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_clients_that_do_not_read_are_cut_off(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.answers.SEND_TIMEOUT", 2.0)
     monkeypatch.setattr("api.answers.PATIENCE", 0.5)
     connections = [deaf(client) for _ in range(40)]

@@ -106,9 +106,7 @@ async def test_an_existing_user_keeps_every_other_field(client: Client, database
     assert found == profile
 
 
-async def test_concurrent_creates_for_a_new_user_make_one_document_and_lose_nothing(
-    client: Client, database: DB
-) -> None:
+async def test_concurrent_creates_make_one_user_and_lose_nothing(client: Client, database: DB) -> None:
     await asyncio.gather(*(create(client, data={"n": n}) for n in range(50)))
     assert database.users.count_documents({}) == 1
     assert sorted(item["data"]["n"] for item in user(database)["notifications"]) == list(range(50))
@@ -292,7 +290,7 @@ BAD = {IdType.OBJECTID: BAD_BODIES + BAD_OBJECT_IDS, IdType.STRING: BAD_BODIES +
     ("id_type", "body", "status", "errors"),
     [pytest.param(type_, *case.values, id=f"{type_.value}-{case.id}") for type_ in IdType for case in BAD[type_]],
 )
-async def test_every_fault_of_a_bad_body_is_named_and_nothing_is_stored(
+async def test_every_fault_of_a_bad_body_is_named(
     share: Start, direct: MongoClient[Any], id_type: IdType, body: bytes, status: int, errors: set[str] | None
 ) -> None:
     client = await share(id_type=id_type)

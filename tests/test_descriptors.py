@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from api.admission import Admission
+from api.server import Admission
 from settings import Settings
 from tests.client import DB, USER, settled
 from tests.processes import Service, running_service
@@ -103,7 +103,7 @@ async def test_streams_leave_descriptors_for_other_requests(service: Service) ->
 
 async def test_an_error_of_accept_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.get_running_loop()
-    admission = Admission(asyncio.Protocol, 10)
+    admission = Admission(10)
     for number in (errno.EMFILE, errno.ENFILE) * 100:
         admission.handle(loop, {"message": "…", "exception": OSError(number, "…"), "socket": object()})
     assert caplog.text.count("no connection can be accepted") == 1

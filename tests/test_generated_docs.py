@@ -13,11 +13,12 @@ import pytest
 from api.operations import operations
 from api.problems import PROBLEMS
 from config.ids import IdType
+from handlers import ROUTES
 from ops.kinds import SPECIFIED
 from settings import VARIABLES
 from tests.client import ROOT
 
-OPERATIONS = operations(SPECIFIED, IdType.OBJECTID)
+OPERATIONS = operations(ROUTES, SPECIFIED, IdType.OBJECTID)
 
 
 def generate(*arguments: str) -> tuple[int, str]:

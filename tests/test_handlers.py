@@ -39,7 +39,7 @@ async def test_read_marks_what_its_selector_matches(
     assert (await list_(client, OTHER))["new"] == 4
 
 
-async def test_read_of_a_user_without_a_document_is_200_unless_it_names_a_notification(client: Client) -> None:
+async def test_read_of_an_unknown_user_is_404_only_for_one_id(client: Client) -> None:
     assert (await client.post(f"/read?user_id={USER}&all=true")).status == 200
     assert (await client.post(f"/read?user_id={USER}&notification_id=x")).status == 404
 
@@ -81,7 +81,7 @@ async def test_a_bad_idempotency_key_is_named_with_every_other_fault(client: Cli
     assert (await problem(response))["errors"].keys() == {"key", "Idempotency-Key"}
 
 
-async def test_readiness_depends_on_mongodb_alone_and_liveness_on_nothing(start: Start, mongod: Mongod) -> None:
+async def test_readiness_depends_on_mongodb_and_liveness_on_nothing(start: Start, mongod: Mongod) -> None:
     client = await start(smtp_port=free_port())
     await create(client, key="new_login")
     assert (await client.get("/readyz")).status == 200

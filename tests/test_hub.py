@@ -14,7 +14,7 @@ from bson import ObjectId
 
 from api.auth import LEEWAY
 from api.hub import HUB
-from api.sse import KEEP_ALIVE
+from api.stream import KEEP_ALIVE
 from settings import Settings
 from tests.client import DB, KEY, OTHER, PROTECTED, USER, Client, create, list_, metric, problem, settled, token
 from tests.fixtures import Start
@@ -24,9 +24,7 @@ from tests.streams import EMPTY, Events, assert_streams_open, client_of, listeni
 from tests.waiting import eventually_async
 
 
-async def test_an_event_comes_at_once_and_after_every_change_whoever_made_it(
-    start: Start, client: Client, database: DB
-) -> None:
+async def test_an_event_comes_at_once_and_after_every_change(start: Start, client: Client, database: DB) -> None:
     replica = await start()
     users, me = database.users, {"_id": ObjectId(USER)}
     async with listening(client) as events:
@@ -71,9 +69,7 @@ async def test_no_event_comes_unless_the_notifications_change(client: Client, da
     assert await metric(client, "notifier_stream_events_total") == 3
 
 
-async def test_1000_clients_see_each_change_of_their_user_once_and_in_order(
-    settings: Settings, database: DB, tmp_path: Path
-) -> None:
+async def test_1000_clients_see_each_change_once_and_in_order(settings: Settings, database: DB, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path)
     users = [f"{n:024x}" for n in range(250)]
     async with client_of(service) as client, AsyncExitStack() as stack:
@@ -175,7 +171,7 @@ async def test_the_ninth_stream_of_a_user_is_429_until_one_ends(client: Client) 
     await eventually_async(lambda: assert_status(client, 200))
 
 
-async def test_a_stream_beyond_the_limit_of_the_process_is_503_until_one_ends(start: Start) -> None:
+async def test_a_stream_beyond_the_process_limit_is_503(start: Start) -> None:
     client = await start(stream_limit=2)
     async with listening(client, OTHER):
         async with listening(client):
@@ -190,7 +186,7 @@ async def assert_status(client: Client, status: int) -> None:
         assert response.status == status
 
 
-async def test_a_client_that_leaves_is_noticed_and_the_change_stream_ends_with_the_last_one(
+async def test_the_change_stream_ends_when_the_last_client_leaves(
     settings: Settings, database: DB, tmp_path: Path
 ) -> None:
     """The service is a process of its own, because aiohttp's test server cancels the handlers of clients that leave."""

@@ -208,13 +208,13 @@ async def test_read_marks_all_of_a_kind(shop: Client) -> None:
 def test_two_tables_in_one_process_do_not_mix() -> None:
     shop = load_kinds(SHOP)
     of_shop, specified = (CreateSchema(IdType.OBJECTID, kinds) for kinds in (shop, SPECIFIED))
-    assert of_shop.load({"user_id": USER, "key": "back_in_stock"}).kind is shop["back_in_stock"]
-    assert specified.load({"user_id": USER, "key": "new_post"}).kind is SPECIFIED["new_post"]
+    assert of_shop.load({"user_id": USER, "key": "back_in_stock"})["kind"] is shop["back_in_stock"]
+    assert specified.load({"user_id": USER, "key": "new_post"})["kind"] is SPECIFIED["new_post"]
     for schema, key in ((of_shop, "new_post"), (specified, "back_in_stock")):
         with pytest.raises(ValidationError):
             schema.load({"user_id": USER, "key": key})
     reading = [SelectionSchema(IdType.OBJECTID, kinds) for kinds in (shop, SPECIFIED)]
-    assert [schema.load({"user_id": USER, "key": "new_login"}).value for schema in reading] == ["new_login"] * 2
+    assert [schema.load({"user_id": USER, "key": "new_login"})["key"] for schema in reading] == ["new_login"] * 2
 
 
 async def test_kinds_are_told_to_everyone_and_only_once(start: Start) -> None:
@@ -250,7 +250,7 @@ async def test_the_description_names_the_kinds_and_its_examples_are_accepted(sho
     for example in content["examples"].values():
         assert (await shop.post("/create", json=example["value"])).status == 201
     told = document["paths"]["/kinds"]["get"]["responses"]["200"]["content"]["application/json"]
-    assert told["examples"]["kinds"]["value"] == await (await shop.get("/kinds")).json()
+    assert told["examples"]["example"]["value"] == await (await shop.get("/kinds")).json()
 
 
 @pytest.mark.usefixtures("nobody_else")

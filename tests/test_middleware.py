@@ -37,7 +37,7 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         (TRACE.replace("00f067aa0ba902b7", "0" * 16), False),
     ],
 )
-async def test_a_trace_is_in_the_log_lines_of_the_request_and_its_email(
+async def test_a_trace_is_in_the_logs_of_the_request_and_its_email(
     client: Client, caplog: pytest.LogCaptureFixture, given: str, kept: bool
 ) -> None:
     caplog.set_level("INFO", "notifier")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import sys
@@ -19,7 +20,10 @@ import handlers
 from api import openapi
 from api.openapi import VERSION
 from config.ids import IdType
+from mongo.document import OPTIONAL_FIELDS
+from mongo.requests import Create
 from ops.kinds import SPECIFIED
+from schemas import CreateSchema
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS
 from tests.client import KEY, ROOT, USER, Client, create
@@ -40,7 +44,7 @@ def test_the_version_stands_once() -> None:
     assert DOCUMENT["info"]["version"] == VERSION
 
 
-def test_the_description_of_string_ids_is_valid_and_its_examples_conform() -> None:
+def test_the_document_with_string_ids_is_valid() -> None:
     document = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.STRING)
     OpenAPIV31SpecValidator(document).validate()
     properties = document["components"]["schemas"]["Create"]["properties"]
@@ -50,6 +54,16 @@ def test_the_description_of_string_ids_is_valid_and_its_examples_conform() -> No
     validator = Draft202012Validator(body["schema"] | {"components": document["components"]})
     for example in body["examples"].values():
         validator.validate(example["value"])
+
+
+def test_a_field_of_a_create_is_in_every_place() -> None:
+    given = {"user_id": USER, "key": "new_post"}
+    fields = CreateSchema(IdType.OBJECTID, SPECIFIED).fields.keys() - given.keys()
+    assert fields == set(OPTIONAL_FIELDS) <= {field.name for field in dataclasses.fields(Create)}
+    assert fields <= DOCUMENT["components"]["schemas"]["Notification"]["properties"].keys()
+    assert all(f"| `{name}` | optional |" in (ROOT / "docs/api.md").read_text() for name in fields)
+    values: list[dict[str, Any]] = [{}, *({name: ["a value"]} for name in fields)]
+    assert len({Create(USER, SPECIFIED["new_post"], **value).fingerprint() for value in values}) == len(values)
 
 
 # --- its schemas and examples -----------------------------------------------------------------------
@@ -88,7 +102,7 @@ def test_the_document_allows_no_body_that_the_service_refuses(body: bytes) -> No
         assert_conforms(json.loads(body), {"$ref": "#/components/schemas/Create"})
 
 
-def test_the_examples_of_answers_and_parameters_conform_to_their_schemas() -> None:
+def test_the_examples_conform_to_their_schemas() -> None:
     found = 0
     for operation in DESCRIBED.values():
         for response in operation["responses"].values():

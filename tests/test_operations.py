@@ -13,8 +13,7 @@ from pymongo.database import Database
 
 import handlers
 from api import auth, body, pages, stream
-from api.problem import MEDIA_TYPE
-from api.problems import BY_EXCEPTION, PROBLEMS, ForeignHost, TooManyConnections
+from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, TooManyConnections
 from mongo import changes
 from tests.asked import CASES, CONFLICTING, CREDENTIALS, FOREIGN, OPERATIONS, REFUSED, Case, open_stream
 from tests.client import PROTECTED, ROOT, SUPPRESS_KEY, USER, Client

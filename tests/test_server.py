@@ -32,9 +32,7 @@ async def asked(port: int, request: str) -> bytes:
     return answer
 
 
-async def test_what_is_refused_before_its_resource_is_known_is_a_problem_too(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_a_refusal_without_a_resource_is_a_problem_too(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path, KEEP_ALIVE_SECONDS=0.2)
     head = "GET /healthz HTTP/1.1\r\nHost: x\r\nCookie: "
     for request, status in (
@@ -53,7 +51,7 @@ async def test_what_is_refused_before_its_resource_is_known_is_a_problem_too(
     service.kill()
 
 
-async def test_no_answer_tells_versions_and_every_answer_but_the_specified_ends_its_line(start: Start) -> None:
+async def test_no_answer_tells_versions_and_most_end_their_line(start: Start) -> None:
     client = await start(demo=True)
     await create(client)
     specified = ("/healthz", f"/list?user_id={USER}")
@@ -88,7 +86,7 @@ async def test_probes_that_succeed_are_logged_for_debugging_only(
 @pytest.mark.parametrize(
     ("host", "reached"), [("::", {"127.0.0.1", "::1"}), ("0.0.0.0", {"127.0.0.1"}), ("::1", {"::1"})]
 )
-async def test_it_is_reached_by_every_address_of_its_host_and_health_by_one(host: str, reached: set[str]) -> None:
+async def test_every_address_of_the_host_reaches_the_service(host: str, reached: set[str]) -> None:
     port, connected = free_port(), set()
 
     class Answering(asyncio.Protocol):
@@ -122,7 +120,7 @@ def health_of_the_image(host: str, port: int) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False)
 
 
-async def test_health_tells_by_its_exit_code_whether_the_service_answers(client: Client, settings: Settings) -> None:
+async def test_the_exit_code_of_health_says_if_the_service_answers(client: Client, settings: Settings) -> None:
     given = {"HOST": "0.0.0.0", "http_proxy": "http://127.0.0.1:9"}
     assert await command(settings, "health", PORT=f"{client.port}", **given) == (0, "", "")
     port = free_port()
@@ -130,7 +128,7 @@ async def test_health_tells_by_its_exit_code_whether_the_service_answers(client:
     assert (code, out, err) == (1, "", f"No answer from 127.0.0.1 port {port}: [Errno 111] Connection refused.\n")
 
 
-def test_it_finds_its_modules_where_python_looks_in_no_folder_by_itself(tmp_path: Path) -> None:
+def test_modules_are_found_with_pythonsafepath(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path, PYTHONSAFEPATH="1")
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -16,7 +16,7 @@ from tests.waiting import eventually_async
 DURATION = 'notifier_http_request_duration_seconds_sum{method="GET",route="/stream",status="200"}'
 
 
-async def test_a_stream_has_the_headers_and_the_format_of_event_streams(start: Start) -> None:
+async def test_a_stream_has_the_headers_and_format_of_events(start: Start) -> None:
     client = await start(cors_origins=("https://app.example.com",))
     client.app[HUB].wire.keep_alive = 0.05
     headers = {"X-Request-ID": "trace-me", "Origin": "https://app.example.com"}

@@ -108,7 +108,7 @@ async def test_a_collector_that_is_gone_fails_no_request(start: Start, caplog: p
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
-def test_nothing_of_opentelemetry_is_loaded_unless_it_is_asked_for() -> None:
+def test_opentelemetry_is_not_loaded_unless_asked_for() -> None:
     code = "import sys, notifier; print([name for name in sys.modules if name.startswith('opentelemetry')])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

@@ -13,8 +13,7 @@ from config.ids import IdType
 from mongo.connection import connected
 from mongo.errors import StoreError, persist
 from mongo.overview import sample, topology
-from mongo.requirements import must_suit
-from mongo.start import reach
+from mongo.start import version_of
 from mongo.suppression import address_index
 from settings import Settings
 from store import Store
@@ -31,7 +30,7 @@ async def check_mongodb(settings: Settings) -> Sequence[Result]:
     try:
         async with connected(with_database(settings).db_uri) as connection:
             store = Store(connection, settings)
-            await reach(store.clock, connection, DEADLINE)
+            await store.clock.sync(DEADLINE)
             return [await _step(name, store, settings) for name in STEPS]
     except (NoDatabase, StoreError) as exc:
         return [failed("mongodb", f"{exc}"), *(skipped(name, "MongoDB is not reached.") for name in list(STEPS)[1:])]
@@ -45,7 +44,7 @@ async def _step(name: str, store: Store, settings: Settings) -> Result:
 
 
 async def _version(store: Store, _: Settings) -> Result:
-    version = await must_suit(store.users, DEADLINE)
+    version = await version_of(store.database, DEADLINE)
     return ok("mongodb", f"MongoDB {version}, {(await topology(store.database)).words}")
 
 
@@ -90,8 +89,6 @@ async def _index(store: Store, _: Settings) -> Result:
     serving = due.serving(found)
     if fault := due.fault(found):
         return failed("index", fault)
-    if (percent := await due.progress()) is not None:
-        return ok("index", f"MongoDB is making it, {percent} % so far; until it is there, e-mails wait")
     if not serving:
         return ok("index", "not there yet; the service has it made when it runs")
     large = "" if serving.get("sparse") else f"; {serving['name']} is not, and so it is large: drop it"

@@ -45,7 +45,7 @@ async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int
 
 
 async def _gather(store: Store, settings: Settings) -> dict[str, Any]:
-    owed = await overview.owed(store.users)
+    owed = await overview.owed(store.outbox)
     return {
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,

@@ -50,7 +50,7 @@ class DeadMail:
         self.own: JSONObject = {"collection": {"$in": [self._users, None]}}  # older letters name none
 
     async def expire(self, days: float) -> None:
-        """Delete the letters that are older, by MongoDB's clock. Raises a `StoreError`."""
+        """Delete the letters that are older, by MongoDB's clock."""
         is_old = {"$expr": {"$lt": ["$died_at", {"$subtract": ["$$NOW", round(days * 86_400_000)]}]}}
         await self.letters.delete({**self.own, "died_at": IS_DATE, **is_old})
 
@@ -63,8 +63,6 @@ class DeadMail:
         written, the e-mail is removed. Whoever claims an e-mail that is marked buries it again, to the same effect.
 
         A worker that freezes between the first two may wake after its user was erased, and must leave no letter.
-
-        Raises `Unavailable`.
         """
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
@@ -77,13 +75,13 @@ class DeadMail:
             "tries": tries,
             "error": error,
             **email.origin,
-            **optional_fields(email.fields()),
+            **email.optional,
             **({"ids": list(email.ids)} if email.ids else {}),
         }
         try:
             await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
-            await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
+            await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS.keys()})
         if await self._outbox.holds(email):  # asked after the letter was written: what is erased later takes it along
             await self._outbox.remove(email)
         else:  # unless another holder of the lease has written to the letter, before or since
@@ -100,7 +98,7 @@ class DeadMail:
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
     ) -> Sequence[JSONObject]:
-        """Return these dead letters, or all, oldest first; of one kind only, or since a time. Raises `Unavailable`."""
+        """Return these dead letters, or all, oldest first; of one kind only, or since a time."""
         condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
@@ -108,7 +106,7 @@ class DeadMail:
     async def revive(self, domain: str, since: datetime) -> int:
         """Owe those e-mails again that died since then as their mailbox was unknown, or suppressed for that.
 
-        Of one domain, or of all if it is empty. Return how many. Raises `Unavailable`.
+        Of one domain, or of all if it is empty. Return how many.
         """
         at_domain = {"email": {"$regex": f"@{re.escape(domain)}\\s*$", "$options": "i"}} if domain else {}
         unknown = {"error": {"$regex": UNKNOWN}, "died_at": {"$gte": since}, **at_domain}
@@ -122,7 +120,7 @@ class DeadMail:
         return revived
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
-        """Delete these dead letters, or all; return how many. Raises `Unavailable`."""
+        """Delete these dead letters, or all; return how many."""
         condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
         letters = [letter["_id"] for letter in await self.letters.find(condition, {"_id": 1}, deadline=LONG_DEADLINE)]
@@ -131,16 +129,16 @@ class DeadMail:
         return len(letters)
 
     async def discard_of_user(self, user_id: str) -> None:
-        """Delete a user's dead letters. Raises `Unavailable`."""
+        """Delete a user's dead letters."""
         await self.letters.delete({"user_id": user_id, **self.own})
 
     async def count(self) -> int:
-        """Return how many there are. Raises `Unavailable`."""
+        """Return how many there are."""
         count = self.letters.collection.count_documents
         return await self.letters.persist(lambda _: count(self.own, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        """Return a user's dead letters, oldest first. Raises `Unavailable`."""
+        """Return a user's dead letters, oldest first."""
         return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:
@@ -149,7 +147,7 @@ class DeadMail:
         Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. The user's address is no
         longer suppressed.
 
-        Raises `OutboxFull`, `Conflict` or `Unavailable`.
+        Raises `OutboxFull`.
         """
         users, id_ = self._outbox.users, letter["_id"]
         user_id = users.shape.id_type.parse(f"{letter['user_id']}")

@@ -57,8 +57,8 @@ WITHOUT_EMPTY: Final[JSONObject] = {
     "$set": {"notifier": {"$cond": [{"$eq": ["$notifier", {}]}, "$$REMOVE", "$notifier"]}}
 }
 """Stage of a pipeline that takes away a `notifier` in which nothing is left."""
-OPTIONAL_FIELDS: Final = ("target_id", "data")
-"""A notification, an e-mail owed and a dead letter have these only when the request had them."""
+OPTIONAL_FIELDS: Final[Mapping[str, type]] = {"target_id": str, "data": dict}
+"""A notification, an e-mail owed and a dead letter have these, of these types, only when the request had them."""
 ORIGIN_FIELDS: Final = ("request_id", "traceparent")
 """What tells which request owed an e-mail. An e-mail owed, its dead letter and its log lines have them."""
 SLACK_PART: Final = 4
@@ -119,14 +119,29 @@ def absent_or_array(field: str) -> JSONObject:
     return {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]}
 
 
+def only(array: object, condition: object) -> JSONObject:
+    """Return the expression of the elements, `$$this`, of an array that meet a condition."""
+    return {"$filter": {"input": array, "cond": condition}}
+
+
+def each(array: object, expression: object) -> JSONObject:
+    """Return the expression of an array of what an expression makes of each element, `$$this`."""
+    return {"$map": {"input": array, "in": expression}}
+
+
+def any_of(array: object, condition: object) -> JSONObject:
+    """Return the expression of whether an element meets a condition."""
+    return {"$anyElementTrue": each(array, condition)}
+
+
 def concat(*arrays: object) -> JSONObject:
     """Return the expression of arrays one after another."""
     return {"$concatArrays": [*arrays]}
 
 
-def without(array: JSONObject, chosen: JSONObject) -> JSONObject:
+def without(array: object, chosen: object) -> JSONObject:
     """Return the expression of an array without the chosen elements."""
-    return {"$filter": {"input": array, "cond": {"$not": [chosen]}}}
+    return only(array, {"$not": [chosen]})
 
 
 def elements(parent: object, field: str) -> list[JSONObject]:
@@ -143,12 +158,7 @@ def inbox(limit: int) -> JSONObject:
 def marked(notifications: JSONObject, *, is_new: bool) -> JSONObject:
     """Return the expression of those of the notifications that are unread, or else of those that are read."""
     is_unread = {"$eq": ["$$this.is_new", True]}
-    return {"$filter": {"input": notifications, "cond": is_unread if is_new else {"$not": is_unread}}}
-
-
-def has(limit: int, id_: str) -> JSONObject:
-    """Return the expression of whether the inbox has a notification with this id."""
-    return {"$in": [{"$literal": id_}, {"$let": {"vars": {"newest": inbox(limit)}, "in": "$$newest.id"}}]}
+    return only(notifications, is_unread if is_new else {"$not": is_unread})
 
 
 def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
@@ -177,13 +187,17 @@ def value_at(document: object, path: str) -> object:
 class Shape:
     """What the team's own documents are like: the type of `_id`, and where the address and the language are.
 
-    `template_fields` are the paths of what e-mails may tell.
+    `template_fields` are the paths of what e-mails may tell. A new document has the `profile`; there are no new ones if
+    it is `None`. An inbox holds `limit` notifications, and the array in which they are up to `slack` more.
     """
 
     id_type: IdType = IdType.OBJECTID
     email_field: str = "email"
     language_field: str | None = None
     template_fields: Sequence[str] = ()
+    profile: Mapping[str, str] | None = None
+    limit: int = 1
+    slack: int = 0
 
     def projection(self) -> JSONObject:
         """Return the projection that reads all of these."""
@@ -192,8 +206,8 @@ class Shape:
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:
-    """Return those of the `OPTIONAL_FIELDS` that have a value."""
-    return {name: item[name] for name in OPTIONAL_FIELDS if item.get(name) is not None}
+    """Return those of the `OPTIONAL_FIELDS` that an item has. What is of another type is not ours."""
+    return {name: item[name] for name, kind in OPTIONAL_FIELDS.items() if isinstance(item.get(name), kind)}
 
 
 def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:

@@ -6,25 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 from pymongo.errors import PyMongoError
 
 from mongo.batcher import BATCH_LIMIT, CALLS_AT_ONCE
-from mongo.creation import EXPLAINING, Creation, Recorded
+from mongo.creation import EXPLAINING, Creates, Creation, Recorded
 from mongo.document import JSONObject
-from mongo.errors import KeyReused, StoreError, Unavailable
-from mongo.reasons import Reason
-from mongo.users import Users
-from mongo.writes import Writes
+from mongo.errors import NO_ANSWER, KeyReused, StoreError, Unavailable
 
 Outcome = Recorded | StoreError
-
-
-class Record(Protocol):
-    """Makes one creation until its outcome is known. Raises a `StoreError`, at the deadline in seconds."""
-
-    async def __call__(self, creation: Creation, deadline: float, *, alone: bool) -> Recorded: ...  # noqa: D102
 
 
 BATCHES_AT_ONCE: Final = 3
@@ -59,10 +50,9 @@ def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) ->
 class FanOut:
     """Creates for many users. Single creates come first: beside them, one small batch is under way at a time."""
 
-    def __init__(self, users: Users, writes: Writes, record: Record) -> None:
-        self._users = users
-        self._writes = writes
-        self._record = record
+    def __init__(self, creates: Creates) -> None:
+        self._creates = creates
+        self._users = creates.users
         self._few = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._one = asyncio.Lock()
 
@@ -94,13 +84,13 @@ class FanOut:
             for start in range(0, len(rest), GENTLE_LIMIT):
                 async with self._turn(gently=gently):
                     outcomes.update(await self._one_by_one(rest[start : start + GENTLE_LIMIT], deadline))
-        return [outcomes.get(creation.id, Unavailable(Reason.NO_ANSWER.sentence)) for creation in begun]
+        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in begun]
 
     @asynccontextmanager
     async def _turn(self, *, gently: bool) -> AsyncIterator[int]:
         """Wait until a batch may be under way; give how many creations it may have."""
         async with self._few:
-            calm = not gently and asyncio.get_running_loop().time() - self._writes.used_at > CALM
+            calm = not gently and asyncio.get_running_loop().time() - self._users.writes.used_at > CALM
             async with nullcontext() if calm else self._one:
                 yield BATCH_LIMIT if calm else GENTLE_LIMIT
 
@@ -112,11 +102,11 @@ class FanOut:
         # Whatever stays unclear has the condition on its key, so it is safe to do it alone.
         with suppress(PyMongoError, TimeoutError, Unavailable):
             async with asyncio.timeout(timeout):
-                written = await self._writes.together([creation.sent for creation in batch])
+                written = await self._users.writes.together([self._creates.sent(creation) for creation in batch])
             for creation, found in zip(batch, written, strict=True):
                 if found is True:
                     outcomes[creation.id] = Recorded.CREATED
-                    creation.mark_judged(self._users.judged)
+                    self._creates.mark_judged(creation)
             unclear = [creation for creation in batch if creation.id not in outcomes]
             users = await self._find(unclear)
             for creation in unclear:
@@ -138,7 +128,7 @@ class FanOut:
                 if (left := deadline - loop.time()) > 0:
                     try:
                         brief = min(left, self._users.patience.shared_call)
-                        outcomes[creation.id] = await self._record(creation, brief, alone=True)
+                        outcomes[creation.id] = await self._creates.record(creation, brief, alone=True)
                     except StoreError as exc:
                         outcomes[creation.id] = exc
 

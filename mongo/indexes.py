@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure
 
-from mongo.codes import REFUSED_US
 from mongo.connection import SharedCollection
 from mongo.document import SIMPLE, JSONObject
-from mongo.errors import means_unavailable, name_of
+from mongo.errors import REFUSED_US, means_unavailable, name_of
 
 log = logging.getLogger("notifier.mongo")
 
@@ -27,7 +25,7 @@ LIMIT: Final = 64
 TIMEOUT: Final = 4.0
 """Seconds for a question."""
 TELL_AFTER: Final = 3.0
-"""Seconds after which a build is told, with its progress."""
+"""Seconds after which a build is told."""
 IN_THE_WAY: Final[Mapping[str, str]] = {
     "expireAfterSeconds": "deletes documents (expireAfterSeconds)",
     "unique": "is unique",
@@ -39,7 +37,6 @@ IN_THE_WAY: Final[Mapping[str, str]] = {
 HARMFUL: Final = {"expireAfterSeconds", "unique"}
 OF_ANOTHER_KIND: Final = {"unique", "partialFilterExpression", "collation"}
 """Beside such an index, MongoDB admits another one with the same key."""
-OURS: Final = ("notifier", "notifications")
 
 
 class Index:
@@ -130,41 +127,15 @@ class Index:
             hello = await database.command("hello")
         is_replicated = "setName" in hello or "msg" in hello
         quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a standalone server refuses it
-        telling = asyncio.create_task(self._tell_progress())
+        sentence = f"MongoDB is making the index {self._name}."
+        telling = asyncio.get_running_loop().call_later(TELL_AFTER, self._tell, logging.WARNING, sentence)
         try:
             await database.command("createIndexes", self.collection.name, indexes=[index], **quorum)
         finally:
             telling.cancel()
-
-    async def _tell_progress(self) -> None:
-        await asyncio.sleep(TELL_AFTER)
-        percent = await self.progress()
-        how_far = f"; {percent} % of it is done" if percent is not None else ""
-        self._tell(logging.WARNING, f"MongoDB is making the index {self._name}{how_far}.")
-
-    async def progress(self) -> int | None:
-        """Return how many percent of it MongoDB has made, or `None` if it makes none, or does not tell this user."""
-        mine = {"command.createIndexes": self.collection.name, "progress.total": {"$gt": 0}}
-        with suppress(PyMongoError):
-            admin = self.collection.database.client.admin
-            operations = await admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": mine}])
-            async for operation in operations:
-                if any(index["key"] == self._key for index in operation["command"]["indexes"]):
-                    return int(100 * operation["progress"]["done"] / operation["progress"]["total"])
-        return None
 
     def _tell(self, level: int, sentence: str) -> None:
         """Log a sentence once, until another one is true."""
         if sentence != self._told:
             log.log(level, "%s%s", sentence, f" {self._waiting}" if self.is_missing else "")
         self._told = sentence
-
-
-def deleting(found: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the name of an index by which MongoDB deletes the documents of users, as it is on a field of ours."""
-    names = (
-        index["name"]
-        for index in found
-        if "expireAfterSeconds" in index and any(field.partition(".")[0] in OURS for field in index["key"])
-    )
-    return next(names, None)

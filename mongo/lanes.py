@@ -15,6 +15,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bson import Int64, ObjectId
@@ -23,7 +24,6 @@ from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
 from mongo.connection import SharedClient, SharedCollection, SharedDatabase, within
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, write_error
-from mongo.statement import Outcome, Write
 
 log = logging.getLogger("notifier.mongo")
 
@@ -37,6 +37,36 @@ SERVER_PART: Final = 0.75
 """Part of a call's timeout that the server is given, so that it ends the call before we do."""
 ONE_TIMEOUT: Final = 0.25
 """Seconds for each write of a call that took too long."""
+
+
+Outcome = bool | Exception | None
+"""What became of a write: whether its conditions held, its error, or `None` if the reply does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write to one document.
+
+    `filter` are the conditions that it always has. A write that is `numbered` may be given a number, which makes it
+    safe to repeat; without one, `guard` are the conditions that do. Other writes are safe by themselves.
+    """
+
+    filter: JSONObject
+    update: JSONObject | Sequence[JSONObject]
+    upsert: bool = False
+    guard: JSONObject = field(default_factory=dict)
+    numbered: bool = False
+    array_filters: Sequence[JSONObject] | None = None
+
+    def conditions(self, *, guarded: bool) -> JSONObject:
+        """Return all its conditions, with or without the guard."""
+        return self.filter | self.guard if guarded else self.filter
+
+    def statement(self, *, guarded: bool) -> JSONObject:
+        """Return it as the `update` command takes it."""
+        q = self.conditions(guarded=guarded)
+        statement: JSONObject = {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE}
+        return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})
 
 
 class Unclear(Exception):
@@ -126,7 +156,7 @@ class Calls:
         return settled
 
     async def _fenced(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
-        """Make writes under new numbers and with their conditions, until the outcome is known. Raises `Unavailable`."""
+        """Make writes under new numbers and with their conditions, until the outcome is known."""
         while True:
             lane.advance()
             try:

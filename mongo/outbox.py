@@ -20,10 +20,11 @@ from typing import Any, Final
 from bson import ObjectId
 from pymongo import UpdateMany
 
-from mongo.bands import EDGES, SHARE, band_of, shares
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, WAITING, JSONObject, elements, value_at
-from mongo.errors import PING_DEADLINE, Conflict, TooLarge, Unavailable, UnknownError, WrongType
+from mongo.claims import EDGES, SHARE, Refused, band_of, shares
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only, value_at
+from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
 from mongo.indexes import Index
+from mongo.lanes import Write
 from mongo.owed import (
     IS_DUE,
     IS_EMAIL,
@@ -32,16 +33,15 @@ from mongo.owed import (
     OwedEmail,
     due_as_before,
     from_now,
+    is_ours_to_send,
+    left_to_others,
     load_emails,
     merged,
     rewrite,
 )
 from mongo.preferences import wants_email
-from mongo.refused import Refused
-from mongo.statement import Write
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce, suppress
-from mongo.unknown import is_ours_to_send, left_to_others
 from mongo.users import Users
 from mongo.waiting import HAS_WINDOW_OVER, Windows
 from mongo.writes import Writes
@@ -56,9 +56,7 @@ OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})
 DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
-    "$expr": {
-        "$and": [DUE, {"$or": [{"$anyElementTrue": {"$map": {"input": OUTBOX, "in": IS_DUE}}}, HAS_WINDOW_OVER]}]
-    },
+    "$expr": {"$and": [DUE, {"$or": [any_of(OUTBOX, IS_DUE), HAS_WINDOW_OVER]}]},
 }
 
 
@@ -78,42 +76,15 @@ class Outbox:
         self.due = Index(users.shared, "notifier.due", sparse=True, waiting="Until it is there, e-mails wait.")
         self.era = due_as_before(ranks)
         self._kinds = list(ranks)
-        self._windows = windows
+        self.windows = windows
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
-        self._settlements = Writes(users, free_requests=1)
+        self._settlements = Writes(users.collection, users.calls, users.patience.operation, free_requests=1)
         self._refused = Refused()
         self._spread: float = NARROWEST
 
-    async def backlog(self) -> tuple[int, float, int]:
-        """Return how many e-mails are owed, the age of the oldest in seconds, and how many notifications wait.
-
-        Raises `Unavailable`.
-        """
-        ours = {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}
-        age = {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}
-        owed: list[JSONObject] = [
-            {"$match": {"notifier.due": {"$exists": True}}},
-            {"$project": {"ours": ours, "waiting": {"$size": WAITING}}},
-            {
-                "$group": {
-                    "_id": None,
-                    "owed": {"$sum": {"$size": "$ours"}},
-                    "oldest": {"$min": {"$min": "$ours.at"}},
-                    "waiting": {"$sum": "$waiting"},
-                }
-            },
-            {"$project": {"owed": 1, "age": age, "waiting": 1}},
-        ]
-        if self.due.is_missing:
-            raise Unavailable
-        found = await self.users.aggregate(owed, PING_DEADLINE, self.due.hint)
-        if not found:
-            return 0, 0.0, 0
-        return found[0]["owed"], max(0.0, found[0]["age"] or 0.0), found[0]["waiting"]
-
     async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
-        """Return the e-mails that a user is owed, and what waits for its e-mail. Raises `Unavailable`."""
+        """Return the e-mails that a user is owed, and what waits for its e-mail."""
         notifier = (await self.users.of(user_id, "notifier.outbox", "notifier.waiting")).get("notifier")
         return elements(notifier, "outbox"), elements(notifier, "waiting")
 
@@ -121,7 +92,7 @@ class Outbox:
         """Lease the due e-mails of at most `users` users for `lease` seconds.
 
         No other worker claims them until the lease ends. There are none while the index is missing: every user's
-        document would be read. Raises `Unavailable`.
+        document would be read.
         """
         try:
             chosen = [] if self.due.is_missing else await self._choose(users)
@@ -178,15 +149,15 @@ class Outbox:
         return [(user["_id"], band_of(user["notifier"]["due"])) for user in found]
 
     async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
-        """Lease the due e-mails of these documents. Raises a `StoreError`."""
+        """Lease the due e-mails of these documents."""
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
         leased = {"token": token, "next_at": from_now(seconds)}
         change = {"$cond": [is_ours_to_send(self._kinds), leased, left_to_others("next_at")]}
-        claimed = self._windows.claim(merged(OUTBOX, IS_DUE, change), leased)
+        claimed = self.windows.claim(merged(OUTBOX, IS_DUE, change), leased)
         await self.users.update_many(due, [claimed, SET_DUE])
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
-        """Let the leases of these e-mails end `lease` seconds from now, unless they were lost. Raises `Unavailable`."""
+        """Let the leases of these e-mails end `lease` seconds from now, unless they were lost."""
         tokens = list({email.token for email in emails})
         ids = [email.document_id for email in emails]
         chosen = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
@@ -194,10 +165,7 @@ class Outbox:
         await self.users.update_many(held, rewrite(chosen, {"next_at": from_now(lease)}))
 
     async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
-        """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held.
-
-        Raises `Unavailable`.
-        """
+        """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held."""
         return await self._settle(email, None, {"$unset": SUPPRESSION} if lift else None)
 
     async def retry(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
@@ -229,26 +197,26 @@ class Outbox:
         return await self._settle(email, change, suppress(bounce) if bounce else None)
 
     async def holds(self, email: OwedEmail) -> bool:
-        """Return whether the e-mail is still owed, and nobody else has leased it. Raises `Unavailable`."""
+        """Return whether the e-mail is still owed, and nobody else has leased it."""
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
     async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
-        """Return for each e-mail what is known of it as of now; `None` if the lease was lost. Raises `Unavailable`."""
+        """Return for each e-mail what is known of it as of now; `None` if the lease was lost."""
         ids = {"_id": {"$in": [email.document_id for email in emails]}}
         fields: JSONObject = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
         if about := [id_ for email in emails for id_ in email.ids]:
             is_told = {"$and": [{"$eq": ["$$this.is_new", True]}, {"$in": ["$$this.id", {"$literal": about}]}]}
-            fields["told"] = {"$filter": {"input": self._windows.inbox, "cond": is_told}}
+            fields["told"] = only(self.users.inbox, is_told)
         found = await self.users.find(ids, fields, batch=len(emails) + 1)
         users = {repr(user["_id"]): user for user in found}
         return [_look(users.get(repr(email.document_id), {}), email) for email in emails]
 
     async def remove_together(self, emails: Sequence[OwedEmail]) -> bool:
-        """Owe these e-mails no longer; return whether each document still had some of them. Raises a `StoreError`."""
+        """Owe these e-mails no longer; return whether each document still had some of them."""
         return await self._settle_together(emails, None)
 
     async def release(self, emails: Sequence[OwedEmail]) -> None:
-        """Give back the leases of untried e-mails. They are due at once, as before. Raises a `StoreError`."""
+        """Give back the leases of untried e-mails. They are due at once, as before."""
         await self._settle_together(emails, {"token": NO_TOKEN, "next_at": self.era})
 
     async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
@@ -264,7 +232,7 @@ class Outbox:
         chosen = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
         settlement = Write(_held(email), [*rewrite(chosen, change), *([stage] if stage else ())])
         try:
-            return await self.users.persist(lambda n: self._settlements.update_one(settlement, attempt=n))
+            return await self.users.persist(lambda n: self._settlements.make(settlement, attempt=n))
         except TooLarge:
             least = {name: value for name, value in (change or {}).items() if name in OF_FIXED_SIZE} | {"error": None}
             if change is None or change == least:

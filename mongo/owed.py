@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,10 @@ from mongo.document import (
     WAITING,
     JSONObject,
     Shape,
+    each,
     elements,
+    only,
+    optional_fields,
     origin_of,
     value_at,
     without,
@@ -27,6 +30,8 @@ from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
+TYPES: Final = {"error": str, "tried": datetime, "held": str}
+"""Fields of an e-mail owed that may be absent, and are nothing if they are of another type."""
 COUNT_LIMIT: Final = 10**7
 """Attempts, and seconds, that are counted."""
 FLUSHED: Final = "flush"
@@ -43,6 +48,12 @@ ERAS: Final = {
 ERAS_END: Final = datetime(1974, 1, 1, tzinfo=UTC)
 BULK: Final = timedelta(days=365)
 """How much later in its era an e-mail of a fan-out falls due."""
+
+LEFT_TO_OTHERS: Final = 300.0
+"""Seconds for which an e-mail of a kind that this process does not know is left to others: while replicas of two
+versions run, a new kind and its template are only the new one's."""
+NEXT_LOOK: Final = 5.0
+"""Seconds after which such an e-mail is due again meanwhile."""
 
 
 def has_type(name: str, *types: str) -> JSONObject:
@@ -68,8 +79,8 @@ IS_WAITING: Final = {"$and": [has_type("id", "string"), has_type("key", "string"
 """Whether an element of `waiting` has what a notification of ours always has whose e-mail waits."""
 EARLIEST: Final = {
     "$min": [
-        {"$min": {"$map": {"input": {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}, "in": "$$this.next_at"}}},
-        {"$min": {"$map": {"input": {"$filter": {"input": WAITING, "cond": IS_WAITING}}, "in": "$$this.due"}}},
+        {"$min": each(only(OUTBOX, IS_EMAIL), "$$this.next_at")},
+        {"$min": each(only(WAITING, IS_WAITING), "$$this.due")},
     ]
 }
 """When the first e-mail is due: what `due` must be after a pipeline has changed what is owed."""
@@ -97,8 +108,9 @@ class OwedEmail:
     others got through; `tried` is when the last attempt was, if there was one, and `waited` the seconds that the
     schedule of attempts has taken, without those of a stop. `copies` counts the messages that the server may have
     accepted. `held` says for which stop it waits. `crashes` counts how often its rendering ended the process that
-    renders. `suppression` is the user's, which may be of another address. `user` has the fields of `TEMPLATE_FIELDS`.
-    An e-mail that has `ids` speaks of those of these notifications that are unread when it is sent.
+    renders. `optional` are the `OPTIONAL_FIELDS` that it has. `suppression` is the user's, which may be of another
+    address. `user` has the fields of `TEMPLATE_FIELDS`. An e-mail that has `ids` speaks of those of these
+    notifications that are unread when it is sent.
     """
 
     document_id: object
@@ -119,22 +131,21 @@ class OwedEmail:
     address: object = None
     suppression: Suppression | None = None
     language: str | None = None
-    target_id: str | None = None
-    data: JSONObject | None = None
+    optional: JSONObject = field(default_factory=dict)
     user: JSONObject | None = None
     ids: Sequence[str] = ()
 
     def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
         """Return the fields of the notification that it is about, or of those that it tells, and of its user."""
-        named = {name: getattr(self, name) for name in ("id", "user_id", "key", "user", *OPTIONAL_FIELDS)}
-        named["timestamp"] = int(self.at.timestamp())
+        named = {"id": self.id, "user_id": self.user_id, "key": self.key, "timestamp": int(self.at.timestamp())}
+        named |= {"user": self.user, **dict.fromkeys(OPTIONAL_FIELDS), **self.optional}
         return named | batch(told) if told else named
 
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
     """Return the fields of an e-mail about many: those of the newest, all of them, and how many events that were."""
     newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
-    return newest | {"notifications": told, "count": sum(max(1, _count(item.get("count"))) for item in told)}
+    return newest | {"notifications": told, "count": sum(max(1, int(_number(item.get("count")))) for item in told)}
 
 
 def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
@@ -189,12 +200,27 @@ def rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
 
 def merged(array: JSONObject, chosen: JSONObject, change: JSONObject) -> JSONObject:
     """Return the expression of an array with `change` in the chosen elements."""
-    return {"$map": {"input": array, "in": {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}}}
+    return each(array, {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]})
 
 
 def from_now(seconds: float) -> JSONObject:
     """Return the time so many seconds from now, by MongoDB's clock, as an expression."""
     return {"$add": ["$$NOW", round(seconds * 1000)]}
+
+
+def is_ours_to_send(kinds: Iterable[str]) -> JSONObject:
+    """Return whether an element is of one of these kinds, or nobody else has taken it, as an expression."""
+    is_known = {"$in": ["$$this.key", {"$literal": list(kinds)}]}
+    return {"$or": [is_known, {"$eq": ["$$this.dead", True]}, {"$lte": [_until(), "$$NOW"]}]}
+
+
+def left_to_others(due: str) -> JSONObject:
+    """Return the change of an element that is not ours to send. `due` is the field that says when it is due."""
+    return {due: from_now(NEXT_LOOK), "unknown_until": _until()}
+
+
+def _until() -> JSONObject:
+    return {"$min": ["$$this.unknown_until", from_now(LEFT_TO_OTHERS)]}
 
 
 def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
@@ -209,17 +235,12 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             suppression=load_suppression(user),
             language=_typed(value_at(user, shape.language_field) if shape.language_field else None, str),
             **{name: item[name] for name in ("id", "key", "at", "token")},
-            tries=_count(item["tries"]),
-            error=_typed(item.get("error"), str),
+            **{name: int(_number(item.get(name))) for name in ("tries", "copies", "crashes")},
+            **{name: _typed(item.get(name), kind) for name, kind in TYPES.items()},
             dead=item.get("dead") is True,
-            copies=_count(item.get("copies")),
-            tried=_typed(item.get("tried"), datetime),
             waited=_number(item.get("waited")),
-            held=_typed(item.get("held"), str),
-            crashes=_count(item.get("crashes")),
             origin=origin_of(item),
-            target_id=_typed(item.get("target_id"), str),
-            data=_typed(item.get("data"), dict),
+            optional=optional_fields(item),
             ids=ids_of(item),
         )
         for item in elements(user.get("notifier"), "outbox")
@@ -250,10 +271,6 @@ def ids_of(item: Mapping[str, Any]) -> list[str]:
 
 def _typed(value: Any, kind: type) -> Any:
     return value if isinstance(value, kind) else None
-
-
-def _count(value: Any) -> int:
-    return int(_number(value))
 
 
 def _number(value: Any) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from mongo.document import JSONObject, value_at
+from mongo.document import JSONObject, only, value_at
 from mongo.errors import UnknownUser
 from mongo.users import Users
 
@@ -34,13 +34,13 @@ class Preferences:
         self._users = users
 
     async def of_user(self, user_id: str) -> object:
-        """Return a user's preferences as they stand in the document. Raises `Unavailable`."""
+        """Return a user's preferences as they stand in the document."""
         return value_at(await self._users.of(user_id, FIELD), FIELD)
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
         """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.
 
-        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        Raises `UnknownUser`.
         """
         try:
             return await self._write(user_id, _changed(changes))
@@ -53,12 +53,12 @@ class Preferences:
     async def unsubscribe(self, user_id: str, kind: str | None) -> None:
         """Send no more e-mails of this kind, or no more at all but what is required.
 
-        An unknown user is not created, and no error. Raises `Conflict`, `TooLarge` or `Unavailable`.
+        An unknown user is not created, and no error.
         """
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
 
     async def resubscribe(self, user_id: str, kind: str | None) -> None:
-        """Undo `unsubscribe`. Raises the same."""
+        """Undo `unsubscribe`."""
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: True}))
 
     async def _change_if_known(self, user_id: str, change: list[JSONObject]) -> None:
@@ -86,7 +86,7 @@ def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) ->
         ]
     }
     kept = {"$and": [{"$not": [{"$in": ["$$this.k", {"$literal": restored}]}]}, differs]}
-    pairs = {"$filter": {"input": {"$objectToArray": f"${FIELD}"}, "cond": kept}}
+    pairs = only({"$objectToArray": f"${FIELD}"}, kept)
     return [
         {"$set": {FIELD: {"$mergeObjects": [f"${FIELD}", {"$literal": entries}]}}},
         {"$set": {FIELD: {"$arrayToObject": {"$let": {"vars": {"every": every}, "in": pairs}}}}},

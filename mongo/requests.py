@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mongo.document import JSONObject
+from mongo.document import OPTIONAL_FIELDS, JSONObject
 
 
 class Channels(Protocol):
@@ -45,9 +45,15 @@ class Create:
     origin: Mapping[str, str] = field(default_factory=dict)
     in_bulk: bool = False
 
+    @property
+    def optional(self) -> JSONObject:
+        """Those of the `OPTIONAL_FIELDS` that the request has."""
+        return {name: value for name in OPTIONAL_FIELDS if (value := getattr(self, name)) is not None}
+
     def fingerprint(self) -> str:
         """Return a hash of everything but the user. Bodies with the same meaning have the same one."""
-        meaning = json.dumps([self.kind.name, self.target_id, self.data], sort_keys=True)
+        values = [getattr(self, name) for name in OPTIONAL_FIELDS]
+        meaning = json.dumps([self.kind.name, *values], sort_keys=True)
         return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Waiting for MongoDB at the start, so that nobody need start it first."""
+"""The start: waiting for MongoDB, so that nobody need start it first, and a look whether it does what is needed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
+from bson import ObjectId
 from pymongo.errors import OperationFailure
 
-from mongo.clock import Clock
-from mongo.connection import Connection
-from mongo.errors import Misconfigured, Unavailable
+from mongo.connection import Connection, Database
+from mongo.document import SIMPLE
+from mongo.errors import UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
+from mongo.lanes import PROBE
+from mongo.outbox import HAS_DUE_EMAIL, Outbox
+from mongo.owed import new_element
+from mongo.users import Users
+from mongo.waiting import Windows
 
 T = TypeVar("T")
 
 log = logging.getLogger("notifier.mongo")
 
+OLDEST_VERSION: Final = (5, 0)
 ATTEMPT: Final = 4.0
 """Seconds of one attempt to connect."""
 LOG_INTERVAL: Final = 5.0
@@ -49,13 +57,56 @@ async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T
                 log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)
 
 
-async def reach(clock: Clock, connection: Connection, deadline: float | None = None) -> None:
-    """Connect, and read MongoDB's clock. Raises `Unavailable`, which says why it cannot."""
+async def version_of(database: Database, deadline: float | None = None) -> str:
+    """Return MongoDB's version. Raises `Misconfigured` if it is too old, and `Unavailable`."""
+    info = await persist(lambda _: database.command("buildInfo"), deadline)
+    if tuple(info["versionArray"][:2]) < OLDEST_VERSION:
+        raise Misconfigured(f"MongoDB {info['version']} is too old: the service needs 5.0 or later.")
+    return f"{info['version']}"
+
+
+async def must_suffice(users: Users, connection: Connection) -> None:
+    """Try on a document of its own what delivery does. Raises `Misconfigured` and `Unavailable`.
+
+    Servers that only look like MongoDB lack collations or updates by pipelines, or take them without effect. Without
+    the right to write to that document, nothing is known.
+    """
+    version, nobody = await version_of(connection.database), {"_id": ObjectId()}
+    change = users.collection.update_one
+    probe = Users(connection, PROBE, users.shape, patience=users.patience)
     try:
-        await clock.sync(deadline)
-    except Misconfigured:
+        # It changes nothing, and needs the right to change users.
+        await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
+        fault = await _try_delivery(probe)
+    except Unavailable:
         raise
-    except Unavailable as exc:
-        if isinstance(exc.__cause__, OperationFailure):  # it answers
+    except StoreError as exc:
+        fault = f"{exc}"
+    if fault:
+        needed = "the service needs MongoDB 5.0 or later, and an ordinary collection of users."
+        raise Misconfigured(f"MongoDB {version} does not do what delivery needs ({fault}): {needed}")
+
+
+async def _try_delivery(probe: Users) -> str | None:
+    """Lease an e-mail and delete it; return what went wrong."""
+    outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
+    email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
+    owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}
+    key = {"_id": id_}
+
+    async def owe(_: int) -> bool:
+        try:
+            await probe.collection.update_one(key, owed, upsert=True, collation=SIMPLE)
+        except OperationFailure as exc:
+            if exc.code == UNAUTHORIZED:
+                return False
             raise
-        raise await connection.diagnosis() or exc from exc
+        return True
+
+    if not await probe.persist(owe):
+        return None
+    due = await probe.find({**key, **HAS_DUE_EMAIL}, sort="notifier.due")
+    await outbox.lease([id_], token, 1.0)
+    leased = await probe.find({**key, "notifier.outbox.token": token})
+    await probe.delete(key)
+    return None if due and leased else "it has no effect"

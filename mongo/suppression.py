@@ -87,19 +87,19 @@ class Suppressions:
         self._users = users
 
     async def count(self) -> int:
-        """Return how many users have one. Raises `Unavailable`."""
+        """Return how many users have one."""
         found = {f"{FIELD}.at": {"$gte": EPOCH}}
         count = self._users.collection.count_documents
         return await self._users.persist(lambda _: count(found, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Suppression | None:
-        """Return a user's suppression, if there is one. Raises `Unavailable`."""
+        """Return a user's suppression, if there is one."""
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
         """Return the users whose document has this address. The index's collation says whether case matters.
 
-        Raises `ValidationError` if there is no index or too many users, and `Unavailable`.
+        Raises `ValidationError` if there is no index or too many users.
         """
         index = await address_index(self._users)
         if index is None:
@@ -115,7 +115,7 @@ class Suppressions:
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
         """Suppress the user's address, unless it is another than `address`, or lift that; return whether it is then.
 
-        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        Raises `UnknownUser`.
         """
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
@@ -135,7 +135,7 @@ class Suppressions:
 
 
 async def address_index(users: Users) -> tuple[str, str, Mapping[str, Any]] | None:
-    """Return an index that finds users by their address: its name, path and collation. Raises `Unavailable`."""
+    """Return an index that finds users by their address: its name, path and collation."""
     field = users.shape.email_field
     paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # of an array, an index has all elements
     indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)

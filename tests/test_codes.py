@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
-from dns.resolver import NXDOMAIN, LifetimeTimeout
-from pymongo.errors import AutoReconnect, OperationFailure
+from dns.resolver import NXDOMAIN
+from pymongo.errors import AutoReconnect, ConfigurationError, OperationFailure
 
-from mongo.codes import CONFLICTS, DUPLICATE_KEY, FINAL, REFUSED_US, STATES, TOO_LARGE, WRONG_TYPE
-from mongo.errors import Misconfigured, Patience, means_unavailable, unavailable
-from mongo.reasons import Reason, reason_of
+from mongo.errors import (
+    CONFLICTS,
+    DUPLICATE_KEY,
+    FINAL,
+    REFUSED_US,
+    STATES,
+    TOO_LARGE,
+    WRONG_TYPE,
+    Misconfigured,
+    Patience,
+    means_unavailable,
+    unavailable,
+)
 from settings import Settings
 from tests.client import DB, ROOT, USER, Client, create, problem
 from tests.faults import HEARTBEATS, failing
@@ -141,27 +150,25 @@ def test_the_reason_is_one_sentence_without_a_host(exc: Exception, sentence: str
     assert isinstance(found, Misconfigured) == is_configuration
 
 
-@pytest.mark.parametrize(
-    ("cause", "reason"),
-    [
-        (NXDOMAIN(), Reason.UNKNOWN_SRV),  # type: ignore[no-untyped-call]
-        (LifetimeTimeout(timeout=4, errors=[]), Reason.NO_DNS),  # type: ignore[no-untyped-call]
-        (ConnectionRefusedError(111, "Connection refused"), Reason.REFUSED),
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), Reason.UNKNOWN_HOST),
-        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), Reason.NO_DNS),
-        (OSError(24, "Too many open files"), Reason.NO_FILES),
-        (TimeoutError("timed out"), Reason.NO_ANSWER),
-        (OSError(5, "something new"), Reason.UNREACHABLE),
-    ],
-    ids=lambda value: f"{value}"[:40],
-)
-def test_the_cause_of_an_error_tells_the_reason_whatever_its_text(cause: Exception, reason: Reason) -> None:
-    exc = AutoReconnect("ssl-dns-tls-timed-out.example:27017: any text")
-    exc.__cause__ = cause
-    assert reason_of(exc) is reason
+def test_the_drivers_words_say_what_is_in_the_way() -> None:
+    words = "db.example:27017: [Errno 111] Connection refused"
+    timeouts = "(configured timeouts: connectTimeoutMS: 4000.0ms), Timeout: 4.0s, Topology Description: <…>"
+    assert f"{unavailable(AutoReconnect(f'{words} {timeouts}'))}" == f"MongoDB cannot be reached: {words}."
 
 
-def test_every_reason_is_documented() -> None:
+def test_an_option_that_is_refused_is_told_without_its_value() -> None:
+    refused = unavailable(ConfigurationError("hunter2 is not valid"))
+    assert (isinstance(refused, Misconfigured), "hunter2" in f"{refused}") == (True, False)
+
+
+def test_a_name_that_dns_does_not_know_may_be_known_later() -> None:
+    exc = ConfigurationError("The DNS query name does not exist: _mongodb._tcp.db.example.")
+    exc.__cause__ = NXDOMAIN()  # type: ignore[no-untyped-call]
+    told = unavailable(exc)
+    assert (isinstance(told, Misconfigured), f"{told}") == (False, f"MongoDB cannot be reached: {exc}")
+
+
+def test_every_refusal_of_the_account_is_documented() -> None:
     page = (ROOT / "docs/operation.md").read_text()
-    sentences = [reason.sentence for reason in Reason] + [f"MongoDB {reason}." for reason in REFUSED_US.values()]
+    sentences = [f"MongoDB {reason}." for reason in REFUSED_US.values()]
     assert [sentence for sentence in sentences if f"| {sentence} |" not in page] == []

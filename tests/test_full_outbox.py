@@ -220,7 +220,7 @@ async def test_a_create_whose_email_was_sent_before_its_retry_is_no_replay(
             monkeypatch.setattr(asyncio, "sleep", sleep)
             (email,) = await store.outbox.claim(1, 60)
             assert await store.outbox.remove(email)
-            await store.deletions.delete(Selection(USER))
+            await store.delete(Selection(USER))
             return None
 
         monkeypatch.setattr(asyncio, "sleep", deliver)  # the pause before the write is repeated

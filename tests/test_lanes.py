@@ -17,8 +17,7 @@ from pymongo.errors import DuplicateKeyError, ExecutionTimeout
 from mongo.connection import connected, within
 from mongo.document import JSONObject
 from mongo.errors import PATIENCE, Patience, Unavailable
-from mongo.lanes import PROBE, Calls, keeps_numbers
-from mongo.statement import Outcome, Write
+from mongo.lanes import PROBE, Calls, Outcome, Write, keeps_numbers
 from settings import Settings
 from tests.client import DB, create, user
 from tests.faults import failing

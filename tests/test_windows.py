@@ -158,7 +158,7 @@ async def test_a_claim_that_dies_is_taken_over_whole_and_two_claim_it_once(
 async def test_a_window_of_an_unknown_kind_is_left_to_those_who_know_it(
     create: Any, store: Store, settings: Settings, database: DB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongo.unknown.NEXT_LOOK", 0.0)
+    monkeypatch.setattr("mongo.owed.NEXT_LOOK", 0.0)
     ids = [await create("digest") for _ in range(2)]
     later = await create("answer")
     end_windows(database, "digest")
@@ -211,7 +211,7 @@ async def test_the_look_brings_what_is_unread_then_oldest_first(create: Any, sto
     emails = await store.outbox.claim(10, 60)
     assert await told(store, emails) == [ids]
     await store.mark(Selection(USER, "id", ids[1]), is_new=False)
-    await store.deletions.delete(Selection(USER, "id", ids[0]))
+    await store.delete(Selection(USER, "id", ids[0]))
     assert await told(store, emails) == [ids[2:]]
     await store.mark(Selection(USER, "id", ids[1]), is_new=True)
     assert await told(store, emails) == [ids[1:]]
@@ -227,7 +227,7 @@ async def test_a_deletion_of_one_takes_no_email_about_many(create: Any, store: S
     end_windows(database)
     emails = await store.outbox.claim(10, 60)
     assert emails[0].id == ids[0]
-    assert await store.deletions.delete(Selection(USER, "id", ids[0]))
+    assert await store.delete(Selection(USER, "id", ids[0]))
     assert await told(store, emails) == [[ids[1]]]
 
 

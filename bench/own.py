@@ -71,7 +71,7 @@ def _store(slack: int) -> Store:
     """Return a store that is connected to nothing, for the writes that it makes."""
     settings = Settings(email=EMAIL, db_uri="mongodb://localhost/bench", notifications_slack=slack)
     database = AsyncIOMotorClient[JSON](settings.db_uri, connect=False)["bench"]
-    return Store(Connection(database, AsyncMongoClient[JSON](settings.db_uri, connect=False)["bench"], ()), settings)
+    return Store(Connection(database, AsyncMongoClient[JSON](settings.db_uri, connect=False)["bench"]), settings)
 
 
 @cache

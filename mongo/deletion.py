@@ -67,7 +67,8 @@ async def delete(users: Users, selection: Selection) -> bool:
     ]
     deletion = Write(filter_, [{"$set": change}, SET_DUE])
 
-    if ids and await users.persist(lambda n: users.writes.make(deletion, attempt=n)):
+    is_deleted: bool = await users.persist(lambda n: users.writes.make(deletion, attempt=n)) if ids else False
+    if is_deleted:
         return True
     await users.must_admit(selection.user_id, ["notifications", "notifier"])
     if selection.field != "id":

@@ -18,10 +18,10 @@ from tests.servers import Mongod, free_port, initiate
 
 
 async def said(uri: str) -> str:
-    """Return what the start says of this connection string after a second."""
+    """Return what the start says of this connection string."""
     async with connected(uri) as connection:
         with pytest.raises(Unavailable) as caught:
-            await Clock(connection.database).sync(1.0)
+            await Clock(connection.database).sync(3.0)
     return f"{caught.value}"
 
 

@@ -33,14 +33,14 @@ def band_of(due: object) -> int:
     return bisect(EDGES, due) if isinstance(due, datetime) else 0  # Python has no date for one so long past
 
 
-def shares(found: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
+def shares(due: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
     """Choose at random from `_id`s with their bands: a share of each band, and the others from the first bands."""
     bands: list[dict[str, object]] = [{} for _ in range(len(EDGES) + 1)]
-    for id_, band in found:
+    for id_, band in due:
         bands[band][repr(id_)] = id_
     shuffled = [random.sample(list(band.values()), len(band)) for band in bands]
-    chosen = [id_ for ids in shuffled for id_ in ids[:share]]
-    return [*chosen, *(id_ for ids in shuffled for id_ in ids[share:])][:users]
+    fair = [id_ for ids in shuffled for id_ in ids[:share]]
+    return [*fair, *(id_ for ids in shuffled for id_ in ids[share:])][:users]
 
 
 class Refused:
@@ -60,5 +60,5 @@ class Refused:
     def condition(self) -> JSONObject:
         """Return the condition of a document that is none of them."""
         now = time.monotonic()
-        self._documents = {name: found for name, found in self._documents.items() if found[1] > now}
+        self._documents = {name: entry for name, entry in self._documents.items() if entry[1] > now}
         return {"_id": {"$nin": [id_ for id_, _ in self._documents.values()]}} if self._documents else {}

@@ -50,10 +50,10 @@ def collapsing(write: Write, limit: int) -> Write:
     if "notifier.waiting" in pushes:
         change |= _passed_on(new["id"], pushes["notifier.waiting"], change["notifier.due"])
     ids = each(replaced, "$$this.id")
-    given = {name: {"$let": {"vars": {"replaced": ids}, "in": value}} for name, value in change.items()}
+    fields = {name: {"$let": {"vars": {"replaced": ids}, "in": value}} for name, value in change.items()}
     arrays = [absent_or_array(name) for name in (*pushes, "notifier.outbox")]
     filter_ = write.filter | OURS | {"$and": arrays}
-    return Write(filter_, [{"$set": given}, WITHOUT_EMPTY], guard=write.guard, numbered=write.numbered)
+    return Write(filter_, [{"$set": fields}, WITHOUT_EMPTY], guard=write.guard, numbered=write.numbered)
 
 
 def _is_same(new: JSONObject) -> JSONObject:

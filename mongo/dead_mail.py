@@ -170,12 +170,12 @@ class DeadMail:
             return bool((await users.collection.update_one(filter_, update, collation=SIMPLE)).matched_count)
 
         if not await users.persist_for(user_id, attempt):
-            found = await users.find_one(key, EXPLAINING)
-            if found is None:
+            user = await users.find_one(key, EXPLAINING)
+            if user is None:
                 return False
-            keys = [item.get("k") for item in elements(found, "recent")]
-            if id_ not in (found.get("owed") or ()) and once not in keys:
-                judge(found)
+            keys = [item.get("k") for item in elements(user, "recent")]
+            if id_ not in (user.get("owed") or ()) and once not in keys:
+                judge(user)
                 raise OutboxFull
         await self.letters.delete({"_id": id_, "died_at": letter.get("died_at")})  # it may have died again meanwhile
         return True

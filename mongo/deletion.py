@@ -49,15 +49,15 @@ async def delete(users: Users, selection: Selection) -> bool:
     inbox no longer shows, can be selected by its id.
     """
     ids = await _ids(users, selection)
-    newest, is_chosen = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
-    chosen = each(only(newest, is_chosen), "$$this.id")
-    is_owed = {"$and": [IS_EMAIL, is_chosen, {"$eq": [{"$type": "$$this.ids"}, "missing"]}]}
+    newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
+    selected = each(only(newest, is_selected), "$$this.id")
+    is_owed = {"$and": [IS_EMAIL, is_selected, {"$eq": [{"$type": "$$this.ids"}, "missing"]}]}
     owed = each(only(OUTBOX, is_owed), "$$this.id")
-    gone = {"$concatArrays": [DELETED, chosen, {"$setDifference": [owed, chosen]}]}
+    gone = {"$concatArrays": [DELETED, selected, {"$setDifference": [owed, selected]}]}
     change = {
         "notifier.deleted": {"$slice": [gone, -max(users.limit, RECENT_LIMIT)]},
         "notifier.outbox": _without(is_owed, OUTBOX, "$notifier.outbox"),
-        "notifications": _without(is_chosen, newest, "$notifications"),
+        "notifications": _without(is_selected, newest, "$notifications"),
     }
     is_shown = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **users.shown(selection)}
     filter_ = users.key(selection.user_id) | OURS | ONLY_OURS
@@ -84,14 +84,14 @@ async def _ids(users: Users, selection: Selection) -> list[str]:
         return [selection.value]
     is_string = {"$eq": [{"$type": "$$this.id"}, "string"]}
     matches = {"$and": [is_string, *([{"$eq": [f"$$this.{field}", value]}] if field else ())]}
-    chosen = only(users.inbox, matches)
-    user = await users.find_one(users.key(selection.user_id), {"chosen": chosen})
-    return [item["id"] for item in user["chosen"]] if user else []
+    selected = only(users.inbox, matches)
+    user = await users.find_one(users.key(selection.user_id), {"selected": selected})
+    return [item["id"] for item in user["selected"]] if user else []
 
 
-def _without(chosen: JSONObject, array: JSONObject, stored: str) -> JSONObject:
-    """Return the expression of an array without the chosen elements. Where there is no array, nothing changes."""
-    return {"$cond": [{"$isArray": stored}, without(array, chosen), stored]}
+def _without(condition: JSONObject, array: JSONObject, stored: str) -> JSONObject:
+    """Return the expression of an array without such elements. Where there is no array, nothing changes."""
+    return {"$cond": [{"$isArray": stored}, without(array, condition), stored]}
 
 
 async def erase(users: Users, user_id: str) -> None:

@@ -139,9 +139,9 @@ def concat(*arrays: object) -> JSONObject:
     return {"$concatArrays": [*arrays]}
 
 
-def without(array: object, chosen: object) -> JSONObject:
-    """Return the expression of an array without the chosen elements."""
-    return only(array, {"$not": [chosen]})
+def without(array: object, condition: object) -> JSONObject:
+    """Return the expression of the elements of an array that do not meet a condition."""
+    return only(array, {"$not": [condition]})
 
 
 def elements(parent: object, field: str) -> list[JSONObject]:

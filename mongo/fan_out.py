@@ -103,8 +103,8 @@ class FanOut:
         with suppress(PyMongoError, TimeoutError, Unavailable):
             async with asyncio.timeout(timeout):
                 written = await self._users.writes.together([self._creates.sent(creation) for creation in batch])
-            for creation, found in zip(batch, written, strict=True):
-                if found is True:
+            for creation, is_written in zip(batch, written, strict=True):
+                if is_written is True:
                     outcomes[creation.id] = Recorded.CREATED
                     self._creates.mark_judged(creation)
             unclear = [creation for creation in batch if creation.id not in outcomes]
@@ -140,5 +140,5 @@ class FanOut:
         if not creations:
             return {}
         condition = {"_id": {"$in": [creation.write.filter["_id"] for creation in creations]}}
-        found = await self._users.find(condition, EXPLAINING, majority=True, deadline=self._users.patience.shared_call)
-        return {user["_id"]: user for user in found}
+        users = await self._users.find(condition, EXPLAINING, majority=True, deadline=self._users.patience.shared_call)
+        return {user["_id"]: user for user in users}

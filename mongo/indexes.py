@@ -80,11 +80,11 @@ class Index:
     async def _make(self) -> str | None:
         """Return what is wrong, in a sentence."""
         async with asyncio.timeout(TIMEOUT):
-            found = await (await self.collection.list_indexes()).to_list()
-        serving, fault = self.serving(found), self.fault(found)
+            indexes = await (await self.collection.list_indexes()).to_list()
+        serving, fault = self.serving(indexes), self.fault(indexes)
         if self.hint and serving is None:
             self.lose()
-        names = {index["name"] for index in found}
+        names = {index["name"] for index in indexes}
         index = serving or {"name": f"{self._name}{'_own' * (self._name in names)}", "key": self._key, **self._sparse}
         try:
             await self._create({**index, "collation": SIMPLE})
@@ -96,26 +96,26 @@ class Index:
         self.hint, self.is_missing = index["name"], False
         return fault
 
-    def serving(self, found: Iterable[Mapping[str, Any]]) -> JSONObject | None:
+    def serving(self, indexes: Iterable[Mapping[str, Any]]) -> JSONObject | None:
         """Return one of these indexes that serves, rather a sparse one."""
-        usable = [index for index in self._alike(found) if not IN_THE_WAY.keys() & index.keys()]
+        usable = [index for index in self._alike(indexes) if not IN_THE_WAY.keys() & index.keys()]
         best = max(usable, key=lambda index: index.get("sparse", False), default=None)
         return {name: value for name, value in best.items() if name != "ns"} if best else None
 
-    def fault(self, found: Sequence[Mapping[str, Any]]) -> str | None:
+    def fault(self, indexes: Sequence[Mapping[str, Any]]) -> str | None:
         """Return what to do about these indexes, or `None` if all is well."""
-        serving, collection, drop = self.serving(found), self.collection.name, "drop it; the service makes its own."
-        for index in self._alike(found):
+        serving, collection, drop = self.serving(indexes), self.collection.name, "drop it; the service makes its own."
+        for index in self._alike(indexes):
             is_same = not OF_ANOTHER_KIND & index.keys() and bool(index.get("sparse")) == bool(self._sparse)
             bad = next((words for name, words in IN_THE_WAY.items() if name in index), "")
             if bad and ((is_same and not serving) or HARMFUL & index.keys()):
                 return f"The index {index['name']} of {collection} {bad}: {'unhide it.' if 'hidden' in bad else drop}"
-        if not serving and len(found) >= LIMIT:
+        if not serving and len(indexes) >= LIMIT:
             return f"The collection {collection} has {LIMIT} indexes, and MongoDB admits no more: drop one."
         return None
 
-    def _alike(self, found: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        return [index for index in found if list(index["key"].items()) == list(self._key.items())]
+    def _alike(self, indexes: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        return [index for index in indexes if list(index["key"].items()) == list(self._key.items())]
 
     async def _create(self, index: JSONObject) -> None:
         """Make the index, or wait for one that is being made: that is the same command to MongoDB.

@@ -264,9 +264,9 @@ async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
                     txnNumber=Int64(lane.number),
                     writeConcern=probe.write_concern.document,
                 )
-            found = await probe.find_one({"_id": id_}, collation=SIMPLE)
+            document = await probe.find_one({"_id": id_}, collation=SIMPLE)
             await probe.delete_one({"_id": id_}, collation=SIMPLE)
     except (PyMongoError, TimeoutError) as exc:
         log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
         return False
-    return bool(found and found["n"] == 1)
+    return bool(document and document["n"] == 1)

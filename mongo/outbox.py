@@ -95,27 +95,27 @@ class Outbox:
         document would be read.
         """
         try:
-            chosen = [] if self.due.is_missing else await self._choose(users)
+            ids = [] if self.due.is_missing else await self._choose(users)
         except WrongType:  # how MongoDB refuses the hint
             self.due.lose()
             return []
-        if not chosen:
+        if not ids:
             return []
         token = str(ObjectId())
         try:
-            await self.lease(chosen, token, lease)
+            await self.lease(ids, token, lease)
         except (Conflict, TooLarge, UnknownError):  # because of one of them
-            for id_ in chosen:
+            for id_ in ids:
                 try:
                     await self.lease([id_], token, lease)
                 except (Conflict, TooLarge, UnknownError) as exc:
                     self._refused.add(id_, exc)
         read = {**self.users.shape.projection(), "notifier.outbox": 1, "notifier.suppression": 1}
-        held = {"_id": {"$in": chosen}, "notifier.outbox.token": token}
-        found = await self.users.find(held, read, batch=len(chosen) + 1)
-        lost = len(found) < len(chosen)  # to other workers, which choose from the same
+        held = {"_id": {"$in": ids}, "notifier.outbox.token": token}
+        documents = await self.users.find(held, read, batch=len(ids) + 1)
+        lost = len(documents) < len(ids)  # to other workers, which choose from the same
         self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
-        emails = [email for user in found for email in load_emails(user, token, self.users.shape)]
+        emails = [email for user in documents for email in load_emails(user, token, self.users.shape)]
         for kind in {email.key for email in emails if not email.dead} - self._unknown.union(self._kinds):
             self._unknown.add(kind)
             log.warning("this process does not know the kind %s, nor does another: it is sent without a template", kind)
@@ -124,13 +124,13 @@ class Outbox:
     async def _choose(self, users: int) -> list[object]:
         """Return the `_id`s of some users who are owed due e-mails: of all priorities, and of those due again."""
         limit = math.ceil(self._spread * users)
-        found = await self._due(limit)
-        if len(found) < limit:  # these are all
-            return random.sample([id_ for id_, _ in found], min(users, len(found)))
+        due = await self._due(limit)
+        if len(due) < limit:  # these are all
+            return random.sample([id_ for id_, _ in due], min(users, len(due)))
         share = max(1, users // SHARE)
         # These leave out what is due after the last of them.
-        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, found[-1][1]), len(EDGES) + 1)]
-        return shares([*found, *chain.from_iterable(await asyncio.gather(*later))], users, share)
+        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, due[-1][1]), len(EDGES) + 1)]
+        return shares([*due, *chain.from_iterable(await asyncio.gather(*later))], users, share)
 
     async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
         """Return the `_id`s of users whose e-mails are due, longest due first, and the band of each."""
@@ -138,7 +138,7 @@ class Outbox:
         if band:
             end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
             condition |= {"notifier.due": IS_DATE | {"$gte": EDGES[band - 1]} | end}
-        found = await self.users.find(
+        documents = await self.users.find(
             condition,
             {"notifier.due": 1},
             sort="notifier.due",
@@ -146,7 +146,7 @@ class Outbox:
             batch=limit + 1,
             hint=self.due.hint,
         )
-        return [(user["_id"], band_of(user["notifier"]["due"])) for user in found]
+        return [(user["_id"], band_of(user["notifier"]["due"])) for user in documents]
 
     async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
         """Lease the due e-mails of these documents."""
@@ -160,9 +160,9 @@ class Outbox:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost."""
         tokens = list({email.token for email in emails})
         ids = [email.document_id for email in emails]
-        chosen = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
+        is_leased = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
         held = {"_id": {"$in": ids}, **OURS, "notifier.outbox.token": {"$in": tokens}}
-        await self.users.update_many(held, rewrite(chosen, {"next_at": from_now(lease)}))
+        await self.users.update_many(held, rewrite(is_leased, {"next_at": from_now(lease)}))
 
     async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
         """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held."""
@@ -184,9 +184,9 @@ class Outbox:
         return await self._put_back(email, self.era, error)
 
     async def _put_back(self, email: OwedEmail, when: JSONObject, error: str | None, **changes: object) -> bool:
-        given = {name: value for name, value in changes.items() if value or getattr(email, name)}
+        kept = {name: value for name, value in changes.items() if value or getattr(email, name)}
         change = {"token": NO_TOKEN, "next_at": when, "tries": email.tries, "error": {"$literal": error}}
-        return await self._settle(email, change | given)
+        return await self._settle(email, change | kept)
 
     async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
         """Keep the lease, and let whoever claims the e-mail next make a dead letter of it. Otherwise as `remove`.
@@ -207,8 +207,8 @@ class Outbox:
         if about := [id_ for email in emails for id_ in email.ids]:
             is_told = {"$and": [{"$eq": ["$$this.is_new", True]}, {"$in": ["$$this.id", {"$literal": about}]}]}
             fields["told"] = only(self.users.inbox, is_told)
-        found = await self.users.find(ids, fields, batch=len(emails) + 1)
-        users = {repr(user["_id"]): user for user in found}
+        documents = await self.users.find(ids, fields, batch=len(emails) + 1)
+        users = {repr(user["_id"]): user for user in documents}
         return [_look(users.get(repr(email.document_id), {}), email) for email in emails]
 
     async def remove_together(self, emails: Sequence[OwedEmail]) -> bool:
@@ -229,8 +229,8 @@ class Outbox:
 
     async def _settle(self, email: OwedEmail, change: JSONObject | None, stage: JSONObject | None = None) -> bool:
         """Change or remove an e-mail whose lease is held. If the document is full, only what must be is changed."""
-        chosen = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
-        settlement = Write(_held(email), [*rewrite(chosen, change), *([stage] if stage else ())])
+        is_this = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
+        settlement = Write(_held(email), [*rewrite(is_this, change), *([stage] if stage else ())])
         try:
             return await self.users.persist(lambda n: self._settlements.make(settlement, attempt=n))
         except TooLarge:
@@ -257,7 +257,7 @@ def _look(user: Mapping[str, Any], email: OwedEmail) -> Look | None:
 def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> UpdateMany:
     """Return the update of e-mails with the same token. Of two users' e-mails with the same id it knows which."""
     pairs = [[email.document_id, email.id] for email in emails]
-    chosen = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
+    is_one = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
     documents = list({repr(email.document_id): email.document_id for email in emails}.values())
     held = {"_id": {"$in": documents}, **OURS, "notifier.outbox.token": token}
-    return UpdateMany(held, rewrite(chosen, change), collation=SIMPLE)
+    return UpdateMany(held, rewrite(is_one, change), collation=SIMPLE)

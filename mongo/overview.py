@@ -61,17 +61,17 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
     if outbox.due.is_missing:
         raise Unavailable
     due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
-    later = only("$ours", {"$not": [{"$or": [due, leased]}]})
+    later = only("$emails", {"$not": [{"$or": [due, leased]}]})
     pipeline: list[JSONObject] = [
         {"$match": {"notifier.due": {"$exists": True}}},
-        {"$project": {"ours": only(OUTBOX, IS_EMAIL), "waiting": {"$size": only(WAITING, IS_WAITING)}}},
+        {"$project": {"emails": only(OUTBOX, IS_EMAIL), "waiting": {"$size": only(WAITING, IS_WAITING)}}},
         {
             "$group": {
                 "_id": None,
-                "owed": {"$sum": {"$size": "$ours"}},
-                "due": {"$sum": {"$size": only("$ours", due)}},
-                "leased": {"$sum": {"$size": only("$ours", {"$and": [leased, {"$not": [due]}]})}},
-                "oldest": {"$min": {"$min": "$ours.at"}},
+                "owed": {"$sum": {"$size": "$emails"}},
+                "due": {"$sum": {"$size": only("$emails", due)}},
+                "leased": {"$sum": {"$size": only("$emails", {"$and": [leased, {"$not": [due]}]})}},
+                "oldest": {"$min": {"$min": "$emails.at"}},
                 "next_attempt": {"$min": {"$min": each(later, "$$this.next_at")}},
                 "waiting": {"$sum": "$waiting"},
             }

@@ -189,18 +189,18 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
     }
 
 
-def rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the chosen elements, or remove them, and set `due` to that of the earliest e-mail left.
+def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject]:
+    """Merge `change` into the elements that meet a condition, or remove them, and set `due` to the earliest one left.
 
     Elements that are not e-mails of ours stay as they are, and in place.
     """
-    outbox = merged(OUTBOX, chosen, change) if change is not None else without(OUTBOX, chosen)
+    outbox = merged(OUTBOX, condition, change) if change is not None else without(OUTBOX, condition)
     return [{"$set": {"notifier.outbox": outbox}}, SET_DUE]
 
 
-def merged(array: JSONObject, chosen: JSONObject, change: JSONObject) -> JSONObject:
-    """Return the expression of an array with `change` in the chosen elements."""
-    return each(array, {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]})
+def merged(array: JSONObject, condition: JSONObject, change: JSONObject) -> JSONObject:
+    """Return the expression of an array with `change` in the elements that meet a condition."""
+    return each(array, {"$cond": [condition, {"$mergeObjects": ["$$this", change]}, "$$this"]})
 
 
 def from_now(seconds: float) -> JSONObject:

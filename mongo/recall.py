@@ -49,9 +49,11 @@ async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
     await _change(outbox, _owed(WAITING, condition), change)
 
 
-async def _let_fall_due(outbox: Outbox, chosen: JSONObject, change: JSONObject, key: JSONObject | None = None) -> int:
-    """Let the chosen e-mails fall due that nobody leases; return of how many users."""
-    waits = {"$and": [IS_LATER, IS_FREE, chosen]}
+async def _let_fall_due(
+    outbox: Outbox, condition: JSONObject, change: JSONObject, key: JSONObject | None = None
+) -> int:
+    """Let the e-mails fall due that meet a condition and that nobody leases; return of how many users."""
+    waits = {"$and": [IS_LATER, IS_FREE, condition]}
     due = {"next_at": outbox.era}
     return await _change(outbox, _owed(OUTBOX, waits) | (key or {}), rewrite(waits, due | change), rewrite(waits, due))
 

@@ -86,5 +86,5 @@ class Selection:
 
     def matching(self) -> JSONObject:
         """Return the conditions of an element that is ours and selected."""
-        ours: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
-        return ours | ({self.field: self.value} if self.field else {})
+        own: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
+        return own | ({self.field: self.value} if self.field else {})

@@ -58,8 +58,6 @@ async def open_store(
 
 
 class Store:
-    """The users' documents."""
-
     def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
         self.database = database = connection.database
         self.users = users = Users(
@@ -150,7 +148,6 @@ class Store:
         return await delete(self.users, selection)
 
     async def see(self, user_id: str) -> None:
-        """Note that all there is now has been seen."""
         await see(self.users, user_id)
 
     async def erase(self, user_id: str) -> None:
@@ -159,5 +156,4 @@ class Store:
         await self.dead_mail.discard_of_user(user_id)
 
     async def ping(self) -> None:
-        """Return if MongoDB answers."""
         await persist(lambda _: self.database.command("ping"), PING_DEADLINE)

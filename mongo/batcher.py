@@ -117,7 +117,6 @@ class Batcher(Generic[Item, Result]):
         self._send()
 
     def _expire(self) -> None:
-        """End the wait of items that have waited for `patience` seconds."""
         loop, self._timer = asyncio.get_running_loop(), None
         for kind, queue in list(self._waiting.items()):
             while queue and queue[0].since + self._patience <= loop.time():

@@ -89,8 +89,6 @@ class Change:
 
 
 class Changes:
-    """The changes of all users' notifications."""
-
     def __init__(self, users: Users, clock: Clock) -> None:
         self.clock = clock
         self._users = users

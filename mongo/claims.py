@@ -29,7 +29,6 @@ PERIOD: Final = 60.0
 
 
 def band_of(due: object) -> int:
-    """Return the band of what is due then."""
     return bisect(EDGES, due) if isinstance(due, datetime) else 0  # Python has no date for one so long past
 
 
@@ -58,7 +57,6 @@ class Refused:
         self._documents[repr(id_)] = id_, time.monotonic() + PERIOD
 
     def condition(self) -> JSONObject:
-        """Return the condition of a document that is none of them."""
         now = time.monotonic()
         self._documents = {name: entry for name, entry in self._documents.items() if entry[1] > now}
         return {"_id": {"$nin": [id_ for id_, _ in self._documents.values()]}} if self._documents else {}

@@ -21,7 +21,6 @@ class Clock:
         self._time = datetime.now(UTC)
 
     def now(self) -> datetime:
-        """Return MongoDB's time."""
         return self._time + timedelta(seconds=time.monotonic() - self._read_at)
 
     def seconds_since(self, moment: datetime) -> float:

@@ -45,8 +45,6 @@ EXPLAINING: Final = {
 
 
 class Recorded(enum.Enum):
-    """What a create has done."""
-
     CREATED = enum.auto()
     REPLAYED = enum.auto()
     """Nothing: an earlier request had the same key."""
@@ -73,7 +71,6 @@ class Creation:
 
     @property
     def update(self) -> JSONObject:
-        """The update of the write, which is no pipeline."""
         return cast("JSONObject", self.write.update)
 
     def leave_out_email(self) -> bool:
@@ -168,7 +165,6 @@ class Creates:
         return Creation(new.user_id, id_, key, fingerprint, write, kind.collapse)
 
     def sent(self, creation: Creation) -> Write:
-        """Return the write as it is sent."""
         return collapsing(creation.write, self.users.limit) if creation.collapses else creation.write
 
     async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:

@@ -120,7 +120,6 @@ class DeadMail:
         return revived
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
-        """Delete these dead letters, or all; return how many."""
         condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
         letters = [letter["_id"] for letter in await self.letters.find(condition, {"_id": 1}, deadline=LONG_DEADLINE)]
@@ -129,16 +128,13 @@ class DeadMail:
         return len(letters)
 
     async def discard_of_user(self, user_id: str) -> None:
-        """Delete a user's dead letters."""
         await self.letters.delete({"user_id": user_id, **self.own})
 
     async def count(self) -> int:
-        """Return how many there are."""
         count = self.letters.collection.count_documents
         return await self.letters.persist(lambda _: count(self.own, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        """Return a user's dead letters, oldest first."""
         return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:

@@ -115,7 +115,6 @@ IS_OURS: Final = {
 
 
 def absent_or_array(field: str) -> JSONObject:
-    """Return the condition of a field that is absent or an array."""
     return {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]}
 
 
@@ -130,12 +129,10 @@ def each(array: object, expression: object) -> JSONObject:
 
 
 def any_of(array: object, condition: object) -> JSONObject:
-    """Return the expression of whether an element meets a condition."""
     return {"$anyElementTrue": each(array, condition)}
 
 
 def concat(*arrays: object) -> JSONObject:
-    """Return the expression of arrays one after another."""
     return {"$concatArrays": [*arrays]}
 
 
@@ -156,7 +153,6 @@ def inbox(limit: int) -> JSONObject:
 
 
 def marked(notifications: JSONObject, *, is_new: bool) -> JSONObject:
-    """Return the expression of those of the notifications that are unread, or else of those that are read."""
     is_unread = {"$eq": ["$$this.is_new", True]}
     return only(notifications, is_unread if is_new else {"$not": is_unread})
 
@@ -200,7 +196,6 @@ class Shape:
     slack: int = 0
 
     def projection(self) -> JSONObject:
-        """Return the projection that reads all of these."""
         paths = [self.email_field, *([self.language_field] if self.language_field else ()), *self.template_fields]
         return {path.partition(".")[0]: 1 for path in paths}
 
@@ -211,7 +206,6 @@ def optional_fields(item: Mapping[str, Any]) -> JSONObject:
 
 
 def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return those of the `ORIGIN_FIELDS` that have a value."""
     return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}
 
 

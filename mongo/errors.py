@@ -216,7 +216,6 @@ async def persist(
 
 
 def refusal(exc: OperationFailure) -> StoreError:
-    """Return what a final refusal of MongoDB means."""
     code = exc.code or 0
     if code in TOO_LARGE:
         return TooLarge()
@@ -244,7 +243,6 @@ def is_final(code: int | None) -> bool:
 
 
 def unavailable(exc: Exception) -> Unavailable:
-    """Return the `Unavailable` that says why, in one sentence."""
     match exc:
         case OperationFailure() if code := _refused_us(exc):
             return Misconfigured(f"MongoDB {REFUSED_US[code]}.")
@@ -268,7 +266,6 @@ def name_of(exc: OperationFailure | NotPrimaryError) -> str:
 
 
 def _refused_us(exc: OperationFailure) -> int | None:
-    """Return the code of `REFUSED_US` that a refusal has, or means."""
     if exc.code == ATLAS:
         return next((code for text, code in ATLAS_REFUSED_US.items() if text in f"{exc}"), None)
     return exc.code if exc.code in REFUSED_US else None

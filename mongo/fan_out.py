@@ -42,7 +42,6 @@ class NotYetComplete(Incomplete):
 
 
 def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) -> Incomplete:
-    """Return what to raise for a create for many users that failed for these."""
     may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
     return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
 

@@ -97,7 +97,6 @@ class Index:
         return fault
 
     def serving(self, indexes: Iterable[Mapping[str, Any]]) -> JSONObject | None:
-        """Return one of these indexes that serves, rather a sparse one."""
         usable = [index for index in self._alike(indexes) if not IN_THE_WAY.keys() & index.keys()]
         best = max(usable, key=lambda index: index.get("sparse", False), default=None)
         return {name: value for name, value in best.items() if name != "ns"} if best else None

@@ -59,11 +59,9 @@ class Write:
     array_filters: Sequence[JSONObject] | None = None
 
     def conditions(self, *, guarded: bool) -> JSONObject:
-        """Return all its conditions, with or without the guard."""
         return self.filter | self.guard if guarded else self.filter
 
     def statement(self, *, guarded: bool) -> JSONObject:
-        """Return it as the `update` command takes it."""
         q = self.conditions(guarded=guarded)
         statement: JSONObject = {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE}
         return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})

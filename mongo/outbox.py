@@ -84,7 +84,6 @@ class Outbox:
         self._spread: float = NARROWEST
 
     async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
-        """Return the e-mails that a user is owed, and what waits for its e-mail."""
         notifier = (await self.users.of(user_id, "notifier.outbox", "notifier.waiting")).get("notifier")
         return elements(notifier, "outbox"), elements(notifier, "waiting")
 
@@ -133,7 +132,6 @@ class Outbox:
         return shares([*due, *chain.from_iterable(await asyncio.gather(*later))], users, share)
 
     async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
-        """Return the `_id`s of users whose e-mails are due, longest due first, and the band of each."""
         condition = HAS_DUE_EMAIL | self._refused.condition()
         if band:
             end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
@@ -149,7 +147,6 @@ class Outbox:
         return [(user["_id"], band_of(user["notifier"]["due"])) for user in documents]
 
     async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
-        """Lease the due e-mails of these documents."""
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
         leased = {"token": token, "next_at": from_now(seconds)}
         change = {"$cond": [is_ours_to_send(self._kinds), leased, left_to_others("next_at")]}

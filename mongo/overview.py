@@ -105,7 +105,6 @@ async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
 
 
 async def errors_of_owed(users: Documents) -> Sequence[Reason]:
-    """Return the last errors of the e-mails owed, the most frequent first."""
     return await _reasons(users, _of_owed(IS_EMAIL, "$$this.error"))
 
 
@@ -151,7 +150,6 @@ class Topology:
 
 
 async def topology(database: Database) -> Topology:
-    """Ask what kind of MongoDB this is."""
     hello = await persist(lambda _: database.command("hello"), DEADLINE)
     if hello.get("msg") == "isdbgrid":
         return Topology("a sharded cluster", streams=True)

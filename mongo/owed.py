@@ -57,7 +57,6 @@ NEXT_LOOK: Final = 5.0
 
 
 def has_type(name: str, *types: str) -> JSONObject:
-    """Return whether a field of an e-mail has one of these types, as an expression."""
     return {"$in": [{"$type": f"$$this.{name}"}, list(types)]}
 
 
@@ -199,12 +198,10 @@ def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject
 
 
 def merged(array: JSONObject, condition: JSONObject, change: JSONObject) -> JSONObject:
-    """Return the expression of an array with `change` in the elements that meet a condition."""
     return each(array, {"$cond": [condition, {"$mergeObjects": ["$$this", change]}, "$$this"]})
 
 
 def from_now(seconds: float) -> JSONObject:
-    """Return the time so many seconds from now, by MongoDB's clock, as an expression."""
     return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
@@ -224,7 +221,6 @@ def _until() -> JSONObject:
 
 
 def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
-    """Return the e-mails of a document that are leased by this token."""
     told = _told(user, shape.template_fields)
     return [
         OwedEmail(

@@ -32,7 +32,6 @@ class Page:
     unseen: int | None = None
 
     def first(self, limit: int) -> Page:
-        """Return the page cut to at most `limit` notifications."""
         return replace(self, list=self.list[:limit])
 
 
@@ -40,17 +39,14 @@ EMPTY: Final = Page(0, 0, [])
 
 
 def is_shared(query: ListQuery) -> bool:
-    """Return whether the list may share a query with others."""
     return not query.skip and query.limit <= SHARED_LIMITS[-1]
 
 
 def kind_of_list(query: ListQuery) -> tuple[bool | None, str | None, int]:
-    """Return what lists have in common that share a query."""
     return query.is_new, query.key, min(limit for limit in SHARED_LIMITS if query.limit <= limit)
 
 
 def page_of(query: ListQuery, users: Users) -> JSONObject:
-    """Return the projection that makes a `Page` of a user's document."""
     newest = users.inbox
     listed = newest if query.is_new is None else marked(newest, is_new=query.is_new)
     if query.key:

@@ -28,13 +28,10 @@ def wants_email(preferences: object, kind: str) -> bool:
 
 
 class Preferences:
-    """The preferences of all users."""
-
     def __init__(self, users: Users) -> None:
         self._users = users
 
     async def of_user(self, user_id: str) -> object:
-        """Return a user's preferences as they stand in the document."""
         return value_at(await self._users.of(user_id, FIELD), FIELD)
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
@@ -58,7 +55,6 @@ class Preferences:
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
 
     async def resubscribe(self, user_id: str, kind: str | None) -> None:
-        """Undo `unsubscribe`."""
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: True}))
 
     async def _change_if_known(self, user_id: str, change: list[JSONObject]) -> None:

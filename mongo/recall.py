@@ -17,7 +17,6 @@ IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
 async def lift(outbox: Outbox, group: str) -> None:
-    """Let the e-mails fall due that wait for a stop."""
     await _let_fall_due(outbox, {"$eq": ["$$this.held", {"$literal": group}]}, {})
 
 

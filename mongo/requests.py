@@ -18,19 +18,19 @@ class Channels(Protocol):
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
     @property
-    def in_app(self) -> bool: ...  # noqa: D102
+    def in_app(self) -> bool: ...
     @property
-    def email(self) -> bool: ...  # noqa: D102
+    def email(self) -> bool: ...
     @property
-    def rank(self) -> str: ...  # noqa: D102
+    def rank(self) -> str: ...
     @property
-    def collapse(self) -> bool: ...  # noqa: D102
+    def collapse(self) -> bool: ...
     @property
-    def window(self) -> float | None: ...  # noqa: D102
+    def window(self) -> float | None: ...
     @property
-    def email_batch(self) -> str | None: ...  # noqa: D102
+    def email_batch(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)

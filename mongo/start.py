@@ -88,7 +88,6 @@ async def must_suffice(users: Users, connection: Connection) -> None:
 
 
 async def _try_delivery(probe: Users) -> str | None:
-    """Lease an e-mail and delete it; return what went wrong."""
     outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
     email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
     owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}

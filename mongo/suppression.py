@@ -38,12 +38,10 @@ class Suppression:
     confirmed: bool = False
 
     def covers(self, address: str, owed_at: datetime) -> bool:
-        """Return whether an e-mail that was owed then is not sent to an address."""
         return self.address == address and (self.confirmed or owed_at < self.at + PROVISIONAL)
 
 
 def load_suppression(user: Mapping[str, Any]) -> Suppression | None:
-    """Return the suppression of a document, if it has one and it is ours."""
     match value_at(user, FIELD):
         case {"address": str(address), "code": str(code), "at": datetime() as at, **others}:
             return Suppression(address, code, at, confirmed=others.get("confirmed") is True)
@@ -81,19 +79,15 @@ def suppress(bounce: Bounce) -> JSONObject:
 
 
 class Suppressions:
-    """The suppressions of all users."""
-
     def __init__(self, users: Users) -> None:
         self._users = users
 
     async def count(self) -> int:
-        """Return how many users have one."""
         found = {f"{FIELD}.at": {"$gte": EPOCH}}
         count = self._users.collection.count_documents
         return await self._users.persist(lambda _: count(found, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Suppression | None:
-        """Return a user's suppression, if there is one."""
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:

@@ -56,7 +56,6 @@ class Upkeep:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Do so meanwhile."""
         self._outbox.due.is_missing = True
         tasks = [asyncio.create_task(run) for run in (self._run(), self._follow_clock())]
         try:
@@ -103,7 +102,6 @@ class Upkeep:
             await asyncio.sleep(SYNC_INTERVAL)
 
     async def read_clock(self) -> None:
-        """Read the clock, and see whether it was set back."""
         if (seconds := await self._clock.sync()) > SET_BACK:
             log.warning("MongoDB's clock was set back by %.0f s, so e-mails that wait are due now", seconds)
             self._set_back = seconds + (self._set_back or 0.0)

@@ -41,12 +41,10 @@ class Judged:
         self._table = memoryview(mmap.mmap(-1, 8 * JUDGED)).cast("Q")
 
     def __contains__(self, id_: object) -> bool:
-        """Return whether the document with this `_id` is known."""
         fingerprint = hash(id_) & FINGERPRINT
         return self._table[fingerprint % JUDGED] == fingerprint
 
     def add(self, id_: object) -> None:
-        """Remember a document."""
         fingerprint = hash(id_) & FINGERPRINT
         self._table[fingerprint % JUDGED] = fingerprint
 
@@ -62,7 +60,6 @@ class Documents:
         self.patience = patience
 
     async def persist(self, attempt: Callable[[int], Awaitable[T]], deadline: float | None = None) -> T:
-        """Repeat an operation that is safe to repeat."""
         return await persist(attempt, deadline, patience=self.patience)
 
     async def find(  # noqa: PLR0913 - as the driver's
@@ -107,7 +104,6 @@ class Documents:
     async def aggregate(
         self, pipeline: Sequence[JSONObject], deadline: float | None = None, hint: str | None = None
     ) -> list[JSONObject]:
-        """Return what a pipeline makes of the documents, found by the index `hint`."""
         hinted = {"hint": hint} if hint else {}
 
         async def attempt(_: int) -> list[JSONObject]:
@@ -116,7 +112,6 @@ class Documents:
         return await self.persist(attempt, deadline)
 
     async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
-        """Change all documents that match."""
         await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
 
     async def update_each(self, updates: Sequence[UpdateMany]) -> int:
@@ -125,13 +120,10 @@ class Documents:
         return int(found.matched_count)
 
     async def delete(self, filter_: JSONObject) -> None:
-        """Delete all documents that match."""
         await self.persist(lambda _: self.collection.delete_many(filter_, collation=SIMPLE))
 
 
 class Users(Documents):
-    """The users' documents."""
-
     def __init__(
         self,
         connection: Connection,
@@ -150,7 +142,6 @@ class Users(Documents):
         self.inbox = inbox(shape.limit)
 
     def key(self, user_id: str) -> JSONObject:
-        """Return the condition that names a user's document."""
         return {"_id": self.shape.id_type.to_bson(user_id)}
 
     def shown(self, selection: Selection) -> JSONObject:
@@ -187,7 +178,6 @@ class Users(Documents):
         return found
 
     async def create(self, user_id: str) -> None:
-        """Create the document of a user who has none."""
         insert = {"$setOnInsert": self.profile}
         await self.persist(
             lambda _: self.collection.update_one(self.key(user_id), insert, upsert=True, collation=SIMPLE)

@@ -54,11 +54,9 @@ class Windows:
         """Elements that may wait. Only of those whose notification the inbox no longer shows can there be so many."""
 
     def has_room(self) -> JSONObject:
-        """Return the condition of a write that lets another notification wait."""
         return {f"notifier.waiting.{self.room - 1}": {"$exists": False}}
 
     def new_element(self, id_: str, key: str, due: datetime, target_id: str | None) -> JSONObject:
-        """Make an element of `waiting`."""
         return {"id": id_, "key": key, **({"target_id": target_id} if target_id else {}), "due": due}
 
     def _group(self, element: str) -> JSONObject:

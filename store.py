@@ -77,14 +77,14 @@ class Store:
         self.clock = Clock(database)
         windows = Windows(users, settings.kinds)
         self.outbox = Outbox(users, {name: kind.rank for name, kind in settings.kinds.items()}, windows)
-        self.dead_mail = DeadMail(self.outbox, Documents(database[DEAD_MAIL], patience))
+        self._creates = Creates(users, windows)
+        self.dead_mail = DeadMail(self.outbox, self._creates, Documents(database[DEAD_MAIL], patience))
         self.upkeep = Upkeep(
             self.clock, self.outbox, self.dead_mail, settings.mail_lease_seconds, settings.dead_mail_days
         )
         self.preferences = Preferences(users)
         self.suppressions = Suppressions(users)
         self.changes = Changes(users, self.clock)
-        self._creates = Creates(users, windows)
         self._fan_out = FanOut(self._creates)
         self._lists: Batcher[ListQuery, Page] = Batcher(self._fetch, patience=patience.operation, kind=kind_of_list)
 

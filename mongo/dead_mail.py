@@ -10,7 +10,7 @@ from typing import Final
 
 from bson import ObjectId
 
-from mongo.creation import EXPLAINING
+from mongo.creation import Creates, Creation
 from mongo.document import (
     HAS_ROOM,
     IS_DATE,
@@ -18,17 +18,17 @@ from mongo.document import (
     OPTIONAL_FIELDS,
     SIMPLE,
     JSONObject,
-    elements,
     optional_fields,
     origin_of,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError
+from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
+from mongo.lanes import Write
 from mongo.outbox import Outbox
 from mongo.owed import OwedEmail, ids_of, new_element
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce
-from mongo.users import Documents, judge
+from mongo.users import Documents
 
 OLDEST_FIRST: Final = "died_at"
 UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"
@@ -43,8 +43,9 @@ ADDRESS_SHOWN: Final = 1000
 class DeadMail:
     """The dead letters of all users. Another service may keep those of another collection of users beside them."""
 
-    def __init__(self, outbox: Outbox, letters: Documents) -> None:
+    def __init__(self, outbox: Outbox, creates: Creates, letters: Documents) -> None:
         self._outbox = outbox
+        self._creates = creates
         self.letters = letters
         self._users = outbox.users.collection.name
         self.own: JSONObject = {"collection": {"$in": [self._users, None]}}  # older letters name none
@@ -145,34 +146,25 @@ class DeadMail:
 
         Raises `OutboxFull`.
         """
-        users, id_ = self._outbox.users, letter["_id"]
+        users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
         user_id = users.shape.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
-        # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
-        # whose reply was lost is repeated.
-        key, once = users.key(user_id), str(ObjectId())
-        absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
         element |= {"ids": ids} if (ids := ids_of(letter)) else {}
+        # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
+        # whose reply was lost is repeated.
+        absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         update = {
             "$push": {"notifier.outbox": element, "notifier.recent": remember(once, "", id_)},
             "$min": {"notifier.due": element["next_at"]},
             "$unset": {SUPPRESSION: ""},
         }
-
-        async def attempt(_: int) -> bool:
-            filter_ = {**key, **absent, **HAS_ROOM, **IS_FINDABLE}
-            return bool((await users.collection.update_one(filter_, update, collation=SIMPLE)).matched_count)
-
-        if not await users.persist_for(user_id, attempt):
-            user = await users.find_one(key, EXPLAINING)
-            if user is None:
-                return False
-            keys = [item.get("k") for item in elements(user, "recent")]
-            if id_ not in (user.get("owed") or ()) and once not in keys:
-                judge(user)
-                raise OutboxFull
+        write = Write({**users.key(user_id), **absent, **HAS_ROOM, **IS_FINDABLE}, update)
+        try:
+            await self._creates.record(Creation(user_id, id_, once, "", write))
+        except UnknownUser:
+            return False
         await self.letters.delete({"_id": id_, "died_at": letter.get("died_at")})  # it may have died again meanwhile
         return True
 

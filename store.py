@@ -1,7 +1,4 @@
-"""What a request does in MongoDB: each is one atomic update, or one read, of the user's document.
-
-Create, list and read stand here; what else a request may ask for has a room each under `mongo/`.
-"""
+"""What a request does in MongoDB: one atomic update, or one read, of the user's document."""
 
 from __future__ import annotations
 
@@ -103,7 +100,7 @@ class Store:
         return Created(creation.replayed_id if outcome is Recorded.REPLAYED else creation.id, outcome)
 
     async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[Recorded | StoreError]:
-        """Do for each of these users what `create` does for one; return for each what it did, or its error."""
+        """Do the same as `create` for each of these users; return for each what it did, or its error."""
         fingerprint, now = many.each.fingerprint(), self.clock.now()
         each, prepare = replace(many.each, in_bulk=True), self._creates.prepare
         creations = (prepare(replace(each, user_id=user_id), now, fingerprint) for user_id in many.user_ids)
@@ -144,14 +141,14 @@ class Store:
         return False
 
     async def delete(self, selection: Selection) -> bool:
-        """Delete the selected notifications, and the e-mails about them; return whether there are, or were, any."""
+        """Delete the selected notifications and their e-mails; return whether there are, or were, any."""
         return await delete(self.users, selection)
 
     async def see(self, user_id: str) -> None:
         await see(self.users, user_id)
 
     async def erase(self, user_id: str) -> None:
-        """Remove what the service holds of a user. Raises `EmailUnderWay`."""
+        """Remove everything the service holds of a user. Raises `EmailUnderWay`."""
         await erase(self.users, user_id)
         await self.dead_mail.discard_of_user(user_id)
 

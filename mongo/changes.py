@@ -78,7 +78,7 @@ class Inbox:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a user's notifications, or, without a user, a sign that none was missed.
+    """A change of a user's notifications. Without a user, it only says that no change was missed.
 
     `token` resumes the stream behind it. `at` is when it was written, by MongoDB's clock (from MongoDB 6.0 on).
     """
@@ -174,7 +174,7 @@ class Changes:
 
 
 def _end_of_changes(exc: PyMongoError) -> StoreError:
-    """Turn the error that ended a change stream, and that PyMongo could not resume from, into one of ours."""
+    """Return the error to raise when a change stream ended and PyMongo could not resume it."""
     if isinstance(exc, OperationFailure) and exc.code == NOT_REPLICATED:
         return NotReplicated()
     if means_unavailable(exc) or isinstance(exc, CursorNotFound) or exc.has_error_label("ResumableChangeStreamError"):

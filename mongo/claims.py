@@ -1,6 +1,6 @@
-"""Which users' e-mails are claimed when more are due: a share of each priority, and of what is due again.
+"""Whose due e-mails are claimed first: a share goes to each priority and to retries, so that none starves.
 
-Left out are documents that MongoDB does not let the service change, such as those that a validator no longer admits.
+A document that MongoDB refuses to change, because of a stricter validator for example, is left out for a minute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("notifier.mongo")
 EDGES: Final = (ERAS["normal"], ERAS["low"], ERAS_END)
 """Where the bands of priorities end, and that of e-mails due again begins."""
 SHARE: Final = 8
-"""One in so many claimed is of each band, as far as there are any, so that none starves."""
+"""Each band gets one in eight of those claimed."""
 PERIOD: Final = 60.0
 """Seconds for which a document that cannot be changed is left alone."""
 
@@ -33,7 +33,7 @@ def band_of(due: object) -> int:
 
 
 def shares(due: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
-    """Choose at random from `_id`s with their bands: a share of each band, and the others from the first bands."""
+    """Choose users at random: a share from each band, the rest from the first bands."""
     bands: list[dict[str, object]] = [{} for _ in range(len(EDGES) + 1)]
     for id_, band in due:
         bands[band][repr(id_)] = id_

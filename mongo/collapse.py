@@ -27,10 +27,10 @@ IS_REPLACED: Final = {"$in": ["$$this.id", "$$replaced"]}
 
 
 def collapsing(write: Write, limit: int) -> Write:
-    """Return the write of a create as a pipeline that puts the notification into the place of those that it replaces.
+    """Return the write of a create as a pipeline that replaces the unread notifications of the same key and target.
 
-    Their ids count as deleted, and their `count`s add up. A pipeline would replace what classic operators refuse, so
-    it has the conditions that MongoDB sets on those. It creates no user, as it cannot tell a new document.
+    The ids of these count as deleted, and their `count`s add up. A pipeline would overwrite values that classic
+    operators refuse, so its filter refuses them. It creates no user, because it cannot recognise a new document.
     """
     update = cast("JSONObject", write.update)
     pushes: dict[str, Any] = update["$push"]
@@ -63,7 +63,7 @@ def _is_same(new: JSONObject) -> JSONObject:
 
 
 def _pushed(name: str, push: JSONObject) -> JSONObject:
-    """Return what `$push` makes of an array or of nothing."""
+    """Return the expression that does what `$push` does."""
     array = {"$ifNull": [f"${name}", []]}
     if "$each" in push:
         return {"$slice": [concat(array, {"$literal": push["$each"]}), push["$slice"]]}
@@ -71,10 +71,10 @@ def _pushed(name: str, push: JSONObject) -> JSONObject:
 
 
 def _passed_on(id_: str, element: JSONObject, due: JSONObject) -> JSONObject:
-    """Return the changes that let the e-mail about what is replaced be about the new notification.
+    """Return the changes by which a waiting e-mail tells the new notification in place of the replaced ones.
 
-    While it waits, it keeps its due time. Once it is due and nobody has leased it, it speaks of the new one. If it may
-    be in its conversation, the new notification waits for itself.
+    While it waits, it keeps its due time. Once it is due and not leased, it tells the new one. If it may be in its
+    conversation, the new notification gets an e-mail of its own.
     """
     passing = only(WAITING, IS_REPLACED)
     passed = {

@@ -33,7 +33,7 @@ SharedDatabase = AsyncDatabase[dict[str, Any]]
 SharedCollection = AsyncCollection[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"
-"""The database when the connection string names none."""
+"""The database if the connection string names no other."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
 MAJORITY: Final = ReadConcern("majority")
@@ -101,10 +101,10 @@ def _explain(rest: str, message: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The database by both of PyMongo's asyncio interfaces.
+    """The database through both of PyMongo's asyncio interfaces.
 
-    `database` is Motor's, for what one request does alone. `shared` is for calls that several requests share and for
-    the change stream, which would cost Motor a switch of threads each.
+    `database` is Motor's, for the calls of a single request. `shared` serves calls that several requests share and the
+    change stream; Motor would switch threads for each.
     """
 
     database: Database

@@ -1,4 +1,4 @@
-"""A create on its way: one atomic write to the user's document, and what it means when its condition fails."""
+"""A create: one atomic write to the user's document, and the explanation if its condition fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXPLAINING: Final = {
     "is_full": {"$gte": [{"$size": OUTBOX}, OUTBOX_LIMIT]},
     **REFUSING,
 }
-"""The projection of what explains why the condition of a create failed."""
+"""The projection that `Creation.explain` reads."""
 
 
 class Recorded(enum.Enum):
@@ -54,10 +54,11 @@ class Recorded(enum.Enum):
 
 @dataclass(slots=True)
 class Creation:
-    """A create: `write` is classic, and sent as a pipeline if it may take the place of other notifications.
+    """One create. Its `write` uses classic operators; if it collapses, it is sent as a pipeline.
 
-    Its repetition must not record it twice: `write` has a number, or the guard that neither `id` nor `key` is there.
-    `not_owed` is whether its e-mail is left out, and `replayed_id` what an earlier request with its key has recorded.
+    A repetition must not record it twice: either `write` has a number, or its guard requires that `id` and `key` are
+    not there yet. `not_owed` says that the e-mail was left out; `replayed_id` is the id that an earlier request with
+    the same key recorded.
     """
 
     user_id: str
@@ -74,9 +75,9 @@ class Creation:
         return cast("JSONObject", self.write.update)
 
     def leave_out_email(self) -> bool:
-        """Keep only the notification, with its id and key; return `False` if there is none.
+        """Drop the e-mail from the write; return `False` if that leaves no notification.
 
-        That is for good: once an attempt without the e-mail may have taken effect, no other may promise it.
+        This is final: once an attempt without the e-mail may have taken effect, no other may promise it.
         """
         pushes = {name: push for name, push in self.update["$push"].items() if name != "notifier.outbox"}
         if "notifications" not in pushes:
@@ -128,7 +129,7 @@ class Creates:
         self._windows = windows
 
     def prepare(self, new: Create, now: datetime, fingerprint: str | None = None) -> Creation:
-        """Return what does what a request asks for. `now` is by MongoDB's clock."""
+        """Return the creation for a request. `now` is MongoDB's time."""
         id_, kind, optional = str(ObjectId()), new.kind, new.optional
         # An e-mail alone leaves no trace once it is sent, and in a short array a notification leaves none once newer
         # ones push it out. So the id is remembered like a key.

@@ -35,9 +35,9 @@ UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"
 """The error of an e-mail that died at its first refusal."""
 DISCARDED_AT_ONCE: Final = 1000
 LONG_DEADLINE: Final = 60.0
-"""Seconds for an operator's question about all of them."""
+"""Deadline in seconds of a query over all dead letters."""
 ADDRESS_SHOWN: Final = 1000
-"""Characters of an address that a dead letter keeps. A longer one is none."""
+"""A dead letter keeps at most this many characters of an address."""
 
 
 class DeadMail:
@@ -139,12 +139,10 @@ class DeadMail:
         return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:
-        """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
+        """Owe the e-mail of a dead letter again, starting with its first attempt; return `False` if its user is gone.
 
-        Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. The user's address is no
-        longer suppressed.
-
-        Raises `OutboxFull`.
+        Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. Lifts the suppression of the
+        user's address. Raises `OutboxFull`.
         """
         users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
         user_id = users.shape.id_type.parse(f"{letter['user_id']}")

@@ -1,7 +1,7 @@
-"""What `/delete` and `/erase` do.
+"""`/delete` and `/erase`.
 
-Deleting removes the selected notifications and the e-mails about them, and remembers their ids. Erasing removes all
-that the service holds of a user; the profile, which is the team's, stays.
+Deleting removes notifications and the e-mails that tell only them, and remembers their ids. Erasing removes everything
+the service holds of a user; the profile stays, because it is the team's.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ WITHOUT_OURS: Final[list[JSONObject]] = [{"$unset": WRITTEN}, WITHOUT_EMPTY]
 
 
 async def delete(users: Users, selection: Selection) -> bool:
-    """Delete the selected; return whether there are, or lately were, any.
+    """Delete the selected; return whether there are any, or were until lately.
 
-    They are chosen once, by their ids, so that a repetition deletes nothing that came meanwhile. The ids are
-    remembered, as many as an inbox holds: a create whose reply was lost may be repeated afterwards. What the inbox no
-    longer showed goes too, as else it would move up into it.
+    They are selected once, by id, so that a repetition deletes nothing newer. Their ids are remembered, because a
+    create whose reply was lost may be repeated afterwards. Hidden notifications (NOTIFICATIONS_SLACK) go too, or they
+    would move up into the inbox.
 
-    An e-mail is taken back until the look before it is sent, which finds it gone. One that is owed alone, or that the
-    inbox no longer shows, can be selected by its id.
+    An owed e-mail is taken back up to the look before it is sent. If it has no notification in the inbox, its own id
+    selects it.
     """
     ids = await _ids(users, selection)
     newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
@@ -95,10 +95,7 @@ def _without(condition: JSONObject, array: JSONObject, stored: str) -> JSONObjec
 
 
 async def erase(users: Users, user_id: str) -> None:
-    """Remove what the user's document holds. An unknown user has nothing.
-
-    Raises `EmailUnderWay`.
-    """
+    """Remove everything the service keeps in the user's document, if there is one. Raises `EmailUnderWay`."""
     key = users.key(user_id)
     erasable = {**key, **OURS, **absent_or_array("notifications"), **ONLY_OURS, **NONE_LEASED}
 

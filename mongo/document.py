@@ -87,7 +87,7 @@ IS_FINDABLE: Final = {"notifier.due": absent_or("date")}
 HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 """Condition of a write that owes another e-mail."""
 IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
-"""Of a field: an array of dates has the type date, too."""
+"""Condition of a field. MongoDB counts an array of dates as a date, too."""
 OUTBOX: Final = {"$cond": [{"$isArray": "$notifier.outbox"}, "$notifier.outbox", []]}
 WAITING: Final = {"$cond": [{"$isArray": "$notifier.waiting"}, "$notifier.waiting", []]}
 DELETED: Final = {"$cond": [{"$isArray": "$notifier.deleted"}, "$notifier.deleted", []]}
@@ -104,14 +104,15 @@ ONLY_OURS: Final[JSONObject] = {
         {"notifications": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}},
     ]
 }
-"""Condition that every notification is ours or `null`. Whether there is an array at all, `$push` asks itself."""
+"""Condition that every notification is the service's or `null`. Whether the field is an array, `$push` checks
+itself."""
 IS_OURS: Final = {
     "$or": [
         {"$eq": [{"$type": "$$this"}, "null"]},
         {"$and": [{"$eq": [{"$type": "$$this.id"}, "string"]}, {"$eq": [{"$type": "$$this.is_new"}, "bool"]}]},
     ]
 }
-"""Whether a notification is ours, as an expression."""
+"""Expression: whether a notification is the service's, or `null`."""
 
 
 def absent_or_array(field: str) -> JSONObject:
@@ -119,12 +120,12 @@ def absent_or_array(field: str) -> JSONObject:
 
 
 def only(array: object, condition: object) -> JSONObject:
-    """Return the expression of the elements, `$$this`, of an array that meet a condition."""
+    """Return the expression that filters an array; `condition` refers to the element as `$$this`."""
     return {"$filter": {"input": array, "cond": condition}}
 
 
 def each(array: object, expression: object) -> JSONObject:
-    """Return the expression of an array of what an expression makes of each element, `$$this`."""
+    """Return the expression that maps an array; `expression` refers to the element as `$$this`."""
     return {"$map": {"input": array, "in": expression}}
 
 
@@ -142,7 +143,7 @@ def without(array: object, condition: object) -> JSONObject:
 
 
 def elements(parent: object, field: str) -> list[JSONObject]:
-    """Return the elements of an array of ours, without what is not ours."""
+    """Return the objects in an array of the document; anything else is another program's."""
     array = parent.get(field) if isinstance(parent, dict) else None
     return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
 
@@ -168,7 +169,7 @@ def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
 
 
 def value_at(document: object, path: str) -> object:
-    """Return what a document has at a path through documents and arrays, such as `emails.0.address`, or `None`."""
+    """Return the value at a path through documents and arrays, such as `emails.0.address`, or `None`."""
     for name in path.split("."):
         if isinstance(document, dict):
             document = document.get(name)
@@ -181,10 +182,10 @@ def value_at(document: object, path: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the team's own documents are like: the type of `_id`, and where the address and the language are.
+    """The shape of the team's documents: the type of `_id`, and the paths of the address and the language.
 
-    `template_fields` are the paths of what e-mails may tell. A new document has the `profile`; there are no new ones if
-    it is `None`. An inbox holds `limit` notifications, and the array in which they are up to `slack` more.
+    `template_fields` are the paths that templates may read. `profile` is the content of a new document; with `None`,
+    the service creates no users. An inbox holds `limit` notifications, its array up to `slack` more.
     """
 
     id_type: IdType = IdType.OBJECTID
@@ -201,7 +202,7 @@ class Shape:
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:
-    """Return those of the `OPTIONAL_FIELDS` that an item has. What is of another type is not ours."""
+    """Return the `OPTIONAL_FIELDS` of an item. A value of another type is another program's."""
     return {name: item[name] for name, kind in OPTIONAL_FIELDS.items() if isinstance(item.get(name), kind)}
 
 

@@ -48,8 +48,8 @@ ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do
 TOO_LARGE: Final = frozenset({10334, 17419, 17420})
 """BSONObjectTooLarge, and the codes of an update that would make such a document."""
 WRONG_TYPE: Final = frozenset({2, 14, 28, 16837, 40400})
-"""BadValue (such as a push to what is no array), TypeMismatch, PathNotViable, an update operator that met a value
-which it cannot change, and `$mergeObjects` with what is no object."""
+"""BadValue (a push into something other than an array), TypeMismatch, PathNotViable, an update operator on a value that
+it cannot change, and `$mergeObjects` with something other than an object."""
 DUPLICATE_KEY: Final = 11000
 INDEX_CODES: Final = (67, 171, 201, 13026, 13027, 13068, 16755, 16766, 16804, 17261, 17262, 17280)
 """A team's index has no key for the document (expression_keys_private.cpp, fts_spec.cpp and btree_key_generator.cpp of
@@ -60,7 +60,7 @@ CONFLICTS: Final[Mapping[int, str]] = {
     166: "a view in place of the collection",  # CommandNotSupportedOnView
     **dict.fromkeys(INDEX_CODES, "an index of the collection that has no key for the document"),
 }
-"""Final refusals because of what the team keeps in the collection."""
+"""Refusals that come from the team's collection and last until it changes."""
 FIRST_PLACE: Final = 1000
 """From here on a code is a place in MongoDB's source where a statement, or a document that it met, was refused. Below,
 nearly every code is a state of the server, which may end."""
@@ -91,9 +91,9 @@ DEADLINE: Final = 10.0
 class Patience:
     """How long MongoDB may take, in seconds.
 
-    `operation` bounds an operation with all its attempts, `attempt` one call of the driver, and leaves time for another
-    when a reply never comes. `shared_call` bounds a call that several requests share: one that stalls it is repeated
-    alone, so it delays the others only once.
+    `operation` bounds an operation with all its attempts, and `attempt` one call of the driver: if its reply never
+    comes, time is left for another. `shared_call` bounds a call that several requests share. A request that stalls one
+    is retried alone, so it delays the others only once.
     """
 
     operation: float = DEADLINE
@@ -117,8 +117,8 @@ RETRYABLE_LABELS: Final = (
 class StoreError(Exception):
     """Base of all errors that MongoDB or a user's document causes.
 
-    Whatever asks MongoDB may raise `Unavailable`, and whatever writes `Conflict` and `TooLarge`. What else an operation
-    raises, its docstring names.
+    Every operation may raise `Unavailable`, and every write `Conflict` and `TooLarge`. Docstrings name only further
+    errors.
     """
 
 
@@ -134,7 +134,7 @@ class Busy(Unavailable):
 
 
 class OutboxFull(Unavailable):
-    """The user is owed as many e-mails as the outbox holds. Nothing was written."""
+    """The user's outbox is full. Nothing was written."""
 
 
 class EmailUnderWay(Unavailable):
@@ -227,7 +227,7 @@ def refusal(exc: OperationFailure) -> StoreError:
 
 
 def means_unavailable(exc: PyMongoError) -> bool:
-    """Return whether MongoDB may be able to do later what it could not do or confirm now."""
+    """Return whether the same operation may succeed later."""
     if any(exc.has_error_label(label) for label in RETRYABLE_LABELS):
         return True
     if isinstance(exc, OperationFailure):

@@ -23,13 +23,13 @@ BATCHES_AT_ONCE: Final = 3
 GENTLE_LIMIT: Final = 16
 """Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
 CALM: Final = 1.0
-"""Seconds without a single create after which there are none."""
+"""After this many seconds without a single create, batches are large."""
 
 
 class Incomplete(Exception):
-    """A create for many users failed for some, and asking again cannot help them. `failures` are by index.
+    """A create for many users failed for some, and asking again will not help. `failures` are by index.
 
-    `not_owed` tells that of the others, some are owed no e-mail, as their outboxes are full.
+    `not_owed` says that some of the others are owed no e-mail because their outboxes are full.
     """
 
     def __init__(self, failures: Mapping[int, StoreError], *, not_owed: bool = False) -> None:
@@ -58,8 +58,8 @@ class FanOut:
     async def __call__(self, creations: Iterable[Creation], *, gently: bool = False) -> list[Outcome]:
         """Return for each creation, in order, what it did, or its error.
 
-        With `gently`, behave as though single creates were running: another process may have some. Those that are not
-        done at the deadline of an operation are `Unavailable`.
+        With `gently`, behave as though single creates were running, because another process may have some. Creations
+        that are not done at the deadline of an operation are `Unavailable`.
         """
         loop = asyncio.get_running_loop()
         deadline, waiting = loop.time() + self._users.patience.operation, iter(creations)
@@ -94,7 +94,7 @@ class FanOut:
                 yield BATCH_LIMIT if calm else GENTLE_LIMIT
 
     async def _together(self, batch: Sequence[Creation], timeout: float) -> Mapping[str, Outcome]:  # noqa: ASYNC109 - MongoDB's
-        """Write with one call; return by `id` what has an outcome, replays included."""
+        """Write a batch with one call; return the known outcomes by `id`, replays included."""
         outcomes: dict[str, Outcome] = {}
         if not batch or timeout <= 0:
             return outcomes
@@ -118,7 +118,7 @@ class FanOut:
         return outcomes
 
     async def _one_by_one(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, Outcome]:
-        """Do alone what no call has settled, each briefly: a document that another program has locked stays so."""
+        """Make each remaining creation in a brief call of its own: another program may have locked its document."""
         loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
         outcomes: dict[str, Outcome] = {}
 
@@ -135,7 +135,7 @@ class FanOut:
         return outcomes
 
     async def _find(self, creations: Sequence[Creation]) -> Mapping[object, JSONObject]:
-        """Return by `_id` what explains failed conditions. What only a deposed primary has seen does not count."""
+        """Read by `_id` what explains failed conditions, from a majority."""
         if not creations:
             return {}
         condition = {"_id": {"$in": [creation.write.filter["_id"] for creation in creations]}}

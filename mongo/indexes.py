@@ -40,14 +40,14 @@ OF_ANOTHER_KIND: Final = {"unique", "partialFilterExpression", "collation"}
 
 
 class Index:
-    """An index on some fields, in ascending order. `waiting` is a sentence that says what waits for it."""
+    """An ascending index on some fields. `waiting` is a sentence about the consequences while it is missing."""
 
     def __init__(self, collection: SharedCollection, *fields: str, sparse: bool = False, waiting: str = "") -> None:
         self.collection = collection
         self.hint: str | None = None
         """The name of the index, once it is there."""
         self.is_missing = False
-        """Whether it is known not to be there. A command does not know, and needs none."""
+        """Whether it is known to be missing. Commands do not look, and do without it."""
         self._key = dict.fromkeys(fields, 1)
         self._name = "_".join(f"{field}_1" for field in fields)
         self._sparse = {"sparse": True} if sparse else {}
@@ -78,7 +78,7 @@ class Index:
             self._told = ""
 
     async def _make(self) -> str | None:
-        """Return what is wrong, in a sentence."""
+        """Make the index, and return a sentence about an index that is in the way."""
         async with asyncio.timeout(TIMEOUT):
             indexes = await (await self.collection.list_indexes()).to_list()
         serving, fault = self.serving(indexes), self.fault(indexes)
@@ -102,7 +102,7 @@ class Index:
         return {name: value for name, value in best.items() if name != "ns"} if best else None
 
     def fault(self, indexes: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return what to do about these indexes, or `None` if all is well."""
+        """Return a sentence about an index that is in the way or harmful, or `None`."""
         serving, collection, drop = self.serving(indexes), self.collection.name, "drop it; the service makes its own."
         for index in self._alike(indexes):
             is_same = not OF_ANOTHER_KIND & index.keys() and bool(index.get("sparse")) == bool(self._sparse)

@@ -186,19 +186,19 @@ class Outbox:
         return await self._settle(email, change | kept)
 
     async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
-        """Keep the lease, and let whoever claims the e-mail next make a dead letter of it. Otherwise as `remove`.
+        """Keep the lease, and mark the e-mail so that its next claimer makes it a dead letter. Returns as `remove`.
 
-        After a bounce, nothing more is sent to its address.
+        A bounce suppresses its address.
         """
         change = {"dead": True, "tries": tries, "error": {"$literal": error}}
         return await self._settle(email, change, suppress(bounce) if bounce else None)
 
     async def holds(self, email: OwedEmail) -> bool:
-        """Return whether the e-mail is still owed, and nobody else has leased it."""
+        """Return whether the e-mail is still owed and still leased by us."""
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
     async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
-        """Return for each e-mail what is known of it as of now; `None` if the lease was lost."""
+        """Return the present state of each e-mail; `None` if its lease was lost."""
         ids = {"_id": {"$in": [email.document_id for email in emails]}}
         fields: JSONObject = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
         if about := [id_ for email in emails for id_ in email.ids]:
@@ -225,7 +225,7 @@ class Outbox:
         return await self.users.update_each(updates) == documents
 
     async def _settle(self, email: OwedEmail, change: JSONObject | None, stage: JSONObject | None = None) -> bool:
-        """Change or remove an e-mail whose lease is held. If the document is full, only what must be is changed."""
+        """Change or remove a leased e-mail. If the document is full, change only what must change."""
         is_this = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
         settlement = Write(_held(email), [*rewrite(is_this, change), *([stage] if stage else ())])
         try:

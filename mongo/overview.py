@@ -1,4 +1,4 @@
-"""What an operator asks about all users at once: what is owed, what died, and what kind of MongoDB this is."""
+"""An operator's questions about all users: which e-mails are owed, which died and why, and on which MongoDB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mongo.owed import IS_EMAIL, IS_WAITING, NO_TOKEN
 from mongo.users import REFUSING, Documents, Users, foreign_fields
 
 DEADLINE: Final = 60.0
-"""Seconds for a question about all users."""
+"""Deadline of a query over all users, in seconds."""
 SAMPLE: Final = 1000
 """Users that are looked at of all."""
 DISCARDED_AT_ONCE: Final = 1000
@@ -35,9 +35,9 @@ REASON_LENGTH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """The e-mails owed: how many, how many of these are due and how many leased, since when, and what is next.
+    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due.
 
-    `waiting` is how many notifications wait for their e-mail.
+    `waiting` counts notifications that wait for their e-mail.
     """
 
     owed: int = 0
@@ -57,7 +57,7 @@ class Reason:
 
 
 async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
-    """Return what is owed to all users. Raises `Unavailable`, also while there is no index that finds it."""
+    """Count over all users. Raises `Unavailable` while the index is missing."""
     if outbox.due.is_missing:
         raise Unavailable
     due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
@@ -84,7 +84,7 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
 
 
 async def discard_all_owed(outbox: Outbox) -> Owed:
-    """Remove the e-mails that users are owed, those that are being sent or only wait, too; return what there was."""
+    """Remove all e-mails owed, also those being sent and those that only wait; return the counts before."""
     before, users, due = await owed(outbox), outbox.users, {"notifier.due": {"$exists": True}, **OURS}
     while page := await users.find(due, {"_id": 1}, limit=DISCARDED_AT_ONCE, deadline=DEADLINE):
         await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, WITHOUT_EMAILS)
@@ -94,7 +94,8 @@ async def discard_all_owed(outbox: Outbox) -> Owed:
 async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
     """Look at some users.
 
-    Return for each the type of `_id`, whether there is an address, and whether another program uses a name of ours.
+    Return for each the type of `_id`, whether there is an address, and whether another program uses the service's field
+    names.
     """
     path = users.shape.email_field
     top = path.partition(".")[0]
@@ -109,7 +110,7 @@ async def errors_of_owed(users: Documents) -> Sequence[Reason]:
 
 
 async def held(users: Documents) -> Sequence[Reason]:
-    """Return what has stopped so that e-mails wait, such as `kind invoice`."""
+    """Return the stops that e-mails wait for, such as `kind invoice`."""
     waits = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
     stopped: JSONObject = {"$match": {"error": {"$regex": "^(line|kind|domain)"}}}
     return await _reasons(users, [*_of_owed(waits, "$$this.held"), stopped])

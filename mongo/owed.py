@@ -1,4 +1,4 @@
-"""One e-mail that a user is owed: an element of the outbox, and what a worker gets of it."""
+"""An e-mail owed: an element of the outbox, and the form in which a worker gets it."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ BULK: Final = timedelta(days=365)
 """How much later in its era an e-mail of a fan-out falls due."""
 
 LEFT_TO_OTHERS: Final = 300.0
-"""Seconds for which an e-mail of a kind that this process does not know is left to others: while replicas of two
-versions run, a new kind and its template are only the new one's."""
+"""Seconds for which other processes may take an e-mail whose kind is unknown to this one: in a rolling update, only the
+new version knows a new kind and its template."""
 NEXT_LOOK: Final = 5.0
-"""Seconds after which such an e-mail is due again meanwhile."""
+"""Seconds between two looks at such an e-mail."""
 
 
 def has_type(name: str, *types: str) -> JSONObject:
@@ -73,16 +73,16 @@ IS_EMAIL: Final = {
         {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
     ]
 }
-"""Whether an element of the outbox has what an e-mail of ours always has."""
+"""Whether an element of the outbox has everything that the service writes into one."""
 IS_WAITING: Final = {"$and": [has_type("id", "string"), has_type("key", "string"), has_type("due", "date")]}
-"""Whether an element of `waiting` has what a notification of ours always has whose e-mail waits."""
+"""Whether an element of `waiting` has everything that the service writes into one."""
 EARLIEST: Final = {
     "$min": [
         {"$min": each(only(OUTBOX, IS_EMAIL), "$$this.next_at")},
         {"$min": each(only(WAITING, IS_WAITING), "$$this.due")},
     ]
 }
-"""When the first e-mail is due: what `due` must be after a pipeline has changed what is owed."""
+"""The earliest due time, to which `due` must be set after a pipeline has changed the outbox."""
 SET_DUE: Final = {
     "$set": {
         "notifier.due": {
@@ -135,14 +135,14 @@ class OwedEmail:
     ids: Sequence[str] = ()
 
     def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
-        """Return the fields of the notification that it is about, or of those that it tells, and of its user."""
+        """Return what templates may read: the fields of its notification, or of those it tells, and of its user."""
         named = {"id": self.id, "user_id": self.user_id, "key": self.key, "timestamp": int(self.at.timestamp())}
         named |= {"user": self.user, **dict.fromkeys(OPTIONAL_FIELDS), **self.optional}
         return named | batch(told) if told else named
 
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
-    """Return the fields of an e-mail about many: those of the newest, all of them, and how many events that were."""
+    """Return the fields of an e-mail about many: the newest notification's, the list, and the number of events."""
     newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
     return newest | {"notifications": told, "count": sum(max(1, int(_number(item.get("count")))) for item in told)}
 
@@ -191,7 +191,7 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
 def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject]:
     """Merge `change` into the elements that meet a condition, or remove them, and set `due` to the earliest one left.
 
-    Elements that are not e-mails of ours stay as they are, and in place.
+    Elements of other programs stay in place, unchanged.
     """
     outbox = merged(OUTBOX, condition, change) if change is not None else without(OUTBOX, condition)
     return [{"$set": {"notifier.outbox": outbox}}, SET_DUE]
@@ -206,13 +206,13 @@ def from_now(seconds: float) -> JSONObject:
 
 
 def is_ours_to_send(kinds: Iterable[str]) -> JSONObject:
-    """Return whether an element is of one of these kinds, or nobody else has taken it, as an expression."""
+    """Expression: whether the element's kind is among these, or its time for other processes is over."""
     is_known = {"$in": ["$$this.key", {"$literal": list(kinds)}]}
     return {"$or": [is_known, {"$eq": ["$$this.dead", True]}, {"$lte": [_until(), "$$NOW"]}]}
 
 
 def left_to_others(due: str) -> JSONObject:
-    """Return the change of an element that is not ours to send. `due` is the field that says when it is due."""
+    """Return the change that leaves an element to other processes. `due` is the name of its due field."""
     return {due: from_now(NEXT_LOOK), "unknown_until": _until()}
 
 
@@ -247,7 +247,7 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
 
 
 def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
-    """Return these fields of a document, each at its path, without what is large or has no form in JSON."""
+    """Return these fields of a document, each at its path; large values and those without a JSON form are left out."""
     told: JSONObject = {}
     for path in paths:
         *parents, name = path.split(".")
@@ -262,7 +262,7 @@ def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
 
 
 def ids_of(item: Mapping[str, Any]) -> list[str]:
-    """Return the `ids` of an e-mail or of a dead letter; of one about a single notification, none."""
+    """Return the `ids` of an e-mail or a dead letter; empty if it tells a single notification."""
     ids = item.get("ids")
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 

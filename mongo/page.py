@@ -1,4 +1,4 @@
-"""A page of a user's inbox with its counts, and what the user has seen of it, read or not."""
+"""A page of a user's inbox with its counts, and `/seen`: how far the user has looked, read or not."""
 
 from __future__ import annotations
 

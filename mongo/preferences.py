@@ -1,7 +1,7 @@
 """Which e-mails a user wants: the `notifier.preferences` of the user's document.
 
-They hold only what differs from the default, which is to send: `{"invoice_ready": {"email": false}}`. The entry `*` is
-for every kind without one of its own.
+Only differences from the default, which is to send, are stored: `{"invoice_ready": {"email": false}}`. The entry `*`
+applies to every kind without an entry of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EVERY_KIND: Final = "*"
 
 
 def wants_email(preferences: object, kind: str) -> bool:
-    """Return whether a user with these preferences wants e-mails of a kind. What is not ours says nothing."""
+    """Return whether a user wants e-mails of a kind. Values of other programs are ignored."""
     for name in (kind, EVERY_KIND):
         entry = preferences.get(name) if isinstance(preferences, dict) else None
         if isinstance(entry, dict) and isinstance(wanted := entry.get("email"), bool):
@@ -48,10 +48,7 @@ class Preferences:
         return await self._write(user_id, _changed(changes))
 
     async def unsubscribe(self, user_id: str, kind: str | None) -> None:
-        """Send no more e-mails of this kind, or no more at all but what is required.
-
-        An unknown user is not created, and no error.
-        """
+        """Stop e-mails of this kind, or of all kinds that are not required. An unknown user is ignored."""
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
 
     async def resubscribe(self, user_id: str, kind: str | None) -> None:
@@ -66,9 +63,9 @@ class Preferences:
 
 
 def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) -> list[JSONObject]:
-    """Return the update that merges the changes, and drops what is then no difference.
+    """Return the update that merges the changes and drops entries that no longer differ from the default.
 
-    That a kind is wanted is a difference only where `*` is not; without `keep_wanted`, not even there.
+    That a kind is wanted differs only if `*` is not wanted; without `keep_wanted`, it is dropped even then.
     """
     default = {EVERY_KIND: True}  # of a kind, it is what `*` says
     wanted = {name: default.get(name) if value is None else value for name, value in changes.items()}

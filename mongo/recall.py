@@ -34,11 +34,11 @@ async def flush(outbox: Outbox, user_id: str | None = None) -> int:
 
 
 async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
-    """Correct what was written while MongoDB's clock was ahead.
+    """Correct due times that were written while MongoDB's clock was ahead.
 
-    A lease ends within its length, and a window is over when it would have been. E-mails that wait fall due: an attempt
-    that comes early does no harm. If nobody saw the clock being set back (`seconds` is 0), that is known of those alone
-    that were tried in what is now the future.
+    A lease is cut to its length, and a window ends when it should. Waiting e-mails fall due at once: an early attempt
+    does no harm. With `seconds` 0, nobody saw the clock being set back, and only e-mails last tried in the future are
+    known to be affected.
     """
     is_future = {"$and": [has_type("tried", "date"), {"$gt": ["$$this.tried", "$$NOW"]}]}
     await _let_fall_due(outbox, {} if seconds else is_future, {})
@@ -64,9 +64,9 @@ def _owed(array: JSONObject, condition: JSONObject) -> JSONObject:
 
 
 async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
-    """Change these documents, a page at a time, until none is left; return how many they were.
+    """Change these documents, a page at a time, until none is left; return how many there were.
 
-    Where one of a page has no room for the first change, the page has the last one.
+    If one of a page has no room for the first change, the whole page gets the last one.
     """
     number, users = 0, outbox.users
     while page := await users.find(condition, {"_id": 1}, limit=PAGE):

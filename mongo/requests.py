@@ -12,9 +12,10 @@ from mongo.document import OPTIONAL_FIELDS, JSONObject
 
 
 class Channels(Protocol):
-    """What a kind of notification is to MongoDB: its name, its channels, and which of `ERAS` its e-mails have.
+    """The properties of a kind that MongoDB's part needs. `rank` names one of the `ERAS`.
 
-    `window` is for how many seconds an e-mail waits, and `email_batch` whether one is about many: of a target or all.
+    `window` is how many seconds an e-mail waits; `email_batch` says whether one e-mail tells all of a target, or of the
+    kind.
     """
 
     @property
@@ -85,6 +86,6 @@ class Selection:
     value: str | None = None
 
     def matching(self) -> JSONObject:
-        """Return the conditions of an element that is ours and selected."""
+        """Return the conditions of an element that is selected and the service's."""
         own: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
         return own | ({self.field: self.value} if self.field else {})

@@ -1,4 +1,4 @@
-"""The start: waiting for MongoDB, so that nobody need start it first, and a look whether it does what is needed."""
+"""The start: waiting for MongoDB, so that the order of starts does not matter, and a trial of what delivery needs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ OLDEST_VERSION: Final = (5, 0)
 ATTEMPT: Final = 4.0
 """Seconds of one attempt to connect."""
 LOG_INTERVAL: Final = 5.0
-"""Seconds between two lines that say what the service waits for."""
+"""Seconds between two log lines about the wait."""
 
 
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
-    """Call `open_`, which is given the seconds it may take, until it succeeds; return what it returns.
+    """Call `open_` with the seconds it may take until it succeeds, and return its result.
 
-    After `timeout` seconds, raises `Unavailable` with the cause that held longest: the last attempt may have had no
-    time to find one. Raises at once a `Misconfigured` or another `StoreError`.
+    After `timeout` seconds, raises `Unavailable` with the cause that held longest, because the last attempt may have
+    been too short to find one. Raises `Misconfigured` and other errors at once.
     """
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
     held: Counter[str] = Counter()
@@ -66,10 +66,10 @@ async def version_of(database: Database, deadline: float | None = None) -> str:
 
 
 async def must_suffice(users: Users, connection: Connection) -> None:
-    """Try on a document of its own what delivery does. Raises `Misconfigured` and `Unavailable`.
+    """Try on a document of its own what delivery does. Raises `Misconfigured`.
 
-    Servers that only look like MongoDB lack collations or updates by pipelines, or take them without effect. Without
-    the right to write to that document, nothing is known.
+    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
+    that document, the trial is skipped.
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one

@@ -21,7 +21,7 @@ from mongo.users import Users
 
 FIELD: Final = "notifier.suppression"
 SHARED_LIMIT: Final = 100
-"""Users with one address whom one request may be about."""
+"""Users with the same address that one request may change."""
 NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
 PROVISIONAL: Final = timedelta(hours=48)
 """An e-mail owed later than this after a refusal is tried. If it is refused as well, the suppression is confirmed."""

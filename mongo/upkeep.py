@@ -32,9 +32,9 @@ SET_BACK: Final = 20.0
 
 
 class Upkeep:
-    """Keeps the indexes, `due` first, and what is owed as MongoDB's clock has it.
+    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`.
 
-    A lease lasts `lease` seconds. Dead letters that are older than `days` are deleted.
+    A lease lasts `lease` seconds.
     """
 
     def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail, lease: float, days: float | None) -> None:
@@ -108,7 +108,7 @@ class Upkeep:
             self._outbox.due.lost.set()
 
     async def correct(self) -> None:
-        """Correct once what was written while the clock was ahead."""
+        """Correct the due times once after each setback of the clock, and once after the start."""
         if self._set_back is not None and not self._outbox.due.is_missing:
             seconds = self._set_back
             await recall.set_back(self._outbox, seconds, self._lease)

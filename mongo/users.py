@@ -26,7 +26,7 @@ REFUSING: Final = {
     "types": [{"$type": f"${name}"} for name in TYPES],
     "ours": {"$allElementsTrue": [each(NOTIFICATIONS, IS_OURS)]},
 }
-"""The projection of what `must_admit` judges."""
+"""The projection that `judge` reads."""
 
 
 class Judged:
@@ -97,7 +97,7 @@ class Documents:
         majority: bool = False,
         deadline: float | None = None,
     ) -> JSONObject | None:
-        """Return a document that matches. With `majority`, what only a deposed primary has seen does not count."""
+        """Return a document that matches. With `majority`, read only what a majority has."""
         found = await self.find(filter_, projection, limit=-1, majority=majority, deadline=deadline)
         return found[0] if found else None
 

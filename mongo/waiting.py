@@ -1,7 +1,7 @@
-"""Windows: notifications whose e-mail waits, so that it is sent only about what is unread then, and about many at once.
+"""Windows: notifications whose e-mail waits, so that it tells only what is still unread, and many at once.
 
-A create pushes an element of `notifier.waiting`. Once the first of a group is due, the claim turns all of the group
-into one e-mail of the outbox, which has their ids.
+A create pushes an element into `notifier.waiting`. Once the first of a group is due, the claim turns the group into one
+e-mail of the outbox, which has their ids.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HAS_WINDOW_OVER: Final = {
 
 
 class Windows:
-    """The windows of all users. Notifications of a kind that this process does not know wait each for itself."""
+    """The windows of all users. Notifications of an unknown kind are not grouped."""
 
     def __init__(self, users: Users, kinds: Mapping[str, Channels]) -> None:
         self._users = users
@@ -51,7 +51,7 @@ class Windows:
         self._by_target = [name for name, kind in kinds.items() if kind.email_batch == "target"]
         self._lengths = {name: round(1000 * kind.window) for name, kind in kinds.items() if kind.window}
         self.room = users.limit + RECENT_LIMIT
-        """Elements that may wait. Only of those whose notification the inbox no longer shows can there be so many."""
+        """Elements that may wait. Beyond it, some tell notifications that the inbox no longer shows."""
 
     def has_room(self) -> JSONObject:
         return {f"notifier.waiting.{self.room - 1}": {"$exists": False}}
@@ -60,7 +60,7 @@ class Windows:
         return {"id": id_, "key": key, **({"target_id": target_id} if target_id else {}), "due": due}
 
     def _group(self, element: str) -> JSONObject:
-        """Return the expression of what those have in common that one e-mail speaks of."""
+        """Return the expression that is equal for elements that share an e-mail."""
         key, target = f"{element}.key", {"$ifNull": [f"{element}.target_id", None]}
         branches = [
             {"case": {"$in": [key, {"$literal": self._by_kind}]}, "then": [key]},
@@ -95,9 +95,9 @@ class Windows:
         }
 
     def set_back(self, seconds: float) -> tuple[JSONObject, list[JSONObject]]:
-        """Return which windows began while MongoDB's clock was ahead, as an expression, and the update of those.
+        """Return the condition of windows that began while MongoDB's clock was ahead, and their correction.
 
-        They end as many `seconds` sooner, and no later than if they began now.
+        They end `seconds` earlier, and no later than if they began now.
         """
         branches = [
             {"case": {"$eq": ["$$this.key", {"$literal": name}]}, "then": {"$add": ["$$NOW", length]}}
@@ -125,6 +125,6 @@ class Windows:
 
 
 def _unless_empty(array: JSONObject) -> JSONObject:
-    """Return the expression of what is left in `notifier.waiting`. Where there is no array, nothing changes."""
+    """Return the expression of an array, removed if it is empty. A field that is no array stays as it is."""
     left = {"$cond": [{"$eq": [array, []]}, "$$REMOVE", array]}
     return {"$cond": [{"$isArray": "$notifier.waiting"}, left, "$notifier.waiting"]}

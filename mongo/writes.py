@@ -34,10 +34,10 @@ class Writes:
         )
 
     async def make(self, write: Write, *, attempt: int) -> bool:
-        """Update a document, or else insert it if the write is an upsert; return whether the conditions held.
+        """Update a document, or insert it if the write is an upsert; return whether the conditions held.
 
-        The first attempt (number 0) shares a call. The others do not: one of the writes may have made it fail as a
-        whole. Raises `Conflict`, `Unavailable`, PyMongo's errors, `TimeoutError`, or `QueueFull`.
+        The first attempt (number 0) shares a call, later ones do not: one of the writes may have failed the whole call.
+        Raises `Conflict`, `Unavailable`, PyMongo's errors, `TimeoutError`, or `QueueFull`.
         """
         loop = asyncio.get_running_loop()
         self.used_at = loop.time()

@@ -90,16 +90,11 @@ class Documents:
         return await self.persist(attempt, deadline)
 
     async def find_one(
-        self,
-        filter_: Mapping[str, Any],
-        projection: Mapping[str, Any] | None = None,
-        *,
-        majority: bool = False,
-        deadline: float | None = None,
+        self, filter_: Mapping[str, Any], projection: Mapping[str, Any] | None = None, **options: Any
     ) -> JSONObject | None:
         """Return a document that matches. With `majority`, read only what a majority has."""
-        found = await self.find(filter_, projection, limit=-1, majority=majority, deadline=deadline)
-        return found[0] if found else None
+        documents = await self.find(filter_, projection, limit=-1, **options)
+        return documents[0] if documents else None
 
     async def aggregate(
         self, pipeline: Sequence[JSONObject], deadline: float | None = None, hint: str | None = None

@@ -33,7 +33,7 @@ def histogram(text: str, name: str) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
-async def test_a_wrong_clock_delays_no_email_and_lengthens_no_measurement(
+async def test_a_wrong_clock_delays_no_email_and_skews_no_metric(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path, offset: str
 ) -> None:
     service = await running_service(settings, tmp_path, **wrong_clock(offset))
@@ -60,7 +60,7 @@ async def test_a_wrong_clock_delays_no_email_and_lengthens_no_measurement(
         service.kill()
 
 
-async def test_two_services_whose_clocks_disagree_take_no_email_from_each_other(
+async def test_services_with_different_clocks_share_emails_fairly(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     services = [await running_service(settings, tmp_path, **wrong_clock(offset)) for offset in ("+3600", "-3600")]
@@ -162,7 +162,7 @@ async def test_after_mongodbs_clock_was_set_back_no_email_is_late(moving: tuple[
     assert {email.id for email in again} == waiting
 
 
-async def test_a_start_corrects_what_can_be_known_to_be_from_the_future(
+async def test_a_start_corrects_what_is_known_to_be_from_the_future(
     moving: tuple[Store, Settings, Move],
 ) -> None:
     """Nobody saw the clock being set back: what a stop holds is found when the stop ends, and no later than that."""

@@ -62,7 +62,7 @@ async def impatient_client(start: Start, settings: Settings) -> Client:
 
 
 @soon
-async def test_what_mongodb_cannot_do_now_is_503_with_the_name_of_the_code_in_the_log(
+async def test_a_temporary_error_is_503_and_the_log_has_its_name(
     impatient_client: Client, mongod: Mongod, caplog: pytest.LogCaptureFixture
 ) -> None:
     for code, name in {11602: "InterruptedDueToReplStateChange", 14031: "OutOfDiskSpace", 999: "Location999"}.items():
@@ -73,14 +73,14 @@ async def test_what_mongodb_cannot_do_now_is_503_with_the_name_of_the_code_in_th
 
 
 @pytest.mark.parametrize("code", [6, 24, 50, 91, 112, 189, 216, 371, 402, 453, 462, 777, *STATES])
-def test_a_state_of_the_server_is_retried_also_one_that_is_not_known_yet(code: int) -> None:
+def test_states_of_the_server_are_retried_unknown_ones_too(code: int) -> None:
     exc = OperationFailure("any text", code, {"codeName": "AState"})
     assert means_unavailable(exc)
     assert f"{unavailable(exc)}" == f"MongoDB cannot do it now: error {code} AState."
 
 
 @pytest.mark.parametrize("code", [*FINAL, *CONFLICTS, *TOO_LARGE, *WRONG_TYPE, 4242, 5_107_201, None])
-def test_what_is_about_the_statement_or_the_document_is_not_retried(code: int | None) -> None:
+def test_errors_of_the_statement_or_document_are_final(code: int | None) -> None:
     assert not means_unavailable(OperationFailure("any text", code))
 
 
@@ -116,7 +116,7 @@ async def test_any_other_unknown_code_is_500_logged_once_a_minute(
 
 
 @pytest.mark.parametrize("code", sorted(CONFLICTS.keys() - NOT_FAKED))
-async def test_what_the_collection_does_not_admit_is_409_alone_and_in_a_shared_call(
+async def test_what_the_collection_refuses_is_409_alone_and_together(
     client: Client, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     body = {"user_id": USER, "key": "new_message"}

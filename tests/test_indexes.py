@@ -47,7 +47,7 @@ def assert_told(caplog: pytest.LogCaptureFixture, words: str) -> None:
     assert words in caplog.text
 
 
-async def test_a_build_that_takes_long_holds_up_emails_and_nothing_else(
+async def test_a_long_build_holds_up_emails_and_nothing_else(
     start: Start,
     mongod: Mongod,
     database: DB,
@@ -72,7 +72,7 @@ async def test_a_build_that_takes_long_holds_up_emails_and_nothing_else(
     assert "users: the index notifier.due_1 is there" in caplog.text
 
 
-async def test_the_service_may_end_while_mongodb_makes_an_index_which_goes_on(
+async def test_a_build_goes_on_when_the_service_ends(
     settings: Settings, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mongo.upkeep.HEAD_START", 0.2)
@@ -129,7 +129,7 @@ SERVING = [
 
 
 @pytest.mark.parametrize(("index", "then"), SERVING, ids=range(len(SERVING)))
-async def test_beside_any_index_that_serves_or_is_not_in_the_way_emails_are_sent(
+async def test_beside_an_index_that_serves_or_differs_emails_are_sent(
     start: Start, database: DB, settings: Settings, index: dict[str, Any], then: set[str]
 ) -> None:
     database.command("createIndexes", "users", indexes=[index])
@@ -148,7 +148,7 @@ IN_THE_WAY = [
 
 
 @pytest.mark.parametrize(("index", "sentence"), IN_THE_WAY, ids=lambda value: f"{value}"[:60])
-async def test_what_is_in_the_way_is_said_in_one_sentence_and_requests_are_served(
+async def test_an_index_in_the_way_is_named_and_requests_are_served(
     start: Start,
     database: DB,
     settings: Settings,

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from bson import ObjectId
 from pymongo.errors import OperationFailure
 
 from mongo.connection import Connection, Database
 from mongo.document import SIMPLE
-from mongo.errors import UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
+from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
 from mongo.lanes import PROBE
 from mongo.outbox import HAS_DUE_EMAIL, Outbox
 from mongo.owed import new_element
@@ -65,12 +66,23 @@ async def version_of(database: Database, deadline: float | None = None) -> str:
     return f"{info['version']}"
 
 
+async def _deleting(users: Users) -> str | None:
+    """Return the name of an index by which MongoDB deletes users once a date of the service has passed."""
+    indexes: Mapping[str, Any] = {}
+    with suppress(Misconfigured):  # the user of DB_URI may not list them
+        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
+    dates = {name: index["key"][0][0] for name, index in indexes.items() if "expireAfterSeconds" in index}
+    return next((name for name, field in dates.items() if field.startswith(("notifier.", "notifications."))), None)
+
+
 async def must_suffice(users: Users, connection: Connection) -> None:
     """Try on a document of its own what delivery does. Raises `Misconfigured`.
 
     Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
     that document, the trial is skipped.
     """
+    if index := await _deleting(users):
+        raise Misconfigured(f"The index {index} makes MongoDB delete users (expireAfterSeconds): drop it.")
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
     probe = Users(connection, PROBE, users.shape, patience=users.patience)

@@ -193,9 +193,15 @@ async def test_what_the_service_cannot_use_stops_the_start(settings: Settings, d
         replace(settings, users_collection="seen"): "a view in place of the collection",
         replace(settings, db_uri=other_case): "differs from that in DB_URI only in case",
     }.items():
-        with pytest.raises(Misconfigured, match=words):
-            async with open_store(odd, serves=True):
-                pass
+        await assert_refused(odd, words)
+    database.users.create_index("notifier.due", expireAfterSeconds=10**8)
+    await assert_refused(settings, "makes MongoDB delete users")
+
+
+async def assert_refused(settings: Settings, words: str) -> None:
+    with pytest.raises(Misconfigured, match=words):
+        async with open_store(settings, serves=True):
+            pass
 
 
 async def test_a_server_that_lacks_what_delivery_needs_is_named(settings: Settings, mongod: Mongod) -> None:

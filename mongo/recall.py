@@ -54,13 +54,13 @@ async def _let_fall_due(
     """Let the e-mails fall due that meet a condition and that nobody leases; return of how many users."""
     waits = {"$and": [IS_LATER, IS_FREE, condition]}
     due = {"next_at": outbox.era}
-    return await _change(outbox, _owed(OUTBOX, waits) | (key or {}), rewrite(waits, due | change), rewrite(waits, due))
+    return await _change(outbox, _owed(OUTBOX, waits, key), rewrite(waits, due | change), rewrite(waits, due))
 
 
-def _owed(array: JSONObject, condition: JSONObject) -> JSONObject:
+def _owed(array: JSONObject, condition: JSONObject, key: JSONObject | None = None) -> JSONObject:
     """Return the condition of documents in whose array there are such elements."""
     has = {"$expr": any_of(array, condition)}
-    return {"notifier.due": IS_DATE, **OURS, **has}
+    return {**(key or {"notifier.due": IS_DATE}), **OURS, **has}
 
 
 async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:

@@ -111,5 +111,10 @@ class Upkeep:
         """Correct the due times once after each setback of the clock, and once after the start."""
         if self._set_back is not None and not self._outbox.due.is_missing:
             seconds = self._set_back
-            await recall.set_back(self._outbox, seconds, self._lease)
+            try:
+                await recall.set_back(self._outbox, seconds, self._lease)
+            except Unavailable:
+                raise
+            except StoreError as exc:  # because of a single document
+                log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
             self._set_back = self._set_back - seconds or None

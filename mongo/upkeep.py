@@ -94,7 +94,7 @@ class Upkeep:
             reason = ""
             try:
                 await self.read_clock()
-            except Unavailable as exc:
+            except StoreError as exc:
                 reason = f"{exc}"
             if reason != told:
                 log.warning("%s", reason or "MongoDB answers again.")

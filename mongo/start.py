@@ -81,14 +81,14 @@ async def must_suffice(users: Users, connection: Connection) -> None:
     Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
     that document, the trial is skipped.
     """
-    if index := await _deleting(users):
-        raise Misconfigured(f"The index {index} makes MongoDB delete users (expireAfterSeconds): drop it.")
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
     probe = Users(connection, PROBE, users.shape, patience=users.patience)
     try:
         # It changes nothing, and needs the right to change users.
         await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
+        if index := await _deleting(users):
+            raise Misconfigured(f"The index {index} makes MongoDB delete users (expireAfterSeconds): drop it.")
         fault = await _try_delivery(probe)
     except Unavailable:
         raise

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from handlers import STORE
-from mongo.errors import Misconfigured
+from mongo.errors import Misconfigured, Patience
 from settings import Settings
 from store import open_store
 from tests.checking import check, failures
@@ -200,7 +200,7 @@ async def test_what_the_service_cannot_use_stops_the_start(settings: Settings, d
 
 async def assert_refused(settings: Settings, words: str) -> None:
     with pytest.raises(Misconfigured, match=words):
-        async with open_store(settings, serves=True):
+        async with open_store(settings, serves=True, patience=Patience(operation=1.5)):
             pass
 
 

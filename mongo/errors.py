@@ -191,9 +191,9 @@ async def persist(
             # a timer for each request would cost as much as its log line.
             async with nullcontext() if n == 0 and deadline is None else asyncio.timeout_at(ends):
                 try:
-                    # The driver must give up first, as it knows why, and does so up to half a second late. Else its own
-                    # timeout is short enough.
-                    with nullcontext() if deadline is None else pymongo.timeout(0.6 * limit):
+                    # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
+                    # a deadline, its own timeout is short enough.
+                    with nullcontext() if deadline is None else pymongo.timeout(max(limit - 0.8, limit / 2)):
                         return await attempt(n)
                 except (Changed, TimeoutError) as exc:
                     cause = exc

@@ -23,8 +23,9 @@ from api.stream import Stopping
 from config.ids import named
 from config.keys import Scope
 from mongo.creation import Recorded
-from mongo.errors import StoreError
+from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
+from mongo.overview import owed
 from mongo.page import Page
 from mongo.preferences import wants_email
 from mongo.requests import Create, CreateMany, ListQuery, Selection
@@ -128,7 +129,7 @@ async def _mark(request: web.Request, caller: Caller, *, is_new: bool) -> web.Re
 async def delete(request: web.Request, caller: Caller) -> web.Response:
     """Delete one notification, or all that match."""
     selection = _selection(request, caller)
-    return _answer_found(selection, found=await request.app[STORE].deletions.delete(selection))
+    return _answer_found(selection, found=await request.app[STORE].delete(selection))
 
 
 def _selection(request: web.Request, caller: Caller) -> Selection:
@@ -147,7 +148,7 @@ def _answer_found(selection: Selection, *, found: bool) -> web.Response:
 
 async def seen(request: web.Request, caller: Caller) -> web.Response:
     """Note that a user has seen all there is now."""
-    await request.app[STORE].seen.mark(_user(request, caller))
+    await request.app[STORE].see(_user(request, caller))
     return _answer(SUCCESS)
 
 
@@ -234,12 +235,12 @@ async def readyz(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request, _: Caller) -> web.Response:
     """Return the metrics. They are useful without MongoDB too."""
-    instruments, backlog, dead = request.app[METRICS], (float("nan"),) * 3, float("nan")
+    instruments, store, values = request.app[METRICS], request.app[STORE], (float("nan"),) * 4
     with contextlib.suppress(StoreError):
-        backlog = await request.app[STORE].outbox.backlog()
-        dead = await request.app[STORE].dead_mail.count()
-    instruments.dead.set(dead)
-    for gauge, value in zip((instruments.owed, instruments.oldest, instruments.waiting), backlog, strict=True):
+        backlog = await owed(store.outbox, PING_DEADLINE)
+        values = (backlog.owed, max(backlog.oldest_seconds or 0, 0), backlog.waiting, await store.dead_mail.count())
+    gauges = (instruments.owed, instruments.oldest, instruments.waiting, instruments.dead)
+    for gauge, value in zip(gauges, values, strict=True):
         gauge.set(value)
     return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
 

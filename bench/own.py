@@ -71,7 +71,7 @@ def _store(slack: int) -> Store:
     """Return a store that is connected to nothing, for the writes that it makes."""
     settings = Settings(email=EMAIL, db_uri="mongodb://localhost/bench", notifications_slack=slack)
     database = AsyncIOMotorClient[JSON](settings.db_uri, connect=False)["bench"]
-    return Store(Connection(database, AsyncMongoClient[JSON](settings.db_uri, connect=False)["bench"], ()), settings)
+    return Store(Connection(database, AsyncMongoClient[JSON](settings.db_uri, connect=False)["bench"]), settings)
 
 
 @cache
@@ -87,7 +87,7 @@ def write_as_the_service(users: Collection, ids: Sequence[str], key: str | None,
     updates = []
     for id_ in set(ids):
         store.users.judged.add(ObjectId(id_))
-        creation = store._creation(replace(new, user_id=id_), now, "hash")  # noqa: SLF001 - what a request makes
+        creation = store._creates.prepare(replace(new, user_id=id_), now, "hash")  # noqa: SLF001 - what a request makes
         updates.append(creation.write.statement(guarded=False))
     number: dict[str, Any] = {"session": _lane(users.database.client, get_ident()), "txnNumber": Int64(time.time_ns())}
     users.database.command("update", users.name, updates=updates, ordered=False, writeConcern=SAFE.document, **number)

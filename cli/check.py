@@ -18,8 +18,7 @@ from config.ids import IdType
 from mongo.connection import connected
 from mongo.errors import StoreError, persist
 from mongo.overview import sample, topology
-from mongo.requirements import must_suit
-from mongo.start import reach
+from mongo.start import version_of
 from mongo.suppression import address_index
 from settings import Settings
 from store import Store
@@ -69,7 +68,7 @@ async def _check_mongodb(settings: Settings) -> Sequence[Result]:
     try:
         async with connected(with_database(settings).db_uri) as connection:
             store = Store(connection, settings)
-            await reach(store.clock, connection, DEADLINE)
+            await store.clock.sync(DEADLINE)
             return [await _result(step, store, settings) for step in STEPS]
     except (NoDatabase, StoreError) as exc:
         first, *others = STEPS
@@ -85,7 +84,7 @@ async def _result(step: str, store: Store, settings: Settings) -> Result:
 
 
 async def _version(store: Store, _: Settings) -> str:
-    version = await must_suit(store.users, DEADLINE)
+    version = await version_of(store.database, DEADLINE)
     return f"MongoDB {version}, {(await topology(store.database)).words}"
 
 
@@ -125,8 +124,6 @@ async def _index(store: Store, _: Settings) -> str:
     indexes = await persist(lambda _: store.users.collection.list_indexes().to_list(None), DEADLINE)
     if fault := due.fault(indexes):
         raise StepFailed(fault)
-    if (percent := await due.progress()) is not None:
-        return f"MongoDB is making it, {percent} % so far; until it is there, e-mails wait"
     if not (serving := due.serving(indexes)):
         return "not there yet; the service has it made when it runs"
     large = "" if serving.get("sparse") else f"; {serving['name']} is not, and so it is large: drop it"

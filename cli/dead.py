@@ -113,7 +113,7 @@ async def discard_dead(store: Store, ids: list[str] | None) -> int:
 
 async def discard_owed(store: Store) -> int:
     """Delete all e-mails that are owed."""
-    discarded = await discard_all_owed(store.users)
+    discarded = await discard_all_owed(store.outbox)
     say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
     if discarded.waiting:
         say(f"Nor will there be e-mails about {counted(discarded.waiting, 'notification')} that waited for theirs.")

@@ -15,7 +15,7 @@ from store import Store
 
 async def show_status(store: Store, *, as_json: bool) -> int:
     """Print the status. Raises `Unavailable`."""
-    owed = await overview.owed(store.users)
+    owed = await overview.owed(store.outbox)
     status = {
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,

@@ -27,13 +27,13 @@ below MongoDB's limit of 16 MiB a command."""
 QUEUE_LIMIT: Final = 4096
 """Requests that may wait for a shared call."""
 LATE: Final = 0.05
-"""Seconds after which a batch in flight no longer keeps others waiting: whatever delays it need not delay them."""
+"""Seconds after which a batch in flight stops holding back new ones."""
 LATE_FACTOR: Final = 4
 """With late batches, up to this many times `calls_at_once` may be in flight."""
 
 
 class QueueFull(Exception):
-    """The queue holds as many items as it may. This item was not sent."""
+    """The queue is full. The item was not sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,6 @@ class Batcher(Generic[Item, Result]):
         self._send()
 
     def _expire(self) -> None:
-        """End the wait of items that have waited for `patience` seconds."""
         loop, self._timer = asyncio.get_running_loop(), None
         for kind, queue in list(self._waiting.items()):
             while queue and queue[0].since + self._patience <= loop.time():

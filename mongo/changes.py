@@ -17,18 +17,16 @@ from pymongo.errors import CursorNotFound, OperationFailure, PyMongoError
 
 from mongo.clock import Clock
 from mongo.connection import CLOSE_TIMEOUT, MAJORITY
-from mongo.document import JSONObject, inbox, marked
+from mongo.document import JSONObject, any_of, each, marked
 from mongo.errors import StoreError, Unavailable, means_unavailable, unavailable
-from mongo.seen import unseen
+from mongo.page import unseen
 from mongo.users import Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
 CHANGE_WAIT_MS: Final = 500
 """Milliseconds for which a change stream waits for a change."""
 
-UPDATED: Final = {
-    "$map": {"input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}, "in": "$$this.k"}
-}
+UPDATED: Final = each({"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}, "$$this.k")
 """The paths that an update set, for example `notifications.3.is_new` or `notifier.outbox`."""
 REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
 TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays.field", []]}
@@ -36,7 +34,7 @@ TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays.field", []]}
 
 def _has(paths: JSONObject, regex: str) -> JSONObject:
     matches = {"$regexMatch": {"input": "$$this", "regex": regex}}
-    return {"$anyElementTrue": {"$map": {"input": paths, "in": matches}}}
+    return any_of(paths, matches)
 
 
 CHANGES: Final[list[JSONObject]] = [
@@ -80,7 +78,7 @@ class Inbox:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a user's notifications, or, without a user, a sign that none was missed.
+    """A change of a user's notifications. Without a user, it only says that no change was missed.
 
     `token` resumes the stream behind it. `at` is when it was written, by MongoDB's clock (from MongoDB 6.0 on).
     """
@@ -91,28 +89,25 @@ class Change:
 
 
 class Changes:
-    """The changes of all users' notifications."""
-
-    def __init__(self, users: Users, clock: Clock, limit: int) -> None:
+    def __init__(self, users: Users, clock: Clock) -> None:
         self.clock = clock
         self._users = users
         self._collection = users.shared.with_options(read_concern=MAJORITY)
         self._seen: Timestamp | None = None
-        newest = inbox(limit)
         self._inbox = {
-            "elements": {"$size": newest},
-            "new": {"$size": marked(newest, is_new=True)},
-            "latest": {"$last": newest},
-            "unseen": unseen(limit),
+            "elements": {"$size": users.inbox},
+            "new": {"$size": marked(users.inbox, is_new=True)},
+            "latest": {"$last": users.inbox},
+            "unseen": unseen(users.inbox),
         }
 
     async def follow(self, token: Mapping[str, Any] | None = None) -> AsyncGenerator[Change, None]:
         """Yield every change of a user's notifications, whoever made it, from behind `token` or from now on.
 
-        The first item is a sign that the change stream is open: every change that `inboxes` does not show after it
-        will be yielded. While nothing changes, a sign comes twice a second.
+        The first item is a sign that the change stream is open: every change that `inboxes` does not show after it will
+        be yielded. While nothing changes, a sign comes twice a second.
 
-        Raises `NotReplicated`; `HistoryLost`, after which only a stream without a token helps; or `Unavailable`.
+        Raises `NotReplicated`, or `HistoryLost`, after which only a stream without a token helps.
         """
         try:
             async with aclosing(self._watch(token)) as changes:
@@ -163,10 +158,8 @@ class Changes:
     async def inboxes(self, user_ids: Iterable[str]) -> Mapping[str, Inbox]:
         """Return the inboxes of those users who have a document, no older than any change yielded so far.
 
-        Like changes, they are read from a majority: no change would correct what only a deposed primary had seen. A
-        new primary may know less of the majority than the old one did, hence the causal session.
-
-        Raises `Unavailable`.
+        Like changes, they are read from a majority: no change would correct what only a deposed primary had seen. A new
+        primary may know less of the majority than the old one did, hence the causal session.
         """
         filter_ = {"_id": {"$in": [self._users.key(user_id)["_id"] for user_id in user_ids]}}
 
@@ -181,7 +174,7 @@ class Changes:
 
 
 def _end_of_changes(exc: PyMongoError) -> StoreError:
-    """Turn the error that ended a change stream, and that PyMongo could not resume from, into one of ours."""
+    """Return the error to raise when a change stream ended and PyMongo could not resume it."""
     if isinstance(exc, OperationFailure) and exc.code == NOT_REPLICATED:
         return NotReplicated()
     if means_unavailable(exc) or isinstance(exc, CursorNotFound) or exc.has_error_label("ResumableChangeStreamError"):

@@ -13,28 +13,31 @@ from mongo.document import (
     WITHOUT_EMPTY,
     JSONObject,
     absent_or_array,
+    any_of,
     concat,
+    each,
     inbox,
+    only,
     without,
 )
+from mongo.lanes import Write
 from mongo.owed import NO_TOKEN
-from mongo.statement import Write
 
 IS_REPLACED: Final = {"$in": ["$$this.id", "$$replaced"]}
 
 
 def collapsing(write: Write, limit: int) -> Write:
-    """Return the write of a create as a pipeline that puts the notification into the place of those that it replaces.
+    """Return the write of a create as a pipeline that replaces the unread notifications of the same key and target.
 
-    Their ids count as deleted, and their `count`s add up. A pipeline would replace what classic operators refuse, so
-    it has the conditions that MongoDB sets on those. It creates no user, as it cannot tell a new document.
+    The ids of these count as deleted, and their `count`s add up. A pipeline would overwrite values that classic
+    operators refuse, so its filter refuses them. It creates no user, because it cannot recognise a new document.
     """
     update = cast("JSONObject", write.update)
     pushes: dict[str, Any] = update["$push"]
     (new,) = pushes["notifications"]["$each"]
     newest = inbox(limit)
-    replaced = {"$filter": {"input": newest, "cond": _is_same(new)}}
-    counts = {"$map": {"input": replaced, "in": {"$cond": [{"$isNumber": "$$this.count"}, "$$this.count", 1]}}}
+    replaced = only(newest, _is_same(new))
+    counts = each(replaced, {"$cond": [{"$isNumber": "$$this.count"}, "$$this.count", 1]})
     merged = {"$mergeObjects": [{"$literal": new}, {"count": {"$add": [1, {"$sum": counts}]}}]}
     gone = {"$slice": [concat(DELETED, "$$replaced"), -max(limit, RECENT_LIMIT)]}
     change: JSONObject = {
@@ -46,11 +49,11 @@ def collapsing(write: Write, limit: int) -> Write:
         change["notifier.due"] = {"$min": ["$notifier.due", {"$literal": update["$min"]["notifier.due"]}]}
     if "notifier.waiting" in pushes:
         change |= _passed_on(new["id"], pushes["notifier.waiting"], change["notifier.due"])
-    ids = {"$map": {"input": replaced, "in": "$$this.id"}}
-    given = {name: {"$let": {"vars": {"replaced": ids}, "in": value}} for name, value in change.items()}
+    ids = each(replaced, "$$this.id")
+    fields = {name: {"$let": {"vars": {"replaced": ids}, "in": value}} for name, value in change.items()}
     arrays = [absent_or_array(name) for name in (*pushes, "notifier.outbox")]
     filter_ = write.filter | OURS | {"$and": arrays}
-    return Write(filter_, [{"$set": given}, WITHOUT_EMPTY], guard=write.guard, numbered=write.numbered)
+    return Write(filter_, [{"$set": fields}, WITHOUT_EMPTY], guard=write.guard, numbered=write.numbered)
 
 
 def _is_same(new: JSONObject) -> JSONObject:
@@ -60,7 +63,7 @@ def _is_same(new: JSONObject) -> JSONObject:
 
 
 def _pushed(name: str, push: JSONObject) -> JSONObject:
-    """Return what `$push` makes of an array or of nothing."""
+    """Return the expression that does what `$push` does."""
     array = {"$ifNull": [f"${name}", []]}
     if "$each" in push:
         return {"$slice": [concat(array, {"$literal": push["$each"]}), push["$slice"]]}
@@ -68,22 +71,22 @@ def _pushed(name: str, push: JSONObject) -> JSONObject:
 
 
 def _passed_on(id_: str, element: JSONObject, due: JSONObject) -> JSONObject:
-    """Return the changes that let the e-mail about what is replaced be about the new notification.
+    """Return the changes by which a waiting e-mail tells the new notification in place of the replaced ones.
 
-    While it waits, it keeps its due time. Once it is due and nobody has leased it, it speaks of the new one. If it may
-    be in its conversation, the new notification waits for itself.
+    While it waits, it keeps its due time. Once it is due and not leased, it tells the new one. If it may be in its
+    conversation, the new notification gets an e-mail of its own.
     """
-    passing = {"$filter": {"input": WAITING, "cond": IS_REPLACED}}
+    passing = only(WAITING, IS_REPLACED)
     passed = {
         "$mergeObjects": [
             {"$first": passing},
-            {"id": id_, "due": {"$min": {"$map": {"input": passing, "in": "$$this.due"}}}},
+            {"id": id_, "due": {"$min": each(passing, "$$this.due")}},
         ]
     }
     told = {"$cond": [{"$isArray": "$$this.ids"}, {"$setIntersection": ["$$this.ids", "$$replaced"]}, []]}
     is_free = {"$and": [{"$eq": ["$$this.token", NO_TOKEN]}, {"$ne": [told, []]}]}
     renamed = {"$mergeObjects": ["$$this", {"ids": concat({"$setDifference": ["$$this.ids", "$$replaced"]}, [id_])}]}
-    waits, is_owed = {"$ne": [passing, []]}, {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": is_free}}}
+    waits, is_owed = {"$ne": [passing, []]}, any_of(OUTBOX, is_free)
 
     def choose(if_waiting: object, if_owed: object, otherwise: object) -> JSONObject:
         return {
@@ -93,7 +96,7 @@ def _passed_on(id_: str, element: JSONObject, due: JSONObject) -> JSONObject:
             }
         }
 
-    speaking = {"$map": {"input": OUTBOX, "in": {"$cond": [is_free, renamed, "$$this"]}}}
+    speaking = each(OUTBOX, {"$cond": [is_free, renamed, "$$this"]})
     return {
         "notifier.waiting": choose(
             concat(without(WAITING, IS_REPLACED), [passed]),

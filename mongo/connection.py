@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,8 +23,7 @@ from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
 from config import descriptors
-from mongo.errors import PATIENCE, Misconfigured, Patience, Unavailable, unavailable
-from mongo.reasons import Address, diagnose
+from mongo.errors import INVALID, PATIENCE, Patience, unavailable
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -34,13 +33,11 @@ SharedDatabase = AsyncDatabase[dict[str, Any]]
 SharedCollection = AsyncCollection[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"
-"""The database when the connection string names none."""
+"""The database if the connection string names no other."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
 MAJORITY: Final = ReadConcern("majority")
 """For reads that must not show what a deposed primary alone has seen."""
-INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
-"""What the driver raises for a connection string that it does not understand, or that contradicts itself."""
 OPTIONS: Final[dict[str, Any]] = {
     "appname": "notifier",
     # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
@@ -104,23 +101,14 @@ def _explain(rest: str, message: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The database by both of PyMongo's asyncio interfaces.
+    """The database through both of PyMongo's asyncio interfaces.
 
-    `database` is Motor's, for what one request does alone. `shared` is for calls that several requests share and for
-    the change stream, which would cost Motor a switch of threads each. `seeds` are the addresses of the connection
-    string.
+    `database` is Motor's, for the calls of a single request. `shared` serves calls that several requests share and the
+    change stream; Motor would switch threads for each.
     """
 
     database: Database
     shared: SharedDatabase
-    seeds: Sequence[Address]
-
-    async def diagnosis(self) -> Unavailable | None:
-        """Look why MongoDB cannot be reached; return `None` if it can be."""
-        options = self.shared.client.options
-        tls: Any = options.pool_options._ssl_context  # noqa: SLF001 - what the driver made of the connection string
-        reason = await diagnose(self.seeds, tls, options.replica_set_name)
-        return reason and (Misconfigured if reason.is_configuration else Unavailable)(reason.sentence)
 
 
 @asynccontextmanager
@@ -157,7 +145,6 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
         )
     except INVALID as exc:
         raise unavailable(exc) from exc
-    seeds = list(client.delegate.topology_description.server_descriptions())
     # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
     concerns: Mapping[str, Any] = {
         "write_concern": WriteConcern(w="majority", j=True),
@@ -168,7 +155,6 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
         yield Connection(
             client.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
             shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
-            seeds,
         )
     finally:
         for _ in range(2):  # ending its sessions may hang; then a second time only closes its connections

@@ -1,17 +1,36 @@
-"""One `POST /create` as MongoDB gets it, and what it means when the condition of that write fails."""
+"""A create: one atomic write to the user's document, and the explanation if its condition fails."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
-from mongo.document import HAS_ROOM, IS_FINDABLE, OUTBOX, OUTBOX_LIMIT, WAITING, JSONObject, elements
-from mongo.errors import Changed, KeyReused, OutboxFull
-from mongo.judged import Judged
-from mongo.statement import Write
-from mongo.users import REFUSING, judge
+from bson import ObjectId
+
+from mongo.collapse import collapsing
+from mongo.connection import MAJORITY
+from mongo.document import (
+    HAS_ROOM,
+    IS_FINDABLE,
+    ONLY_OURS,
+    OUTBOX,
+    OUTBOX_LIMIT,
+    RECENT_LIMIT,
+    WAITING,
+    JSONObject,
+    append,
+    elements,
+    remember,
+)
+from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
+from mongo.lanes import Write
+from mongo.owed import first_due, new_element
+from mongo.requests import Create
+from mongo.users import REFUSING, Users, judge
+from mongo.waiting import Windows
 
 EXPLAINING: Final = {
     "ids": "$notifications.id",
@@ -22,12 +41,10 @@ EXPLAINING: Final = {
     "is_full": {"$gte": [{"$size": OUTBOX}, OUTBOX_LIMIT]},
     **REFUSING,
 }
-"""The projection of what explains why the condition of a create failed."""
+"""The projection that `Creation.explain` reads."""
 
 
 class Recorded(enum.Enum):
-    """What a create has done."""
-
     CREATED = enum.auto()
     REPLAYED = enum.auto()
     """Nothing: an earlier request had the same key."""
@@ -37,12 +54,11 @@ class Recorded(enum.Enum):
 
 @dataclass(slots=True)
 class Creation:
-    """One atomic write that records a notification, an e-mail owed, or both.
+    """One create. Its `write` uses classic operators; if it collapses, it is sent as a pipeline.
 
-    `collapse` makes of `write`, which is classic, the pipeline that is sent in its place.
-
-    Its repetition must not record it twice: `write` has a number, or the guard that neither `id` nor `key` is there.
-    `not_owed` is whether its e-mail is left out, and `replayed_id` what an earlier request with its key has recorded.
+    A repetition must not record it twice: either `write` has a number, or its guard requires that `id` and `key` are
+    not there yet. `not_owed` says that the e-mail was left out; `replayed_id` is the id that an earlier request with
+    the same key recorded.
     """
 
     user_id: str
@@ -50,29 +66,18 @@ class Creation:
     key: str | None
     fingerprint: str
     write: Write
-    collapse: Callable[[Write], Write] | None = None
+    collapses: bool = False
     not_owed: bool = False
     replayed_id: str = ""
 
     @property
-    def sent(self) -> Write:
-        """The write as it is sent."""
-        return self.collapse(self.write) if self.collapse else self.write
-
-    @property
     def update(self) -> JSONObject:
-        """The update of the write, which is no pipeline."""
         return cast("JSONObject", self.write.update)
 
-    def mark_judged(self, judged: Judged) -> None:
-        """Remember that the document has passed the condition on `notifications`, if the write had it."""
-        if "notifications" in self.update["$push"]:
-            judged.add(self.write.filter["_id"])
-
     def leave_out_email(self) -> bool:
-        """Keep only the notification, with its id and key; return `False` if there is none.
+        """Drop the e-mail from the write; return `False` if that leaves no notification.
 
-        That is for good: once an attempt without the e-mail may have taken effect, no other may promise it.
+        This is final: once an attempt without the e-mail may have taken effect, no other may promise it.
         """
         pushes = {name: push for name, push in self.update["$push"].items() if name != "notifier.outbox"}
         if "notifications" not in pushes:
@@ -113,4 +118,102 @@ class Creation:
         judge(user, [*fields, "notifier"] if any("." in field for field in fields) else fields)
         if "notifier.outbox" in fields and user["is_full"]:
             raise OutboxFull
+        raise Changed
+
+
+class Creates:
+    """Makes creates. A new user's document has the `profile`; there are no new ones if it is `None`."""
+
+    def __init__(self, users: Users, windows: Windows) -> None:
+        self.users = users
+        self._windows = windows
+
+    def prepare(self, new: Create, now: datetime, fingerprint: str | None = None) -> Creation:
+        """Return the creation for a request. `now` is MongoDB's time."""
+        id_, kind, optional = str(ObjectId()), new.kind, new.optional
+        # An e-mail alone leaves no trace once it is sent, and in a short array a notification leaves none once newer
+        # ones push it out. So the id is remembered like a key.
+        key = new.idempotency_key or (None if kind.in_app and self.users.limit >= RECENT_LIMIT else id_)
+        fingerprint = fingerprint or (new.fingerprint() if key else "")
+        filter_, guard, pushes = self.users.key(new.user_id), JSONObject(), JSONObject()
+        update: JSONObject = {"$setOnInsert": self.users.profile or {}, "$push": pushes}
+        if kind.in_app:
+            notification: JSONObject = {
+                "id": id_,
+                "timestamp": int(datetime.now(UTC).timestamp()),
+                "is_new": True,
+                "user_id": new.user_id,
+                "key": kind.name,
+                **optional,
+            }
+            filter_ |= {} if filter_["_id"] in self.users.judged else ONLY_OURS
+            guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
+            pushes["notifications"] = append(notification, self.users.limit, self.users.slack)
+        if kind.window is not None:
+            due = now + timedelta(seconds=kind.window)
+            filter_ |= self._windows.has_room() | IS_FINDABLE
+            pushes["notifier.waiting"] = self._windows.new_element(id_, kind.name, due, new.target_id)
+            update["$min"] = {"notifier.due": due}
+        elif kind.email:
+            due = first_due(kind.rank, in_bulk=new.in_bulk)
+            filter_ |= HAS_ROOM | IS_FINDABLE
+            pushes["notifier.outbox"] = new_element(id_, kind.name, now, optional, new.origin, due)
+            update["$min"] = {"notifier.due": due}
+        if key:
+            filter_["notifier.recent.k"] = {"$ne": key}
+            pushes["notifier.recent"] = remember(key, fingerprint, id_)
+        write = Write(filter_, update, upsert=self.users.profile is not None, guard=guard, numbered=True)
+        return Creation(new.user_id, id_, key, fingerprint, write, kind.collapse)
+
+    def sent(self, creation: Creation) -> Write:
+        return collapsing(creation.write, self.users.limit) if creation.collapses else creation.write
+
+    async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
+        """Write until the outcome is known, in calls of its own if `alone`.
+
+        Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
+        """
+        try:
+            outcome = await self._upsert(creation, deadline, alone=alone)
+        except OutboxFull:
+            if not creation.leave_out_email():
+                raise
+            # Alone, and so with its conditions: an attempt at the version before may still be on its way.
+            outcome = await self._upsert(creation, deadline, alone=True)
+        return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
+
+    async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
+        async def attempt(n: int) -> Recorded:
+            if await self.users.writes.make(self.sent(creation), attempt=n + alone):
+                self.mark_judged(creation)
+                return Recorded.CREATED
+            return await self._explain(creation)
+
+        try:
+            return await self.users.persist_for(creation.user_id, attempt, deadline)
+        except TooLarge:
+            if not creation.trim(self.users.limit):  # what nobody sees any more makes room
+                raise
+            return await self._upsert(creation, deadline, alone=True)
+
+    def mark_judged(self, creation: Creation) -> None:
+        """Remember that the document has passed the condition on `notifications`, if the write had it."""
+        if "notifications" in creation.update["$push"]:
+            self.users.judged.add(creation.write.filter["_id"])
+
+    async def _explain(self, creation: Creation) -> Recorded:
+        """Explain a failed condition. Raises `Changed` when the condition would hold by now."""
+        key = self.users.key(creation.user_id)
+        if user := await self.users.find_one(key, EXPLAINING, majority=True):
+            if user["waits"] >= self._windows.room:
+                await self._windows.make_room(creation.user_id)
+            return creation.explain(user)
+        if not creation.write.upsert:
+            raise UnknownUser
+        if creation.collapses:
+            await self.users.create(creation.user_id)
+            raise Changed
+        majority = self.users.collection.with_options(read_concern=MAJORITY)
+        if await majority.find_one(key, {"_id": 1}):  # as the collection's default collation compares
+            raise Conflict("the collation of the users' collection, to which two users' ids are the same")
         raise Changed

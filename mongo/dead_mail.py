@@ -10,7 +10,7 @@ from typing import Final
 
 from bson import ObjectId
 
-from mongo.creation import EXPLAINING
+from mongo.creation import Creates, Creation
 from mongo.document import (
     HAS_ROOM,
     IS_DATE,
@@ -18,39 +18,40 @@ from mongo.document import (
     OPTIONAL_FIELDS,
     SIMPLE,
     JSONObject,
-    elements,
     optional_fields,
     origin_of,
     remember,
 )
-from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError
+from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
+from mongo.lanes import Write
 from mongo.outbox import Outbox
 from mongo.owed import OwedEmail, ids_of, new_element
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce
-from mongo.users import Documents, judge
+from mongo.users import Documents
 
 OLDEST_FIRST: Final = "died_at"
 UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"
 """The error of an e-mail that died at its first refusal."""
 DISCARDED_AT_ONCE: Final = 1000
 LONG_DEADLINE: Final = 60.0
-"""Seconds for an operator's question about all of them."""
+"""Deadline in seconds of a query over all dead letters."""
 ADDRESS_SHOWN: Final = 1000
-"""Characters of an address that a dead letter keeps. A longer one is none."""
+"""A dead letter keeps at most this many characters of an address."""
 
 
 class DeadMail:
     """The dead letters of all users. Another service may keep those of another collection of users beside them."""
 
-    def __init__(self, outbox: Outbox, letters: Documents) -> None:
+    def __init__(self, outbox: Outbox, creates: Creates, letters: Documents) -> None:
         self._outbox = outbox
+        self._creates = creates
         self.letters = letters
         self._users = outbox.users.collection.name
         self.own: JSONObject = {"collection": {"$in": [self._users, None]}}  # older letters name none
 
     async def expire(self, days: float) -> None:
-        """Delete the letters that are older, by MongoDB's clock. Raises a `StoreError`."""
+        """Delete the letters that are older, by MongoDB's clock."""
         is_old = {"$expr": {"$lt": ["$died_at", {"$subtract": ["$$NOW", round(days * 86_400_000)]}]}}
         await self.letters.delete({**self.own, "died_at": IS_DATE, **is_old})
 
@@ -63,8 +64,6 @@ class DeadMail:
         written, the e-mail is removed. Whoever claims an e-mail that is marked buries it again, to the same effect.
 
         A worker that freezes between the first two may wake after its user was erased, and must leave no letter.
-
-        Raises `Unavailable`.
         """
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
@@ -77,13 +76,13 @@ class DeadMail:
             "tries": tries,
             "error": error,
             **email.origin,
-            **optional_fields(email.fields()),
+            **email.optional,
             **({"ids": list(email.ids)} if email.ids else {}),
         }
         try:
             await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
-            await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS})
+            await self._write(email, {name: letter[name] for name in letter.keys() - OPTIONAL_FIELDS.keys()})
         if await self._outbox.holds(email):  # asked after the letter was written: what is erased later takes it along
             await self._outbox.remove(email)
         else:  # unless another holder of the lease has written to the letter, before or since
@@ -100,7 +99,7 @@ class DeadMail:
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
     ) -> Sequence[JSONObject]:
-        """Return these dead letters, or all, oldest first; of one kind only, or since a time. Raises `Unavailable`."""
+        """Return these dead letters, or all, oldest first; of one kind only, or since a time."""
         condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
@@ -108,7 +107,7 @@ class DeadMail:
     async def revive(self, domain: str, since: datetime) -> int:
         """Owe those e-mails again that died since then as their mailbox was unknown, or suppressed for that.
 
-        Of one domain, or of all if it is empty. Return how many. Raises `Unavailable`.
+        Of one domain, or of all if it is empty. Return how many.
         """
         at_domain = {"email": {"$regex": f"@{re.escape(domain)}\\s*$", "$options": "i"}} if domain else {}
         unknown = {"error": {"$regex": UNKNOWN}, "died_at": {"$gte": since}, **at_domain}
@@ -122,7 +121,6 @@ class DeadMail:
         return revived
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
-        """Delete these dead letters, or all; return how many. Raises `Unavailable`."""
         condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
         letters = [letter["_id"] for letter in await self.letters.find(condition, {"_id": 1}, deadline=LONG_DEADLINE)]
@@ -131,54 +129,40 @@ class DeadMail:
         return len(letters)
 
     async def discard_of_user(self, user_id: str) -> None:
-        """Delete a user's dead letters. Raises `Unavailable`."""
         await self.letters.delete({"user_id": user_id, **self.own})
 
     async def count(self) -> int:
-        """Return how many there are. Raises `Unavailable`."""
         count = self.letters.collection.count_documents
         return await self.letters.persist(lambda _: count(self.own, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        """Return a user's dead letters, oldest first. Raises `Unavailable`."""
         return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:
-        """Owe the e-mail of a dead letter again, from its first attempt on; return `False` if the user is gone.
+        """Owe the e-mail of a dead letter again, starting with its first attempt; return `False` if its user is gone.
 
-        Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. The user's address is no
-        longer suppressed.
-
-        Raises `OutboxFull`, `Conflict` or `Unavailable`.
+        Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. Lifts the suppression of the
+        user's address. Raises `OutboxFull`.
         """
-        users, id_ = self._outbox.users, letter["_id"]
+        users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
         user_id = users.shape.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
-        # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
-        # whose reply was lost is repeated.
-        key, once = users.key(user_id), str(ObjectId())
-        absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
         element |= {"ids": ids} if (ids := ids_of(letter)) else {}
+        # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
+        # whose reply was lost is repeated.
+        absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         update = {
             "$push": {"notifier.outbox": element, "notifier.recent": remember(once, "", id_)},
             "$min": {"notifier.due": element["next_at"]},
             "$unset": {SUPPRESSION: ""},
         }
-
-        async def attempt(_: int) -> bool:
-            filter_ = {**key, **absent, **HAS_ROOM, **IS_FINDABLE}
-            return bool((await users.collection.update_one(filter_, update, collation=SIMPLE)).matched_count)
-
-        if not await users.persist_for(user_id, attempt):
-            found = await users.find_one(key, EXPLAINING)
-            if found is None:
-                return False
-            keys = [item.get("k") for item in elements(found, "recent")]
-            if id_ not in (found.get("owed") or ()) and once not in keys:
-                judge(found)
-                raise OutboxFull
+        write = Write({**users.key(user_id), **absent, **HAS_ROOM, **IS_FINDABLE}, update)
+        try:
+            await self._creates.record(Creation(user_id, id_, once, "", write))
+        except UnknownUser:
+            return False
         await self.letters.delete({"_id": id_, "died_at": letter.get("died_at")})  # it may have died again meanwhile
         return True
 

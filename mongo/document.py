@@ -57,8 +57,8 @@ WITHOUT_EMPTY: Final[JSONObject] = {
     "$set": {"notifier": {"$cond": [{"$eq": ["$notifier", {}]}, "$$REMOVE", "$notifier"]}}
 }
 """Stage of a pipeline that takes away a `notifier` in which nothing is left."""
-OPTIONAL_FIELDS: Final = ("target_id", "data")
-"""A notification, an e-mail owed and a dead letter have these only when the request had them."""
+OPTIONAL_FIELDS: Final[Mapping[str, type]] = {"target_id": str, "data": dict}
+"""A notification, an e-mail owed and a dead letter have these, of these types, only when the request had them."""
 ORIGIN_FIELDS: Final = ("request_id", "traceparent")
 """What tells which request owed an e-mail. An e-mail owed, its dead letter and its log lines have them."""
 SLACK_PART: Final = 4
@@ -87,7 +87,7 @@ IS_FINDABLE: Final = {"notifier.due": absent_or("date")}
 HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 """Condition of a write that owes another e-mail."""
 IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
-"""Of a field: an array of dates has the type date, too."""
+"""Condition of a field. MongoDB counts an array of dates as a date, too."""
 OUTBOX: Final = {"$cond": [{"$isArray": "$notifier.outbox"}, "$notifier.outbox", []]}
 WAITING: Final = {"$cond": [{"$isArray": "$notifier.waiting"}, "$notifier.waiting", []]}
 DELETED: Final = {"$cond": [{"$isArray": "$notifier.deleted"}, "$notifier.deleted", []]}
@@ -104,33 +104,46 @@ ONLY_OURS: Final[JSONObject] = {
         {"notifications": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}},
     ]
 }
-"""Condition that every notification is ours or `null`. Whether there is an array at all, `$push` asks itself."""
+"""Condition that every notification is the service's or `null`. Whether the field is an array, `$push` checks
+itself."""
 IS_OURS: Final = {
     "$or": [
         {"$eq": [{"$type": "$$this"}, "null"]},
         {"$and": [{"$eq": [{"$type": "$$this.id"}, "string"]}, {"$eq": [{"$type": "$$this.is_new"}, "bool"]}]},
     ]
 }
-"""Whether a notification is ours, as an expression."""
+"""Expression: whether a notification is the service's, or `null`."""
 
 
 def absent_or_array(field: str) -> JSONObject:
-    """Return the condition of a field that is absent or an array."""
     return {"$or": [{field: {"$exists": False}}, {field: {"$type": "array"}}]}
 
 
+def only(array: object, condition: object) -> JSONObject:
+    """Return the expression that filters an array; `condition` refers to the element as `$$this`."""
+    return {"$filter": {"input": array, "cond": condition}}
+
+
+def each(array: object, expression: object) -> JSONObject:
+    """Return the expression that maps an array; `expression` refers to the element as `$$this`."""
+    return {"$map": {"input": array, "in": expression}}
+
+
+def any_of(array: object, condition: object) -> JSONObject:
+    return {"$anyElementTrue": each(array, condition)}
+
+
 def concat(*arrays: object) -> JSONObject:
-    """Return the expression of arrays one after another."""
     return {"$concatArrays": [*arrays]}
 
 
-def without(array: JSONObject, chosen: JSONObject) -> JSONObject:
-    """Return the expression of an array without the chosen elements."""
-    return {"$filter": {"input": array, "cond": {"$not": [chosen]}}}
+def without(array: object, condition: object) -> JSONObject:
+    """Return the expression of the elements of an array that do not meet a condition."""
+    return only(array, {"$not": [condition]})
 
 
 def elements(parent: object, field: str) -> list[JSONObject]:
-    """Return the elements of an array of ours, without what is not ours."""
+    """Return the objects in an array of the document; anything else is another program's."""
     array = parent.get(field) if isinstance(parent, dict) else None
     return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
 
@@ -141,14 +154,8 @@ def inbox(limit: int) -> JSONObject:
 
 
 def marked(notifications: JSONObject, *, is_new: bool) -> JSONObject:
-    """Return the expression of those of the notifications that are unread, or else of those that are read."""
     is_unread = {"$eq": ["$$this.is_new", True]}
-    return {"$filter": {"input": notifications, "cond": is_unread if is_new else {"$not": is_unread}}}
-
-
-def has(limit: int, id_: str) -> JSONObject:
-    """Return the expression of whether the inbox has a notification with this id."""
-    return {"$in": [{"$literal": id_}, {"$let": {"vars": {"newest": inbox(limit)}, "in": "$$newest.id"}}]}
+    return only(notifications, is_unread if is_new else {"$not": is_unread})
 
 
 def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
@@ -162,7 +169,7 @@ def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
 
 
 def value_at(document: object, path: str) -> object:
-    """Return what a document has at a path through documents and arrays, such as `emails.0.address`, or `None`."""
+    """Return the value at a path through documents and arrays, such as `emails.0.address`, or `None`."""
     for name in path.split("."):
         if isinstance(document, dict):
             document = document.get(name)
@@ -175,29 +182,31 @@ def value_at(document: object, path: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the team's own documents are like: the type of `_id`, and where the address and the language are.
+    """The shape of the team's documents: the type of `_id`, and the paths of the address and the language.
 
-    `template_fields` are the paths of what e-mails may tell.
+    `template_fields` are the paths that templates may read. `profile` is the content of a new document; with `None`,
+    the service creates no users. An inbox holds `limit` notifications, its array up to `slack` more.
     """
 
     id_type: IdType = IdType.OBJECTID
     email_field: str = "email"
     language_field: str | None = None
     template_fields: Sequence[str] = ()
+    profile: Mapping[str, str] | None = None
+    limit: int = 1
+    slack: int = 0
 
     def projection(self) -> JSONObject:
-        """Return the projection that reads all of these."""
         paths = [self.email_field, *([self.language_field] if self.language_field else ()), *self.template_fields]
         return {path.partition(".")[0]: 1 for path in paths}
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:
-    """Return those of the `OPTIONAL_FIELDS` that have a value."""
-    return {name: item[name] for name in OPTIONAL_FIELDS if item.get(name) is not None}
+    """Return the `OPTIONAL_FIELDS` of an item. A value of another type is another program's."""
+    return {name: item[name] for name, kind in OPTIONAL_FIELDS.items() if isinstance(item.get(name), kind)}
 
 
 def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return those of the `ORIGIN_FIELDS` that have a value."""
     return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}
 
 

@@ -1,15 +1,20 @@
-"""What MongoDB's errors mean, and how long an operation is repeated before one of them is final."""
+"""What MongoDB's errors mean, and how long an operation is repeated before one of them is final.
+
+The names of the codes are those of src/mongo/base/error_codes.yml of MongoDB 8; hosted services where noted.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import pymongo
+from dns.exception import DNSException
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
@@ -24,20 +29,60 @@ from pymongo.errors import (
 )
 
 from mongo.batcher import QueueFull
-from mongo.codes import (
-    ATLAS,
-    ATLAS_REFUSED_US,
-    CONFLICTS,
-    DUPLICATE_KEY,
-    REFUSED_US,
-    TOO_LARGE,
-    WRONG_TYPE,
-    is_final,
-)
-from mongo.reasons import reason_of
 
 T = TypeVar("T")
 
+UNAUTHORIZED: Final = 13
+REFUSED_US: Final[Mapping[int, str]] = {
+    UNAUTHORIZED: "does not give the user of DB_URI the rights it needs: the role readWrite on the database",
+    18: "refuses the user name or password of DB_URI; authSource may have to name another database",
+    334: "does not offer the authMechanism of DB_URI",
+    13297: "has a database whose name differs from that in DB_URI only in case, and admits no second one",
+}
+"""Unauthorized, AuthenticationFailed, MechanismUnavailable and DatabaseDifferCase. They are corrected at MongoDB or in
+`DB_URI`."""
+ATLAS: Final = 8000
+"""Atlas has one code for all its own errors, such as that the storage quota is used up."""
+ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do action": 13}
+"""What its texts then say, and the code that MongoDB has for that."""
+TOO_LARGE: Final = frozenset({10334, 17419, 17420})
+"""BSONObjectTooLarge, and the codes of an update that would make such a document."""
+WRONG_TYPE: Final = frozenset({2, 14, 28, 16837, 40400})
+"""BadValue (a push into something other than an array), TypeMismatch, PathNotViable, an update operator on a value that
+it cannot change, and `$mergeObjects` with something other than an object."""
+DUPLICATE_KEY: Final = 11000
+INDEX_CODES: Final = (67, 171, 201, 13026, 13027, 13068, 16755, 16766, 16804, 17261, 17262, 17280)
+"""A team's index has no key for the document (expression_keys_private.cpp, fts_spec.cpp and btree_key_generator.cpp of
+MongoDB 6.0)."""
+CONFLICTS: Final[Mapping[int, str]] = {
+    DUPLICATE_KEY: "a unique index",
+    121: "a validator of the collection",  # DocumentValidationFailure
+    166: "a view in place of the collection",  # CommandNotSupportedOnView
+    **dict.fromkeys(INDEX_CODES, "an index of the collection that has no key for the document"),
+}
+"""Refusals that come from the team's collection and last until it changes."""
+FIRST_PLACE: Final = 1000
+"""From here on a code is a place in MongoDB's source where a statement, or a document that it met, was refused. Below,
+nearly every code is a state of the server, which may end."""
+STATES: Final = frozenset(
+    {ATLAS, 9001, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 14031, 16500, 46841, 50915, 56846, 57986, 91331}
+)
+"""Codes from `FIRST_PLACE` on that are states: of the network, of a member of the replica set, of a cluster, of the
+disk. 16500 is Cosmos DB's "Request rate is large"."""
+FINAL: Final = frozenset(
+    {
+        *(1, 2, 4, 5, 8, 9, 10, 12, 14, 15, 16, 17, 20, 21, 22),  # InternalError … IllegalOperation … InvalidBSON
+        *(26, 27, 28, 29, 30, 34, 40, 47, 52, 53, 54, 55, 56, 57, 59),  # NamespaceNotFound … CommandNotFound
+        *(61, 65, 66, 67, 68, 72, 73, 85, 86, 96, 115),  # ShardKeyNotFound … CommandNotSupported
+        *(121, 136, 166, 168, 171, 197, 201, 222, 224),  # DocumentValidationFailure … QueryFeatureNotAllowed
+        *(238, 241, 260, 280, 286, 292, 303, 323),  # NotImplemented … ChangeStreamHistoryLost … APIStrictError
+    }
+)
+"""Codes below `FIRST_PLACE` that waiting does not change: they concern the statement, the document or the stream. 303
+is Amazon DocumentDB's "Feature not supported"."""
+NO_ANSWER: Final = "MongoDB does not answer in time."
+INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
+"""What the driver raises for a connection string that it does not understand, or that contradicts itself."""
 DEADLINE: Final = 10.0
 """Seconds for which an operation is repeated before it is `Unavailable`."""
 
@@ -46,9 +91,9 @@ DEADLINE: Final = 10.0
 class Patience:
     """How long MongoDB may take, in seconds.
 
-    `operation` bounds an operation with all its attempts, `attempt` one call of the driver, and leaves time for another
-    when a reply never comes. `shared_call` bounds a call that several requests share: one that stalls it is repeated
-    alone, so it delays the others only once.
+    `operation` bounds an operation with all its attempts, and `attempt` one call of the driver: if its reply never
+    comes, time is left for another. `shared_call` bounds a call that several requests share. A request that stalls one
+    is retried alone, so it delays the others only once.
     """
 
     operation: float = DEADLINE
@@ -70,13 +115,17 @@ RETRYABLE_LABELS: Final = (
 
 
 class StoreError(Exception):
-    """Base of all errors that MongoDB or a user's document causes."""
+    """Base of all errors that MongoDB or a user's document causes.
+
+    Every operation may raise `Unavailable`, and every write `Conflict` and `TooLarge`. Docstrings name only further
+    errors.
+    """
 
 
 class Unavailable(StoreError):
     """MongoDB could not be reached or did not confirm in time. The operation may still take effect.
 
-    The message is a sentence that tells an operator why, without any part of the connection string.
+    The message is a sentence that tells an operator why. It may name hosts, and no user or password.
     """
 
 
@@ -85,7 +134,7 @@ class Busy(Unavailable):
 
 
 class OutboxFull(Unavailable):
-    """The user is owed as many e-mails as the outbox holds. Nothing was written."""
+    """The user's outbox is full. Nothing was written."""
 
 
 class EmailUnderWay(Unavailable):
@@ -117,7 +166,7 @@ class Misconfigured(Unavailable):
 
 
 class UnknownError(StoreError):
-    """MongoDB refused for a reason that this module does not know."""
+    """MongoDB refused for another reason."""
 
 
 class Changed(StoreError):
@@ -131,8 +180,6 @@ async def persist(
 
     `attempt` is given the number of the attempt, from 0 on. The operation must be safe to repeat after it took effect
     and its reply was lost.
-
-    Raises a `StoreError`.
     """
     cause: Exception | None = None
     limit = patience.operation if deadline is None else deadline
@@ -144,8 +191,9 @@ async def persist(
             # a timer for each request would cost as much as its log line.
             async with nullcontext() if n == 0 and deadline is None else asyncio.timeout_at(ends):
                 try:
-                    # The driver must give up first, as it knows why. Else its own timeout is short enough.
-                    with nullcontext() if deadline is None else pymongo.timeout(0.8 * limit):
+                    # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
+                    # a deadline, its own timeout is short enough.
+                    with nullcontext() if deadline is None else pymongo.timeout(max(limit - 0.8, limit / 2)):
                         return await attempt(n)
                 except (Changed, TimeoutError) as exc:
                     cause = exc
@@ -168,7 +216,6 @@ async def persist(
 
 
 def refusal(exc: OperationFailure) -> StoreError:
-    """Return what a final refusal of MongoDB means."""
     code = exc.code or 0
     if code in TOO_LARGE:
         return TooLarge()
@@ -180,7 +227,7 @@ def refusal(exc: OperationFailure) -> StoreError:
 
 
 def means_unavailable(exc: PyMongoError) -> bool:
-    """Return whether MongoDB may be able to do later what it could not do or confirm now."""
+    """Return whether the same operation may succeed later."""
     if any(exc.has_error_label(label) for label in RETRYABLE_LABELS):
         return True
     if isinstance(exc, OperationFailure):
@@ -188,15 +235,27 @@ def means_unavailable(exc: PyMongoError) -> bool:
     return isinstance(exc, ConnectionFailure | ConfigurationError)
 
 
+def is_final(code: int | None) -> bool:
+    """Return whether MongoDB would refuse the same again. An error without a code is the driver's own."""
+    if code is None:
+        return True
+    return code not in STATES if code >= FIRST_PLACE else code in FINAL
+
+
 def unavailable(exc: Exception) -> Unavailable:
-    """Return the `Unavailable` that says why, in a sentence without any part of the connection string."""
     match exc:
         case OperationFailure() if code := _refused_us(exc):
             return Misconfigured(f"MongoDB {REFUSED_US[code]}.")
         case OperationFailure() | NotPrimaryError():
             return Unavailable(f"MongoDB cannot do it now: {name_of(exc)}.")
-    reason = reason_of(exc)
-    return (Misconfigured if reason.is_configuration else Unavailable)(reason.sentence)
+        case ConnectionFailure() | ConfigurationError(__cause__=DNSException()):
+            # The driver's words name the host and what is in the way. Behind them it tells its timeouts and what it
+            # knows of all servers.
+            words = re.split(r" \(configured |, Timeout: ", f"{exc}")[0]
+            return Unavailable(f"MongoDB cannot be reached: {words.rstrip('.')}.")
+    if isinstance(exc, INVALID):  # without the driver's words, which may quote the password
+        return Misconfigured("DB_URI has options that are not valid, contradict each other, or need what is not there.")
+    return Unavailable(NO_ANSWER)
 
 
 def name_of(exc: OperationFailure | NotPrimaryError) -> str:
@@ -207,7 +266,6 @@ def name_of(exc: OperationFailure | NotPrimaryError) -> str:
 
 
 def _refused_us(exc: OperationFailure) -> int | None:
-    """Return the code of `REFUSED_US` that a refusal has, or means."""
     if exc.code == ATLAS:
         return next((code for text, code in ATLAS_REFUSED_US.items() if text in f"{exc}"), None)
     return exc.code if exc.code in REFUSED_US else None

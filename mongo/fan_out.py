@@ -6,25 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 from pymongo.errors import PyMongoError
 
 from mongo.batcher import BATCH_LIMIT, CALLS_AT_ONCE
-from mongo.creation import EXPLAINING, Creation, Recorded
+from mongo.creation import EXPLAINING, Creates, Creation, Recorded
 from mongo.document import JSONObject
-from mongo.errors import KeyReused, StoreError, Unavailable
-from mongo.reasons import Reason
-from mongo.users import Users
-from mongo.writes import Writes
+from mongo.errors import NO_ANSWER, KeyReused, StoreError, Unavailable
 
 Outcome = Recorded | StoreError
-
-
-class Record(Protocol):
-    """Makes one creation until its outcome is known. Raises a `StoreError`, at the deadline in seconds."""
-
-    async def __call__(self, creation: Creation, deadline: float, *, alone: bool) -> Recorded: ...  # noqa: D102
 
 
 BATCHES_AT_ONCE: Final = 3
@@ -32,13 +23,13 @@ BATCHES_AT_ONCE: Final = 3
 GENTLE_LIMIT: Final = 16
 """Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
 CALM: Final = 1.0
-"""Seconds without a single create after which there are none."""
+"""After this many seconds without a single create, batches are large."""
 
 
 class Incomplete(Exception):
-    """A create for many users failed for some, and asking again cannot help them. `failures` are by index.
+    """A create for many users failed for some, and asking again will not help. `failures` are by index.
 
-    `not_owed` tells that of the others, some are owed no e-mail, as their outboxes are full.
+    `not_owed` says that some of the others are owed no e-mail because their outboxes are full.
     """
 
     def __init__(self, failures: Mapping[int, StoreError], *, not_owed: bool = False) -> None:
@@ -51,7 +42,6 @@ class NotYetComplete(Incomplete):
 
 
 def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) -> Incomplete:
-    """Return what to raise for a create for many users that failed for these."""
     may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
     return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
 
@@ -59,18 +49,17 @@ def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) ->
 class FanOut:
     """Creates for many users. Single creates come first: beside them, one small batch is under way at a time."""
 
-    def __init__(self, users: Users, writes: Writes, record: Record) -> None:
-        self._users = users
-        self._writes = writes
-        self._record = record
+    def __init__(self, creates: Creates) -> None:
+        self._creates = creates
+        self._users = creates.users
         self._few = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._one = asyncio.Lock()
 
     async def __call__(self, creations: Iterable[Creation], *, gently: bool = False) -> list[Outcome]:
         """Return for each creation, in order, what it did, or its error.
 
-        With `gently`, behave as though single creates were running: another process may have some. Those that are not
-        done at the deadline of an operation are `Unavailable`.
+        With `gently`, behave as though single creates were running, because another process may have some. Creations
+        that are not done at the deadline of an operation are `Unavailable`.
         """
         loop = asyncio.get_running_loop()
         deadline, waiting = loop.time() + self._users.patience.operation, iter(creations)
@@ -94,29 +83,29 @@ class FanOut:
             for start in range(0, len(rest), GENTLE_LIMIT):
                 async with self._turn(gently=gently):
                     outcomes.update(await self._one_by_one(rest[start : start + GENTLE_LIMIT], deadline))
-        return [outcomes.get(creation.id, Unavailable(Reason.NO_ANSWER.sentence)) for creation in begun]
+        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in begun]
 
     @asynccontextmanager
     async def _turn(self, *, gently: bool) -> AsyncIterator[int]:
         """Wait until a batch may be under way; give how many creations it may have."""
         async with self._few:
-            calm = not gently and asyncio.get_running_loop().time() - self._writes.used_at > CALM
+            calm = not gently and asyncio.get_running_loop().time() - self._users.writes.used_at > CALM
             async with nullcontext() if calm else self._one:
                 yield BATCH_LIMIT if calm else GENTLE_LIMIT
 
     async def _together(self, batch: Sequence[Creation], timeout: float) -> Mapping[str, Outcome]:  # noqa: ASYNC109 - MongoDB's
-        """Write with one call; return by `id` what has an outcome, replays included."""
+        """Write a batch with one call; return the known outcomes by `id`, replays included."""
         outcomes: dict[str, Outcome] = {}
         if not batch or timeout <= 0:
             return outcomes
         # Whatever stays unclear has the condition on its key, so it is safe to do it alone.
         with suppress(PyMongoError, TimeoutError, Unavailable):
             async with asyncio.timeout(timeout):
-                written = await self._writes.together([creation.sent for creation in batch])
-            for creation, found in zip(batch, written, strict=True):
-                if found is True:
+                written = await self._users.writes.together([self._creates.sent(creation) for creation in batch])
+            for creation, is_written in zip(batch, written, strict=True):
+                if is_written is True:
                     outcomes[creation.id] = Recorded.CREATED
-                    creation.mark_judged(self._users.judged)
+                    self._creates.mark_judged(creation)
             unclear = [creation for creation in batch if creation.id not in outcomes]
             users = await self._find(unclear)
             for creation in unclear:
@@ -129,7 +118,7 @@ class FanOut:
         return outcomes
 
     async def _one_by_one(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, Outcome]:
-        """Do alone what no call has settled, each briefly: a document that another program has locked stays so."""
+        """Make each remaining creation in a brief call of its own: another program may have locked its document."""
         loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
         outcomes: dict[str, Outcome] = {}
 
@@ -138,7 +127,7 @@ class FanOut:
                 if (left := deadline - loop.time()) > 0:
                     try:
                         brief = min(left, self._users.patience.shared_call)
-                        outcomes[creation.id] = await self._record(creation, brief, alone=True)
+                        outcomes[creation.id] = await self._creates.record(creation, brief, alone=True)
                     except StoreError as exc:
                         outcomes[creation.id] = exc
 
@@ -146,9 +135,9 @@ class FanOut:
         return outcomes
 
     async def _find(self, creations: Sequence[Creation]) -> Mapping[object, JSONObject]:
-        """Return by `_id` what explains failed conditions. What only a deposed primary has seen does not count."""
+        """Read by `_id` what explains failed conditions, from a majority."""
         if not creations:
             return {}
         condition = {"_id": {"$in": [creation.write.filter["_id"] for creation in creations]}}
-        found = await self._users.find(condition, EXPLAINING, majority=True, deadline=self._users.patience.shared_call)
-        return {user["_id"]: user for user in found}
+        users = await self._users.find(condition, EXPLAINING, majority=True, deadline=self._users.patience.shared_call)
+        return {user["_id"]: user for user in users}

@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure
 
-from mongo.codes import REFUSED_US
 from mongo.connection import SharedCollection
 from mongo.document import SIMPLE, JSONObject
-from mongo.errors import means_unavailable, name_of
+from mongo.errors import REFUSED_US, means_unavailable, name_of
 
 log = logging.getLogger("notifier.mongo")
 
@@ -27,7 +25,7 @@ LIMIT: Final = 64
 TIMEOUT: Final = 4.0
 """Seconds for a question."""
 TELL_AFTER: Final = 3.0
-"""Seconds after which a build is told, with its progress."""
+"""Seconds after which a build is told."""
 IN_THE_WAY: Final[Mapping[str, str]] = {
     "expireAfterSeconds": "deletes documents (expireAfterSeconds)",
     "unique": "is unique",
@@ -39,18 +37,17 @@ IN_THE_WAY: Final[Mapping[str, str]] = {
 HARMFUL: Final = {"expireAfterSeconds", "unique"}
 OF_ANOTHER_KIND: Final = {"unique", "partialFilterExpression", "collation"}
 """Beside such an index, MongoDB admits another one with the same key."""
-OURS: Final = ("notifier", "notifications")
 
 
 class Index:
-    """An index on some fields, in ascending order. `waiting` is a sentence that says what waits for it."""
+    """An ascending index on some fields. `waiting` is a sentence about the consequences while it is missing."""
 
     def __init__(self, collection: SharedCollection, *fields: str, sparse: bool = False, waiting: str = "") -> None:
         self.collection = collection
         self.hint: str | None = None
         """The name of the index, once it is there."""
         self.is_missing = False
-        """Whether it is known not to be there. A command does not know, and needs none."""
+        """Whether it is known to be missing. Commands do not look, and do without it."""
         self._key = dict.fromkeys(fields, 1)
         self._name = "_".join(f"{field}_1" for field in fields)
         self._sparse = {"sparse": True} if sparse else {}
@@ -81,13 +78,13 @@ class Index:
             self._told = ""
 
     async def _make(self) -> str | None:
-        """Return what is wrong, in a sentence."""
+        """Make the index, and return a sentence about an index that is in the way."""
         async with asyncio.timeout(TIMEOUT):
-            found = await (await self.collection.list_indexes()).to_list()
-        serving, fault = self.serving(found), self.fault(found)
+            indexes = await (await self.collection.list_indexes()).to_list()
+        serving, fault = self.serving(indexes), self.fault(indexes)
         if self.hint and serving is None:
             self.lose()
-        names = {index["name"] for index in found}
+        names = {index["name"] for index in indexes}
         index = serving or {"name": f"{self._name}{'_own' * (self._name in names)}", "key": self._key, **self._sparse}
         try:
             await self._create({**index, "collation": SIMPLE})
@@ -99,26 +96,25 @@ class Index:
         self.hint, self.is_missing = index["name"], False
         return fault
 
-    def serving(self, found: Iterable[Mapping[str, Any]]) -> JSONObject | None:
-        """Return one of these indexes that serves, rather a sparse one."""
-        usable = [index for index in self._alike(found) if not IN_THE_WAY.keys() & index.keys()]
+    def serving(self, indexes: Iterable[Mapping[str, Any]]) -> JSONObject | None:
+        usable = [index for index in self._alike(indexes) if not IN_THE_WAY.keys() & index.keys()]
         best = max(usable, key=lambda index: index.get("sparse", False), default=None)
         return {name: value for name, value in best.items() if name != "ns"} if best else None
 
-    def fault(self, found: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return what to do about these indexes, or `None` if all is well."""
-        serving, collection, drop = self.serving(found), self.collection.name, "drop it; the service makes its own."
-        for index in self._alike(found):
+    def fault(self, indexes: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return a sentence about an index that is in the way or harmful, or `None`."""
+        serving, collection, drop = self.serving(indexes), self.collection.name, "drop it; the service makes its own."
+        for index in self._alike(indexes):
             is_same = not OF_ANOTHER_KIND & index.keys() and bool(index.get("sparse")) == bool(self._sparse)
             bad = next((words for name, words in IN_THE_WAY.items() if name in index), "")
             if bad and ((is_same and not serving) or HARMFUL & index.keys()):
                 return f"The index {index['name']} of {collection} {bad}: {'unhide it.' if 'hidden' in bad else drop}"
-        if not serving and len(found) >= LIMIT:
+        if not serving and len(indexes) >= LIMIT:
             return f"The collection {collection} has {LIMIT} indexes, and MongoDB admits no more: drop one."
         return None
 
-    def _alike(self, found: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        return [index for index in found if list(index["key"].items()) == list(self._key.items())]
+    def _alike(self, indexes: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        return [index for index in indexes if list(index["key"].items()) == list(self._key.items())]
 
     async def _create(self, index: JSONObject) -> None:
         """Make the index, or wait for one that is being made: that is the same command to MongoDB.
@@ -130,41 +126,15 @@ class Index:
             hello = await database.command("hello")
         is_replicated = "setName" in hello or "msg" in hello
         quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a standalone server refuses it
-        telling = asyncio.create_task(self._tell_progress())
+        sentence = f"MongoDB is making the index {self._name}."
+        telling = asyncio.get_running_loop().call_later(TELL_AFTER, self._tell, logging.WARNING, sentence)
         try:
             await database.command("createIndexes", self.collection.name, indexes=[index], **quorum)
         finally:
             telling.cancel()
-
-    async def _tell_progress(self) -> None:
-        await asyncio.sleep(TELL_AFTER)
-        percent = await self.progress()
-        how_far = f"; {percent} % of it is done" if percent is not None else ""
-        self._tell(logging.WARNING, f"MongoDB is making the index {self._name}{how_far}.")
-
-    async def progress(self) -> int | None:
-        """Return how many percent of it MongoDB has made, or `None` if it makes none, or does not tell this user."""
-        mine = {"command.createIndexes": self.collection.name, "progress.total": {"$gt": 0}}
-        with suppress(PyMongoError):
-            admin = self.collection.database.client.admin
-            operations = await admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": mine}])
-            async for operation in operations:
-                if any(index["key"] == self._key for index in operation["command"]["indexes"]):
-                    return int(100 * operation["progress"]["done"] / operation["progress"]["total"])
-        return None
 
     def _tell(self, level: int, sentence: str) -> None:
         """Log a sentence once, until another one is true."""
         if sentence != self._told:
             log.log(level, "%s%s", sentence, f" {self._waiting}" if self.is_missing else "")
         self._told = sentence
-
-
-def deleting(found: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the name of an index by which MongoDB deletes the documents of users, as it is on a field of ours."""
-    names = (
-        index["name"]
-        for index in found
-        if "expireAfterSeconds" in index and any(field.partition(".")[0] in OURS for field in index["key"])
-    )
-    return next(names, None)

@@ -15,6 +15,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bson import Int64, ObjectId
@@ -23,20 +24,47 @@ from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
 from mongo.connection import SharedClient, SharedCollection, SharedDatabase, within
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, write_error
-from mongo.statement import Outcome, Write
 
 log = logging.getLogger("notifier.mongo")
 
 PROBE: Final = "notifier_probe"
 """The collection in which a start tries whether the server keeps numbers. Its document is deleted at once."""
 EXPIRED: Final = 50
-"""MaxTimeMSExpired: the call has ended on the server. What stands before the statement that took too long is done."""
+"""MaxTimeMSExpired: the call has ended on the server, and the statements before the slow one are done."""
 TOO_OLD: Final = 225
 """TransactionTooOld: the session has seen a higher number."""
 SERVER_PART: Final = 0.75
 """Part of a call's timeout that the server is given, so that it ends the call before we do."""
 ONE_TIMEOUT: Final = 0.25
-"""Seconds for each write of a call that took too long."""
+"""Timeout in seconds of each write, once their shared call took too long."""
+
+
+Outcome = bool | Exception | None
+"""What became of a write: whether its conditions held, its error, or `None` if the reply does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write to one document.
+
+    `filter` are the conditions that it always has. A write that is `numbered` may be given a number, which makes it
+    safe to repeat; without one, `guard` are the conditions that do. Other writes are safe by themselves.
+    """
+
+    filter: JSONObject
+    update: JSONObject | Sequence[JSONObject]
+    upsert: bool = False
+    guard: JSONObject = field(default_factory=dict)
+    numbered: bool = False
+    array_filters: Sequence[JSONObject] | None = None
+
+    def conditions(self, *, guarded: bool) -> JSONObject:
+        return self.filter | self.guard if guarded else self.filter
+
+    def statement(self, *, guarded: bool) -> JSONObject:
+        q = self.conditions(guarded=guarded)
+        statement: JSONObject = {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE}
+        return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})
 
 
 class Unclear(Exception):
@@ -47,7 +75,7 @@ class Unclear(Exception):
 
 
 class Lane:
-    """A session that nobody else uses. It is never ended: its id would be given out again, with old numbers."""
+    """A session of its own. It is never ended: the driver would reuse its id, and with it the old numbers."""
 
     def __init__(self, client: SharedClient) -> None:
         # With causal consistency every update would wait for what the session saw last, and slowly on a new primary.
@@ -70,9 +98,9 @@ class Calls:
         """Whether the server keeps numbers. Set once that is known."""
 
     async def run(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        """Make writes in one call, or in several until their outcome is known; return one for each.
+        """Make writes in one call, or in several until their outcome is known; return one outcome for each.
 
-        Raises `Unavailable` if numbered writes may still take effect, and else PyMongo's errors and `TimeoutError`.
+        Raises `Unavailable` if numbered writes may still take effect, otherwise PyMongo's errors and `TimeoutError`.
         """
         if not (self.numbered and writes[0].numbered):
             return outcomes_of(writes, await self._send(writes))
@@ -101,10 +129,10 @@ class Calls:
     async def _repeat(
         self, lane: Lane, writes: Sequence[Write], deadline: float, outcomes: Sequence[Outcome] = ()
     ) -> Sequence[Outcome]:
-        """Send a call again under its number, which tells what of it took effect. The rest is done behind a fence.
+        """Repeat a call under its number to learn what took effect, and do the rest behind a fence.
 
-        `outcomes` are those of the first sending. If they are unknown, a statement that fails now is not settled: it is
-        not remembered, so the first sending might do it yet when it arrives.
+        `outcomes` are those of the first sending. If they are unknown, a statement that fails now is not settled:
+        MongoDB does not remember it, so the first sending might still do it.
         """
         settled = list(outcomes) or [None] * len(writes)
         try:
@@ -126,7 +154,7 @@ class Calls:
         return settled
 
     async def _fenced(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
-        """Make writes under new numbers and with their conditions, until the outcome is known. Raises `Unavailable`."""
+        """Make writes under new numbers and with their conditions, until the outcome is known."""
         while True:
             lane.advance()
             try:
@@ -141,9 +169,9 @@ class Calls:
             await asyncio.sleep(random.uniform(*RETRY_PAUSE))
 
     async def _one_by_one(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
-        """Make writes one at a time, each briefly: a document that another program has locked stays so.
+        """Make writes one at a time, each with a short timeout: a document that another program has locked may stay so.
 
-        Nothing of them is on its way, so what is not begun in time may just be left.
+        No sending is still on its way, so a write that has not begun at the deadline is dropped.
         """
         outcomes: list[Outcome] = []
         for write in writes:
@@ -160,7 +188,7 @@ class Calls:
         return outcomes
 
     async def _without_number(self, writes: Sequence[Write], refusal: OperationFailure) -> Sequence[Outcome]:
-        """Make writes that were refused once more, with conditions in place of a number. Raises what then refuses."""
+        """Repeat writes with conditions in place of a number, after a refusal. Raises any further one."""
         outcomes = outcomes_of(writes, await self._send(writes, guarded=True))
         if self.numbered:
             log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", refusal.code)
@@ -234,9 +262,9 @@ async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
                     txnNumber=Int64(lane.number),
                     writeConcern=probe.write_concern.document,
                 )
-            found = await probe.find_one({"_id": id_}, collation=SIMPLE)
+            document = await probe.find_one({"_id": id_}, collation=SIMPLE)
             await probe.delete_one({"_id": id_}, collation=SIMPLE)
     except (PyMongoError, TimeoutError) as exc:
         log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
         return False
-    return bool(found and found["n"] == 1)
+    return bool(document and document["n"] == 1)

@@ -1,22 +1,23 @@
-"""What an operator asks about all users at once: what is owed, what died, and what kind of MongoDB this is."""
+"""An operator's questions about all users: which e-mails are owed, which died and why, and on which MongoDB."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from config.address import is_address
 from mongo.connection import Database
 from mongo.dead_mail import DeadMail
-from mongo.document import OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, value_at
-from mongo.errors import persist
+from mongo.document import OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, each, only, value_at
+from mongo.errors import Unavailable, persist
+from mongo.outbox import Outbox
 from mongo.owed import IS_EMAIL, IS_WAITING, NO_TOKEN
 from mongo.users import REFUSING, Documents, Users, foreign_fields
 
 DEADLINE: Final = 60.0
-"""Seconds for a question about all users."""
+"""Deadline of a query over all users, in seconds."""
 SAMPLE: Final = 1000
 """Users that are looked at of all."""
 DISCARDED_AT_ONCE: Final = 1000
@@ -34,9 +35,9 @@ REASON_LENGTH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """The e-mails owed: how many, how many of these are due and how many leased, since when, and what is next.
+    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due.
 
-    `waiting` is how many notifications wait for their e-mail.
+    `waiting` counts notifications that wait for their e-mail.
     """
 
     owed: int = 0
@@ -55,55 +56,46 @@ class Reason:
     count: int
 
 
-async def owed(users: Documents) -> Owed:
-    """Return what is owed to all users. Raises `Unavailable`."""
+async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
+    """Count over all users. Raises `Unavailable` while the index is missing."""
+    if outbox.due.is_missing:
+        raise Unavailable
     due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
-    waiting = {"$not": [{"$or": [due, leased]}]}
+    later = only("$emails", {"$not": [{"$or": [due, leased]}]})
     pipeline: list[JSONObject] = [
         {"$match": {"notifier.due": {"$exists": True}}},
-        {"$project": {"ours": _filter(OUTBOX, IS_EMAIL), "windows": _filter(WAITING, IS_WAITING)}},
-        {
-            "$project": {
-                "owed": {"$size": "$ours"},
-                "due": {"$size": _filter("$ours", due)},
-                "leased": {"$size": _filter("$ours", {"$and": [leased, {"$not": [due]}]})},
-                "oldest": {"$min": "$ours.at"},
-                "waiting": {"$size": "$windows"},
-                "next": {"$min": {"$map": {"input": _filter("$ours", waiting), "in": "$$this.next_at"}}},
-            }
-        },
+        {"$project": {"emails": only(OUTBOX, IS_EMAIL), "waiting": {"$size": only(WAITING, IS_WAITING)}}},
         {
             "$group": {
                 "_id": None,
-                **{name: {"$sum": f"${name}"} for name in ("owed", "due", "leased", "waiting")},
-                **{name: {"$min": f"${name}"} for name in ("oldest", "next")},
+                "owed": {"$sum": {"$size": "$emails"}},
+                "due": {"$sum": {"$size": only("$emails", due)}},
+                "leased": {"$sum": {"$size": only("$emails", {"$and": [leased, {"$not": [due]}]})}},
+                "oldest": {"$min": {"$min": "$emails.at"}},
+                "next_attempt": {"$min": {"$min": each(later, "$$this.next_at")}},
+                "waiting": {"$sum": "$waiting"},
             }
         },
-        {"$set": {"age": {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}}},
+        {"$set": {"oldest_seconds": {"$dateDiff": {"startDate": "$oldest", "endDate": "$$NOW", "unit": "second"}}}},
+        {"$unset": ["_id", "oldest"]},
     ]
-    found = await users.aggregate(pipeline, DEADLINE)
-    if not found:
-        return Owed()
-    (row,) = found
-    age = None if row["age"] is None else max(0, row["age"])
-    return Owed(row["owed"], row["due"], row["leased"], age, row["next"], row["waiting"])
+    totals = await outbox.users.aggregate(pipeline, deadline, outbox.due.hint)
+    return Owed(**totals[0]) if totals else Owed()
 
 
-async def discard_all_owed(users: Documents) -> Owed:
-    """Remove the e-mails that users are owed, those that are being sent or only wait, too; return what there was.
-
-    Raises `Conflict` or `Unavailable`.
-    """
-    before, due = await owed(users), {"notifier.due": {"$exists": True}, **OURS}
-    while found := await users.find(due, {"_id": 1}, limit=DISCARDED_AT_ONCE, deadline=DEADLINE):
-        await users.update_many({"_id": {"$in": [user["_id"] for user in found]}, **OURS}, WITHOUT_EMAILS)
+async def discard_all_owed(outbox: Outbox) -> Owed:
+    """Remove all e-mails owed, also those being sent and those that only wait; return the counts before."""
+    before, users, due = await owed(outbox), outbox.users, {"notifier.due": {"$exists": True}, **OURS}
+    while page := await users.find(due, {"_id": 1}, limit=DISCARDED_AT_ONCE, deadline=DEADLINE):
+        await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, WITHOUT_EMAILS)
     return before
 
 
 async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
-    """Look at some users. Raises `Unavailable`.
+    """Look at some users.
 
-    Return for each the type of `_id`, whether there is an address, and whether another program uses a name of ours.
+    Return for each the type of `_id`, whether there is an address, and whether another program uses the service's field
+    names.
     """
     path = users.shape.email_field
     top = path.partition(".")[0]
@@ -114,46 +106,40 @@ async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
 
 
 async def errors_of_owed(users: Documents) -> Sequence[Reason]:
-    """Return the last errors of the e-mails owed, the most frequent first. Raises `Unavailable`."""
-    each: list[JSONObject] = [
-        {"$match": {"notifier.due": {"$exists": True}}},
-        {"$project": {"error": {"$map": {"input": _filter(OUTBOX, IS_EMAIL), "in": "$$this.error"}}}},
-        {"$unwind": "$error"},
-    ]
-    return await _reasons(users, each)
+    return await _reasons(users, _of_owed(IS_EMAIL, "$$this.error"))
 
 
 async def held(users: Documents) -> Sequence[Reason]:
-    """Return what has stopped so that e-mails wait, such as `kind invoice`. Raises `Unavailable`."""
-    waiting = _filter(OUTBOX, {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]})
-    each: list[JSONObject] = [
-        {"$match": {"notifier.due": {"$exists": True}}},
-        {"$project": {"error": {"$map": {"input": waiting, "in": "$$this.held"}}}},
-        {"$unwind": "$error"},
-        {"$match": {"error": {"$regex": "^(line|kind|domain)"}}},
-    ]
-    return await _reasons(users, each)
+    """Return the stops that e-mails wait for, such as `kind invoice`."""
+    waits = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
+    stopped: JSONObject = {"$match": {"error": {"$regex": "^(line|kind|domain)"}}}
+    return await _reasons(users, [*_of_owed(waits, "$$this.held"), stopped])
 
 
 async def errors_of_dead(dead_mail: DeadMail) -> Sequence[Reason]:
-    """Return why the dead letters died, the most frequent reason first. Raises `Unavailable`."""
+    """Return why the dead letters died, the most frequent reason first."""
     return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
 
 
-async def _reasons(documents: Documents, each: list[JSONObject]) -> Sequence[Reason]:
+def _of_owed(condition: JSONObject, field: str) -> list[JSONObject]:
+    """Return the stages that yield a field, as `error`, of the e-mails owed that meet a condition."""
+    return [
+        {"$match": {"notifier.due": {"$exists": True}}},
+        {"$project": {"error": each(only(OUTBOX, condition), field)}},
+        {"$unwind": "$error"},
+    ]
+
+
+async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[Reason]:
     code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
     pipeline: list[JSONObject] = [
-        *each,
+        *stages,
         {"$match": {"error": {"$type": "string"}}},
         {"$group": {"_id": {"$ifNull": [code, {"$substrCP": ["$error", 0, REASON_LENGTH]}]}, "count": {"$sum": 1}}},
         {"$sort": {"count": -1, "_id": 1}},
         {"$limit": REASONS},
     ]
     return [Reason(row["_id"], row["count"]) for row in await documents.aggregate(pipeline, DEADLINE)]
-
-
-def _filter(array: Any, condition: JSONObject) -> JSONObject:
-    return {"$filter": {"input": array, "cond": condition}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +151,6 @@ class Topology:
 
 
 async def topology(database: Database) -> Topology:
-    """Ask what kind of MongoDB this is. Raises `Unavailable`."""
     hello = await persist(lambda _: database.command("hello"), DEADLINE)
     if hello.get("msg") == "isdbgrid":
         return Topology("a sharded cluster", streams=True)

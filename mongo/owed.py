@@ -1,10 +1,10 @@
-"""One e-mail that a user is owed: an element of the outbox, and what a worker gets of it."""
+"""An e-mail owed: an element of the outbox, and the form in which a worker gets it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,10 @@ from mongo.document import (
     WAITING,
     JSONObject,
     Shape,
+    each,
     elements,
+    only,
+    optional_fields,
     origin_of,
     value_at,
     without,
@@ -27,6 +30,8 @@ from mongo.suppression import Suppression, load_suppression
 
 NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
+TYPES: Final = {"error": str, "tried": datetime, "held": str}
+"""Fields of an e-mail owed that may be absent, and are nothing if they are of another type."""
 COUNT_LIMIT: Final = 10**7
 """Attempts, and seconds, that are counted."""
 FLUSHED: Final = "flush"
@@ -44,9 +49,14 @@ ERAS_END: Final = datetime(1974, 1, 1, tzinfo=UTC)
 BULK: Final = timedelta(days=365)
 """How much later in its era an e-mail of a fan-out falls due."""
 
+LEFT_TO_OTHERS: Final = 300.0
+"""Seconds for which other processes may take an e-mail whose kind is unknown to this one: in a rolling update, only the
+new version knows a new kind and its template."""
+NEXT_LOOK: Final = 5.0
+"""Seconds between two looks at such an e-mail."""
+
 
 def has_type(name: str, *types: str) -> JSONObject:
-    """Return whether a field of an e-mail has one of these types, as an expression."""
     return {"$in": [{"$type": f"$$this.{name}"}, list(types)]}
 
 
@@ -63,16 +73,16 @@ IS_EMAIL: Final = {
         {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
     ]
 }
-"""Whether an element of the outbox has what an e-mail of ours always has."""
+"""Whether an element of the outbox has everything that the service writes into one."""
 IS_WAITING: Final = {"$and": [has_type("id", "string"), has_type("key", "string"), has_type("due", "date")]}
-"""Whether an element of `waiting` has what a notification of ours always has whose e-mail waits."""
+"""Whether an element of `waiting` has everything that the service writes into one."""
 EARLIEST: Final = {
     "$min": [
-        {"$min": {"$map": {"input": {"$filter": {"input": OUTBOX, "cond": IS_EMAIL}}, "in": "$$this.next_at"}}},
-        {"$min": {"$map": {"input": {"$filter": {"input": WAITING, "cond": IS_WAITING}}, "in": "$$this.due"}}},
+        {"$min": each(only(OUTBOX, IS_EMAIL), "$$this.next_at")},
+        {"$min": each(only(WAITING, IS_WAITING), "$$this.due")},
     ]
 }
-"""When the first e-mail is due: what `due` must be after a pipeline has changed what is owed."""
+"""The earliest due time, to which `due` must be set after a pipeline has changed the outbox."""
 SET_DUE: Final = {
     "$set": {
         "notifier.due": {
@@ -97,8 +107,9 @@ class OwedEmail:
     others got through; `tried` is when the last attempt was, if there was one, and `waited` the seconds that the
     schedule of attempts has taken, without those of a stop. `copies` counts the messages that the server may have
     accepted. `held` says for which stop it waits. `crashes` counts how often its rendering ended the process that
-    renders. `suppression` is the user's, which may be of another address. `user` has the fields of `TEMPLATE_FIELDS`.
-    An e-mail that has `ids` speaks of those of these notifications that are unread when it is sent.
+    renders. `optional` are the `OPTIONAL_FIELDS` that it has. `suppression` is the user's, which may be of another
+    address. `user` has the fields of `TEMPLATE_FIELDS`. An e-mail that has `ids` speaks of those of these
+    notifications that are unread when it is sent.
     """
 
     document_id: object
@@ -119,22 +130,21 @@ class OwedEmail:
     address: object = None
     suppression: Suppression | None = None
     language: str | None = None
-    target_id: str | None = None
-    data: JSONObject | None = None
+    optional: JSONObject = field(default_factory=dict)
     user: JSONObject | None = None
     ids: Sequence[str] = ()
 
     def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
-        """Return the fields of the notification that it is about, or of those that it tells, and of its user."""
-        named = {name: getattr(self, name) for name in ("id", "user_id", "key", "user", *OPTIONAL_FIELDS)}
-        named["timestamp"] = int(self.at.timestamp())
+        """Return what templates may read: the fields of its notification, or of those it tells, and of its user."""
+        named = {"id": self.id, "user_id": self.user_id, "key": self.key, "timestamp": int(self.at.timestamp())}
+        named |= {"user": self.user, **dict.fromkeys(OPTIONAL_FIELDS), **self.optional}
         return named | batch(told) if told else named
 
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
-    """Return the fields of an e-mail about many: those of the newest, all of them, and how many events that were."""
+    """Return the fields of an e-mail about many: the newest notification's, the list, and the number of events."""
     newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
-    return newest | {"notifications": told, "count": sum(max(1, _count(item.get("count"))) for item in told)}
+    return newest | {"notifications": told, "count": sum(max(1, int(_number(item.get("count")))) for item in told)}
 
 
 def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
@@ -178,27 +188,39 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
     }
 
 
-def rewrite(chosen: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the chosen elements, or remove them, and set `due` to that of the earliest e-mail left.
+def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject]:
+    """Merge `change` into the elements that meet a condition, or remove them, and set `due` to the earliest one left.
 
-    Elements that are not e-mails of ours stay as they are, and in place.
+    Elements of other programs stay in place, unchanged.
     """
-    outbox = merged(OUTBOX, chosen, change) if change is not None else without(OUTBOX, chosen)
+    outbox = merged(OUTBOX, condition, change) if change is not None else without(OUTBOX, condition)
     return [{"$set": {"notifier.outbox": outbox}}, SET_DUE]
 
 
-def merged(array: JSONObject, chosen: JSONObject, change: JSONObject) -> JSONObject:
-    """Return the expression of an array with `change` in the chosen elements."""
-    return {"$map": {"input": array, "in": {"$cond": [chosen, {"$mergeObjects": ["$$this", change]}, "$$this"]}}}
+def merged(array: JSONObject, condition: JSONObject, change: JSONObject) -> JSONObject:
+    return each(array, {"$cond": [condition, {"$mergeObjects": ["$$this", change]}, "$$this"]})
 
 
 def from_now(seconds: float) -> JSONObject:
-    """Return the time so many seconds from now, by MongoDB's clock, as an expression."""
     return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
+def is_ours_to_send(kinds: Iterable[str]) -> JSONObject:
+    """Expression: whether the element's kind is among these, or its time for other processes is over."""
+    is_known = {"$in": ["$$this.key", {"$literal": list(kinds)}]}
+    return {"$or": [is_known, {"$eq": ["$$this.dead", True]}, {"$lte": [_until(), "$$NOW"]}]}
+
+
+def left_to_others(due: str) -> JSONObject:
+    """Return the change that leaves an element to other processes. `due` is the name of its due field."""
+    return {due: from_now(NEXT_LOOK), "unknown_until": _until()}
+
+
+def _until() -> JSONObject:
+    return {"$min": ["$$this.unknown_until", from_now(LEFT_TO_OTHERS)]}
+
+
 def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
-    """Return the e-mails of a document that are leased by this token."""
     told = _told(user, shape.template_fields)
     return [
         OwedEmail(
@@ -209,17 +231,14 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
             suppression=load_suppression(user),
             language=_typed(value_at(user, shape.language_field) if shape.language_field else None, str),
             **{name: item[name] for name in ("id", "key", "at", "token")},
-            tries=_count(item["tries"]),
-            error=_typed(item.get("error"), str),
+            tries=int(_number(item["tries"])),
+            copies=int(_number(item.get("copies"))),
+            crashes=int(_number(item.get("crashes"))),
+            **{name: _typed(item.get(name), kind) for name, kind in TYPES.items()},
             dead=item.get("dead") is True,
-            copies=_count(item.get("copies")),
-            tried=_typed(item.get("tried"), datetime),
             waited=_number(item.get("waited")),
-            held=_typed(item.get("held"), str),
-            crashes=_count(item.get("crashes")),
             origin=origin_of(item),
-            target_id=_typed(item.get("target_id"), str),
-            data=_typed(item.get("data"), dict),
+            optional=optional_fields(item),
             ids=ids_of(item),
         )
         for item in elements(user.get("notifier"), "outbox")
@@ -228,7 +247,7 @@ def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[O
 
 
 def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
-    """Return these fields of a document, each at its path, without what is large or has no form in JSON."""
+    """Return these fields of a document, each at its path; large values and those without a JSON form are left out."""
     told: JSONObject = {}
     for path in paths:
         *parents, name = path.split(".")
@@ -243,17 +262,13 @@ def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
 
 
 def ids_of(item: Mapping[str, Any]) -> list[str]:
-    """Return the `ids` of an e-mail or of a dead letter; of one about a single notification, none."""
+    """Return the `ids` of an e-mail or a dead letter; empty if it tells a single notification."""
     ids = item.get("ids")
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
 
 def _typed(value: Any, kind: type) -> Any:
     return value if isinstance(value, kind) else None
-
-
-def _count(value: Any) -> int:
-    return int(_number(value))
 
 
 def _number(value: Any) -> float:

@@ -1,7 +1,7 @@
 """Which e-mails a user wants: the `notifier.preferences` of the user's document.
 
-They hold only what differs from the default, which is to send: `{"invoice_ready": {"email": false}}`. The entry `*` is
-for every kind without one of its own.
+Only differences from the default, which is to send, are stored: `{"invoice_ready": {"email": false}}`. The entry `*`
+applies to every kind without an entry of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from mongo.document import JSONObject, value_at
+from mongo.document import JSONObject, only, value_at
 from mongo.errors import UnknownUser
 from mongo.users import Users
 
@@ -19,7 +19,7 @@ EVERY_KIND: Final = "*"
 
 
 def wants_email(preferences: object, kind: str) -> bool:
-    """Return whether a user with these preferences wants e-mails of a kind. What is not ours says nothing."""
+    """Return whether a user wants e-mails of a kind. Values of other programs are ignored."""
     for name in (kind, EVERY_KIND):
         entry = preferences.get(name) if isinstance(preferences, dict) else None
         if isinstance(entry, dict) and isinstance(wanted := entry.get("email"), bool):
@@ -28,19 +28,16 @@ def wants_email(preferences: object, kind: str) -> bool:
 
 
 class Preferences:
-    """The preferences of all users."""
-
     def __init__(self, users: Users) -> None:
         self._users = users
 
     async def of_user(self, user_id: str) -> object:
-        """Return a user's preferences as they stand in the document. Raises `Unavailable`."""
         return value_at(await self._users.of(user_id, FIELD), FIELD)
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
         """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.
 
-        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        Raises `UnknownUser`.
         """
         try:
             return await self._write(user_id, _changed(changes))
@@ -51,14 +48,10 @@ class Preferences:
         return await self._write(user_id, _changed(changes))
 
     async def unsubscribe(self, user_id: str, kind: str | None) -> None:
-        """Send no more e-mails of this kind, or no more at all but what is required.
-
-        An unknown user is not created, and no error. Raises `Conflict`, `TooLarge` or `Unavailable`.
-        """
+        """Stop e-mails of this kind, or of all kinds that are not required. An unknown user is ignored."""
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
 
     async def resubscribe(self, user_id: str, kind: str | None) -> None:
-        """Undo `unsubscribe`. Raises the same."""
         await self._change_if_known(user_id, _changed({kind or EVERY_KIND: True}))
 
     async def _change_if_known(self, user_id: str, change: list[JSONObject]) -> None:
@@ -70,9 +63,9 @@ class Preferences:
 
 
 def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) -> list[JSONObject]:
-    """Return the update that merges the changes, and drops what is then no difference.
+    """Return the update that merges the changes and drops entries that no longer differ from the default.
 
-    That a kind is wanted is a difference only where `*` is not; without `keep_wanted`, not even there.
+    That a kind is wanted differs only if `*` is not wanted; without `keep_wanted`, it is dropped even then.
     """
     default = {EVERY_KIND: True}  # of a kind, it is what `*` says
     wanted = {name: default.get(name) if value is None else value for name, value in changes.items()}
@@ -86,7 +79,7 @@ def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) ->
         ]
     }
     kept = {"$and": [{"$not": [{"$in": ["$$this.k", {"$literal": restored}]}]}, differs]}
-    pairs = {"$filter": {"input": {"$objectToArray": f"${FIELD}"}, "cond": kept}}
+    pairs = only({"$objectToArray": f"${FIELD}"}, kept)
     return [
         {"$set": {FIELD: {"$mergeObjects": [f"${FIELD}", {"$literal": entries}]}}},
         {"$set": {FIELD: {"$arrayToObject": {"$let": {"vars": {"every": every}, "in": pairs}}}}},

@@ -8,29 +8,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mongo.document import JSONObject
+from mongo.document import OPTIONAL_FIELDS, JSONObject
 
 
 class Channels(Protocol):
-    """What a kind of notification is to MongoDB: its name, its channels, and which of `ERAS` its e-mails have.
+    """The properties of a kind that MongoDB's part needs. `rank` names one of the `ERAS`.
 
-    `window` is for how many seconds an e-mail waits, and `email_batch` whether one is about many: of a target or all.
+    `window` is how many seconds an e-mail waits; `email_batch` says whether one e-mail tells all of a target, or of the
+    kind.
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
     @property
-    def in_app(self) -> bool: ...  # noqa: D102
+    def in_app(self) -> bool: ...
     @property
-    def email(self) -> bool: ...  # noqa: D102
+    def email(self) -> bool: ...
     @property
-    def rank(self) -> str: ...  # noqa: D102
+    def rank(self) -> str: ...
     @property
-    def collapse(self) -> bool: ...  # noqa: D102
+    def collapse(self) -> bool: ...
     @property
-    def window(self) -> float | None: ...  # noqa: D102
+    def window(self) -> float | None: ...
     @property
-    def email_batch(self) -> str | None: ...  # noqa: D102
+    def email_batch(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,15 @@ class Create:
     origin: Mapping[str, str] = field(default_factory=dict)
     in_bulk: bool = False
 
+    @property
+    def optional(self) -> JSONObject:
+        """Those of the `OPTIONAL_FIELDS` that the request has."""
+        return {name: value for name in OPTIONAL_FIELDS if (value := getattr(self, name)) is not None}
+
     def fingerprint(self) -> str:
         """Return a hash of everything but the user. Bodies with the same meaning have the same one."""
-        meaning = json.dumps([self.kind.name, self.target_id, self.data], sort_keys=True)
+        values = [getattr(self, name) for name in OPTIONAL_FIELDS]
+        meaning = json.dumps([self.kind.name, *values], sort_keys=True)
         return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 
@@ -79,6 +86,6 @@ class Selection:
     value: str | None = None
 
     def matching(self) -> JSONObject:
-        """Return the conditions of an element that is ours and selected."""
-        ours: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
-        return ours | ({self.field: self.value} if self.field else {})
+        """Return the conditions of an element that is selected and the service's."""
+        own: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
+        return own | ({self.field: self.value} if self.field else {})

@@ -1,34 +1,43 @@
-"""Waiting for MongoDB at the start, so that nobody need start it first."""
+"""The start: waiting for MongoDB, so that the order of starts does not matter, and a trial of what delivery needs."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
 
+from bson import ObjectId
 from pymongo.errors import OperationFailure
 
-from mongo.clock import Clock
-from mongo.connection import Connection
-from mongo.errors import Misconfigured, Unavailable
+from mongo.connection import Connection, Database
+from mongo.document import SIMPLE
+from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
+from mongo.lanes import PROBE
+from mongo.outbox import HAS_DUE_EMAIL, Outbox
+from mongo.owed import new_element
+from mongo.users import Users
+from mongo.waiting import Windows
 
 T = TypeVar("T")
 
 log = logging.getLogger("notifier.mongo")
 
+OLDEST_VERSION: Final = (5, 0)
 ATTEMPT: Final = 4.0
 """Seconds of one attempt to connect."""
 LOG_INTERVAL: Final = 5.0
-"""Seconds between two lines that say what the service waits for."""
+"""Seconds between two log lines about the wait."""
 
 
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
-    """Call `open_`, which is given the seconds it may take, until it succeeds; return what it returns.
+    """Call `open_` with the seconds it may take until it succeeds, and return its result.
 
-    After `timeout` seconds, raises `Unavailable` with the cause that held longest: the last attempt may have had no
-    time to find one. Raises at once a `Misconfigured` or another `StoreError`.
+    After `timeout` seconds, raises `Unavailable` with the cause that held longest, because the last attempt may have
+    been too short to find one. Raises `Misconfigured` and other errors at once.
     """
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
     held: Counter[str] = Counter()
@@ -49,13 +58,66 @@ async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T
                 log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)
 
 
-async def reach(clock: Clock, connection: Connection, deadline: float | None = None) -> None:
-    """Connect, and read MongoDB's clock. Raises `Unavailable`, which says why it cannot."""
+async def version_of(database: Database, deadline: float | None = None) -> str:
+    """Return MongoDB's version. Raises `Misconfigured` if it is too old, and `Unavailable`."""
+    info = await persist(lambda _: database.command("buildInfo"), deadline)
+    if tuple(info["versionArray"][:2]) < OLDEST_VERSION:
+        raise Misconfigured(f"MongoDB {info['version']} is too old: the service needs 5.0 or later.")
+    return f"{info['version']}"
+
+
+async def _deleting(users: Users) -> str | None:
+    """Return the name of an index by which MongoDB deletes users once a date of the service has passed."""
+    indexes: Mapping[str, Any] = {}
+    with suppress(Misconfigured):  # the user of DB_URI may not list them
+        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
+    dates = {name: index["key"][0][0] for name, index in indexes.items() if "expireAfterSeconds" in index}
+    return next((name for name, field in dates.items() if field.startswith(("notifier.", "notifications."))), None)
+
+
+async def must_suffice(users: Users, connection: Connection) -> None:
+    """Try on a document of its own what delivery does. Raises `Misconfigured`.
+
+    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
+    that document, the trial is skipped.
+    """
+    version, nobody = await version_of(connection.database), {"_id": ObjectId()}
+    change = users.collection.update_one
+    probe = Users(connection, PROBE, users.shape, patience=users.patience)
     try:
-        await clock.sync(deadline)
-    except Misconfigured:
+        # It changes nothing, and needs the right to change users.
+        await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
+        if index := await _deleting(users):
+            raise Misconfigured(f"The index {index} makes MongoDB delete users (expireAfterSeconds): drop it.")
+        fault = await _try_delivery(probe)
+    except Unavailable:
         raise
-    except Unavailable as exc:
-        if isinstance(exc.__cause__, OperationFailure):  # it answers
+    except StoreError as exc:
+        fault = f"{exc}"
+    if fault:
+        needed = "the service needs MongoDB 5.0 or later, and an ordinary collection of users."
+        raise Misconfigured(f"MongoDB {version} does not do what delivery needs ({fault}): {needed}")
+
+
+async def _try_delivery(probe: Users) -> str | None:
+    outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
+    email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
+    owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}
+    key = {"_id": id_}
+
+    async def owe(_: int) -> bool:
+        try:
+            await probe.collection.update_one(key, owed, upsert=True, collation=SIMPLE)
+        except OperationFailure as exc:
+            if exc.code == UNAUTHORIZED:
+                return False
             raise
-        raise await connection.diagnosis() or exc from exc
+        return True
+
+    if not await probe.persist(owe):
+        return None
+    due = await probe.find({**key, **HAS_DUE_EMAIL}, sort="notifier.due")
+    await outbox.lease([id_], token, 1.0)
+    leased = await probe.find({**key, "notifier.outbox.token": token})
+    await probe.delete(key)
+    return None if due and leased else "it has no effect"

@@ -21,7 +21,7 @@ from mongo.users import Users
 
 FIELD: Final = "notifier.suppression"
 SHARED_LIMIT: Final = 100
-"""Users with one address whom one request may be about."""
+"""Users with the same address that one request may change."""
 NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
 PROVISIONAL: Final = timedelta(hours=48)
 """An e-mail owed later than this after a refusal is tried. If it is refused as well, the suppression is confirmed."""
@@ -38,12 +38,10 @@ class Suppression:
     confirmed: bool = False
 
     def covers(self, address: str, owed_at: datetime) -> bool:
-        """Return whether an e-mail that was owed then is not sent to an address."""
         return self.address == address and (self.confirmed or owed_at < self.at + PROVISIONAL)
 
 
 def load_suppression(user: Mapping[str, Any]) -> Suppression | None:
-    """Return the suppression of a document, if it has one and it is ours."""
     match value_at(user, FIELD):
         case {"address": str(address), "code": str(code), "at": datetime() as at, **others}:
             return Suppression(address, code, at, confirmed=others.get("confirmed") is True)
@@ -81,25 +79,21 @@ def suppress(bounce: Bounce) -> JSONObject:
 
 
 class Suppressions:
-    """The suppressions of all users."""
-
     def __init__(self, users: Users) -> None:
         self._users = users
 
     async def count(self) -> int:
-        """Return how many users have one. Raises `Unavailable`."""
         found = {f"{FIELD}.at": {"$gte": EPOCH}}
         count = self._users.collection.count_documents
         return await self._users.persist(lambda _: count(found, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Suppression | None:
-        """Return a user's suppression, if there is one. Raises `Unavailable`."""
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
         """Return the users whose document has this address. The index's collation says whether case matters.
 
-        Raises `ValidationError` if there is no index or too many users, and `Unavailable`.
+        Raises `ValidationError` if there is no index or too many users.
         """
         index = await address_index(self._users)
         if index is None:
@@ -115,7 +109,7 @@ class Suppressions:
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
         """Suppress the user's address, unless it is another than `address`, or lift that; return whether it is then.
 
-        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        Raises `UnknownUser`.
         """
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
@@ -135,7 +129,7 @@ class Suppressions:
 
 
 async def address_index(users: Users) -> tuple[str, str, Mapping[str, Any]] | None:
-    """Return an index that finds users by their address: its name, path and collation. Raises `Unavailable`."""
+    """Return an index that finds users by their address: its name, path and collation."""
     field = users.shape.email_field
     paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # of an array, an index has all elements
     indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)

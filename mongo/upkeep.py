@@ -1,4 +1,4 @@
-"""What the service does for its collections beside serving: indexes are made, and dead letters that are old leave."""
+"""What the service does beside serving: it makes indexes, follows MongoDB's clock, and lets dead letters expire."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Final
 
 from pymongo.errors import PyMongoError
 
-from config.checks import DEAD_MAIL
+from mongo import recall
+from mongo.clock import Clock
 from mongo.dead_mail import DeadMail
-from mongo.errors import StoreError
+from mongo.errors import StoreError, Unavailable
 from mongo.indexes import Index
+from mongo.outbox import Outbox
 
 log = logging.getLogger("notifier.mongo")
 
@@ -23,45 +25,57 @@ PAUSE: Final = 2.0
 """Seconds after a failure of MongoDB."""
 HEAD_START: Final = 1.0
 """Seconds for which the start waits for the indexes: where there are few documents, they are there by then."""
+SYNC_INTERVAL: Final = 10.0
+"""Seconds between two readings of MongoDB's clock."""
+SET_BACK: Final = 20.0
+"""Seconds by which the clock may be set back without a correction: so late may an e-mail be."""
 
 
 class Upkeep:
-    """Keeps the indexes, `due` first, and deletes the dead letters that are older than `days`."""
+    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`.
 
-    def __init__(self, due: Index, dead_mail: DeadMail, days: float | None) -> None:
-        letters = due.collection.database[DEAD_MAIL]
-        self._due = due
-        self._others = (
-            Index(due.collection, "notifier.suppression.at", sparse=True),
+    A lease lasts `lease` seconds.
+    """
+
+    def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail, lease: float, days: float | None) -> None:
+        self._clock = clock
+        self._outbox = outbox
+        self._dead_mail = dead_mail
+        self._lease = lease
+        self._days = days
+        letters = outbox.users.shared.database[dead_mail.letters.collection.name]
+        self._indexes = (
+            outbox.due,
+            Index(outbox.users.shared, "notifier.suppression.at", sparse=True),
             Index(letters, "collection", "died_at"),
             Index(letters, "user_id"),
         )
-        self._dead_mail = dead_mail
-        self._days = days
+        self._set_back: float | None = 0.0
+        """By how many seconds the clock was set back, until that is corrected. Before the start, nobody knows."""
         self._looked = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Do so meanwhile."""
-        self._due.is_missing = True
-        task = asyncio.create_task(self._run())
+        self._outbox.due.is_missing = True
+        tasks = [asyncio.create_task(run) for run in (self._run(), self._follow_clock())]
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEAD_START):
                     await self._looked.wait()
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
             pause = INTERVAL
             try:
-                for index in (self._due, *self._others):
+                for index in self._indexes:
                     await index.make()
                 self._looked.set()
+                await self.correct()
                 if self._days is not None:
                     await self._dead_mail.expire(self._days)
             except (StoreError, PyMongoError, TimeoutError):
@@ -71,4 +85,36 @@ class Upkeep:
                 log.exception("unexpected error: indexes are not looked after")
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._due.lost.wait()
+                    await self._outbox.due.lost.wait()
+
+    async def _follow_clock(self) -> None:
+        """Read the clock again and again. While MongoDB cannot be reached, log why."""
+        told = ""
+        while True:
+            reason = ""
+            try:
+                await self.read_clock()
+            except StoreError as exc:
+                reason = f"{exc}"
+            if reason != told:
+                log.warning("%s", reason or "MongoDB answers again.")
+                told = reason
+            await asyncio.sleep(SYNC_INTERVAL)
+
+    async def read_clock(self) -> None:
+        if (seconds := await self._clock.sync()) > SET_BACK:
+            log.warning("MongoDB's clock was set back by %.0f s, so e-mails that wait are due now", seconds)
+            self._set_back = seconds + (self._set_back or 0.0)
+            self._outbox.due.lost.set()
+
+    async def correct(self) -> None:
+        """Correct the due times once after each setback of the clock, and once after the start."""
+        if self._set_back is not None and not self._outbox.due.is_missing:
+            seconds = self._set_back
+            try:
+                await recall.set_back(self._outbox, seconds, self._lease)
+            except Unavailable:
+                raise
+            except StoreError as exc:  # because of a single document
+                log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
+            self._set_back = self._set_back - seconds or None

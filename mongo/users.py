@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -10,18 +11,42 @@ from pymongo import ReturnDocument, UpdateMany
 from config.ids import named
 from mongo.connection import MAJORITY, Connection
 from mongo.connection import Collection as MotorCollection
-from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, Shape
+from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, Shape, each, inbox
 from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
-from mongo.judged import Judged
 from mongo.lanes import Calls
+from mongo.requests import Selection
+from mongo.writes import Writes
 
 T = TypeVar("T")
 
+FINGERPRINT: Final = (1 << 64) - 1
+JUDGED: Final = 1 << 20
+"""Entries of the table of documents whose `notifications` are known to be the service's."""
 REFUSING: Final = {
     "types": [{"$type": f"${name}"} for name in TYPES],
-    "ours": {"$allElementsTrue": [{"$map": {"input": NOTIFICATIONS, "in": IS_OURS}}]},
+    "ours": {"$allElementsTrue": [each(NOTIFICATIONS, IS_OURS)]},
 }
-"""The projection of what `must_admit` judges."""
+"""The projection that `judge` reads."""
+
+
+class Judged:
+    """The documents whose `notifications` are the service's, so that writes need not ask again.
+
+    It is a fixed table of fingerprints of `_id`s, in which a later entry may take the place of an earlier one. The
+    kernel gives the memory only as the table fills, 8 MB at most. That two ids of a process share their 64 bits is no
+    likelier than a fault of the memory itself.
+    """
+
+    def __init__(self) -> None:
+        self._table = memoryview(mmap.mmap(-1, 8 * JUDGED)).cast("Q")
+
+    def __contains__(self, id_: object) -> bool:
+        fingerprint = hash(id_) & FINGERPRINT
+        return self._table[fingerprint % JUDGED] == fingerprint
+
+    def add(self, id_: object) -> None:
+        fingerprint = hash(id_) & FINGERPRINT
+        self._table[fingerprint % JUDGED] = fingerprint
 
 
 class Documents:
@@ -35,7 +60,6 @@ class Documents:
         self.patience = patience
 
     async def persist(self, attempt: Callable[[int], Awaitable[T]], deadline: float | None = None) -> T:
-        """Repeat an operation that is safe to repeat. Raises a `StoreError`."""
         return await persist(attempt, deadline, patience=self.patience)
 
     async def find(  # noqa: PLR0913 - as the driver's
@@ -66,21 +90,15 @@ class Documents:
         return await self.persist(attempt, deadline)
 
     async def find_one(
-        self,
-        filter_: Mapping[str, Any],
-        projection: Mapping[str, Any] | None = None,
-        *,
-        majority: bool = False,
-        deadline: float | None = None,
+        self, filter_: Mapping[str, Any], projection: Mapping[str, Any] | None = None, **options: Any
     ) -> JSONObject | None:
-        """Return a document that matches. With `majority`, what only a deposed primary has seen does not count."""
-        found = await self.find(filter_, projection, limit=-1, majority=majority, deadline=deadline)
-        return found[0] if found else None
+        """Return a document that matches. With `majority`, read only what a majority has."""
+        documents = await self.find(filter_, projection, limit=-1, **options)
+        return documents[0] if documents else None
 
     async def aggregate(
         self, pipeline: Sequence[JSONObject], deadline: float | None = None, hint: str | None = None
     ) -> list[JSONObject]:
-        """Return what a pipeline makes of the documents, found by the index `hint`."""
         hinted = {"hint": hint} if hint else {}
 
         async def attempt(_: int) -> list[JSONObject]:
@@ -89,7 +107,6 @@ class Documents:
         return await self.persist(attempt, deadline)
 
     async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
-        """Change all documents that match."""
         await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
 
     async def update_each(self, updates: Sequence[UpdateMany]) -> int:
@@ -98,31 +115,36 @@ class Documents:
         return int(found.matched_count)
 
     async def delete(self, filter_: JSONObject) -> None:
-        """Delete all documents that match."""
         await self.persist(lambda _: self.collection.delete_many(filter_, collation=SIMPLE))
 
 
 class Users(Documents):
-    """The users' documents. `profile` is what a new one has; it is `None` if the service creates none."""
-
     def __init__(
         self,
         connection: Connection,
         name: str,
         shape: Shape,
-        profile: Mapping[str, str] | None = None,
         patience: Patience = PATIENCE,
     ) -> None:
         super().__init__(connection.database[name], patience)
         self.shared = connection.shared[name]
         self.calls = Calls(self.shared, patience)
+        self.writes = Writes(self.collection, self.calls, patience.operation)
         self.judged = Judged()
         self.shape = shape
-        self.profile = profile
+        self.profile = shape.profile
+        self.limit, self.slack = shape.limit, shape.slack
+        self.inbox = inbox(shape.limit)
 
     def key(self, user_id: str) -> JSONObject:
-        """Return the condition that names a user's document."""
         return {"_id": self.shape.id_type.to_bson(user_id)}
+
+    def shown(self, selection: Selection) -> JSONObject:
+        """Return the condition that the inbox has the one selected by its id: what it hides does not exist."""
+        if not (self.slack and selection.field == "id" and selection.value):
+            return {}
+        newest = {"$let": {"vars": {"newest": self.inbox}, "in": "$$newest.id"}}
+        return {"$expr": {"$in": [{"$literal": selection.value}, newest]}}
 
     async def of(self, user_id: str, *paths: str) -> JSONObject:
         """Return these fields of a user's document; nothing of an unknown user."""
@@ -131,7 +153,7 @@ class Users(Documents):
     async def change(self, user_id: str, pipeline: Sequence[JSONObject], *paths: str) -> JSONObject:
         """Change the `notifier` of a user's document by a pipeline; return these fields as they are then.
 
-        Raises `UnknownUser`, `Conflict`, `TooLarge` or `Unavailable`.
+        Raises `UnknownUser`.
         """
 
         async def attempt(_: int) -> JSONObject | None:
@@ -151,7 +173,6 @@ class Users(Documents):
         return found
 
     async def create(self, user_id: str) -> None:
-        """Create the document of a user who has none. Raises a `StoreError`."""
         insert = {"$setOnInsert": self.profile}
         await self.persist(
             lambda _: self.collection.update_one(self.key(user_id), insert, upsert=True, collation=SIMPLE)

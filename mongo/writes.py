@@ -10,54 +10,48 @@ from dataclasses import replace
 from pymongo.errors import DuplicateKeyError
 
 from mongo.batcher import FREE_REQUESTS, Batcher
+from mongo.connection import Collection
 from mongo.document import SIMPLE
 from mongo.errors import Conflict
-from mongo.statement import Outcome, Write
-from mongo.users import Users
+from mongo.lanes import Calls, Outcome, Write
 
 
 class Writes:
-    """The driver's writes to single documents of a collection, which share a call with those that wait beside them.
+    """Writes to single documents of a collection, which share a call with those that wait beside them."""
 
-    The first attempt (number 0) shares a call. The others do not: one of the writes may have made it fail as a whole.
-    """
-
-    def __init__(self, users: Users, *, free_requests: int = FREE_REQUESTS) -> None:
-        self._users = users.collection
-        self._calls = users.calls
+    def __init__(
+        self, collection: Collection, calls: Calls, patience: float, *, free_requests: int = FREE_REQUESTS
+    ) -> None:
+        self._collection = collection
+        self._calls = calls
         self.used_at = -math.inf
         """When a write was last begun or done, by the clock of the event loop."""
         self._batcher: Batcher[Write, Outcome] = Batcher(
             self.together,
-            patience=users.patience.operation,
+            patience=patience,
             free_items=free_requests,
             kind=lambda write: write.numbered,
         )
 
-    async def find_one_and_update(self, write: Write, *, attempt: int) -> bool:
-        """Update a document, or else insert it if the write is an upsert; return whether the conditions held.
+    async def make(self, write: Write, *, attempt: int) -> bool:
+        """Update a document, or insert it if the write is an upsert; return whether the conditions held.
 
+        The first attempt (number 0) shares a call, later ones do not: one of the writes may have failed the whole call.
         Raises `Conflict`, `Unavailable`, PyMongo's errors, `TimeoutError`, or `QueueFull`.
         """
+        loop = asyncio.get_running_loop()
+        self.used_at = loop.time()
         try:
-            return await self._do(write, attempt)
+            outcome = None if attempt else await self._batcher(write)
+            return await self.alone(write) if outcome is None else bool(outcome)
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
                 raise Conflict("a unique index") from None  # on the address, say, which all new users share
             # Either a condition failed, so that the server tried to insert, or another upsert inserted in between.
             # Without upsert there is only one meaning left.
             return await self.alone(replace(write, upsert=False))
-
-    async def update_one(self, write: Write, *, attempt: int) -> bool:
-        """Update a document; return whether one matched. Raises PyMongo's errors, `TimeoutError`, or `QueueFull`."""
-        return await self._do(write, attempt)
-
-    async def _do(self, write: Write, attempt: int) -> bool:
-        self.used_at = asyncio.get_running_loop().time()
-        found = None if attempt else await self._batcher(write)
-        found = await self.alone(write) if found is None else bool(found)
-        self.used_at = asyncio.get_running_loop().time()
-        return found
+        finally:
+            self.used_at = loop.time()
 
     async def together(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         """Make several writes in one call; return the outcome of each. Raises as `Calls.run`."""
@@ -67,9 +61,11 @@ class Writes:
         """Make one write, as the driver does it; return whether it found its document. Raises PyMongo's errors."""
         conditions = write.conditions(guarded=True)
         if write.upsert:
-            await self._users.find_one_and_update(conditions, write.update, {"_id": 1}, upsert=True, collation=SIMPLE)
+            await self._collection.find_one_and_update(
+                conditions, write.update, {"_id": 1}, upsert=True, collation=SIMPLE
+            )
             return True
-        result = await self._users.update_one(
+        result = await self._collection.update_one(
             conditions, write.update, array_filters=write.array_filters, collation=SIMPLE
         )
         return bool(result.matched_count)

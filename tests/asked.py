@@ -243,7 +243,7 @@ async def probe_while_stopping(client: Client) -> ClientResponse:
 def with_full_queues(ask: Ask) -> Ask:
     async def ask_with_full_queues(client: Client) -> ClientResponse:
         store = client.app[handlers.STORE]
-        store._writes._batcher._free_places = store._lists._free_places = 0
+        store.users.writes._batcher._free_places = store._lists._free_places = 0
         return await ask(client)
 
     return ask_with_full_queues

@@ -45,6 +45,13 @@ def wrong_clock(offset: str) -> dict[str, str]:
     return {"LD_PRELOAD": f"{library}", "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
 
 
+def movable_clock(file: Path) -> dict[str, str]:
+    """Return the variables that give a process a clock that is wrong by what a file says, such as "+3600"."""
+    variables = wrong_clock("+0") | {"FAKETIME_TIMESTAMP_FILE": f"{file}", "FAKETIME_NO_CACHE": "1"}
+    del variables["FAKETIME"]
+    return variables
+
+
 def scripted(replies: dict[str, list[str | None]]) -> Script:
     """Return a script for a `MailServer` that gives these replies at each stage, one after another, and then accepts.
 

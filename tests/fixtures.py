@@ -279,4 +279,4 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
 @pytest.fixture
 def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the service leave no e-mail of an unknown kind to others."""
-    monkeypatch.setattr("mongo.unknown.LEFT_TO_OTHERS", 0.0)
+    monkeypatch.setattr("mongo.owed.LEFT_TO_OTHERS", 0.0)

@@ -10,12 +10,13 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
@@ -52,8 +53,15 @@ class Mongod:
     """A MongoDB server that can be killed, frozen and started again with its data."""
 
     def __init__(
-        self, folder: Path, replica_set: str | None = None, *arguments: str, cache_gb: float = 0.5, oplog_mb: int = 64
+        self,
+        folder: Path,
+        replica_set: str | None = None,
+        *arguments: str,
+        cache_gb: float = 0.5,
+        oplog_mb: int = 64,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._environment = environment
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._folder = folder
@@ -74,7 +82,7 @@ class Mongod:
                     *("--wiredTigerEngineConfigString", "log=(file_max=16MB,prealloc=false)"),  # not 300 MB each
                     *self._arguments,
                 ],
-                env=program.environment,
+                env={**program.environment, **self._environment},
                 stdout=output,
                 stderr=output,
             )

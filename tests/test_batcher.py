@@ -35,7 +35,7 @@ def tasks(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
     return [asyncio.create_task(batcher(item)) for item in items]
 
 
-async def test_few_items_leave_at_once_and_those_that_wait_share_a_batch() -> None:
+async def test_few_items_leave_at_once_and_waiting_ones_share_a_batch() -> None:
     calls = Calls()
     batcher = Batcher(calls.run, calls_at_once=8, free_items=3, batch_limit=100, queue_limit=100, patience=60)
     found = []
@@ -85,7 +85,7 @@ async def test_each_item_has_its_own_outcome_unless_the_batch_fails() -> None:
     assert await batcher(4) == 8
 
 
-async def test_a_cancelled_item_leaves_the_queue_but_not_a_batch_in_flight() -> None:
+async def test_a_cancelled_item_leaves_the_queue_not_a_batch_in_flight() -> None:
     calls = Calls()
     batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100, patience=60)
     in_flight = tasks(batcher, 0, 2)

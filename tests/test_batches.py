@@ -116,7 +116,7 @@ async def test_before_its_time_nothing_is_sent(client: Client, database: DB, mai
 
 
 @pytest.mark.parametrize("path", ["/read", "/delete"])
-async def test_what_is_read_or_deleted_before_ends_as_read_and_is_counted(
+async def test_what_is_read_or_deleted_first_ends_as_read(
     client: Client, database: DB, mail: MailServer, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -169,7 +169,7 @@ async def test_what_is_read_between_claim_and_look_is_not_told(client: Client, d
     assert said(mail)[1:] == [("digest", "1 of 1")]
 
 
-async def test_what_comes_during_a_conversation_opens_the_next_window_and_is_told_once(
+async def test_what_comes_during_a_conversation_opens_a_new_window(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     release, busy = asyncio.Event(), asyncio.Event()
@@ -251,7 +251,7 @@ async def test_two_replicas_send_one_email_for_a_window(
     assert len(mail.ids) == len(set(mail.ids)) == 5
 
 
-async def test_a_dead_letter_of_many_is_owed_again_and_tells_what_is_unread_then(
+async def test_a_revived_letter_of_many_tells_what_is_unread_then(
     client: Client, settings: Settings, database: DB, mail: MailServer, options: dict[str, Any]
 ) -> None:
     mail.script = scripted({"RCPT": ["550 5.1.1 unknown"]})
@@ -269,9 +269,7 @@ async def test_a_dead_letter_of_many_is_owed_again_and_tells_what_is_unread_then
     assert said(mail) == [("digest (2)", "1 2 of 2")]
 
 
-async def test_an_opt_out_and_a_suppressed_address_hold_for_it_and_what_is_read_makes_no_dead_letter(
-    client: Client, database: DB, mail: MailServer
-) -> None:
+async def test_an_email_of_many_obeys_opt_out_and_suppression(client: Client, database: DB, mail: MailServer) -> None:
     await told(client, "digest")
     await client.post("/preferences", params={"user_id": USER}, json={"digest": {"email": False}})
     end(client, database)

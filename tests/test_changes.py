@@ -67,7 +67,7 @@ TOLD: list[tuple[dict[str, Any], Any, bool]] = [
 
 
 @pytest.mark.parametrize(("before", "update", "is_told"), TOLD, ids=lambda value: f"{value}"[:60])
-def test_changes_of_notifications_and_of_what_was_seen_are_told_and_no_others(
+def test_only_changes_of_notifications_and_seen_are_told(
     database: DB, before: dict[str, Any], update: Any, is_told: bool
 ) -> None:
     me, last = {"_id": ObjectId(USER)}, {"_id": ObjectId(OTHER), "last": True}
@@ -98,9 +98,7 @@ async def test_no_change_is_missed_while_a_stream_begins(client: Client, mongod:
         response.close()
 
 
-async def test_a_write_that_no_majority_has_yet_is_not_missed_when_a_stream_begins(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_a_new_stream_misses_no_write_without_a_majority_yet(start: Start, tmp_path: Path) -> None:
     """The change stream begins after that write, so the first event must wait until a majority has it."""
     async with three_nodes(tmp_path) as setup:
         client = await start(db_uri=setup.uri)
@@ -163,7 +161,7 @@ async def test_a_broken_change_stream_resumes_where_it_was(
         assert (await events.next())["elements"] == 2
 
 
-async def test_inboxes_are_empty_after_the_collection_is_dropped_or_renamed(client: Client, database: DB) -> None:
+async def test_inboxes_are_empty_after_the_collection_is_gone(client: Client, database: DB) -> None:
     await create(client)
     async with listening(client) as events:
         assert (await events.next())["elements"] == 1

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
-from dns.resolver import NXDOMAIN, LifetimeTimeout
-from pymongo.errors import AutoReconnect, OperationFailure
+from dns.resolver import NXDOMAIN
+from pymongo.errors import AutoReconnect, ConfigurationError, OperationFailure
 
-from mongo.codes import CONFLICTS, DUPLICATE_KEY, FINAL, REFUSED_US, STATES, TOO_LARGE, WRONG_TYPE
-from mongo.errors import Misconfigured, Patience, means_unavailable, unavailable
-from mongo.reasons import Reason, reason_of
+from mongo.errors import (
+    CONFLICTS,
+    DUPLICATE_KEY,
+    FINAL,
+    REFUSED_US,
+    STATES,
+    TOO_LARGE,
+    WRONG_TYPE,
+    Misconfigured,
+    Patience,
+    means_unavailable,
+    unavailable,
+)
 from settings import Settings
 from tests.client import DB, ROOT, USER, Client, create, problem
 from tests.faults import HEARTBEATS, failing
@@ -53,7 +62,7 @@ async def impatient_client(start: Start, settings: Settings) -> Client:
 
 
 @soon
-async def test_what_mongodb_cannot_do_now_is_503_with_the_name_of_the_code_in_the_log(
+async def test_a_temporary_error_is_503_and_the_log_has_its_name(
     impatient_client: Client, mongod: Mongod, caplog: pytest.LogCaptureFixture
 ) -> None:
     for code, name in {11602: "InterruptedDueToReplStateChange", 14031: "OutOfDiskSpace", 999: "Location999"}.items():
@@ -64,14 +73,14 @@ async def test_what_mongodb_cannot_do_now_is_503_with_the_name_of_the_code_in_th
 
 
 @pytest.mark.parametrize("code", [6, 24, 50, 91, 112, 189, 216, 371, 402, 453, 462, 777, *STATES])
-def test_a_state_of_the_server_is_retried_also_one_that_is_not_known_yet(code: int) -> None:
+def test_states_of_the_server_are_retried_unknown_ones_too(code: int) -> None:
     exc = OperationFailure("any text", code, {"codeName": "AState"})
     assert means_unavailable(exc)
     assert f"{unavailable(exc)}" == f"MongoDB cannot do it now: error {code} AState."
 
 
 @pytest.mark.parametrize("code", [*FINAL, *CONFLICTS, *TOO_LARGE, *WRONG_TYPE, 4242, 5_107_201, None])
-def test_what_is_about_the_statement_or_the_document_is_not_retried(code: int | None) -> None:
+def test_errors_of_the_statement_or_document_are_final(code: int | None) -> None:
     assert not means_unavailable(OperationFailure("any text", code))
 
 
@@ -107,7 +116,7 @@ async def test_any_other_unknown_code_is_500_logged_once_a_minute(
 
 
 @pytest.mark.parametrize("code", sorted(CONFLICTS.keys() - NOT_FAKED))
-async def test_what_the_collection_does_not_admit_is_409_alone_and_in_a_shared_call(
+async def test_what_the_collection_refuses_is_409_alone_and_together(
     client: Client, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     body = {"user_id": USER, "key": "new_message"}
@@ -141,27 +150,25 @@ def test_the_reason_is_one_sentence_without_a_host(exc: Exception, sentence: str
     assert isinstance(found, Misconfigured) == is_configuration
 
 
-@pytest.mark.parametrize(
-    ("cause", "reason"),
-    [
-        (NXDOMAIN(), Reason.UNKNOWN_SRV),  # type: ignore[no-untyped-call]
-        (LifetimeTimeout(timeout=4, errors=[]), Reason.NO_DNS),  # type: ignore[no-untyped-call]
-        (ConnectionRefusedError(111, "Connection refused"), Reason.REFUSED),
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), Reason.UNKNOWN_HOST),
-        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), Reason.NO_DNS),
-        (OSError(24, "Too many open files"), Reason.NO_FILES),
-        (TimeoutError("timed out"), Reason.NO_ANSWER),
-        (OSError(5, "something new"), Reason.UNREACHABLE),
-    ],
-    ids=lambda value: f"{value}"[:40],
-)
-def test_the_cause_of_an_error_tells_the_reason_whatever_its_text(cause: Exception, reason: Reason) -> None:
-    exc = AutoReconnect("ssl-dns-tls-timed-out.example:27017: any text")
-    exc.__cause__ = cause
-    assert reason_of(exc) is reason
+def test_the_drivers_words_say_what_is_in_the_way() -> None:
+    words = "db.example:27017: [Errno 111] Connection refused"
+    timeouts = "(configured timeouts: connectTimeoutMS: 4000.0ms), Timeout: 4.0s, Topology Description: <…>"
+    assert f"{unavailable(AutoReconnect(f'{words} {timeouts}'))}" == f"MongoDB cannot be reached: {words}."
 
 
-def test_every_reason_is_documented() -> None:
+def test_an_option_that_is_refused_is_told_without_its_value() -> None:
+    refused = unavailable(ConfigurationError("hunter2 is not valid"))
+    assert (isinstance(refused, Misconfigured), "hunter2" in f"{refused}") == (True, False)
+
+
+def test_a_name_that_dns_does_not_know_may_be_known_later() -> None:
+    exc = ConfigurationError("The DNS query name does not exist: _mongodb._tcp.db.example.")
+    exc.__cause__ = NXDOMAIN()  # type: ignore[no-untyped-call]
+    told = unavailable(exc)
+    assert (isinstance(told, Misconfigured), f"{told}") == (False, f"MongoDB cannot be reached: {exc}")
+
+
+def test_every_refusal_of_the_account_is_documented() -> None:
     page = (ROOT / "docs/running.md").read_text()
-    sentences = [reason.sentence for reason in Reason] + [f"MongoDB {reason}." for reason in REFUSED_US.values()]
+    sentences = [f"MongoDB {reason}." for reason in REFUSED_US.values()]
     assert [sentence for sentence in sentences if f"| {sentence} |" not in page] == []

@@ -29,7 +29,7 @@ async def rows(client: Client, user_id: str = USER) -> list[tuple[str, str | Non
     return [(item["key"], item.get("target_id"), item.get("count")) for item in page["list"]]
 
 
-async def test_a_new_one_takes_the_place_of_the_unread_one_and_moves_to_the_top(client: Client, database: DB) -> None:
+async def test_a_new_one_replaces_the_unread_one_and_is_on_top(client: Client, database: DB) -> None:
     first = await told(client, "alert", target_id=TARGET, data={"n": 1})
     await told(client, "message", target_id=TARGET)
     await told(client, "alert", target_id=OTHER)
@@ -72,9 +72,7 @@ async def test_several_unread_ones_become_one(client: Client) -> None:
     assert await rows(client) == [("alert", None, 3)]
 
 
-async def test_a_row_that_collapses_leaves_the_others_and_the_limit_holds(
-    start: Start, tmp_path: Path, database: DB
-) -> None:
+async def test_collapsing_leaves_other_rows_and_keeps_the_limit(start: Start, tmp_path: Path, database: DB) -> None:
     client = await start(notifications_limit=3, notifications_slack=4, **kinds(tmp_path))
     for n in range(9):
         await told(client, "message", data={"n": n})
@@ -182,7 +180,7 @@ async def test_without_room_for_its_email_it_is_kept_all_the_same(client: Client
     assert [email["id"] for email in ours(database)["outbox"]] == [email["id"] for email in full]
 
 
-async def test_without_a_window_each_owes_its_email_and_what_is_due_stays_owed(client: Client, database: DB) -> None:
+async def test_without_a_window_each_of_those_collapsed_is_emailed(client: Client, database: DB) -> None:
     first, second = await told(client, "build", data={"n": 1}), await told(client, "build", data={"n": 2})
     assert [(email["id"], email["data"]) for email in owed(database)] == [(first, {"n": 1}), (second, {"n": 2})]
 

@@ -62,7 +62,7 @@ async def test_a_dead_address_of_the_server_does_not_matter(
 
 
 @pytest.mark.parametrize("greeting", [b"421 busy\r\n", b"554 no service\r\n", DROP, HANG])
-async def test_an_address_whose_server_does_not_work_is_left_for_the_next(
+async def test_a_broken_servers_address_is_left_for_the_next(
     start: Start, database: DB, resolve: list[tuple[str, int]], greeting: bytes
 ) -> None:
     async with raw_server({"greeting": greeting}) as broken, raw_server() as server:

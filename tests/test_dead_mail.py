@@ -78,7 +78,7 @@ async def test_a_retry_that_dies_halfway_owes_the_email_once(settings: Settings,
         assert (len(owed(database)), database.dead_mail.count_documents({})) == (1, 0)
 
 
-async def test_a_retry_leaves_the_letter_of_an_email_that_dies_again_at_once(
+async def test_a_retry_leaves_the_letter_of_an_email_that_dies_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(settings) as store:
@@ -112,7 +112,7 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
     indirect=["any_mongod"],
 )
 @impatient
-async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
+async def test_i2_a_burial_with_a_lost_reply_leaves_exactly_one_letter(
     settings: Settings,
     any_mongod: Mongod,
     monkeypatch: pytest.MonkeyPatch,
@@ -145,9 +145,7 @@ async def test_i2_a_burial_whose_reply_is_lost_leaves_exactly_one_letter(
 # --- age and indexes --------------------------------------------------------------------------------
 
 
-async def test_letters_older_than_dead_mail_days_are_deleted_but_not_those_of_another_collection(
-    settings: Settings, database: DB
-) -> None:
+async def test_old_letters_of_ones_own_collection_are_deleted(settings: Settings, database: DB) -> None:
     old = datetime.now(UTC) - timedelta(days=1)
     database.dead_mail.insert_many(
         [
@@ -173,7 +171,7 @@ def assert_equal(one: object, other: object) -> None:
     assert one == other
 
 
-async def test_two_services_with_one_database_keep_their_dead_letters_apart(settings: Settings, database: DB) -> None:
+async def test_services_with_one_database_keep_their_letters_apart(settings: Settings, database: DB) -> None:
     async with (
         open_store(settings) as ours,
         open_store(replace(settings, users_collection="people")) as theirs,

@@ -45,7 +45,7 @@ async def erase(client: Client, user_id: str = USER, **options: Any) -> int:
     return (await client.post("/erase", params={"user_id": user_id}, **options)).status
 
 
-async def test_what_others_hold_of_an_erased_user_is_found_as_the_page_says(client: Client, database: DB) -> None:
+async def test_other_traces_of_an_erased_user_are_where_the_page_says(client: Client, database: DB) -> None:
     page = (ROOT / "docs/api.md").read_text()
     (block,) = re.findall(
         r"tried by tests/test_erasure.py -->\n\n```js\ndb.users.updateMany\((.*?)\)\n```", page, re.DOTALL
@@ -124,7 +124,7 @@ async def test_streams_see_it(client: Client) -> None:
         assert (await stream.next())["elements"] == 0
 
 
-async def test_i13_while_an_email_is_in_a_conversation_it_is_503_and_200_afterwards(
+async def test_i13_during_a_conversation_it_is_503_and_200_afterwards(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     release, busy = asyncio.Event(), asyncio.Event()
@@ -149,7 +149,7 @@ async def test_i13_while_an_email_is_in_a_conversation_it_is_503_and_200_afterwa
     assert len(mail.received) == 1
 
 
-async def test_an_email_that_waits_for_its_next_attempt_is_erased_and_never_sent(
+async def test_an_email_waiting_for_its_retry_is_erased_and_not_sent(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     async def script(stage: str, _recipient: str) -> str | None:
@@ -187,7 +187,7 @@ async def dying(store: Store, monkeypatch: pytest.MonkeyPatch, method: str) -> N
     monkeypatch.undo()
 
 
-async def test_i13_a_process_that_dies_between_the_steps_leaves_what_a_repetition_erases(
+async def test_i13_after_a_crash_between_the_steps_a_repetition_erases(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.dead_mail.insert_one({"user_id": USER})
@@ -201,7 +201,7 @@ async def test_i13_a_process_that_dies_between_the_steps_leaves_what_a_repetitio
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_i13_a_worker_frozen_while_it_buries_leaves_no_letter_of_an_erased_user(
+async def test_i13_a_frozen_burial_leaves_no_letter_of_an_erased_user(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """It wakes after its lease has ended and the user was erased, and only then writes the dead letter."""
@@ -233,7 +233,7 @@ async def test_i13_a_worker_frozen_while_it_buries_leaves_no_letter_of_an_erased
     ],
     ids="-".join,
 )
-async def test_a_worker_frozen_while_it_buries_does_not_delete_the_letter_of_the_next(
+async def test_a_frozen_burial_keeps_the_letter_of_the_next_worker(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch, order: list[str]
 ) -> None:
     """In whatever order the two write the letter, and the frozen one again, as if a reply had been lost."""
@@ -260,7 +260,7 @@ async def test_a_worker_frozen_while_it_buries_does_not_delete_the_letter_of_the
         assert_outboxes_consistent(database)
 
 
-async def test_i13_a_retry_of_letters_read_before_an_erasure_owes_nothing(settings: Settings, database: DB) -> None:
+async def test_i13_a_retry_of_letters_read_before_erasing_owes_nothing(settings: Settings, database: DB) -> None:
     async with open_store(settings) as store:
         await store.create(Create(USER, SPECIFIED["registration"]))
         (email,) = await store.outbox.claim(1, 60)

@@ -49,9 +49,7 @@ def counts(database: DB) -> Counter[int]:
     return Counter(len(found.get("notifications", [])) for found in database.users.find())
 
 
-async def test_a_thousand_users_get_one_notification_each_however_often_it_is_asked(
-    client: Client, database: DB
-) -> None:
+async def test_a_repeated_fan_out_notifies_a_thousand_users_once_each(client: Client, database: DB) -> None:
     users = [f"{n:024x}" for n in range(1000)]
     assert await send(client, users[:10]) == done(10)
     assert await asyncio.gather(*(send(client, users) for _ in range(3))) != []
@@ -131,9 +129,7 @@ async def test_one_user_or_many_must_be_given(client: Client) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 150])
-async def test_an_unknown_user_is_told_by_index_and_the_others_are_notified(
-    start: Start, database: DB, count: int
-) -> None:
+async def test_unknown_users_are_named_by_index_others_are_notified(start: Start, database: DB, count: int) -> None:
     client = await start(id_type=IdType.STRING, unknown_users=UnknownUsers.REFUSE)
     known = [f"user {n}" for n in range(count)]
     database.users.insert_many([{"_id": user_id} for user_id in known])
@@ -143,9 +139,7 @@ async def test_an_unknown_user_is_told_by_index_and_the_others_are_notified(
     assert await send(client, known) == done(0, count)
 
 
-async def test_each_user_has_an_outcome_of_their_own_and_asking_again_does_the_rest(
-    client: Client, database: DB
-) -> None:
+async def test_each_user_has_an_outcome_and_a_repetition_does_the_rest(client: Client, database: DB) -> None:
     full, foreign, owed, changed = (USERS[n] for n in (1, 70, 71, 149))
     emails = [far_from_due(n) for n in range(OUTBOX_LIMIT)]
     database.users.insert_many(
@@ -193,7 +187,7 @@ async def test_i1_a_batch_whose_reply_is_lost_applies_once(start: Start, any_mon
 
 
 @impatient
-async def test_i6_without_mongodb_everyone_is_told_in_time_and_asking_again_notifies_each_once(
+async def test_i6_without_mongodb_a_fan_out_ends_in_time(
     start: Start, settings: Settings, mongod: Mongod, database: DB
 ) -> None:
     client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")

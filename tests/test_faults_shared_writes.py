@@ -84,7 +84,7 @@ async def test_i1_each_read_in_a_shared_call_knows_whether_it_matched(client: Cl
     ]
 
 
-async def test_i1_a_refusal_by_a_validator_affects_no_other_write_of_the_call(client: Client, database: DB) -> None:
+async def test_i1_a_validators_refusal_affects_no_other_write(client: Client, database: DB) -> None:
     """The refusal quotes the document, and with it values of other programs that the driver may fail to decode."""
     late, text = DatetimeMS(8_640_000_000_000_000), RawBSONDocument(encode({"x": "?"}).replace(b"?", b"\xff"))
     users = [f"{n:024x}" for n in range(40)]
@@ -106,7 +106,7 @@ async def test_i1_a_refusal_by_a_validator_affects_no_other_write_of_the_call(cl
     ids=["not on a majority", "no reply"],
 )
 @impatient
-async def test_i6_a_shared_call_that_is_not_confirmed_is_a_201_for_nobody(
+async def test_i6_an_unconfirmed_shared_call_is_a_201_for_nobody(
     start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
 ) -> None:
     client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")
@@ -146,7 +146,7 @@ async def test_i6_locked_documents_fail_alone(start: Start, mongod: Mongod, data
     assert [len(user(database, user_id)["notifications"]) for user_id in users[3:]] == [2] * 17
 
 
-async def test_i6_a_client_that_disconnects_affects_no_other_write_of_the_call(client: Client, database: DB) -> None:
+async def test_i6_a_client_that_disconnects_affects_no_other_write(client: Client, database: DB) -> None:
     server = client.server
     users = [f"{n:024x}" for n in range(20)]
     writers = []

@@ -57,7 +57,7 @@ async def test_i1_i2_a_write_whose_reply_is_lost_applies_once(
 
 
 @impatient
-async def test_i1_a_write_applies_once_even_if_newer_ones_have_pushed_it_out(start: Start, standalone: Mongod) -> None:
+async def test_i1_a_write_applies_once_even_if_it_was_pushed_out(start: Start, standalone: Mongod) -> None:
     """With so short an array, a repeated write cannot recognise itself by its notification."""
     name, proxy = f"lost_{ObjectId()}", Proxy(standalone.port)
     async with proxy.running():
@@ -150,7 +150,7 @@ async def test_i1_acknowledged_writes_survive_kill_9_of_mongod(
     ids=str,
 )
 @impatient
-async def test_i6_a_failing_database_is_503_with_retry_after_and_a_retry_has_one_effect(
+async def test_i6_a_failing_database_is_503_and_a_retry_has_one_effect(
     start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
 ) -> None:
     client = await start(db_uri=f"{settings.db_uri}?{HEARTBEATS}")

@@ -60,7 +60,7 @@ async def post(client: Client, key: str = "new_login", user_id: str = USER, **op
     return response.status, told
 
 
-async def test_a_kept_notification_is_kept_without_its_email_and_says_so(
+async def test_a_notification_is_kept_without_its_email_and_says_so(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     fill(database, USER)
@@ -171,7 +171,7 @@ async def test_the_write_without_the_email_has_its_conditions(client: Client, da
     database.users.delete_many({})
 
 
-async def test_a_fan_out_that_fails_for_some_says_that_others_are_owed_no_email(client: Client, database: DB) -> None:
+async def test_a_failed_fan_out_says_that_others_are_owed_no_email(client: Client, database: DB) -> None:
     """Asking again would count them as replays, so this answer is the one that says it."""
     fill(database, USER)
     database.users.insert_one({"_id": ObjectId(OTHER), "notifications": "theirs"})
@@ -184,7 +184,7 @@ async def test_a_fan_out_that_fails_for_some_says_that_others_are_owed_no_email(
 
 
 @impatient
-async def test_in_a_fan_out_a_lost_reply_to_the_write_without_the_email_is_no_promise_of_one(
+async def test_a_lost_reply_without_the_email_is_no_promise_of_one(
     settings: Settings, standalone: Mongod, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is done again after its turn has ended, by when the notification is there, and its e-mail is not."""
@@ -204,7 +204,7 @@ async def test_in_a_fan_out_a_lost_reply_to_the_write_without_the_email_is_no_pr
 
 
 @pytest.mark.parametrize("kind", ["registration", "new_login"])
-async def test_a_create_whose_email_was_sent_before_its_retry_is_no_replay(
+async def test_a_create_whose_email_was_sent_already_is_no_replay(
     settings: Settings, standalone: Mongod, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Its first attempt took effect and the reply was lost; the e-mail was sent and settled before the next one."""
@@ -220,7 +220,7 @@ async def test_a_create_whose_email_was_sent_before_its_retry_is_no_replay(
             monkeypatch.setattr(asyncio, "sleep", sleep)
             (email,) = await store.outbox.claim(1, 60)
             assert await store.outbox.remove(email)
-            await store.deletions.delete(Selection(USER))
+            await store.delete(Selection(USER))
             return None
 
         monkeypatch.setattr(asyncio, "sleep", deliver)  # the pause before the write is repeated

@@ -17,8 +17,7 @@ from pymongo.errors import DuplicateKeyError, ExecutionTimeout
 from mongo.connection import connected, within
 from mongo.document import JSONObject
 from mongo.errors import PATIENCE, Patience, Unavailable
-from mongo.lanes import PROBE, Calls, keeps_numbers
-from mongo.statement import Outcome, Write
+from mongo.lanes import PROBE, Calls, Outcome, Write, keeps_numbers
 from settings import Settings
 from tests.client import DB, create, user
 from tests.faults import failing
@@ -79,9 +78,7 @@ async def test_a_call_whose_reply_is_lost_takes_effect_once(
             assert counts() == dict.fromkeys(range(3), 1)
 
 
-async def test_a_held_call_that_arrives_after_the_next_number_is_shut_out(
-    database: DB, mongod: Mongod, counts: Any
-) -> None:
+async def test_a_call_that_arrives_after_the_next_number_is_shut_out(database: DB, mongod: Mongod, counts: Any) -> None:
     """Its repetition is not confirmed either, so the writes were done behind a fence: with conditions."""
     proxy = Proxy(mongod.port)
     async with proxy.running(), calls(database, proxy.port) as numbered:
@@ -106,9 +103,7 @@ class _DuplicateKey:
 DuplicateKey: Any = _DuplicateKey()
 
 
-async def test_a_write_that_failed_is_behind_the_fence_before_its_error_is_told(
-    database: DB, mongod: Mongod, counts: Any
-) -> None:
+async def test_a_failed_write_is_fenced_before_its_error_is_told(database: DB, mongod: Mongod, counts: Any) -> None:
     """MongoDB does not remember what failed. The first sending must not do it when the condition holds later."""
     database.lanes.insert_one({"_id": 1, "room": False})
     proxy = Proxy(mongod.port)
@@ -184,9 +179,7 @@ async def test_one_repetition_tells_which_users_of_a_call_are_unknown(
     assert counts() == dict.fromkeys(range(0, 64, 2), 1)
 
 
-async def test_a_call_that_nobody_confirms_is_unavailable_and_takes_effect_at_most_once(
-    database: DB, mongod: Mongod, counts: Any
-) -> None:
+async def test_an_unconfirmed_call_takes_effect_at_most_once(database: DB, mongod: Mongod, counts: Any) -> None:
     async with calls(database) as numbered:
         with failing(mongod, ["update"], closeConnection=True), pytest.raises(Unavailable):
             await numbered.run([push(1)])
@@ -285,9 +278,7 @@ async def test_creates_that_share_a_call_have_no_condition_but_id(
 
 
 @pytest.mark.parametrize(("seconds", "error"), [(0.01, TimeoutError), (60.0, RuntimeError)])
-async def test_a_lock_of_the_driver_that_breaks_when_a_call_is_cancelled_is_a_timeout(
-    seconds: float, error: type[Exception]
-) -> None:
+async def test_a_drivers_lock_that_breaks_on_cancel_is_a_timeout(seconds: float, error: type[Exception]) -> None:
     async def call() -> None:
         try:
             await asyncio.sleep(0.1)

@@ -87,7 +87,7 @@ async def test_deleting_twice_is_200_and_what_never_was_is_404(client: Client) -
     assert await post(client, "/delete", OTHER, all="true") == 200
 
 
-async def test_a_deletion_brings_nothing_back_that_the_inbox_no_longer_showed(start: Start, database: DB) -> None:
+async def test_a_deletion_brings_back_nothing_that_was_hidden(start: Start, database: DB) -> None:
     client = await start(notifications_limit=10)
     old = {"timestamp": 1, "is_new": True, "user_id": USER, "key": "new_post"}
     database.users.insert_one({"_id": ObjectId(USER), "notifications": [old | {"id": f"{n}"} for n in range(15)]})
@@ -109,7 +109,7 @@ async def test_as_many_deleted_ids_are_remembered_as_an_inbox_holds(start: Start
     assert user(database)["notifications"] == []
 
 
-async def test_an_id_of_another_program_that_is_no_text_stays_and_harms_nothing(client: Client, database: DB) -> None:
+async def test_an_id_that_is_no_text_stays_and_harms_nothing(client: Client, database: DB) -> None:
     odd = {"id": ["x"], "is_new": False, "key": "new_post"}
     database.users.insert_one({"_id": ObjectId(USER), "notifications": [odd]})
     await create(client, key="new_post")
@@ -128,9 +128,7 @@ async def test_a_null_among_the_notifications_stays_and_is_not_deleted(client: C
 
 
 @pytest.mark.parametrize("value", ["x", {"a": 1}, [1], ["a", None], False], ids=repr)
-async def test_deleted_ids_of_another_form_hinder_nothing_and_only_an_array_of_them_stays(
-    client: Client, database: DB, value: Any
-) -> None:
+async def test_odd_deleted_ids_hinder_nothing_and_stay_in_an_array(client: Client, database: DB, value: Any) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "notifier": {"deleted": value}})
     await create(client)
     (id_,) = await ids(client)

@@ -151,7 +151,7 @@ async def refused(
 
 
 @pytest.mark.parametrize("value", NO_OBJECTS, ids=lambda value: f"{value}"[:40])
-async def test_a_notifier_that_is_no_object_is_409_wherever_one_is_needed(
+async def test_a_notifier_that_is_no_object_is_409_where_it_is_needed(
     start: Start, database: DB, caplog: pytest.LogCaptureFixture, value: Any
 ) -> None:
     document = {"notifier": value}
@@ -173,9 +173,7 @@ async def test_a_part_of_another_type_is_409_only_where_it_is_needed(
     assert await refused(start, database, caplog, {"notifier": parts}, field) == expected
 
 
-async def test_an_object_of_that_name_is_taken_for_ours_and_keeps_what_we_do_not_know(
-    client: Client, database: DB
-) -> None:
+async def test_an_object_named_notifier_keeps_its_unknown_fields(client: Client, database: DB) -> None:
     theirs = {"theme": "dark", "channels": [{"sms": True}]}
     database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", "notifier": theirs})
     await create(client, key="new_login")

@@ -66,7 +66,7 @@ async def test_odd_outboxes_hold_up_nobody_and_are_left_as_they_are(
     assert [record.message for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
 
 
-async def test_a_document_that_mongodb_does_not_let_be_changed_holds_up_nobody(
+async def test_a_document_that_cannot_be_changed_holds_up_nobody(
     start: Start, database: DB, mail: MailServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A validator that came later than they did, for instance."""
@@ -114,7 +114,7 @@ async def test_an_email_with_odd_values_is_settled(database: DB, mail: MailServe
     assert len(mail.ids) == 1
 
 
-async def test_an_email_that_counts_more_tries_than_there_can_be_ends_at_its_next_failure(
+async def test_an_email_with_absurd_tries_ends_at_its_next_failure(
     start: Start, database: DB, mail: MailServer
 ) -> None:
     async def refuse(stage: str, _: str) -> str | None:

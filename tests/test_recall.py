@@ -58,7 +58,7 @@ async def test_flush_of_a_user_leaves_the_others_waiting(store: Store) -> None:
     assert {email.user_id for email in await claim(store)} == {USER}
 
 
-async def test_what_a_stop_held_falls_due_in_its_era_and_nothing_else_does(store: Store, database: DB) -> None:
+async def test_only_what_a_stop_held_falls_due_and_in_its_era(store: Store, database: DB) -> None:
     emails = await claim(store)
     for email in emails:
         await store.outbox.hold(email, 3600, "stopped", held=f"kind {email.key}")

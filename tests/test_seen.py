@@ -36,7 +36,7 @@ async def test_what_comes_after_a_user_has_seen_the_inbox_is_unseen(client: Clie
     assert (page["new"], page["unseen"]) == (3, 0)
 
 
-async def test_what_the_inbox_does_not_show_is_not_unseen_and_no_clock_is_asked(start: Start, database: DB) -> None:
+async def test_hidden_ones_are_not_unseen_and_no_clock_is_asked(start: Start, database: DB) -> None:
     client = await start(notifications_limit=2)
     database.users.insert_one({"_id": ObjectId(USER), "notifications": STORED, "notifier": {"seen_at": 0}})
     database.users.update_one({}, [{"$set": {"notifier.seen_at": {"$toLong": 0}}}])
@@ -53,7 +53,7 @@ async def test_an_inbox_without_a_time_can_be_seen(client: Client, database: DB,
     assert (ours(database), (await list_(client))["unseen"]) == ({"seen_at": 0}, 0)
 
 
-async def test_seeing_creates_no_user_and_harms_no_document_of_another_program(client: Client, database: DB) -> None:
+async def test_seeing_creates_no_user_and_harms_no_other_document(client: Client, database: DB) -> None:
     assert await see(client) == 200
     assert database.users.count_documents({}) == 0
     odd = {"_id": ObjectId(USER), "notifier": "theirs"}
@@ -85,7 +85,7 @@ async def test_an_erasure_forgets_what_was_seen(client: Client, database: DB) ->
     assert user(database).keys() == {"_id", "email"}
 
 
-async def test_a_list_can_be_of_one_kind_and_its_counts_stay_those_of_all(client: Client) -> None:
+async def test_a_list_of_one_kind_has_the_counts_of_all(client: Client) -> None:
     for key in ("new_post", "new_message", "new_post", "new_login"):
         await create(client, key=key)
     newest = (await list_(client))["list"]

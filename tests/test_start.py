@@ -38,7 +38,7 @@ async def test_it_waits_for_mongodb_and_says_so_then_serves(tmp_path: Path) -> N
         await asyncio.sleep(2)
         assert service.process.poll() is None
         assert len(waits(service)) <= 1 + (time.monotonic() - started) / LOG_INTERVAL
-        assert waits(service)[0].endswith("the connection is refused.")
+        assert waits(service)[0].endswith("Connection refused.")
         told = len(waits(service))
         service.kill()
         service.environment["DB_URI"] = f"mongodb://{late.address}/x"

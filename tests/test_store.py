@@ -14,7 +14,7 @@ from tests.client import DB, OTHER, TARGET, USER, Client, create, list_, problem
 from tests.waiting import eventually_async
 
 
-async def test_a_create_without_room_in_the_document_is_413_and_changes_nothing(client: Client, database: DB) -> None:
+async def test_a_create_without_room_is_413_and_changes_nothing(client: Client, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "blob": b"x" * (16 * 1024 * 1024 - 1000)})
     response = await client.post("/create", json={"user_id": USER, "key": "new_post", "data": {"a": "x" * 2000}})
     assert response.status == 413
@@ -39,7 +39,7 @@ async def test_a_create_that_the_collection_does_not_admit_is_409(
     assert (await list_(client, "0" * 24))["list"] == []
 
 
-async def test_values_of_other_programs_in_the_array_do_not_break_the_list(client: Client, database: DB) -> None:
+async def test_foreign_values_in_the_array_do_not_break_the_list(client: Client, database: DB) -> None:
     foreign = {"id": "old", "is_new": True, "target_id": ObjectId(TARGET), "x": math.nan, "y": DatetimeMS(2**62)}
     database.users.insert_one({"_id": ObjectId(USER), "notifications": [foreign]})
     await create(client, OTHER)

@@ -65,7 +65,7 @@ async def test_an_email_alone_is_deleted_by_its_id_once_and_for_good(down: Clien
     assert (ids_owed(database), "due" in ours(database)) == ([], False)
 
 
-async def test_an_email_whose_notification_was_pushed_out_is_taken_back_too(start: Start, database: DB) -> None:
+async def test_an_email_of_a_notification_pushed_out_is_taken_back(start: Start, database: DB) -> None:
     client = await start(smtp_port=free_port(), notifications_limit=2, notifications_slack=4)
     first = await told(client, "new_login")
     for _ in range(3):

@@ -23,7 +23,7 @@ async def stores(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Store, Store]]:
     """Return the stores of an old replica and of a new one, to which an e-mail of the new kind is owed."""
-    monkeypatch.setattr("mongo.unknown.NEXT_LOOK", 0.0)
+    monkeypatch.setattr("mongo.owed.NEXT_LOOK", 0.0)
     email = new_element(f"{ObjectId()}", NEW.name, datetime.now(UTC), {}, {})
     database.users.insert_one({"_id": ObjectId(USER), **owing(email)})
     async with AsyncExitStack() as stack:
@@ -32,9 +32,7 @@ async def stores(
         yield old, new
 
 
-async def test_an_email_of_an_unknown_kind_is_put_back_uncounted_for_those_who_know_it(
-    stores: tuple[Store, Store], database: DB
-) -> None:
+async def test_an_email_of_an_unknown_kind_is_left_to_others(stores: tuple[Store, Store], database: DB) -> None:
     old, new = stores
     for _ in range(3):
         assert await old.outbox.claim(10, 60) == []
@@ -50,7 +48,7 @@ async def test_an_email_of_an_unknown_kind_is_put_back_uncounted_for_those_who_k
 async def test_after_that_time_it_is_sent_by_any_with_a_warning(
     stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mongo.unknown.LEFT_TO_OTHERS", 0.0)
+    monkeypatch.setattr("mongo.owed.LEFT_TO_OTHERS", 0.0)
     old, _ = stores
     (email,) = await old.outbox.claim(10, 60)
     assert email.key == NEW.name

@@ -102,7 +102,7 @@ async def is_replicated(direct: Any) -> bool:
         "mongodb://",
     ],
 )
-def test_a_connection_string_that_cannot_work_is_a_fault_of_the_configuration(uri: str) -> None:
+def test_an_impossible_connection_string_is_a_fault(uri: str) -> None:
     fault = uri_fault(uri)
     assert fault
     assert "ter2" not in fault

@@ -189,7 +189,7 @@ async def test_the_commands_take_string_ids(start: Start, settings: Settings, pe
         assert err == "USER_ID: Not 1 to 128 characters without control characters.\n"
 
 
-async def test_a_dead_letter_from_before_the_ids_changed_does_not_stop_a_retry(
+async def test_a_letter_from_before_the_ids_changed_stops_no_retry(
     settings: Settings, database: DB, people: People
 ) -> None:
     letter = {"key": "new_login", "at": None, "tries": 1, "error": "x", "email": None, "request_id": None}
@@ -273,7 +273,7 @@ async def test_a_created_user_has_the_address_in_the_configured_field(
         {"emails": [{}]},
     ],
 )
-async def test_what_is_no_address_becomes_a_dead_letter_and_others_are_served(
+async def test_a_value_that_is_no_address_makes_a_dead_letter(
     client: Client, database: DB, people: People, mail: MailServer, fields: dict[str, Any]
 ) -> None:
     people.insert_many([person(ANN, **fields), person(BOB)])
@@ -284,7 +284,7 @@ async def test_what_is_no_address_becomes_a_dead_letter_and_others_are_served(
     assert [letter["user_id"] for letter in database.dead_mail.find()] == [ANN]
 
 
-async def test_templates_are_those_of_the_language_in_the_users_document(
+async def test_templates_are_in_the_language_of_the_users_document(
     start: Start, people: People, mail: MailServer, tmp_path: Path
 ) -> None:
     files = {
@@ -335,9 +335,7 @@ async def test_an_address_as_an_id_is_not_logged(
     assert "@" not in caplog.text
 
 
-async def test_ids_that_the_collation_of_the_collection_takes_for_one_are_not_mixed_up(
-    start: Start, database: DB, people: People
-) -> None:
+async def test_ids_that_are_equal_by_collation_are_not_mixed_up(start: Start, database: DB, people: People) -> None:
     database.create_collection("people", collation={"locale": "en", "strength": 1})
     people.insert_one(person(ANN))
     client = await start(email_field="email", unknown_users=UnknownUsers.CREATE)

@@ -74,9 +74,7 @@ async def test_the_first_end_counts(create: Any, database: DB) -> None:
     assert (second < first, ours(database)["due"]) == (True, second)
 
 
-async def test_a_full_outbox_keeps_no_window_from_opening_and_its_end_waits_for_room(
-    create: Any, store: Store, database: DB
-) -> None:
+async def test_a_windows_end_waits_for_room_in_the_outbox(create: Any, store: Store, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.example", **owing(*map(far_from_due, range(100)))})
     ids = [await create("comment") for _ in range(2)]
     end_windows(database)
@@ -140,7 +138,7 @@ async def test_who_opens_a_window_ends_it_for_those_who_join(create: Any, store:
     assert [item["id"] for item in ours(database)["waiting"]] == [elsewhere, later]
 
 
-async def test_a_claim_that_dies_is_taken_over_whole_and_two_claim_it_once(
+async def test_a_dead_claim_is_taken_over_whole_and_two_claim_it_once(
     create: Any, store: Store, settings: Settings, database: DB
 ) -> None:
     ids = [await create("digest") for _ in range(3)]
@@ -155,10 +153,10 @@ async def test_a_claim_that_dies_is_taken_over_whole_and_two_claim_it_once(
     assert (sorted(again.ids), again.token != email.token) == (sorted(ids), True)
 
 
-async def test_a_window_of_an_unknown_kind_is_left_to_those_who_know_it(
+async def test_a_window_of_an_unknown_kind_is_left_to_others(
     create: Any, store: Store, settings: Settings, database: DB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongo.unknown.NEXT_LOOK", 0.0)
+    monkeypatch.setattr("mongo.owed.NEXT_LOOK", 0.0)
     ids = [await create("digest") for _ in range(2)]
     later = await create("answer")
     end_windows(database, "digest")
@@ -185,9 +183,7 @@ async def test_a_kind_that_has_left_the_file_is_told_one_by_one(
         assert sorted(list(email.ids) for email in await later.outbox.claim(10, 60)) == sorted([id_] for id_ in ids)
 
 
-async def test_what_is_not_ours_in_a_window_stays_and_is_told_by_nobody(
-    create: Any, store: Store, database: DB
-) -> None:
+async def test_foreign_elements_of_a_window_stay_and_are_not_told(create: Any, store: Store, database: DB) -> None:
     id_ = await create("comment")
     odd = [
         None,
@@ -211,7 +207,7 @@ async def test_the_look_brings_what_is_unread_then_oldest_first(create: Any, sto
     emails = await store.outbox.claim(10, 60)
     assert await told(store, emails) == [ids]
     await store.mark(Selection(USER, "id", ids[1]), is_new=False)
-    await store.deletions.delete(Selection(USER, "id", ids[0]))
+    await store.delete(Selection(USER, "id", ids[0]))
     assert await told(store, emails) == [ids[2:]]
     await store.mark(Selection(USER, "id", ids[1]), is_new=True)
     assert await told(store, emails) == [ids[1:]]
@@ -227,7 +223,7 @@ async def test_a_deletion_of_one_takes_no_email_about_many(create: Any, store: S
     end_windows(database)
     emails = await store.outbox.claim(10, 60)
     assert emails[0].id == ids[0]
-    assert await store.deletions.delete(Selection(USER, "id", ids[0]))
+    assert await store.delete(Selection(USER, "id", ids[0]))
     assert await told(store, emails) == [[ids[1]]]
 
 
@@ -260,9 +256,7 @@ async def test_without_a_batch_those_pushed_out_leave_nothing(create: Any, datab
 # --- collapse ---------------------------------------------------------------------------------------
 
 
-async def test_an_email_that_waits_passes_to_the_new_one_and_keeps_its_time(
-    create: Any, store: Store, database: DB
-) -> None:
+async def test_a_waiting_email_passes_to_the_new_one_at_its_old_time(create: Any, store: Store, database: DB) -> None:
     await create("price", TARGET)
     before = ours(database)
     elsewhere, last = await create("price", OTHER), await create("price", TARGET)
@@ -274,9 +268,7 @@ async def test_an_email_that_waits_passes_to_the_new_one_and_keeps_its_time(
     assert sorted(await told(store, emails)) == sorted([[elsewhere], [last]])
 
 
-async def test_one_that_is_due_and_that_nobody_has_leased_speaks_of_the_new_one(
-    create: Any, store: Store, database: DB
-) -> None:
+async def test_a_due_email_that_nobody_leases_tells_the_new_one(create: Any, store: Store, database: DB) -> None:
     await create("price", TARGET)
     end_windows(database)
     emails = await store.outbox.claim(10, 60)
@@ -288,9 +280,7 @@ async def test_one_that_is_due_and_that_nobody_has_leased_speaks_of_the_new_one(
     assert await told(store, emails) == [[last]]
 
 
-async def test_while_one_may_be_in_its_conversation_the_new_one_opens_the_next_window(
-    create: Any, store: Store, database: DB
-) -> None:
+async def test_beside_a_conversation_the_new_one_opens_a_window(create: Any, store: Store, database: DB) -> None:
     first = await create("price", TARGET)
     end_windows(database)
     emails = await store.outbox.claim(10, 60)

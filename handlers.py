@@ -22,6 +22,7 @@ from api.stream import HEADERS as EVENT_STREAM
 from api.stream import Stopping
 from config.ids import named
 from config.keys import Scope
+from kinds import describe_kinds
 from mongo.creation import Recorded
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
@@ -29,7 +30,6 @@ from mongo.overview import owed
 from mongo.page import Page
 from mongo.preferences import wants_email
 from mongo.requests import Create, CreateMany, ListQuery, Selection
-from ops.kinds import describe_kinds
 from ops.logs import Throttle
 from ops.metrics import CONTENT_TYPE, METRICS, Metrics
 from schemas import Schemas

@@ -9,10 +9,10 @@ from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
 from api.stream import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
+from kinds import TYPES, Kinds
 from mongo.changes import Inbox
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.preferences import EVERY_KIND
-from ops.kinds import TYPES, Kinds
 
 
 def ref(name: str) -> JSONObject:

@@ -13,8 +13,8 @@ from marshmallow import fields as mf
 
 from config.address import mailbox
 from config.ids import IdType
+from kinds import Kinds
 from mongo.document import JSONObject
-from ops.kinds import Kinds
 
 DATA_LIMIT: Final = 16 * 1024
 """Bytes of `data` as compact UTF-8 JSON."""

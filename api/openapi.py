@@ -33,10 +33,10 @@ from api.fields import DataField, IdField, KindNameField
 from api.operations import TAGS, Answer, Operation, operations
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import IdType
+from kinds import Kinds
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
 from mongo.fan_out import Incomplete, NotYetComplete
-from ops.kinds import Kinds
 from schemas import CreateSchema
 
 VERSION: Final = "1.0.0"

@@ -16,11 +16,11 @@ from api.problems import NoSuchNotification
 from api.stream import KEEP_ALIVE
 from config.ids import IdType
 from config.keys import Scope
+from kinds import Kinds, describe_kinds
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import JSONObject
 from mongo.fan_out import Incomplete, NotYetComplete
-from ops.kinds import Kinds, describe_kinds
 from schemas import SELECTORS, Schemas
 
 TAGS: Final[Mapping[str, tuple[str, ...]]] = {

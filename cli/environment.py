@@ -16,9 +16,9 @@ from marshmallow import fields as mf
 
 from cli.variables import SettingsError, Variables
 from config.address import is_address
+from kinds import KindsError
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
-from ops.kinds import KindsError
 from settings import VARIABLES, Security, Settings, UnknownUsers
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}

@@ -9,9 +9,9 @@ from schemathesis.core.failures import Failure
 
 from api.problems import BY_EXCEPTION
 from config.ids import IdType
+from kinds import SPECIFIED
 from mongo.errors import EmailUnderWay, KeyReused
 from mongo.suppression import NO_INDEX
-from ops.kinds import SPECIFIED
 from schemas import Schemas
 
 USER = {"user_id": "638f394d4b7243fc0399ea67"}

@@ -14,7 +14,7 @@ from api.operations import operations
 from api.problems import PROBLEMS
 from config.ids import IdType
 from handlers import ROUTES
-from ops.kinds import SPECIFIED
+from kinds import SPECIFIED
 from settings import VARIABLES
 from tests.client import ROOT
 

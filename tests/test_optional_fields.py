@@ -9,10 +9,10 @@ import pytest
 
 from api.components import NOTIFICATION
 from config.ids import IdType
+from kinds import SPECIFIED
 from mongo.document import OPTIONAL_FIELDS, Shape
 from mongo.owed import load_emails, new_element
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from schemas import CreateSchema
 from tests.client import USER
 

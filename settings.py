@@ -16,7 +16,7 @@ from marshmallow import validate
 from config import checks, keys
 from config.address import envelope_address, mailbox
 from config.ids import IdType
-from ops.kinds import Kinds, load_kinds
+from kinds import Kinds, load_kinds
 
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """What listens on every address of this machine, and the one by which the machine reaches itself."""

@@ -21,9 +21,9 @@ from marshmallow import fields as mf
 
 from api.middleware import RENDER_FAILURE
 from api.problems import render
+from kinds import Kind
 from mail.unsubscribe import Links, NoSuchLink
 from mongo.preferences import Preferences
-from ops.kinds import Kind
 from ops.languages import accepted, translated
 from settings import Settings
 

@@ -15,9 +15,9 @@ from cli.variables import SettingsError, Variables, similar_names
 from config.address import mailbox
 from config.credentials import credential_faults
 from config.keys import ALL, parse_keys
+from kinds import KindsError, load_kinds
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
-from ops.kinds import KindsError, load_kinds
 from settings import Settings, UnknownUsers
 
 __all__ = ["SettingsError", "load_settings", "read_settings"]

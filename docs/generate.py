@@ -23,8 +23,8 @@ from api.operation import Operation  # noqa: E402
 from api.operations import operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
+from kinds import SPECIFIED  # noqa: E402
 from mail.suppression import CODES  # noqa: E402
-from ops.kinds import SPECIFIED  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import Settings  # noqa: E402
 

@@ -25,8 +25,8 @@ from jinja2 import ChainableUndefined, FunctionLoader, Template, TemplateSyntaxE
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from kinds import Kind
 from mail.formats import filters, write
-from ops.kinds import Kind
 from ops.languages import forms_of, tag_of
 
 PARTS: Final = ("subject.txt", "txt", "html")

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kinds import Kinds
 from mail.renderer import Renderer, RenderingEnded
-from ops.kinds import Kinds
 from ops.languages import LANGUAGE
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ops.kinds import NAME
+from kinds import NAME
 from settings import Settings
 
 PURPOSE: Final = b"notifier: links to unsubscribe"

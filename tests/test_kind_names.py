@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.kinds import Kind, KindsError, describe_kinds, load_kinds
+from kinds import Kind, KindsError, describe_kinds, load_kinds
 
 ICONS = ("🚚", "✉️", "🇩🇪", "👩🏽‍🚀", "1️⃣", "☂", "/icons/truck.svg", "https://x.example/truck.png?v=2")
 NO_ICONS = ("", "truck", "http://x.example/a.png", "//x.example", "/a b", "javascript:x", "🚚" * 17, "\\u202e")

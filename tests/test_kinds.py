@@ -14,8 +14,8 @@ import handlers
 from api import openapi
 from cli.environment import SettingsError
 from config.ids import IdType
+from kinds import SPECIFIED, Kind, load_kinds
 from mail import formats
-from ops.kinds import SPECIFIED, Kind, load_kinds
 from schemas import CreateSchema, SelectionSchema
 from settings import Settings
 from tests.client import DB, PROTECTED, ROOT, TARGET, USER, Client, create, list_, owed, problem, settled, user

@@ -13,7 +13,7 @@ import pytest
 
 from api.answers import json_bytes
 from config.checks import field_path
-from ops.kinds import SPECIFIED, TYPES, describe_kinds, load_kinds
+from kinds import SPECIFIED, TYPES, describe_kinds, load_kinds
 from settings import Settings
 from tests.browser import local_run
 from tests.client import DB, ROOT, assert_length

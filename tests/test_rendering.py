@@ -16,6 +16,7 @@ import pytest
 from aiohttp import ClientSession
 
 from cli.environment import SettingsError
+from kinds import SPECIFIED
 from mail import renderer
 from mail.feedback import Feedback
 from mail.lease import Lease
@@ -24,7 +25,6 @@ from mail.templates import Content, RenderError, Templates, TemplatesError
 from mail.verdicts import Verdict
 from mailer import Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
-from ops.kinds import SPECIFIED
 from settings import Settings
 from tests.client import DB, OTHER, USER, assert_length, create, owed, settled
 from tests.fixtures import Start

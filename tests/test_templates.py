@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from cli.environment import SettingsError
+from kinds import SPECIFIED, load_kinds
 from mail.rendering import RENDERED_LIMIT
 from mail.templates import Content, RenderError, Templates, TemplatesError
 from mongo.owed import batch
-from ops.kinds import SPECIFIED, load_kinds
 from settings import Settings
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, run

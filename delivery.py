@@ -84,7 +84,7 @@ class Delivery:
     ) -> None:
         self._record = record
         self._kinds = settings.kinds
-        self._templates = Templates(settings.templates_dir, self._kinds, user=bool(settings.template_fields))
+        self._templates = Templates(settings)
         self._links = Links(settings)
         self._owed = owed
         self._news = asyncio.Event()
@@ -160,7 +160,7 @@ class Delivery:
         for task in self._helpers:
             task.cancel()
         await self._mailer.pool.close_all()
-        await self._templates.close()
+        await self._templates.aclose()
 
     # --- the workers -------------------------------------------------------------------------------
 

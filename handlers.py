@@ -23,13 +23,13 @@ from api.problems import NoSuchNotification
 from api.stream import Stopping
 from config.ids import named
 from config.keys import Scope
+from kinds import Kinds
 from mongo.creation import Recorded
 from mongo.errors import StoreError
 from mongo.fan_out import incomplete
 from mongo.page import Page
 from mongo.preferences import wants_email
 from mongo.requests import CreateMany, ListQuery, Selection
-from ops.kinds import Kinds
 from ops.metrics import CONTENT_TYPE, METRICS
 from store import Store
 

@@ -35,10 +35,10 @@ from cli.target import NoDatabase, nothing_configured
 from commands import parse_arguments, run_command
 from config import descriptors
 from delivery import running_delivery
+from kinds import describe_kinds
 from mongo.errors import PATIENCE, Misconfigured, Patience, StoreError, Unavailable
 from mongo.start import patiently
 from ops.banner import banner
-from ops.kinds import describe_kinds
 from ops.listening import CannotListen
 from ops.logs import Throttle, configure_logging
 from ops.metrics import METRICS, Metrics

@@ -35,10 +35,10 @@ from api.fields import (
     is_unicode,
 )
 from config.ids import IdType
+from kinds import Kinds
 from mongo.document import RECENT_LIMIT
 from mongo.preferences import EVERY_KIND
 from mongo.requests import Create, CreateMany, ListQuery, Selection
-from ops.kinds import Kinds
 
 PAGE_LIMIT: Final = 1000
 """Notifications in one page."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from marshmallow import validate
 from config import checks, keys
 from config.address import envelope_address, mailbox
 from config.ids import IdType
-from ops.kinds import Kinds, load_kinds
+from kinds import Kinds, load_kinds
 
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """What listens on every address of this machine, and the one by which the machine reaches itself."""
@@ -43,7 +44,7 @@ def _setting(help_: str, parse: str = "str", default: Any = None, *, secret: boo
     return field(default=default, repr=not secret, metadata=metadata)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The whole configuration. Each field is the environment variable of the same name in capitals."""
 
@@ -261,9 +262,9 @@ class Settings:
         """The service's address for programs on this machine, without a path."""
         return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
 
-    @property
+    @cached_property
     def kinds(self) -> Kinds:
-        """The kinds of notification. Raises `KindsError`."""
+        """The kinds of notification, read once. Raises `KindsError`."""
         return load_kinds(self.kinds_file)
 
     @property

@@ -9,6 +9,7 @@ from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
 from api.sse import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
+from kinds import SETTINGS
 from mongo.changes import Inbox
 from mongo.document import JSONObject
 
@@ -93,6 +94,7 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "in_app": {"type": "boolean", "description": "Whether it is kept for `/list`."},
                 "email": {"type": "boolean", "description": "Whether it is e-mailed."},
                 "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
+                "priority": {"enum": ["high", "normal", "low"], "description": "Which e-mails go first."},
                 "label": {"type": "string", "description": "What the bell says, with placeholders."},
                 "url": {"type": "string", "description": "Where a click leads, with placeholders."},
                 "labels": TEXTS,
@@ -103,7 +105,7 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
                 "collapse": {"type": "boolean", "description": "A new one replaces the unread one of its target."},
             },
-            *("label", "url", "labels", "name", "names", "icon", "email_after", "email_batch", "collapse"),
+            *(SETTINGS.keys() - {"in_app", "email", "required"}),
         ),
         "UserPreferences": _object(
             {

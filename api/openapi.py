@@ -33,11 +33,11 @@ from api.operations import TAGS, operations
 from api.problem import MEDIA_TYPE, Problem
 from api.problems import BY_EXCEPTION, problem_of
 from config.ids import IdType
+from kinds import Kinds
 from mongo.document import JSONObject
 from mongo.errors import OutboxFull, UnknownUser
 from mongo.fan_out import Incomplete, NotYetComplete
 from mongo.preferences import EVERY_KIND
-from ops.kinds import Kinds
 
 
 @dataclass(slots=True)

@@ -16,10 +16,10 @@ from api.problems import NoSuchNotification
 from api.sse import KEEP_ALIVE
 from api.user_operations import user_operations
 from config.ids import IdType
+from kinds import Kinds, describe_kinds
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.fan_out import Incomplete, NotYetComplete
-from ops.kinds import Kinds, describe_kinds
 
 TAGS: Final = {
     "Notifications": "Create, list and mark notifications.",

@@ -13,10 +13,10 @@ from api.fields import IdField
 from api.operation import BAD_BODY, NOT_A_BACKEND, NOT_THE_USER, WRONG_METHOD, Answer, Operation
 from api.unsubscribe import LinkPath, LinkQuery
 from config.ids import IdType
+from kinds import Kinds
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import JSONObject
-from ops.kinds import Kinds
 
 UNQUEUED: Final = (errors.Unavailable,)
 """These write without sharing calls, so that they do not queue."""

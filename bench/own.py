@@ -20,10 +20,10 @@ from bench.frozen.schemas import JSON
 from bench.frozen.writes import EMAIL, SAFE
 from bench.frozen.writes import new_element as element_before
 from bench.load import DATA, TARGET
+from kinds import SPECIFIED
 from mongo.connection import Connection
 from mongo.owed import new_element
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store
 

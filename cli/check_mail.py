@@ -39,7 +39,6 @@ TEST: Final = Content(
     subject="Test of the notification service",
     text="`notifier.py check --to` sent this e-mail. The service can send e-mails through its mail server.",
 )
-TOKEN_STEPS: Final = ("oauth_server", "oauth_token")
 DONE: Final[Mapping[str, str]] = {
     "smtp_dns": "{0.smtp_host} is known",
     "smtp_tcp": "port {0.smtp_port} is open",
@@ -58,19 +57,17 @@ BY_TLS: Final[Mapping[int, str]] = {
 UNTRUSTED: Final = "the certificate is not trusted ({}); SMTP_CA_FILE names the authority that signed it"
 NO_TLS: Final = "the server does not speak TLS from the start; SMTP_SECURITY=starttls is for those that upgrade"
 REFUSED: Final = "nothing listens at port {}, or a firewall refuses; check SMTP_PORT"
-CLOCK_LIMIT: Final = 60.0
-"""Seconds by which our clock may differ from the token server's."""
 BASIC_DISABLED: Final = "; Exchange Online takes no passwords: see docs/logins.md"
 SILENT: Final = "no answer within {:g} s; a firewall may block outgoing mail, and check SMTP_PORT"
 
 
 async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
     """Return the result of each step."""
-    names = [*(TOKEN_STEPS if settings.smtp_oauth_token_url else ()), *DONE, *(["smtp_test"] if to else [])]
+    names = [*(["oauth_token"] if settings.smtp_oauth_token_url else []), *DONE, *(["smtp_test"] if to else [])]
     if settings.local:
         return [skipped(name, "a local run has a mailbox of its own, .notifier/mail") for name in names]
     opener = Opener(settings, sender_of(settings).domain)
-    results = await _token(opener.tokens) if opener.tokens else []
+    results = [await _token(opener.tokens)] if opener.tokens else []
     if all(result.state == "ok" for result in results):
         results += await _session(opener, settings)
     await opener.close()
@@ -80,24 +77,15 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
     return [found.get(name, skipped(name, "an earlier step failed")) for name in names]
 
 
-async def _token(tokens: Tokens) -> list[Result]:
+async def _token(tokens: Tokens) -> Result:
     """Ask for a token, which the login will use."""
     try:
         token = await tokens.get()
     except SMTPFault as exc:
-        words = f"{exc}"[0].upper() + f"{exc}."[1:]
-        if tokens.ahead is None:
-            return [failed("oauth_server", words)]
-        return [_reached(tokens.ahead), failed("oauth_token", words)]
+        return failed("oauth_token", f"{exc}"[0].upper() + f"{exc}."[1:])
     minutes = (token.ends - time.monotonic()) / 60
     detail = f"by {tokens.grant}, valid for {minutes:.0f} min, for {_granted(token) or 'a scope that is not said'}"
-    return [_reached(tokens.ahead or 0.0), ok("oauth_token", detail)]
-
-
-def _reached(ahead: float) -> Result:
-    order = "behind" if ahead > 0 else "ahead of"
-    wrong = f"; the clock of this machine is {abs(ahead):.0f} s {order} its own: set it"
-    return ok("oauth_server", f"the token server answers{wrong if abs(ahead) > CLOCK_LIMIT else ''}")
+    return ok("oauth_token", detail)
 
 
 def _granted(token: Token) -> str:

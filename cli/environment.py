@@ -15,9 +15,9 @@ from cli.variables import SettingsError, Variables, similar_names
 from config.address import mailbox
 from config.credentials import credential_faults
 from config.keys import ALL, parse_keys
+from kinds import KindsError
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
-from ops.kinds import KindsError, load_kinds
 from settings import Settings, UnknownUsers
 
 __all__ = ["SettingsError", "load_settings", "read_settings"]
@@ -66,6 +66,10 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
     if not local:
         missing = NOT_LOCAL.format(" and ".join(env.of_no_local_run))
         faults |= {name: [missing] for name in REQUIRED if name.lower() not in given}
+    if not values["smtp_from"]:
+        login = values["smtp_login"] or ""
+        values["smtp_from"] = login if _is_address(login) else values["email"]
+    settings = Settings(**values)
     lacks_full_key = values["api_keys"] is not None and ALL not in parse_keys(values["api_keys"]).values()
     for name, fault in (
         ("DB_URI", uri_fault(values["db_uri"]) if values["db_uri"] else None),
@@ -75,7 +79,7 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
         ("EMAIL_FIELD", _email_field_fault(values["email_field"], values["unknown_users"])),
         ("WORKERS", ALONE if local and (values["workers"] or 1) > 1 else None),
         ("LOCAL_NAMES", OF_LOCAL_RUNS if not local and "local_names" in given else None),
-        *_kinds_faults(values["kinds_file"], values["templates_dir"], user=bool(values["template_fields"])),
+        *_kinds_faults(settings),
         *credential_faults(given, values),
     ):
         if fault:
@@ -83,10 +87,7 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
     similar = similar_names({name.upper() for name in given})
     if faults:
         raise SettingsError({**similar, **faults})
-    if not values["smtp_from"]:
-        login = values["smtp_login"] or ""
-        values["smtp_from"] = login if _is_address(login) else values["email"]
-    return Settings(**values), [*env.warnings, *(f"{name}: {slip}" for name, (slip,) in similar.items())]
+    return settings, [*env.warnings, *(f"{name}: {slip}" for name, (slip,) in similar.items())]
 
 
 def _messages(found: Sequence[str | int]) -> Sequence[str]:
@@ -108,12 +109,12 @@ def _email_field_fault(path: str | None, unknown_users: UnknownUsers | None) -> 
     return None
 
 
-def _kinds_faults(path: Path | None, folder: Path | None, *, user: bool) -> Iterator[tuple[str, str]]:
+def _kinds_faults(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the kinds, or else with their templates."""
     try:
-        kinds = load_kinds(path)
-        if folder:
-            asyncio.run(Templates(folder, kinds, user=user).test())
+        templates = Templates(settings)
+        if settings.templates_dir:
+            asyncio.run(templates.test())
     except KindsError as exc:
         yield "KINDS_FILE", f"{exc}"
     except TemplatesError as exc:

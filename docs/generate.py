@@ -23,8 +23,8 @@ from api.operation import Operation  # noqa: E402
 from api.operations import operations  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
-from mail.suppression import CODES  # noqa: E402
-from ops.kinds import SPECIFIED  # noqa: E402
+from kinds import SPECIFIED  # noqa: E402
+from mail.refusals import BOUNCES  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import Settings  # noqa: E402
 
@@ -95,7 +95,7 @@ def _default(value: Any) -> str:
 
 def bounces() -> str:
     """Return the table of the codes that suppress an address."""
-    return table(["code", "what it says", "source"], [[code, *said] for code, said in CODES.items()])
+    return table(["code", "what it says", "source"], [[code, *said] for code, said in BOUNCES.items()])
 
 
 BLOCKS: Final[dict[str, Callable[[], str]]] = {

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from kinds import Kinds
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
 from mail.settlement import Settlements
 from mail.settler import Settler
 from mail.window import REFILL, Window
 from mongo.errors import StoreError
-from ops.kinds import Kinds
 from store import Store
 
 log = logging.getLogger("notifier.delivery")

@@ -1,4 +1,4 @@
-"""What an e-mail says: the operator's templates turn a notification's fields into subject, text and HTML.
+"""What an e-mail says: the operator's templates turn a notification into subject, text and HTML.
 
 They are read here, and rendered by a process of their own (`mail/rendering.py`).
 """
@@ -6,14 +6,14 @@ They are read here, and rendered by a process of their own (`mail/rendering.py`)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config.languages import LANGUAGE
 from mail.renderer import Renderer, RenderingEnded
-from ops.kinds import Kinds
-from ops.languages import LANGUAGE
+from settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Content:
 
 
 class TemplatesError(Exception):
-    """Some templates cannot be used. The message has a line for each, with its file and line."""
+    """Some templates cannot be used. The message has a line for each fault, with its file and line."""
 
 
 class RenderError(Exception):
     """A template failed on these fields. The message is its file and line.
 
-    `kind` is the type of the error. `reason` is its message, which may quote data.
+    `kind` is the type of the error, and `reason` its message, which may quote data.
     """
 
     def __init__(self, place: str, kind: str, reason: str) -> None:
@@ -43,17 +43,17 @@ class RenderError(Exception):
 
 
 class Templates:
-    """The templates of a directory: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
+    """The templates of `TEMPLATES_DIR`: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
 
-    Files whose names begin with `_` are for these to extend or include; hidden files are ignored. All files are read
-    here, once. With `user`, there are fields of the user's document. Raises `TemplatesError`.
+    The others can extend or include files whose names begin with `_`. Hidden files are ignored. All files are read
+    here, once. Raises `TemplatesError`.
     """
 
-    def __init__(self, folder: Path | None, kinds: Kinds, *, user: bool = False) -> None:
+    def __init__(self, settings: Settings) -> None:
+        folder, kinds, user = settings.templates_dir, settings.kinds, bool(settings.template_fields)
         self._sources = _read(folder, kinds) if folder else {}
         self._keys = {name.partition(".")[0] for name in self._sources}
-        tables = {name: asdict(kind) for name, kind in kinds.items()}
-        self._renderer = Renderer({"sources": self._sources, "kinds": tables, "user": user})
+        self._renderer = Renderer({"sources": self._sources, "kinds": kinds, "user": user})
 
     async def test(self) -> None:
         """Compile and try every template, and end the process. Raises `TemplatesError` with every fault."""
@@ -63,7 +63,7 @@ class Templates:
                 faults += await self._renderer.ask({"name": name})
             except RenderingEnded as exc:
                 faults.append(f"{name}: {exc}.")
-        await self.close()
+        await self.aclose()
         if faults:
             raise TemplatesError("\n".join(faults))
 
@@ -72,15 +72,12 @@ class Templates:
     ) -> Content:
         """Return the content of the e-mail about a notification with these fields.
 
-        A field that is missing or null renders as nothing, and so does anything below it: clients forget fields, and
-        a gap in a sentence is better than no sentence. A part without a template, or one that renders as nothing, is
-        absent. An HTML part makes up for an absent text, and the key for what is absent then, with the count of what
-        the e-mail tells.
+        Missing fields render as nothing, for a gap in a sentence is better than no sentence. A part that has no
+        template or renders as nothing is absent: `content_of` fills in the subject and the text. Each part is that of
+        the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language.
 
-        Each part is that of the language, such as `KEY.de.txt`, else that without one. `de-AT` also takes `de`. Neither
-        case nor `_` in place of `-` makes a difference.
-
-        Raises `RenderError`; `RenderingEnded` if it took too much time or memory; `OSError` if there is no process.
+        Raises `RenderError`; `RenderingEnded` if rendering took too much time or memory; `OSError` if there is no
+        process.
         """
         key: str = fields["key"]
         if key not in self._keys:
@@ -91,20 +88,20 @@ class Templates:
             raise RenderError(*answer["failed"])
         return content_of(fields, unsubscribe_url, answer["parts"])
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """End the process, if there is one."""
         await self._renderer.close()
 
 
 def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
-    """Return what an e-mail says, with these parts: for an absent subject or text the key, and the count of many."""
+    """Return what an e-mail says. The key, with the count if it is about many, replaces an absent subject or text."""
     subject, text, html = parts
     count = fields.get("count", 1)
     plain = f"{fields['key']} ({count})" if count > 1 else f"{fields['key']}"
     return Content(subject or plain, text or plain, html or None, unsubscribe_url)
 
 
-def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
+def _read(folder: Path, kinds: Iterable[str]) -> dict[str, str]:
     """Return the sources by file name. Raises `TemplatesError`."""
     sources, faults = {}, []
     name = re.compile(rf"(?:{'|'.join(kinds)})(?:\.{LANGUAGE.pattern})?\.(?:subject\.txt|txt|html)|_.*\.(?:txt|html)")

@@ -23,13 +23,13 @@ from api.middleware import DRAINING
 from api.operations import operations
 from api.problems import NoSuchNotification
 from config.ids import IdType
+from kinds import SPECIFIED
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT, SIMPLE, JSONObject
 from mongo.errors import Patience
 from mongo.fan_out import Incomplete, NotYetComplete
 from notifier import SETTINGS
-from ops.kinds import SPECIFIED
 from settings import UnknownUsers
 from tests.client import METRICS_KEY, OTHER, TARGET, USER, Client, token
 from tests.links import link_path

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 import handlers
 from api import openapi
 from config.ids import IdType
-from ops.kinds import SPECIFIED
+from kinds import SPECIFIED
 
 DOCUMENT = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
 DESCRIBED = {

@@ -10,9 +10,9 @@ from schemathesis.core.failures import Failure
 import schemas
 from api.problems import BY_EXCEPTION
 from config.ids import IdType
+from kinds import SPECIFIED
 from mongo.errors import EmailUnderWay, KeyReused
 from mongo.suppression import NO_INDEX
-from ops.kinds import SPECIFIED
 
 USER = {"user_id": "638f394d4b7243fc0399ea67"}
 REFUSALS = (

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kinds import SPECIFIED, Kinds
 from mail.rendering import Rendering
 from mail.templates import Content, RenderError, content_of
-from ops.kinds import SPECIFIED, Kinds
 
 
 def write(folder: Path, files: Mapping[str, str]) -> Path:

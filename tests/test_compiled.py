@@ -29,7 +29,7 @@ import schemas
 from api.compiled import CompiledSchema
 from api.fields import DATA_DEPTH, DATA_LIMIT, INT64_MAX, USERS_LIMIT
 from config.ids import IdType
-from ops.kinds import load_kinds
+from kinds import load_kinds
 from tests.client import OTHER, USER
 
 KINDS = load_kinds(None)

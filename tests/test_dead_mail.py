@@ -12,11 +12,11 @@ import pytest
 from bson import ObjectId
 from pymongo.collation import Collation
 
+from kinds import SPECIFIED
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull, Patience
 from mongo.overview import errors_of_dead
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from bson import ObjectId
 
+from kinds import SPECIFIED
 from mongo.owed import NO_TOKEN
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, create, list_, owed, settled, user

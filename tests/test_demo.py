@@ -16,7 +16,7 @@ from pymongo import MongoClient
 from api.auth import BadCredential
 from api.problems import BY_EXCEPTION
 from config.ids import IdType
-from ops.kinds import SPECIFIED
+from kinds import SPECIFIED
 from tests.bell import bell, panel, rows, shows_unread
 from tests.browser import Serve, assert_accessible, empty, events, local_run
 from tests.client import KEY, ROOT, TARGET, USER, assert_length

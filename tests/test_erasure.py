@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from kinds import SPECIFIED
 from mongo.dead_mail import DeadMail
 from mongo.document import WRITTEN
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
 from tests.client import (

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from delivery import running_delivery
+from kinds import SPECIFIED
 from mongo.errors import Unavailable
 from mongo.owed import OwedEmail
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from ops.metrics import Metrics
 from settings import Security, Settings
 from store import open_store

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from bson import ObjectId, encode
 
+from kinds import SPECIFIED
 from mongo.document import OUTBOX_LIMIT
 from mongo.owed import OwedEmail
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, settled, user

@@ -13,7 +13,7 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import WriteError
 
-from ops.kinds import SPECIFIED
+from kinds import SPECIFIED
 from settings import Settings
 from tests.client import DB, OTHER, USER, Client, create, ours, problem, settled, user
 from tests.combinations import pairwise

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from kinds import SPECIFIED
 from mongo.creation import Recorded
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import RETRY_PAUSE, Patience
 from mongo.requests import Create, CreateMany, ListQuery, Selection
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
 from tests.client import (

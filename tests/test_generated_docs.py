@@ -14,7 +14,7 @@ import pytest
 from api.operations import operations
 from api.problems import PROBLEMS
 from config.ids import IdType
-from ops.kinds import SPECIFIED
+from kinds import SPECIFIED
 from settings import Settings
 from tests.client import ROOT
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from bson import ObjectId
 
+from kinds import SPECIFIED, Kind
 from mail.connection import Connection, Opener
 from mail.evidence import Evidence
 from mail.lease import Lease
@@ -23,7 +24,6 @@ from mail.verdicts import Verdict
 from mail.window import Window
 from mongo.owed import NO_TOKEN, OwedEmail
 from mongo.requests import Create
-from ops.kinds import SPECIFIED, Kind
 from ops.metrics import Metrics
 from settings import Settings
 from store import Store, open_store

@@ -19,7 +19,7 @@ import handlers
 from api import openapi
 from api.openapi import VERSION
 from config.ids import IdType
-from ops.kinds import SPECIFIED
+from kinds import SPECIFIED
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS
 from tests.client import KEY, ROOT, USER, Client, create

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from kinds import Kind
 from mail.lease import Lease
 from mail.window import Window
 from mongo.owed import OwedEmail
 from mongo.requests import Create, CreateMany
-from ops.kinds import Kind
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, create, owed, settled

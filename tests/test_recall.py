@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 
 from cli.dead import flush
+from kinds import SPECIFIED
 from mongo import recall
 from mongo.owed import ERAS_END, FLUSHED, OwedEmail
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, OTHER, USER, owed

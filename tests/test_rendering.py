@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from mail.templates import Content, RenderError, Templates, TemplatesError
 from mail.verdicts import Verdict
 from mailer import Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
-from ops.kinds import SPECIFIED
 from settings import Settings
 from tests.client import DB, OTHER, USER, assert_length, create, owed, settled
 from tests.fixtures import Start
@@ -56,11 +55,8 @@ def fields(**data: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def rendering(folder: Path, files: dict[str, str]) -> AsyncIterator[Templates]:
-    templates = Templates(write(folder, files), SPECIFIED)
-    try:
+    async with aclosing(Templates(Settings(templates_dir=write(folder, files)))) as templates:
         yield templates
-    finally:
-        await templates.close()
 
 
 def environment_of(pid: int) -> str:
@@ -191,7 +187,7 @@ async def test_the_process_knows_no_secret(tmp_path: Path, monkeypatch: pytest.M
 
 async def test_a_template_that_loops_whatever_the_data_is_named_at_the_start(tmp_path: Path) -> None:
     files = {"new_login.txt": LOOP, "new_post.txt": "fine", "_a.txt": "{{ 9**(9**9) }}"}
-    templates = Templates(write(tmp_path, files), SPECIFIED)
+    templates = Templates(Settings(templates_dir=write(tmp_path, files)))
     with pytest.raises(TemplatesError) as raised:
         await templates.test()
     assert str(raised.value) == "\n".join(f"{name}: {TOO_LONG}." for name in ("_a.txt", "new_login.txt"))

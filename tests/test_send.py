@@ -21,9 +21,9 @@ from bson import ObjectId
 from api.problems import BY_EXCEPTION
 from cli.send import UserList, send
 from config.ids import IdType
+from kinds import SPECIFIED
 from mongo.errors import Conflict, Patience, UnknownUser
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, ROOT, USER, Client, create, list_, settled

@@ -11,9 +11,9 @@ from bson import ObjectId
 
 from cli.dead import list_emails, retry_dead
 from cli.status import show_status
-from mail.replies import Outcome, judge
-from mail.suppression import CODES, bounce_code
-from mail.verdicts import AFTER, Stage
+from mail.refusals import BOUNCES, bounce_code
+from mail.replies import judge
+from mail.verdicts import Stage
 from mongo.suppression import NO_INDEX, SHARED_LIMIT
 from settings import Settings, UnknownUsers
 from store import open_store
@@ -25,16 +25,17 @@ from tests.waiting import eventually_async
 GONE = "550 5.1.1 <gone@example.com>: no such user"
 
 
-def refused(reply: str, stage: Stage = Stage.RCPT) -> Outcome:
-    """Return the outcome of a conversation that ended with this reply."""
-    return judge(SMTPResponseException(int(reply[:3]), reply[4:]), stage)
+def code_of(reply: str, stage: Stage = Stage.RCPT) -> str | None:
+    """Return the code for which a conversation that ended with this reply suppresses its address."""
+    outcome = judge(SMTPResponseException(int(reply[:3]), reply[4:]), stage)
+    return bounce_code(outcome.verdict, outcome.reply)
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", BOUNCES)
 @pytest.mark.parametrize("separator", [" ", "-"])
 def test_the_codes_of_a_mailbox_that_does_not_exist_suppress(code: str, separator: str) -> None:
-    assert bounce_code(refused(f"550{separator}{code} The account does not exist")) == code
-    assert bounce_code(refused(f"550 {code}")) == code
+    assert code_of(f"550{separator}{code} The account does not exist") == code
+    assert code_of(f"550 {code}") == code
 
 
 NO_BOUNCES = [
@@ -59,7 +60,7 @@ NO_BOUNCES = [
     "550 5.1.1 Daily user sending limit exceeded",
     "554 5.1.2 relay access denied",
 ]
-BOUNCES = [
+GONE_FOR_GOOD = [
     "550 5.1.1 <abuse@example.com>: Recipient address rejected: User unknown",
     "550 5.1.1 <joe@blockfi.com>: user unknown",
     "550 5.1.1 policy@spf.example does not exist here",
@@ -67,19 +68,19 @@ BOUNCES = [
 ]
 
 
-@pytest.mark.parametrize("reply", BOUNCES)
+@pytest.mark.parametrize("reply", GONE_FOR_GOOD)
 def test_the_words_of_addresses_and_hosts_are_no_reasons(reply: str) -> None:
-    assert bounce_code(refused(reply)) == "5.1.1"
+    assert code_of(reply) == "5.1.1"
 
 
 @pytest.mark.parametrize("reply", NO_BOUNCES)
 def test_policy_reputation_and_everything_else_never_suppresses(reply: str) -> None:
-    assert bounce_code(refused(reply)) is None
+    assert code_of(reply) is None
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_the_reply_to_rcpt_or_to_the_message_suppresses(stage: Stage) -> None:
-    assert bool(bounce_code(refused(GONE, stage))) is (stage in AFTER)
+    assert bool(code_of(GONE, stage)) is (stage not in {Stage.CONNECT, Stage.MAIL})
 
 
 # --- what follows -----------------------------------------------------------------------------------

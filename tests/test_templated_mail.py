@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from bson import ObjectId
 
+from kinds import SPECIFIED
 from mail.rendering import SUBJECT_LIMIT
 from mongo.requests import Create
-from ops.kinds import SPECIFIED
 from settings import Settings
 from store import open_store
 from tests.client import DB, TARGET, USER, create, ours, settled, user

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from cli.environment import SettingsError
+from kinds import load_kinds
 from mail.rendering import RENDERED_LIMIT
 from mail.templates import Content, RenderError, Templates, TemplatesError
 from mongo.owed import batch
-from ops.kinds import SPECIFIED, load_kinds
 from settings import Settings
 from tests.client import ROOT, USER
 from tests.processes import COMPLETE, run
@@ -203,17 +203,17 @@ def test_a_broken_template_is_reported_with_its_file_and_line(
 @pytest.mark.parametrize("name", ["newlogin.txt", "new_login.htm", "new_login.subject.html", "README.md"])
 def test_another_file_is_a_fault(tmp_path: Path, name: str) -> None:
     with pytest.raises(TemplatesError, match=f"^{re.escape(name)}: not KEY"):
-        Templates(write(tmp_path, {"new_post.txt": "fine", name: ""}), SPECIFIED)
+        Templates(Settings(templates_dir=write(tmp_path, {"new_post.txt": "fine", name: ""})))
 
 
 async def test_every_fault_is_reported_and_hidden_files_are_ignored(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.txt": "{{", "registration.txt": "{% x %}", ".new_login.txt.swp": "{{"})
     with pytest.raises(TemplatesError, match=r"new_login\.txt, line 1: .*\nregistration\.txt, line 1: "):
-        await Templates(folder, SPECIFIED).test()
+        await Templates(Settings(templates_dir=folder)).test()
     (folder / "new_post.txt").write_bytes(b"\xff")
     (folder / "new_post.html").mkdir()
     with pytest.raises(TemplatesError, match=r"new_post\.html: .*\nnew_post\.txt: "):
-        Templates(folder, SPECIFIED)
+        Templates(Settings(templates_dir=folder))
 
 
 def test_a_broken_template_stops_the_start_and_other_faults_are_reported_too(tmp_path: Path) -> None:

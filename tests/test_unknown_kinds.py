@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 from bson import ObjectId
 
+from kinds import SPECIFIED, Kind
 from mongo.owed import NO_TOKEN, new_element
-from ops.kinds import SPECIFIED, Kind
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed, owing

@@ -15,9 +15,9 @@ from pymongo.collection import Collection
 from api.problems import BY_EXCEPTION
 from cli.environment import SettingsError
 from config.ids import IdType
+from kinds import SPECIFIED
 from mongo.errors import UnknownUser
 from mongo.lanes import PROBE
-from ops.kinds import SPECIFIED
 from settings import Settings, UnknownUsers
 from tests.client import DB, KEY, PROTECTED, SECRET, Client, create, list_, problem, read, token
 from tests.faults import scripted

@@ -1,0 +1,235 @@
+"""The kinds of notification: what the service does with each, and what the bell says of it.
+
+`KINDS_FILE` is a TOML file with a table for each kind. Without it there are the four kinds of the specification.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from config.languages import LANGUAGE, translated
+
+NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
+PLACEHOLDER: Final = re.compile(
+    r"\{(id|key|timestamp|user_id|target_id|data(?:\.[^{}.,|]+)+)"
+    r"(?:, *(number|date|time|currency [A-Z]{3}))?(?:\|([^{}|]*))?\}"
+)
+"""A field of the notification, its format, and what replaces a missing field: `{data.total, number|none}`."""
+ADDRESS: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
+r"""An http or https address, or a path on the page's own origin. Browsers read `\` as `/`."""
+ICON: Final = re.compile(r"https://[^\s\\]+|/(?!/)[^\s\\]*|[0-9#*]?[^\w\s\x00-\xa8\u2028-\u202f\u2066-\u2069]{1,16}")
+"""An https address, a path on the page's own origin, or an emoji, which may consist of several symbols."""
+SPAN: Final = re.compile("([1-9][0-9]{0,6})([smhd])")
+SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+TEXT_LIMIT: Final = 500
+"""Maximum length of a text in the file."""
+VALUE_LIMIT: Final = 200
+"""Characters of a notification's field that a label shows."""
+
+Write = Callable[[object, str | None, str | None], str]
+"""Formats a value: `mail.formats.write`, which only the process that renders e-mails loads."""
+
+
+class KindsError(Exception):
+    """The file cannot be used. The message has a line for each fault."""
+
+
+class Rule(NamedTuple):
+    """What the value of a setting must be. `wrong` returns where it is not: `""`, or languages such as `".de"`."""
+
+    words: str
+    wrong: Callable[[Any], Sequence[str]]
+
+
+def _rule(words: str, holds: Callable[[Any], object]) -> Rule:
+    return Rule(words, lambda value: () if holds(value) else ("",))
+
+
+def _by_language(rule: Rule) -> Rule:
+    def wrong(texts: object) -> Sequence[str]:
+        if not isinstance(texts, dict):
+            return ("",)
+        return [f".{tag}" for tag, text in texts.items() if not LANGUAGE.fullmatch(tag) or rule.wrong(text)]
+
+    return Rule(f"by language, such as de or pt-BR: {rule.words}", wrong)
+
+
+def _seconds(span: object) -> float:
+    """Return the seconds of a time such as `10m`, and infinity for anything else."""
+    match = SPAN.fullmatch(f"{span}")
+    return int(match[1]) * SECONDS[match[2]] if match else math.inf
+
+
+def _is_line(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and text.isprintable() and len(text) <= TEXT_LIMIT
+
+
+def _is_label(text: object) -> bool:
+    return _is_line(text) and not re.search("[{}]", PLACEHOLDER.sub("", f"{text}"))
+
+
+LINE: Final = f"one line of 1 to {TEXT_LIMIT} characters"
+SWITCH: Final = _rule("true or false", lambda value: isinstance(value, bool))
+PRIORITY: Final = _rule("high, normal or low", ("high", "normal", "low").__contains__)
+AFTER: Final = _rule("a time from 30s to 30d such as 10m or 1d", lambda span: 30 <= _seconds(span) <= 30 * 86_400)
+BATCH: Final = _rule("target or kind", ("target", "kind").__contains__)
+LABEL: Final = _rule(
+    f"{LINE}, with placeholders like {{data.city}}, {{data.name|Somebody}} and {{data.total, number}}; "
+    "the formats are number, date, time and such as currency EUR",
+    _is_label,
+)
+URL: Final = _rule(
+    "an address that begins with http://, https:// or a single /, with placeholders as in a label",
+    lambda text: _is_label(text) and ADDRESS.fullmatch(text),
+)
+TITLE: Final = _rule(f"{LINE}, without placeholders", lambda text: _is_line(text) and not re.search("[{}]", text))
+IMAGE: Final = _rule(
+    "an emoji, or an address that begins with https:// or a single /",
+    lambda text: _is_line(text) and ICON.fullmatch(text),
+)
+
+
+def _setting(rule: Rule, default: Any = None, name: str | None = None) -> Any:
+    return field(default=default, metadata={"rule": rule, "name": name})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What the service does with a notification of this kind, and what the bell says of it.
+
+    Each field but `name`, which is its key, is a setting in the file. The file calls `title` a `name`.
+    """
+
+    name: str
+    in_app: bool = _setting(SWITCH, default=True)
+    email: bool = _setting(SWITCH, default=False)
+    required: bool = _setting(SWITCH, default=False)
+    priority: str | None = _setting(PRIORITY)
+    email_after: str | None = _setting(AFTER)
+    email_batch: str | None = _setting(BATCH)
+    collapse: bool = _setting(SWITCH, default=False)
+    label: str | None = _setting(LABEL)
+    url: str | None = _setting(URL)
+    labels: Mapping[str, str] | None = _setting(_by_language(LABEL))
+    title: str | None = _setting(TITLE, name="name")
+    titles: Mapping[str, str] | None = _setting(_by_language(TITLE), name="names")
+    icon: str | None = _setting(IMAGE)
+
+    @property
+    def rank(self) -> str:
+        """The priority of its e-mails: the one in the file, or else what `required` implies."""
+        return self.priority or ("high" if self.required else "normal")
+
+    @property
+    def window(self) -> float | None:
+        """Seconds that an e-mail waits, or `None` if it is due at once."""
+        return _seconds(self.email_after) if self.email_after else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return its entry in `GET /kinds`: the first three settings, and any other that is not the default."""
+        values = {setting: (getattr(self, f.name), f.default) for setting, f in SETTINGS.items()}
+        always = ("in_app", "email", "required")
+        return {name: value for name, (value, default) in values.items() if name in always or value != default}
+
+    def say(self, language: str | None, notification: Mapping[str, Any], write: Write) -> str:
+        """Return the label in a language, filled in from a notification; "…" stands for a missing field."""
+
+        def fill(placeholder: re.Match[str]) -> str:
+            path, form, fallback = placeholder.groups()
+            value = _value(notification, path)
+            if value is None or value == "":
+                return "…" if fallback is None else str(fallback)
+            return write(value, form or ("datetime" if path == "timestamp" else None), language)[:VALUE_LIMIT]
+
+        label = translated(self.labels or {}, language) or self.label or self.name.replace("_", " ").capitalize()
+        return PLACEHOLDER.sub(fill, label)
+
+    def called(self, language: str | None) -> str:
+        """Return what settings and the page to unsubscribe call the kind: its title, or else its label."""
+        return translated(self.titles or {}, language) or self.title or self.say(language, {}, lambda *_: "")
+
+    def faults(self) -> list[str]:
+        """Return which settings contradict each other."""
+        rules = {
+            "needs a channel: in_app or email must be true": self.in_app or self.email,
+            "email_after is for a kind that is kept and e-mailed": not self.email_after or (self.in_app and self.email),
+            "email_batch needs email_after": not self.email_batch or self.email_after,
+            "collapse is for a kind that is kept": not self.collapse or self.in_app,
+        }
+        return [rule for rule, holds in rules.items() if not holds]
+
+
+def _value(notification: Mapping[str, Any], path: str) -> object:
+    """Return what a notification has at a path such as `data.city`, or `None` if that is missing."""
+    value: Any = notification
+    for name in path.split("."):
+        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}
+"""The settings in the order of the class, by the name that the file gives them."""
+
+Kinds = Mapping[str, Kind]
+
+SPECIFIED: Final[Kinds] = {
+    kind.name: kind
+    for kind in (
+        Kind(name="registration", in_app=False, email=True, required=True),
+        Kind(name="new_message"),
+        Kind(name="new_post"),
+        Kind(name="new_login", email=True, required=True),
+    )
+}
+"""The kinds of the specification."""
+
+
+def load_kinds(path: Path | None) -> Kinds:
+    """Return the kinds of a file, or those of the specification. Raises `KindsError` with every fault."""
+    if path is None:
+        return SPECIFIED
+    try:
+        tables = tomllib.loads(path.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise KindsError(f"Cannot be read as UTF-8: {path}: {getattr(exc, 'strerror', None) or exc}.") from None
+    except tomllib.TOMLDecodeError as exc:
+        raise KindsError(f"Is not TOML: {exc}.") from None
+    faults = [] if tables else ["Has no kinds."]
+    kinds = {name: _load(name, table, faults) for name, table in tables.items()}
+    if faults:
+        raise KindsError("\n".join(faults))
+    return kinds
+
+
+def _load(name: str, table: object, faults: list[str]) -> Kind:
+    """Make a kind of the settings that are valid, and add the faults of the others."""
+    if not NAME.fullmatch(name):
+        faults.append(f"[{name}]: a name has 1 to 64 small letters, digits and _, and begins with a letter.")
+    if not isinstance(table, dict):
+        faults.append(f"{name}: is not a table such as [{name}].")
+        return Kind(name=name)
+    values = {}
+    for setting, value in table.items():
+        if setting not in SETTINGS:
+            faults.append(f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(SETTINGS)}.")
+        elif wrong := (rule := SETTINGS[setting].metadata["rule"]).wrong(value):
+            faults += [f"[{name}]: {setting}{where} must be {rule.words}." for where in wrong]
+        else:
+            values[SETTINGS[setting].name] = value
+    kind = Kind(name=name, **values)
+    faults += [f"[{name}]: {fault}." for fault in kind.faults()]
+    return kind
+
+
+def describe_kinds(kinds: Kinds) -> Mapping[str, Any]:
+    """Return the answer of `GET /kinds`."""
+    return {"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}}

@@ -25,12 +25,11 @@ from mail.claimer import Claimer
 from mail.feedback import Feedback
 from mail.lease import Lease, Leases
 from mail.looks import Looks
-from mail.renderer import RenderingEnded
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.settler import UNSETTLED, Settler
 from mail.stops import Group
-from mail.templates import Content, RenderError, Templates, content_of
+from mail.templates import Content, RenderError, RenderingEnded, Templates, content_of
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer

@@ -91,7 +91,7 @@ URL: Final = _rule(
 TITLE: Final = _rule(f"{LINE}, without placeholders", lambda text: _is_line(text) and not re.search("[{}]", text))
 IMAGE: Final = _rule(
     "an emoji, or an address that begins with https:// or a single /",
-    lambda text: _is_line(text) and ICON.fullmatch(text),
+    lambda text: isinstance(text, str) and len(text) <= TEXT_LIMIT and ICON.fullmatch(text),  # it may have joiners
 )
 
 
@@ -199,10 +199,8 @@ def load_kinds(path: Path | None) -> Kinds:
         return SPECIFIED
     try:
         tables = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise KindsError(f"Cannot be read as UTF-8: {path}: {getattr(exc, 'strerror', None) or exc}.") from None
-    except tomllib.TOMLDecodeError as exc:
-        raise KindsError(f"Is not TOML: {exc}.") from None
+    except (OSError, ValueError) as exc:  # a UnicodeDecodeError or a TOMLDecodeError
+        raise KindsError(f"Cannot be read as TOML: {path}: {getattr(exc, 'strerror', None) or exc}.") from None
     faults = [] if tables else ["Has no kinds."]
     kinds = {name: _load(name, table, faults) for name, table in tables.items()}
     if faults:
@@ -212,13 +210,10 @@ def load_kinds(path: Path | None) -> Kinds:
 
 def _load(name: str, table: object, faults: list[str]) -> Kind:
     """Make a kind of the settings that are valid, and add the faults of the others."""
-    if not NAME.fullmatch(name):
-        faults.append(f"[{name}]: a name has 1 to 64 small letters, digits and _, and begins with a letter.")
-    if not isinstance(table, dict):
-        faults.append(f"{name}: is not a table such as [{name}].")
-        return Kind(name=name)
+    if not NAME.fullmatch(name) or not isinstance(table, dict):
+        faults.append(f"[{name}]: must be a table, named with 1 to 64 small letters, digits and _, the first a letter.")
     values = {}
-    for setting, value in table.items():
+    for setting, value in table.items() if isinstance(table, dict) else ():
         if setting not in SETTINGS:
             faults.append(f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(SETTINGS)}.")
         elif wrong := (rule := SETTINGS[setting].metadata["rule"]).wrong(value):

@@ -8,8 +8,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 
 from cli.output import BadInput, fail, say
-from mail.renderer import RenderingEnded
-from mail.templates import Content, RenderError, Templates
+from mail.templates import Content, RenderError, RenderingEnded, Templates
 from mail.unsubscribe import Links
 from mongo.document import JSONObject
 from mongo.owed import batch

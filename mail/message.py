@@ -32,16 +32,15 @@ WORD_BYTES: Final = 39
 a line behind the name of its header."""
 PLAIN_ID: Final = re.compile(r"[\w.-]{1,200}", re.ASCII)
 """An id that can stand in `Message-ID`. E-mails that another program owes may have any other."""
-BOUNDARY: Final = b"=_part"
-"""Separates text and HTML. `=_` cannot occur in quoted-printable or base64 (RFC 2045, section 6.7), and a part that
-contains it is not sent as 7bit."""
 FIXED: Final = (
     b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: DR, RN, NRN, OOF, AutoReply\r\nMIME-Version: 1.0\r\n"
 )
 """Asks for no automatic answers, the second time in the words of Exchange. Its `All` would suppress bounces too."""
-ALTERNATIVE: Final = b'Content-Type: multipart/alternative; boundary="%b"\r\n\r\n--%b\r\n' % (BOUNDARY, BOUNDARY)
-NEXT: Final = b"\r\n--%b\r\n" % BOUNDARY
-END: Final = b"\r\n--%b--\r\n" % BOUNDARY
+ALTERNATIVES: Final = (
+    b'Content-Type: multipart/alternative; boundary="=_part"\r\n\r\n--=_part\r\n%b\r\n--=_part\r\n%b\r\n--=_part--\r\n'
+)
+"""`=_` cannot occur in quoted-printable or base64 (RFC 2045, section 6.7), and a part that contains it is not sent as
+7bit."""
 
 
 class Sender:
@@ -88,9 +87,8 @@ def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> byte
             f"List-Unsubscribe: <{content.unsubscribe_url}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
         )
     text = _part(b"plain", content.text)
-    if not content.html:
-        return header.encode() + FIXED + text
-    return b"".join((header.encode(), FIXED, ALTERNATIVE, text, NEXT, _part(b"html", content.html), END))
+    body = ALTERNATIVES % (text, _part(b"html", content.html)) if content.html else text
+    return header.encode() + FIXED + body
 
 
 def _message_id(id_: str) -> str:

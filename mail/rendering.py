@@ -1,4 +1,4 @@
-"""The process that renders templates, for `mail/renderer.py`.
+"""The process that renders templates, for `mail/templates.py`.
 
 It reads the templates from the first line of its input, then a question from each line, and writes the answers. All
 lines are JSON.

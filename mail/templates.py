@@ -1,19 +1,36 @@
 """What an e-mail says: the operator's templates turn a notification into subject, text and HTML.
 
-They are read here, and rendered by a process of their own (`mail/rendering.py`).
+They are read here, and rendered by a process of their own (`mail/rendering.py`), which is started, asked and replaced
+here.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import orjson
 
 from config.languages import LANGUAGE
-from mail.renderer import Renderer, RenderingEnded
 from settings import Settings
+
+ANSWER_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes of an answer. Three parts of 256 KiB, written as JSON, have less."""
+PATIENCE: Final = 60.0
+"""Seconds to wait for an answer. The process ends itself after 2 s of CPU time, unless somebody stops it."""
+INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONTZPATH", "PYTHONDONTWRITEBYTECODE")
+"""The variables that Python itself may need. Others may be secrets."""
+ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}
+"""What an exit code of the process means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +59,33 @@ class RenderError(Exception):
         self.reason = reason
 
 
+class RenderingEnded(Exception):
+    """Rendering an e-mail ended the process that renders. The message says why."""
+
+
 class Templates:
     """The templates of `TEMPLATES_DIR`: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
 
-    The others can extend or include files whose names begin with `_`. Hidden files are ignored. All files are read
-    here, once. Raises `TemplatesError`.
+    They can extend or include files whose names begin with `_`. Hidden files are ignored. All files are read here,
+    once; the process that renders them runs from the first question on. Raises `TemplatesError`.
     """
 
     def __init__(self, settings: Settings) -> None:
         folder, kinds, user = settings.templates_dir, settings.kinds, bool(settings.template_fields)
         self._sources = _read(folder, kinds) if folder else {}
         self._keys = {name.partition(".")[0] for name in self._sources}
-        self._renderer = Renderer({"sources": self._sources, "kinds": kinds, "user": user})
+        self._setup = orjson.dumps({"sources": self._sources, "kinds": kinds, "user": user}) + b"\n"
+        self._process: Process | None = None
+        self._asked = 0
+        self._starting = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def test(self) -> None:
         """Compile and try every template, and end the process. Raises `TemplatesError` with every fault."""
         faults: list[str] = []
         for name in sorted(self._sources):
             try:
-                faults += await self._renderer.ask({"name": name})
+                faults += await self._ask({"name": name})
             except RenderingEnded as exc:
                 faults.append(f"{name}: {exc}.")
         await self.aclose()
@@ -76,21 +101,96 @@ class Templates:
         template or renders as nothing is absent: `content_of` fills in the subject and the text. Each part is that of
         the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language.
 
-        Raises `RenderError`; `RenderingEnded` if rendering took too much time or memory; `OSError` if there is no
-        process.
+        Raises `RenderError`; `RenderingEnded` if rendering took too much time or memory; `OSError` if the process
+        cannot be started.
         """
         key: str = fields["key"]
         if key not in self._keys:
             return content_of(fields, unsubscribe_url)
         question = {"fields": fields, "language": language, "unsubscribe_url": unsubscribe_url}
-        answer: Mapping[str, Sequence[str]] = await self._renderer.ask(question)
+        answer: Mapping[str, Sequence[str]] = await self._ask(question)
         if "failed" in answer:
             raise RenderError(*answer["failed"])
         return content_of(fields, unsubscribe_url, answer["parts"])
 
     async def aclose(self) -> None:
         """End the process, if there is one."""
-        await self._renderer.close()
+        if process := self._process:
+            await self._end(process, kill=True)
+
+    # --- the process -------------------------------------------------------------------------------
+
+    async def _ask(self, question: object) -> Any:
+        """Return the answer. Questions may be asked at the same time, and are answered in order.
+
+        If the process ends over this question, raises `RenderingEnded`; a new one is asked those that are left.
+        """
+        self._asked = number = self._asked + 1
+        line = orjson.dumps([number, question], default=str) + b"\n"
+        while True:
+            process = await self._running()
+            process.stdin.write(line)  # type: ignore[union-attr] # it is a pipe
+            # Nothing is awaited in between, so the turns come in the order of the questions.
+            async with self._turn:
+                while process is self._process:
+                    answered, answer = await self._answer(process)
+                    if answered == number:  # others are of tasks that were cancelled
+                        return answer
+
+    async def _running(self) -> Process:
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                self._process = await self._start()
+            return self._process
+
+    async def _start(self) -> Process:
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        process = await asyncio.create_subprocess_exec(
+            # Neither the working directory (-P) nor a hook in site-packages (-S) decides what is imported.
+            *(sys.executable, "-P", "-S", "-m", "mail.rendering"),
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=ANSWER_LIMIT,
+            env=environment | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            start_new_session=True,  # Ctrl-C is for the service, which still sends what it has begun
+        )
+        process.stdin.write(self._setup)  # type: ignore[union-attr]
+        try:
+            if await self._read_line(process):
+                return process
+        except asyncio.CancelledError:
+            await self._end(process, kill=True)
+            raise
+        raise OSError(f"the process that renders templates does not start ({await self._end(process)})")
+
+    async def _answer(self, process: Process) -> tuple[int, Any]:
+        """Return the number of a question and its answer, or 0 if the process ended, but not over a question."""
+        if line := await self._read_line(process):
+            number, answer = orjson.loads(line)
+            return number, answer
+        if code := await self._end(process):
+            raise RenderingEnded(ENDS.get(code, f"rendering ended its process ({code})"))
+        return 0, None
+
+    async def _read_line(self, process: Process) -> bytes:
+        """Return the next line, or nothing if no complete line comes."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                line = await process.stdout.readline()  # type: ignore[union-attr]
+        except (TimeoutError, ValueError):
+            process.kill()
+            return b""
+        return line if line.endswith(b"\n") else b""
+
+    async def _end(self, process: Process, *, kill: bool = False) -> int:
+        """Wait for the end of a process that answers no more; return its exit code."""
+        self._process = None
+        process.stdin.close()  # type: ignore[union-attr]
+        if kill:
+            # To kill one that has ended would take its exit code away from asyncio.
+            with suppress(ProcessLookupError):
+                process.kill()
+        return await process.wait()
 
 
 def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -26,7 +25,7 @@ from tests.processes import run
 from tests.servers import LOGIN, free_port, localhost, smtp_server
 from tests.smtp import raw_server
 
-STEPS = ["oauth_server", "oauth_token", "smtp_dns", "smtp_tcp", "smtp_tls", "smtp_ehlo", "smtp_login"]
+STEPS = ["oauth_token", "smtp_dns", "smtp_tcp", "smtp_tls", "smtp_ehlo", "smtp_login"]
 Steps = Mapping[str, tuple[str, str]]
 
 
@@ -76,7 +75,6 @@ def failure(steps: Steps) -> tuple[str, str]:
 async def test_check_walks_through_a_login(by_token: Settings, tokens: TokenServer, bearer: BearerServer) -> None:
     steps = await check(by_token, "me@example.com")
     assert (list(steps), {state for state, _ in steps.values()}) == ([*STEPS, "smtp_test"], {"ok"})
-    assert steps["oauth_server"][1] == "the token server answers"
     assert steps["oauth_token"][1] == "by client_credentials, valid for 60 min, for a scope that is not said"
     assert steps["smtp_login"][1] == "accepted"
     assert len(bearer.received) == 1
@@ -116,7 +114,7 @@ async def test_a_token_that_is_not_given_is_told_in_one_sentence(
 ) -> None:
     tokens.always(400, {"error": error, "error_codes": [code], "error_description": "of the-secret"})
     steps = await check(by_token)
-    assert (failure(steps), steps["oauth_server"][0]) == (("oauth_token", words), "ok")
+    assert failure(steps) == ("oauth_token", words)
     assert bearer.connections == 0
 
 
@@ -128,20 +126,10 @@ def test_the_page_about_logins_explains_every_fault() -> None:
 
 async def test_a_token_server_that_is_not_there_is_told(by_token: Settings) -> None:
     steps = await check(replace(by_token, smtp_oauth_token_url=f"http://127.0.0.1:{free_port()}/token"))
-    assert failure(steps) == ("oauth_server", "The token server cannot be reached: Connection refused.")
-
-
-async def test_a_wrong_clock_is_told(by_token: Settings, tokens: TokenServer) -> None:
-    for date, words in (
-        ("Mon, 01 Jan 2046 00:00:00 GMT", r"; the clock of this machine is \d+ s behind its own: set it"),
-        ("Mon, 01 Jan 2006 00:00:00 GMT", r"; the clock of this machine is \d+ s ahead of its own: set it"),
-        ("Mon, 01 Jan 2006 00:00:00 -0000", r""),  # of no time zone: it says nothing
-        ("yesterday", ""),
-    ):
-        tokens.always(200, {"access_token": "token-1", "expires_in": 3599}, Date=date)
-        steps = await check(by_token)
-        assert steps["smtp_login"] == ("ok", "accepted")
-        assert re.fullmatch(f"the token server answers{words}", steps["oauth_server"][1])
+    assert failure(steps) == (
+        "oauth_token",
+        "The token server cannot be reached: ConnectionRefusedError: Connection refused.",
+    )
 
 
 @pytest.mark.parametrize("challenges", [True, False])
@@ -209,4 +197,4 @@ def test_the_command_shows_the_steps_of_a_token_only_where_one_is_used(tmp_path:
     }
     done = run("check", "--json", cwd=tmp_path, **variables)
     steps = [step["check"] for step in json.loads(done.stdout)["checks"]]
-    assert (done.returncode, steps[-7:]) == (1, STEPS)
+    assert (done.returncode, steps[-len(STEPS) :]) == (1, STEPS)

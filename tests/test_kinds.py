@@ -51,16 +51,16 @@ def kinds_file(folder: Path, text: str) -> Path:
     ("text", "sentences"),
     [
         ("", ["Has no kinds."]),
-        ("[a", ["Is not TOML: "]),
-        ("[a]\n[a]", ["Is not TOML: ", "line 2"]),
-        ("email = true", ["email: is not a table such as [email]."]),
-        ("[[a]]\nemail = true", ["a: is not a table"]),
-        ("[New-Post]", ["[New-Post]: a name has 1 to 64 small letters"]),
-        ('["new post"]', ["[new post]: a name"]),
-        ("[1st]", ["[1st]: a name"]),
-        ('["ä"]', ["[ä]: a name"]),
-        ('[""]', ["[]: a name"]),
-        (f"[{'a' * 65}]", [f"[{'a' * 65}]: a name"]),
+        ("[a", ["Cannot be read as TOML: "]),
+        ("[a]\n[a]", ["Cannot be read as TOML: ", "line 2"]),
+        ("email = true", ["[email]: must be a table, named with 1 to 64 small letters"]),
+        ("[[a]]\nemail = true", ["[a]: must be a table"]),
+        ("[New-Post]", ["[New-Post]: must be a table, named with 1 to 64 small letters"]),
+        ('["new post"]', ["[new post]: must be a table, named"]),
+        ("[1st]", ["[1st]: must be a table, named"]),
+        ('["ä"]', ["[ä]: must be a table, named"]),
+        ('[""]', ["[]: must be a table, named"]),
+        (f"[{'a' * 65}]", [f"[{'a' * 65}]: must be a table, named"]),
         ("[a.b]\nemail = true", ["[a]: there is no setting 'b'"]),
         (
             "[a]\nemails = true",
@@ -109,7 +109,13 @@ def kinds_file(folder: Path, text: str) -> Path:
         ('[a]\nurl = ""', ["[a]: url must be an address"]),
         (
             '[A]\nin_app = false\n[b]\nmail = true\nurl = "ftp://x"\n[c]\nlabel = 1',
-            ["[A]: a name", "[A]: needs a channel", "[b]: there is no setting 'mail'", "[b]: url must", "[c]: label"],
+            [
+                "[A]: must be a table, named",
+                "[A]: needs a channel",
+                "[b]: there is no setting 'mail'",
+                "[b]: url must",
+                "[c]: label",
+            ],
         ),
     ],
 )
@@ -127,7 +133,7 @@ def test_a_faulty_kinds_file_ends_the_start_with_2(tmp_path: Path) -> None:
     path = kinds_file(tmp_path, "[A]\n[b]\nmail = true")
     done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path), PORT="0")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("The configuration is not valid:\n  KINDS_FILE: [A]: a name")
+    assert done.stderr.startswith("The configuration is not valid:\n  KINDS_FILE: [A]: must be a table")
     assert "[b]: there is no setting 'mail'" in done.stderr
     assert "\n  PORT: " in done.stderr
 
@@ -138,7 +144,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.toml", tmp_path, latin):
         done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path))
         assert done.returncode == 2
-        assert "KINDS_FILE: Cannot be read as UTF-8: " in done.stderr
+        assert "KINDS_FILE: Cannot be read as TOML: " in done.stderr
     assert "No such file or directory" in run(cwd=tmp_path, **COMPLETE, KINDS_FILE="missing.toml").stderr
 
 

@@ -16,11 +16,10 @@ import pytest
 from aiohttp import ClientSession
 
 from cli.environment import SettingsError
-from mail import renderer
+from mail import templates as module
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.renderer import RenderingEnded
-from mail.templates import Content, RenderError, Templates, TemplatesError
+from mail.templates import Content, RenderError, RenderingEnded, Templates, TemplatesError
 from mail.verdicts import Verdict
 from mailer import Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
@@ -64,7 +63,7 @@ def environment_of(pid: int) -> str:
 
 
 def pid_of(templates: Templates) -> int:
-    process = templates._renderer._process
+    process = templates._process
     assert process
     return process.pid
 
@@ -118,19 +117,19 @@ async def test_an_ordinary_error_keeps_the_process(tmp_path: Path) -> None:
 async def test_keys_alone_need_no_process(tmp_path: Path) -> None:
     async with rendering(tmp_path, {"new_post.txt": "x"}) as templates:
         assert await templates.render(fields()) == Content("new_login", "new_login")
-        assert templates._renderer._process is None
+        assert templates._process is None
 
 
 async def test_a_process_that_dies_or_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with rendering(tmp_path, {"new_login.txt": "{{ data.n }}"}) as templates:
         await templates.render(fields(n=1))
-        process = templates._renderer._process
+        process = templates._process
         assert process
         process.kill()
         await process.wait()
         assert (await templates.render(fields(n=2))).text == "2"  # nobody is to blame
         os.kill(pid_of(templates), signal.SIGSTOP)
-        monkeypatch.setattr(renderer, "PATIENCE", 0.1)
+        monkeypatch.setattr(module, "PATIENCE", 0.1)
         with pytest.raises(RenderingEnded, match=r"^rendering ended its process \(-9\)$"):
             await templates.render(fields(n=3))
         monkeypatch.undo()
@@ -138,7 +137,7 @@ async def test_a_process_that_dies_or_hangs_is_replaced(tmp_path: Path, monkeypa
 
 
 async def test_an_answer_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "ANSWER_LIMIT", 1000)
+    monkeypatch.setattr(module, "ANSWER_LIMIT", 1000)
     async with rendering(tmp_path, {"new_login.txt": "{{ 'x' * data.n }}"}) as templates:
         with pytest.raises(RenderingEnded):
             await templates.render(fields(n=3000))
@@ -182,7 +181,7 @@ async def test_the_process_knows_no_secret(tmp_path: Path, monkeypatch: pytest.M
         await templates.render(fields())
         environ = environment_of(pid_of(templates))
     assert "sesame" not in environ
-    assert {line.partition("=")[0] for line in environ.split("\0") if line} <= {"PYTHONPATH", *renderer.INHERITED}
+    assert {line.partition("=")[0] for line in environ.split("\0") if line} <= {"PYTHONPATH", *module.INHERITED}
 
 
 async def test_a_template_that_loops_whatever_the_data_is_named_at_the_start(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ async def test_a_template_that_loops_whatever_the_data_is_named_at_the_start(tmp
     with pytest.raises(TemplatesError) as raised:
         await templates.test()
     assert str(raised.value) == "\n".join(f"{name}: {TOO_LONG}." for name in ("_a.txt", "new_login.txt"))
-    assert templates._renderer._process is None
+    assert templates._process is None
 
 
 def test_a_fault_of_the_start_is_one_of_the_configuration(environment: Callable[..., Settings], tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ EXAMPLES = [
 """One for each row of the table, in its order."""
 
 
-@pytest.mark.parametrize(("row", "example"), zip(ROWS, EXAMPLES, strict=True))
+@pytest.mark.parametrize(("row", "example"), [*zip(ROWS, EXAMPLES, strict=True)])
 def test_each_row_fits_its_example(row: str, example: tuple[str, Verdict]) -> None:
     reply, verdict = example
     assert ROWS[row] is verdict

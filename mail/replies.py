@@ -105,7 +105,7 @@ def describe(exc: Exception) -> str:
     if isinstance(cause, ssl.SSLError):
         return f"{type(cause).__name__} {cause.reason or ''}".rstrip()
     if isinstance(cause, socket.gaierror):
-        return f"{cause.strerror} (the name of the server)"
+        return f"DNS: {cause.strerror}"
     if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
         return f"{type(cause).__name__}: {os.strerror(cause.errno)}"
     return type(cause).__name__

@@ -185,7 +185,7 @@ async def test_that_the_server_asks_for_a_client_certificate_is_told(by_token: S
     assert failure(await check(plain)) == ("smtp_tls", "the server asks for a client certificate: SMTP_CLIENT_CERT.")
 
 
-def test_the_command_shows_the_steps_of_a_token_only_where_one_is_used(tmp_path: Path) -> None:
+def test_check_has_a_step_for_the_token_if_there_is_one(tmp_path: Path) -> None:
     variables = {
         "DB_URI": f"mongodb://127.0.0.1:{free_port()}/x",
         "EMAIL": "a@b.example",

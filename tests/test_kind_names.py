@@ -45,7 +45,7 @@ def kinds_file(folder: Path, text: str) -> Path:
         *((f'[a]\nicon = "{icon}"', IS_ICON) for icon in NO_ICONS),
     ],
 )
-def test_faults_of_names_and_icons_are_told(tmp_path: Path, text: str, sentence: str) -> None:
+def test_every_fault_of_a_setting_is_named(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(KindsError) as raised:
         load_kinds(kinds_file(tmp_path, text))
     assert sentence in f"{raised.value}"

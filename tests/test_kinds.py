@@ -157,7 +157,7 @@ def test_a_template_of_no_kind_stops_the_start(tmp_path: Path) -> None:
     assert "order_shipped" not in done.stderr
 
 
-def test_names_labels_and_urls_may_be_as_long_and_as_odd_as_their_limits(tmp_path: Path) -> None:
+def test_names_labels_and_urls_may_reach_their_limits(tmp_path: Path) -> None:
     name, label = "a" * 64, "{data.a|}" + "ü" * 491
     text = (
         f'[{name}]\nlabel = "{label}"\nurl = "https://x.example/{{id}}/{{data.größe.x|0}}?k={{key}}#f"\n'
@@ -250,7 +250,7 @@ async def test_kinds_are_told_to_everyone_and_only_once(start: Start) -> None:
     assert other.status == 200
 
 
-async def test_the_description_names_the_kinds_and_its_examples_are_accepted(shop: Client) -> None:
+async def test_the_api_accepts_the_kinds_and_examples_it_describes(shop: Client) -> None:
     document = await (await shop.get("/openapi.json")).json()
     assert document["components"]["schemas"]["Create"]["properties"]["key"]["enum"] == list(CHANNELS)
     parameters = {item["name"]: item["schema"] for item in document["paths"]["/read"]["post"]["parameters"]}
@@ -263,7 +263,7 @@ async def test_the_description_names_the_kinds_and_its_examples_are_accepted(sho
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
+async def test_a_removed_kind_is_still_listed_and_sent(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     before = await start(kinds_file=SHOP, smtp_port=free_port())
@@ -283,7 +283,7 @@ async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_a_dead_letter_of_a_kind_that_has_left_is_owed_again_and_sent(
+async def test_a_dead_letter_of_a_removed_kind_can_be_sent_again(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     async def refuse(stage: str, _recipient: str) -> str | None:
@@ -392,6 +392,6 @@ def test_a_long_field_is_cut_in_a_label() -> None:
         ("de;q=1", "plain"),
     ],
 )
-def test_a_label_is_in_the_language_or_in_the_one_it_is_a_form_of(language: str | None, said: str) -> None:
+def test_a_label_is_in_the_language_or_in_its_base_language(language: str | None, said: str) -> None:
     labels = {"de": "deutsch", "de-AT": "österreichisch", "PT-br": "brasileiro"}
     assert Kind(name="a", label="plain", labels=labels).say(language, {}, formats.write) == said

@@ -76,7 +76,7 @@ async def test_logins_share_a_token_and_the_request_for_it(server: TokenServer, 
     ]
 
 
-async def test_a_refresh_token_is_another_grant_and_the_next_one_replaces_it(server: TokenServer) -> None:
+async def test_a_new_refresh_token_replaces_the_old_one(server: TokenServer) -> None:
     given: dict[str, Any] = {
         "smtp_oauth_refresh_token": "first",
         "smtp_oauth_client_secret": None,
@@ -92,7 +92,7 @@ async def test_a_refresh_token_is_another_grant_and_the_next_one_replaces_it(ser
     ]
 
 
-async def test_a_token_that_ends_soon_is_renewed_while_logins_go_on_with_it(
+async def test_a_token_is_renewed_while_logins_still_use_it(
     server: TokenServer, tokens: Tokens, clock: SimpleNamespace
 ) -> None:
     released = asyncio.Event()
@@ -223,7 +223,7 @@ CONFIGURED = [
 
 
 @pytest.mark.parametrize(("status", "answer", "words"), CONFIGURED)
-async def test_a_refusal_is_one_sentence_without_what_the_server_says_of_people(
+async def test_a_refusal_is_one_sentence_without_the_servers_words(
     server: TokenServer, tokens: Tokens, status: int, answer: Any, words: str
 ) -> None:
     server.always(status, answer, **({"Location": server.url} if status == 302 else {}))

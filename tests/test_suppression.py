@@ -104,9 +104,7 @@ async def bounce(
     return len(asked)
 
 
-async def test_a_bounce_makes_later_emails_dead_letters_without_a_conversation(
-    client: Client, database: DB, mail: MailServer
-) -> None:
+async def test_after_a_bounce_emails_die_without_a_conversation(client: Client, database: DB, mail: MailServer) -> None:
     assert await bounce(client, database, mail) == 1
     suppression = ours(database)["suppression"]
     assert {name: suppression[name] for name in ("address", "code")} == {"address": "gone@example.com", "code": "5.1.1"}
@@ -129,9 +127,7 @@ async def test_a_refusal_for_policy_suppresses_nothing(client: Client, database:
     assert await bounce(client, database, mail) == 1
 
 
-async def test_another_address_is_not_suppressed_and_the_same_in_another_form_is(
-    client: Client, database: DB, mail: MailServer
-) -> None:
+async def test_only_the_same_address_is_suppressed_in_any_form(client: Client, database: DB, mail: MailServer) -> None:
     await bounce(client, database, mail)
     assert await bounce(client, database, mail, address="new@example.com") == 1
     assert [recipient for recipient, _ in mail.received] == ["new@example.com"]
@@ -139,7 +135,7 @@ async def test_another_address_is_not_suppressed_and_the_same_in_another_form_is
 
 
 @pytest.mark.parametrize("value", ["yes", {"address": "gone@example.com"}, [1]], ids=repr)
-async def test_a_suppression_of_another_form_suppresses_nothing_and_the_next_bounce_replaces_it(
+async def test_a_bounce_replaces_a_suppression_that_makes_no_sense(
     client: Client, database: DB, mail: MailServer, value: Any
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "notifier": {"suppression": value}})
@@ -215,7 +211,7 @@ async def test_an_index_finds_the_users_who_have_an_address(
     assert await by_address(client, "nobody@example.com") == NOT
 
 
-async def test_the_index_says_whether_the_case_of_stored_addresses_matters(client: Client, database: DB) -> None:
+async def test_the_index_decides_whether_the_case_matters(client: Client, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "Ann@Example.com"})
     database.users.create_index("email", name="exact")
     assert await by_address(client, "ann@example.com") == NOT

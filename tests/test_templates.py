@@ -51,7 +51,7 @@ def test_a_template_sees_data_and_nothing_of_python(tmp_path: Path, expression: 
     assert text == "[]"
 
 
-def test_a_field_may_have_any_name_and_what_jinja_makes_has_its_own(tmp_path: Path) -> None:
+def test_fields_may_have_any_name_and_jinja_keeps_its_own(tmp_path: Path) -> None:
     data = {
         "items": [7, 8],
         "copy": "c",
@@ -149,9 +149,7 @@ def test_the_examples_render_any_data_of_the_example_of_kinds(key: str, language
     ("language", "words"),
     [("en", ("Unsubscribe", "we have to send it")), ("de", ("Abbestellen", "müssen wir sie senden"))],
 )
-def test_the_footer_of_the_examples_has_the_link_unless_the_kind_is_required(
-    language: str, words: tuple[str, str]
-) -> None:
+def test_the_examples_have_a_link_unless_the_kind_is_required(language: str, words: tuple[str, str]) -> None:
     templates, link = Rendered(EXAMPLES, SHOP), "https://x.example/u/a-token"
     shipped = templates.render({"key": "order_shipped", "data": {"number": 7}}, language, link)
     assert shipped.text.endswith(f"\n{words[0]}: {link}")
@@ -216,7 +214,7 @@ async def test_every_fault_is_reported_and_hidden_files_are_ignored(tmp_path: Pa
         Templates(Settings(templates_dir=folder))
 
 
-def test_a_broken_template_stops_the_start_and_other_faults_are_reported_too(tmp_path: Path) -> None:
+def test_a_broken_template_stops_the_start_with_other_faults(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.html": "<p>\n{{ data.city }</p>"})
     done = run(cwd=tmp_path, **COMPLETE, TEMPLATES_DIR=f"{folder}", PORT="0")
     assert done.returncode == 2

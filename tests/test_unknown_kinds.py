@@ -32,9 +32,7 @@ async def stores(
         yield old, new
 
 
-async def test_an_email_of_an_unknown_kind_is_put_back_uncounted_for_those_who_know_it(
-    stores: tuple[Store, Store], database: DB
-) -> None:
+async def test_an_email_of_an_unknown_kind_is_left_to_others(stores: tuple[Store, Store], database: DB) -> None:
     old, new = stores
     for _ in range(3):
         assert await old.outbox.claim(10, 60) == []

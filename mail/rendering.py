@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -137,12 +137,11 @@ class Rendering:
         except TemplateSyntaxError as exc:
             yield f"{name}, line {exc.lineno}: {(exc.message or 'not valid').rstrip('.')}."
             return
+        suffix = name.rpartition(".")[2]
+        alike = {other for other in self._sources if other.endswith(f".{suffix}")}
         for reference in tree.find_all(REFERENCES):
-            # Text is not escaped, so an HTML file must not include a text file.
-            if getattr(reference.template, "value", None) not in {
-                other for other in self._sources if _suffix(other) == _suffix(name)
-            }:
-                yield f"{name}, line {reference.lineno}: refers to no {_suffix(name)} file of this directory."
+            if getattr(reference.template, "value", None) not in alike:  # text is not escaped, and must not be in HTML
+                yield f"{name}, line {reference.lineno}: refers to no .{suffix} file of this directory."
         if name.startswith("_"):  # a layout may use variables that the template sets
             return
         unknown = meta.find_undeclared_variables(tree) - self._variables
@@ -151,10 +150,6 @@ class Rendering:
                 yield f"{name}, line {node.lineno}: there is no variable '{node.name}'."
         with suppress(Exception):  # there is no data
             self._rendered(name, {"data": {}, "timestamp": 0})
-
-
-def _suffix(name: str) -> str:
-    return PurePath(name).suffix
 
 
 def _bounded(template: Template, variables: Mapping[str, Any]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kinds import Kind, KindsError, describe_kinds, load_kinds
+from settings import Settings
+from tests.processes import COMPLETE
 
 ICONS = ("🚚", "✉️", "🇩🇪", "👩🏽‍🚀", "1️⃣", "☂", "/icons/truck.svg", "https://x.example/truck.png?v=2")
 NO_ICONS = ("", "truck", "http://x.example/a.png", "//x.example", "/a b", "javascript:x", "🚚" * 17, "\\u202e")
@@ -49,6 +52,13 @@ def test_every_fault_of_a_setting_is_named(tmp_path: Path, text: str, sentence: 
     with pytest.raises(KindsError) as raised:
         load_kinds(kinds_file(tmp_path, text))
     assert sentence in f"{raised.value}"
+
+
+def test_the_file_is_read_once(environment: Callable[..., Settings], tmp_path: Path) -> None:
+    path = kinds_file(tmp_path, "[parcel_lost]")
+    settings = environment(**COMPLETE, KINDS_FILE=f"{path}")
+    path.unlink()
+    assert list(settings.kinds) == ["parcel_lost"]
 
 
 @pytest.mark.parametrize("icon", ICONS)

@@ -148,13 +148,6 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     assert "No such file or directory" in run(cwd=tmp_path, **COMPLETE, KINDS_FILE="missing.toml").stderr
 
 
-def test_the_file_is_read_once(environment: Callable[..., Settings], tmp_path: Path) -> None:
-    path = kinds_file(tmp_path, "[parcel_lost]")
-    settings = environment(**COMPLETE, KINDS_FILE=f"{path}")
-    path.unlink()
-    assert list(settings.kinds) == ["parcel_lost"]
-
-
 def test_a_template_of_no_kind_stops_the_start(tmp_path: Path) -> None:
     folder = write(tmp_path, {"order_shipped.de.subject.txt": "x", "new_post.txt": "x", "new_login.text.html": "x"})
     done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(SHOP), TEMPLATES_DIR=str(folder))

@@ -37,8 +37,8 @@ def write(value: Any, form: str | None, language: str | None, zone: str | None =
     if not form and isinstance(value, str) and MOMENT.fullmatch(value):
         form = "datetime"
     if form in {"date", "time", "datetime"}:
-        if moment := _moment(value, zone):
-            return _write_moment(moment, form, locale)
+        if moment := _moment(value, form, zone, locale):
+            return moment
     elif (amount := _amount(value, of_text=bool(form))) is not None:
         if form and form.startswith("currency "):
             return numbers.format_currency(amount, form[9:], locale=locale)
@@ -80,15 +80,18 @@ def _amount(value: Any, *, of_text: bool) -> Decimal | None:
     return None
 
 
-def _moment(value: Any, zone: str | None) -> date | None:
-    """Return a day, or a moment with a time zone, or `None` if the value is neither."""
+def _moment(value: Any, form: str, zone: str | None, locale: Locale) -> str | None:
+    """Return a day or a moment as it is written, or `None` if the value is neither."""
     with suppress(TypeError, ValueError, OverflowError, OSError):
-        if isinstance(value, str) and DAY.fullmatch(value):
-            return date.fromisoformat(value)  # it is the same day in every time zone
-        number = _amount(value, of_text=False)
-        moment = datetime.fromisoformat(value) if number is None else datetime.fromtimestamp(float(number), UTC)
-        own = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return own.astimezone(_zone(zone)) if zone else own
+        if isinstance(value, str) and DAY.fullmatch(value):  # which is the same in every time zone
+            return dates.format_date(date.fromisoformat(value), "medium", locale)
+        seconds = _amount(value, of_text=False)
+        moment = datetime.fromisoformat(value) if seconds is None else datetime.fromtimestamp(float(seconds), UTC)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(_zone(zone)) if zone else moment
+        day, time = dates.format_date(moment, "medium", locale), dates.format_time(moment, "short", None, locale)
+        both = f"{dates.get_datetime_format('medium', locale=locale)}".replace("'", "")
+        return {"date": day, "time": time}.get(form) or both.format(time, day)
     return None
 
 
@@ -96,12 +99,3 @@ def _zone(name: str) -> tzinfo:
     with suppress(LookupError, ValueError, OSError):  # it may come from the user's document
         return dates.get_timezone(name)
     return UTC
-
-
-def _write_moment(moment: date, form: str, locale: Locale) -> str:
-    day = dates.format_date(moment, "medium", locale)
-    if form == "date" or not isinstance(moment, datetime):
-        return day
-    time = dates.format_time(moment, "short", moment.tzinfo, locale)
-    both = f"{dates.get_datetime_format('medium', locale=locale)}".replace("'", "")
-    return time if form == "time" else both.format(time, day)

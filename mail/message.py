@@ -78,9 +78,10 @@ def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> byte
     Raises `UnicodeEncodeError` for a lone surrogate.
     """
     subject = " ".join(content.subject.split())
+    id_ = email.id if PLAIN_ID.fullmatch(email.id) else blake2b(email.id.encode(), digest_size=16).hexdigest()
     header = (
         f"{sender.header}To: {to}\r\n{_folded('Subject', _words(subject, subject, LINE_LIMIT - LINE_LENGTH))}"
-        f"Date: {format_datetime(email.at)}\r\nMessage-ID: <{_message_id(email.id)}@{sender.domain}>\r\n"
+        f"Date: {format_datetime(email.at)}\r\nMessage-ID: <{id_}@{sender.domain}>\r\n"
     )
     if content.unsubscribe_url:
         header += (
@@ -89,10 +90,6 @@ def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> byte
     text = _part(b"plain", content.text)
     body = ALTERNATIVES % (text, _part(b"html", content.html)) if content.html else text
     return header.encode() + FIXED + body
-
-
-def _message_id(id_: str) -> str:
-    return id_ if PLAIN_ID.fullmatch(id_) else blake2b(id_.encode(), digest_size=16).hexdigest()
 
 
 def _part(subtype: bytes, text: str) -> bytes:

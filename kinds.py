@@ -41,14 +41,22 @@ class KindsError(Exception):
 
 
 class Rule(NamedTuple):
-    """What the value of a setting must be. `wrong` returns where it is not: `""`, or languages such as `".de"`."""
+    """What the value of a setting must be, in words and in JSON Schema.
+
+    `wrong` returns where the value is something else: `""`, or languages such as `".de"`.
+    """
 
     words: str
     wrong: Callable[[Any], Sequence[str]]
+    schema: Mapping[str, object]
 
 
-def _rule(words: str, holds: Callable[[Any], object]) -> Rule:
-    return Rule(words, lambda value: () if holds(value) else ("",))
+def _rule(words: str, holds: Callable[[Any], object], schema: Mapping[str, object] | None = None) -> Rule:
+    return Rule(words, lambda value: () if holds(value) else ("",), schema or {"type": "string"})
+
+
+def _one_of(*values: str) -> Rule:
+    return _rule(f"{', '.join(values[:-1])} or {values[-1]}", values.__contains__, {"enum": [*values]})
 
 
 def _by_language(rule: Rule) -> Rule:
@@ -57,7 +65,8 @@ def _by_language(rule: Rule) -> Rule:
             return ("",)
         return [f".{tag}" for tag, text in texts.items() if not LANGUAGE.fullmatch(tag) or rule.wrong(text)]
 
-    return Rule(f"by language, such as de or pt-BR: {rule.words}", wrong)
+    schema = {"type": "object", "additionalProperties": rule.schema}
+    return Rule(f"by language, such as de or pt-BR: {rule.words}", wrong, schema)
 
 
 def _seconds(span: object) -> float:
@@ -75,10 +84,8 @@ def _is_label(text: object) -> bool:
 
 
 LINE: Final = f"one line of 1 to {TEXT_LIMIT} characters"
-SWITCH: Final = _rule("true or false", lambda value: isinstance(value, bool))
-PRIORITY: Final = _rule("high, normal or low", ("high", "normal", "low").__contains__)
+SWITCH: Final = _rule("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
 AFTER: Final = _rule("a time from 30s to 30d such as 10m or 1d", lambda span: 30 <= _seconds(span) <= 30 * 86_400)
-BATCH: Final = _rule("target or kind", ("target", "kind").__contains__)
 LABEL: Final = _rule(
     f"{LINE}, with placeholders like {{data.city}}, {{data.name|Somebody}} and {{data.total, number}}; "
     "the formats are number, date, time and such as currency EUR",
@@ -95,8 +102,9 @@ IMAGE: Final = _rule(
 )
 
 
-def _setting(rule: Rule, default: Any = None, name: str | None = None) -> Any:
-    return field(default=default, metadata={"rule": rule, "name": name})
+def _setting(rule: Rule, description: str, default: Any = None, name: str | None = None) -> Any:
+    schema = {**rule.schema, "description": description}
+    return field(default=default, metadata={"rule": rule, "schema": schema, "name": name})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,19 +115,19 @@ class Kind:
     """
 
     name: str
-    in_app: bool = _setting(SWITCH, default=True)
-    email: bool = _setting(SWITCH, default=False)
-    required: bool = _setting(SWITCH, default=False)
-    priority: str | None = _setting(PRIORITY)
-    email_after: str | None = _setting(AFTER)
-    email_batch: str | None = _setting(BATCH)
-    collapse: bool = _setting(SWITCH, default=False)
-    label: str | None = _setting(LABEL)
-    url: str | None = _setting(URL)
-    labels: Mapping[str, str] | None = _setting(_by_language(LABEL))
-    title: str | None = _setting(TITLE, name="name")
-    titles: Mapping[str, str] | None = _setting(_by_language(TITLE), name="names")
-    icon: str | None = _setting(IMAGE)
+    in_app: bool = _setting(SWITCH, "Whether it is kept for `/list`.", default=True)
+    email: bool = _setting(SWITCH, "Whether it is e-mailed.", default=False)
+    required: bool = _setting(SWITCH, "Whether the user cannot opt out.", default=False)
+    priority: str | None = _setting(_one_of("high", "normal", "low"), "Which e-mails go first.")
+    email_after: str | None = _setting(AFTER, "How long an e-mail waits, such as `10m`.")
+    email_batch: str | None = _setting(_one_of("target", "kind"), "What one e-mail is about.")
+    collapse: bool = _setting(SWITCH, "A new one replaces the unread one of its target.", default=False)
+    label: str | None = _setting(LABEL, "What the bell says, with placeholders.")
+    url: str | None = _setting(URL, "Where a click leads, with placeholders.")
+    labels: Mapping[str, str] | None = _setting(_by_language(LABEL), "Labels by language.")
+    title: str | None = _setting(TITLE, "What settings call it.", name="name")
+    titles: Mapping[str, str] | None = _setting(_by_language(TITLE), "Names by language.", name="names")
+    icon: str | None = _setting(IMAGE, "An emoji, an https address, or a path.")
 
     @property
     def rank(self) -> str:
@@ -132,10 +140,9 @@ class Kind:
         return _seconds(self.email_after) if self.email_after else None
 
     def describe(self) -> dict[str, Any]:
-        """Return its entry in `GET /kinds`: the first three settings, and any other that is not the default."""
+        """Return its entry in `GET /kinds`: `TOLD`, and any other setting that is not the default."""
         values = {setting: (getattr(self, f.name), f.default) for setting, f in SETTINGS.items()}
-        always = ("in_app", "email", "required")
-        return {name: value for name, (value, default) in values.items() if name in always or value != default}
+        return {name: value for name, (value, default) in values.items() if name in TOLD or value != default}
 
     def say(self, language: str | None, notification: Mapping[str, Any], write: Write) -> str:
         """Return the label in a language, filled in from a notification; "…" stands for a missing field."""
@@ -178,6 +185,8 @@ def _value(notification: Mapping[str, Any], path: str) -> object:
 
 SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}
 """The settings in the order of the class, by the name that the file gives them."""
+TOLD: Final = frozenset({"in_app", "email", "required"})
+"""Settings that `GET /kinds` always has."""
 
 Kinds = Mapping[str, Kind]
 

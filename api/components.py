@@ -9,7 +9,7 @@ from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
 from api.sse import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
-from kinds import SETTINGS
+from kinds import SETTINGS, TOLD
 from mongo.changes import Inbox
 from mongo.document import JSONObject
 
@@ -58,11 +58,6 @@ COUNTS: Final = {
     "new": COUNT | {"description": "How many of them are unread."},
     "unseen": COUNT | {"description": "How many unread ones came since `/seen`; absent before its first call."},
 }
-TEXTS: Final = {
-    "type": "object",
-    "additionalProperties": {"type": "string"},
-    "description": "The same by language.",
-}
 REASONS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 DATA: Final = {
     "type": "object",
@@ -90,22 +85,8 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
             }
         ),
         "Kind": _object(
-            {
-                "in_app": {"type": "boolean", "description": "Whether it is kept for `/list`."},
-                "email": {"type": "boolean", "description": "Whether it is e-mailed."},
-                "required": {"type": "boolean", "description": "Whether the user cannot opt out."},
-                "priority": {"enum": ["high", "normal", "low"], "description": "Which e-mails go first."},
-                "label": {"type": "string", "description": "What the bell says, with placeholders."},
-                "url": {"type": "string", "description": "Where a click leads, with placeholders."},
-                "labels": TEXTS,
-                "name": {"type": "string", "description": "What settings call it."},
-                "names": TEXTS,
-                "icon": {"type": "string", "description": "An emoji, an https address, or a path."},
-                "email_after": {"type": "string", "description": "How long an e-mail waits, such as `10m`."},
-                "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
-                "collapse": {"type": "boolean", "description": "A new one replaces the unread one of its target."},
-            },
-            *(SETTINGS.keys() - {"in_app", "email", "required"}),
+            {setting: f.metadata["schema"] for setting, f in SETTINGS.items()},
+            *(SETTINGS.keys() - TOLD),
         ),
         "UserPreferences": _object(
             {

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from api.answers import json_bytes
-from api.components import component_schemas
 from config.checks import field_path
-from config.ids import IdType
 from kinds import SETTINGS, SPECIFIED, describe_kinds, load_kinds
 from settings import Settings
 from tests.browser import local_run
@@ -161,10 +159,6 @@ def test_the_page_of_the_api_shows_the_answer_without_a_file() -> None:
 def test_the_page_has_five_kinds_and_explains_every_setting() -> None:
     assert len(tomllib.loads(block("toml"))) == 5
     assert re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Users")[0], re.MULTILINE) == list(SETTINGS)
-
-
-def test_the_description_of_the_api_has_every_setting_of_a_kind() -> None:
-    assert component_schemas(IdType.OBJECTID)["Kind"]["properties"].keys() == SETTINGS.keys()
 
 
 def test_the_example_of_the_templates_is_one_of_two_languages(tmp_path: Path) -> None:

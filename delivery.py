@@ -25,12 +25,11 @@ from mail.claimer import Claimer
 from mail.feedback import Feedback
 from mail.lease import Lease, Leases
 from mail.looks import Looks
-from mail.renderer import RenderingEnded
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.settler import UNSETTLED, Settler
 from mail.stops import Group
-from mail.templates import Content, RenderError, Templates, content_of
+from mail.templates import Content, RenderError, RenderingEnded, Templates, content_of
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer
@@ -84,7 +83,7 @@ class Delivery:
     ) -> None:
         self._record = record
         self._kinds = settings.kinds
-        self._templates = Templates(settings.templates_dir, self._kinds, user=bool(settings.template_fields))
+        self._templates = Templates(settings)
         self._links = Links(settings)
         self._owed = owed
         self._news = asyncio.Event()
@@ -160,7 +159,7 @@ class Delivery:
         for task in self._helpers:
             task.cancel()
         await self._mailer.pool.close_all()
-        await self._templates.close()
+        await self._templates.aclose()
 
     # --- the workers -------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""The kinds of notification: what each does, and what the bell says of it. One table for the whole service.
+"""The kinds of notification: what the service does with each, and what the bell says of it.
 
-`KINDS_FILE` is a TOML file with a table for each kind. Without it there are the four of the specification.
+`KINDS_FILE` is a TOML file with a table for each kind. Without it there are the four kinds of the specification.
 """
 
 from __future__ import annotations
@@ -8,100 +8,185 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from ops.languages import LANGUAGE, translated
+from config.languages import LANGUAGE, translated
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 PLACEHOLDER: Final = re.compile(
     r"\{(id|key|timestamp|user_id|target_id|data(?:\.[^{}.,|]+)+)"
     r"(?:, *(number|date|time|currency [A-Z]{3}))?(?:\|([^{}|]*))?\}"
 )
-"""A field of the notification, how to write it, and what replaces a missing one: `{data.total, number|none}`."""
-URL: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
-r"""Where a click may lead: an http or https address, or a path on the page's own origin. To a browser `\` is a `/`."""
+"""A field of the notification, its format, and what replaces a missing field: `{data.total, number|none}`."""
+ADDRESS: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
+r"""An http or https address, or a path on the page's own origin. Browsers read `\` as `/`."""
 ICON: Final = re.compile(r"https://[^\s\\]+|/(?!/)[^\s\\]*|[0-9#*]?[^\w\s\x00-\xa8\u2028-\u202f\u2066-\u2069]{1,16}")
-"""An https address, a path on the page's own origin, or an emoji: symbols, of which several may make one picture."""
+"""An https address, a path on the page's own origin, or an emoji, which may consist of several symbols."""
 SPAN: Final = re.compile("([1-9][0-9]{0,6})([smhd])")
-UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-WINDOW: Final = (30, 30 * 86_400)
-"""Shortest and longest window, in seconds."""
-BATCHES: Final = ("target", "kind")
-"""What an e-mail about many can be about: the notifications of a target, or all of the kind."""
+SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 TEXT_LIMIT: Final = 500
-"""Characters of a label, a name or a url."""
-PRIORITIES: Final = ("high", "normal", "low")
-"""Which e-mails go first."""
+"""Maximum length of a text in the file."""
 VALUE_LIMIT: Final = 200
-"""Characters of a field in a label."""
-
+"""Characters of a notification's field that a label shows."""
 
 Write = Callable[[object, str | None, str | None], str]
-"""What writes a value, in a format, in a language: `mail.formats.write`, which the service itself does not load."""
+"""Formats a value: `mail.formats.write`, which only the process that renders e-mails loads."""
 
 
 class KindsError(Exception):
-    """The table cannot be used. The message has a line for each fault."""
+    """The file cannot be used. The message has a line for each fault."""
+
+
+class Rule(NamedTuple):
+    """What the value of a setting must be, in words and in JSON Schema.
+
+    `wrong` returns where the value is something else: `""`, or languages such as `".de"`.
+    """
+
+    words: str
+    wrong: Callable[[Any], Sequence[str]]
+    schema: Mapping[str, object]
+
+
+def _rule(words: str, holds: Callable[[Any], object], schema: Mapping[str, object] | None = None) -> Rule:
+    return Rule(words, lambda value: () if holds(value) else ("",), schema or {"type": "string"})
+
+
+def _one_of(*values: str) -> Rule:
+    return _rule(f"{', '.join(values[:-1])} or {values[-1]}", values.__contains__, {"enum": [*values]})
+
+
+def _by_language(rule: Rule) -> Rule:
+    def wrong(texts: object) -> Sequence[str]:
+        if not isinstance(texts, dict):
+            return ("",)
+        return [f".{tag}" for tag, text in texts.items() if not LANGUAGE.fullmatch(tag) or rule.wrong(text)]
+
+    schema = {"type": "object", "additionalProperties": rule.schema}
+    return Rule(f"by language, such as de or pt-BR: {rule.words}", wrong, schema)
+
+
+def _seconds(span: object) -> float:
+    """Return the seconds of a time such as `10m`, and infinity for anything else."""
+    match = SPAN.fullmatch(f"{span}")
+    return int(match[1]) * SECONDS[match[2]] if match else math.inf
+
+
+def _is_line(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and text.isprintable() and len(text) <= TEXT_LIMIT
+
+
+def _is_label(text: object) -> bool:
+    return _is_line(text) and not re.search("[{}]", PLACEHOLDER.sub("", f"{text}"))
+
+
+LINE: Final = f"one line of 1 to {TEXT_LIMIT} characters"
+SWITCH: Final = _rule("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
+AFTER: Final = _rule("a time from 30s to 30d such as 10m or 1d", lambda span: 30 <= _seconds(span) <= 30 * 86_400)
+LABEL: Final = _rule(
+    f"{LINE}, with placeholders like {{data.city}}, {{data.name|Somebody}} and {{data.total, number}}; "
+    "the formats are number, date, time and such as currency EUR",
+    _is_label,
+)
+URL: Final = _rule(
+    "an address that begins with http://, https:// or a single /, with placeholders as in a label",
+    lambda text: _is_label(text) and ADDRESS.fullmatch(text),
+)
+TITLE: Final = _rule(f"{LINE}, without placeholders", lambda text: _is_line(text) and not re.search("[{}]", text))
+IMAGE: Final = _rule(
+    "an emoji, or an address that begins with https:// or a single /",
+    lambda text: isinstance(text, str) and len(text) <= TEXT_LIMIT and ICON.fullmatch(text),  # it may have joiners
+)
+
+
+def _setting(rule: Rule, description: str, default: Any = None, name: str | None = None) -> Any:
+    schema = {**rule.schema, "description": description}
+    return field(default=default, metadata={"rule": rule, "schema": schema, "name": name})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What to do with a notification of this kind, and what the bell says of it.
+    """What the service does with a notification of this kind, and what the bell says of it.
 
-    `name` is its key. What settings call it, the file's `name`, is its `title`.
+    Each field but `name`, which is its key, is a setting in the file. The file calls `title` a `name`.
     """
 
     name: str
-    in_app: bool = True
-    email: bool = False
-    required: bool = False
-    priority: str | None = None
-    label: str | None = None
-    url: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    title: str | None = None
-    titles: Mapping[str, str] = field(default_factory=dict)
-    icon: str | None = None
-    email_after: str | None = None
-    email_batch: str | None = None
-    collapse: bool = False
+    in_app: bool = _setting(SWITCH, "Whether it is kept for `/list`.", default=True)
+    email: bool = _setting(SWITCH, "Whether it is e-mailed.", default=False)
+    required: bool = _setting(SWITCH, "Whether the user cannot opt out.", default=False)
+    priority: str | None = _setting(_one_of("high", "normal", "low"), "Which e-mails go first.")
+    email_after: str | None = _setting(AFTER, "How long an e-mail waits, such as `10m`.")
+    email_batch: str | None = _setting(_one_of("target", "kind"), "What one e-mail is about.")
+    collapse: bool = _setting(SWITCH, "A new one replaces the unread one of its target.", default=False)
+    label: str | None = _setting(LABEL, "What the bell says, with placeholders.")
+    url: str | None = _setting(URL, "Where a click leads, with placeholders.")
+    labels: Mapping[str, str] | None = _setting(_by_language(LABEL), "Labels by language.")
+    title: str | None = _setting(TITLE, "What settings call it.", name="name")
+    titles: Mapping[str, str] | None = _setting(_by_language(TITLE), "Names by language.", name="names")
+    icon: str | None = _setting(IMAGE, "An emoji, an https address, or a path.")
 
     @property
     def rank(self) -> str:
-        """Which of `PRIORITIES` its e-mails have: what is written, else what `required` implies."""
+        """The priority of its e-mails: the one in the file, or else what `required` implies."""
         return self.priority or ("high" if self.required else "normal")
 
     @property
     def window(self) -> float | None:
-        """For how many seconds an e-mail waits; `None` if it is due at once."""
-        return seconds_of(self.email_after) if self.email_after else None
+        """Seconds that an e-mail waits, or `None` if it is due at once."""
+        return _seconds(self.email_after) if self.email_after else None
 
     def describe(self) -> dict[str, Any]:
-        """Return what `GET /kinds` tells of it, all that matters to pages."""
-        told = {name: value for name, value in asdict(self).items() if name not in {"name", "priority", "collapse"}}
-        told |= {"collapse": True} if self.collapse else {}
-        return {SETTINGS.get(name, name): value for name, value in told.items() if value not in (None, {})}
+        """Return its entry in `GET /kinds`: `TOLD`, and any other setting that is not the default."""
+        values = {setting: (getattr(self, f.name), f.default) for setting, f in SETTINGS.items()}
+        return {name: value for name, (value, default) in values.items() if name in TOLD or value != default}
 
-    def say(self, language: str | None, fields: Mapping[str, Any], write: Write) -> str:
-        """Return the label in a language with the fields of a notification; "…" stands where one is missing."""
+    def say(self, language: str | None, notification: Mapping[str, Any], write: Write) -> str:
+        """Return the label in a language, filled in from a notification; "…" stands for a missing field."""
 
-        def fill(found: re.Match[str]) -> str:
-            path, form, other = found.groups()
-            value = _value(fields, path)
+        def fill(placeholder: re.Match[str]) -> str:
+            path, form, fallback = placeholder.groups()
+            value = _value(notification, path)
             if value is None or value == "":
-                return "…" if other is None else str(other)
+                return "…" if fallback is None else str(fallback)
             return write(value, form or ("datetime" if path == "timestamp" else None), language)[:VALUE_LIMIT]
 
-        label = translated(self.labels, language) or self.label or self.name.replace("_", " ").capitalize()
+        label = translated(self.labels or {}, language) or self.label or self.name.replace("_", " ").capitalize()
         return PLACEHOLDER.sub(fill, label)
 
     def called(self, language: str | None) -> str:
-        """Return what settings call the kind in a language: its title, else its label without a notification."""
-        return translated(self.titles, language) or self.title or self.say(language, {}, lambda *_: "")
+        """Return what settings and the page to unsubscribe call the kind: its title, or else its label."""
+        return translated(self.titles or {}, language) or self.title or self.say(language, {}, lambda *_: "")
 
+    def faults(self) -> list[str]:
+        """Return which settings contradict each other."""
+        rules = {
+            "needs a channel: in_app or email must be true": self.in_app or self.email,
+            "email_after is for a kind that is kept and e-mailed": not self.email_after or (self.in_app and self.email),
+            "email_batch needs email_after": not self.email_batch or self.email_after,
+            "collapse is for a kind that is kept": not self.collapse or self.in_app,
+        }
+        return [rule for rule, holds in rules.items() if not holds]
+
+
+def _value(notification: Mapping[str, Any], path: str) -> object:
+    """Return what a notification has at a path such as `data.city`, or `None` if that is missing."""
+    value: Any = notification
+    for name in path.split("."):
+        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}
+"""The settings in the order of the class, by the name that the file gives them."""
+TOLD: Final = frozenset({"in_app", "email", "required"})
+"""Settings that `GET /kinds` always has."""
 
 Kinds = Mapping[str, Kind]
 
@@ -115,149 +200,40 @@ SPECIFIED: Final[Kinds] = {
     )
 }
 """The kinds of the specification."""
-TYPES: Final[Mapping[str, tuple[type, str]]] = {
-    "in_app": (bool, "true or false"),
-    "email": (bool, "true or false"),
-    "required": (bool, "true or false"),
-    "priority": (str, "high, normal or low"),
-    "label": (str, "a text"),
-    "url": (str, "a text"),
-    "labels": (dict, "a table of texts by language"),
-    "name": (str, "a text"),
-    "names": (dict, "a table of texts by language"),
-    "icon": (str, "a text"),
-    "email_after": (str, "a time from 30s to 30d such as 10m or 1d"),
-    "email_batch": (str, '"target" or "kind"'),
-    "collapse": (bool, "true or false"),
-}
-FIELDS: Final = {"name": "title", "names": "titles"}
-"""Settings whose field has another name, as `name` is the key of a kind."""
-SETTINGS: Final = {field: setting for setting, field in FIELDS.items()}
-
-
-def seconds_of(span: str) -> float:
-    """Return the seconds of a time such as `10m`, or infinity if it is none."""
-    found = SPAN.fullmatch(span)
-    return int(found[1]) * UNITS[found[2]] if found else math.inf
-
-
-VALID: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "priority": PRIORITIES.__contains__,
-    "email_after": lambda span: WINDOW[0] <= seconds_of(span) <= WINDOW[1],
-    "email_batch": BATCHES.__contains__,
-}
-"""What a setting of the right type must also be."""
 
 
 def load_kinds(path: Path | None) -> Kinds:
-    """Read the table of a file, or return that of the specification. Raises `KindsError` with every fault."""
+    """Return the kinds of a file, or those of the specification. Raises `KindsError` with every fault."""
     if path is None:
         return SPECIFIED
     try:
         tables = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise KindsError(f"Cannot be read as UTF-8: {path}: {getattr(exc, 'strerror', None) or exc}.") from None
-    except tomllib.TOMLDecodeError as exc:
-        raise KindsError(f"Is not TOML: {exc}.") from None
-    faults = [fault for name, table in tables.items() for fault in _faults(name, table)]
-    if not tables:
-        faults.append("Has no kinds.")
+    except (OSError, ValueError) as exc:  # a UnicodeDecodeError or a TOMLDecodeError
+        raise KindsError(f"Cannot be read as TOML: {path}: {getattr(exc, 'strerror', None) or exc}.") from None
+    faults = [] if tables else ["Has no kinds."]
+    kinds = {name: _load(name, table, faults) for name, table in tables.items()}
     if faults:
         raise KindsError("\n".join(faults))
-    return {
-        key: Kind(name=key, **{FIELDS.get(setting, setting): value for setting, value in table.items()})
-        for key, table in tables.items()
-    }
+    return kinds
+
+
+def _load(name: str, table: object, faults: list[str]) -> Kind:
+    """Make a kind of the settings that are valid, and add the faults of the others."""
+    if not NAME.fullmatch(name) or not isinstance(table, dict):
+        faults.append(f"[{name}]: must be a table, named with 1 to 64 small letters, digits and _, the first a letter.")
+    values = {}
+    for setting, value in table.items() if isinstance(table, dict) else ():
+        if setting not in SETTINGS:
+            faults.append(f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(SETTINGS)}.")
+        elif wrong := (rule := SETTINGS[setting].metadata["rule"]).wrong(value):
+            faults += [f"[{name}]: {setting}{where} must be {rule.words}." for where in wrong]
+        else:
+            values[SETTINGS[setting].name] = value
+    kind = Kind(name=name, **values)
+    faults += [f"[{name}]: {fault}." for fault in kind.faults()]
+    return kind
 
 
 def describe_kinds(kinds: Kinds) -> Mapping[str, Any]:
     """Return the answer of `GET /kinds`."""
     return {"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}}
-
-
-def _value(fields: Mapping[str, Any], path: str) -> object:
-    """Return what a notification has at a path such as `data.city`, or `None` if that is missing."""
-    value: Any = fields
-    for name in path.split("."):
-        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
-            value = value[int(name)]
-        else:
-            value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _faults(name: str, table: object) -> Iterator[str]:
-    if not NAME.fullmatch(name):
-        yield f"[{name}]: a name has 1 to 64 small letters, digits and _, and begins with a letter."
-    if not isinstance(table, dict):
-        yield f"{name}: is not a table such as [{name}]."
-        return
-    for setting, value in table.items():
-        if setting not in TYPES:
-            yield f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(TYPES)}."
-        elif not isinstance(value, TYPES[setting][0]) or not VALID.get(setting, lambda _: True)(value):
-            yield f"[{name}]: {setting} must be {TYPES[setting][1]}."
-    if table.get("in_app", True) is False and table.get("email", False) is False:
-        yield f"[{name}]: needs a channel: in_app or email must be true."
-    is_kept, is_emailed = table.get("in_app", True) is not False, table.get("email", False) is not False
-    if "email_after" in table and not (is_kept and is_emailed):
-        yield f"[{name}]: email_after is for a kind that is kept and e-mailed."
-    if "email_batch" in table and "email_after" not in table:
-        yield f"[{name}]: email_batch needs email_after."
-    if table.get("collapse") is True and not is_kept:
-        yield f"[{name}]: collapse is for a kind that is kept."
-    yield from _text_faults_of(name, table)
-
-
-def _text_faults_of(name: str, table: Mapping[str, object]) -> Iterator[str]:
-    """Yield the faults of texts that have the right type."""
-    checks = {"label": _text_faults, "url": _url_faults, "name": _name_faults, "icon": _icon_faults}
-    for setting, check in checks.items():
-        if isinstance(text := table.get(setting), str):
-            yield from check(f"[{name}]: {setting}", text)
-    for setting, check in (("labels", _text_faults), ("names", _name_faults)):
-        if isinstance(texts := table.get(setting), dict):
-            yield from _translation_faults(f"[{name}.{setting}]", texts, check)
-
-
-def _translation_faults(
-    place: str, texts: Mapping[str, object], check: Callable[[str, str], Iterator[str]]
-) -> Iterator[str]:
-    for language, text in texts.items():
-        if not LANGUAGE.fullmatch(language):
-            yield f"{place}: {language!r} is not a language such as de or pt-BR."
-        if isinstance(text, str):
-            yield from check(f"{place}: {language}", text)
-        else:
-            yield f"{place}: {language} must be a text."
-
-
-def _name_faults(place: str, name: str) -> Iterator[str]:
-    yield from _line_faults(place, name)
-    if re.search("[{}]", name):
-        yield f"{place} must not have a placeholder: it is the name of the kind, not of a notification."
-
-
-def _icon_faults(place: str, icon: str) -> Iterator[str]:
-    if not ICON.fullmatch(icon) or len(icon) > TEXT_LIMIT:
-        yield f"{place} must be an emoji, or an address that begins with https:// or a single /."
-
-
-def _url_faults(place: str, url: str) -> Iterator[str]:
-    yield from _text_faults(place, url)
-    if not URL.fullmatch(url):
-        yield f"{place} must begin with http://, https:// or a single /, and have no space or backslash."
-
-
-def _line_faults(place: str, text: str) -> Iterator[str]:
-    if not text.strip() or not text.isprintable() or len(text) > TEXT_LIMIT:
-        yield f"{place} must be one line of 1 to {TEXT_LIMIT} characters."
-
-
-def _text_faults(place: str, text: str) -> Iterator[str]:
-    yield from _line_faults(place, text)
-    if re.search("[{}]", PLACEHOLDER.sub("", text)):
-        yield (
-            f"{place} has a placeholder that is none such as {{data.city}}, {{data.name|Somebody}} or "
-            "{data.total, number}; the formats are number, date, time and such as currency EUR."
-        )

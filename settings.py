@@ -159,11 +159,6 @@ class Settings:
         """The keys of `API_KEYS`, each with its scopes."""
         return dict(map(keys.parse_key, self.api_keys))
 
-    @cached_property
-    def kinds(self) -> Kinds:
-        """The kinds of notification. Raises `KindsError`."""
-        return load_kinds(self.kinds_file)
-
     @property
     def openness(self) -> str | None:
         """A warning if machines other than this one can call the API without a key, else `None`."""
@@ -175,6 +170,11 @@ class Settings:
     def url(self) -> str:
         """The service's address for programs on this machine, without a path."""
         return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """The kinds of notification, read once. Raises `KindsError`."""
+        return load_kinds(self.kinds_file)
 
     @property
     def link_secrets(self) -> Sequence[str]:

@@ -9,7 +9,7 @@ from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
 from api.stream import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
-from kinds import TYPES, Kinds
+from kinds import SETTINGS, TOLD, Kinds
 from mongo.changes import Inbox
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.preferences import EVERY_KIND
@@ -77,13 +77,7 @@ DATA: Final = {
     "additionalProperties": {"minimum": -INT64_MAX - 1, "maximum": INT64_MAX},
 }
 """The rules for `data` apply at every level, but client generators cannot read a recursive schema."""
-BY_TYPE: Final[Mapping[type, JSONObject]] = {
-    bool: {"type": "boolean"},
-    str: {"type": "string"},
-    dict: {"type": "object", "additionalProperties": {"type": "string"}},
-}
-KIND: Final = {setting: BY_TYPE[type_] for setting, (type_, _) in TYPES.items() if setting != "priority"}
-"""What pages are told of a kind: its settings in `KINDS_FILE` but for the priority of its e-mails."""
+KIND: Final = {name: setting.metadata["schema"] for name, setting in SETTINGS.items()}
 PREFERENCE: Final = {
     "email": _typed("boolean", "Whether e-mails of this kind are sent."),
     "required": _typed("boolean", "Whether the user cannot opt out."),
@@ -157,7 +151,7 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
         "Page": _answer(_object(page, "unseen")),
         "Inbox": _object({**COUNTS, "latest": latest}, "unseen"),
         "Kinds": _answer({"type": "object", "additionalProperties": ref("Kind")}),
-        "Kind": _object(KIND, *(KIND.keys() - {"in_app", "email", "required"})),
+        "Kind": _object(KIND, *(KIND.keys() - TOLD)),
         "UserPreferences": _answer({"type": "object", "additionalProperties": ref("UserPreference")}),
         "UserPreference": _object(PREFERENCE),
         "Suppressed": _answer(_object({"suppressed": {"type": "boolean"}})),

@@ -21,10 +21,10 @@ from marshmallow import fields as mf
 
 from api.middleware import RENDER_FAILURE
 from api.problems import render
+from config.languages import accepted, translated
 from kinds import Kind
 from mail.unsubscribe import Links, NoSuchLink
 from mongo.preferences import Preferences
-from ops.languages import accepted, translated
 from settings import Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "web"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict
 
 from marshmallow import ValidationError
 
@@ -17,16 +15,12 @@ from api.openapi import VERSION
 from cli.dead import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, since
 from cli.health import check_health
 from cli.output import BadInput, fail, fail_to_write, say
+from cli.preview import preview
 from cli.send import UserList, send
 from cli.status import show_status
 from cli.target import with_database
 from config.address import envelope_address
 from config.ids import IdType
-from mail.renderer import RenderingEnded
-from mail.templates import Content, RenderError, Templates
-from mail.unsubscribe import Links
-from mongo.document import JSONObject
-from mongo.owed import batch
 from mongo.requests import Create
 from schemas import Schemas
 from settings import SECRETS, Settings, default_of, grouped
@@ -153,7 +147,7 @@ def run_command(options: argparse.Namespace, settings: Settings) -> int:
         alone: Mapping[str, Callable[[], int]] = {
             "health": lambda: check_health(settings.host, settings.port),
             "token": lambda: print_token(options, settings),
-            "preview": lambda: preview_email(options, settings),
+            "preview": lambda: preview(notification(options, settings), options.language, options.count, settings),
         }
         if options.command in alone:
             return alone[options.command]()
@@ -204,36 +198,6 @@ def notification(options: argparse.Namespace, settings: Settings) -> Create:
         faults = "; ".join(f"{name}: {' '.join(found)}" for name, found in exc.messages_dict.items())
         raise BadInput(faults) from None
     return Create(**fields, **idempotency)
-
-
-def preview_email(options: argparse.Namespace, settings: Settings) -> int:
-    """Print what an e-mail would say. This needs no MongoDB."""
-    new = notification(options, settings)
-    fields = asdict(new) | {"key": new.kind.name, "id": "0" * 24, "timestamp": int(time.time())}
-    if options.count and not new.kind.email_batch:
-        raise BadInput(f"--count: [{new.kind.name}] has no email_batch, so each notification has an e-mail of its own.")
-    if new.kind.window is not None:
-        fields |= batch([{**fields, "is_new": True}] * (options.count or 1))
-    try:
-        link = Links(settings).url(new.user_id, new.kind.name)
-        content = asyncio.run(_render(settings, fields, options.language, link))
-    except RenderError as exc:
-        return fail(f"{exc}: {exc.reason}; the e-mail would be sent without templates.")
-    except RenderingEnded as exc:
-        return fail(f"{exc}; the e-mail would become a dead letter.")
-    listed = f"List-Unsubscribe: <{link}>\n" if link else ""
-    html = f"\n\n--- as HTML ---\n\n{content.html}" if content.html else ""
-    for line in f"Subject: {content.subject}\n{listed}\n{content.text}{html}".split("\n"):
-        say(line)
-    return 0
-
-
-async def _render(settings: Settings, fields: JSONObject, language: str | None, link: str | None) -> Content:
-    templates = Templates(settings.templates_dir, settings.kinds, user=bool(settings.template_fields))
-    try:
-        return await templates.render(fields, language, link)
-    finally:
-        await templates.close()
 
 
 def print_token(options: argparse.Namespace, settings: Settings) -> int:

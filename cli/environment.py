@@ -135,7 +135,7 @@ def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iter
     yield from _login_faults(settings, given)
     try:
         if settings.kinds and settings.templates_dir:
-            asyncio.run(Templates(settings.templates_dir, settings.kinds, user=bool(settings.template_fields)).test())
+            asyncio.run(Templates(settings).test())
     except KindsError as exc:
         yield "KINDS_FILE", f"{exc}"
     except TemplatesError as exc:

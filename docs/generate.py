@@ -24,7 +24,7 @@ from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
 from kinds import SPECIFIED  # noqa: E402
-from mail.suppression import CODES  # noqa: E402
+from mail.refusals import BOUNCES  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import default_of, grouped  # noqa: E402
 
@@ -101,7 +101,7 @@ def env_example(text: str) -> str:
 
 def bounces() -> str:
     """Return the table of the codes that suppress an address."""
-    return table(["code", "what it says", "source"], [[code, *said] for code, said in CODES.items()])
+    return table(["code", "what it says", "source"], [[code, *said] for code, said in BOUNCES.items()])
 
 
 ENV_MARK: Final = "# Made by `make docs`:\n"

@@ -1,4 +1,4 @@
-"""How templates and labels write numbers, amounts and moments in a user's language, as the bell does with `Intl`."""
+"""Numbers, amounts and moments in the user's language, for templates and labels. The bell writes them with `Intl`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from babel import Locale, UnknownLocaleError, dates, numbers
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from ops.languages import forms_of
+from config.languages import forms_of
 
 NUMBER: Final = re.compile(r"-?\d{1,30}(\.\d{1,30})?")
 DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d\S*)?")
 """ISO 8601."""
 DECIMALS: Final = 9
-"""Digits after the point at the most: sums of floats have many more."""
+"""Maximum digits after the point. Sums of floats have many more."""
 LARGEST: Final = 10**19
-"""Larger numbers are shown as they are. With `DECIMALS`, others fit into the 28 digits of Python's decimals."""
+"""Larger numbers are written as they are: with `DECIMALS`, they may have more than the 28 digits of `Decimal`."""
 
 
 def write(value: Any, form: str | None, language: str | None, zone: str | None = None) -> str:
-    """Return a value as a `number`, `date`, `time`, `datetime`, or such as `currency EUR`; as it is if it is not one.
+    """Format a value as a `number`, `date`, `time`, `datetime` or `currency EUR`. Anything else is written as it is.
 
-    Moments are Unix seconds or ISO 8601, shown in the time zone, else in their own, else in UTC. Without a form, ISO
-    8601 is a `datetime`, and a number has no thousands separators, as it may be an order's.
+    Moments are Unix seconds or ISO 8601, written in the time zone, or else in their own, or in UTC. Without a form, ISO
+    8601 is a `datetime`, and a number has no thousands separators, as it may be the number of an order.
     """
     locale = _locale(language)
     if not form and isinstance(value, str) and MOMENT.fullmatch(value):
         form = "datetime"
     if form in {"date", "time", "datetime"}:
-        if moment := _moment(value, zone):
-            return _write_moment(moment, form, locale)
+        if moment := _moment(value, form, zone, locale):
+            return moment
     elif (amount := _amount(value, of_text=bool(form))) is not None:
         if form and form.startswith("currency "):
             return numbers.format_currency(amount, form[9:], locale=locale)
@@ -48,13 +48,10 @@ def write(value: Any, form: str | None, language: str | None, zone: str | None =
 
 
 def filters(language: Callable[[], str | None]) -> dict[str, Any]:
-    """Return the filters of templates: `number`, `currency("EUR")`, `date` and `time`, of a time zone if one is given.
+    """Return the filters `number`, `currency("EUR")`, `date` and `time`; the last two may be given a time zone."""
 
-    What is missing is nothing.
-    """
-
-    def made(form: str) -> Any:
-        @pass_context  # else Jinja evaluates a constant once, in the language of whoever comes first
+    def filter_of(form: str) -> Any:
+        @pass_context  # or Jinja would format a constant only once, in the language of the first user
         def filter_(_: Context, value: Any, option: object = None) -> str:
             if not value and value != 0:
                 return ""
@@ -64,7 +61,7 @@ def filters(language: Callable[[], str | None]) -> dict[str, Any]:
 
         return filter_
 
-    return {form: made(form) for form in ("number", "currency", "date", "time")}
+    return {form: filter_of(form) for form in ("number", "currency", "date", "time")}
 
 
 @lru_cache(64)
@@ -83,28 +80,22 @@ def _amount(value: Any, *, of_text: bool) -> Decimal | None:
     return None
 
 
-def _moment(value: Any, zone: str | None) -> date | None:
-    """Return a day, or a moment with a time zone; `None` for what is neither."""
+def _moment(value: Any, form: str, zone: str | None, locale: Locale) -> str | None:
+    """Return a day or a moment as it is written, or `None` if the value is neither."""
     with suppress(TypeError, ValueError, OverflowError, OSError):
-        if isinstance(value, str) and DAY.fullmatch(value):
-            return date.fromisoformat(value)  # the same day everywhere
-        number = _amount(value, of_text=False)
-        moment = datetime.fromisoformat(value) if number is None else datetime.fromtimestamp(float(number), UTC)
-        own = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return own.astimezone(_zone(zone)) if zone else own
+        if isinstance(value, str) and DAY.fullmatch(value):  # which is the same in every time zone
+            return dates.format_date(date.fromisoformat(value), "medium", locale)
+        seconds = _amount(value, of_text=False)
+        moment = datetime.fromisoformat(value) if seconds is None else datetime.fromtimestamp(float(seconds), UTC)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(_zone(zone)) if zone else moment
+        day, time = dates.format_date(moment, "medium", locale), dates.format_time(moment, "short", None, locale)
+        both = f"{dates.get_datetime_format('medium', locale=locale)}".replace("'", "")
+        return {"date": day, "time": time}.get(form) or both.format(time, day)
     return None
 
 
 def _zone(name: str) -> tzinfo:
-    with suppress(LookupError, ValueError, OSError):  # it may be anything that a user's document has
+    with suppress(LookupError, ValueError, OSError):  # it may come from the user's document
         return dates.get_timezone(name)
     return UTC
-
-
-def _write_moment(moment: date, form: str, locale: Locale) -> str:
-    day = dates.format_date(moment, "medium", locale)
-    if form == "date" or not isinstance(moment, datetime):
-        return day
-    time = dates.format_time(moment, "short", moment.tzinfo, locale)
-    both = f"{dates.get_datetime_format('medium', locale=locale)}".replace("'", "")
-    return time if form == "time" else both.format(time, day)

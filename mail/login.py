@@ -1,4 +1,4 @@
-"""Logging in at the mail server, by a password or by a token.
+"""Logging in at the mail server, with a password or a token.
 
 Sources: RFC 4954 (AUTH), draft-murchison-sasl-login (LOGIN), RFC 7628 (OAUTHBEARER), Google's and Microsoft's pages
 about XOAUTH2.
@@ -18,19 +18,19 @@ from mail.verdicts import Verdict
 Mechanism = Callable[[SMTP, str, str], Awaitable[object]]
 
 CHALLENGE: Final = 334
-OTHERWISE: Final = frozenset({500, 501, 502, 504, 534, 538})
-"""Replies to a mechanism that the server does not have after all, or not for us (RFC 4954, sections 4 and 6)."""
+MISSING: Final = frozenset({500, 501, 502, 504, 534, 538})
+"""Replies to a mechanism that the server does not have after all, or does not allow us (RFC 4954, sections 4 and 6)."""
 
 
 async def _login(smtp: SMTP, login: str, password: str) -> None:
-    """Give the name in the command, and again to a server that ignores or refuses it there."""
+    """Send the name with the command, and again to a server that ignores or refuses it there."""
     name = b64encode(login.encode())
     response = await smtp.execute_command(b"AUTH", b"LOGIN", name)
-    asks_again = _challenge(response).lower().startswith("user")
-    if response.code in {501, 535}:  # the draft has no name there
+    asks_for_name = _challenge(response).lower().startswith("user")
+    if response.code in {501, 535}:  # the draft sends no name there
         response = await smtp.execute_command(b"AUTH", b"LOGIN")
-        asks_again = response.code == CHALLENGE
-    if asks_again:
+        asks_for_name = response.code == CHALLENGE
+    if asks_for_name:
         response = await smtp.execute_command(name)
     if response.code == CHALLENGE:
         response = await smtp.execute_command(b64encode(password.encode()))
@@ -46,12 +46,12 @@ async def _oauthbearer(smtp: SMTP, login: str, token: str) -> None:
     await _present(smtp, b"OAUTHBEARER", f"n,a={name},\x01auth=Bearer {token}\x01\x01", b64encode(b"\x01"))
 
 
-async def _present(smtp: SMTP, mechanism: bytes, first: str, end: bytes) -> None:
-    """Present a token. If a challenge says why it is refused, `end` asks for the reply to AUTH."""
-    response = await smtp.execute_command(b"AUTH", mechanism, b64encode(first.encode()))
-    if why := _challenge(response):
+async def _present(smtp: SMTP, mechanism: bytes, token: str, end: bytes) -> None:
+    """Present a token. A server that refuses it says why in a challenge, and replies to AUTH only after `end`."""
+    response = await smtp.execute_command(b"AUTH", mechanism, b64encode(token.encode()))
+    if reason := _challenge(response):
         code, message = await smtp.execute_command(end)
-        response = SMTPResponse(code, f"{message} {why}")
+        response = SMTPResponse(code, f"{message} {reason}")
     _expect_success(response)
 
 
@@ -72,19 +72,19 @@ BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": 
 
 
 async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, Mechanism]) -> None:
-    """Try the offered mechanisms until one exists. A refusal is final: servers lock accounts that fail often.
+    """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts.
 
     Raises `SMTPFault` and the errors of aiosmtplib.
     """
-    refused: SMTPAuthenticationError | None = None
+    known = ", ".join(name.upper() for name in mechanisms)
+    fault: Exception = SMTPFault(Verdict.CONFIGURATION, f"the server offers no AUTH that we know ({known})")
     for name in (name for name in mechanisms if name in smtp.server_auth_methods):
         try:
             await mechanisms[name](smtp, login, secret)
         except SMTPAuthenticationError as exc:
-            if exc.code not in OTHERWISE:
+            if exc.code not in MISSING:
                 raise
-            refused = exc
+            fault = exc
         else:
             return
-    known = ", ".join(name.upper() for name in mechanisms)
-    raise refused or SMTPFault(Verdict.CONFIGURATION, f"the server offers no AUTH that we know ({known})")
+    raise fault

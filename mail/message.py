@@ -1,7 +1,7 @@
-"""The message: its headers, and its text and HTML, as they travel.
+"""The message as it travels: its headers, its text and its HTML.
 
-A message is put together as bytes. Python's `EmailMessage` takes a hundred times as long, most of it for headers that
-are the same in every e-mail.
+A message is put together as bytes. Python's `EmailMessage` takes a hundred times as long, mostly for headers that are
+the same in every e-mail.
 
 Sources: RFC 5322 (the message), RFC 2045 (encodings), RFC 2046 (alternatives), RFC 2047 (encoded words), RFC 2369 and
 RFC 8058 (List-Unsubscribe), RFC 3834 (Auto-Submitted), MS-OXCMAIL (X-Auto-Response-Suppress).
@@ -17,7 +17,7 @@ from email.utils import format_datetime
 from hashlib import blake2b
 from typing import Final
 
-from config.address import ATEXT, envelope_address, mailbox
+from config.address import envelope_address, mailbox
 from mail.templates import Content
 from mongo.owed import OwedEmail
 from settings import Settings
@@ -26,30 +26,27 @@ CRLF: Final = b"\r\n"
 LINE_LIMIT: Final = 998
 """Octets of a line, without CRLF (RFC 5322, section 2.1.1)."""
 LINE_LENGTH: Final = 76
-"""Characters of a line that has encoded words (RFC 2047, section 2). Others may have 78 (RFC 5322, section 2.1.1)."""
+"""Characters of a line with encoded words (RFC 2047, section 2). Others may have 78 (RFC 5322, section 2.1.1)."""
 WORD_BYTES: Final = 39
-"""Bytes of UTF-8 in one encoded word. As base64 in `=?utf-8?b?...?=` they make 64 characters, so that each fits into
-a line, also behind the header's name. 75 are allowed."""
-PHRASE: Final = re.compile(rf"[{ATEXT}-]+(?: [{ATEXT}-]+)*")
-"""A name that needs no quotes."""
+"""Bytes of UTF-8 in one encoded word. `=?utf-8?b?...?=` then has 64 characters of the 75 allowed, so that it fits into
+a line behind the name of its header."""
 PLAIN_ID: Final = re.compile(r"[\w.-]{1,200}", re.ASCII)
-"""An id that can stand in `Message-ID` as it is. Another program may have owed an e-mail with any other."""
-BOUNDARY: Final = b"=_part"
-"""Separates text and HTML. `=_` cannot occur in quoted-printable or base64 (RFC 2045, section 6.7), and a part that
-has it is not sent as 7bit."""
+"""An id that can stand in `Message-ID`. E-mails that another program owes may have any other."""
 FIXED: Final = (
     b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: DR, RN, NRN, OOF, AutoReply\r\nMIME-Version: 1.0\r\n"
 )
-"""Asks for no automatic answers, also in the words of Exchange. Its `All` would suppress bounces as well."""
-ALTERNATIVE: Final = b'Content-Type: multipart/alternative; boundary="%b"\r\n\r\n--%b\r\n' % (BOUNDARY, BOUNDARY)
-NEXT: Final = b"\r\n--%b\r\n" % BOUNDARY
-END: Final = b"\r\n--%b--\r\n" % BOUNDARY
+"""Asks for no automatic answers, the second time in the words of Exchange. Its `All` would suppress bounces too."""
+ALTERNATIVES: Final = (
+    b'Content-Type: multipart/alternative; boundary="=_part"\r\n\r\n--=_part\r\n%b\r\n--=_part\r\n%b\r\n--=_part--\r\n'
+)
+"""`=_` cannot occur in quoted-printable or base64 (RFC 2045, section 6.7), and a part that contains it is not sent as
+7bit."""
 
 
 class Sender:
-    """Who e-mails come from. `header` has the `From` and the `Reply-To` of each, made once.
+    """Who e-mails come from. `header` is their `From` and `Reply-To`, folded once.
 
-    `envelope` is the address that MAIL says, to which bounces go, by default that of `From`.
+    `envelope` is the address in MAIL, to which bounces go; by default it is that of `From`.
     """
 
     def __init__(self, name: str, address: str, envelope: str = "", reply_to: tuple[str, str] | None = None) -> None:
@@ -67,43 +64,36 @@ def sender_of(settings: Settings) -> Sender:
 
 
 def _mailbox(name: str, address: str) -> Sequence[str]:
-    """Return the words of a mailbox. A name with special characters is quoted (RFC 5322, section 3.2.4)."""
-    if not name:
-        return [address]
+    """Return the words of a mailbox, with its name in quotes (RFC 5322, section 3.2.4)."""
     escaped = re.sub(r'(["\\])', r"\\\1", name)
-    words = (name if PHRASE.fullmatch(name) else f'"{escaped}"').split(" ")
-    plain = name.isascii() and "=?" not in name and max(map(len, words)) < LINE_LENGTH
-    return [*(words if plain else _encoded_words(name)), f"<{address}>"]
+    return [*(_words(f'"{escaped}"', name, LINE_LENGTH) if name else ()), f"<{address}>"]
 
 
 def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:
     """Make the message: a text, or a text and the same in HTML. `Message-ID` and `Date` never change.
 
-    All of it is ASCII, as not every server takes more (RFC 6152), but for an address that needs SMTPUTF8 (RFC 6531).
+    Everything is ASCII, as not every server takes more (RFC 6152), except an address that needs SMTPUTF8 (RFC 6531).
     Every line ends with CRLF and has at most 998 octets. `to` must be an `envelope_address`.
 
     Raises `UnicodeEncodeError` for a lone surrogate.
     """
+    subject = " ".join(content.subject.split())
+    id_ = email.id if PLAIN_ID.fullmatch(email.id) else blake2b(email.id.encode(), digest_size=16).hexdigest()
     header = (
-        f"{sender.header}To: {to}\r\n{_subject(content.subject)}Date: {format_datetime(email.at)}\r\n"
-        f"Message-ID: <{_message_id(email.id)}@{sender.domain}>\r\n"
+        f"{sender.header}To: {to}\r\n{_folded('Subject', _words(subject, subject, LINE_LIMIT - LINE_LENGTH))}"
+        f"Date: {format_datetime(email.at)}\r\nMessage-ID: <{id_}@{sender.domain}>\r\n"
     )
     if content.unsubscribe_url:
         header += (
             f"List-Unsubscribe: <{content.unsubscribe_url}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
         )
     text = _part(b"plain", content.text)
-    if not content.html:
-        return header.encode() + FIXED + text
-    return b"".join((header.encode(), FIXED, ALTERNATIVE, text, NEXT, _part(b"html", content.html), END))
-
-
-def _message_id(id_: str) -> str:
-    return id_ if PLAIN_ID.fullmatch(id_) else blake2b(id_.encode(), digest_size=16).hexdigest()
+    body = ALTERNATIVES % (text, _part(b"html", content.html)) if content.html else text
+    return header.encode() + FIXED + body
 
 
 def _part(subtype: bytes, text: str) -> bytes:
-    """Return a text with its headers: as it is if it can travel so, else in the encoding that is shorter."""
+    """Return a text with its headers: as 7bit if possible, and otherwise in the shorter encoding."""
     data = f"{text}\n".encode()
     lines = data.splitlines()
     body = CRLF.join(lines) + CRLF
@@ -117,30 +107,15 @@ def _part(subtype: bytes, text: str) -> bytes:
     return header + body
 
 
-def _subject(text: str) -> str:
-    """Return the header of a subject. It reads back as it was, in short lines where it has spaces.
+def _words(written: str, text: str, limit: int) -> Sequence[str]:
+    """Return the words of a text as they are written, or encoded (RFC 2047) unless all are ASCII and below the limit.
 
-    Python's own folding makes encoded words of 76 characters, of which 75 are allowed (RFC 2047, section 2), and some
-    subjects read back with a space more or less.
+    A client reads the text as it was. Python's own folding makes encoded words of 76 characters, where 75 are allowed
+    (RFC 2047, section 2), and some texts come back with a space more or less.
     """
-    line = " ".join(text.split())
-    words = line.split(" ")
-    plain = line.isascii() and max(map(len, words)) < LINE_LIMIT - LINE_LENGTH
-    return _folded("Subject", words if plain else _encoded_words(line))
-
-
-def _folded(name: str, words: Sequence[str]) -> str:
-    lines = [f"{name}: {words[0]}"]
-    for word in words[1:]:
-        if len(lines[-1]) + len(word) < LINE_LENGTH:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(f" {word}")
-    return "".join(f"{line}\r\n" for line in lines)
-
-
-def _encoded_words(text: str) -> Sequence[str]:
-    """Encode a text (RFC 2047), cut between characters."""
+    words = written.split(" ")
+    if text.isascii() and "=?" not in text and max(map(len, words)) < limit:
+        return words
     chunks = [b""]
     for character in text:
         encoded = character.encode()
@@ -148,3 +123,14 @@ def _encoded_words(text: str) -> Sequence[str]:
             chunks.append(b"")
         chunks[-1] += encoded
     return [f"=?utf-8?b?{b64encode(chunk).decode()}?=" for chunk in chunks]
+
+
+def _folded(name: str, words: Sequence[str]) -> str:
+    """Return the lines of a header, folded between words."""
+    lines = [f"{name}: {words[0]}"]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < LINE_LENGTH:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f" {word}")
+    return "".join(f"{line}\r\n" for line in lines)

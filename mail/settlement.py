@@ -13,10 +13,10 @@ from typing import Final
 from config.address import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease
+from mail.refusals import bounce_code
 from mail.replies import Outcome
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Stop
-from mail.suppression import bounce_code
 from mail.verdicts import DONE, Stage, Verdict
 from mongo import recall
 from mongo.errors import StoreError, Unavailable
@@ -200,7 +200,7 @@ class Settlements:
 
 
 def _bounce(email: OwedEmail, outcome: Outcome) -> Bounce | None:
-    code = bounce_code(outcome)
+    code = bounce_code(outcome.verdict, outcome.reply)
     return Bounce(envelope_address(email.address), code) if code else None
 
 

@@ -1,19 +1,36 @@
-"""What an e-mail says: the operator's templates turn a notification's fields into subject, text and HTML.
+"""What an e-mail says: the operator's templates turn a notification into subject, text and HTML.
 
-They are read here, and rendered by a process of their own (`mail/rendering.py`).
+They are read here, and rendered by a process of their own (`mail/rendering.py`), which is started, asked and replaced
+here.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from kinds import Kinds
-from mail.renderer import Renderer, RenderingEnded
-from ops.languages import LANGUAGE
+import orjson
+
+from config.languages import LANGUAGE
+from settings import Settings
+
+ANSWER_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes of an answer. Three parts of 256 KiB, written as JSON, have less."""
+PATIENCE: Final = 60.0
+"""Seconds to wait for an answer. The process ends itself after 2 s of CPU time, unless somebody stops it."""
+INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONTZPATH", "PYTHONDONTWRITEBYTECODE")
+"""The variables that Python itself may need. Others may be secrets."""
+ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}
+"""What an exit code of the process means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +44,13 @@ class Content:
 
 
 class TemplatesError(Exception):
-    """Some templates cannot be used. The message has a line for each, with its file and line."""
+    """Some templates cannot be used. The message has a line for each fault, with its file and line."""
 
 
 class RenderError(Exception):
     """A template failed on these fields. The message is its file and line.
 
-    `kind` is the type of the error. `reason` is its message, which may quote data.
+    `kind` is the type of the error, and `reason` its message, which may quote data.
     """
 
     def __init__(self, place: str, kind: str, reason: str) -> None:
@@ -42,28 +59,36 @@ class RenderError(Exception):
         self.reason = reason
 
 
-class Templates:
-    """The templates of a directory: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
+class RenderingEnded(Exception):
+    """Rendering an e-mail ended the process that renders. The message says why."""
 
-    Files whose names begin with `_` are for these to extend or include; hidden files are ignored. All files are read
-    here, once. With `user`, there are fields of the user's document. Raises `TemplatesError`.
+
+class Templates:
+    """The templates of `TEMPLATES_DIR`: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
+
+    They can extend or include files whose names begin with `_`. Hidden files are ignored. All files are read here,
+    once; the process that renders them runs from the first question on. Raises `TemplatesError`.
     """
 
-    def __init__(self, folder: Path | None, kinds: Kinds, *, user: bool = False) -> None:
+    def __init__(self, settings: Settings) -> None:
+        folder, kinds, user = settings.templates_dir, settings.kinds, bool(settings.template_fields)
         self._sources = _read(folder, kinds) if folder else {}
         self._keys = {name.partition(".")[0] for name in self._sources}
-        tables = {name: asdict(kind) for name, kind in kinds.items()}
-        self._renderer = Renderer({"sources": self._sources, "kinds": tables, "user": user})
+        self._setup = orjson.dumps({"sources": self._sources, "kinds": kinds, "user": user}) + b"\n"
+        self._process: Process | None = None
+        self._asked = 0
+        self._starting = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def test(self) -> None:
         """Compile and try every template, and end the process. Raises `TemplatesError` with every fault."""
         faults: list[str] = []
         for name in sorted(self._sources):
             try:
-                faults += await self._renderer.ask({"name": name})
+                faults += await self._ask({"name": name})
             except RenderingEnded as exc:
                 faults.append(f"{name}: {exc}.")
-        await self.close()
+        await self.aclose()
         if faults:
             raise TemplatesError("\n".join(faults))
 
@@ -72,39 +97,111 @@ class Templates:
     ) -> Content:
         """Return the content of the e-mail about a notification with these fields.
 
-        A field that is missing or null renders as nothing, and so does anything below it: clients forget fields, and
-        a gap in a sentence is better than no sentence. A part without a template, or one that renders as nothing, is
-        absent. An HTML part makes up for an absent text, and the key for what is absent then, with the count of what
-        the e-mail tells.
+        Missing fields render as nothing, for a gap in a sentence is better than no sentence. A part that has no
+        template or renders as nothing is absent: `content_of` fills in the subject and the text. Each part is that of
+        the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language.
 
-        Each part is that of the language, such as `KEY.de.txt`, else that without one. `de-AT` also takes `de`. Neither
-        case nor `_` in place of `-` makes a difference.
-
-        Raises `RenderError`; `RenderingEnded` if it took too much time or memory; `OSError` if there is no process.
+        Raises `RenderError`; `RenderingEnded` if rendering took too much time or memory; `OSError` if the process
+        cannot be started.
         """
         key: str = fields["key"]
         if key not in self._keys:
             return content_of(fields, unsubscribe_url)
         question = {"fields": fields, "language": language, "unsubscribe_url": unsubscribe_url}
-        answer: Mapping[str, Sequence[str]] = await self._renderer.ask(question)
+        answer: Mapping[str, Sequence[str]] = await self._ask(question)
         if "failed" in answer:
             raise RenderError(*answer["failed"])
         return content_of(fields, unsubscribe_url, answer["parts"])
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """End the process, if there is one."""
-        await self._renderer.close()
+        if process := self._process:
+            await self._end(process, kill=True)
+
+    # --- the process -------------------------------------------------------------------------------
+
+    async def _ask(self, question: object) -> Any:
+        """Return the answer. Questions may be asked at the same time, and are answered in order.
+
+        If the process ends over this question, raises `RenderingEnded`; a new one is asked those that are left.
+        """
+        self._asked = number = self._asked + 1
+        line = orjson.dumps([number, question], default=str) + b"\n"
+        while True:
+            process = await self._running()
+            process.stdin.write(line)  # type: ignore[union-attr] # it is a pipe
+            # Nothing is awaited in between, so the turns come in the order of the questions.
+            async with self._turn:
+                while process is self._process:
+                    answered, answer = await self._answer(process)
+                    if answered == number:  # others are of tasks that were cancelled
+                        return answer
+
+    async def _running(self) -> Process:
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                self._process = await self._start()
+            return self._process
+
+    async def _start(self) -> Process:
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        process = await asyncio.create_subprocess_exec(
+            # Neither the working directory (-P) nor a hook in site-packages (-S) decides what is imported.
+            *(sys.executable, "-P", "-S", "-m", "mail.rendering"),
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=ANSWER_LIMIT,
+            env=environment | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            start_new_session=True,  # Ctrl-C is for the service, which still sends what it has begun
+        )
+        process.stdin.write(self._setup)  # type: ignore[union-attr]
+        try:
+            if await self._read_line(process):
+                return process
+        except asyncio.CancelledError:
+            await self._end(process, kill=True)
+            raise
+        raise OSError(f"the process that renders templates does not start ({await self._end(process)})")
+
+    async def _answer(self, process: Process) -> tuple[int, Any]:
+        """Return the number of a question and its answer, or 0 if the process ended, but not over a question."""
+        if line := await self._read_line(process):
+            number, answer = orjson.loads(line)
+            return number, answer
+        if code := await self._end(process):
+            raise RenderingEnded(ENDS.get(code, f"rendering ended its process ({code})"))
+        return 0, None
+
+    async def _read_line(self, process: Process) -> bytes:
+        """Return the next line, or nothing if no complete line comes."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                line = await process.stdout.readline()  # type: ignore[union-attr]
+        except (TimeoutError, ValueError):
+            process.kill()
+            return b""
+        return line if line.endswith(b"\n") else b""
+
+    async def _end(self, process: Process, *, kill: bool = False) -> int:
+        """Wait for the end of a process that answers no more; return its exit code."""
+        self._process = None
+        process.stdin.close()  # type: ignore[union-attr]
+        if kill:
+            # To kill one that has ended would take its exit code away from asyncio.
+            with suppress(ProcessLookupError):
+                process.kill()
+        return await process.wait()
 
 
 def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
-    """Return what an e-mail says, with these parts: for an absent subject or text the key, and the count of many."""
+    """Return what an e-mail says. The key, with the count if it is about many, replaces an absent subject or text."""
     subject, text, html = parts
     count = fields.get("count", 1)
     plain = f"{fields['key']} ({count})" if count > 1 else f"{fields['key']}"
     return Content(subject or plain, text or plain, html or None, unsubscribe_url)
 
 
-def _read(folder: Path, kinds: Kinds) -> dict[str, str]:
+def _read(folder: Path, kinds: Iterable[str]) -> dict[str, str]:
     """Return the sources by file name. Raises `TemplatesError`."""
     sources, faults = {}, []
     name = re.compile(rf"(?:{'|'.join(kinds)})(?:\.{LANGUAGE.pattern})?\.(?:subject\.txt|txt|html)|_.*\.(?:txt|html)")

@@ -1,8 +1,8 @@
-"""Links to unsubscribe: who opens one needs no login, and can do nothing else with it.
+"""Links to unsubscribe. Whoever opens one needs no login, and can do nothing else with it.
 
-The token of a link is the user's id and the name of the kind, encrypted and authenticated by AES-SIV (RFC 5297). It is
-deterministic, so an e-mail has the same link at every attempt, and needs no nonce. Its key is derived from a secret by
-HKDF (RFC 5869) for this alone.
+The token of a link is the user's id and the name of the kind, encrypted and authenticated with AES-SIV (RFC 5297),
+which needs no nonce and gives an e-mail the same link at every attempt. Its key is derived from a secret with HKDF
+(RFC 5869) for this purpose alone.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ KEY_LENGTH: Final = 64
 
 
 class NoSuchLink(Exception):
-    """None of the secrets made the token, or there are no links, as `PUBLIC_URL` is not set."""
+    """None of the secrets made the token, or there are no links because `PUBLIC_URL` is not set."""
 
 
 class Links:
-    """Makes and opens the links. The first of the secrets makes them; those made with any of the others open too."""
+    """Makes links with the first of the secrets, and opens those made with any of them."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = (settings.public_url or "").rstrip("/")
@@ -38,24 +38,25 @@ class Links:
         self._ciphers = [_cipher(secret) for secret in settings.link_secrets] if self._url else []
 
     def url(self, user_id: str, kind: str) -> str | None:
-        """Return the link of an e-mail, or `None` if it has none: `PUBLIC_URL` is not set, or the kind is required.
+        """Return the link of an e-mail, or `None` if `PUBLIC_URL` is not set or the kind is required.
 
-        A kind that has left the table is not required.
+        A kind that has left the file is not required. An e-mail that another program owes may be of no kind or user.
         """
         known = self._kinds.get(kind)
-        if not self._ciphers or (known and known.required):
-            return None
-        if not NAME.fullmatch(kind) or self._id_type.parse(user_id) != user_id:  # another program owes this e-mail
+        is_ours = NAME.fullmatch(kind) and self._id_type.parse(user_id) == user_id
+        if not self._ciphers or not is_ours or (known and known.required):
             return None
         sealed = self._ciphers[0].encrypt(f"{kind}\0{user_id}".encode(), None)
         return f"{self._url}/u/{_encode(sealed)}"
 
     def open(self, token: str) -> tuple[str, str]:
-        """Return the user's id and the name of the kind that a token is for. Raises `NoSuchLink`."""
+        """Return the user's id and the name of the kind in a token. Raises `NoSuchLink`."""
         for cipher in self._ciphers:
-            with suppress(InvalidTag):
-                kind, _, user_id = cipher.decrypt(_decode(token), None).decode().partition("\0")
-                if self._id_type.parse(user_id) == user_id:  # ID_TYPE may have changed since
+            with suppress(InvalidTag, ValueError):
+                sealed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
+                kind, _, user_id = cipher.decrypt(sealed, None).decode().partition("\0")
+                # The decoder ignores what is not base64, and ID_TYPE may have changed since.
+                if _encode(sealed) == token and self._id_type.parse(user_id) == user_id:
                     return user_id, kind
         raise NoSuchLink
 
@@ -68,14 +69,3 @@ def _cipher(secret: str) -> AESSIV:
 def _encode(sealed: bytes) -> str:
     """Return base64url without padding (RFC 4648, section 5)."""
     return urlsafe_b64encode(sealed).decode().rstrip("=")
-
-
-def _decode(token: str) -> bytes:
-    """Undo `_encode`. Raises `NoSuchLink` for any other spelling: the decoder ignores what is not base64."""
-    try:
-        sealed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-    except ValueError:
-        raise NoSuchLink from None
-    if _encode(sealed) != token:
-        raise NoSuchLink
-    return sealed

@@ -1,4 +1,4 @@
-"""What became of an attempt to send an e-mail, and how far it came."""
+"""How far an attempt to send an e-mail came, and what became of it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ class Stage(enum.Enum):
     MAIL = "MAIL"
     RCPT = "RCPT"
     DATA_COMMAND = "DATA command"
-    """Until the server asks for the message. It cannot have accepted it yet."""
+    """Until the server asks for the message. It cannot have accepted the message yet."""
     DATA = "DATA"
     """The message, and the reply to it."""
-
-
-AFTER: Final = frozenset({Stage.RCPT, Stage.DATA_COMMAND, Stage.DATA})
 
 
 class Verdict(enum.Enum):
@@ -27,36 +24,36 @@ class Verdict(enum.Enum):
 
     SENT = "sent"
     TRANSIENT = "transient"
-    """Refused by 4xx, or the conversation broke."""
+    """Refused with 4xx, or the conversation broke."""
     DEFERRED = "deferred"
-    """Refused by 4xx, and known to be about the recipient."""
+    """Refused with 4xx for a reason that is known to be the recipient's."""
     TOO_FAST = "too fast"
     """Refused because of the pace. It is sent soon, more slowly."""
     UNCLEAR = "unclear"
-    """Refused by 5xx, for a reason that may be ours."""
+    """Refused with 5xx for a reason that may be ours."""
     OVERSIZED = "oversized"
-    """Refused by 5xx, and known to be about the message."""
+    """Refused with 5xx because of the message itself."""
     PERMANENT = "permanent"
-    """Refused by 5xx, and known to be about the recipient."""
+    """Refused with 5xx for a reason that is known to be the recipient's."""
     DOUBTED = "doubted"
-    """The same, but too many others at the domain or the relay are refused like this."""
+    """The same, but too many other e-mails to the domain or through the relay are refused like this."""
     AMBIGUOUS = "ambiguous"
-    """The connection broke while the server had the message, so it may have accepted it."""
+    """The connection broke while the server had the message, so the server may have accepted it."""
     CONNECTION = "connection"
-    """There was no connection. This says nothing about the e-mail."""
+    """No connection could be opened. That says nothing about the e-mail."""
     CONFIGURATION = "configuration"
-    """The server refuses the login, or cannot be used as the settings say. Nor does this."""
+    """The server refuses the login, or cannot be used as the settings say. That says nothing about it either."""
     HELD = "held"
-    """Not sent, as its kind or domain has stopped, or as only two copies are sent while nobody gets through."""
+    """Not sent: its kind or domain has stopped, or two copies are under way and nobody else's e-mail gets through."""
     SUPPRESSED = "suppressed"
-    """Not sent, as mail to the address was refused for good before."""
+    """Not sent: an earlier e-mail to the address was refused for good."""
     UNRENDERED = "unrendered"
-    """Its templates took too much time or memory. Tried again like a transient one, but seldom."""
+    """Not sent: its templates took too much time or memory. It is tried again like a transient one, but seldom."""
     MUTED = "muted"
-    """Not sent, as the user has opted out."""
+    """Not sent: the user has opted out."""
     READ = "read"
-    """Not sent, as the notifications that it was to speak of are read, deleted or pushed out."""
+    """Not sent: the notifications that it was to speak of are read, deleted or pushed out."""
 
 
 DONE: Final = frozenset({Verdict.SENT, Verdict.MUTED, Verdict.READ})
-"""What ends an e-mail without a fault."""
+"""How an e-mail ends without a fault."""

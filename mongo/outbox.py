@@ -234,6 +234,8 @@ class Outbox:
             least = {name: value for name, value in (change or {}).items() if name in OF_FIXED_SIZE} | {"error": None}
             if change is None or change == least:
                 raise
+            if change.get("crashes", 0) > email.crashes:  # a crash that cannot be counted would repeat for ever
+                least["dead"] = True
             return await self._settle(email, least)
 
 

@@ -38,7 +38,7 @@ async def test_everything_is_ok_and_a_test_email_is_sent(settings: Settings, dat
     ((recipient, message),) = mail.received
     assert (recipient, message["From"], message["Subject"]) == (
         "me@example.com",
-        "Notifier <noreply@example.com>",
+        '"Notifier" <noreply@example.com>',
         "Test of the notification service",
     )
     assert database.list_collection_names() in ([], ["users"])

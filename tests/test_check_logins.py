@@ -126,7 +126,10 @@ def test_the_page_about_logins_explains_every_fault() -> None:
 
 async def test_a_token_server_that_is_not_there_is_told(by_token: Settings) -> None:
     steps = await check(replace(by_token, smtp_oauth_token_url=f"http://127.0.0.1:{free_port()}/token"))
-    assert failure(steps) == ("oauth_token", "The token server cannot be reached: Connection refused.")
+    assert failure(steps) == (
+        "oauth_token",
+        "The token server cannot be reached: ConnectionRefusedError: Connection refused.",
+    )
 
 
 @pytest.mark.parametrize("challenges", [True, False])

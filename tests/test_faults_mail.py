@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ from bson import ObjectId, encode
 
 from kinds import SPECIFIED
 from mongo.document import OUTBOX_LIMIT
-from mongo.owed import OwedEmail
+from mongo.owed import NO_TOKEN, OwedEmail, new_element
 from mongo.requests import Create
 from settings import Settings
 from store import open_store
-from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, settled, user
+from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, owing, settled, user
 from tests.faults import scripted
 from tests.fixtures import Start
 from tests.processes import running_service
@@ -96,6 +97,20 @@ async def test_i2_an_email_in_a_document_with_hardly_any_room_is_delivered(
     assert response.status == 201
     await settled(database)
     assert [recipient for recipient, _ in mail.received] == ["ann@example.com"]
+
+
+@pytest.mark.parametrize("crashes", [0, 1])
+async def test_i2_a_crash_that_cannot_be_counted_is_the_last(settings: Settings, database: DB, crashes: int) -> None:
+    element = new_element(f"{ObjectId()}", "registration", datetime.now(UTC), {}, {})
+    document = {"_id": ObjectId(USER), "blob": b"", **owing(element)}
+    database.users.insert_one({**document, "blob": b"x" * (16 * 1024 * 1024 - len(encode(document)))})
+    async with open_store(settings) as store:
+        (email,) = await store.outbox.claim(1, 60)
+        assert await store.outbox.retry(
+            email, 60, "rendering took more than 2 s", tries=0, waited=60.0, crashes=crashes
+        )
+    (after,) = owed(database)
+    assert (after["dead"], after["token"], after.keys()) == (bool(crashes), NO_TOKEN, element.keys())
 
 
 @pytest.mark.parametrize(

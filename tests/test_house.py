@@ -13,7 +13,7 @@ from tests.client import ROOT
 
 WINGS = ("api", "cli", "config", "mail", "mongo", "ops")
 CARD = {"notifier.py", "handlers.py", "store.py", "mailer.py", "schemas.py", "test_notifier.py"}
-MORE = {"conftest.py", "delivery.py", "settings.py"}
+MORE = {"conftest.py", "delivery.py", "kinds.py", "settings.py"}
 PRODUCTION = sorted(
     path for folder in (".", *WINGS) for path in (ROOT / folder).glob("*.py") if "test" not in path.name
 )
@@ -39,7 +39,7 @@ def imports(path: Path) -> Iterator[str]:
         yield from (module for module in found if module in MODULES and module not in WINGS)
 
 
-def test_the_root_has_the_modules_of_the_card_and_three_more() -> None:
+def test_the_root_has_the_modules_of_the_card_and_few_more() -> None:
     assert {path.name for path in ROOT.glob("*.py")} == CARD | MORE
 
 
@@ -60,6 +60,11 @@ def test_wings_import_each_other_in_one_direction() -> None:
 @pytest.mark.parametrize("module", [module for module in MODULES if module.split(".")[0] in WINGS])
 def test_no_wing_imports_the_handlers_or_the_entry(module: str) -> None:
     assert not {"handlers", "notifier"} & set(imports(MODULES[module]))
+
+
+@pytest.mark.parametrize("module", ["kinds", "settings"])
+def test_what_every_module_imports_needs_only_config(module: str) -> None:
+    assert {imported.split(".")[0] for imported in imports(MODULES[module])} <= {"config", "kinds"}
 
 
 @pytest.mark.parametrize("path", PRODUCTION, ids=name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kinds import Kind, KindsError, describe_kinds, load_kinds
+from settings import Settings
+from tests.processes import COMPLETE
 
 ICONS = ("🚚", "✉️", "🇩🇪", "👩🏽‍🚀", "1️⃣", "☂", "/icons/truck.svg", "https://x.example/truck.png?v=2")
 NO_ICONS = ("", "truck", "http://x.example/a.png", "//x.example", "/a b", "javascript:x", "🚚" * 17, "\\u202e")
@@ -24,28 +27,38 @@ def kinds_file(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('[a]\nname = "Orders of {data.x}"', "[a]: name must not have a placeholder"),
+        (
+            '[a]\nname = "Orders of {data.x}"',
+            "[a]: name must be one line of 1 to 500 characters, without placeholders.",
+        ),
         ('[a]\nname = ""', "[a]: name must be one line"),
-        ("[a]\nname = 1", "[a]: name must be a text."),
-        ('[a.names]\nde = "{id}"', "[a.names]: de must not have a placeholder"),
-        ("[a.names]\nde = 1", "[a.names]: de must be a text."),
-        ('[a.names]\ngerman = "x"', "[a.names]: 'german' is not a language"),
-        ("[a]\nicon = 1", "[a]: icon must be a text."),
+        ("[a]\nname = 1", "[a]: name must be one line"),
+        ('[a.names]\nde = "{id}"', "[a]: names.de must be by language, such as de or pt-BR: one line of"),
+        ("[a.names]\nde = 1", "[a]: names.de must be by language"),
+        ('[a.names]\ngerman = "x"', "[a]: names.german must be by language"),
+        ("[a]\nicon = 1", IS_ICON),
         *((f'[a]\nemail = true\nemail_after = "{span}"', f"[a]: email_after must be {SPAN}.") for span in NO_SPANS),
         ("[a]\nemail = true\nemail_after = 600", f"[a]: email_after must be {SPAN}."),
         ('[a]\nemail_after = "10m"', "[a]: email_after is for a kind that is kept and e-mailed."),
         ('[a]\nin_app = false\nemail = true\nemail_after = "10m"', "[a]: email_after is for a kind that is kept and"),
         ('[a]\nemail = true\nemail_batch = "kind"', "[a]: email_batch needs email_after."),
-        ('[a]\nemail = true\nemail_after = "1d"\nemail_batch = "user"', '[a]: email_batch must be "target" or "kind".'),
+        ('[a]\nemail = true\nemail_after = "1d"\nemail_batch = "user"', "[a]: email_batch must be target or kind."),
         ("[a]\ncollapse = 1", "[a]: collapse must be true or false."),
         ("[a]\nin_app = false\nemail = true\ncollapse = true", "[a]: collapse is for a kind that is kept."),
         *((f'[a]\nicon = "{icon}"', IS_ICON) for icon in NO_ICONS),
     ],
 )
-def test_faults_of_names_and_icons_are_told(tmp_path: Path, text: str, sentence: str) -> None:
+def test_every_fault_of_a_setting_is_named(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(KindsError) as raised:
         load_kinds(kinds_file(tmp_path, text))
     assert sentence in f"{raised.value}"
+
+
+def test_the_file_is_read_once(environment: Callable[..., Settings], tmp_path: Path) -> None:
+    path = kinds_file(tmp_path, "[parcel_lost]")
+    settings = environment(**COMPLETE, KINDS_FILE=f"{path}")
+    path.unlink()
+    assert list(settings.kinds) == ["parcel_lost"]
 
 
 @pytest.mark.parametrize("icon", ICONS)

@@ -51,23 +51,23 @@ def kinds_file(folder: Path, text: str) -> Path:
     ("text", "sentences"),
     [
         ("", ["Has no kinds."]),
-        ("[a", ["Is not TOML: "]),
-        ("[a]\n[a]", ["Is not TOML: ", "line 2"]),
-        ("email = true", ["email: is not a table such as [email]."]),
-        ("[[a]]\nemail = true", ["a: is not a table"]),
-        ("[New-Post]", ["[New-Post]: a name has 1 to 64 small letters"]),
-        ('["new post"]', ["[new post]: a name"]),
-        ("[1st]", ["[1st]: a name"]),
-        ('["ä"]', ["[ä]: a name"]),
-        ('[""]', ["[]: a name"]),
-        (f"[{'a' * 65}]", [f"[{'a' * 65}]: a name"]),
+        ("[a", ["Cannot be read as TOML: "]),
+        ("[a]\n[a]", ["Cannot be read as TOML: ", "line 2"]),
+        ("email = true", ["[email]: must be a table, named with 1 to 64 small letters"]),
+        ("[[a]]\nemail = true", ["[a]: must be a table"]),
+        ("[New-Post]", ["[New-Post]: must be a table, named with 1 to 64 small letters"]),
+        ('["new post"]', ["[new post]: must be a table, named"]),
+        ("[1st]", ["[1st]: must be a table, named"]),
+        ('["ä"]', ["[ä]: must be a table, named"]),
+        ('[""]', ["[]: must be a table, named"]),
+        (f"[{'a' * 65}]", [f"[{'a' * 65}]: must be a table, named"]),
         ("[a.b]\nemail = true", ["[a]: there is no setting 'b'"]),
         (
             "[a]\nemails = true",
             [
                 "[a]: there is no setting 'emails'; ",
-                "the settings are in_app, email, required, priority, label, url, labels, name, names, icon, ",
-                "icon, email_after, email_batch, collapse.",
+                "the settings are in_app, email, required, priority, email_after, email_batch, collapse, label, ",
+                "url, labels, name, names, icon.",
             ],
         ),
         ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),
@@ -76,37 +76,46 @@ def kinds_file(folder: Path, text: str) -> Path:
         ('[a]\nrequired = "yes"', ["[a]: required must be true or false."]),
         ('[a]\npriority = "urgent"', ["[a]: priority must be high, normal or low."]),
         ("[a]\npriority = 1", ["[a]: priority must be high, normal or low."]),
-        ("[a]\nlabel = true", ["[a]: label must be a text."]),
-        ("[a]\nurl = []", ["[a]: url must be a text."]),
-        ('[a]\nlabels = "x"', ["[a]: labels must be a table of texts by language."]),
-        ("[a.labels]\nde = 1", ["[a.labels]: de must be a text."]),
-        ('[a.labels]\ngerman = "x"', ["[a.labels]: 'german' is not a language such as de or pt-BR."]),
-        ('[a.labels]\nde_DE = "x"', ["[a.labels]: 'de_DE' is not a language"]),
-        ('[a]\nlabel = " "', ["[a]: label must be one line of 1 to 500 characters."]),
+        ("[a]\nlabel = true", ["[a]: label must be one line of 1 to 500 characters"]),
+        ("[a]\nurl = []", ["[a]: url must be an address that begins with"]),
+        ('[a]\nlabels = "x"', ["[a]: labels must be by language, such as de or pt-BR: one line"]),
+        ("[a.labels]\nde = 1", ["[a]: labels.de must be by language, such as de or pt-BR: one line"]),
+        ('[a.labels]\ngerman = "x"', ["[a]: labels.german must be by language, such as de or pt-BR"]),
+        ('[a.labels]\nde_DE = "x"', ["[a]: labels.de_DE must be by language"]),
+        ('[a]\nlabel = " "', ["[a]: label must be one line of 1 to 500 characters"]),
         ('[a]\nlabel = "a\\nb"', ["[a]: label must be one line"]),
         ('[a]\nlabel = "a\\u202eb"', ["[a]: label must be one line"]),
         (f'[a]\nlabel = "{"x" * 501}"', ["[a]: label must be one line"]),
-        ('[a]\nlabel = "{city}"', ["[a]: label has a placeholder that is none such as {data.city}"]),
-        ('[a]\nlabel = "{data.n, money}"', ["[a]: label has a placeholder", "the formats are number, date, time"]),
-        ('[a]\nlabel = "{data.n, currency}"', ["[a]: label has a placeholder"]),
-        ('[a]\nlabel = "{data.a"', ["[a]: label has a placeholder"]),
-        ('[a]\nlabel = "{data}"', ["[a]: label has a placeholder"]),
-        ('[a]\nlabel = "{data..a}"', ["[a]: label has a placeholder"]),
-        ('[a]\nlabel = "}{"', ["[a]: label has a placeholder"]),
-        ('[a.labels]\nde = "{x}"', ["[a.labels]: de has a placeholder"]),
-        ('[a]\nurl = "/{x}"', ["[a]: url has a placeholder"]),
-        ('[a]\nurl = "javascript:alert(1)"', ["[a]: url must begin with http://, https:// or a single /"]),
-        ('[a]\nurl = "JavaScript:alert(1)"', ["[a]: url must begin"]),
-        ('[a]\nurl = "data:text/html,x"', ["[a]: url must begin"]),
-        ('[a]\nurl = "//evil.example"', ["[a]: url must begin"]),
-        ('[a]\nurl = "/\\\\evil.example"', ["[a]: url must begin"]),
-        ('[a]\nurl = "orders/1"', ["[a]: url must begin"]),
-        ('[a]\nurl = "{data.url}"', ["[a]: url must begin"]),
-        ('[a]\nurl = "/a b"', ["[a]: url must begin"]),
-        ('[a]\nurl = ""', ["[a]: url must be one line"]),
+        ('[a]\nlabel = "{city}"', ["[a]: label must be one line", "with placeholders like {data.city}"]),
+        ('[a]\nlabel = "{data.n, money}"', ["[a]: label must be", "the formats are number, date, time"]),
+        ('[a]\nlabel = "{data.n, currency}"', ["[a]: label must be one line"]),
+        ('[a]\nlabel = "{data.a"', ["[a]: label must be one line"]),
+        ('[a]\nlabel = "{data}"', ["[a]: label must be one line"]),
+        ('[a]\nlabel = "{data..a}"', ["[a]: label must be one line"]),
+        ('[a]\nlabel = "}{"', ["[a]: label must be one line"]),
+        ('[a.labels]\nde = "{x}"', ["[a]: labels.de must be by language"]),
+        ('[a]\nurl = "/{x}"', ["[a]: url must be an address"]),
+        (
+            '[a]\nurl = "javascript:alert(1)"',
+            ["[a]: url must be an address that begins with http://, https:// or a single /"],
+        ),
+        ('[a]\nurl = "JavaScript:alert(1)"', ["[a]: url must be an address"]),
+        ('[a]\nurl = "data:text/html,x"', ["[a]: url must be an address"]),
+        ('[a]\nurl = "//evil.example"', ["[a]: url must be an address"]),
+        ('[a]\nurl = "/\\\\evil.example"', ["[a]: url must be an address"]),
+        ('[a]\nurl = "orders/1"', ["[a]: url must be an address"]),
+        ('[a]\nurl = "{data.url}"', ["[a]: url must be an address"]),
+        ('[a]\nurl = "/a b"', ["[a]: url must be an address"]),
+        ('[a]\nurl = ""', ["[a]: url must be an address"]),
         (
             '[A]\nin_app = false\n[b]\nmail = true\nurl = "ftp://x"\n[c]\nlabel = 1',
-            ["[A]: a name", "[A]: needs a channel", "[b]: there is no setting 'mail'", "[b]: url must", "[c]: label"],
+            [
+                "[A]: must be a table, named",
+                "[A]: needs a channel",
+                "[b]: there is no setting 'mail'",
+                "[b]: url must",
+                "[c]: label",
+            ],
         ),
     ],
 )
@@ -124,7 +133,7 @@ def test_a_faulty_kinds_file_ends_the_start_with_2(tmp_path: Path) -> None:
     path = kinds_file(tmp_path, "[A]\n[b]\nmail = true")
     done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path), PORT="0")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("The configuration is not valid:\n  KINDS_FILE: [A]: a name")
+    assert done.stderr.startswith("The configuration is not valid:\n  KINDS_FILE: [A]: must be a table")
     assert "[b]: there is no setting 'mail'" in done.stderr
     assert "\n  PORT: " in done.stderr
 
@@ -135,7 +144,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.toml", tmp_path, latin):
         done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path))
         assert done.returncode == 2
-        assert "KINDS_FILE: Cannot be read as UTF-8: " in done.stderr
+        assert "KINDS_FILE: Cannot be read as TOML: " in done.stderr
     assert "No such file or directory" in run(cwd=tmp_path, **COMPLETE, KINDS_FILE="missing.toml").stderr
 
 
@@ -148,7 +157,7 @@ def test_a_template_of_no_kind_stops_the_start(tmp_path: Path) -> None:
     assert "order_shipped" not in done.stderr
 
 
-def test_names_labels_and_urls_may_be_as_long_and_as_odd_as_their_limits(tmp_path: Path) -> None:
+def test_names_labels_and_urls_may_reach_their_limits(tmp_path: Path) -> None:
     name, label = "a" * 64, "{data.a|}" + "ü" * 491
     text = (
         f'[{name}]\nlabel = "{label}"\nurl = "https://x.example/{{id}}/{{data.größe.x|0}}?k={{key}}#f"\n'
@@ -241,7 +250,7 @@ async def test_kinds_are_told_to_everyone_and_only_once(start: Start) -> None:
     assert other.status == 200
 
 
-async def test_the_description_names_the_kinds_and_its_examples_are_accepted(shop: Client) -> None:
+async def test_the_api_accepts_the_kinds_and_examples_it_describes(shop: Client) -> None:
     document = await (await shop.get("/openapi.json")).json()
     assert document["components"]["schemas"]["Create"]["properties"]["key"]["enum"] == list(CHANNELS)
     parameters = {item["name"]: item["schema"] for item in document["paths"]["/read"]["post"]["parameters"]}
@@ -254,7 +263,7 @@ async def test_the_description_names_the_kinds_and_its_examples_are_accepted(sho
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
+async def test_a_removed_kind_is_still_listed_and_sent(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     before = await start(kinds_file=SHOP, smtp_port=free_port())
@@ -274,7 +283,7 @@ async def test_what_is_owed_of_a_kind_that_has_left_is_still_listed_and_sent(
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_a_dead_letter_of_a_kind_that_has_left_is_owed_again_and_sent(
+async def test_a_dead_letter_of_a_removed_kind_can_be_sent_again(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     async def refuse(stage: str, _recipient: str) -> str | None:
@@ -383,6 +392,6 @@ def test_a_long_field_is_cut_in_a_label() -> None:
         ("de;q=1", "plain"),
     ],
 )
-def test_a_label_is_in_the_language_or_in_the_one_it_is_a_form_of(language: str | None, said: str) -> None:
+def test_a_label_is_in_the_language_or_in_its_base_language(language: str | None, said: str) -> None:
     labels = {"de": "deutsch", "de-AT": "österreichisch", "PT-br": "brasileiro"}
     assert Kind(name="a", label="plain", labels=labels).say(language, {}, formats.write) == said

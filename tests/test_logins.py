@@ -84,7 +84,7 @@ async def test_a_password_that_login_refuses_is_not_tried_again() -> None:
 
 
 @pytest.mark.parametrize("reply", [b"534 5.7.9 too weak\r\n", b"538 5.7.11 needs encryption\r\n"])
-async def test_after_a_mechanism_that_the_server_finds_too_weak_comes_the_next(reply: bytes) -> None:
+async def test_a_mechanism_that_is_too_weak_is_followed_by_the_next(reply: bytes) -> None:
     async with raw_server({"AUTH PLAIN": reply}) as server:
         assert await log_in(server) == ["AUTH PLAIN", "AUTH LOGIN"]
 
@@ -128,7 +128,7 @@ async def bearer(server_tls: ssl.SSLContext) -> AsyncIterator[BearerServer]:
         yield server
 
 
-async def test_emails_go_out_by_tokens_and_notice_neither_their_end_nor_a_refusal(
+async def test_emails_survive_the_end_and_the_refusal_of_tokens(
     start: Start, database: DB, tokens: TokenServer, bearer: BearerServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A token ends within the run, and another is revoked."""
@@ -149,7 +149,7 @@ async def test_emails_go_out_by_tokens_and_notice_neither_their_end_nor_a_refusa
 
 
 @pytest.mark.parametrize("challenges", [True, False], ids=["as Gmail", "as Exchange"])
-async def test_a_token_that_is_never_accepted_kills_no_email_and_the_log_says_what_is_wanted(
+async def test_a_token_that_is_never_accepted_kills_no_email(
     start: Start,
     database: DB,
     tokens: TokenServer,
@@ -214,9 +214,7 @@ async def test_a_server_may_ask_for_a_client_certificate(
             await opener.open()
 
 
-async def test_a_client_certificate_is_not_left_out_where_starttls_is_missing(
-    tmp_path: Path, authority: trustme.CA
-) -> None:
+async def test_a_client_certificate_needs_tls(tmp_path: Path, authority: trustme.CA) -> None:
     pair = tmp_path / "client.pem"
     authority.issue_cert("mailer@example.com").private_key_and_cert_chain_pem.write_to_path(str(pair))
     async with raw_server() as server:

@@ -21,7 +21,7 @@ async def test_the_message_carries_the_key_to_the_address_in_the_document(
     await settled(database)
     ((recipient, message),) = mail.received
     assert recipient == "ann@xn--bcher-kva.example"
-    assert message["From"] == "Notifier <noreply@example.com>"
+    assert message["From"] == '"Notifier" <noreply@example.com>'
     assert message["Subject"] == "new_login"
     assert message.get_payload() == "new_login\r\n"
     assert message["Auto-Submitted"] == "auto-generated"

@@ -76,7 +76,7 @@ async def test_logins_share_a_token_and_the_request_for_it(server: TokenServer, 
     ]
 
 
-async def test_a_refresh_token_is_another_grant_and_the_next_one_replaces_it(server: TokenServer) -> None:
+async def test_a_new_refresh_token_replaces_the_old_one(server: TokenServer) -> None:
     given: dict[str, Any] = {
         "smtp_oauth_refresh_token": "first",
         "smtp_oauth_client_secret": None,
@@ -92,7 +92,7 @@ async def test_a_refresh_token_is_another_grant_and_the_next_one_replaces_it(ser
     ]
 
 
-async def test_a_token_that_ends_soon_is_renewed_while_logins_go_on_with_it(
+async def test_a_token_is_renewed_while_logins_still_use_it(
     server: TokenServer, tokens: Tokens, clock: SimpleNamespace
 ) -> None:
     released = asyncio.Event()
@@ -223,7 +223,7 @@ CONFIGURED = [
 
 
 @pytest.mark.parametrize(("status", "answer", "words"), CONFIGURED)
-async def test_a_refusal_is_one_sentence_without_what_the_server_says_of_people(
+async def test_a_refusal_is_one_sentence_without_the_servers_words(
     server: TokenServer, tokens: Tokens, status: int, answer: Any, words: str
 ) -> None:
     server.always(status, answer, **({"Location": server.url} if status == 302 else {}))
@@ -253,10 +253,16 @@ async def test_a_token_server_that_hangs_or_does_not_listen_is_said(server: Toke
 
     server.script = script
     for url, words in (
-        (server.url, "the token server cannot be reached: no answer in time"),
-        (f"http://127.0.0.1:{free_port()}/", "the token server cannot be reached: Connection refused"),
-        (server.url.replace("http", "https"), "the token server cannot be reached: no TLS"),
-        ("https://nowhere.invalid/token", "the token server cannot be reached: DNS does not know it"),
+        (server.url, "the token server cannot be reached: no reply in time"),
+        (
+            f"http://127.0.0.1:{free_port()}/",
+            "the token server cannot be reached: ConnectionRefusedError: Connection refused",
+        ),
+        (server.url.replace("http", "https"), "the token server cannot be reached: SSLError WRONG_VERSION_NUMBER"),
+        (
+            "https://nowhere.invalid/token",
+            "the token server cannot be reached: DNS: Name or service not known",
+        ),
     ):
         async with tokens_of(url, smtp_connect_timeout=0.2 if url == server.url else 5) as tokens:
             with pytest.raises(SMTPFault) as raised:

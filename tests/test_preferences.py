@@ -169,7 +169,7 @@ async def test_a_token_opens_ones_own_preferences_only(start: Start, kinds: Any)
 
 
 @pytest.mark.parametrize("value", ["off", [], ["off"], False, 5], ids=repr)
-async def test_preferences_of_another_type_are_409_stay_and_mute_nothing(
+async def test_preferences_of_another_type_are_409_and_stay(
     client: Client, database: DB, mail: MailServer, value: Any
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notifier": {"preferences": value}})
@@ -182,7 +182,7 @@ async def test_preferences_of_another_type_are_409_stay_and_mute_nothing(
 
 
 @pytest.mark.parametrize("value", [{"digest": True}, {"digest": {"email": 1}}, {"push": {"sms": 1}}], ids=repr)
-async def test_entries_of_another_form_mute_nothing_and_go_with_the_next_change(
+async def test_odd_entries_mute_nothing_and_go_with_the_next_change(
     client: Client, database: DB, mail: MailServer, value: Any
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "a@b.c", "notifier": {"preferences": value}})
@@ -212,7 +212,7 @@ async def one_is_muted(client: Client) -> None:
     await eventually_async(is_counted)
 
 
-async def test_i2_i12_an_opt_out_stops_what_is_owed_already_and_is_counted(
+async def test_i2_i12_an_opt_out_stops_what_is_owed_and_is_counted(
     start: Start, database: DB, mail: MailServer, kinds: Any
 ) -> None:
     down = await start(smtp_port=free_port(), **kinds)
@@ -265,7 +265,7 @@ async def test_i12_an_opt_out_stops_an_email_that_waits_for_its_turn(
     assert len(mail.received) == 1
 
 
-async def test_i12_an_opt_out_stops_an_email_that_waits_for_a_connection(
+async def test_i12_an_opt_out_stops_an_email_without_a_connection(
     start: Start, database: DB, mail: MailServer, kinds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening, release = asyncio.Event(), asyncio.Event()

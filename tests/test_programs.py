@@ -21,7 +21,7 @@ SOME = [
     "tests/test_deploy.py::test_every_alert_says_what_is_wrong_and_what_to_do",
     "tests/test_deploy.py::test_nginx_reads_its_configuration",
     "tests/test_postfix.py",
-    "tests/test_unsubscribe.py::test_the_command_of_the_documentation_does_what_a_mail_program_does",
+    "tests/test_unsubscribe.py::test_the_documented_command_does_what_a_mail_program_does",
 ]
 """Tests of which one needs no program, and the others one or several."""
 SECOND = {"node", "openssl"}

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ import pytest
 from aiohttp import ClientSession
 
 from cli.variables import SettingsError
-from kinds import SPECIFIED
-from mail import renderer
+from mail import templates as module
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.renderer import RenderingEnded
-from mail.templates import Content, RenderError, Templates, TemplatesError
+from mail.templates import Content, RenderError, RenderingEnded, Templates, TemplatesError
 from mail.verdicts import Verdict
 from mailer import Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
@@ -56,11 +54,8 @@ def fields(**data: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def rendering(folder: Path, files: dict[str, str]) -> AsyncIterator[Templates]:
-    templates = Templates(write(folder, files), SPECIFIED)
-    try:
+    async with aclosing(Templates(Settings(templates_dir=write(folder, files)))) as templates:
         yield templates
-    finally:
-        await templates.close()
 
 
 def environment_of(pid: int) -> str:
@@ -68,7 +63,7 @@ def environment_of(pid: int) -> str:
 
 
 def pid_of(templates: Templates) -> int:
-    process = templates._renderer._process
+    process = templates._process
     assert process
     return process.pid
 
@@ -98,9 +93,7 @@ def assert_busy(pid: int, began: float) -> None:
         ("{{ data.name|center(data.huge) }}", TOO_LARGE),
     ],
 )
-async def test_what_takes_too_much_ends_the_process_and_not_the_other_emails(
-    tmp_path: Path, bad: str, reason: str
-) -> None:
+async def test_a_greedy_email_ends_the_process_but_not_other_emails(tmp_path: Path, bad: str, reason: str) -> None:
     async with rendering(tmp_path, {"new_login.txt": IF_BAD.replace("BAD", bad)}) as templates:
         data = {"items": [0] * 4000, "huge": 10**9, "name": "x"}
         asked = [templates.render(fields(n=n, bad=n == 1, **(data if n == 1 else {}))) for n in range(4)]
@@ -122,19 +115,19 @@ async def test_an_ordinary_error_keeps_the_process(tmp_path: Path) -> None:
 async def test_keys_alone_need_no_process(tmp_path: Path) -> None:
     async with rendering(tmp_path, {"new_post.txt": "x"}) as templates:
         assert await templates.render(fields()) == Content("new_login", "new_login")
-        assert templates._renderer._process is None
+        assert templates._process is None
 
 
 async def test_a_process_that_dies_or_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with rendering(tmp_path, {"new_login.txt": "{{ data.n }}"}) as templates:
         await templates.render(fields(n=1))
-        process = templates._renderer._process
+        process = templates._process
         assert process
         process.kill()
         await process.wait()
         assert (await templates.render(fields(n=2))).text == "2"  # nobody is to blame
         os.kill(pid_of(templates), signal.SIGSTOP)
-        monkeypatch.setattr(renderer, "PATIENCE", 0.1)
+        monkeypatch.setattr(module, "PATIENCE", 0.1)
         with pytest.raises(RenderingEnded, match=r"^rendering ended its process \(-9\)$"):
             await templates.render(fields(n=3))
         monkeypatch.undo()
@@ -142,14 +135,14 @@ async def test_a_process_that_dies_or_hangs_is_replaced(tmp_path: Path, monkeypa
 
 
 async def test_an_answer_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "ANSWER_LIMIT", 1000)
+    monkeypatch.setattr(module, "ANSWER_LIMIT", 1000)
     async with rendering(tmp_path, {"new_login.txt": "{{ 'x' * data.n }}"}) as templates:
         with pytest.raises(RenderingEnded):
             await templates.render(fields(n=3000))
         assert len((await templates.render(fields(n=500))).text) == 500
 
 
-async def test_a_sigterm_for_all_processes_leaves_the_end_to_the_service(tmp_path: Path) -> None:
+async def test_a_sigterm_to_the_group_does_not_end_the_process(tmp_path: Path) -> None:
     async with rendering(tmp_path, {"new_login.txt": "{{ data.n }}"}) as templates:
         await templates.render(fields(n=1))
         pid = pid_of(templates)
@@ -158,7 +151,7 @@ async def test_a_sigterm_for_all_processes_leaves_the_end_to_the_service(tmp_pat
         assert pid_of(templates) == pid
 
 
-async def test_an_email_that_is_given_up_leaves_the_answers_of_others_in_order(tmp_path: Path) -> None:
+async def test_a_cancelled_question_leaves_other_answers_in_order(tmp_path: Path) -> None:
     async with rendering(tmp_path, {"new_login.txt": "{{ data.n }}"}) as templates:
         await templates.render(fields(n=0))
         os.kill(pid_of(templates), signal.SIGSTOP)
@@ -186,16 +179,16 @@ async def test_the_process_knows_no_secret(tmp_path: Path, monkeypatch: pytest.M
         await templates.render(fields())
         environ = environment_of(pid_of(templates))
     assert "sesame" not in environ
-    assert {line.partition("=")[0] for line in environ.split("\0") if line} <= {"PYTHONPATH", *renderer.INHERITED}
+    assert {line.partition("=")[0] for line in environ.split("\0") if line} <= {"PYTHONPATH", *module.INHERITED}
 
 
-async def test_a_template_that_loops_whatever_the_data_is_named_at_the_start(tmp_path: Path) -> None:
+async def test_a_template_that_never_ends_is_named_at_the_start(tmp_path: Path) -> None:
     files = {"new_login.txt": LOOP, "new_post.txt": "fine", "_a.txt": "{{ 9**(9**9) }}"}
-    templates = Templates(write(tmp_path, files), SPECIFIED)
+    templates = Templates(Settings(templates_dir=write(tmp_path, files)))
     with pytest.raises(TemplatesError) as raised:
         await templates.test()
     assert str(raised.value) == "\n".join(f"{name}: {TOO_LONG}." for name in ("_a.txt", "new_login.txt"))
-    assert templates._renderer._process is None
+    assert templates._process is None
 
 
 def test_a_fault_of_the_start_is_one_of_the_configuration(environment: Callable[..., Settings], tmp_path: Path) -> None:
@@ -217,7 +210,7 @@ def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path) -> N
     assert (done.returncode, done.stdout, done.stderr) == (0, "Subject: new_login\n\n7\n", "")
 
 
-async def test_an_email_whose_rendering_ends_the_process_three_times_is_a_dead_letter(
+async def test_the_third_crash_of_rendering_makes_a_dead_letter(
     start: Start, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     folder = write(tmp_path, {"new_login.txt": IF_BAD.replace("BAD", LOOP)})
@@ -240,7 +233,7 @@ async def test_an_email_whose_rendering_ends_the_process_three_times_is_a_dead_l
 
 
 @pytest.mark.parametrize("error", [RenderingEnded("took too long"), RuntimeError(), asyncio.CancelledError()], ids=repr)
-async def test_an_error_while_an_email_is_rendered_leaves_the_connection_to_the_next(
+async def test_an_error_of_rendering_keeps_the_connection(
     settings: Settings, mail: MailServer, error: BaseException
 ) -> None:
     mailer = Mailer(settings, Feedback(settings))
@@ -258,7 +251,7 @@ async def test_an_error_while_an_email_is_rendered_leaves_the_connection_to_the_
     await mailer.pool.close_all()
 
 
-async def test_a_process_that_cannot_be_started_is_no_fault_of_the_connection(
+async def test_a_process_that_does_not_start_keeps_the_connection(
     start: Start, database: DB, mail: MailServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await start(templates_dir=write(tmp_path, {"new_login.txt": "text"}))
@@ -275,9 +268,7 @@ async def test_a_process_that_cannot_be_started_is_no_fault_of_the_connection(
     assert (len(mail.received), mail.connections) == (1, 1)
 
 
-async def test_the_process_ends_with_a_service_that_is_killed_also_while_it_renders(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_the_process_ends_when_the_service_is_killed(settings: Settings, tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.txt": IF_BAD.replace("BAD", LOOP)})
     service = await running_service(settings, tmp_path, TEMPLATES_DIR=folder)
     async with ClientSession(f"http://127.0.0.1:{service.port}") as session:

@@ -7,7 +7,7 @@ import socket
 import pytest
 from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPResponseException, SMTPServerDisconnected
 
-from mail.refusals import ROWS, Row, verdict_of
+from mail.refusals import ROWS, verdict_of
 from mail.replies import judge
 from mail.verdicts import Stage, Verdict
 
@@ -134,9 +134,23 @@ def test_each_reply_means_what_the_table_says(stage: Stage, code: int, message: 
     outcome.detail.encode()
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.example)
-def test_each_row_fits_its_example(row: Row) -> None:
-    assert {verdict_of(row.example, stage) for stage in row.stages} == {row.verdict}
+EXAMPLES = [
+    ("454 Throttling failure: Maximum sending rate exceeded.", Verdict.TOO_FAST),
+    ("450 4.7.1 Client host rejected: Greylisted", Verdict.DEFERRED),
+    ("452 4.2.2 The mailbox is full", Verdict.DEFERRED),
+    ("550 5.1.1 The account does not exist", Verdict.PERMANENT),
+    ("552 5.3.4 Message size exceeds fixed limit", Verdict.OVERSIZED),
+    ("552 Message exceeds the size limit", Verdict.OVERSIZED),
+    ("550 No such user here", Verdict.PERMANENT),
+]
+"""One for each row of the table, in its order."""
+
+
+@pytest.mark.parametrize(("row", "example"), [*zip(ROWS, EXAMPLES, strict=True)])
+def test_each_row_fits_its_example(row: str, example: tuple[str, Verdict]) -> None:
+    reply, verdict = example
+    assert ROWS[row] is verdict
+    assert {verdict_of(reply, stage) for stage in (Stage.RCPT, Stage.DATA_COMMAND, Stage.DATA)} == {verdict}
 
 
 @pytest.mark.parametrize("stage", [Stage.RCPT, Stage.DATA_COMMAND, Stage.DATA])

@@ -11,9 +11,9 @@ from bson import ObjectId
 
 from cli.dead import list_emails, retry_dead
 from cli.status import show_status
-from mail.replies import Outcome, judge
-from mail.suppression import CODES, bounce_code
-from mail.verdicts import AFTER, Stage
+from mail.refusals import BOUNCES, bounce_code
+from mail.replies import judge
+from mail.verdicts import Stage
 from mongo.suppression import NO_INDEX, SHARED_LIMIT
 from settings import Settings, UnknownUsers
 from store import open_store
@@ -25,16 +25,17 @@ from tests.waiting import eventually_async
 GONE = "550 5.1.1 <gone@example.com>: no such user"
 
 
-def refused(reply: str, stage: Stage = Stage.RCPT) -> Outcome:
-    """Return the outcome of a conversation that ended with this reply."""
-    return judge(SMTPResponseException(int(reply[:3]), reply[4:]), stage)
+def code_of(reply: str, stage: Stage = Stage.RCPT) -> str | None:
+    """Return the code for which a conversation that ended with this reply suppresses its address."""
+    outcome = judge(SMTPResponseException(int(reply[:3]), reply[4:]), stage)
+    return bounce_code(outcome.verdict, outcome.reply)
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", BOUNCES)
 @pytest.mark.parametrize("separator", [" ", "-"])
 def test_the_codes_of_a_mailbox_that_does_not_exist_suppress(code: str, separator: str) -> None:
-    assert bounce_code(refused(f"550{separator}{code} The account does not exist")) == code
-    assert bounce_code(refused(f"550 {code}")) == code
+    assert code_of(f"550{separator}{code} The account does not exist") == code
+    assert code_of(f"550 {code}") == code
 
 
 NO_BOUNCES = [
@@ -59,7 +60,7 @@ NO_BOUNCES = [
     "550 5.1.1 Daily user sending limit exceeded",
     "554 5.1.2 relay access denied",
 ]
-BOUNCES = [
+GONE_FOR_GOOD = [
     "550 5.1.1 <abuse@example.com>: Recipient address rejected: User unknown",
     "550 5.1.1 <joe@blockfi.com>: user unknown",
     "550 5.1.1 policy@spf.example does not exist here",
@@ -67,19 +68,19 @@ BOUNCES = [
 ]
 
 
-@pytest.mark.parametrize("reply", BOUNCES)
+@pytest.mark.parametrize("reply", GONE_FOR_GOOD)
 def test_the_words_of_addresses_and_hosts_are_no_reasons(reply: str) -> None:
-    assert bounce_code(refused(reply)) == "5.1.1"
+    assert code_of(reply) == "5.1.1"
 
 
 @pytest.mark.parametrize("reply", NO_BOUNCES)
 def test_policy_reputation_and_everything_else_never_suppresses(reply: str) -> None:
-    assert bounce_code(refused(reply)) is None
+    assert code_of(reply) is None
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_the_reply_to_rcpt_or_to_the_message_suppresses(stage: Stage) -> None:
-    assert bool(bounce_code(refused(GONE, stage))) is (stage in AFTER)
+    assert bool(code_of(GONE, stage)) is (stage not in {Stage.CONNECT, Stage.MAIL})
 
 
 # --- what follows -----------------------------------------------------------------------------------
@@ -103,9 +104,7 @@ async def bounce(
     return len(asked)
 
 
-async def test_after_a_bounce_later_emails_die_without_a_conversation(
-    client: Client, database: DB, mail: MailServer
-) -> None:
+async def test_after_a_bounce_emails_die_without_a_conversation(client: Client, database: DB, mail: MailServer) -> None:
     assert await bounce(client, database, mail) == 1
     suppression = ours(database)["suppression"]
     assert {name: suppression[name] for name in ("address", "code")} == {"address": "gone@example.com", "code": "5.1.1"}
@@ -128,9 +127,7 @@ async def test_a_refusal_for_policy_suppresses_nothing(client: Client, database:
     assert await bounce(client, database, mail) == 1
 
 
-async def test_the_same_address_in_another_form_is_suppressed_too(
-    client: Client, database: DB, mail: MailServer
-) -> None:
+async def test_only_the_same_address_is_suppressed_in_any_form(client: Client, database: DB, mail: MailServer) -> None:
     await bounce(client, database, mail)
     assert await bounce(client, database, mail, address="new@example.com") == 1
     assert [recipient for recipient, _ in mail.received] == ["new@example.com"]
@@ -138,7 +135,7 @@ async def test_the_same_address_in_another_form_is_suppressed_too(
 
 
 @pytest.mark.parametrize("value", ["yes", {"address": "gone@example.com"}, [1]], ids=repr)
-async def test_an_odd_suppression_is_ignored_and_replaced_by_a_bounce(
+async def test_a_bounce_replaces_a_suppression_that_makes_no_sense(
     client: Client, database: DB, mail: MailServer, value: Any
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "notifier": {"suppression": value}})
@@ -214,7 +211,7 @@ async def test_an_index_finds_the_users_who_have_an_address(
     assert await by_address(client, "nobody@example.com") == NOT
 
 
-async def test_the_index_decides_whether_the_case_of_addresses_matters(client: Client, database: DB) -> None:
+async def test_the_index_decides_whether_the_case_matters(client: Client, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "Ann@Example.com"})
     database.users.create_index("email", name="exact")
     assert await by_address(client, "ann@example.com") == NOT

@@ -102,7 +102,7 @@ async def test_an_email_without_templates_says_the_key(
         "{{ '\\ud800' }}",
     ],
 )
-async def test_a_template_that_fails_is_logged_and_the_email_is_sent_without_it(
+async def test_the_email_of_a_failing_template_is_sent_without_it(
     start: Start, database: DB, mail: MailServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, template: str
 ) -> None:
     files = {"_self.txt": "{% include '_self.txt' %}", "new_login.txt": f"fine\n{template}", "new_login.html": "<p>"}
@@ -188,7 +188,7 @@ async def test_data_injects_nothing(start: Start, database: DB, mail: MailServer
     assert all(len(line) <= 998 for line in mail.received[0][1].as_bytes().splitlines())
 
 
-async def test_a_dead_letter_keeps_its_fields_and_is_rendered_when_it_is_owed_again(
+async def test_a_dead_letter_is_rendered_from_the_fields_it_keeps(
     start: Start, settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     async def refuse(stage: str, _recipient: str) -> str | None:
@@ -227,7 +227,7 @@ async def test_templates_see_the_fields_of_the_user_that_are_named(
     assert part(received(mail), "plain") == "A Ann Jan 2, 2000 []\n"
 
 
-async def test_an_owed_email_holds_the_fields_of_its_request_and_no_more(settings: Settings, database: DB) -> None:
+async def test_an_owed_email_has_only_the_fields_of_its_request(settings: Settings, database: DB) -> None:
     async with open_store(settings) as store:
         await store.create(Create(USER, SPECIFIED["new_login"], TARGET, {}))
         await store.create(Create(USER, SPECIFIED["registration"]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli.variables import SettingsError
-from kinds import SPECIFIED, load_kinds
+from kinds import load_kinds
 from mail.rendering import RENDERED_LIMIT
 from mail.templates import Content, RenderError, Templates, TemplatesError
 from mongo.owed import batch
@@ -51,7 +51,7 @@ def test_a_template_sees_data_and_nothing_of_python(tmp_path: Path, expression: 
     assert text == "[]"
 
 
-def test_a_field_may_have_any_name_and_what_jinja_makes_has_its_own(tmp_path: Path) -> None:
+def test_fields_may_have_any_name_and_jinja_keeps_its_own(tmp_path: Path) -> None:
     data = {
         "items": [7, 8],
         "copy": "c",
@@ -149,9 +149,7 @@ def test_the_examples_render_any_data_of_the_example_of_kinds(key: str, language
     ("language", "words"),
     [("en", ("Unsubscribe", "we have to send it")), ("de", ("Abbestellen", "müssen wir sie senden"))],
 )
-def test_the_footer_of_the_examples_has_the_link_unless_the_kind_is_required(
-    language: str, words: tuple[str, str]
-) -> None:
+def test_the_examples_have_a_link_unless_the_kind_is_required(language: str, words: tuple[str, str]) -> None:
     templates, link = Rendered(EXAMPLES, SHOP), "https://x.example/u/a-token"
     shipped = templates.render({"key": "order_shipped", "data": {"number": 7}}, language, link)
     assert shipped.text.endswith(f"\n{words[0]}: {link}")
@@ -203,20 +201,20 @@ def test_a_broken_template_is_reported_with_its_file_and_line(
 @pytest.mark.parametrize("name", ["newlogin.txt", "new_login.htm", "new_login.subject.html", "README.md"])
 def test_another_file_is_a_fault(tmp_path: Path, name: str) -> None:
     with pytest.raises(TemplatesError, match=f"^{re.escape(name)}: not KEY"):
-        Templates(write(tmp_path, {"new_post.txt": "fine", name: ""}), SPECIFIED)
+        Templates(Settings(templates_dir=write(tmp_path, {"new_post.txt": "fine", name: ""})))
 
 
 async def test_every_fault_is_reported_and_hidden_files_are_ignored(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.txt": "{{", "registration.txt": "{% x %}", ".new_login.txt.swp": "{{"})
     with pytest.raises(TemplatesError, match=r"new_login\.txt, line 1: .*\nregistration\.txt, line 1: "):
-        await Templates(folder, SPECIFIED).test()
+        await Templates(Settings(templates_dir=folder)).test()
     (folder / "new_post.txt").write_bytes(b"\xff")
     (folder / "new_post.html").mkdir()
     with pytest.raises(TemplatesError, match=r"new_post\.html: .*\nnew_post\.txt: "):
-        Templates(folder, SPECIFIED)
+        Templates(Settings(templates_dir=folder))
 
 
-def test_a_broken_template_stops_the_start_and_other_faults_are_reported_too(tmp_path: Path) -> None:
+def test_a_broken_template_stops_the_start_with_other_faults(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.html": "<p>\n{{ data.city }</p>"})
     done = run(cwd=tmp_path, **COMPLETE, TEMPLATES_DIR=f"{folder}", PORT="0")
     assert done.returncode == 2

@@ -84,7 +84,7 @@ async def test_a_post_unsubscribes_whatever_its_body(client: Client, linked: Set
     assert user(database).keys() == {"_id", "email", "notifier"}
 
 
-async def test_the_command_of_the_documentation_does_what_a_mail_program_does(
+async def test_the_documented_command_does_what_a_mail_program_does(
     client: Client, linked: Settings, database: DB
 ) -> None:
     page = (ROOT / "docs/preferences.md").read_text()

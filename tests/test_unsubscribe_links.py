@@ -32,7 +32,7 @@ EMAIL = OwedEmail(
 # --- the headers of an e-mail -----------------------------------------------------------------------
 
 
-async def test_an_email_of_a_kind_that_is_not_required_has_the_headers_of_one_click(
+async def test_emails_that_are_not_required_have_one_click_headers(
     start: Start, database: DB, mail: MailServer, settings: Settings
 ) -> None:
     client = await start(**LINKED)
@@ -59,7 +59,7 @@ async def test_without_an_address_of_ours_an_email_has_no_link(start: Start, dat
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_an_email_whose_template_fails_or_whose_kind_has_left_keeps_its_link(
+async def test_a_failing_template_or_a_removed_kind_keeps_the_link(
     start: Start, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     folder = write(tmp_path, {"order_shipped.txt": "{{ 1 / 0 }}"})

@@ -90,7 +90,7 @@ async def hooks(service: Client, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         yield client
 
 
-async def test_the_webhooks_of_providers_suppress_what_bounced_for_good(hooks: Client, database: DB) -> None:
+async def test_webhooks_suppress_what_bounced_for_good(hooks: Client, database: DB) -> None:
     for name, body, code in BODIES:
         database.users.update_one({"_id": ObjectId(USER)}, {"$unset": {"notifier": 1}})
         # SNS calls its JSON plain text.
@@ -103,7 +103,7 @@ async def test_the_webhooks_of_providers_suppress_what_bounced_for_good(hooks: C
         assert ours(database).get("suppression", {}).get("code") == code, (name, body)
 
 
-async def test_what_is_no_address_is_left_and_a_failure_is_reported_again(hooks: Client, service: Client) -> None:
+async def test_a_hook_ignores_bad_addresses_and_reports_failures(hooks: Client, service: Client) -> None:
     body = [SENDGRID | {"email": "nobody"}]
     assert (await hooks.post("/the-secret/sendgrid", json=body)).status == 200
     assert (await hooks.post("/another/sendgrid", json=body)).status == 404

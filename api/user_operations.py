@@ -115,7 +115,9 @@ def user_operations(kinds: Kinds, id_type: IdType) -> Mapping[str, Operation]:
                 *UNQUEUED,
             ),
         ),
-        "GET /u/{token}": _link("Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None),
+        "GET /u/{token}": _link(
+            "Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None, *UNQUEUED
+        ),
         "POST /u/{token}": _link(
             "Unsubscribe without a login",
             "For mail programs (RFC 8058), and for the buttons of the page. No body is read. Asking twice is not an "

@@ -225,7 +225,9 @@ class Settings:
         subcast=str.strip,
         validate=[validate.Length(min=1), checks.field_paths],
     )
-    kinds_file: Path | None = _setting("TOML file of the kinds of notification; default the four", "path")
+    kinds_file: Path | None = _setting(
+        "TOML file of the kinds of notification; default the four, and in a local run one more to try", "path"
+    )
     start_timeout: float = _setting("seconds to wait for MongoDB at the start", "float", 60.0, validate=checks.POSITIVE)
     workers: int = _setting("processes that share the port", "int", 1, validate=validate.Range(1, 64))
     otel_exporter_otlp_endpoint: str | None = _setting(

@@ -102,8 +102,9 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "email_after": {"type": "string", "description": "How long an e-mail waits, such as `10m`."},
                 "email_batch": {"enum": ["target", "kind"], "description": "What one e-mail is about."},
                 "collapse": {"type": "boolean", "description": "A new one replaces the unread one of its target."},
+                "example": {"type": "object", "description": "`data` to try it with."},
             },
-            *("label", "url", "labels", "name", "names", "icon", "email_after", "email_batch", "collapse"),
+            *("label", "url", "labels", "name", "names", "icon", "email_after", "email_batch", "collapse", "example"),
         ),
         "UserPreferences": _object(
             {

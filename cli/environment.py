@@ -22,7 +22,11 @@ from settings import Settings, UnknownUsers
 
 __all__ = ["SettingsError", "load_settings", "read_settings"]
 
-LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
+LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {
+    "host": "127.0.0.1",
+    "email": "user@example.com",
+    "kinds_file": Path(__file__).parent.parent / "web/demo.toml",
+}
 LINKS: Final = frozenset({"public_url", "unsubscribe_secrets"})
 TOKENS: Final = frozenset({"api_keys", "user_token_secrets"})
 NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -68,6 +69,7 @@ class Kind:
     email_after: str | None = None
     email_batch: str | None = None
     collapse: bool = False
+    example: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rank(self) -> str:
@@ -129,6 +131,7 @@ TYPES: Final[Mapping[str, tuple[type, str]]] = {
     "email_after": (str, "a time from 30s to 30d such as 10m or 1d"),
     "email_batch": (str, '"target" or "kind"'),
     "collapse": (bool, "true or false"),
+    "example": (dict, "a table that JSON can write"),
 }
 FIELDS: Final = {"name": "title", "names": "titles"}
 """Settings whose field has another name, as `name` is the key of a kind."""
@@ -141,10 +144,19 @@ def seconds_of(span: str) -> float:
     return int(found[1]) * UNITS[found[2]] if found else math.inf
 
 
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):  # TOML has dates, times and infinity
+        return False
+    return True
+
+
 VALID: Final[Mapping[str, Callable[[Any], bool]]] = {
     "priority": PRIORITIES.__contains__,
     "email_after": lambda span: WINDOW[0] <= seconds_of(span) <= WINDOW[1],
     "email_batch": BATCHES.__contains__,
+    "example": _is_json,
 }
 """What a setting of the right type must also be."""
 

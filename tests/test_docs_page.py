@@ -19,18 +19,24 @@ PHONE: ViewportSize = {"width": 375, "height": 700}
 @pytest.fixture
 async def client(start: Start) -> Client:
     """Return a client of the service with a key and a secret set."""
-    return await start(**PROTECTED)
+    return await start(**PROTECTED, demo=True)
 
 
 @pytest.fixture
-async def page(client: Client, context: BrowserContext) -> AsyncIterator[Page]:
+def query() -> str:
+    """Return the query with which the documentation is opened."""
+    return ""
+
+
+@pytest.fixture
+async def page(client: Client, context: BrowserContext, query: str) -> AsyncIterator[Page]:
     """Open the documentation. It may log nothing, violate no policy, and ask nobody but the service."""
     page = await context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(_text(message)))
     page.on("pageerror", lambda error: said.append(error.message))
     page.on("request", lambda request: said.extend(_foreign(request, client)))
-    await page.goto(str(client.make_url("/docs")))
+    await page.goto(str(client.make_url(f"/docs{query}")))
     await expect(page.locator(".opblock")).to_have_count(len(DESCRIBED))
     yield page
     assert said == []
@@ -90,9 +96,14 @@ async def assert_answers(block: Locator, credential: str, status: int, text: str
     await expect(answer.locator(".microlight").first).to_contain_text(text)
 
 
+@pytest.mark.parametrize("query", ["?demo"])  # as the demo page opens it
 async def test_operations_are_tried_with_a_key_or_a_token_and_a_stream_is_only_described(
     client: Client, page: Page
 ) -> None:
+    for scheme, background in (("dark", "rgb(28, 32, 34)"), ("light", "rgb(250, 250, 250)")):
+        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        await expect(page.locator("body")).to_have_css("background-color", background)
+        await expect(page.locator("html.dark-mode")).to_have_count(scheme == "dark")
     client.session.headers["Authorization"] = f"Bearer {KEY}"
     await create(client, data={"text": "Are you coming?"})
     stream, creation, list_ = [block_of(page, operation) for operation in ("stream", "create", "list")]
@@ -112,6 +123,8 @@ async def test_operations_are_tried_with_a_key_or_a_token_and_a_stream_is_only_d
     await authorize(page, "token", given := token())
     await list_.get_by_role("button", name="Clear").click()
     await assert_answers(list_, given, 200, "Are you coming?")
+    await page.get_by_role("link", name="Back to the demo").click()
+    await expect(page.get_by_role("heading", name="Create a notification")).to_be_visible()
 
 
 ALL = ".opblock"
@@ -121,6 +134,7 @@ ONE_A_TAG = ".opblock-tag-section span:first-child > .opblock"
 @pytest.mark.parametrize("blocks", [ONE_A_TAG, pytest.param(ALL, marks=pytest.mark.ci)], ids=["one a tag", "all"])
 async def test_it_fits_a_phone_whatever_is_open(page: Page, blocks: str) -> None:
     await page.set_viewport_size(PHONE)
+    await expect(page.locator("#back")).to_be_hidden()
     found = await page.locator(blocks).all()
     assert len(found) == (len(DESCRIBED) if blocks == ALL else await page.locator(".opblock-tag-section").count())
     untried = 0

@@ -67,7 +67,7 @@ def kinds_file(folder: Path, text: str) -> Path:
             [
                 "[a]: there is no setting 'emails'; ",
                 "the settings are in_app, email, required, priority, label, url, labels, name, names, icon, ",
-                "icon, email_after, email_batch, collapse.",
+                "icon, email_after, email_batch, collapse, example.",
             ],
         ),
         ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),
@@ -78,6 +78,8 @@ def kinds_file(folder: Path, text: str) -> Path:
         ("[a]\npriority = 1", ["[a]: priority must be high, normal or low."]),
         ("[a]\nlabel = true", ["[a]: label must be a text."]),
         ("[a]\nurl = []", ["[a]: url must be a text."]),
+        ("[a]\nexample = {on = 2026-01-01}", ["[a]: example must be a table that JSON can write."]),
+        ("[a]\nexample = {n = inf}", ["[a]: example must be a table that JSON can write."]),
         ('[a]\nlabels = "x"', ["[a]: labels must be a table of texts by language."]),
         ("[a.labels]\nde = 1", ["[a.labels]: de must be a text."]),
         ('[a.labels]\ngerman = "x"', ["[a.labels]: 'german' is not a language such as de or pt-BR."]),

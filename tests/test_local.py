@@ -37,6 +37,7 @@ def test_a_local_run_serves_sends_and_keeps_its_data_even_when_killed(tmp_path: 
     assert not mongods_of(tmp_path)
     output = (tmp_path / "output").read_text()
     assert "LOCAL RUN" in output
+    assert f"Open http://127.0.0.1:{local.port}/ in a browser" in output
     assert "curl" in output
     assert "@" not in re.sub(r"curl.*", "", output)
 

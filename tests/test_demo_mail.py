@@ -90,6 +90,7 @@ async def test_html_is_shown_with_its_styles_and_runs_and_loads_nothing(
     deliver(local, HOSTILE.format(trap=trap.url))
     page = await open_page(context, local.url)
     await expect(page.locator("#mails strong")).to_have_text("Hello <b>")
+    await page.get_by_text("As text").click()
     await expect(page.locator("#mails pre")).to_have_text("The text.")
     shown = frame(page).get_by_text("Shown")
     await expect(shown).to_be_visible()

@@ -231,6 +231,9 @@ async def test_kinds_are_told_to_everyone_and_only_once(start: Start) -> None:
         "label": "Order {data.number} is on its way",
         "url": "/orders/{target_id}",
         "labels": {"de": "Bestellung {data.number} ist unterwegs"},
+        "name": "Shipped orders",
+        "names": {"de": "Verschickte Bestellungen"},
+        "example": {"number": 1027},
     }
     assert body["data"]["registration"] == {"in_app": False, "email": True, "required": True}
     for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Origin": "https://a.example"}):

@@ -1,6 +1,6 @@
 // The demo page: a form for POST /create, and the e-mails of a local run. What others wrote is only ever set as text, or
 // shown in a frame that runs and loads nothing.
-import { plain, titleOf } from "./inbox/words.js";
+import { describe, plain } from "./inbox/words.js";
 
 const inbox = document.querySelector("notifier-inbox");
 const $ = (id) => document.getElementById(id);
@@ -11,7 +11,7 @@ let kinds = {}, setup = {};
 
 const at = (path) => new URL(path, location).href; // the service may be behind a path
 const element = (tag, text, properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
-const titled = (item) => plain(titleOf(inbox, kinds, item.key, item));
+const titled = (item) => plain(describe(inbox, kinds, item).title);
 const hasRoom = matchMedia("(min-width: 72rem)"); // as in demo.css: the panel beside the mailbox
 
 function ask(path, options, token = inbox.getAttribute("token")) {
@@ -207,12 +207,13 @@ function itemOf({ file, to, subject, text, html }) {
   const item = element("li");
   item.dataset.file = file;
   item.append(element("strong", subject));
-  if (text.trim() !== subject) item.append(element("pre", text.trim()));
   if (html) {
     const frame = element("iframe", "", { src: html, title: `HTML of “${subject}”`, loading: "lazy" });
+    const asText = element("details");
     frame.setAttribute("sandbox", "");
-    item.append(frame);
-  }
+    asText.append(element("summary", "As text"), element("pre", text.trim()));
+    item.append(frame, asText);
+  } else if (text.trim() !== subject) item.append(element("pre", text.trim()));
   item.append(element("small", `to ${to} – ${file}`));
   return item;
 }

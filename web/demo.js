@@ -110,7 +110,7 @@ function showLines() {
   const token = setup.keys
     ? 'getToken = async () => (await fetch("/notifier-token")).text();'
     : 'addEventListener("notifier-unauthorized", async ({ target }) => target.setAttribute("token", await (await fetch("/notifier-token")).text()));'; // waits for keys
-  $("lines").textContent = `<script type="module" src="${at("inbox.js")}" async></script>
+  $("lines").textContent = `<script type="module" async crossorigin src="${at("inbox.js")}"></script>
 <notifier-inbox user-id="${id}"></notifier-inbox>
 <script type="module">
   document.querySelector("notifier-inbox").${token}

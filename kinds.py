@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -75,6 +76,13 @@ def _seconds(span: object) -> float:
     return int(match[1]) * SECONDS[match[2]] if match else math.inf
 
 
+def _is_example(value: object) -> bool:
+    try:
+        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):  # TOML has dates, times and infinity
+        return False
+
+
 def _is_line(text: object) -> bool:
     return isinstance(text, str) and bool(text.strip()) and text.isprintable() and len(text) <= TEXT_LIMIT
 
@@ -100,6 +108,9 @@ IMAGE: Final = _rule(
     "an emoji, or an address that begins with https:// or a single /",
     lambda text: isinstance(text, str) and len(text) <= TEXT_LIMIT and ICON.fullmatch(text),  # it may have joiners
 )
+
+
+EXAMPLE: Final = _rule("a table that JSON can write", _is_example, {"type": "object"})
 
 
 def _setting(rule: Rule, description: str, default: Any = None, name: str | None = None) -> Any:
@@ -128,6 +139,7 @@ class Kind:
     title: str | None = _setting(TITLE, "What settings call it.", name="name")
     titles: Mapping[str, str] | None = _setting(_by_language(TITLE), "Names by language.", name="names")
     icon: str | None = _setting(IMAGE, "An emoji, an https address, or a path.")
+    example: Mapping[str, Any] | None = _setting(EXAMPLE, "`data` to try it with.")
 
     @property
     def rank(self) -> str:

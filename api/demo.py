@@ -52,7 +52,7 @@ def routes(settings: Settings) -> Iterator[web.RouteDef]:
     setup = {
         "keys": bool(settings.api_keys),
         "mailbox": settings.local,
-        "examples": settings.local and not (settings.kinds_file or settings.templates_dir),
+        "examples": settings.local and not settings.templates_dir,
     }
 
     async def describe_setup(_: web.Request) -> web.Response:

@@ -262,7 +262,9 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             ),
             raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
         ),
-        "GET /u/{token}": _link("Show the page to unsubscribe", "Changes nothing, whoever follows the link."),
+        "GET /u/{token}": _link(
+            "Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None, errors.Unavailable
+        ),
         "POST /u/{token}": _link(
             "Unsubscribe without a login",
             "For mail programs (RFC 8058), and for the buttons of the page. No body is read. Asking twice is not an "

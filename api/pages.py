@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from swagger_ui_bundle import swagger_ui_path
 
 from api.answers import json_line
@@ -76,12 +75,12 @@ def serve_files(files: Mapping[str, File]) -> Iterator[web.RouteDef]:
     """
     for path, file in files.items():
         _read(file.path)
-        yield web.get(path, _serving(file))
+        yield web.get(path, partial(serve, file=file))
 
 
 async def docs(request: web.Request) -> web.Response:
     """Return the page of Swagger UI."""
-    return _answer(request, DOCS_PAGE)
+    return await serve(request, file=DOCS_PAGE)
 
 
 async def openapi(request: web.Request) -> web.Response:
@@ -89,14 +88,7 @@ async def openapi(request: web.Request) -> web.Response:
     return web.json_response(request.app[DOCUMENT].get(), dumps=json_line)
 
 
-def _serving(file: File) -> Handler:
-    async def serve(request: web.Request) -> web.Response:
-        return _answer(request, file)
-
-    return serve
-
-
-def _answer(request: web.Request, file: File) -> web.Response:
+async def serve(request: web.Request, *, file: File) -> web.Response:
     """Return a file, or 304 to a client that has it already."""
     body, etag = _read(file.path)
     known = {tag.value for tag in request.if_none_match or ()}

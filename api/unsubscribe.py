@@ -1,18 +1,16 @@
 """The page behind a link to unsubscribe, in the language of the browser, without a script.
 
 To show it changes nothing, as programs follow links too. Its buttons post, and so do mail programs (RFC 8058), which
-need no page. What is asked for is in the query, so that no body is read.
+need no page. What is asked for is in the query, so that no body is read. Either way, the page tells the present state.
 """
 
 from __future__ import annotations
 
-import enum
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from jinja2 import Environment, StrictUndefined, Template
@@ -21,10 +19,11 @@ from marshmallow import fields as mf
 
 from api.middleware import RENDER_FAILURE
 from api.problems import render
+from config.address import is_address
 from config.languages import accepted, translated
 from kinds import Kind
 from mail.unsubscribe import Links, NoSuchLink
-from mongo.preferences import Preferences
+from mongo.preferences import EVERY_KIND, Preferences, wants_email
 from settings import Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
@@ -42,45 +41,38 @@ HEADERS: Final = {
 }
 
 
-class Choice(enum.Enum):
-    """What a POST asks for, as in `?choice=all`. Without a choice it unsubscribes from the kind of the e-mail."""
+class Choice(NamedTuple):
+    """What a POST asks for."""
 
-    KIND = ""
-    ALL = "all"
-    UNDO = "undo"
-    UNDO_ALL = "undo-all"
-
-    @property
-    def undoes(self) -> bool:
-        """Whether it subscribes again."""
-        return self in {Choice.UNDO, Choice.UNDO_ALL}
-
-    @property
-    def is_of_all(self) -> bool:
-        """Whether it is about all e-mails that are not required."""
-        return self in {Choice.ALL, Choice.UNDO_ALL}
+    wanted: bool
+    of_all: bool
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """What the page shows: names of texts in `web/unsubscribe.toml`, and a button for each of the choices."""
+CHOICES: Final = {
+    "": Choice(wanted=False, of_all=False),
+    "all": Choice(wanted=False, of_all=True),
+    "undo": Choice(wanted=True, of_all=False),
+    "undo-all": Choice(wanted=True, of_all=True),
+}
+"""By the query, as in `?choice=all`. Without a choice it is to unsubscribe from the kind of the e-mail."""
+
+
+class View(NamedTuple):
+    """What the page shows: names of texts in `web/unsubscribe.toml`, and for each button its choice and its text."""
 
     heading: str
-    sentence: str | None = None
-    buttons: Mapping[Choice, str] = field(default_factory=dict)
-    names_kind: bool = False
+    sentence: str
+    buttons: Sequence[tuple[str, str]] = ()
+    of_kind: bool = True
 
 
-KIND: Final = {Choice.KIND: "unsubscribe"}
-ALL: Final = {Choice.ALL: "all"}
-ASK: Final = View("ask", buttons=KIND | ALL, names_kind=True)
-REQUIRED: Final = View("required", "cannot", ALL, names_kind=True)
-DONE: Final = {
-    Choice.KIND: View("unsubscribed", "no_more", {Choice.UNDO: "undo"} | ALL, names_kind=True),
-    Choice.ALL: View("unsubscribed", "only_required", {Choice.UNDO_ALL: "undo"}),
-    Choice.UNDO: View("subscribed", "again", KIND | ALL, names_kind=True),
-    Choice.UNDO_ALL: View("subscribed", "all_again", KIND | ALL, names_kind=True),
-}
+THIS: Final = ("", "unsubscribe")
+ALL: Final = ("all", "all")
+ASK: Final = View("ask", "on", (THIS, ALL))
+SUBSCRIBED: Final = View("subscribed", "on", (THIS, ALL))
+UNSUBSCRIBED: Final = View("unsubscribed", "off", (("undo", "resubscribe"), ALL))
+UNSUBSCRIBED_FROM_ALL: Final = View("unsubscribed", "only_required", (("undo-all", "resubscribe"),), of_kind=False)
+REQUIRED: Final = View("required", "cannot", (ALL,))
 INVALID: Final = View("invalid", "reopen")
 FAILED: Final = View("failed", "later")
 
@@ -95,29 +87,26 @@ class LinkQuery(Schema):
     """The query of a POST, for its description."""
 
     choice = mf.String(
-        validate=validate.OneOf([choice.value for choice in Choice if choice.value]),
+        validate=validate.OneOf([choice for choice in CHOICES if choice]),
         metadata={"description": "Without one: unsubscribe from e-mails of this kind."},
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """What a link is about: the e-mails of a kind to a user."""
+def view_of(kind: Kind, preferences: object, *, has_chosen: bool) -> View:
+    """Return what there is to say to a user with these preferences, whose link is about this kind."""
+    if not wants_email(preferences, EVERY_KIND) and (kind.required or not wants_email(preferences, kind.name)):
+        return UNSUBSCRIBED_FROM_ALL
+    if kind.required:
+        return REQUIRED
+    if not wants_email(preferences, kind.name):
+        return UNSUBSCRIBED
+    return SUBSCRIBED if has_chosen else ASK
 
-    user_id: str
-    kind: Kind
 
-    def may(self, choice: Choice) -> bool:
-        """Return whether the user may choose this."""
-        return choice.is_of_all or not self.kind.required
-
-
-def choice_of(request: web.Request) -> Choice:
-    """Return what a POST asks for. Raises `NoSuchLink`: with any other choice, the address is none of ours."""
-    try:
-        return Choice(request.query.get("choice", ""))
-    except ValueError:
-        raise NoSuchLink from None
+def masked(address: object) -> str:
+    """Return an address as its owner still knows it, `a•••@example.com`; nothing for what is none."""
+    text = f"{address}"
+    return f"{text.strip()[0]}•••@{text.rpartition('@')[2].strip()}" if is_address(address) else ""
 
 
 class UnsubscribePage:
@@ -126,46 +115,37 @@ class UnsubscribePage:
     def __init__(self, settings: Settings) -> None:
         self._links = Links(settings)
         self._kinds = settings.kinds
+        self._sender = settings.smtp_from
 
-    def open(self, request: web.Request) -> Subscription:
-        """Return what the link of a request is about. Its failures become pages for a browser. Raises `NoSuchLink`."""
+    def open(self, request: web.Request) -> tuple[str, Kind]:
+        """Return the user's id and the kind of a link. Failures become pages for a browser. Raises `NoSuchLink`."""
         request[RENDER_FAILURE] = lambda exc: self._failure(request, exc)
         user_id, kind = self._links.open(request.match_info["token"])
-        return Subscription(user_id, self._kinds.get(kind) or Kind(name=kind))
+        return user_id, self._kinds.get(kind) or Kind(name=kind)
 
-    def ask(self, request: web.Request, subscription: Subscription) -> web.Response:
-        """Return the page that a link leads to."""
-        return self._page(request, ASK if subscription.may(Choice.KIND) else REQUIRED, subscription)
-
-    def confirm(self, request: web.Request, subscription: Subscription, choice: Choice) -> web.Response:
-        """Return the page after a choice."""
-        return self._page(request, DONE[choice] if subscription.may(choice) else REQUIRED, subscription)
-
-    def _page(self, request: web.Request, view: View, subscription: Subscription) -> web.Response:
-        text = self._render(request, view, subscription)
+    def show(self, request: web.Request, kind: Kind, address: object, preferences: object) -> web.Response:
+        """Return the page for a user with this address and these preferences."""
+        view = view_of(kind, preferences, has_chosen=request.method == "POST")
+        text = _render(request, view, kind, sender=self._sender, recipient=masked(address))
         return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
     def _failure(self, request: web.Request, exc: Exception) -> web.Response:
         response = render(exc)
         if "text/html" in request.headers.get("Accept", ""):
-            response.text = self._render(request, INVALID if isinstance(exc, NoSuchLink) else FAILED)
+            response.text = _render(request, INVALID if isinstance(exc, NoSuchLink) else FAILED)
             response.content_type = "text/html"
         response.headers.update(HEADERS)
         return response
 
-    def _render(self, request: web.Request, view: View, subscription: Subscription | None = None) -> str:
-        wanted = accepted(request.headers.get("Accept-Language", ""))
-        language = next((tag for tag in wanted if translated(_texts(), tag)), DEFAULT_LANGUAGE)
-        texts = translated(_texts(), language) or {}
-        return _template().render(
-            language=texts["language"],
-            heading=texts[view.heading],
-            label=subscription.kind.called(language) if subscription and view.names_kind else "",
-            sentence=texts[view.sentence] if view.sentence else "",
-            buttons=[
-                (f"choice={choice.value}" if choice.value else "", texts[text]) for choice, text in view.buttons.items()
-            ],
-        )
+
+def _render(
+    request: web.Request, view: View, kind: Kind | None = None, *, sender: str = "", recipient: str = ""
+) -> str:
+    wanted = accepted(request.headers.get("Accept-Language", ""))
+    language = next((tag for tag in wanted if translated(_texts(), tag)), DEFAULT_LANGUAGE)
+    label = kind.called(language) if kind and view.of_kind else ""
+    texts = translated(_texts(), language)
+    return _template().render(view=view, text=texts, label=label, sender=sender, recipient=recipient)
 
 
 @cache
@@ -176,7 +156,7 @@ def _texts() -> Mapping[str, Mapping[str, str]]:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     return environment.from_string((FOLDER / "unsubscribe.html").read_text("utf-8"))
 
 
@@ -187,14 +167,17 @@ PREFERENCES: Final = web.AppKey("PREFERENCES", Preferences)
 async def show_page(request: web.Request) -> web.Response:
     """Show the page that a link leads to."""
     page = request.app[PAGE]
-    return page.ask(request, page.open(request))
+    user_id, kind = page.open(request)
+    return page.show(request, kind, *await request.app[PREFERENCES].with_address(user_id))
 
 
 async def unsubscribe(request: web.Request) -> web.Response:
-    """Unsubscribe the user whom a link is for, or undo that. Nobody logs in, and no body is read."""
-    page, preferences = request.app[PAGE], request.app[PREFERENCES]
-    subscription, choice = page.open(request), choice_of(request)
-    if subscription.may(choice):
-        act = preferences.resubscribe if choice.undoes else preferences.unsubscribe
-        await act(subscription.user_id, None if choice.is_of_all else subscription.kind.name)
-    return page.confirm(request, subscription, choice)
+    """Unsubscribe the user whom a link is for, or undo that; show the page. Nobody logs in, and no body is read."""
+    user_id, kind = request.app[PAGE].open(request)
+    choice, preferences = CHOICES.get(request.query.get("choice", "")), request.app[PREFERENCES]
+    if not choice:  # an address that is none of ours
+        raise NoSuchLink
+    if choice.of_all or not kind.required:
+        change = preferences.resubscribe if choice.wanted else preferences.unsubscribe
+        await change(user_id, None if choice.of_all else kind.name)
+    return await show_page(request)

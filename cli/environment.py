@@ -21,7 +21,11 @@ from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
 from settings import VARIABLES, Security, Settings, UnknownUsers
 
-LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {"host": "127.0.0.1", "email": "user@example.com"}
+LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {
+    "host": "127.0.0.1",
+    "email": "user@example.com",
+    "kinds_file": Path(__file__).parent.parent / "web/demo.toml",
+}
 REQUIRED: Final = frozenset({"DB_URI", "EMAIL", "SMTP_HOST"})
 LINKS: Final = frozenset({"PUBLIC_URL", "UNSUBSCRIBE_SECRETS"})
 TOKENS: Final = frozenset({"API_KEYS", "USER_TOKEN_SECRETS"})

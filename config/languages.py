@@ -10,6 +10,8 @@ T = TypeVar("T")
 
 LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")
 """A language tag, in the form that browsers use. No language has a longer first part."""
+TRADITIONAL: Final = dict.fromkeys(("zh-tw", "zh-hk", "zh-mo"), "zh-hant")
+"""Where Chinese is written in traditional characters, though the tag does not say so (Unicode CLDR, likely subtags)."""
 WEIGHT: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
 """How much a language is wanted (RFC 9110, section 12.4.2)."""
 
@@ -23,7 +25,8 @@ def tag_of(language: str | None) -> str | None:
 def forms_of(language: str | None) -> Sequence[str]:
     """Return the language, then what it is a form of, in lower case: `de-at`, `de` (RFC 4647, section 3.4)."""
     parts = (tag_of(language) or "").lower().split("-")
-    return ["-".join(parts[:n]) for n in range(len(parts), 0, -1) if parts[0]]
+    forms = ["-".join(parts[:n]) for n in range(len(parts), 0, -1) if parts[0]]
+    return [name for form in forms for name in (form, TRADITIONAL.get(form)) if name]
 
 
 def translated(texts: Mapping[str, T], language: str | None) -> T | None:

@@ -34,6 +34,15 @@ class Preferences:
     async def of_user(self, user_id: str) -> object:
         return value_at(await self._users.of(user_id, FIELD), FIELD)
 
+    async def with_address(self, user_id: str) -> tuple[object, object]:
+        """Return a user's address and preferences as they stand in the document. Raises `Unavailable`.
+
+        An unknown user has no address, and gets nothing.
+        """
+        shape = self._users.shape
+        user = await self._users.of(user_id, *shape.projection(), FIELD)
+        return value_at(user, shape.email_field), value_at(user, FIELD) if user else {EVERY_KIND: {"email": False}}
+
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
         """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,15 +17,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
-from pymongo import MongoClient
 
 from settings import Settings
-from tests.client import KEY, ROOT, USER, Client, assert_nothing_owed, create
+from tests.client import KEY, USER, Client, create
 from tests.fixtures import Start
 from tests.processes import LocalRun, Service, running_service
 from tests.programs import needed
 from tests.streams import assert_streams_open, client_of
-from tests.waiting import eventually, eventually_async
+from tests.waiting import eventually_async
 
 EXPECT_TIMEOUT_MS = 20_000
 """Timeout of every expectation. What takes a moment on an idle machine takes longer on a busy one."""
@@ -208,46 +206,6 @@ async def server_process(settings: Settings, site: Site, folder: Path) -> AsyncI
             yield service, Server(f"http://127.0.0.1:{service.port}", client)
     finally:
         service.kill()
-
-
-@pytest.fixture(scope="session")
-async def open_run(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRun]:
-    """Run the service with nothing configured, once for all tests of a process."""
-    async with local_run(tmp_path_factory.mktemp("open")) as local:
-        yield local
-
-
-@pytest.fixture(scope="session")
-async def locked_run(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRun]:
-    """Run the service with a key and the example's kinds and templates, once for all tests of a process."""
-    examples = {"KINDS_FILE": f"{ROOT / 'examples/kinds.toml'}", "TEMPLATES_DIR": f"{ROOT / 'examples/templates'}"}
-    async with local_run(tmp_path_factory.mktemp("locked"), API_KEYS=KEY, **examples) as local:
-        yield local
-
-
-@pytest.fixture
-def local(open_run: LocalRun) -> LocalRun:
-    """Return a local run without users and e-mails."""
-    empty(open_run)
-    return open_run
-
-
-@pytest.fixture
-def locked(locked_run: LocalRun) -> LocalRun:
-    """Return a local run that has a key, and no users and e-mails."""
-    empty(locked_run)
-    return locked_run
-
-
-def empty(local: LocalRun) -> None:
-    """Delete the users and the e-mails of a local run."""
-    with MongoClient[dict[str, Any]]((local.folder / ".notifier/db_uri").read_text()) as client:
-        database = client.get_default_database()
-        eventually(lambda: assert_nothing_owed(database))
-        database.users.delete_many({})
-    mailbox = local.folder / ".notifier/mail"
-    shutil.rmtree(mailbox)
-    mailbox.mkdir()
 
 
 @asynccontextmanager

@@ -1,17 +1,61 @@
-"""The demo page as its users find it."""
+"""The demo page as its users find it, and a local run in this process."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, nullcontext
+from pathlib import Path
+from typing import Any
 
-from playwright.async_api import BrowserContext, Page, expect
+import pytest
+from playwright.async_api import BrowserContext, Locator, Page, expect
 
+from cli.environment import LOCAL_DEFAULTS
+from settings import Settings
 from tests.browser import open_page
-from tests.client import KEY
-from tests.processes import LocalRun
+from tests.client import DB, KEY, Client
+from tests.fixtures import serving
 from tests.programs import needed_by
+from tests.servers import Mongod
+
+
+class Local:
+    """A local run: the folder where it has its mailbox, and its address."""
+
+    def __init__(self, folder: Path, client: Client) -> None:
+        self.folder = folder
+        self.client = client
+        self.port = client.port or 0
+        self.url = f"{client.make_url('/')}"
+
+    @property
+    def mailbox(self) -> Path:
+        """The folder of its e-mails."""
+        return self.folder / ".notifier/mail"
+
+
+RunLocally = Callable[..., Awaitable[Local]]
+
+
+@pytest.fixture
+async def run_locally(
+    mongod: Mongod, database: DB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RunLocally]:
+    """Return what starts the service with only these settings, in this process and on the MongoDB of the tests."""
+    uri = f"mongodb://{mongod.address}/{database.name}?directConnection=true"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ops.local._mongod", lambda: nullcontext(mongod.port))
+    monkeypatch.setattr("ops.local._uri", lambda _: uri)
+    async with AsyncExitStack() as stack:
+
+        async def run(**changes: Any) -> Local:
+            settings = Settings(**{**LOCAL_DEFAULTS, "smtp_from": LOCAL_DEFAULTS["email"], **changes})
+            return Local(tmp_path, await stack.enter_async_context(serving(settings)))
+
+        yield run
 
 
 async def open_demo(context: BrowserContext, url: str, *, clock: bool = False) -> Page:
@@ -21,14 +65,19 @@ async def open_demo(context: BrowserContext, url: str, *, clock: bool = False) -
     return page
 
 
-def local_url(local: LocalRun) -> str:
-    return f"http://127.0.0.1:{local.port}/"
+async def field(page: Page, label: str) -> Locator:
+    """Return a field of the form that is only shown on demand."""
+    await page.locator("details", has=page.get_by_text("User and data")).evaluate("details => { details.open = true }")
+    return page.get_by_label(label, exact=True)
 
 
-async def options(page: Page) -> dict[str, str]:
-    """Return the kinds that the page offers, and what it says that each does."""
-    texts = await page.locator("option").all_inner_texts()
-    return dict(text.split(" \N{EN DASH} ") for text in texts)
+USER_FIELD = "User"
+ABOUT = "About (target_id, optional)"
+DATA = "Data (a JSON object, optional)"
+
+
+async def choose(page: Page, kind: str) -> None:
+    await page.get_by_label("What happened").select_option(kind)
 
 
 async def create_on(page: Page) -> None:

@@ -7,27 +7,38 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from playwright.async_api import Browser, BrowserContext, Page, expect
-from pymongo import MongoClient
+from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Page, expect
 
 from api.auth import BadCredential
 from api.problems import BY_EXCEPTION
+from cli.environment import LOCAL_DEFAULTS
 from config.ids import IdType
-from kinds import SPECIFIED
-from tests.bell import bell, panel, rows, shows_unread
-from tests.browser import Serve, assert_accessible, empty, events, local_run
-from tests.client import KEY, ROOT, TARGET, USER, assert_length
-from tests.demo import create_on, enter, local_url, open_demo, options, outlive_toasts, run_shell
-from tests.processes import LocalRun
-from tests.waiting import eventually
+from kinds import SPECIFIED, load_kinds
+from tests.bell import bell, panel, row_of, rows, shows_unread
+from tests.browser import Serve, assert_accessible, events
+from tests.client import DB, KEY, ROOT, TARGET, USER, create, settled
+from tests.demo import (
+    ABOUT,
+    DATA,
+    USER_FIELD,
+    Local,
+    RunLocally,
+    choose,
+    create_on,
+    enter,
+    field,
+    open_demo,
+    outlive_toasts,
+    run_shell,
+)
+from tests.windows import end_windows
 
 SEEDED = [
     (90, "new_message", {"from": "Ann", "text": "Are you coming on Friday? There are two tickets left."}),
     (3 * 60, "new_post", {"author": "Ben", "title": "How we moved house"}),
-    (50 * 60, "new_login", {"city": "Bergen"}),
     (26 * 3600, "new_message", {"from": "Cem", "text": "Thank you!"}),
     (3 * 86_400, "new_post", {"author": "Dee", "title": "Bread without kneading"}),
 ]
@@ -37,26 +48,82 @@ PICTURES = {
     "inbox-dark": {"viewport": {"width": 1280, "height": 700}, "color_scheme": "dark"},
     "inbox-phone": {"viewport": {"width": 390, "height": 700}},
 }
+OPTIONS = [
+    "Registration",
+    "New sign-in from Oslo",
+    "Order 1027 is on its way",
+    "Invoice 1027 is ready",
+    "The blue teapot is back in stock",
+    "Ann answered your question about the blue teapot",
+    "New in the shop: A red teapot",
+]
+"""What the kinds of the examples look like, each with its example."""
 
 
-async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserContext, local: LocalRun) -> None:
-    assert f"Open {local_url(local)} in a browser" in (local.folder / "output").read_text()
-    page = await open_demo(context, local_url(local))
+async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserContext, run_locally: RunLocally) -> None:
+    page = await open_demo(context, (await run_locally()).url)
     await expect(page.get_by_text("None yet.")).to_be_visible()
+    await expect(page.locator("option:checked")).to_have_text("New sign-in from Oslo")
+    button, mails = page.get_by_role("button", name="Create", exact=True), page.locator("#mails li")
+    place = await box_of(button)
+    await expect(page.get_by_role("link", name="API")).to_have_attribute("href", "docs?demo")
     await create_on(page)
-    await expect(page.get_by_text("Created.")).to_be_visible()
-    await shows_unread(page, 1)
-    mails = page.locator("#mails li")
+    await expect(page.locator(".toast")).to_have_text("New sign-in from Oslo")
+    await expect(panel(page)).to_contain_text("New sign-in from Oslo")
+    assert (await box_of(panel(page)))["x"] >= right_of(await box_of(page.locator("#mailbox")))
+    await expect(button).to_be_focused()
     await expect(mails).to_have_count(1)
     await expect(mails).to_contain_text("to user@example.com")
-    await page.get_by_label("What happened").select_option("registration")
+    await choose(page, "registration")
+    await expect(page.get_by_text("An e-mail only.")).to_be_visible()
     await create_on(page)
     await expect(mails).to_have_count(2)
     await expect(mails.first).to_contain_text("registration")
     await shows_unread(page, 1)
+    assert await box_of(button) == place
     curl = await page.locator("#curl").inner_text()
     assert (await asyncio.to_thread(run_shell, curl)) == {"success": True}
     assert [event for event in await events(page) if event[0] == "CSP"] == []
+
+
+async def box_of(locator: Locator) -> FloatRect:
+    box = await locator.bounding_box()
+    assert box
+    return box
+
+
+def right_of(box: FloatRect) -> float:
+    return box["x"] + box["width"]
+
+
+async def test_what_is_read_in_time_is_not_e_mailed_and_the_demo_says_so(
+    context: BrowserContext, run_locally: RunLocally, database: DB
+) -> None:
+    page = await open_demo(context, (await run_locally()).url, clock=True)
+    await choose(page, "question_answered")
+    await expect(page.get_by_text("only if it is still unread after 30 seconds. Read it")).to_be_visible()
+    await create_on(page)
+    waiting = page.locator("#waiting li")
+    await expect(waiting).to_contain_text(re.compile("E-mail in (30|29) seconds, unless it is read first"))
+    await row_of(page, 0).click()
+    await expect(waiting).to_contain_text("It was read in time: no e-mail.")
+    await shows_unread(page, 0)
+    end_windows(database, "question_answered")
+    await settled(database)
+    await create_on(page)
+    await expect(waiting).to_have_count(2)
+    end_windows(database, "question_answered")
+    await settled(database)
+    await page.clock.fast_forward(31_000)
+    await expect(waiting).to_have_count(1)
+    await expect(page.locator("#mails strong")).to_have_text("question_answered")
+
+
+def test_a_local_run_has_the_kinds_of_the_specification_and_one_more() -> None:
+    kinds = load_kinds(LOCAL_DEFAULTS["kinds_file"])
+    bare = {name: replace(kind, label=None, example={}) for name, kind in kinds.items()}
+    assert {**bare, **SPECIFIED} == bare
+    assert [kind.email_after for name, kind in kinds.items() if name not in SPECIFIED] == ["30s"]
 
 
 async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
@@ -64,19 +131,10 @@ async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
 ) -> None:
     server = await serve(demo=True, kinds_file=ROOT / "examples/kinds.toml", id_type=IdType.STRING)
     page = await open_demo(context, server.url)
-    happened, user = page.get_by_label("What happened"), page.get_by_label("User", exact=True)
-    assert await options(page) == {
-        "registration": "e-mailed",
-        "new_login": "kept, and e-mailed",
-        "order_shipped": "kept, and e-mailed",
-        "invoice_ready": "kept, and e-mailed",
-        "back_in_stock": "kept",
-        "question_answered": "kept, and e-mailed",
-        "new_in_shop": "kept, and e-mailed",
-    }
-    await expect(happened).to_have_value("new_login")
-    await user.fill("ann & bob/ü")
-    await happened.select_option("back_in_stock")
+    assert await page.locator("option").all_inner_texts() == OPTIONS
+    await expect(page.get_by_label("What happened")).to_have_value("new_login")
+    await (await field(page, USER_FIELD)).fill("ann & bob/ü")
+    await choose(page, "back_in_stock")
     await expect(page.locator("#curl")).to_contain_text('"key":"back_in_stock"')
     await create_on(page)
     await expect(page.get_by_text("Created.")).to_be_visible()
@@ -86,31 +144,49 @@ async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
     assert [event for event in await events(page) if event[0] == "CSP"] == []
 
 
-async def test_the_demo_without_a_kind_that_is_both_chooses_the_first(
-    serve: Serve, context: BrowserContext, tmp_path: Path
-) -> None:
-    (tmp_path / "kinds.toml").write_text("[a]\n[b]\nin_app = false\nemail = true\n")
+KINDS = """
+[order]
+label = "{data.order.number} of {data.name|Somebody}"
+url = "/orders/{target_id}"
+example = {order = {number = 1}}
+[plain]
+[mail]
+in_app = false
+email = true
+"""
+
+
+async def test_the_demo_tries_each_kind_with_its_example(serve: Serve, context: BrowserContext, tmp_path: Path) -> None:
+    (tmp_path / "kinds.toml").write_text(KINDS)
     page = await open_demo(context, (await serve(demo=True, kinds_file=tmp_path / "kinds.toml")).url)
-    assert await options(page) == {"a": "kept", "b": "e-mailed"}
-    await expect(page.get_by_label("What happened")).to_have_value("a")
+    data, about = await field(page, DATA), await field(page, ABOUT)
+    assert await page.locator("option").all_inner_texts() == ["1 of Somebody", "Plain", "Mail"]
+    await expect(page.get_by_label("What happened")).to_have_value("order")  # the first, as none is both
+    assert json.loads(await data.input_value()) == {"order": {"number": 1}}
+    await expect(about).to_have_value(TARGET)
+    await choose(page, "plain")
+    await expect(data).to_have_value("")
+    await expect(about).to_have_value("")
     await create_on(page)
     await shows_unread(page, 1)
+    await expect(page.locator("#mailbox")).to_be_hidden()
 
 
 async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context: BrowserContext) -> None:
     server = await serve(demo=True)
     page = await open_demo(context, server.url)
-    user, about = page.get_by_label("User", exact=True), page.get_by_label("About (target_id, optional)")
+    user, about, data = [await field(page, label) for label in (USER_FIELD, ABOUT, DATA)]
     await user.fill("x")
     await about.fill("y")
+    await page.get_by_text("User and data").click()  # the fields are hidden again
+    await expect(user).to_be_hidden()
     await create_on(page)
-    for field in (user, about):
-        await expect(field).to_have_attribute("aria-invalid", "true")
-        await expect(field).to_have_accessible_description("Not a valid ObjectId.")
+    for wrong in (user, about):
+        await expect(wrong).to_have_attribute("aria-invalid", "true")
+        await expect(wrong).to_have_accessible_description("Not a valid ObjectId.")
     await expect(user).to_be_focused()
     await user.fill(USER)
     await about.fill("")
-    data = page.get_by_label("Data (a JSON object, optional)")
     await data.fill("{nonsense")
     await create_on(page)
     await expect(data).to_have_accessible_description(re.compile("Not JSON"))
@@ -118,7 +194,6 @@ async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context:
     await data.fill('{"it\'s": "fine"}')
     await create_on(page)
     await shows_unread(page, 1)
-    await expect(page.locator("#mailbox")).to_be_hidden()
     assert (await asyncio.to_thread(run_shell, await page.locator("#curl").inner_text())) == {"success": True}
     await server.close()
     await create_on(page)
@@ -126,138 +201,94 @@ async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context:
 
 
 async def test_one_command_of_the_demo_shows_kinds_and_templates(
-    context: BrowserContext, local: LocalRun, tmp_path: Path
+    context: BrowserContext, run_locally: RunLocally
 ) -> None:
-    page = await open_demo(context, local_url(local))
-    assert set(await options(page)) == set(SPECIFIED)
+    page = await open_demo(context, (await run_locally()).url)
     await page.get_by_text("With kinds and templates of your own").click()
     *assignments, program, target = (await page.locator("#restart").inner_text()).split()
     assert (program, target) == ("make", "run")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    async with local_run(tmp_path, **dict(assignment.split("=") for assignment in assignments)) as restarted:
-        page = await open_demo(context, local_url(restarted))
-        await expect(page.locator("#examples")).to_be_hidden()
-        for kind in await options(page):
-            await page.get_by_label("What happened").select_option(kind)
-            await create_on(page)
-            await expect(page.get_by_text("Created.")).to_be_visible()
-            await page.evaluate("document.getElementById('outcome').textContent = ''")
-        await shows_unread(page, 6)
-        await bell(page).click()
-        labels = await page.locator("notifier-inbox li b").all_inner_texts()
-        assert [label.replace("1,027", "1027") for label in labels] == [
-            "New in the shop: some product",
-            "Ann answered your question about some product",
-            "some product is back in stock",
-            "Invoice 1027 is ready",
-            "Order 1027 is on its way",
-            "New sign-in from Oslo",
-        ]
-        await expect(page.frame_locator("#mails li:last-child iframe").get_by_role("heading")).to_have_text("Welcome")
+    given = dict(assignment.split("=") for assignment in assignments)
+    page = await open_demo(context, (await run_locally(**{k.lower(): ROOT / v for k, v in given.items()})).url)
+    await expect(page.locator("#examples")).to_be_hidden()
+    for kind in load_kinds(ROOT / given["KINDS_FILE"]):
+        await choose(page, kind)
+        await create_on(page)
+        await expect(page.get_by_text("Created.")).to_be_visible()
+        await page.evaluate("document.getElementById('outcome').textContent = ''")
+    await shows_unread(page, 6)
+    assert await rows(page).locator("b").all_inner_texts() == OPTIONS[:0:-1]
+    await expect(page.frame_locator("#mails li:last-child iframe").get_by_role("heading")).to_have_text("Welcome")
 
 
-KINDS = """
-[order]
-label = "{data.order} {data.order.lastNumber} of {data.name|Somebody}: {data.order.lines.0.price}"
-url = "/orders/{target_id}?since={data.paid_on_day}"
-[order.labels]
-de = "{data.country} {data.userName} {data.constructor}"
-[only_german.labels]
-de = "{data.city}, {data.__proto__.polluted}, {user_id}"
-[plain]
-"""
-
-
-async def test_the_demo_suggests_data_for_the_fields_that_a_kind_names(
-    serve: Serve, context: BrowserContext, tmp_path: Path
-) -> None:
-    (tmp_path / "kinds.toml").write_text(KINDS)
-    page = await open_demo(context, (await serve(demo=True, kinds_file=tmp_path / "kinds.toml")).url)
-    happened, data = page.get_by_label("What happened"), page.get_by_label("Data (a JSON object, optional)")
-    about = page.get_by_label("About (target_id, optional)")
-    order = json.loads(await data.input_value())
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", order.pop("paid_on_day"))
-    assert order == {
-        "order": {"lastNumber": 1027, "lines": {"0": {"price": 49.9}}},
-        "name": "Ann",
-        "country": "some country",
-        "userName": "some user name",
-        "constructor": "some constructor",
-    }
-    await expect(about).to_have_value(TARGET)
-    await happened.select_option("only_german")
-    assert json.loads(await data.input_value()) == {"city": "Oslo", "__proto__": {"polluted": "some polluted"}}
-    await expect(about).to_have_value("")
-    assert await page.evaluate("({}).polluted === undefined")
-    await happened.select_option("plain")
-    await expect(data).to_have_value("")
-    await data.fill('{"mine": 1}')
-    await happened.select_option("order")
-    await expect(data).to_have_value('{"mine": 1}')
-    await expect(about).to_have_value(TARGET)
-
-
-async def test_axe_finds_no_fault_in_the_demo(browser: Browser, locked: LocalRun) -> None:
+async def test_axe_finds_no_fault_in_the_demo(browser: Browser, run_locally: RunLocally) -> None:
+    local = await run_locally(api_keys=(KEY,))
     async with await browser.new_context(bypass_csp=True) as context:
-        page = await open_demo(context, local_url(locked), clock=True)
+        page = await open_demo(context, local.url, clock=True)
         await enter(page, "x")
         await expect(page.get_by_text(BY_EXCEPTION[BadCredential].detail)).to_be_visible()
         await assert_accessible(page)
         await enter(page, KEY)
         await expect(page.locator("#access")).to_be_hidden()
-        await page.get_by_label("About (target_id, optional)").fill("y")
         await create_on(page)
-        await assert_accessible(page)
-        await page.get_by_label("About (target_id, optional)").fill("")
-        await create_on(page)
-        await shows_unread(page, 1)
         await expect(page.locator("#mails li")).to_have_count(1)
-        await outlive_toasts(page)
+        await choose(page, "question_answered")
+        await create_on(page)
+        await shows_unread(page, 2)
+        await (await field(page, ABOUT)).fill("y")
+        await create_on(page)
+        await expect(await field(page, ABOUT)).to_be_focused()
         await assert_accessible(page)
+        await outlive_toasts(page)
+        await page.set_viewport_size({"width": 390, "height": 700})
+        await assert_accessible(page, ["light"])
 
 
-async def test_the_demo_fits_desktop_and_phone(browser: Browser, tmp_path: Path) -> None:
+async def test_the_demo_fits_desktop_and_phone(
+    browser: Browser, run_locally: RunLocally, database: DB, tmp_path: Path
+) -> None:
     """Also take the pictures of the documentation. SCREENSHOTS=docs puts them there."""
-    of_other_kinds = shutil.ignore_patterns("order_*", "invoice_*", "question_*", "new_in_*")
-    templates = shutil.copytree(ROOT / "examples/templates", tmp_path / "templates", ignore=of_other_kinds)
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
-    async with local_run(tmp_path, TEMPLATES_DIR=f"{templates}") as local:
-        for name, look in PICTURES.items():
-            await asyncio.to_thread(empty, local)
-            await asyncio.to_thread(seed, local)
-            async with await browser.new_context(**look) as context:  # type: ignore[arg-type]
-                page = await open_demo(context, local_url(local), clock=True)
-                await create_on(page)
-                await expect(page.locator("#mails strong")).to_have_text("New sign-in from Oslo")
-                await shows_unread(page, 4)
-                await outlive_toasts(page)
-                await bell(page).click()
-                await expect(rows(page)).to_have_count(6)
+    of_other_kinds = shutil.ignore_patterns("order_*", "invoice_*", "new_in_*")
+    local = await run_locally(
+        templates_dir=shutil.copytree(ROOT / "examples/templates", tmp_path / "templates", ignore=of_other_kinds)
+    )
+    folder = ROOT / (os.environ.get("SCREENSHOTS") or tmp_path)
+    for name, look in PICTURES.items():
+        await seed(local, database)
+        async with await browser.new_context(**look) as context:  # type: ignore[arg-type]
+            page = await open_demo(context, local.url, clock=True)
+            await create_on(page)
+            await expect(page.locator("#mails strong")).to_have_text("New sign-in from Oslo")
+            await choose(page, "question_answered")
+            await create_on(page)
+            await shows_unread(page, 4)
+            await outlive_toasts(page)
+            if name == "inbox-phone":
                 await assert_fits(page)
-                await page.screenshot(path=folder / f"{name}.png")
+                await bell(page).click()
+            await expect(rows(page)).to_have_count(6)
+            await assert_fits(page)
+            await page.screenshot(path=folder / f"{name}.png")
 
 
 async def assert_fits(page: Page) -> None:
-    """Check that the page does not scroll sideways, and that all of the panel is in the window."""
-    overflow = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
-    box, view = await panel(page).bounding_box(), page.viewport_size
-    assert box
-    assert view
-    assert overflow <= 0
-    assert box["x"] >= 0
-    assert box["x"] + box["width"] <= view["width"]
-    assert box["y"] + box["height"] <= view["height"] + 1
+    """Check that the page does not scroll sideways, and that all of an open panel is in the window."""
+    assert await page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    if await panel(page).is_visible():
+        box, view = await box_of(panel(page)), page.viewport_size
+        assert view
+        assert box["x"] >= 0
+        assert right_of(box) <= view["width"]
+        assert box["y"] + box["height"] <= view["height"] + 1
 
 
-def seed(local: LocalRun) -> None:
-    """Give the user notifications of different ages, the newest three unread, and an empty mailbox."""
+async def seed(local: Local, database: DB) -> None:
+    """Give the user notifications of different ages, the newest two unread, and an empty mailbox."""
+    database.users.delete_many({})
     for _, key, data in reversed(SEEDED):
-        local.get("/create", json.dumps({"user_id": USER, "key": key, "data": data}).encode())
-    with MongoClient[dict[str, Any]]((local.folder / ".notifier/db_uri").read_text()) as client:
-        users = client.get_default_database()["users"]
-        for n, (age, _, _) in enumerate(reversed(SEEDED)):
-            users.update_one({}, {"$inc": {f"notifications.{n}.timestamp": -age}})
-            users.update_one({}, {"$set": {f"notifications.{n}.is_new": n >= len(SEEDED) - 3}})
-    eventually(lambda: assert_length(local.mails(), 1))
-    for mail in (local.folder / ".notifier/mail").glob("*.eml"):
-        mail.unlink()
+        await create(local.client, key=key, data=data)
+    for n, (age, _, _) in enumerate(reversed(SEEDED)):
+        database.users.update_one({}, {"$inc": {f"notifications.{n}.timestamp": -age}})
+        database.users.update_one({}, {"$set": {f"notifications.{n}.is_new": n >= len(SEEDED) - 2}})
+    await settled(database)
+    shutil.rmtree(local.mailbox)
+    local.mailbox.mkdir()

@@ -14,7 +14,7 @@ from api.problems import BY_EXCEPTION
 from tests.bell import shows_unread
 from tests.browser import Serve, open_page
 from tests.client import KEY, OLD_KEY, OTHER, PROTECTED, token
-from tests.demo import create_on, enter, open_demo, run_shell
+from tests.demo import USER_FIELD, create_on, enter, field, open_demo, run_shell
 
 
 def said(exception: type[Exception]) -> str:
@@ -53,10 +53,10 @@ async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
 ) -> None:
     server = await serve(demo=True, **PROTECTED)
     page = await open_demo(context, server.url)
-    field = page.get_by_label("One of API_KEYS, or a user's token")
+    credential = page.get_by_label("One of API_KEYS, or a user's token")
     await create_on(page)
-    await expect(field).to_have_accessible_description("Enter a key or a token.")
-    await expect(field).to_be_focused()
+    await expect(credential).to_have_accessible_description("Enter a key or a token.")
+    await expect(credential).to_be_focused()
     for wrong, message in (
         ("", "Enter a key or a token."),
         ("x" * 32, said(auth.BadCredential)),
@@ -65,9 +65,9 @@ async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
         (token(sub=OTHER), said(auth.OtherUser)),
     ):
         await enter(page, wrong)
-        await expect(field).to_have_accessible_description(message)
-        await expect(field).to_have_attribute("aria-invalid", "true")
-        await expect(field).to_be_focused()
+        await expect(credential).to_have_accessible_description(message)
+        await expect(credential).to_have_attribute("aria-invalid", "true")
+        await expect(credential).to_be_focused()
     await enter(page, OLD_KEY)
     await expect(page.locator("#access")).to_be_hidden()
     await create_on(page)
@@ -81,11 +81,11 @@ async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, co
     await expect(page.locator("#access")).to_be_hidden()
     await create_on(page)
     await expect(page.get_by_text(said(auth.BackendOnly))).to_be_visible()
-    user = page.get_by_label("User", exact=True)
+    user = await field(page, USER_FIELD)
     await user.fill(OTHER)
     await user.blur()
-    field = page.get_by_label("One of API_KEYS, or a user's token")
-    await expect(field).to_have_accessible_description(re.compile("not valid for this user"))
+    credential = page.get_by_label("One of API_KEYS, or a user's token")
+    await expect(credential).to_have_accessible_description(re.compile("not valid for this user"))
     await enter(page, KEY)
     await create_on(page)
     await shows_unread(page, 1)

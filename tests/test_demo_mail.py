@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.message import EmailMessage
 
-import aiohttp
 import pytest
 from playwright.async_api import BrowserContext, FrameLocator, Page, expect
 from yarl import URL
 
 from tests.browser import events, open_page
 from tests.client import KEY
-from tests.processes import LocalRun
+from tests.demo import Local, RunLocally
 from tests.waiting import eventually_async
 
 HOSTILE = """<html><head><title>x</title>
@@ -71,25 +70,27 @@ async def trap() -> AsyncIterator[Trap]:
         yield running
 
 
-def deliver(local: LocalRun, html: str, name: str = "1.eml") -> None:
+def deliver(local: Local, html: str, name: str = "1.eml") -> None:
     """Put an e-mail with this HTML into the mailbox."""
     message = EmailMessage()
     message["To"], message["Subject"] = "a@b.example", "Hello <b>"
     message.set_content("The text.")
     message.add_alternative(html, subtype="html")
-    (local.folder / ".notifier/mail" / name).write_bytes(message.as_bytes())
+    (local.mailbox / name).write_bytes(message.as_bytes())
 
 
 def frame(page: Page) -> FrameLocator:
     return page.frame_locator("#mails iframe")
 
 
-async def test_html_is_shown_beside_the_text_with_its_styles_and_inline_images(
-    context: BrowserContext, local: LocalRun, trap: Trap
+async def test_html_is_shown_with_its_styles_and_runs_and_loads_nothing(
+    context: BrowserContext, run_locally: RunLocally, trap: Trap
 ) -> None:
+    local = await run_locally()
     deliver(local, HOSTILE.format(trap=trap.url))
-    page = await open_page(context, f"http://127.0.0.1:{local.port}/")
+    page = await open_page(context, local.url)
     await expect(page.locator("#mails strong")).to_have_text("Hello <b>")
+    await page.get_by_text("As text").click()
     await expect(page.locator("#mails pre")).to_have_text("The text.")
     shown = frame(page).get_by_text("Shown")
     await expect(shown).to_be_visible()
@@ -97,20 +98,11 @@ async def test_html_is_shown_beside_the_text_with_its_styles_and_inline_images(
     await expect(page.locator("#mails iframe")).to_have_attribute("title", "HTML of “Hello <b>”")
     await expect(page.locator("#mails iframe")).to_have_attribute("sandbox", "")
     assert await frame(page).locator("#inline").evaluate("image => image.naturalWidth") == 1
-
-
-async def test_hostile_html_runs_nothing_and_loads_nothing(
-    context: BrowserContext, local: LocalRun, trap: Trap
-) -> None:
-    deliver(local, HOSTILE.format(trap=trap.url))
-    url = f"http://127.0.0.1:{local.port}/"
-    page = await open_page(context, url)
-    await expect(frame(page).get_by_text("Shown")).to_be_visible()
     for name in CLICKS:
         await frame(page).get_by_text(name, exact=True).click()
         if name != CLICKS[-1]:
-            await expect(frame(page).get_by_text("Shown")).to_be_visible()  # even the frame stays
-    assert (page.url, len(context.pages), await page.title()) == (url, 1, "notifier")
+            await expect(shown).to_be_visible()  # even the frame stays
+    assert (page.url, len(context.pages), await page.title()) == (local.url, 1, "notifier")
     await load_unprotected(context)  # so the frame has had the time to do the same
     assert trap.requests == []
     assert await page.evaluate("window.owned") is None
@@ -129,9 +121,12 @@ async def load_unprotected(context: BrowserContext) -> None:
         await eventually_async(heard)
 
 
-async def test_a_new_email_leaves_the_frames_of_the_others_alone(context: BrowserContext, local: LocalRun) -> None:
+async def test_a_new_email_leaves_the_frames_of_the_others_alone(
+    context: BrowserContext, run_locally: RunLocally
+) -> None:
+    local = await run_locally()
     deliver(local, "<p>First</p>")
-    page = await open_page(context, f"http://127.0.0.1:{local.port}/")
+    page = await open_page(context, local.url)
     await expect(frame(page).get_by_text("First")).to_be_visible()
     await page.evaluate("document.querySelector('iframe').old = true")
     deliver(local, "<p>Second</p>", "2.eml")
@@ -141,27 +136,25 @@ async def test_a_new_email_leaves_the_frames_of_the_others_alone(context: Browse
     assert await page.evaluate("document.querySelectorAll('iframe')[1].old")
 
 
-async def test_the_path_of_an_email_is_a_secret_and_leads_to_nothing_else(locked: LocalRun) -> None:
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{locked.port}") as session:
-        deliver(locked, "<p>First</p>")
-        (locked.folder / "x.eml").write_bytes(b"Content-Type: text/html\r\n\r\nx")
-        (locked.folder / ".notifier/mail/text.eml").write_bytes(b"Subject: a\r\n\r\nx")
-        assert (await session.get("/demo/mails")).status == 401
-        answer = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
-        of_text, path = [mail["html"] for mail in (await answer.json())["mails"]]
-        assert of_text is None
-        response = await session.get(f"/{path}")
-        assert (response.status, response.content_type, response.charset) == (200, "text/html", "utf-8")
-        assert "<p>First</p>" in await response.text()
-        policy = response.headers["Content-Security-Policy"].split("; ")
-        assert {"sandbox", "default-src 'none'", "frame-ancestors 'self'"} <= set(policy)
-        assert response.headers["Cache-Control"] == "no-store"
-        secret = path.split("/")[2]
-        for other in (
-            path.replace(secret, "x" * len(secret)),
-            path.replace(secret, "%FF"),
-            *(f"demo/mails/{secret}/{name}" for name in NO_EMAILS),
-        ):
-            assert (await session.get(URL(f"http://127.0.0.1:{locked.port}/{other}", encoded=True))).status == 404, (
-                other
-            )
+async def test_the_path_of_an_email_is_a_secret_and_leads_to_nothing_else(run_locally: RunLocally) -> None:
+    local = await run_locally(api_keys=(KEY,))
+    deliver(local, "<p>First</p>")
+    (local.folder / "x.eml").write_bytes(b"Content-Type: text/html\r\n\r\nx")
+    (local.mailbox / "text.eml").write_bytes(b"Subject: a\r\n\r\nx")
+    assert (await local.client.get("/demo/mails")).status == 401
+    answer = await local.client.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
+    of_text, path = [mail["html"] for mail in (await answer.json())["mails"]]
+    assert of_text is None
+    response = await local.client.get(f"/{path}")
+    assert (response.status, response.content_type, response.charset) == (200, "text/html", "utf-8")
+    assert "<p>First</p>" in await response.text()
+    policy = response.headers["Content-Security-Policy"].split("; ")
+    assert {"sandbox", "default-src 'none'", "frame-ancestors 'self'"} <= set(policy)
+    assert response.headers["Cache-Control"] == "no-store"
+    secret = path.split("/")[2]
+    for other in (
+        path.replace(secret, "x" * len(secret)),
+        path.replace(secret, "%FF"),
+        *(f"demo/mails/{secret}/{name}" for name in NO_EMAILS),
+    ):
+        assert (await local.client.get(URL(f"/{other}", encoded=True))).status == 404, other

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, Request, ViewportSize, expect
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, ViewportSize, expect
 
 from api.pages import ASSETS
-from tests.client import KEY, PROTECTED, Client, create, token
+from tests.client import KEY, PROTECTED, USER, Client, token
 from tests.description import DESCRIBED
 from tests.fixtures import Start
 
@@ -17,21 +17,29 @@ PHONE: ViewportSize = {"width": 375, "height": 700}
 
 
 @pytest.fixture
-async def client(start: Start) -> Client:
-    """Return a client of the service with a key and a secret set."""
-    return await start(**PROTECTED)
+async def client(share: Start) -> Client:
+    """Return a client of a service with a key and a secret set."""
+    return await share(**PROTECTED, demo=True)
+
+
+@pytest.fixture(scope="module")
+async def opened(shared_service: Start, browser: Browser) -> AsyncIterator[tuple[Page, list[str]]]:
+    """Open the documentation, once as it takes seconds; also return what there is to say against it."""
+    client, said = await shared_service(**PROTECTED, demo=True), list[str]()
+    async with await browser.new_context() as context:
+        page = await context.new_page()
+        page.on("console", lambda message: said.append(_text(message)))
+        page.on("pageerror", lambda error: said.append(error.message))
+        page.on("request", lambda request: said.extend(_foreign(request, client)))
+        await page.goto(str(client.make_url("/docs?demo")))
+        await expect(page.locator(".opblock")).to_have_count(len(DESCRIBED))
+        yield page, said
 
 
 @pytest.fixture
-async def page(client: Client, context: BrowserContext) -> AsyncIterator[Page]:
-    """Open the documentation. It may log nothing, violate no policy, and ask nobody but the service."""
-    page = await context.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(_text(message)))
-    page.on("pageerror", lambda error: said.append(error.message))
-    page.on("request", lambda request: said.extend(_foreign(request, client)))
-    await page.goto(str(client.make_url("/docs")))
-    await expect(page.locator(".opblock")).to_have_count(len(DESCRIBED))
+async def page(opened: tuple[Page, list[str]]) -> AsyncIterator[Page]:
+    """Return the documentation. It may log nothing, violate no policy, and ask nobody but the service."""
+    page, said = opened
     yield page
     assert said == []
 
@@ -93,8 +101,8 @@ async def assert_answers(block: Locator, credential: str, status: int, text: str
 async def test_operations_are_tried_with_a_key_or_a_token_and_a_stream_is_only_described(
     client: Client, page: Page
 ) -> None:
-    client.session.headers["Authorization"] = f"Bearer {KEY}"
-    await create(client, data={"text": "Are you coming?"})
+    given = {"user_id": USER, "key": "new_message", "data": {"text": "Are you coming?"}}
+    assert (await client.post("/create", json=given, headers={"Authorization": f"Bearer {KEY}"})).status == 201
     stream, creation, list_ = [block_of(page, operation) for operation in ("stream", "create", "list")]
     await open_block(stream)
     await expect(stream).to_contain_text("event: inbox")
@@ -109,9 +117,28 @@ async def test_operations_are_tried_with_a_key_or_a_token_and_a_stream_is_only_d
     await list_.get_by_role("button", name="Try it out").click()
     await assert_answers(list_, KEY, 200, "Are you coming?")
     await log_out(page, "key")
-    await authorize(page, "token", given := token())
+    await authorize(page, "token", of_user := token())
     await list_.get_by_role("button", name="Clear").click()
-    await assert_answers(list_, given, 200, "Are you coming?")
+    await assert_answers(list_, of_user, 200, "Are you coming?")
+    await log_out(page, "token")
+    await close_block(list_)
+
+
+async def test_it_follows_the_colours_of_the_browser_and_leads_back(client: Client, page: Page) -> None:
+    for scheme, background, count in (("dark", "rgb(28, 32, 34)", 1), ("light", "rgb(250, 250, 250)", 0)):
+        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        await expect(page.locator("body")).to_have_css("background-color", background)
+        await expect(page.locator("html.dark-mode")).to_have_count(count)
+    back = page.get_by_role("link", name="Back to the demo")
+    assert await back.evaluate("link => link.href") == f"{client.make_url('/')}"
+
+
+async def test_without_the_demo_there_is_no_way_back(client: Client, context: BrowserContext) -> None:
+    page = await context.new_page()
+    await page.route("**/swagger-ui-bundle.js", lambda route: route.fulfill(body="window.SwaggerUIBundle = () => 0"))
+    for query, count in (("?demo", 1), ("", 0)):
+        await page.goto(str(client.make_url(f"/docs{query}")))
+        await expect(page.get_by_role("link", name="Back to the demo")).to_have_count(count)
 
 
 ALL = ".opblock"
@@ -126,11 +153,11 @@ async def test_it_fits_a_phone_whatever_is_open(page: Page, blocks: str) -> None
     untried = 0
     for block in found:
         await open_block(block)
-        if await block.get_by_role("button", name="Try it out").count():
-            await block.get_by_role("button", name="Try it out").click()
-            await expect(block.get_by_role("button", name="Execute")).to_be_visible()
-        else:
-            untried += 1
+        attempt, execute = [block.get_by_role("button", name=name) for name in ("Try it out", "Execute")]
+        if await attempt.count():
+            await attempt.click()
+            await expect(execute).to_be_visible()
+        untried += not await execute.count()
         await assert_fits(page)
         await close_block(block)
     assert untried == 1  # the stream
@@ -139,6 +166,7 @@ async def test_it_fits_a_phone_whatever_is_open(page: Page, blocks: str) -> None
     await assert_fits(page)
     await authorize(page, "key", KEY)
     await assert_fits(page)
+    await log_out(page, "key")
 
 
 async def assert_fits(page: Page) -> None:

@@ -19,6 +19,7 @@ from settings import Settings
 from tests.bad_input import with_, with_data
 from tests.browser import local_run
 from tests.client import KEY, PROTECTED, USER, Client, problem
+from tests.demo import RunLocally
 from tests.fixtures import Start
 from tests.processes import LocalRun, running_service
 from tests.waiting import slow_clock
@@ -225,7 +226,8 @@ async def test_what_is_open_to_everyone_stays_open_to_pages(client: Client) -> N
 @pytest.mark.parametrize(
     "host", ["localhost:abc", "evil.example", "localhost:80:80", "127.0.0.1.evil.example", "[::1", ""]
 )
-async def test_a_host_that_is_no_name_of_a_local_run_is_421(local: LocalRun, host: str) -> None:
+async def test_a_host_that_is_no_name_of_a_local_run_is_421(run_locally: RunLocally, host: str) -> None:
+    local = await run_locally()
     assert (await raw(local.port, host)).startswith(b"HTTP/1.1 421")
 
 

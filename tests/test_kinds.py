@@ -67,7 +67,7 @@ def kinds_file(folder: Path, text: str) -> Path:
             [
                 "[a]: there is no setting 'emails'; ",
                 "the settings are in_app, email, required, priority, email_after, email_batch, collapse, label, ",
-                "url, labels, name, names, icon.",
+                "url, labels, name, names, icon, example.",
             ],
         ),
         ("[a]\nin_app = false", ["[a]: needs a channel: in_app or email must be true."]),
@@ -76,6 +76,8 @@ def kinds_file(folder: Path, text: str) -> Path:
         ('[a]\nrequired = "yes"', ["[a]: required must be true or false."]),
         ('[a]\npriority = "urgent"', ["[a]: priority must be high, normal or low."]),
         ("[a]\npriority = 1", ["[a]: priority must be high, normal or low."]),
+        ("[a]\nexample = {on = 2026-01-01}", ["[a]: example must be a table that JSON can write."]),
+        ("[a]\nexample = {n = inf}", ["[a]: example must be a table that JSON can write."]),
         ("[a]\nlabel = true", ["[a]: label must be one line of 1 to 500 characters"]),
         ("[a]\nurl = []", ["[a]: url must be an address that begins with"]),
         ('[a]\nlabels = "x"', ["[a]: labels must be by language, such as de or pt-BR: one line"]),
@@ -238,6 +240,9 @@ async def test_kinds_are_told_to_everyone_and_only_once(start: Start) -> None:
         "label": "Order {data.number} is on its way",
         "url": "/orders/{target_id}",
         "labels": {"de": "Bestellung {data.number} ist unterwegs"},
+        "name": "Shipped orders",
+        "names": {"de": "Verschickte Bestellungen"},
+        "example": {"number": 1027},
     }
     assert body["data"]["registration"] == {"in_app": False, "email": True, "required": True}
     for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Origin": "https://a.example"}):

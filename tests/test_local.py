@@ -39,6 +39,7 @@ def test_a_local_run_serves_sends_and_keeps_its_data(tmp_path: Path) -> None:
     output = (tmp_path / "output").read_text()
     assert "ended with exit code" not in output
     assert "LOCAL RUN" in output
+    assert f"Open http://127.0.0.1:{local.port}/ in a browser" in output
     assert "curl" in output
     assert "@" not in re.sub(r"curl.*", "", output)
 

@@ -6,12 +6,11 @@ import gzip
 import re
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from tests.client import KEY, ROOT, Client
+from tests.demo import RunLocally
 from tests.fixtures import Start
-from tests.processes import LocalRun
 
 MODULES = [ROOT / "web/inbox.js", *sorted((ROOT / "web").glob("inbox/**/*.js"))]
 ON_DEMAND = re.compile("inbox/(languages/..|preferences).js$")
@@ -79,19 +78,18 @@ async def test_the_demo_has_strict_headers_and_no_mailbox(start: Start) -> None:
     assert setup == {"keys": True, "mailbox": False, "examples": False}
 
 
-async def test_the_mailbox_is_for_backends_only_and_survives_odd_files(locked: LocalRun) -> None:
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{locked.port}") as session:
-        mailbox = locked.folder / ".notifier/mail"
-        (mailbox / "1.eml").write_bytes(
-            b"Subject: =?utf-8?q?=F0?=\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff"
-        )
-        (mailbox / "2.eml").write_bytes(b"")
-        (mailbox / "3.eml").mkdir()
-        (mailbox / "4.eml").write_bytes(b"Subject: a\r\nTo: b@c.example\r\nContent-Type: text/html\r\n\r\n<b>c</b>")
-        assert (await session.get("/demo/mails")).status == 401
-        response = await session.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
-        assert response.status == 200
-        mails = (await response.json())["mails"]
+async def test_the_mailbox_is_for_backends_only_and_survives_odd_files(run_locally: RunLocally) -> None:
+    local = await run_locally(api_keys=(KEY,))
+    (local.mailbox / "1.eml").write_bytes(
+        b"Subject: =?utf-8?q?=F0?=\r\nContent-Type: text/plain; charset=nonsense\r\n\r\n\xff"
+    )
+    (local.mailbox / "2.eml").write_bytes(b"")
+    (local.mailbox / "3.eml").mkdir()
+    (local.mailbox / "4.eml").write_bytes(b"Subject: a\r\nTo: b@c.example\r\nContent-Type: text/html\r\n\r\n<b>c</b>")
+    assert (await local.client.get("/demo/mails")).status == 401
+    response = await local.client.get("/demo/mails", headers={"Authorization": f"Bearer {KEY}"})
+    assert response.status == 200
+    mails = (await response.json())["mails"]
     html = {"file": ".notifier/mail/4.eml", "to": "b@c.example", "subject": "a", "text": ""}
     assert mails[0].pop("html").endswith("/4.eml")
     assert mails[0] == html

@@ -7,15 +7,17 @@ import logging
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo import MongoClient
 
+import handlers
+from api import unsubscribe
 from api.problems import BY_EXCEPTION
-from api.unsubscribe import ASK, DONE, FAILED, INVALID, REQUIRED
+from api.unsubscribe import View, masked
 from mail.unsubscribe import NoSuchLink
 from mongo.errors import Unavailable
 from settings import Settings
@@ -27,7 +29,7 @@ from tests.programs import needed_by
 from tests.servers import Mongod
 
 OFF = {"email": False}
-VIEWS = (ASK, REQUIRED, INVALID, FAILED, *DONE.values())
+VIEWS = [view for view in vars(unsubscribe).values() if isinstance(view, View)]
 BODIES: Mapping[str, tuple[str, bytes]] = {
     "urlencoded": ("application/x-www-form-urlencoded", b"List-Unsubscribe=One-Click"),
     "multipart": (
@@ -42,16 +44,23 @@ BODIES: Mapping[str, tuple[str, bytes]] = {
 
 
 @pytest.fixture
-def linked(settings: Settings) -> Settings:
+def linked() -> Settings:
     """Return settings of a service whose e-mails have links."""
-    return replace(settings, **LINKED)
+    return Settings(**LINKED)
 
 
 @pytest.fixture
-async def client(start: Start, database: DB) -> Client:
-    """Start the service with a key and links. The user is known."""
+async def client(share: Start) -> Client:
+    """Return a client of a service with a key and links."""
+    return await share(**LINKED, **PROTECTED)
+
+
+@pytest.fixture
+def database(client: Client, direct: MongoClient[dict[str, Any]]) -> DB:
+    """Return the database of the service. The user is known."""
+    database = direct[client.app[handlers.STORE].database.name]
     database.users.insert_one({"_id": ObjectId(USER), "email": "ann@example.com"})
-    return await start(**LINKED, **PROTECTED)
+    return database
 
 
 def preferences(database: DB, user_id: str = USER) -> Any:
@@ -70,6 +79,46 @@ async def test_to_look_at_the_page_changes_nothing(client: Client, linked: Setti
             assert (response.status, response.content_type) == (200, "text/html")
             assert bool(await response.read()) == (method == "GET")
     assert user(database) == before
+
+
+async def shown(client: Client, path: str, method: str = "GET") -> tuple[str, str, list[str]]:
+    """Return the heading of the page, its sentence, and what its buttons ask for."""
+    text = await (await client.request(method, path)).text()
+    (heading,), (sentence,) = re.findall("<h1>(.*)</h1>", text), re.findall("<p>(.*)</p>", text)
+    return heading, sentence, re.findall('action="([^"]*)"', text)
+
+
+@pytest.mark.usefixtures("database")
+async def test_the_page_tells_the_present_state_whenever_it_is_opened(client: Client, linked: Settings) -> None:
+    path = link_path(linked)
+    on = ("You get these e-mails.", ["?", "?choice=all"])
+    off = ("You are unsubscribed", "You no longer get these e-mails.", ["?choice=undo", "?choice=all"])
+    all_off = ("You are unsubscribed", "You only get e-mails that are required.", ["?choice=undo-all"])
+    assert await shown(client, path) == ("Unsubscribe from these e-mails?", *on)
+    for query, state in (("", off), ("?choice=all", all_off), ("?choice=undo-all", off)):
+        assert await shown(client, path + query, "POST") == await shown(client, path) == state
+    assert await shown(client, f"{path}?choice=undo", "POST") == ("You are subscribed again", *on)
+    assert await shown(client, path) == ("Unsubscribe from these e-mails?", *on)
+    assert await shown(client, f"{path}?choice=all", "POST") == all_off
+    assert await shown(client, f"{path}?choice=undo", "POST") == ("You are subscribed again", *on)
+    assert await shown(client, link_path(linked, "invoice_ready")) == all_off
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ann@example.com", "a•••@example.com"),
+        (" Å.b@sub.пример.рф ", "Å•••@sub.пример.рф"),
+        ('"a b"@example.com', '"•••@example.com'),
+        ("@example.com", ""),
+        ("ann", ""),
+        (None, ""),
+        (["ann@example.com"], ""),
+        ("a" * 2000 + "@example.com", ""),
+    ],
+)
+def test_an_address_is_masked(address: object, said: str) -> None:
+    assert masked(address) == said
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -116,7 +165,7 @@ async def test_a_required_kind_stays_on_and_the_page_says_so(client: Client, lin
     ]
     assert len(set(pages)) == 1
     assert "These e-mails are required" in pages[0]
-    assert "Invoice … is ready" in pages[0]
+    assert "Invoices" in pages[0]
     assert re.findall('action="([^"]*)"', pages[0]) == ["?choice=all"]
     assert preferences(database) is None
     assert (await client.post(f"{path}?choice=all")).status == 200
@@ -134,7 +183,7 @@ async def test_a_kind_that_has_left_the_table_can_be_turned_off(client: Client, 
 async def test_an_unknown_user_is_no_error_and_not_created(
     client: Client, linked: Settings, database: DB, query: str
 ) -> None:
-    assert (await client.post(link_path(linked, user_id=OTHER) + query)).status == 200
+    assert (await shown(client, link_path(linked, user_id=OTHER) + query, "POST"))[0] == "You are unsubscribed"
     assert database.users.count_documents({}) == 1
 
 
@@ -142,7 +191,6 @@ async def test_an_unknown_user_is_no_error_and_not_created(
 async def test_anybody_with_the_link_may_post_from_anywhere(
     start: Start, linked: Settings, database: DB, settings_: dict[str, Any]
 ) -> None:
-    database.users.insert_one({"_id": ObjectId(USER)})
     client = await start(**LINKED, **settings_)
     foreign = {"Origin": "https://mail.example", "Sec-Fetch-Site": "cross-site"}
     assert (await client.post(link_path(linked), headers=foreign)).status == 200
@@ -159,7 +207,8 @@ async def test_a_token_is_no_credential_and_a_credential_no_token(client: Client
 # --- what a request is answered ---------------------------------------------------------------------
 
 
-async def test_the_page_is_private_strict_and_says_nothing_of_the_user(client: Client, linked: Settings) -> None:
+@pytest.mark.usefixtures("database")
+async def test_the_page_is_private_and_strict_and_masks_the_address(client: Client, linked: Settings) -> None:
     for method in ("GET", "POST"):
         response = await client.request(method, link_path(linked))
         headers, text = response.headers, await response.text()
@@ -173,41 +222,52 @@ async def test_the_page_is_private_strict_and_says_nothing_of_the_user(client: C
         }
         assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("no-referrer", "no-store")
         assert (headers["X-Robots-Tag"], headers["X-Content-Type-Options"]) == ("noindex", "nosniff")
-        assert "Order … is on its way" in text
+        assert "Shipped orders" in text
+        assert "<dt>From</dt> <dd><bdi>Notifier &lt;noreply@example.com&gt;</bdi></dd>" in text
+        assert "<dt>To</dt> <dd><bdi>a•••@example.com</bdi></dd>" in text
         assert not [secret for secret in (USER, "ann@example.com", "<script", "http") if secret in text]
         assert set(re.findall('(?:href|action)="([^"]*)"', text)) <= {"style.css", "?", "?choice=all", "?choice=undo"}
     style = await client.get("/u/style.css")
     assert (style.status, style.content_type) == (200, "text/css")
 
 
-async def test_a_label_is_escaped(start: Start, linked: Settings, tmp_path: Path) -> None:
-    kinds = tmp_path / "kinds.toml"
-    kinds.write_text("[order_shipped]\nemail = true\nlabel = '<b>{data.x|\"&\"} & more'\n")
-    client = await start(**LINKED | {"kinds_file": kinds})
-    assert "<bdi>&lt;b&gt;&#34;&amp;&#34; &amp; more</bdi>" in await (await client.get(link_path(linked))).text()
+KIND = """
+[order_shipped]
+email = true
+label = '<b>{data.x|"&"} & more'
+names = {de = '<Sendungen>'}
+"""
 
 
-async def test_the_page_calls_a_kind_by_its_name(start: Start, linked: Settings, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("database")
+async def test_the_page_calls_a_kind_by_its_name_or_else_by_its_label(
+    start: Start, linked: Settings, tmp_path: Path
+) -> None:
     kinds = tmp_path / "kinds.toml"
-    kinds.write_text("[order_shipped]\nemail = true\nlabel = 'x'\nname = 'Shipments'\nnames = {de = '<Sendungen>'}\n")
+    kinds.write_text(KIND)
     client, path = await start(**LINKED | {"kinds_file": kinds}), link_path(linked)
-    assert "<bdi>Shipments</bdi>" in await (await client.get(path)).text()
+    assert "<bdi>&lt;b&gt;&#34;&amp;&#34; &amp; more</bdi>" in await (await client.get(path)).text()
     text = await (await client.get(path, headers={"Accept-Language": "de"})).text()
     assert "<bdi>&lt;Sendungen&gt;</bdi>" in text
 
 
+@pytest.mark.usefixtures("database")
 @pytest.mark.parametrize(
     ("header", "language", "label"),
     [
-        ("", "en", "Order … is on its way"),
-        ("de-AT, en;q=0.5", "de", "Bestellung … ist unterwegs"),
-        ("en;q=0.3, ru;q=0.7, xx", "ru", "Order … is on its way"),
-        ("fr;q=0, es;q=0.1", "es", "Order … is on its way"),
-        ("pt-BR, AR-eg;q=0.8", "ar", "Order … is on its way"),
-        ("zh-Hant-TW", "zh", "Order … is on its way"),
-        ("fr-CA;q=1.0,de;q=0.999", "fr", "Order … is on its way"),
-        ("*", "en", "Order … is on its way"),
-        (";;,q=,de;q=2,ru;q=x,\xe4, 12", "en", "Order … is on its way"),
+        ("", "en", "Shipped orders"),
+        ("de-AT, en;q=0.5", "de", "Verschickte Bestellungen"),
+        ("en;q=0.3, ru;q=0.7, xx", "ru", "Shipped orders"),
+        ("fr;q=0, es;q=0.1", "es", "Shipped orders"),
+        ("nl, AR-eg;q=0.8", "ar", "Shipped orders"),
+        ("pt-BR", "pt", "Shipped orders"),
+        ("fa-IR", "fa", "Shipped orders"),
+        ("zh-Hant-TW", "zh-Hant", "Shipped orders"),
+        ("zh-HK, zh;q=0.9", "zh-Hant", "Shipped orders"),
+        ("zh-CN", "zh", "Shipped orders"),
+        ("fr-CA;q=1.0,de;q=0.999", "fr", "Shipped orders"),
+        ("*", "en", "Shipped orders"),
+        (";;,q=,de;q=2,ru;q=x,\xe4, 12", "en", "Shipped orders"),
     ],
 )
 async def test_the_page_speaks_the_language_of_the_browser(
@@ -215,18 +275,18 @@ async def test_the_page_speaks_the_language_of_the_browser(
 ) -> None:
     response = await client.get(link_path(linked), headers={"Accept-Language": header})
     text = await response.text()
-    assert f'<html lang="{language}" dir="{"rtl" if language == "ar" else "ltr"}">' in text
+    assert f'<html lang="{language}" dir="{"rtl" if language in {"ar", "fa"} else "ltr"}">' in text
     assert f"<bdi>{label}</bdi>" in text
 
 
 def test_every_language_has_every_text() -> None:
     texts = tomllib.loads((ROOT / "web/unsubscribe.toml").read_text())
-    assert texts.keys() >= {"en", "ru", "de", "fr", "es", "ar", "zh"}
+    assert [*texts] == ["en", "de", "ru", "fr", "es", "pt", "tr", "ar", "fa", "he", "ja", "zh", "zh-Hant"]
     assert {name: texts[name].keys() ^ texts["en"].keys() for name in texts} == {name: set() for name in texts}
     said = [text for of_one in texts.values() for text in of_one.values()]
     assert all(text == text.strip() != "" for text in said)
-    used = {view.heading for view in VIEWS} | {view.sentence for view in VIEWS} - {None}
-    assert used | {name for view in VIEWS for name in view.buttons.values()} == texts["en"].keys()
+    used = {name for view in VIEWS for name in (view.heading, view.sentence, *dict(view.buttons).values())}
+    assert used | {"from", "to"} == texts["en"].keys()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -257,13 +317,16 @@ async def test_without_links_there_is_no_page(start: Start, linked: Settings) ->
 
 @impatient
 async def test_without_mongodb_it_says_when_to_try_again(
-    client: Client, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
+    start: Start, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:
+    client = await start(**LINKED, **PROTECTED)
     with failing(mongod, ["findAndModify"], errorCode=24), caplog.at_level(logging.ERROR, "notifier.http"):
-        answers = [
-            await client.post(link_path(linked), headers=headers)
-            for headers in ({}, BROWSER, BROWSER | {"Accept-Language": "fr"})
-        ]
+        answers = await asyncio.gather(
+            *(
+                client.post(link_path(linked), headers=headers)
+                for headers in ({}, BROWSER, BROWSER | {"Accept-Language": "fr"})
+            )
+        )
         looked = await client.get(link_path(linked))
     assert looked.status == 200
     assert [(answer.status, answer.headers["Retry-After"]) for answer in answers] == [(503, "5")] * 3

@@ -1,13 +1,18 @@
 // The demo page: a form for POST /create, and the e-mails of a local run. What others wrote is only ever set as text, or
 // shown in a frame that runs and loads nothing.
+import { describe, plain } from "./inbox/words.js";
+
 const inbox = document.querySelector("notifier-inbox");
 const $ = (id) => document.getElementById(id);
 const form = $("create"), outcome = $("outcome"), credential = $("enter").elements.token;
 const { user_id, key, target_id, data } = form.elements;
+const UNREACHABLE = "The service cannot be reached.";
 let kinds = {}, setup = {};
 
 const at = (path) => new URL(path, location).href; // the service may be behind a path
 const element = (tag, text, properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
+const titled = (item) => plain(describe(inbox, kinds, item).title);
+const hasRoom = matchMedia("(min-width: 72rem)"); // as in demo.css: the panel beside the mailbox
 
 function ask(path, options, token = inbox.getAttribute("token")) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
@@ -21,13 +26,14 @@ const checkUser = (token) => ask(`list?limit=0&user_id=${encodeURIComponent(user
 for (const field of [...form.elements, credential]) {
   if (!field.name) continue;
   const fault = element("span", "", { className: "fault", id: `${field.name}-fault` });
-  field.setAttribute("aria-describedby", fault.id);
+  field.setAttribute("aria-describedby", `${fault.id} ${field.getAttribute("aria-describedby") ?? ""}`.trim());
   field.parentElement.after(fault);
 }
 
 function showFault(field, fault) {
   field.setAttribute("aria-invalid", Boolean(fault));
   $(`${field.name}-fault`).textContent = fault ? [fault].flat().map(String).join(" ") : "";
+  if (fault) field.closest("details")?.setAttribute("open", "");
 }
 
 function showFaults(errors, otherwise = "") {
@@ -54,7 +60,7 @@ async function refusalOf(token) {
     const reply = await checkUser(token);
     return reply.ok || reply.status === 422 ? "" : (await reply.json()).detail; // 422 is about the user
   } catch {
-    return "The service cannot be reached.";
+    return UNREACHABLE;
   }
 }
 
@@ -84,21 +90,34 @@ function fieldsOf() {
   return fields;
 }
 
+function openBeside() {
+  const held = document.activeElement;
+  if (!hasRoom.matches) return;
+  inbox.open();
+  held.focus(); // the next one is a key press away
+}
+
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-function showCurl() {
+function showLines() {
+  const header = setup.keys ? `-H "Authorization: Bearer $API_KEY" ` : ""; // the key itself is never shown
   try {
-    const header = setup.keys ? `-H "Authorization: Bearer $API_KEY" ` : ""; // the key itself is never shown
     $("curl").textContent = `curl ${header}-d ${quoted(JSON.stringify(fieldsOf()))} ${at("create")}`;
   } catch {
     $("curl").textContent = "";
   }
+  const id = user_id.value.trim().replaceAll("&", "&amp;").replaceAll('"', "&quot;");
+  const token = setup.keys
+    ? 'getToken = async () => (await fetch("/notifier-token")).text();'
+    : 'addEventListener("notifier-unauthorized", async ({ target }) => target.setAttribute("token", await (await fetch("/notifier-token")).text()));'; // waits for keys
+  $("lines").textContent = `<script type="module" async crossorigin src="${at("inbox.js")}"></script>
+<notifier-inbox user-id="${id}"></notifier-inbox>
+<script type="module">
+  document.querySelector("notifier-inbox").${token}
+</script>`;
 }
 
-form.addEventListener("input", () => {
-  showCurl();
-  showLines();
-});
+form.addEventListener("input", showLines);
 user_id.addEventListener("change", async () => {
   const id = user_id.value.trim();
   if (isLocked()) return;
@@ -121,74 +140,48 @@ form.addEventListener("submit", async (event) => {
   } catch ({ message }) {
     return showFaults({ data: `Not JSON: ${message}` });
   }
-  const button = form.querySelector("button");
-  button.disabled = true;
   try {
     const response = await ask("create", { method: "POST", body: JSON.stringify(fields) });
     const answer = await response.json();
     if (response.status === 401) askForKey(answer.detail);
     showFaults(answer.errors ?? {}, response.ok ? "Created." : answer.errors ? "" : answer.detail);
-    if (response.ok) awaitMail();
+    if (response.ok) kinds[fields.key].in_app ? openBeside() : awaitMail();
   } catch {
-    showFaults({}, "The service cannot be reached.");
-  } finally {
-    button.disabled = false;
+    showFaults({}, UNREACHABLE);
   }
 });
 
-// --- kinds, and an example of what each is about ---------------------------------------------------------
+// --- kinds -------------------------------------------------------------------------------------------
 
-const PLACEHOLDER = /{([^{}|]+)(?:\|[^{}]*)?}/g;
 const TARGET = "0399ea67638f394d4b7243fc";
-const TODAY = new Date().toISOString().slice(0, 10);
-const BY_NAME = { __proto__: null, name: "Ann", by: "Ann", author: "Ann", sender: "Ann", from: "Ann" };
-const BY_LAST_WORD = {
-  __proto__: null,
-  number: 1027, count: 3, amount: 49.9, price: 49.9, total: 49.9, date: TODAY, day: TODAY, at: TODAY,
-  city: "Oslo", place: "Oslo", title: "How we moved house",
-};
-const suggested = { data: "", target_id: "" };
+const UNITS = { s: ["second", 1], m: ["minute", 60], h: ["hour", 3600], d: ["day", 86_400] };
 
-function valueOf(name) {
-  const words = name.replace(/[A-Z]/g, "_$&").toLowerCase().split("_");
-  return BY_NAME[name] ?? BY_LAST_WORD[words.at(-1)] ?? `some ${words.join(" ")}`;
+const unitOf = (span) => UNITS[span.at(-1)];
+const spelled = (span) => new Intl.NumberFormat("en", { style: "unit", unit: unitOf(span)[0], unitDisplay: "long" }).format(parseInt(span));
+
+function whatItDoes({ in_app, email, email_after }) {
+  if (!in_app) return "An e-mail only.";
+  if (!email) return "In the inbox only.";
+  return email_after
+    ? `In the inbox, and e-mailed only if it is still unread after ${spelled(email_after)}. Read it, and no e-mail comes.`
+    : "In the inbox, and e-mailed at once.";
 }
 
-// The fields that the label and the url of a kind name, with values to read in their place.
-function exampleOf(name) {
-  const { label = inbox.getAttribute(`label-${name}`), labels, url } = kinds[name];
-  const texts = [label, url, ...Object.values(labels ?? {})].filter(Boolean).join(" ");
-  const example = Object.create(null);
-  for (const [, path] of texts.matchAll(PLACEHOLDER)) {
-    if (path === "target_id") example.target_id = TARGET;
-    const names = path.split("."), last = names.pop();
-    if (names[0] !== "data") continue;
-    let at = example;
-    for (const name of names) at = Object(at[name]) === at[name] ? at[name] : (at[name] = Object.create(null));
-    at[last] ??= valueOf(last);
-  }
-  return example;
+function chooseKind() {
+  const { example, ...kind } = kinds[key.value];
+  $("does").textContent = whatItDoes(kind);
+  data.value = example ? JSON.stringify(example) : "";
+  target_id.value = JSON.stringify(kind).includes("{target_id}") ? TARGET : "";
 }
 
-function suggest() {
-  const example = exampleOf(key.value);
-  const next = { target_id: example.target_id ?? "", data: example.data ? JSON.stringify(example.data) : "" };
-  for (const field of [target_id, data]) {
-    if (field.value === suggested[field.name]) field.value = next[field.name]; // what was typed stays
-  }
-  Object.assign(suggested, next);
-}
-
-key.addEventListener("input", suggest); // before the form's own listener
+key.addEventListener("input", chooseKind); // before the form's own listener
 
 function showKinds() {
-  for (const [name, { label }] of Object.entries(kinds)) if (label) inbox.removeAttribute(`label-${name}`);
   const both = Object.values(kinds).find((kind) => kind.in_app && kind.email);
-  key.replaceChildren(...Object.entries(kinds).map(([name, kind]) => {
-    const does = [kind.in_app && "kept", kind.email && "e-mailed"].filter(Boolean).join(", and ");
-    return element("option", `${name} – ${does}`, { value: name, selected: kind === both });
-  }));
-  suggest();
+  key.replaceChildren(...Object.entries(kinds).map(([name, kind]) => (
+    element("option", titled({ key: name, data: kind.example }), { value: name, selected: kind === both })
+  )));
+  chooseKind();
 }
 
 // --- e-mails -----------------------------------------------------------------------------------------
@@ -206,21 +199,21 @@ async function showMails() {
   $("mailbox").hidden = false;
   const list = $("mails"), shown = new Set([...list.children].map((item) => item.dataset.file));
   const fresh = mails.filter((mail) => !shown.has(mail.file)); // what is shown stays, with its frame
-  if (fresh.length && shown.has(undefined)) list.replaceChildren();
   list.prepend(...fresh.map(itemOf));
-  if (!list.children.length) list.append(element("li", "None yet."));
   return fresh.length > 0;
 }
 
 function itemOf({ file, to, subject, text, html }) {
   const item = element("li");
   item.dataset.file = file;
-  item.append(element("strong", subject), element("pre", text.trim()));
+  item.append(element("strong", subject));
   if (html) {
     const frame = element("iframe", "", { src: html, title: `HTML of “${subject}”`, loading: "lazy" });
+    const asText = element("details");
     frame.setAttribute("sandbox", "");
-    item.append(frame);
-  }
+    asText.append(element("summary", "As text"), element("pre", text.trim()));
+    item.append(frame, asText);
+  } else if (text.trim() !== subject) item.append(element("pre", text.trim()));
   item.append(element("small", `to ${to} – ${file}`));
   return item;
 }
@@ -228,32 +221,48 @@ function itemOf({ file, to, subject, text, html }) {
 async function awaitMail() {
   for (const pause of [200, 500, 1000, 2000, 4000]) {
     await new Promise((done) => setTimeout(done, pause));
-    if (await showMails()) return;
+    if (await showMails()) return true;
   }
+  return false;
 }
 
 addEventListener("focus", showMails); // the user may have used the terminal
 
+// An e-mail that waits: it comes unless the notification is read.
+function showWaiting(item) {
+  const span = kinds[item.key].email_after, due = Date.now() + 1000 * parseInt(span) * unitOf(span)[1];
+  const entry = element("li"), note = element("p");
+  const timer = setInterval(tick, 1000);
+
+  function tick() {
+    const left = Math.ceil((due - Date.now()) / 1000);
+    note.textContent = `E-mail in ${spelled(left < 100 ? `${left}s` : span)}, unless it is read first.`;
+    if (left <= 0) settle(false);
+  }
+  async function settle(isRead) {
+    clearInterval(timer);
+    if (!isRead && await awaitMail()) return entry.remove();
+    note.textContent = "It was read in time: no e-mail.";
+  }
+  entry.append(element("strong", titled(item)), note);
+  $("waiting").prepend(entry);
+  tick();
+  inbox.addEventListener("notifier-select", ({ detail }) => { if (detail.id === item.id) settle(true); });
+  inbox.addEventListener("notifier-count", ({ detail }) => { if (!detail.unread) settle(true); });
+}
+
 // --- the bell ----------------------------------------------------------------------------------------
 
 inbox.addEventListener("notification", ({ detail }) => {
-  const toast = element("div", `New: ${detail.key}`, { className: "toast" });
+  const toast = element("button", titled(detail), { type: "button", className: "toast" });
+  toast.addEventListener("click", () => inbox.open());
   $("toasts").append(toast);
   setTimeout(() => toast.remove(), 4000);
-  if (kinds[detail.key]?.email) awaitMail();
+  const { email, email_after, email_batch } = kinds[detail.key] ?? {};
+  if (email && !email_after) awaitMail();
+  if (email_after && !email_batch) showWaiting(detail);
 });
-
-function showLines() {
-  const id = user_id.value.trim().replaceAll("&", "&amp;").replaceAll('"', "&quot;");
-  const token = setup.keys
-    ? 'getToken = async () => (await fetch("/notifier-token")).text();'
-    : 'addEventListener("notifier-unauthorized", async ({ target }) => target.setAttribute("token", await (await fetch("/notifier-token")).text()));'; // waits for keys
-  $("lines").textContent = `<script type="module" src="${at("inbox.js")}"></script>
-<notifier-inbox user-id="${id}"></notifier-inbox>
-<script type="module">
-  document.querySelector("notifier-inbox").${token}
-</script>`;
-}
+$("open").addEventListener("click", () => inbox.open());
 
 // --- the start -----------------------------------------------------------------------------------------
 
@@ -275,14 +284,13 @@ async function start() {
     const answers = ["demo/setup", "kinds"].map(async (path) => (await (await ask(path)).json()).data);
     [setup, kinds] = await Promise.all(answers);
   } catch {
-    return showFaults({}, "The service cannot be reached.");
+    return showFaults({}, UNREACHABLE);
   }
   $("examples").hidden = !setup.examples;
   $("key-hint").hidden = !setup.keys;
   if (setup.keys) askForKey();
   else inbox.setAttribute("user-id", user_id.value);
   showKinds();
-  showCurl();
   showLines();
   showMails();
 }

@@ -124,6 +124,7 @@ def allow_cors(app: web.Application, origins: Sequence[str]) -> None:
     options = aiohttp_cors.ResourceOptions(
         allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
         expose_headers=("ETag", "X-Request-ID"),
+        max_age=7200,  # seconds; the longest that Chromium keeps
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in list(app.router.routes()):

@@ -12,6 +12,7 @@ from playwright.async_api import Browser, BrowserContext, expect
 from tests.bell import bell, panel, row_of, rows, shows_unread
 from tests.browser import Serve, Server, Site, assert_accessible, events, open_page
 from tests.client import DB, USER
+from tests.waiting import eventually_async
 
 HOSTILE = "<img src=x onerror=\"events.push(['HACKED'])\"><script>events.push(['HACKED'])</script>"
 
@@ -97,7 +98,7 @@ async def test_a_click_outside_closes_the_panel_and_reaches_its_target(
 async def test_a_screen_reader_announces_new_notifications(server: Server, site: Site, context: BrowserContext) -> None:
     site.embed(server.url, label__new_login="Sign-in from {data.city}")
     page = await open_page(context, site.origin)
-    await shows_unread(page, 0)
+    await eventually_async(lambda: server.assert_streams_open(1))
     status = page.get_by_role("status")
     await expect(status).to_have_text("")
     await server.create("new_login", data={"city": "Oslo"})

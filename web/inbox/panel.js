@@ -1,20 +1,21 @@
 // The bell and its panel: the markup, and how it shows a state.
 import { ago, describe, moment, number, plain } from "./words.js";
 
-const SHEET = new CSSStyleSheet();
-SHEET.replaceSync(`
-:host{display:inline-block}
+// A rem is the page's, whatever its size; a page's other styles end at #root.
+const CSS = `
+:host{all:initial;display:inline-block;vertical-align:middle;min-width:44px;min-height:44px;font-family:inherit;color:inherit;color-scheme:inherit;visibility:inherit;pointer-events:inherit}
+#root{all:initial;display:block;font:16px/1.25 system-ui;font-family:inherit;color:inherit;color-scheme:inherit;visibility:inherit;pointer-events:inherit}
 :host,div,button{--bg:var(--notifier-background,Canvas);--accent:var(--notifier-accent,light-dark(#0b57d0,#8ab4f8))}
 :host([hidden]),[hidden],#note:empty,#badge:empty,li span:empty{display:none!important}
 #panel,ul{margin:0;padding:0}
 button,a{font:inherit;color:inherit;background:none;border:0;border-radius:.5rem;cursor:pointer;text-decoration:none}
 :is(button,a):hover{background:#8882}
 :focus-visible{outline:2px solid;outline-offset:-2px}
-#bell{display:flex;position:relative;padding:.5rem}
+#bell{display:flex;position:relative;padding:10px}
 svg{width:1.5em}
 #badge{position:absolute;top:0;inset-inline-start:55%;min-width:.8em;padding:0 .3em;border-radius:1em;
 font:700 .7rem/1.3 system-ui;color:var(--bg);background:var(--accent)}
-#panel{inset:var(--top) auto var(--bottom) clamp(.5rem,var(--x),100vw - 24.5rem);width:24rem;max-height:min(75vh,var(--room));
+#panel{inset:var(--top) auto var(--bottom) clamp(.5rem,var(--x),var(--width) - 24.5rem);width:24rem;max-height:min(75vh,var(--room));
 overflow:auto;overscroll-behavior:contain;font-size:.94rem;line-height:1.4}
 #panel,#menu{box-sizing:border-box;color:var(--notifier-color,CanvasText);background:var(--bg);
 border:1px solid #8888;border-radius:.8rem;box-shadow:0 0 2rem #0004}
@@ -43,9 +44,9 @@ i,#status{position:fixed;clip-path:inset(50%)}
 #close{display:none}
 @media(max-width:30rem),(max-height:24rem){#panel{inset:auto 0 0;width:auto;max-height:75vh}#close{display:block}}
 @media(forced-colors:active){#badge{forced-color-adjust:none;color:HighlightText;background:Highlight}}
-`);
+`.replace(/([\d.]+)rem/g, (_, size) => `${size * 16}px`);
 
-const MARKUP = `<button id=bell part=bell popovertarget=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
+const MARKUP = `<div id=root><button id=bell part=bell popovertarget=panel aria-expanded=false><slot><svg viewBox="0 0 24 24"
 fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3"/>
 </svg></slot><span id=badge></span></button><div id=status role=status></div>
 <div id=panel part=panel popover autofocus tabindex=-1 role=dialog aria-labelledby=title><header><strong id=title></strong>
@@ -55,7 +56,24 @@ fill=none stroke=currentColor stroke-width=1.8><path d="M5 17c1-1 2-3 2-6a5 5 0 
 <div id=removed><span id=deleted></span><button id=undo></button></div>
 <div id=menu popover role=menu><button id=mark role=menuitem autofocus></button><button id=delete role=menuitem></button></div></div>
 <template><li><button><img hidden alt=""><i></i> <b></b><span></span><time></time></button>
-<button class=menu aria-haspopup=menu></button></li><label><span></span><small></small><input type=checkbox role=switch></label></template>`;
+<button class=menu aria-haspopup=menu></button></li><label><span></span><small></small><input type=checkbox role=switch></label></template></div>`;
+
+// Pages with Trusted Types allow no parser, so this reads as much HTML as there is above.
+function build(root) {
+	const path = [root];
+	for (const [, end, name, attributes, text] of MARKUP.matchAll(/<(\/?)(\w+)([^>]*)>([^<]*)/g)) {
+		if (end) path.shift();
+		else {
+			const element = document.createElementNS(`http://www.w3.org/${/svg|path/.test(name) ? "2000/svg" : "1999/xhtml"}`, name);
+			for (const [, key, quoted, value = quoted ?? ""] of attributes.matchAll(/([\w-]+)(?:=(?:"([^"]*)"|([^\s"/]+)))?/g)) {
+				element.setAttribute(key, value);
+			}
+			path[0].append(element);
+			if (!/img|input|path/.test(name)) path.unshift(element.content ?? element);
+		}
+		if (text) path[0].append(text);
+	}
+}
 
 /** Show pieces. A value may run in the other direction than the text around it. */
 function put(element, pieces) {
@@ -67,12 +85,12 @@ function put(element, pieces) {
 /** Put the bell into `host`. `act` has what its buttons do, by their ids. */
 export function view(host, text, act) {
 	const root = host.attachShadow({ mode: "open" });
-	root.adoptedStyleSheets = [SHEET];
-	root.innerHTML = MARKUP;
+	build(root);
+	adopted();
 	const part = Object.fromEntries([...root.querySelectorAll("[id]")].map((element) => [element.id, element]));
 	const { bell, panel, list, more, menu, mark } = part;
 	const [row, toggle] = root.querySelector("template").content.children;
-	let rows = new Map(), chosen, opener, next, last;
+	let open = false, rows = new Map(), chosen, opener, next, last;
 
 	const buttons = root.querySelectorAll("button[id]:not(#bell)");
 	for (const button of buttons) {
@@ -84,8 +102,9 @@ export function view(host, text, act) {
 	}
 	panel.onscroll = () => menu.hidePopover();
 	panel.onbeforetoggle = ({ newState }) => {
-		const open = newState == "open";
+		open = newState == "open";
 		place();
+		for (const type of ["scroll", "resize"]) (open ? addEventListener : removeEventListener)(type, place, true);
 		bell.ariaExpanded = open;
 		if (!open && root.activeElement) bell.focus();
 		act.toggled(open);
@@ -97,21 +116,42 @@ export function view(host, text, act) {
 	};
 	menu.onbeforetoggle = ({ newState }) => { if (newState == "closed" && menu.contains(root.activeElement)) opener.focus(); };
 
+	// A document takes no style sheets along from another one.
+	function adopted() {
+		const { defaultView } = host.ownerDocument;
+		if (!defaultView) return;
+		const sheet = new defaultView.CSSStyleSheet();
+		sheet.replaceSync(CSS);
+		root.adoptedStyleSheets = [sheet];
+	}
+
+	// Where an element is in the window, and the window's size, in the lengths of a bell that may be zoomed
+	function measure(element) {
+		const { innerWidth, innerHeight } = host.ownerDocument.defaultView, zoom = host.currentCSSZoom ?? 1;
+		const { top, bottom, left, right } = element.getBoundingClientRect();
+		const within = (length, most) => Math.min(Math.max(length, 0), most) / zoom;
+		return {
+			top: within(top, innerHeight), bottom: within(bottom, innerHeight), left: left / zoom, right: right / zoom,
+			width: innerWidth / zoom, height: innerHeight / zoom,
+		};
+	}
+
 	// below the bell or above it, and towards the middle of the window
 	function place() {
-		const { top, bottom, left, right } = bell.getBoundingClientRect();
-		const below = innerHeight - bottom, down = below > Math.min(top, 400);
-		panel.style = `--top:${down ? `${bottom}px` : "auto"};--bottom:${down ? "auto" : `${innerHeight - top}px`};`
-			+ `--x:${left + right < innerWidth ? `${left}px` : `${right}px - 24rem`};--room:${(down ? below : top) - 8}px`;
+		const { top, bottom, left, right, width, height } = measure(bell);
+		const below = height - bottom, down = below > Math.min(top, 400);
+		menu.hidePopover();
+		panel.style = `--top:${down ? `${bottom}px` : "auto"};--bottom:${down ? "auto" : `${height - top}px`};--width:${width}px;`
+			+ `--x:${left + right < width ? `${left}px` : `${right}px - 384px`};--room:${(down ? below : top) - 8}px`;
 	}
 
 	function openMenu(item, dots) {
 		if (chosen?.id != item.id) menu.hidePopover();
 		[chosen, opener] = [item, dots];
 		mark.textContent = text(item.is_new ? "mark-read" : "mark-unread");
-		const { bottom, left, right } = dots.getBoundingClientRect();
-		const side = getComputedStyle(host).direction == "rtl" ? `left:${left}px` : `right:${innerWidth - right}px`;
-		menu.style = `inset:auto;top:${Math.min(bottom, innerHeight - 100)}px;${side}`;
+		const { bottom, left, right, width, height } = measure(dots);
+		const side = getComputedStyle(host).direction == "rtl" ? `left:${left}px` : `right:${width - right}px`;
+		menu.style = `inset:auto;top:${Math.min(bottom, height - 100)}px;${side}`;
 	}
 
 	// A row that leads somewhere is a real link.
@@ -159,11 +199,12 @@ export function view(host, text, act) {
 
 	// If what has the focus goes, the row that takes its place gets it.
 	function show({ items, unread, left, note, filter, removed, kinds, settings }) {
+		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
+		part.badge.textContent = unread > 99 ? `${number(99)}+` : unread ? number(unread) : "";
+		if (!open && items.length) return; // no row of a user who has left stays
 		const held = root.activeElement, index = [...list.children].indexOf(held?.closest("li"));
 		if (index >= 0) last = index;
 		for (const element of [part.title, part.deleted, ...buttons]) if (element != mark) element.textContent = text(element.id);
-		bell.ariaLabel = text("title") + (unread ? `, ${text("unread", unread)}` : "");
-		part.badge.textContent = unread > 99 ? `${number(99)}+` : unread ? number(unread) : "";
 		part.note.textContent = note;
 		part["filter-all"].ariaPressed = !filter;
 		part["filter-unread"].ariaPressed = !!filter;
@@ -180,5 +221,5 @@ export function view(host, text, act) {
 		if (held && !(root.activeElement ?? held).checkVisibility()) (list.children[Math.min(last, items.length - 1)]?.firstChild ?? panel).focus();
 	}
 
-	return { show, part, toggle, say: (words) => { part.status.textContent = words; } };
+	return { show, part, toggle, adopted, say: (words) => { part.status.textContent = words; } };
 }

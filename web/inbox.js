@@ -18,7 +18,7 @@ function inbox(host) {
 	const get = (name) => host.getAttribute(name);
 	const text = textsOf(host, () => render());
 	const { at, call, forget, renewsIn } = requests(host, refused);
-	const { show, part, say, toggle } = view(host, text, {
+	const { show, part, say } = view(host, text, {
 		select, settings: toggleSettings, toggled, undo: () => settle(false), delete: remove, close: () => part.panel.hidePopover(),
 		all: () => mark(items.filter((item) => item.is_new), false, { all: true }, unread),
 		mark: (item) => mark([item], !item.is_new, { notification_id: item.id }, 1),
@@ -31,12 +31,11 @@ function inbox(host) {
 	const counted = () => unread - items.filter((item) => gone.has(item.id) && item.is_new).length;
 
 	function render() {
-		const count = filter ? counted() : total - items.filter((item) => gone.has(item.id)).length;
-		const nothing = loaded && !count && !settings ? text(filter ? "empty-unread" : "empty") : "";
+		const all = total - items.filter((item) => gone.has(item.id)).length, nothing = filter ? "empty-unread" : "empty";
 		show({
 			items: items.filter((item) => !gone.has(item.id) && (item.is_new || !filter)),
-			unread: counted(), left: listed < Math.min(filter ? unread : total, MOST),
-			note: fault ? text(fault) : nothing, filter, kinds, removed, settings,
+			unread: counted(), all, left: listed < Math.min(filter ? unread : total, MOST),
+			state: fault || (settings || (filter ? counted() : all) ? "" : loaded ? nothing : "loading"), filter, kinds, removed, settings,
 		});
 		if (settings) switches?.show(kinds);
 	}
@@ -77,12 +76,19 @@ function inbox(host) {
 	// Lists and writes take turns.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
+	async function list(limit, signal) {
+		const query = filter ? { limit, is_new: true } : { limit };
+		const reply = await call("list", query, { signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]) });
+		return (await reply.json()).data;
+	}
+
 	function sync() {
 		const asked = writes, { signal } = link.run;
 		return inTurn(async () => {
-			const limit = size, query = filter ? { limit, is_new: true } : { limit };
-			const reply = await call("list", query, { signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]) });
-			const { data } = await reply.json();
+			const limit = size;
+			let data = await list(limit, signal), last = data.list.at(-1);
+			// more may have come while the page was hidden
+			if (loaded && data.list.length == limit && !seen.has(last?.id) && last?.timestamp >= newest) data = await list(MOST, signal);
 			if (!signal.aborted && asked == writes) take(data, limit);
 		}).catch(({ status }) => {
 			if (signal.aborted) return;
@@ -95,7 +101,7 @@ function inbox(host) {
 	function take(data, limit) {
 		const ids = new Set(), list = data.list.filter((item) => item?.id && !ids.has(item.id) && ids.add(item.id));
 		const known = list.findIndex(({ id }) => seen.has(id));
-		const fresh = list.slice(0, known < 0 ? PAGE : known)
+		const fresh = list.slice(0, known < 0 ? MOST : known)
 			.filter((item) => loaded && item.is_new && (known >= 0 || !(item.timestamp < newest)));
 		for (const { id, timestamp } of list) {
 			seen.add(id);
@@ -103,7 +109,7 @@ function inbox(host) {
 		}
 		clearTimeout(patience);
 		if (!announced) say(""); // what is announced stays: the next list may come at once
-		[items, total, unread, listed, loaded] = [list, data.elements, data.new, limit, true];
+		[items, total, unread, listed, loaded] = [list.slice(0, limit), data.elements, data.new, limit, true];
 		if (fault != "undone") fault = 0;
 		render();
 		for (const item of fresh.reverse()) {
@@ -152,16 +158,21 @@ function inbox(host) {
 	function remove(item) {
 		settle(true);
 		gone.add(item.id);
-		removed = { item, user: get("user-id"), timer: setTimeout(settle, UNDO, true) };
+		removed = { item, user: get("user-id"), timer: setInterval(expire, UNDO) };
 		render();
 		fault || say(text("deleted"));
 		part.undo.focus();
 	}
 
+	// Somebody who is on the button needs it still (WCAG 2.2.1).
+	function expire() {
+		if (!part.undo.matches(":focus,:hover")) settle(true);
+	}
+
 	function settle(forGood) {
 		if (!removed) return;
 		const { item, user, timer } = removed;
-		clearTimeout(timer);
+		clearInterval(timer);
 		removed = undefined;
 		if (forGood) write("delete", { notification_id: item.id }, (away) => gone[away ? "add" : "delete"](item.id), user);
 		else render(gone.delete(item.id));
@@ -185,7 +196,7 @@ function inbox(host) {
 		if (!settings) return;
 		try {
 			const { preferences } = await import("./inbox/preferences.js");
-			switches ??= preferences(host, part.preferences, toggle, { call, text, failed: () => fail("undone") });
+			switches ??= preferences(host, part.preferences, { call, text, failed: () => fail("undone") });
 			await switches.load();
 			render();
 		} catch {

@@ -188,4 +188,4 @@ async def test_a_page_that_react_hydrates_hears_the_bell(
     await expect(rows(page).locator("b")).to_have_text("Заказ 1027 отправлен")
     await row_of(page, 0).click()
     await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
-    assert said == ["new: order_shipped"]  # and React complains of nothing
+    assert said == ["new: order_shipped"]  # and neither React nor the service complains

@@ -29,7 +29,7 @@ def english() -> set[str]:
 
 
 def test_every_language_has_every_text() -> None:
-    assert {"ar", "de", "es", "fr", "ru", "zh"} <= set(LANGUAGES)
+    assert {"ar", "de", "es", "fa", "fr", "he", "ja", "pt", "ru", "tr", "zh", "zh-Hant"} == set(LANGUAGES)
     for language in LANGUAGES:
         table = texts((ROOT / f"web/inbox/languages/{language}.js").read_text())
         assert {name for name in table if not re.fullmatch("unread-(one|two|few|many)", name)} == english()
@@ -41,7 +41,14 @@ SPOKEN = [
     ("de-AT", ["Mitteilungen, 1 ungelesen", "Mitteilungen, 2 ungelesen"]),
     ("fr", ["Notifications, 1 non lue", "Notifications, 2 non lues"]),
     ("es_MX", ["Notificaciones, 1 sin leer", "Notificaciones, 2 sin leer"]),
-    ("zh-Hant-TW", ["通知, 1 条未读", "通知, 2 条未读"]),
+    ("zh-CN", ["通知, 1 条未读", "通知, 2 条未读"]),
+    ("zh-Hant-TW", ["通知, 1 則未讀", "通知, 2 則未讀"]),
+    ("zh_HK", ["通知, 1 則未讀", "通知, 2 則未讀"]),
+    ("pt-BR", ["Notificações, 1 não lida", "Notificações, 2 não lidas"]),
+    ("ja", ["通知, 未読 1 件", "通知, 未読 2 件"]),
+    ("tr", ["Bildirimler, 1 okunmam\u0131ş", "Bildirimler, 2 okunmam\u0131ş"]),
+    ("fa", ["اعلان‌ها, ۱ خوانده‌نشده", "اعلان‌ها, ۲ خوانده‌نشده"]),  # noqa: RUF001
+    ("he", ["התראות, אחת שלא נקראה", "התראות, 2 שלא נקראו"]),
     ("ru", ["Уведомления, 1 непрочитанное", "Уведомления, 2 непрочитанных"]),
     ("ar", ["الإشعارات, إشعار واحد غير مقروء", "الإشعارات, إشعاران غير مقروءين"]),
     ("pl", ["Notifications, 1 unread", "Notifications, 2 unread"]),
@@ -118,7 +125,7 @@ async def right_to_left(server: Server, site: Site, context: BrowserContext) -> 
 
 async def test_a_page_from_right_to_left_has_such_a_panel(server: Server, site: Site, context: BrowserContext) -> None:
     page = await right_to_left(server, site, context)
-    main, dots = rows(page).locator("> :first-child"), rows(page).locator("> :last-child")
+    main, dots = rows(page).locator("> .main"), rows(page).locator("> .menu")
     assert await rows(page).locator("b").evaluate("(b) => getComputedStyle(b).direction") == "rtl"
     await expect(rows(page).locator("b bdi")).to_have_text("Oslo (Norway)!")
     text, time = await bounds(page, "b"), await bounds(page, "time")
@@ -126,8 +133,8 @@ async def test_a_page_from_right_to_left_has_such_a_panel(server: Server, site: 
     assert outer
     assert menu
     assert menu["x"] < outer["x"]
-    assert time["right"] == pytest.approx(outer["x"] + outer["width"] - 15, abs=1.5)
-    assert 0 < time["right"] - text["right"] < 20  # the mark of an unread one comes first
+    assert text["right"] == pytest.approx(outer["x"] + outer["width"] - 24, abs=1.5)  # beside the mark of an unread one
+    assert time["right"] == pytest.approx(text["right"], abs=1.5)
     title, mark_all = await bounds(page, "#title"), await bounds(page, "#all")
     assert mark_all["left"] < title["left"]
     await dots.click()
@@ -198,3 +205,32 @@ async def test_axe_finds_no_fault_from_right_to_left(server: Server, site: Site,
     page = await right_to_left(server, site, context)
     await page.evaluate("document.querySelector('h1').textContent = 'موقع'")
     await assert_accessible(page)
+
+
+async def test_a_row_is_in_one_language(serve: Serve, site: Site, context: BrowserContext, tmp_path: Path) -> None:
+    (tmp_path / "kinds.toml").write_text(
+        '[order]\nlabel = "{data.total, number} paid!"\nlabels = { pl = "Za {data.total, number}" }'
+    )
+    server = await serve(kinds_file=tmp_path / "kinds.toml")
+    await server.create("order", data={"total": 1234567.5})
+    site.embed(server.url, text__empty="")
+    page = await open_page(context, site.origin)
+    await page.locator("#bell").click()
+    title, moment = rows(page).locator("b"), rows(page).locator("time")
+    said = {
+        "ar": ("1,234,567.5 paid!", "now", "ltr", "أخرى|الكل"),
+        "th": ("1,234,567.5 paid!", "now", "ltr", "All"),
+        "pl": ("Za 1\u00a0234\u00a0567,5", "teraz", "ltr", "All"),
+        "de": ("1.234.567,5 paid!", "jetzt", "ltr", "Alle"),
+    }
+    for lang, (words, now, direction, every) in said.items():
+        await page.evaluate("(lang) => { document.documentElement.lang = lang; }", lang)
+        await page.evaluate("(dir) => { document.documentElement.dir = dir; }", "rtl" if lang == "ar" else "ltr")
+        await expect(page.locator("#filter-all span").first).to_have_text(re.compile(every))
+        await expect(title).to_have_text(words)
+        await expect(moment).to_have_text(now)
+        assert await title.evaluate("(b) => getComputedStyle(b).direction") == direction
+        align = "right" if lang == "ar" else "left"  # with the rows beside it
+        assert await title.evaluate("(b) => getComputedStyle(b).textAlign") == align
+    await page.evaluate("document.documentElement.lang = 'th'")
+    await expect(page.get_by_role("button", name="Notifications, 1 unread")).to_be_visible()

@@ -5,7 +5,6 @@ import { describe, plain, textsOf } from "./inbox/words.js";
 
 const UNDO = 6e3; // ms
 const FILTER = "notifier-filter"; // in sessionStorage
-const EVENTS = { notification: "notification", count: "notifier-count", unauthorized: "notifier-unauthorized" };
 const SHOWN = /^(text-|label-|url-|settings$|show-data$)/; // attributes that change what is drawn
 
 // A page may have no storage.
@@ -28,27 +27,27 @@ function bell(host) {
 		get getToken() { return host.getToken && (() => host.getToken()); },
 		unreadOnly: kept() == "unread",
 	});
-	const { show, part, say, toggle, adopted } = view(host, text, {
+	const { show, part, say, adopted } = view(host, text, {
 		select, settings: toggleSettings, toggled, undo: () => settle(false), delete: remove, close: () => part.panel.hidePopover(),
 		all: inbox.markAll, mark: (item) => inbox.mark(item, !item.is_new), more: inbox.more,
 		"filter-all": () => choose(false),
 		"filter-unread": () => choose(true),
 	});
-	for (const [type, name] of Object.entries(EVENTS)) inbox.addEventListener(type, ({ detail }) => emit(name, detail));
+	for (const name of ["notification", "notifier-count", "notifier-unauthorized", "notifier-select"]) {
+		inbox.addEventListener(name.replace("notifier-", ""), ({ detail }) => emit(name, detail));
+		host.addEventListener(name, (event) => host[`on${name}`]?.(event)); // as pages write for the events of other elements
+	}
 	inbox.addEventListener("change", render);
 	inbox.addEventListener("notification", ({ detail }) => {
 		const { kinds, unread } = inbox.state;
 		say(`${text("unread", unread)}: ${plain(describe(host, kinds, detail).title)}`);
 	});
-	for (const type of [...Object.values(EVENTS), "notifier-select"]) {
-		host.addEventListener(type, (event) => host[`on${type}`]?.(event)); // as pages write for the events of other elements
-	}
 	function render() {
-		const { items, elements, unread, unreadOnly: filter, loaded, fault, kinds, more } = inbox.state;
-		const nothing = loaded && !(filter ? unread : elements) && !settings ? text(filter ? "empty-unread" : "empty") : "";
+		const state = inbox.state, { elements, unread, unreadOnly, loaded, fault } = state;
+		const nothing = unreadOnly ? "empty-unread" : "empty", empty = !settings && !(unreadOnly ? unread : elements);
 		if (fault != said) say((said = fault) ? text(fault) : "");
-		show({ items, unread, left: more, note: fault ? text(fault) : nothing, filter, kinds, removed, settings });
-		if (settings) switches?.show(kinds);
+		show({ ...state, note: fault || (empty ? (loaded ? nothing : "loading") : ""), removed, settings });
+		if (settings) switches?.show(state.kinds);
 	}
 
 	function emit(type, detail, more = {}) {
@@ -68,16 +67,21 @@ function bell(host) {
 
 	function remove(item) {
 		settle(true);
-		removed = { item, user: get("user-id"), timer: setTimeout(settle, UNDO, true) };
+		removed = { item, user: get("user-id"), timer: setInterval(expire, UNDO) };
 		inbox.hide(item);
 		inbox.state.fault || say(text("deleted"));
 		part.undo.focus();
 	}
 
+	// Somebody who is on the button needs it still (WCAG 2.2.1).
+	function expire() {
+		if (!part.undo.matches(":focus,:hover")) settle(true);
+	}
+
 	function settle(forGood) {
 		if (!removed) return;
 		const { item, user, timer } = removed;
-		clearTimeout(timer);
+		clearInterval(timer);
 		removed = undefined;
 		if (forGood) inbox.delete(item, user);
 		else inbox.hide(item, false);
@@ -95,7 +99,7 @@ function bell(host) {
 		const failed = () => inbox.fail("undone");
 		try {
 			const { preferences } = await import("./inbox/preferences.js");
-			switches ??= preferences(host, part.preferences, toggle, { call: inbox.call, text, failed });
+			switches ??= preferences(host, part.preferences, { call: inbox.call, text, failed });
 			await switches.load();
 			render();
 		} catch {

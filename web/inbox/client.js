@@ -3,11 +3,9 @@ import { live, requests, within } from "./service.js";
 
 const PAGE = 20, MOST = 1000; // notifications
 const PATIENCE = 5e3; // ms
+const idOf = ({ id }) => id;
 
-/**
- * Return an EventTarget that follows an inbox between `start()` and `stop()`.
- * `options` has `userId` and, as far as they are needed, `getToken`, `token`, `src`, `poll` and `unreadOnly`.
- */
+/** Return an EventTarget that follows an inbox between `start()` and `stop()`. */
 export function createInbox(options) {
 	let items, total, unread, unseen, size, listed, loaded, fault, kinds, seen, newest, untold; // of the user
 	let filter = options.unreadOnly, running = false, patience, counts, writes = 0, users = 0, queue = Promise.resolve();
@@ -16,7 +14,7 @@ export function createInbox(options) {
 	const { at, call, forget, renewsIn } = requests(options, refused);
 	const link = live(options, {
 		at, call, changed, current, heard, learn, renewsIn, sync, tell,
-		listed: () => items.map(({ id }) => id), stopped: () => !running || fault == "invalid",
+		listed: () => items.map(idOf), stopped: () => !running || fault == "invalid",
 	});
 
 	function emit(type, detail) {
@@ -33,7 +31,7 @@ export function createInbox(options) {
 	}
 
 	function changed() {
-		const { unread, unseen } = state(), before = counts;
+		const { unread, unseen } = (inbox.state = state()), before = counts;
 		counts = loaded && `${unread} ${unseen}`;
 		emit("change");
 		if (loaded && counts != before) emit("count", { unread, unseen });
@@ -67,11 +65,18 @@ export function createInbox(options) {
 	// Lists and writes take turns.
 	const inTurn = (task) => (queue = queue.then(task, task));
 
+	async function list(limit, signal) {
+		const query = filter ? { limit, is_new: true } : { limit };
+		return (await (await call("list", query, { signal: within(signal) })).json()).data;
+	}
+
 	function sync() {
 		const asked = writes, { signal } = link.run;
 		return inTurn(async () => {
-			const limit = size, query = filter ? { limit, is_new: true } : { limit };
-			const { data } = await (await call("list", query, { signal: within(signal) })).json();
+			const limit = size;
+			let data = await list(limit, signal), last = data.list.at(-1);
+			// more may have come while the page was hidden
+			if (loaded && data.list.length == limit && !seen.has(last?.id) && last?.timestamp >= newest) data = await list(MOST, signal);
 			if (!signal.aborted && asked == writes) take(data, limit);
 		}).catch(({ status }) => {
 			if (signal.aborted) return;
@@ -84,14 +89,14 @@ export function createInbox(options) {
 	function take(data, limit) {
 		const ids = new Set(), list = data.list.filter((item) => item?.id && !ids.has(item.id) && ids.add(item.id));
 		const known = list.findIndex(({ id }) => seen.has(id));
-		const fresh = list.slice(0, known < 0 ? PAGE : known)
+		const fresh = list.slice(0, known < 0 ? MOST : known)
 			.filter((item) => loaded && item.is_new && (known >= 0 || !(item.timestamp < newest)));
 		for (const { id, timestamp } of list) {
 			seen.add(id);
 			if (timestamp > newest) newest = timestamp;
 		}
 		clearTimeout(patience);
-		[items, total, unread, unseen, listed, loaded] = [list, data.elements, data.new, data.unseen, limit, true];
+		[items, total, unread, unseen, listed, loaded] = [list.slice(0, limit), data.elements, data.new, data.unseen, limit, true];
 		untold.push(...fresh.reverse());
 		if (fault != "undone") fault = undefined;
 		changed();
@@ -100,9 +105,9 @@ export function createInbox(options) {
 
 	// Of the bells of a browser that show one inbox, only the one that leads reports what arrives.
 	function tell() {
-		if (!link.leads) return;
+		if (!link.leads || !untold.length) return;
+		link.post(untold.map(idOf));
 		for (const item of untold.splice(0)) emit("notification", item);
-		link.post();
 	}
 
 	// Another bell has reported these.
@@ -116,6 +121,8 @@ export function createInbox(options) {
 		return loaded && !filter && elements == total && count == unread && later == unseen && latest?.id == items[0]?.id;
 	}
 
+	const post = (path, query, user) => call(path, query, { method: "POST", keepalive: true, signal: within(), user });
+
 	// `change(true)` shows it at once; if it is not accepted, `change(false)` takes it back.
 	async function write(path, query, change, user) {
 		const owner = users;
@@ -124,7 +131,7 @@ export function createInbox(options) {
 		writes++;
 		change(true);
 		changed();
-		const done = call(path, query, { method: "POST", keepalive: true, signal: within(), user }).catch(({ status }) => {
+		const done = post(path, query, user).catch(({ status }) => {
 			if (owner != users || (path == "delete" && status == 404)) return;
 			undone = true;
 			change(false);
@@ -165,9 +172,8 @@ export function createInbox(options) {
 
 	const { start } = link;
 	reset();
-	return Object.defineProperties(inbox, Object.getOwnPropertyDescriptors({
-		call, fail, refresh, update,
-		get state() { return state(); },
+	return Object.assign(inbox, {
+		call, fail, refresh, update, state: state(),
 		start() {
 			running = true;
 			addEventListener("online", refresh);
@@ -203,10 +209,10 @@ export function createInbox(options) {
 		async seen() {
 			if (!loaded || unseen === 0 || (unseen == null && !unread)) return;
 			try {
-				await call("seen", {}, { method: "POST", keepalive: true, signal: within() });
+				await post("seen");
 				unseen = 0;
 				changed();
-			} catch {} // it is asked again when the panel is opened or closed the next time
+			} catch {} // the next time will do
 		},
-	}));
+	});
 }

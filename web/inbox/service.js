@@ -10,7 +10,7 @@ function expiry(token) {
 	}
 }
 
-/** A signal that ends with the given one, or when the service has not answered in time. Not every browser has `AbortSignal.any`. */
+/** A signal that ends with this one, or when the service takes too long. `AbortSignal.any` is too new. */
 export function within(signal) {
 	const ended = new AbortController(), end = () => ended.abort();
 	setTimeout(end, TIMEOUT);
@@ -67,20 +67,19 @@ export function requests(options, refused) {
 const SILENCE = 45e3; // ms
 
 /**
- * What calls `sync` while the page is visible. `start` begins anew.
- *
- * Of the bells of a browser that show one inbox, one leads: it has the lock and keeps the stream, and the others hear of
- * it by a channel. A bell that waits for the lock in vain asks for the list when it has heard nothing for a while. Where
- * a page may have no locks or no channels, each bell leads.
+ * What calls `sync` while the page is visible. `start` begins anew. Of the bells of a browser with one inbox, one holds
+ * a lock and keeps the stream; the others hear of it by a channel. Where a page has neither, each bell leads.
  */
 export function live(options, { at, call, changed, current, heard, learn, listed, renewsIn, stopped, sync, tell }) {
 	let timer, channel, retry = 2000;
 	const link = { run: new AbortController(), fails: 0, streams: undefined, leads: false, start, post, leave };
+	// A framework may hydrate after that; then the page is idle.
 	const parsed = new Promise((done) => {
+		const idle = () => (globalThis.requestIdleCallback ?? setTimeout)(done);
 		const [loading] = performance.getEntriesByType("navigation");
-		if (loading?.domContentLoadedEventEnd || document.readyState == "complete") return done();
-		document.addEventListener("DOMContentLoaded", done);
-		addEventListener("load", done);
+		if (loading?.domContentLoadedEventEnd || document.readyState == "complete") return idle();
+		document.addEventListener("DOMContentLoaded", idle);
+		addEventListener("load", idle);
 	});
 
 	function again(wait) {
@@ -105,8 +104,8 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 		channel = undefined;
 	}
 
-	function post(data, first) {
-		channel?.postMessage({ data, first, ids: listed() });
+	function post(ids, data, first) {
+		channel?.postMessage({ ids, data, first });
 	}
 
 	// The first event of a stream says only what the list has said, unless something has changed in between.
@@ -129,8 +128,8 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 	const lead = (name, { signal }) => new Promise((resolve) => {
 		const hold = () => new Promise((release) => {
 			resolve();
-			link.leads = !signal.aborted;
-			if (signal.aborted) release();
+			if (signal.aborted) return release();
+			link.leads = true;
 			signal.addEventListener("abort", () => { release(link.leads = false); });
 		});
 		if (!channel) return hold();
@@ -164,7 +163,7 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 			tell();
 			if (!link.streams) {
 				link.fails = 0;
-				post("poll");
+				post(listed(), "poll");
 				return again((+options.poll || 15) * 1e3);
 			}
 			again(Math.min(SILENCE, renewsIn()));
@@ -175,7 +174,7 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
 				link.fails = 0;
 				const data = lines.match(/(?<=^data:).*/gm)?.at(-1);
-				post(data, first);
+				post(listed(), data, first);
 				if (data) {
 					await follow(data, first);
 					first = false;

@@ -82,8 +82,8 @@ async def test_rows_have_names_icons_and_days(
     assert days[:2] == ["Today", "Yesterday"]
     assert re.match(r"\w+day, \w+ \d+", days[2])
     await expect(rows(page).nth(4).locator("time")).to_have_text(re.compile(r"^\d+:\d\d\s[AP]M$"))
-    mark = await row_of(page, 3).evaluate("(row) => getComputedStyle(row.parentElement).contain")
-    assert mark == "paint"  # marks above a letter cover no other row
+    # marks above a letter cover no other row
+    assert await row_of(page, 3).evaluate("(row) => getComputedStyle(row).contain") == "paint"
     await page.evaluate("document.documentElement.lang = 'de'")
     await expect(rows(page).nth(0).locator(".name")).to_have_text("Bestellungen")
     await expect(page.get_by_role("heading", level=3).nth(0)).to_have_text("heute")
@@ -194,6 +194,7 @@ async def test_tabs_with_counts_fit_and_all_that_is_touched_is_large(
     await page.get_by_role("button", name="Settings").click()
     switch = page.get_by_role("switch", name="Orders")
     await expect(switch).to_be_checked()
+    await expect(page.locator("label .icon").first).to_have_text("🚚")
     assert await inside.evaluate(TOO_SMALL) == []
     box = await switch.bounding_box()
     assert box

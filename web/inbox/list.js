@@ -39,11 +39,23 @@ function markup() {
 	];
 }
 
+export const newIcon = () => make("span", { class: "icon", part: "icon", "aria-hidden": true });
+
+/** Show an icon, or a bell in the place of one. Return whether there is one. */
+export function showIcon(place, { icon: url, emoji }) {
+	const now = url ?? emoji ?? "";
+	if (place.firstChild && place.dataset.icon == now) return !!now;
+	place.replaceChildren(...(url ? [make("img", { src: url, alt: "" })] : []), emoji ?? icon(BELL));
+	if (url) place.firstChild.onerror = ({ target }) => { target.hidden = true; }; // a page's policy may not allow it
+	place.dataset.icon = now;
+	return !!now;
+}
+
 function newRow() {
 	const about = make("small", { dir: "auto" }, make("bdi", { class: "name" }), make("time"), make("span", { class: "times" }));
 	const text = make("span", { class: "text" }, make("i"), " ", make("b", { part: "row-title", dir: "auto" }), words({ class: "body", part: "row-body" }), about);
 	return make("li", { part: "row" }, make("h3", { part: "day", dir: "auto" }),
-		make("button", { class: "main" }, make("span", { class: "icon", part: "icon", "aria-hidden": true }), text),
+		make("button", { class: "main" }, newIcon(), text),
 		make("button", { class: "menu", "aria-haspopup": "menu" }, icon(ICONS.menu)));
 }
 
@@ -67,7 +79,7 @@ function timeOf(date, lang) {
 
 /** Fill the panel, and return what shows a state there. */
 export function fill(host, root, part, text, act) {
-	const { panel } = part, pictures = new WeakMap();
+	const { panel } = part;
 	panel.replaceChildren(...markup());
 	for (const element of panel.querySelectorAll("[id]")) part[element.id] = element;
 	const { list, more, menu, mark, note } = part, arrived = panel.querySelector(".arrived");
@@ -130,14 +142,6 @@ export function fill(host, root, part, text, act) {
 		return main;
 	}
 
-	function showIcon(place, { icon: url, emoji }) {
-		const now = url ?? emoji ?? "";
-		if (pictures.get(place) == now && place.firstChild) return;
-		pictures.set(place, now);
-		place.replaceChildren(...(url ? [make("img", { src: url, alt: "" })] : []), emoji ?? icon(BELL));
-		if (url) place.firstChild.onerror = ({ target }) => { target.hidden = true; }; // a page's policy may not allow it
-	}
-
 	function showRow(li, item, kinds, day) {
 		const row = describe(host, kinds, item), { title, body, url, name, lang } = row;
 		const main = mainOf(li, url), dots = li.lastChild, [place, { children: [flag, what, extra, about] }] = main.children;
@@ -151,7 +155,6 @@ export function fill(host, root, part, text, act) {
 			else if (event.button < 2) asked(() => act.select(item, url, event));
 		};
 		flag.textContent = item.is_new ? text("new") : "";
-		showIcon(place, row);
 		put(what, title);
 		put(extra, body);
 		for (const element of [what, extra, about]) element.lang = lang;
@@ -161,7 +164,7 @@ export function fill(host, root, part, text, act) {
 		dots.popoverTargetElement = menu;
 		dots.ariaLabel = `${text("menu")}: ${plain(title)}`;
 		dots.onclick = () => openMenu(item, dots);
-		return !!(row.icon ?? row.emoji);
+		return showIcon(place, row);
 	}
 
 	// While somebody points at a row or reads on below, nothing new takes its place.

@@ -6,7 +6,7 @@ h2,h3,ul,small{margin:0;padding:0;font:inherit}
 #panel{scroll-padding:104px 0 56px;text-align:start}
 #panel button,label{min-height:44px}
 header{position:sticky;top:0;z-index:2;padding:4px 8px 0;background:var(--bg);border-bottom:1px solid #8884}
-.bar{display:flex;align-items:center}
+.bar{display:flex;align-items:center;min-height:44px}
 h2{flex:1;padding-inline-start:8px;font-size:1.1em;font-weight:700}
 .bar button{display:flex;align-items:center;justify-content:center;gap:6px;min-width:44px;white-space:nowrap}
 #settings[aria-expanded=true]{color:var(--accent)}
@@ -22,11 +22,11 @@ h2{flex:1;padding-inline-start:8px;font-size:1.1em;font-weight:700}
 color:var(--bg);background:var(--accent);box-shadow:0 2px 10px #0005}
 .arrived:hover{color:var(--bg);background:color-mix(in srgb,var(--accent),CanvasText 15%)}
 ul{list-style:none}
-li{position:relative;display:flex;flex-wrap:wrap;contain:paint;border-bottom:1px solid #8883}
+li{position:relative;display:flex;flex-wrap:wrap;border-bottom:1px solid #8883}
 li:last-child{border:0}
 h3{box-sizing:border-box;flex:0 0 100%;padding:12px 16px 4px 24px;font-size:.82em;font-weight:600;color:color-mix(in srgb,currentColor 75%,transparent);background:var(--bg);text-align:-webkit-match-parent;text-align:match-parent}
 h3:first-letter{text-transform:uppercase}
-.main{display:flex;gap:12px;flex:1;min-width:0;padding:10px 0 12px;padding-inline-start:24px;text-align:start;border-radius:0}
+.main{display:flex;contain:paint;gap:12px;flex:1;min-width:0;padding:10px 0 12px;padding-inline-start:24px;text-align:start;border-radius:0}
 .main:hover{background:none}
 li:hover{background:#8881}
 li:hover .menu{opacity:1}
@@ -46,6 +46,7 @@ img:not([hidden])+svg{display:none}
 img{width:100%;height:100%;object-fit:cover}
 .menu{align-self:center;width:44px;height:44px;margin-inline-end:4px;padding:12px;opacity:.6}
 .menu:is(:hover,:focus-visible){opacity:1}
+#panel .menu svg{stroke-width:2.8}
 #menu{margin:0;padding:4px;min-width:180px}
 #menu button{display:block;width:100%;padding:0 16px;text-align:start}
 #more{display:block;margin:4px auto 8px;padding:0 16px;color:var(--accent)}
@@ -64,7 +65,6 @@ img{width:100%;height:100%;object-fit:cover}
 #preferences p{margin:0;padding:8px 16px;font-size:.85em;font-weight:600;opacity:.75}
 label{display:flex;align-items:center;gap:12px;box-sizing:border-box;padding:8px 16px;cursor:pointer}
 label:hover{background:#8881}
-label .icon{display:grid}
 [role=switch]{appearance:none;flex:none;position:relative;width:42px;height:24px;margin:0;border:2px solid #767676;border-radius:12px;cursor:pointer}
 [role=switch]:before{content:"";position:absolute;inset-block:3px;inset-inline-start:3px;width:14px;border-radius:50%;background:#767676}
 [role=switch]:checked{border-color:var(--accent);background:var(--accent)}

@@ -1,6 +1,7 @@
 // The settings in the panel: which e-mails the user wants.
+import { newIcon, showIcon } from "./list.js";
 import { make } from "./panel.js";
-import { intl, nameOf, spoken } from "./words.js";
+import { iconOf, intl, nameOf, spoken } from "./words.js";
 
 const UNITS = { s: "second", m: "minute", h: "hour", d: "day" };
 
@@ -41,17 +42,20 @@ export function preferences(host, section, { call, text, failed }) {
 
 	function newSwitch() {
 		const words = make("span", { class: "text" }, make("span", { dir: "auto" }), " ", make("small", { dir: "auto" }));
-		return section.appendChild(make("label", {}, words, make("input", { type: "checkbox", role: "switch" })));
+		return section.appendChild(make("label", {}, newIcon(), words, make("input", { type: "checkbox", role: "switch" })));
 	}
 
 	function show(kinds) {
+		let pictured = false;
 		heading.textContent = text("emails");
 		for (const [kind, { email, required }] of Object.entries(state)) {
-			const [{ children: [name, why] }, box] = (labels[kind] ??= newSwitch()).children;
+			const [place, { children: [name, why] }, box] = (labels[kind] ??= newSwitch()).children;
+			pictured = showIcon(place, iconOf(kinds?.[kind]?.icon)) || pictured;
 			name.textContent = nameOf(host, kinds, kind);
 			why.textContent = [...(required ? [text("required")] : []), ...when(kinds?.[kind])].join(" · ");
 			Object.assign(box, { checked: email, disabled: required, onchange: () => change(kind, box, kinds) });
 		}
+		section.classList.toggle("pictured", pictured);
 	}
 
 	return { show, load: () => ask({}) };

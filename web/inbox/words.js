@@ -121,6 +121,9 @@ function address(template, item) {
 	return whole ? checked(url) : undefined;
 }
 
+/** An emoji, or the address of a picture. */
+export const iconOf = (icon) => (EMOJI.test(icon) ? { emoji: icon, icon: undefined } : { icon: checked(icon) });
+
 const kindOf = (kinds, key) => (Object.hasOwn(Object(kinds), key) ? kinds[key] : {});
 
 // A text and its language. One that does not say its language is in the page's, unless that has other letters.
@@ -171,8 +174,7 @@ export function describe(host, kinds, item) {
 		console.error(error);
 	}
 	[shown.name] = choose(name, names);
-	if (EMOJI.test(shown.icon)) shown.emoji = shown.icon;
-	shown.icon = shown.emoji ? undefined : checked(shown.icon);
+	Object.assign(shown, iconOf(shown.icon));
 	if (shown.name == plain(shown.title)) shown.name = undefined;
 	return shown;
 }

@@ -24,6 +24,6 @@ export default {
 	emails: "E-Mails zu",
 	required: "Immer an",
 	after: "Per E-Mail, wenn {in} noch ungelesen",
-	together: "gesammelt in einer",
+	together: "mehrere in einer",
 	"unread-other": "{} ungelesen",
 };

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import pytest
-from playwright.async_api import BrowserContext, Locator, Page, Route, expect
+from playwright.async_api import BrowserContext, FloatRect, Locator, Page, Route, expect
 
 from tests.bell import bell, panel, rows, shows_unread
 from tests.browser import Server, Site, events, open_page
@@ -15,7 +14,7 @@ PLACE = "notifier-inbox { display: inline-block; min-width: 44px; min-height: 44
 """The rule of docs/bell.md."""
 
 
-async def box(locator: Locator) -> Mapping[str, float]:
+async def box(locator: Locator) -> FloatRect:
     found = await locator.bounding_box()
     assert found
     return found

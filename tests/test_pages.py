@@ -23,8 +23,8 @@ const { brotliCompressSync } = require("node:zlib"), { readFileSync } = require(
 console.log(JSON.stringify(process.argv.slice(1).map((path) => brotliCompressSync(readFileSync(path)).length)));
 """
 """A program that prints the sizes of files compressed by brotli, at its default quality of 11."""
-PANEL = re.compile("inbox/(list|look).js$")
-"""Modules that come when the panel is opened."""
+PANEL = re.compile("inbox/(describe|list|look).js$")
+"""Modules that come when the panel is opened, or something arrives."""
 
 
 def test_the_modules_are_small_have_no_dependencies_and_parse_no_markup() -> None:
@@ -32,7 +32,7 @@ def test_the_modules_are_small_have_no_dependencies_and_parse_no_markup() -> Non
     sizes = dict(zip(map(str, MODULES), json.loads(subprocess.check_output(program)), strict=True))
     later = {name for name in sizes if ON_DEMAND.search(name) or PANEL.search(name)}
     assert sum(size for name, size in sizes.items() if name not in later) <= 12 * 1024
-    assert sum(size for name, size in sizes.items() if PANEL.search(name)) < 7000
+    assert sum(size for name, size in sizes.items() if PANEL.search(name)) < 8200
     assert all(size < 1300 for name, size in sizes.items() if ON_DEMAND.search(name))
     text = "".join(path.read_text() for path in MODULES)
     assert not re.search(r"require\(|eval|insertAdjacent|(outer|inner)HTML|https?://(?!www.w3.org/)", text)

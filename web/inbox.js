@@ -1,7 +1,7 @@
 // The custom element <notifier-inbox>. See docs/bell.md.
 import { createInbox } from "./inbox/client.js";
 import { view } from "./inbox/panel.js";
-import { describe, plain, textsOf } from "./inbox/words.js";
+import { textsOf } from "./inbox/words.js";
 
 const UNDO = 6e3; // ms
 const FILTER = "notifier-filter"; // in sessionStorage
@@ -38,9 +38,10 @@ function bell(host) {
 		host.addEventListener(name, (event) => host[`on${name}`]?.(event)); // as pages write for the events of other elements
 	}
 	inbox.addEventListener("change", render);
-	inbox.addEventListener("notification", ({ detail }) => {
+	inbox.addEventListener("notification", async ({ detail }) => {
+		const { describe, plain } = await import("./inbox/describe.js").catch(() => ({}));
 		const { kinds, unread } = inbox.state;
-		say(`${text("unread", unread)}: ${plain(describe(host, kinds, detail).title)}`);
+		if (describe) say(`${text("unread", unread)}: ${plain(describe(host, kinds, detail).title)}`);
 	});
 	function render() {
 		const state = inbox.state, { elements, unread, unreadOnly, loaded, fault } = state;

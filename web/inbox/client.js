@@ -5,7 +5,10 @@ const PAGE = 20, MOST = 1000; // notifications
 const PATIENCE = 5e3; // ms
 const idOf = ({ id }) => id;
 
-/** Return an EventTarget that follows an inbox between `start()` and `stop()`. */
+/**
+ * Return an EventTarget that follows an inbox between `start()` and `stop()`.
+ * `options` has `userId` and, as far as they are needed, `getToken`, `token`, `src`, `poll` and `unreadOnly`.
+ */
 export function createInbox(options) {
 	let items, total, unread, unseen, size, listed, loaded, fault, kinds, seen, newest, untold; // of the user
 	let filter = options.unreadOnly, running = false, patience, counts, writes = 0, users = 0, queue = Promise.resolve();

@@ -1,6 +1,7 @@
 // What an open panel shows: its header, the notifications by day, and the menu of each.
 import { BELL, icon, make, measure } from "./panel.js";
-import { describe, intl, moment, number, plain, spoken } from "./words.js";
+import { describe, moment, plain } from "./describe.js";
+import { intl, number, spoken } from "./words.js";
 
 const UNITS = { hour: 3600, minute: 60 }; // seconds
 const ICONS = {

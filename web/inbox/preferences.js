@@ -1,7 +1,8 @@
 // The settings in the panel: which e-mails the user wants.
+import { iconOf, nameOf } from "./describe.js";
 import { newIcon, showIcon } from "./list.js";
 import { make } from "./panel.js";
-import { iconOf, intl, nameOf, spoken } from "./words.js";
+import { intl, spoken } from "./words.js";
 
 const UNITS = { s: "second", m: "minute", h: "hour", d: "day" };
 

@@ -26,7 +26,7 @@ async def shows_unread(page: Page, count: int) -> None:
 
 def row_of(page: Page, n: int) -> Locator:
     """Return what a click on a row goes to: a link, or else a button."""
-    return rows(page).nth(n).locator("> :first-child")
+    return rows(page).nth(n).locator("> .main")
 
 
 async def open_menu(page: Page, n: int) -> Locator:

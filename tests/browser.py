@@ -87,6 +87,17 @@ async def hasten(page: Page, check: Callable[[], Awaitable[object]], step_ms: in
     await eventually_async(check_later, EXPECT_TIMEOUT_MS / 1000)
 
 
+async def set_visibility(page: Page, *, hidden: bool) -> None:
+    """Hide or show the page. A headless browser does neither by itself."""
+    await page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
 async def assert_accessible(page: Page, schemes: Sequence[Literal["light", "dark"]] = ("light", "dark")) -> None:
     """Check the page against all rules of axe-core in these colour schemes."""
     for scheme in schemes:
@@ -104,6 +115,9 @@ class Site:
     def __init__(self) -> None:
         self.html = ""
         self.script = ""
+        self.style = ""
+        self.policy = ""
+        """Directives beside those of every page."""
         self.service = ""
         self.origin = ""
 
@@ -113,18 +127,25 @@ class Site:
         app = web.Application()
         app.router.add_get("/", self._page)
         app.router.add_get("/own.js", self._own_script)
+        app.router.add_get("/own.css", self._own_style)
         async with TestServer(app) as server:
             self.origin = str(server.make_url("")).rstrip("/")
             yield self
 
     async def _page(self, _: web.Request) -> web.Response:
-        policy = f"default-src 'none'; script-src 'self' {self.service}; connect-src 'self' {self.service}"
+        policy = (
+            f"default-src 'none'; script-src 'self' {self.service}; connect-src 'self' {self.service}; "
+            f"style-src 'self'; {self.policy}"
+        )
         own = "<script type=module src=/own.js></script><script" if self.script else "<script"
         text = self.html.replace("<script", own, 1)
         return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": policy})
 
     async def _own_script(self, _: web.Request) -> web.Response:
         return web.Response(text=self.script, content_type="text/javascript")
+
+    async def _own_style(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.style, content_type="text/css")
 
     def embed(self, service: str, content: str = "", lang: str = "en", **attributes: str) -> None:
         """Put the bell of this service into the page. `text__title` is the attribute `text-title`."""
@@ -134,7 +155,8 @@ class Site:
         self.html = (
             f'<!DOCTYPE html><html lang="{lang}"><meta charset="utf-8"><title>A site</title>'
             '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-            f'<script type="module" src="{service}/inbox.js"></script>'
+            f"{'<link rel=stylesheet href=/own.css>' if self.style else ''}"
+            f'<script type="module" async crossorigin src="{service}/inbox.js"></script>'
             f"<main><h1>A site</h1><notifier-inbox {written}></notifier-inbox>{content}</main>"
         )
 

@@ -56,7 +56,7 @@ async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: Br
         await page.close()
 
 
-@pytest.mark.parametrize("name", ["session.ts", "react.tsx", "Vue.vue", "Svelte.svelte", "plain.ts"])
+@pytest.mark.parametrize("name", ["session.ts", "Bell.tsx", "Vue.vue", "Svelte.svelte", "plain.ts"])
 def test_the_page_shows_the_examples_as_they_are_tested(name: str) -> None:
     code = (ROOT / "examples/bell/src" / name).read_text()
     assert f"\n{code}```" in (ROOT / "docs/bell.md").read_text()

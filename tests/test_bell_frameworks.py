@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from playwright.async_api import BrowserContext, expect
+from playwright.async_api import BrowserContext, Route, expect
 
 from api.auth import sign_token
 from tests.bell import row_of, rows
-from tests.browser import Serve, events, open_page
+from tests.browser import Serve, Server, events, open_page
 from tests.client import PROTECTED, ROOT, SECRET, TARGET, USER
 from tests.programs import needed
+from tests.waiting import eventually_async
 
 pytestmark = pytest.mark.ci
 EXAMPLES = ROOT / "examples/bell"
@@ -43,8 +45,8 @@ def test_the_types_fit_the_examples_and_the_uses_of_an_editor(tmp_path: Path) ->
     npm("run", "check")
     shutil.copytree(EXAMPLES / "src", tmp_path / "src")
     shutil.copy(EXAMPLES / "tsconfig.json", tmp_path)
-    for name in ("react.tsx", "vue.ts", "svelte.ts"):
-        (tmp_path / "src" / name).unlink()
+    for path in (*(tmp_path / "src").glob("*.tsx"), tmp_path / "src/vue.ts", tmp_path / "src/svelte.ts"):
+        path.unlink()
     (tmp_path / "src/uses.ts").write_text(USES)  # without React: there is no node_modules
     compiler = EXAMPLES / "node_modules/.bin/tsc"
     done = subprocess.run([compiler, "-p", tmp_path], capture_output=True, text=True, timeout=100, check=False)
@@ -62,6 +64,9 @@ const unread: number = inbox.unread;
 inbox.addEventListener("notification", ({ detail }) => detail.timestamp.toFixed());
 inbox.addEventListener("notifier-select", (event) => { event.preventDefault(); event.url?.length; });
 inbox.addEventListener("notifier-unauthorized", ({ target }) => target);
+inbox.addEventListener("notifier-count", ({ detail: { unread, unseen } }) => unread - unseen);
+inbox["onnotifier-select"] = (event) => event.url?.length;
+inbox.onnotification = null;
 inbox.addEventListener("click", (event) => event.clientX);
 // @ts-expect-error - it is read-only
 inbox.unread = unread;
@@ -69,6 +74,8 @@ inbox.unread = unread;
 inbox.format = () => 7;
 // @ts-expect-error - it is asynchronous
 inbox.getToken = () => "token";
+// @ts-expect-error - the event has no such field
+inbox["onnotifier-count"] = ({ detail }) => detail.read;
 // @ts-expect-error - a notification has no such field
 inbox.addEventListener("notification", ({ detail }) => detail.colour);
 """
@@ -78,7 +85,9 @@ class Pages:
     """Serves the built pages as another origin than the service, with a strict Content-Security-Policy and tokens."""
 
     def __init__(self, folder: Path) -> None:
-        self.service = ""
+        self.service = self.origin = ""
+        self.rendered = ""
+        """What the server has rendered of the React page."""
         self._folder = folder
 
     @asynccontextmanager
@@ -92,6 +101,8 @@ class Pages:
 
     async def _page(self, request: web.Request) -> web.Response:
         html = (self._folder / f"{request.match_info['name']}.html").read_text()
+        if request.match_info["name"] == "react":
+            html = html.replace('<div id="app">', f'<div id="app">{self.rendered}')
         policy = f"default-src 'none'; script-src 'self' {self.service}; connect-src 'self' {self.service}"
         headers = {"Content-Security-Policy": policy}
         text = html.replace("https://notifications.example.com", self.service)
@@ -101,25 +112,80 @@ class Pages:
         return web.Response(text=sign_token(SECRET, USER, 3600))
 
 
-async def test_the_examples_are_built_and_work(serve: Serve, context: BrowserContext, tmp_path: Path) -> None:
-    npm("run", "build", "--", "--outDir", str(tmp_path / "dist"), "--logLevel", "warn")
-    (tmp_path / "kinds.toml").write_text("[order_shipped]")
-    pages = Pages(tmp_path / "dist")
-    async with pages.running() as origin:
-        service = await serve(kinds_file=tmp_path / "kinds.toml", cors_origins=(origin,), **PROTECTED)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the pages, and what renders the React page on a server."""
+    folder = tmp_path_factory.mktemp("pages")
+    npm("run", "build", "--", "--outDir", f"{folder / 'dist'}", "--logLevel", "warn")
+    npm("run", "build", "--", "--outDir", f"{folder / 'server'}", "--logLevel", "warn", "--ssr", "src/server.tsx")
+    return folder
+
+
+@pytest.fixture
+async def pages(built: Path, serve: Serve) -> AsyncIterator[tuple[Pages, Server]]:
+    """Serve the built pages, and the service that they call."""
+    (built / "kinds.toml").write_text("[order_shipped]")
+    pages = Pages(built / "dist")
+    async with pages.running() as pages.origin:
+        service = await serve(kinds_file=built / "kinds.toml", cors_origins=(pages.origin,), **PROTECTED)
         pages.service = service.url
-        await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
-        for name, (label, row) in EXPECTED.items():
-            page = await open_page(context, f"{origin}/{name}.html")
-            await page.get_by_role("button", name=label, exact=True).click()
-            await expect(rows(page).locator("b")).to_have_text(row)
-            if name != "plain":  # the others route links, then mark the notification as unread for the next one
-                await row_of(page, 0).click()
-                await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
-                await page.locator("#bell").click()
-                await rows(page).locator("> :last-child").click()
-                async with page.expect_response("**/unread?*"):
-                    await page.get_by_role("menuitem").first.click()
-            assert [event for event in await events(page) if event[0] in {"CSP", "notifier-unauthorized"}] == []
-            await page.close()
-        assert await service.count(401) == 0
+        (program,) = (built / "server").glob("server.*js")
+        process = await asyncio.create_subprocess_exec(needed("node"), program, stdout=asyncio.subprocess.PIPE)
+        pages.rendered = (await process.communicate())[0].decode().strip()
+        assert pages.rendered.startswith("<notifier-inbox")
+        yield pages, service
+
+
+async def test_the_examples_are_built_and_work(pages: tuple[Pages, Server], context: BrowserContext) -> None:
+    site, service = pages
+    await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
+    for name, (label, row) in EXPECTED.items():
+        page = await open_page(context, f"{site.origin}/{name}.html")
+        await page.get_by_role("button", name=label, exact=True).click()
+        await expect(rows(page).locator("b")).to_have_text(row)
+        if name != "plain":  # the others route links, then mark the notification as unread for the next one
+            await row_of(page, 0).click()
+            await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
+            await page.locator("#bell").click()
+            await rows(page).locator("> :last-child").click()
+            async with page.expect_response("**/unread?*"):
+                await page.get_by_role("menuitem").first.click()
+        assert [event for event in await events(page) if event[0] in {"CSP", "notifier-unauthorized"}] == []
+        await page.close()
+    assert await service.count(401) == 0
+
+
+@pytest.mark.parametrize("first", ["the bell", "React"])
+async def test_a_page_that_react_hydrates_hears_the_bell(
+    pages: tuple[Pages, Server], context: BrowserContext, first: str
+) -> None:
+    site, service = pages
+    page = await context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    ready = {
+        "React": ("**/inbox.js", "!!document.querySelector('notifier-inbox').onnotification"),
+        "the bell": ("**/assets/react*.js", "!!customElements.get('notifier-inbox')"),
+    }
+    pattern, condition = ready[first]
+    released = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await released.wait()
+        await route.continue_()
+
+    await page.route(pattern, hold)
+    await page.goto(f"{site.origin}/react.html", wait_until="commit")
+
+    async def is_ready() -> None:
+        assert await page.evaluate(condition)
+
+    await eventually_async(is_ready)
+    released.set()
+    await page.locator("#bell").click()
+    await expect(page.get_by_text("Тихо.")).to_be_visible()
+    await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
+    await expect(rows(page).locator("b")).to_have_text("Заказ 1027 отправлен")
+    await row_of(page, 0).click()
+    await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
+    assert said == ["new: order_shipped"]  # and neither React nor the service complains

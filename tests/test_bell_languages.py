@@ -6,9 +6,10 @@ import json
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.bell import rows
 from tests.browser import Serve, Server, Site, assert_accessible, events, open_page
@@ -29,7 +30,7 @@ def english() -> set[str]:
 
 
 def test_every_language_has_every_text() -> None:
-    assert {"ar", "de", "es", "fr", "ru", "zh"} <= set(LANGUAGES)
+    assert {"ar", "de", "es", "fa", "fr", "he", "ja", "pt", "ru", "tr", "zh", "zh-Hant"} == set(LANGUAGES)
     for language in LANGUAGES:
         table = texts((ROOT / f"web/inbox/languages/{language}.js").read_text())
         assert {name for name in table if not re.fullmatch("unread-(one|two|few|many)", name)} == english()
@@ -41,7 +42,14 @@ SPOKEN = [
     ("de-AT", ["Mitteilungen, 1 ungelesen", "Mitteilungen, 2 ungelesen"]),
     ("fr", ["Notifications, 1 non lue", "Notifications, 2 non lues"]),
     ("es_MX", ["Notificaciones, 1 sin leer", "Notificaciones, 2 sin leer"]),
-    ("zh-Hant-TW", ["通知, 1 条未读", "通知, 2 条未读"]),
+    ("zh-CN", ["通知, 1 条未读", "通知, 2 条未读"]),
+    ("zh-Hant-TW", ["通知, 1 則未讀", "通知, 2 則未讀"]),
+    ("zh_HK", ["通知, 1 則未讀", "通知, 2 則未讀"]),
+    ("pt-BR", ["Notificações, 1 não lida", "Notificações, 2 não lidas"]),
+    ("ja", ["通知, 未読 1 件", "通知, 未読 2 件"]),
+    ("tr", ["Bildirimler, 1 okunmam\u0131ş", "Bildirimler, 2 okunmam\u0131ş"]),
+    ("fa", ["اعلان‌ها, ۱ خوانده‌نشده", "اعلان‌ها, ۲ خوانده‌نشده"]),  # noqa: RUF001
+    ("he", ["התראות, אחת שלא נקראה", "התראות, 2 שלא נקראו"]),
     ("ru", ["Уведомления, 1 непрочитанное", "Уведомления, 2 непрочитанных"]),
     ("ar", ["الإشعارات, إشعار واحد غير مقروء", "الإشعارات, إشعاران غير مقروءين"]),
     ("pl", ["Notifications, 1 unread", "Notifications, 2 unread"]),
@@ -118,7 +126,7 @@ async def right_to_left(server: Server, site: Site, context: BrowserContext) -> 
 
 async def test_a_page_from_right_to_left_has_such_a_panel(server: Server, site: Site, context: BrowserContext) -> None:
     page = await right_to_left(server, site, context)
-    main, dots = rows(page).locator("> :first-child"), rows(page).locator("> :last-child")
+    main, dots = rows(page).locator("> .main"), rows(page).locator("> .menu")
     assert await rows(page).locator("b").evaluate("(b) => getComputedStyle(b).direction") == "rtl"
     await expect(rows(page).locator("b bdi")).to_have_text("Oslo (Norway)!")
     text, time = await bounds(page, "b"), await bounds(page, "time")
@@ -126,8 +134,8 @@ async def test_a_page_from_right_to_left_has_such_a_panel(server: Server, site: 
     assert outer
     assert menu
     assert menu["x"] < outer["x"]
-    assert time["right"] == pytest.approx(outer["x"] + outer["width"] - 15, abs=1.5)
-    assert 0 < time["right"] - text["right"] < 20  # the mark of an unread one comes first
+    assert text["right"] == pytest.approx(outer["x"] + outer["width"] - 24, abs=1.5)  # beside the mark of an unread one
+    assert time["right"] == pytest.approx(text["right"], abs=1.5)
     title, mark_all = await bounds(page, "#title"), await bounds(page, "#all")
     assert mark_all["left"] < title["left"]
     await dots.click()
@@ -167,7 +175,8 @@ async def test_the_panel_fits_an_arabic_page(
         database.users.update_one({}, {"$set": {f"notifications.{n}.is_new": n > 1}})
     site.embed(server.url, lang="ar", settings="")
     site.html = site.html.replace('lang="ar"', 'lang="ar" dir="rtl"').replace(">A site<", "><")
-    async with await browser.new_context(viewport={"width": 560, "height": 520}) as context:
+    async with await browser.new_context(viewport={"width": 560, "height": 610}, bypass_csp=True) as context:
+        await context.route("**/icons/*", draw_icon)
         page = await open_page(context, site.origin)
         await page.evaluate("document.querySelector('h1').textContent = 'متجر الشاي'")
         await page.locator("#bell").click()
@@ -183,18 +192,64 @@ async def test_the_panel_fits_an_arabic_page(
 ARABIC = """
 [new_login]
 label = "تسجيل دخول جديد من {data.city}"
+name = "أمان الحساب"
+icon = "/icons/b3541e-M8,11V8a4,4,0,0,1,8,0v3M6,11h12v8H6z"
 url = "/security"
 [order_shipped]
 label = "طلبك رقم {data.number} في الطريق إليك"
+name = "الطلبات"
+icon = "/icons/1a7f5a-M3,7h10v9H3zM13,10h4l4,3v3h-8M7,18v1M17,18v1"
 url = "/orders/{data.number}"
 [invoice_ready]
 label = "الفاتورة {data.number} بقيمة {data.total, number} يورو جاهزة"
+name = "الفواتير"
+icon = "/icons/0b57d0-M7,4h10v16l-5-3-5,3zM10,8h4M10,12h4"
 [back_in_stock]
 label = "{data.product} متوفر من جديد"
+name = "المتجر"
+icon = "/icons/7a3fb0-M5,9h14l-1,10H6zM9,9V7a3,3,0,0,1,6,0v2"
 """
+
+
+async def draw_icon(route: Route) -> None:
+    """Answer with the icon whose colour and path are in the address."""
+    colour, path = unquote(route.request.url).rsplit("/", 1)[1].split("-", 1)
+    stroke = 'fill="none" stroke="#fff" stroke-width="1.6" stroke-linejoin="round"'
+    svg = f'<rect x="-9" y="-9" width="42" height="42" fill="#{colour}"/><path {stroke} d="{path}"/>'
+    body = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-6 -6 36 36">{svg}</svg>'
+    await route.fulfill(body=body, content_type="image/svg+xml")
 
 
 async def test_axe_finds_no_fault_from_right_to_left(server: Server, site: Site, context: BrowserContext) -> None:
     page = await right_to_left(server, site, context)
     await page.evaluate("document.querySelector('h1').textContent = 'موقع'")
     await assert_accessible(page)
+
+
+async def test_a_row_is_in_one_language(serve: Serve, site: Site, context: BrowserContext, tmp_path: Path) -> None:
+    (tmp_path / "kinds.toml").write_text(
+        '[order]\nlabel = "{data.total, number} paid!"\nlabels = { pl = "Za {data.total, number}" }'
+    )
+    server = await serve(kinds_file=tmp_path / "kinds.toml")
+    await server.create("order", data={"total": 1234567.5})
+    site.embed(server.url, text__empty="")
+    page = await open_page(context, site.origin)
+    await page.locator("#bell").click()
+    title, moment = rows(page).locator("b"), rows(page).locator("time")
+    said = {
+        "ar": ("1,234,567.5 paid!", "now", "ltr", "أخرى|الكل"),
+        "th": ("1,234,567.5 paid!", "now", "ltr", "All"),
+        "pl": ("Za 1\u00a0234\u00a0567,5", "teraz", "ltr", "All"),
+        "de": ("1.234.567,5 paid!", "jetzt", "ltr", "Alle"),
+    }
+    for lang, (words, now, direction, every) in said.items():
+        await page.evaluate("(lang) => { document.documentElement.lang = lang; }", lang)
+        await page.evaluate("(dir) => { document.documentElement.dir = dir; }", "rtl" if lang == "ar" else "ltr")
+        await expect(page.locator("#filter-all span").first).to_have_text(re.compile(every))
+        await expect(title).to_have_text(words)
+        await expect(moment).to_have_text(now)
+        assert await title.evaluate("(b) => getComputedStyle(b).direction") == direction
+        align = "right" if lang == "ar" else "left"  # with the rows beside it
+        assert await title.evaluate("(b) => getComputedStyle(b).textAlign") == align
+    await page.evaluate("document.documentElement.lang = 'bn'")  # which has digits of its own
+    await expect(page.get_by_role("button", name="Notifications, 1 unread")).to_be_visible()

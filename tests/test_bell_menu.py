@@ -47,6 +47,13 @@ async def delete(page: Page, n: int) -> None:
     await page.get_by_role("menuitem", name="Delete").click()
 
 
+async def leave_undo(page: Page) -> None:
+    """Take the focus and the pointer off the button, and wait until it goes."""
+    await page.mouse.move(1, 1)
+    await page.keyboard.press("Shift+Tab")
+    await page.clock.fast_forward(UNDO_MS)
+
+
 async def test_a_notification_is_marked_as_unread_again(
     server: Server, site: Site, context: BrowserContext, database: DB
 ) -> None:
@@ -77,14 +84,17 @@ async def test_a_deleted_notification_goes_for_good_after_a_while(
     await shows_unread(page, 2)
     await expect(page.get_by_role("status")).to_have_text("Deleted.")
     await expect(page.get_by_role("button", name="Undo")).to_be_focused()
+    await page.mouse.move(1, 1)
     await server.create(data={"n": 3})  # the list that follows still has it
     await expect(rows(page)).to_have_count(3)
     await expect(rows(page)).not_to_contain_text(["n: 1"])
     assert kept(database) == [0, 1, 2, 3]
-    await page.clock.fast_forward(UNDO_MS)
+    undo = page.get_by_role("button", name="Undo")
+    await page.clock.fast_forward(3 * UNDO_MS)
+    await expect(undo).to_be_focused()  # nobody takes it from under the finger
+    await leave_undo(page)
     await assert_kept(database, 0, 2, 3)
-    await expect(page.get_by_role("button", name="Undo")).to_be_hidden()
-    await expect(row_of(page, 1)).to_be_focused()  # what is in its place now
+    await expect(undo).to_be_hidden()
     await expect(rows(page)).to_have_count(3)
     await shows_unread(page, 3)
 
@@ -138,7 +148,7 @@ async def test_a_refused_deletion_brings_the_row_back_and_says_so(
     await expect(panel(page).get_by_text("That did not work.")).to_be_visible()
     await expect(rows(page)).to_have_text([re.compile("n: 1"), re.compile("n: 0")])
     await page.unroute("**/delete?*")
-    await page.clock.fast_forward(UNDO_MS)
+    await leave_undo(page)
     await assert_kept(database, 0, 1)
     await expect(panel(page).get_by_text("That did not work.")).to_be_hidden()
 
@@ -152,7 +162,7 @@ async def test_what_another_tab_has_deleted_is_deleted(
     async with page.expect_response("**/delete?*") as answer:
         await delete(page, 0)  # sends the first one
     assert (await answer.value).status == 404
-    await page.clock.fast_forward(UNDO_MS)
+    await leave_undo(page)
     await assert_kept(database, 0)
     await expect(rows(page)).to_have_count(1)
     await expect(page.get_by_text("That did not work.")).to_have_count(0)
@@ -204,6 +214,8 @@ async def test_another_row_opens_its_own_menu_and_the_same_one_closes_it(
 KINDS = """
 [invoice_ready]
 email = true
+email_after = "10m"
+email_batch = "kind"
 label = "Invoice {data.number} of {data.name|somebody} is ready"
 labels = { de = "Rechnung {data.number} liegt bereit" }
 [new_login]
@@ -211,6 +223,10 @@ email = true
 required = true
 [weekly_report]
 email = true
+email_after = "2d"
+name = "Your week"
+names = { de = "Ihre Woche" }
+icon = "📈"
 [new_post]
 """
 
@@ -236,9 +252,11 @@ async def test_a_user_chooses_which_e_mails_to_get(
     serve: Serve, site: Site, context: BrowserContext, database: DB, tmp_path: Path
 ) -> None:
     page = await open_settings(serve, site, context, tmp_path)
-    invoice = page.get_by_role("switch", name="Invoice … of somebody is ready")
+    invoice = page.get_by_role(
+        "switch", name=re.compile("^Invoice … of somebody is ready By e-mail, if unread after 10 minutes · together")
+    )
     login = page.get_by_role("switch", name=re.compile("New login.*Always on"))
-    report = page.get_by_role("switch", name="Weekly report")
+    report = page.get_by_role("switch", name=re.compile("^Your week By e-mail, if unread after 2 days$"))
     await expect(rows(page)).to_be_hidden()
     await expect(login).to_be_disabled()
     for switch in (invoice, login, report):
@@ -251,7 +269,9 @@ async def test_a_user_chooses_which_e_mails_to_get(
 
     await eventually_async(stored)
     await page.evaluate("document.documentElement.lang = 'de'")
-    await expect(page.get_by_role("switch", name="Rechnung … liegt bereit")).not_to_be_checked()
+    await expect(page.get_by_role("switch", name=re.compile("^Rechnung … liegt bereit"))).not_to_be_checked()
+    in_german = "Ihre Woche Per E-Mail, wenn in 2 Tagen noch ungelesen"
+    await expect(page.get_by_role("switch", name=in_german)).to_be_checked()
     await page.evaluate("document.documentElement.lang = 'en'")
     await page.get_by_role("button", name="Settings").click()
     await expect(page.get_by_role("switch")).to_have_count(0)
@@ -275,7 +295,7 @@ async def test_a_refused_change_is_undone_with_a_message(
         await route.abort()
 
     await page.route("**/preferences?*", refuse)
-    report = page.get_by_role("switch", name="Weekly report")
+    report = page.get_by_role("switch", name=re.compile("^Your week By e-mail, if unread after 2 days$"))
     await report.focus()
     await page.keyboard.press("Space")
     await expect(report).not_to_be_checked()

@@ -17,7 +17,7 @@ async def test_times_are_shown_whatever_the_page_calls_its_language(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     await server.create()
-    site.embed(server.url)
+    site.embed(server.url, label__new_message="…")
     page = await open_page(context, site.origin)
     await page.locator("#bell").click()
     for odd in ("", "x", "undefined", "en--US", "de_DE.UTF-8"):

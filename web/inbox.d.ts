@@ -31,10 +31,23 @@ export interface NotifierSelectEvent extends CustomEvent<InboxNotification> {
 export interface NotifierInboxEventMap {
   notification: CustomEvent<InboxNotification>;
   "notifier-select": NotifierSelectEvent;
+  /** the counts have changed, or are known now */
+  "notifier-count": CustomEvent<InboxCounts>;
   "notifier-unauthorized": CustomEvent<null>;
 }
 
-export interface NotifierInbox extends HTMLElement {
+export interface InboxCounts {
+  unread: number;
+  /** how many of the unread ones have come since the user last opened the panel */
+  unseen: number;
+}
+
+/** What `on` + the event's name of an element is. It may be set before the element's module has come. */
+export type InboxHandlers<Element> = {
+  [Type in keyof NotifierInboxEventMap as `on${Type}`]?: ((this: Element, event: NotifierInboxEventMap[Type]) => unknown) | null;
+};
+
+export interface NotifierInbox extends HTMLElement, InboxHandlers<NotifierInbox> {
   /** Says what a row shows. */
   format?: (notification: InboxNotification<any>) => InboxRow | null | undefined;
   /** Gives the user's token. It is asked before the first call, and again before the token expires. */
@@ -90,15 +103,76 @@ declare global {
 // @ts-ignore - without React there is nothing to add to
 type ReactAttributes = import("react").HTMLAttributes<NotifierInbox> & import("react").RefAttributes<NotifierInbox>;
 
+/**
+ * Where React hydrates what a server has rendered, it sets neither properties nor listeners of a custom element. Set both
+ * in its `ref`, as docs/bell.md shows.
+ */
+type SetInRef = { [name in "format" | "getToken" | `on${keyof NotifierInboxEventMap}`]?: never };
+
 // @ts-ignore - as above
 declare module "react" {
   namespace JSX {
     interface IntrinsicElements {
-      "notifier-inbox": NotifierInboxAttributes & Pick<NotifierInbox, "format" | "getToken"> & ReactAttributes & {
-        onnotification?: (event: NotifierInboxEventMap["notification"]) => void;
-        "onnotifier-select"?: (event: NotifierSelectEvent) => void;
-        "onnotifier-unauthorized"?: (event: NotifierInboxEventMap["notifier-unauthorized"]) => void;
-      };
+      "notifier-inbox": NotifierInboxAttributes & SetInRef & ReactAttributes;
     }
   }
 }
+
+// --- without the bell -------------------------------------------------------------------------------------
+
+export interface InboxState {
+  /** newest first; if `unreadOnly`, the unread ones */
+  readonly items: readonly InboxNotification<any>[];
+  readonly elements: number;
+  readonly unread: number;
+  readonly unseen: number;
+  /** whether the service has older ones */
+  readonly more: boolean;
+  readonly unreadOnly: boolean;
+  /** whether the service has answered yet */
+  readonly loaded?: boolean;
+  readonly fault?: "error" | "invalid" | "unauthorized" | "undone";
+  /** the kinds, as `GET /kinds` returns them */
+  readonly kinds?: { readonly [key: string]: { readonly [field: string]: unknown } };
+}
+
+export interface InboxClientEventMap {
+  change: CustomEvent<null>;
+  count: CustomEvent<InboxCounts>;
+  notification: CustomEvent<InboxNotification<any>>;
+  unauthorized: CustomEvent<null>;
+}
+
+export interface InboxClient {
+  readonly state: InboxState;
+  start(): void;
+  stop(): void;
+  refresh(): void;
+  more(): Promise<void>;
+  show(unreadOnly: boolean): Promise<void>;
+  mark(item: InboxNotification<any>, isNew: boolean): Promise<void>;
+  markAll(): Promise<void>;
+  delete(item: InboxNotification<any>): Promise<void>;
+  seen(): Promise<void>;
+
+  addEventListener<K extends keyof InboxClientEventMap>(
+    type: K,
+    listener: (event: InboxClientEventMap[K]) => unknown,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof InboxClientEventMap>(
+    type: K,
+    listener: (event: InboxClientEventMap[K]) => unknown,
+    options?: boolean | EventListenerOptions,
+  ): void;
+}
+
+/** What `/inbox/client.js` exports. */
+export type CreateInbox = (options: {
+  userId: string;
+  getToken?: () => Promise<string | null | undefined>;
+  token?: string;
+  src?: string;
+  poll?: number;
+  unreadOnly?: boolean;
+}) => InboxClient;

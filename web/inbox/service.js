@@ -10,15 +10,23 @@ function expiry(token) {
 	}
 }
 
+/** A signal that ends with this one, or when the service takes too long. `AbortSignal.any` is too new. */
+export function within(signal) {
+	const ended = new AbortController(), end = () => ended.abort();
+	setTimeout(end, TIMEOUT);
+	if (signal?.aborted) end();
+	signal?.addEventListener("abort", end, { signal: ended.signal });
+	return ended.signal;
+}
+
 /** What addresses and calls the service. `refused(user)` is told of a 401 and a 403. */
-export function requests(host, refused) {
-	const get = (name) => host.getAttribute(name);
+export function requests(options, refused) {
 	let given = {}; // by getToken
 
 	async function ask(known) {
 		const late = new Promise((_, reject) => setTimeout(reject, TIMEOUT));
 		try {
-			known.token = await Promise.race([host.getToken(), late]);
+			known.token = await Promise.race([options.getToken(), late]);
 			known.expires = expiry(known.token);
 			const life = known.expires - Date.now();
 			// A new token that has expired means that the clock is wrong. The service will say if it has.
@@ -30,23 +38,23 @@ export function requests(host, refused) {
 	}
 
 	async function token() {
-		if (!host.getToken) return get("token");
+		if (!options.getToken) return options.token;
 		const known = given;
 		if (!(Date.now() < known.renew)) await (known.asking ??= ask(known).finally(() => { known.asking = null; }));
 		return known.token;
 	}
 
-	const at = (path) => new URL(path, new URL(get("src") ?? new URL("..", import.meta.url), document.baseURI));
+	const at = (path) => new URL(path, new URL(options.src ?? new URL("..", import.meta.url), document.baseURI));
 
-	async function call(path, query, { user = get("user-id"), again, ...init } = {}) {
+	async function call(path, query, { user = options.userId, again, ...init } = {}) {
 		const known = given, sent = await token();
 		const url = at(`${path}?${new URLSearchParams({ ...query, user_id: user })}`);
 		const headers = sent ? { ...init.headers, Authorization: `Bearer ${sent}` } : init.headers;
-		const reply = host.getToken && !sent ? { status: 401 } : await fetch(url, { ...init, headers });
+		const reply = options.getToken && !sent ? { status: 401 } : await fetch(url, { ...init, headers });
 		if (reply.ok) return reply;
-		if (/40[13]/.test(reply.status) && sent == (host.getToken ? given.token : get("token"))) {
+		if (/40[13]/.test(reply.status) && sent == (options.getToken ? given.token : options.token)) {
 			known.renew = 0;
-			if (host.getToken && sent && !again) return call(path, query, { ...init, user, again: true });
+			if (options.getToken && sent && !again) return call(path, query, { ...init, user, again: true });
 			refused(user);
 		}
 		throw reply;
@@ -55,17 +63,23 @@ export function requests(host, refused) {
 	return { at, call, forget: () => { given = {}; }, renewsIn: () => Math.max(1000, (given.renew ?? Infinity) - Date.now()) };
 }
 
-// How the bell stays up to date: by the stream, or by polls where there is none.
+// How a bell stays up to date: by the stream, or by polls where there is none.
 const SILENCE = 45e3; // ms
 
-/** What calls `sync` while the page is visible. `start` begins anew. */
-export function live(host, { call, learn, render, renewsIn, sync, stopped }) {
-	let timer, retry = 2000;
-	const link = { run: new AbortController(), fails: 0, streams: undefined, start };
+/**
+ * What calls `sync` while the page is visible. `start` begins anew. Of the bells of a browser with one inbox, one holds
+ * a lock and keeps the stream; the others hear of it by a channel. Where a page has neither, each bell leads.
+ */
+export function live(options, { at, call, changed, current, heard, learn, listed, renewsIn, stopped, sync, tell }) {
+	let timer, channel, retry = 2000;
+	const link = { run: new AbortController(), fails: 0, streams: undefined, leads: false, start, post, leave };
+	// A framework may hydrate after that; then the page is idle.
 	const parsed = new Promise((done) => {
-		if (document.readyState == "complete") return done();
-		document.addEventListener("DOMContentLoaded", done);
-		addEventListener("load", done);
+		const idle = () => (globalThis.requestIdleCallback ?? setTimeout)(done);
+		const [loading] = performance.getEntriesByType("navigation");
+		if (loading?.domContentLoadedEventEnd || document.readyState == "complete") return idle();
+		document.addEventListener("DOMContentLoaded", idle);
+		addEventListener("load", idle);
 	});
 
 	function again(wait) {
@@ -79,22 +93,78 @@ export function live(host, { call, learn, render, renewsIn, sync, stopped }) {
 		again(+wait || 0);
 	}
 
+	function leave() {
+		link.run.abort();
+		clearTimeout(timer);
+		part();
+	}
+
+	function part() {
+		channel?.close();
+		channel = undefined;
+	}
+
+	function post(ids, data, first) {
+		channel?.postMessage({ ids, data, first });
+	}
+
+	// The first event of a stream says only what the list has said, unless something has changed in between.
+	function follow(data, first) {
+		let state = {};
+		try {
+			state = JSON.parse(data);
+		} catch {} // `sync` will say
+		return first && current(state) ? undefined : sync();
+	}
+
+	function listen({ data: { data, first, ids } }) {
+		heard(ids);
+		if (link.leads || link.run.signal.aborted) return;
+		again(SILENCE);
+		if (data) follow(data, first);
+		else changed();
+	}
+
+	const lead = (name, { signal }) => new Promise((resolve) => {
+		const hold = () => new Promise((release) => {
+			resolve();
+			if (signal.aborted) return release();
+			link.leads = true;
+			signal.addEventListener("abort", () => { release(link.leads = false); });
+		});
+		if (!channel) return hold();
+		navigator.locks.request(name, { signal }, hold).catch(() => {
+			if (!signal.aborted) part();
+			hold();
+		});
+	});
+
 	async function connect() {
 		link.run.abort();
-		if (!host.isConnected) return;
+		if (stopped()) return;
 		document.addEventListener("visibilitychange", start, { once: true });
-		if (document.hidden || !host.getAttribute("user-id") || stopped()) return;
+		if (document.hidden || !options.userId) return;
 		const { signal } = (link.run = new AbortController());
-		if (!host.getToken && !host.getAttribute("token")) await parsed; // a later script of the page may set it
+		if (!options.getToken && !options.token) await parsed; // a later script of the page may set it
 		if (signal.aborted) return;
-		let pause, rest = "";
+		let pause, rest = "", first = true;
 		learn();
 		try {
+			const name = `notifier ${options.userId} ${at("")}`;
+			if (!channel && navigator.locks && globalThis.BroadcastChannel) {
+				channel = new BroadcastChannel(name);
+				channel.onmessage = listen;
+			}
 			await sync();
 			if (signal.aborted) return;
+			again(SILENCE);
+			await lead(name, link.run);
+			if (signal.aborted) return;
+			tell();
 			if (!link.streams) {
 				link.fails = 0;
-				return again((+host.getAttribute("poll") || 15) * 1e3);
+				post(listed(), "poll");
+				return again((+options.poll || 15) * 1e3);
 			}
 			again(Math.min(SILENCE, renewsIn()));
 			const { body } = await call("stream", {}, { signal }), reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -103,8 +173,13 @@ export function live(host, { call, learn, render, renewsIn, sync, stopped }) {
 				rest = rest.slice(lines.length);
 				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
 				link.fails = 0;
-				if (/^data/m.test(lines)) await sync();
-				render();
+				const data = lines.match(/(?<=^data:).*/gm)?.at(-1);
+				post(listed(), data, first);
+				if (data) {
+					await follow(data, first);
+					first = false;
+				}
+				changed();
 			}
 		} catch ({ status }) {
 			if (signal.aborted) return;

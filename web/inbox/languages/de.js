@@ -3,6 +3,8 @@ export default {
 	new: "Ungelesen:",
 	all: "Alle als gelesen markieren",
 	more: "Mehr laden",
+	arrived: "{} neu",
+	loading: "Wird geladen …",
 	empty: "Noch nichts da.",
 	"empty-unread": "Nichts Ungelesenes.",
 	error: "Keine Verbindung. Neuer Versuch folgt.",
@@ -21,5 +23,7 @@ export default {
 	settings: "Einstellungen",
 	emails: "E-Mails zu",
 	required: "Immer an",
+	after: "Per E-Mail, wenn {in} noch ungelesen",
+	together: "mehrere in einer",
 	"unread-other": "{} ungelesen",
 };

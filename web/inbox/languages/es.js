@@ -3,6 +3,8 @@ export default {
 	new: "Sin leer:",
 	all: "Marcar todo como leído",
 	more: "Cargar más",
+	arrived: "Nuevas: {}",
+	loading: "Cargando…",
 	empty: "Aún no hay nada.",
 	"empty-unread": "Todo está leído.",
 	error: "Sin conexión. Reintentando.",
@@ -21,5 +23,7 @@ export default {
 	settings: "Ajustes",
 	emails: "Correos sobre",
 	required: "Siempre activo",
+	after: "Por correo, si sigue sin leer tras {}",
+	together: "todas en uno",
 	"unread-other": "{} sin leer",
 };

@@ -3,6 +3,8 @@ export default {
 	new: "Non lue :",
 	all: "Tout marquer comme lu",
 	more: "Afficher plus",
+	arrived: "Nouvelles : {}",
+	loading: "Chargement…",
 	empty: "Rien pour l’instant.",
 	"empty-unread": "Tout est lu.",
 	error: "Pas de connexion. Nouvel essai en cours.",
@@ -21,6 +23,8 @@ export default {
 	settings: "Paramètres",
 	emails: "E-mails concernant",
 	required: "Toujours activé",
+	after: "Par e-mail, si non lue après {}",
+	together: "regroupées en un seul",
 	"unread-other": "{} non lues",
 	"unread-one": "{} non lue",
 };

@@ -3,6 +3,8 @@ export default {
 	new: "未读：",
 	all: "全部标为已读",
 	more: "加载更多",
+	arrived: "{} 条新通知",
+	loading: "正在加载…",
 	empty: "暂无通知。",
 	"empty-unread": "没有未读通知。",
 	error: "无法连接，正在重试。",
@@ -21,5 +23,7 @@ export default {
 	settings: "设置",
 	emails: "邮件通知",
 	required: "始终开启",
+	after: "{}后仍未读则发送邮件",
+	together: "合并为一封",
 	"unread-other": "{} 条未读",
 };

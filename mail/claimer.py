@@ -106,16 +106,15 @@ class Claimer:
         except StoreError as exc:
             log.warning("no e-mails can be claimed: %s", exc)
             return 0
+        now = time.monotonic()
         for email in emails:
-            self._accept(Lease(email, end))
+            self._accept(Lease(self._settlements.count(email, now), end), now)
         self._claimed()
         return len(emails)
 
-    def _accept(self, lease: Lease) -> None:
+    def _accept(self, lease: Lease, now: float) -> None:
         self._leases.add(lease)
-        now = time.monotonic()
-        lease.email = email = self._settlements.count(lease.email, now)
-        if outcome := self._settlements.without_attempt(email, now):
+        if outcome := self._settlements.without_attempt(lease.email, now):
             self._settler.put(lease, outcome)
             return
         self.put(lease)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Final
 
 from aiosmtplib import SMTPException
 
-from mail.connection import Connection, Opener
+from mail.connection import Connection
 from mail.feedback import Feedback
+from mail.opening import Opener
 from mail.replies import SMTPFault, judge
 from mail.verdicts import Stage
 
@@ -30,7 +31,8 @@ class Pool:
         self._limits = feedback.limits
         self._open: set[Connection] = set()
         self._kept: list[Connection] = []
-        self._returned = asyncio.Event()
+        self._openings: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
 
     @property
     def connections(self) -> int:
@@ -43,10 +45,41 @@ class Pool:
             return 0.0
         return self._limits.wait(time.monotonic())
 
-    async def take(self) -> Connection | None:
-        """Return the usable connection used last; else close those kept, which hold the places of new ones."""
-        if not (found := self._take_if(lambda _: True)):
-            await self.close(*self._kept)
+    # --- for an e-mail -----------------------------------------------------------------------------
+
+    async def take(self) -> Connection:
+        """Return the usable connection that was used last, or a new one, whichever is there first. Raises `FAULTS`."""
+        opening = None
+        while not (kept := self._take_if(lambda _: True)):
+            await self.close(*self._kept)  # which hold the places of new ones
+            if opening and opening.done():
+                opening = opening.result()  # raises; or somebody else took it
+            if opening is None and self._limits.wait(time.monotonic()) == 0:
+                opening = self._start_opening()
+            await self._change()
+        return kept
+
+    async def another(self, failed: Connection) -> Connection:
+        """Return another connection than one on which a message has failed. Raises `FAULTS` if there is none.
+
+        One that has never delivered may be one too many, or lead to a broken machine: it is closed, and one that has
+        delivered comes next. One that has may be worn out: one that has borne fewer messages comes next, or a new one.
+        It is for the caller to `keep` or to `close` it.
+        """
+        if not failed.messages:
+            return await self._proven() or await self.connect()
+        fresher = None
+        if failed in self._kept:  # it has refused the message; else it broke, and so may have all others
+            self._kept.remove(failed)
+            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages)
+        return fresher or await self.connect()
+
+    async def _proven(self) -> Connection | None:
+        """Wait for a connection that has delivered; `None` if none is in use any more."""
+        while not (found := self._take_if(lambda kept: kept.messages > 0)):
+            if not any(connection.messages for connection in self._open.difference(self._kept)):
+                return None
+            await self._change()
         return found
 
     def _take_if(self, suits: Callable[[Connection], bool]) -> Connection | None:
@@ -56,9 +89,38 @@ class Pool:
                 return connection
         return None
 
+    async def _change(self) -> None:
+        """Wait until a connection is given back, opened or closed."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    # --- opening -----------------------------------------------------------------------------------
+
+    def _start_opening(self) -> asyncio.Task[None]:
+        """Open a connection that is kept, for whoever needs one first."""
+
+        async def open_and_keep() -> None:
+            self.keep(await self._open_counted())
+
+        def opened(opening: asyncio.Task[None]) -> None:
+            self._openings.discard(opening)
+            self._changed.set()
+            if not opening.cancelled():
+                opening.exception()  # which whoever started it may no longer need
+
+        self._limits.opening += 1
+        opening = asyncio.create_task(open_and_keep())
+        self._openings.add(opening)
+        opening.add_done_callback(opened)
+        return opening
+
     async def connect(self) -> Connection:
         """Open a connection. Raises `FAULTS`."""
         self._limits.opening += 1
+        return await self._open_counted()
+
+    async def _open_counted(self) -> Connection:
+        """Open a connection that `limits` count already."""
         try:
             connection = await self._opener.open()
         except FAULTS as exc:
@@ -67,6 +129,7 @@ class Pool:
         finally:
             self._limits.opening -= 1
         self._open.add(connection)
+        connection.place = len(self._open)
         self._feedback.connected(len(self._open))
         return connection
 
@@ -76,36 +139,7 @@ class Pool:
             with contextlib.suppress(*FAULTS):
                 self.keep(await self.connect())
 
-    @contextlib.asynccontextmanager
-    async def other_than(self, refusing: Connection) -> AsyncIterator[Connection]:
-        """Provide another connection than one that has refused a message, which nobody uses meanwhile.
-
-        One that has borne no message may be one too many, so it is one that has delivered. One that has borne some may
-        have reached its limit, so it is one that has borne fewer, or a new one. Raises `FAULTS` if there is none.
-        """
-        if refusing in self._kept:
-            self._kept.remove(refusing)
-        self._open.discard(refusing)
-        self._returned.set()
-        try:
-            if refusing.messages:
-                other = self._take_if(lambda kept: 0 < kept.messages < refusing.messages)
-            else:
-                other = await self._proven()
-            yield other or await self.connect()
-        finally:
-            if refusing.smtp.is_connected:
-                self._open.add(refusing)
-                self.keep(refusing)
-
-    async def _proven(self) -> Connection | None:
-        """Wait for a connection that has delivered; `None` if none is in use any more."""
-        while not (found := self._take_if(lambda kept: kept.messages > 0)):
-            if not any(connection.messages for connection in self._open.difference(self._kept)):
-                return None
-            self._returned.clear()
-            await self._returned.wait()
-        return found
+    # --- afterwards --------------------------------------------------------------------------------
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection for the next e-mail, unless another has taken its place."""
@@ -114,7 +148,14 @@ class Pool:
             return
         connection.used = time.monotonic()
         self._kept.append(connection)
-        self._returned.set()
+        self._changed.set()
+
+    async def blame(self, connection: Connection) -> None:
+        """Close a connection that has refused a message which another took at once. Its machine may be broken."""
+        if not connection.messages:
+            self._opener.rest(connection.address)
+        self._feedback.blame(connection.place, connection.messages, connection.refusing_since)
+        await self.close(connection)
 
     def leave(self, connection: Connection) -> None:
         """Let another connection take the place of one that waits for a late reply."""
@@ -124,14 +165,14 @@ class Pool:
     def drop(self, connection: Connection) -> None:
         """Close a connection at once."""
         connection.drop()
-        self._open.discard(connection)
-        self._returned.set()
-        self._feedback.disconnected(len(self._open))
+        self._changed.set()
+        self.leave(connection)
 
     async def close(self, *connections: Connection) -> None:
         """Say goodbye on connections that nobody uses, and close them."""
-        self._kept = [connection for connection in self._kept if connection not in connections]
-        await asyncio.gather(*(connection.quit() for connection in connections))
+        if connections:
+            self._kept = [connection for connection in self._kept if connection not in connections]
+            await asyncio.gather(*(connection.quit() for connection in connections))
         for connection in connections:
             self.drop(connection)
 
@@ -146,5 +187,7 @@ class Pool:
 
     async def close_all(self) -> None:
         """Close every kept connection, and what opening needs."""
+        for opening in self._openings:
+            opening.cancel()
         await self.close(*self._kept)
         await self._opener.close()

@@ -72,6 +72,11 @@ class Settler:
                     self._leases.discard(lease)
                 self._settled()
 
+    async def settled(self) -> None:
+        """Wait until what has been put until now is settled."""
+        if tasks := set(self._tasks):
+            await asyncio.wait(tasks)
+
     async def finish(self) -> None:
         """Wait until all is settled. If this is cancelled, give up."""
         try:

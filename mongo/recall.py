@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from mongo.document import IS_DATE, OURS, OUTBOX, JSONObject
 from mongo.errors import TooLarge
 from mongo.outbox import Outbox
-from mongo.owed import FLUSHED, IS_EMAIL, NO_TOKEN, has_type, rewrite
+from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, NO_TOKEN, has_type, rewrite
 
 PAGE: Final = 1000
 """Users whose e-mails are changed by one update."""
@@ -17,19 +17,16 @@ WAITS: Final = {
 }
 
 
-async def lift(outbox: Outbox, group: str) -> None:
-    """Let the e-mails fall due that wait for a stop. Raises a `StoreError`."""
-    await _let_fall_due(outbox, {"$eq": ["$$this.held", {"$literal": group}]}, {})
-
-
-async def lift_tried(outbox: Outbox, since: datetime, key: str | None) -> None:
-    """Let the e-mails fall due that were tried since a stop began; of one kind, if `key` is given.
+async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: str | None = None) -> None:
+    """Let the e-mails fall due that wait for a stop, and those that were tried since then; of one kind, if `key`.
 
     Raises a `StoreError`.
     """
-    of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
-    tried = {"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]}
-    await _let_fall_due(outbox, tried, {})
+    chosen: list[JSONObject] = [{"$eq": ["$$this.held", {"$literal": group}]}]
+    if since:
+        of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
+        chosen.append({"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]})
+    await _let_fall_due(outbox, {"$or": chosen}, {})
 
 
 async def flush(outbox: Outbox, user_id: str | None = None) -> int:
@@ -39,16 +36,32 @@ async def flush(outbox: Outbox, user_id: str | None = None) -> int:
 
 
 async def _let_fall_due(outbox: Outbox, chosen: JSONObject, change: JSONObject, key: JSONObject | None = None) -> int:
-    """Let the chosen e-mails fall due, a page at a time."""
-    number, users = 0, outbox.users
+    """Let the chosen e-mails fall due; return of how many users."""
     condition = {"$and": [WAITS, chosen]}
-    begin = key or {"notifier.due": IS_DATE}
     is_there = {"$expr": {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": condition}}}}
-    while page := await users.find({**begin, **OURS, **is_there}, {"_id": 1}, limit=PAGE):
-        found = {"_id": {"$in": [user["_id"] for user in page]}, **OURS}
-        try:
-            await users.update_many(found, rewrite(condition, {"next_at": outbox.era, **change}))
-        except TooLarge:  # because of one of them, in which nothing can be added
-            await users.update_many(found, rewrite(condition, {"next_at": outbox.era}))
-        number += len(page)
+    due = {"next_at": outbox.era}
+    changes = rewrite(condition, due | change), rewrite(condition, due)
+    return await _change(outbox, {**(key or {}), **OURS, **is_there}, *changes)
+
+
+async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
+    """Change the documents of the condition, a page at a time; return how many they were.
+
+    Pages follow the index, and what is changed moves to an earlier one, so each document is looked at once. Those of
+    which nothing is new come first. Where one of a page has no room for the first change, the page has the last one.
+    """
+    users, number = outbox.users, 0
+    for start, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):
+        begin: JSONObject | None = IS_DATE | ({"$gte": start} if start else {})
+        while begin:
+            rest = {"notifier.due": begin | end}
+            read = {"_id": 0, "notifier.due": 1}
+            last = await users.find(rest, read, sort="notifier.due", skip=PAGE - 1, limit=1, hint=outbox.due.hint)
+            due = [user["notifier"]["due"] for user in last]
+            page = {**condition, "notifier.due": begin | end | ({"$lte": due[0]} if due else {})}
+            try:
+                number += await users.update_many(page, changes[0])
+            except TooLarge:
+                number += await users.update_many(page, changes[-1])
+            begin = IS_DATE | {"$gt": due[0]} if due else None
     return number

@@ -44,6 +44,7 @@ class Documents:
         projection: Mapping[str, Any] | None = None,
         *,
         sort: str | None = None,
+        skip: int = 0,
         limit: int = 0,
         batch: int = 0,
         hint: str | None = None,
@@ -61,7 +62,7 @@ class Documents:
             cursor = collection.find(
                 filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, batch_size=batch, hint=hint
             )
-            return await (cursor.sort(sort) if sort else cursor).limit(limit).to_list(None)
+            return await (cursor.sort(sort) if sort else cursor).skip(skip).limit(limit).to_list(None)
 
         return await self.persist(attempt, deadline)
 
@@ -88,9 +89,10 @@ class Documents:
 
         return await self.persist(attempt, deadline)
 
-    async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
-        """Change all documents that match."""
-        await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+    async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> int:
+        """Change all documents that match; return how many those were at the last attempt."""
+        found = await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+        return int(found.matched_count)
 
     async def update_each(self, updates: Sequence[UpdateMany]) -> int:
         """Make several updates of many documents in one call; return how many documents they matched."""

@@ -8,15 +8,17 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sized
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from bson import ObjectId
 
-from mail.connection import Connection, Opener
+from mail.connection import Connection
 from mail.evidence import Evidence
 from mail.lease import Lease
 from mail.looks import VALID, Looks
+from mail.opening import Opener
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.verdicts import Verdict
@@ -255,8 +257,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def fill(window: Window) -> int:
     """Fill a window; return how many e-mails it took."""
     count = window.room()
+    email = OwedEmail(document_id=0, user_id="", id="", key="", at=datetime.now(UTC), tries=0, token="")
     for _ in range(count):
-        window.put(Lease(cast("OwedEmail", None), 0.0), urgent=False)
+        window.put(Lease(email, 0.0), urgent=False)
     return count
 
 

@@ -45,8 +45,10 @@ class Line:
     """A connection: how many messages it has borne, and which of two machines behind the name it leads to."""
 
     number: int
+    place: int
+    machine: int
     messages: int = 0
-    machine: int = 0
+    refusing_since: float | None = None
 
 
 @dataclass(eq=False)
@@ -244,7 +246,7 @@ class World:
         if fault := self.door(self.now, len(self.lines)):
             self.feedback.not_connected(fault)
             return fault
-        line = Line(next(self._order), machine=random.randrange(2))
+        line = Line(next(self._order), len(self.lines) + 1, random.randrange(2))
         self.lines.append(line)
         self.feedback.connected(len(self.lines))
         return line
@@ -255,40 +257,63 @@ class World:
         if outcome is None or outcome.stage is not Stage.CONNECT:
             self.feedback.reached()
         if outcome is None:
-            line.messages += 1
-        elif not first and self.feedback.may_be_a_limit(letter.mail, outcome):
+            line.messages, line.refusing_since = line.messages + 1, None
+            if line.messages == 1:
+                self.feedback.proved(line.place)
+        elif not first and self._may_be_the_connection(letter, outcome, line):
+            if outcome.broken or not line.messages:
+                self._after(line, outcome)
             return self._elsewhere(letter, began, (line, outcome))
         if first:
-            self._refusing_again(first[0], accepted=outcome is None)
-        if outcome and outcome.broken:
+            self._compare(first, line, accepted=outcome is None)
+        self._after(line, outcome)
+        return self._finish(letter, began, outcome or SENT)
+
+    def _may_be_the_connection(self, letter: Letter, outcome: Outcome, line: Line) -> bool:
+        if not self.feedback.may_be_the_connection(letter.mail, outcome, proven=line.messages > 0):
+            return False
+        if outcome.verdict is not Verdict.AMBIGUOUS:
+            return True
+        first_copy = letter.owed.copies == 0
+        letter.owed = replace(letter.owed, copies=max(1, letter.owed.copies))
+        return first_copy
+
+    def _after(self, line: Line, outcome: Outcome | None) -> None:
+        """Keep or close a connection on which an e-mail got this."""
+        if outcome and (outcome.broken or (outcome.worth_another_connection and not line.messages)):
             self._drop(line)
         else:
             self._keep(line)
-        return self._finish(letter, began, outcome or SENT)
 
     def _elsewhere(self, letter: Letter, began: float, first: tuple[Line, Outcome]) -> None:
         """Wait for a connection that has delivered, or else open one, as the pool does."""
-        refusing = first[0]
-        self.lines.remove(refusing)
-        better = [line for line in self._free if line.messages and line.messages < (refusing.messages or math.inf)]
-        if better:
+        failed, outcome = first
+        most = math.inf if not failed.messages else 0 if outcome.broken else failed.messages
+        if better := [line for line in self._free if 0 < line.messages < most]:
             self._free.remove(better[0])
             return self._converse(letter, began, better[0], first)
-        if not refusing.messages and any(line.messages for line in self.lines if line not in self._free):
+        if not failed.messages and any(line.messages for line in self.lines if line not in self._free):
             return self._asking.append((letter, began, first))
         other = self._connect()
-        if isinstance(other, Outcome):
-            self._refusing_again(refusing, accepted=False)
-            return self._finish(letter, began, first[1])
-        return self._converse(letter, began, other, first)
+        if isinstance(other, Line):
+            return self._converse(letter, began, other, first)
+        if failed in self.lines:
+            self._keep(failed)
+        return self._finish(letter, began, other if outcome.broken else outcome)
 
-    def _refusing_again(self, line: Line, *, accepted: bool) -> None:
-        if accepted:
-            self.feedback.disconnected(len(self.lines))
-            self.feedback.bore(line.messages)
-        else:
-            self.lines.append(line)
-            self._keep(line)
+    def _compare(self, first: tuple[Line, Outcome], other: Line, *, accepted: bool) -> None:
+        failed, outcome = first
+        if accepted and (outcome.code or not failed.messages):
+            self.feedback.blame(failed.place, failed.messages, failed.refusing_since)
+            if failed in self.lines:
+                self._drop(failed)
+        elif not accepted:
+            if not failed.messages and not other.messages:
+                self.feedback.refused_by_unproven()
+            failed.refusing_since = failed.refusing_since or self.now
+            other.refusing_since = other.refusing_since or self.now
+            if failed in self.lines:
+                self._keep(failed)
 
     def _keep(self, line: Line) -> None:
         if line.messages >= self.feedback.limits.messages:
@@ -304,7 +329,6 @@ class World:
         self.feedback.disconnected(len(self.lines))
         asking, self._asking = self._asking, []
         for letter, began, first in asking:
-            self.lines.append(first[0])
             self._elsewhere(letter, began, first)
 
     def _finish(self, letter: Letter, began: float, outcome: Outcome) -> None:

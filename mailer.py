@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -89,43 +89,44 @@ class Mailer:
             return judge(exc, Stage.CONNECT)
 
     async def _send(self, lease: Lease, to: str, render: Render) -> Outcome | None:
-        """Send over one connection, and at once over another if the first may be at fault. Raises `FAULTS`."""
+        """Send over one connection, and at once over another if that one may be at fault. Raises `FAULTS`."""
+        failed: dict[Connection, Outcome] = {}
         connection = await self.pool.take()
-        proven = connection.messages > 0
-        outcome = await self._converse(connection, lease, to, render)
-        if outcome is None or outcome.verdict is Verdict.SENT:
-            return outcome
-        if outcome.verdict is Verdict.AMBIGUOUS:
+        while True:
+            proven = connection.messages > 0
+            outcome = await self._converse(connection, lease, to, render)
+            if outcome is None or outcome.verdict is Verdict.SENT or len(failed) > 1 or (failed and proven):
+                break
+            if not self._feedback.may_be_the_connection(lease.mail, outcome, lease.email.copies, proven=proven):
+                break
+            failed[connection] = outcome
+            try:
+                connection = await self.pool.another(connection)
+            except FAULTS as exc:
+                if outcome.broken and outcome.verdict is not Verdict.AMBIGUOUS:
+                    outcome = judge(exc, Stage.CONNECT)
+                break
+            if outcome.verdict is Verdict.AMBIGUOUS:
+                lease.email = replace(lease.email, copies=1)
+        await self._compare(failed, connection, outcome)
+        if outcome and outcome.verdict is Verdict.AMBIGUOUS:
             await self.pool.ask_whether_the_server_lives()
-        if not self._feedback.may_be_the_connection(lease.mail, outcome, proven=proven):
-            return outcome
-        if outcome.verdict is Verdict.AMBIGUOUS:
-            if lease.email.copies or outcome.timed_out:
-                return outcome
-            lease.email = replace(lease.email, copies=1)
-        try:
-            other = await self.pool.another(connection)
-        except FAULTS:
-            if outcome.broken:
-                raise
-            self.pool.keep(connection)
-            return outcome
-        again = await self._converse(other, lease, to, render)
-        await self._compare(connection, outcome, other, again)
-        return again
+        return outcome
 
-    async def _compare(self, one: Connection, outcome: Outcome, other: Connection, again: Outcome | None) -> None:
-        """Judge two connections by what became of a message on each. The first one did not take it."""
-        if again and again.verdict is Verdict.SENT:
-            if outcome.code or not one.messages:  # else the server had closed it
-                await self.pool.blame(one)
-            return
-        if not outcome.broken:
-            self.pool.keep(one)
-        if not one.messages and not other.messages:
-            self._feedback.refused_by_unproven()
-        for connection in (one, other):
-            connection.refusing_since = connection.refusing_since or time.monotonic()
+    async def _compare(self, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None) -> None:
+        """Judge the connections on which a message failed by what became of it on the last one."""
+        if outcome and outcome.verdict is Verdict.SENT:
+            for connection, fault in failed.items():
+                if fault.code or not connection.messages:  # else the server had closed it
+                    await self.pool.blame(connection)
+        elif failed:
+            if not any(connection.messages for connection in (*failed, last)):
+                self._feedback.refused_by_unproven()
+            for connection in (*failed, last):
+                connection.refusing_since = connection.refusing_since or time.monotonic()
+            for connection, fault in failed.items():
+                if not fault.broken:
+                    self.pool.keep(connection)
 
     async def _converse(self, connection: Connection, lease: Lease, to: str, render: Render) -> Outcome | None:
         if fault := await self._guard(connection, connection.begin()):
@@ -197,7 +198,7 @@ class Mailer:
             self.pool.drop(connection)
             return None
         await self._hand_over(connection, message, lease)
-        self.pool.keep(connection)
+        self.pool.delivered(connection)
         return SENT
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
@@ -219,8 +220,6 @@ class Mailer:
             await connection.hand_over(message)
         finally:
             timer.cancel()
-        if connection.messages == 1:
-            self._feedback.proved(connection.place)
 
     def _let_others_go_on(self, connection: Connection, lease: Lease) -> None:
         self._late(lease)

@@ -100,8 +100,6 @@ class Connection:
     pipelines: bool = False
     address: Address | None = None
     """That of the server's addresses to which it leads."""
-    place: int = 1
-    """How many connections were open when it was, itself included."""
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
     messages: int = 0

@@ -68,7 +68,7 @@ class Feedback:
             self.evidence.unreachable(fault.quote, hard=fault.verdict is Verdict.CONFIGURATION, now=now)
         self._changed()
 
-    def may_be_the_connection(self, mail: Mail, outcome: Outcome, *, proven: bool) -> bool:
+    def may_be_the_connection(self, mail: Mail, outcome: Outcome, copies: int, *, proven: bool) -> bool:
         """Return whether a message should be sent over another connection at once: this one may be at fault.
 
         Servers close connections unasked, and limit connections, and messages on each, in odd words. One that is not
@@ -78,21 +78,19 @@ class Feedback:
             return outcome.worth_a_new_connection
         if self.evidence.stops_of(mail):
             return False
+        if outcome.verdict is Verdict.AMBIGUOUS:
+            return not copies and not outcome.timed_out
         return outcome.broken or (outcome.worth_another_connection and not self.pace.explains(outcome.status))
 
-    def proved(self, place: int) -> None:
-        """Note that the connection at this place has delivered its first message."""
-        self.limits.proved(place)
+    def blame(self, messages: int, proven: int, refusing_since: float | None) -> None:
+        """Note that a connection which has borne so many messages did not take one that another took at once.
 
-    def blame(self, place: int, messages: int, refusing_since: float | None) -> None:
-        """Note that another connection took a message at once that the one at this place, with so many, did not.
-
-        So what it has refused since it last took any is tried again at once.
+        So what it has refused since it last took any is tried again at once. `proven` is how many have delivered.
         """
         if messages:
             self.limits.worn_out(messages)
         else:
-            self.limits.refused(place, time.monotonic())
+            self.limits.refused(proven + 1, time.monotonic())
         if refusing_since is not None:
             self._again(LINE, refusing_since)
 

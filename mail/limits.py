@@ -14,7 +14,7 @@ from typing import Final
 
 AT_ONCE: Final = 5
 """Connections that are opened without waiting for acceptances, once a first login has worked."""
-REFUSALS: Final = 5
+REFUSALS: Final = 8
 MOST_REFUSALS: Final = 20
 """Refused connections in a row, while others are open, that count as the limit: twice as many after each mistake."""
 FIRST_PAUSE: Final = 0.5
@@ -27,10 +27,7 @@ MESSAGES: Final = 100
 
 
 class Limits:
-    """The limits of connections and of messages. `open` and `opening` are how many connections there are now.
-
-    A connection's place is how many were open when it was, itself included.
-    """
+    """The limits of connections and of messages. `open` and `opening` are how many connections there are now."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -45,10 +42,10 @@ class Limits:
         self._worked = False
         self._refused = 0
         self._enough = REFUSALS
-        self._refused_place = math.inf
+        self._too_many = math.inf
         self._pause = 0.0
         self._retry_at = 0.0
-        self._one_more = 0
+        self._one_more = False
 
     def wait(self, now: float) -> float | None:
         """Return the seconds until another connection may be opened; `None` if that depends on those that are open."""
@@ -73,31 +70,31 @@ class Limits:
         if not self._worked:
             self._worked, self.allowed = True, min(AT_ONCE, self._most)
         elif self.open > self.allowed:
-            self._one_more, self._retry_at = self.open, now + self._pause
+            self._one_more, self._retry_at = True, now + self._pause
 
     def accepted(self) -> None:
         """Note that a message was accepted."""
         if self._worked and not self.found:
             self.allowed = min(self.allowed + 1, self._most)
 
-    def proved(self, place: int) -> None:
-        """Note that the first message on a connection was accepted."""
+    def proved(self, number: int) -> None:
+        """Note that the first message on a connection was accepted, the last of so many that have delivered."""
         self._refused = 0
-        if place >= self._refused_place:
-            self.found, self._pause, self._refused_place = False, 0.0, math.inf
+        if number >= self._too_many:  # it was no limit
+            self.found, self._pause, self._too_many = False, 0.0, math.inf
             self._enough = min(2 * self._enough, MOST_REFUSALS)
-        elif place > self.allowed:
-            self.allowed, self._pause = place, 0.0
+        elif number > self.allowed:
+            self.allowed, self._pause = number, 0.0
 
-    def refused(self, place: int, now: float) -> None:
-        """Note that a further connection was refused, before it had proved itself."""
+    def refused(self, number: int, now: float) -> None:
+        """Note that a connection was refused before it had proved itself, so that there are not so many."""
         self._refused += 1
-        self._refused_place = min(self._refused_place, place)
+        self._too_many = min(self._too_many, number)
         if not self.found and self._refused < self._enough:
             return
-        self.found, self.allowed = True, max(1, self.open)
-        if now >= self._retry_at or place == self._one_more:  # others were under way already
-            self._one_more = 0
+        self.found, self.allowed = True, max(1, number - 1)
+        if now >= self._retry_at or self._one_more:  # else it was under way already
+            self._one_more = False
             self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
             self._retry_at = now + self._pause
 
@@ -105,7 +102,7 @@ class Limits:
         """Note that the server cannot be reached at all: what looked like its limit was an outage."""
         if self.found:
             self.found, self.allowed = False, min(AT_ONCE, self._most)
-        self._refused, self._pause, self._refused_place = 0, 0.0, math.inf
+        self._refused, self._pause, self._too_many = 0, 0.0, math.inf
 
     def worn_out(self, messages: int) -> None:
         """Note that a connection refused a message that another took at once, after it had borne so many."""

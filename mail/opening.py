@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from aiohappyeyeballs import start_connection
@@ -79,14 +80,15 @@ class Opener:
         """Send commands one by one for some time, which shows what each is answered."""
         self._one_by_one_until = time.monotonic() + PIPELINING_PAUSE
 
-    async def open(self) -> Connection:
+    async def open(self, tries: int = 1) -> Connection:
         """Open a connection. If that fails, try the server's other addresses, unless they have failed lately.
 
-        Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network.
+        If they have, a server that refuses at once is asked so many times. Raises `SMTPFault`, and the errors of
+        aiosmtplib, ssl and the network.
         """
         if self.tokens:
-            return await self.tokens.try_with(self._open_somewhere)
-        return await self._open_somewhere(self._settings.smtp_password or "")
+            return await self.tokens.try_with(partial(self._open_somewhere, tries))
+        return await self._open_somewhere(tries, self._settings.smtp_password or "")
 
     async def close(self) -> None:
         """Close what opening needs."""
@@ -98,17 +100,21 @@ class Opener:
         if address:
             self._resting[address] = time.monotonic() + ADDRESS_REST
 
-    async def _open_somewhere(self, secret: str) -> Connection:
+    async def _open_somewhere(self, tries: int, secret: str) -> Connection:
         for _ in range(ADDRESSES):
             attempt = Attempt()
             try:
                 return await self._open_in_time(attempt, secret)
             except SMTPAuthenticationError:  # which another address would refuse as well
                 raise
-            except (SMTPException, SMTPFault, OSError):
-                self.rest(attempt.address)
-                if attempt.address is None or all(map(self._rests, await self._addresses())):
+            except (SMTPException, SMTPFault, OSError) as exc:
+                if attempt.address is None:
                     raise
+                self.rest(attempt.address)
+                if all(map(self._rests, await self._addresses())):
+                    tries -= 1
+                    if not tries or isinstance(exc, SMTPFault):
+                        raise
         return await self._open_in_time(Attempt(), secret)
 
     def _rests(self, info: AddressInfo) -> float:

@@ -18,6 +18,8 @@ from mail.verdicts import Stage
 
 IDLE_INTERVAL: Final = 1.0
 """Seconds between two looks for kept connections that are not needed."""
+FIRST_TRIES: Final = 3
+"""Times that the server is asked for a first connection: one of several machines may be broken."""
 FAULTS: Final = (SMTPException, SMTPFault, OSError, ValueError)
 """What ends a conversation."""
 
@@ -31,6 +33,8 @@ class Pool:
         self._limits = feedback.limits
         self._open: set[Connection] = set()
         self._kept: list[Connection] = []
+        self._aside: set[Connection] = set()
+        """Those that have refused a message which another is asked to take."""
         self._openings: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
@@ -67,17 +71,18 @@ class Pool:
         It is for the caller to `keep` or to `close` it.
         """
         if not failed.messages:
-            return await self._proven() or await self.connect()
+            return await self._one_proven() or await self.connect()
         fresher = None
         if failed in self._kept:  # it has refused the message; else it broke, and so may have all others
             self._kept.remove(failed)
+            self._aside.add(failed)
             fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages)
         return fresher or await self.connect()
 
-    async def _proven(self) -> Connection | None:
+    async def _one_proven(self) -> Connection | None:
         """Wait for a connection that has delivered; `None` if none is in use any more."""
         while not (found := self._take_if(lambda kept: kept.messages > 0)):
-            if not any(connection.messages for connection in self._open.difference(self._kept)):
+            if not any(connection.messages for connection in self._open.difference(self._kept, self._aside)):
                 return None
             await self._change()
         return found
@@ -122,14 +127,13 @@ class Pool:
     async def _open_counted(self) -> Connection:
         """Open a connection that `limits` count already."""
         try:
-            connection = await self._opener.open()
+            connection = await self._opener.open(1 if self._open else FIRST_TRIES)
         except FAULTS as exc:
             self._feedback.not_connected(judge(exc, Stage.CONNECT))
             raise
         finally:
             self._limits.opening -= 1
         self._open.add(connection)
-        connection.place = len(self._open)
         self._feedback.connected(len(self._open))
         return connection
 
@@ -139,7 +143,18 @@ class Pool:
             with contextlib.suppress(*FAULTS):
                 self.keep(await self.connect())
 
+    @property
+    def _proven(self) -> int:
+        """Number of open connections that have delivered."""
+        return sum(connection.messages > 0 for connection in self._open)
+
     # --- afterwards --------------------------------------------------------------------------------
+
+    def delivered(self, connection: Connection) -> None:
+        """Note that a message was accepted; keep the connection for the next one."""
+        if connection.messages == 1:
+            self._limits.proved(self._proven)
+        self.keep(connection)
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection for the next e-mail, unless another has taken its place."""
@@ -147,6 +162,7 @@ class Pool:
             self.drop(connection)
             return
         connection.used = time.monotonic()
+        self._aside.discard(connection)
         self._kept.append(connection)
         self._changed.set()
 
@@ -154,12 +170,13 @@ class Pool:
         """Close a connection that has refused a message which another took at once. Its machine may be broken."""
         if not connection.messages:
             self._opener.rest(connection.address)
-        self._feedback.blame(connection.place, connection.messages, connection.refusing_since)
+        self._feedback.blame(connection.messages, self._proven, connection.refusing_since)
         await self.close(connection)
 
     def leave(self, connection: Connection) -> None:
         """Let another connection take the place of one that waits for a late reply."""
         self._open.discard(connection)
+        self._aside.discard(connection)
         self._feedback.disconnected(len(self._open))
 
     def drop(self, connection: Connection) -> None:

@@ -41,7 +41,9 @@ async def _let_fall_due(outbox: Outbox, chosen: JSONObject, change: JSONObject, 
     is_there = {"$expr": {"$anyElementTrue": {"$map": {"input": OUTBOX, "in": condition}}}}
     due = {"next_at": outbox.era}
     changes = rewrite(condition, due | change), rewrite(condition, due)
-    return await _change(outbox, {**(key or {}), **OURS, **is_there}, *changes)
+    if key:
+        return await outbox.users.update_many({**key, **OURS, **is_there}, changes[0])
+    return await _change(outbox, OURS | is_there, *changes)
 
 
 async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
@@ -51,17 +53,23 @@ async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str
     which nothing is new come first. Where one of a page has no room for the first change, the page has the last one.
     """
     users, number = outbox.users, 0
-    for start, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):
-        begin: JSONObject | None = IS_DATE | ({"$gte": start} if start else {})
-        while begin:
-            rest = {"notifier.due": begin | end}
-            read = {"_id": 0, "notifier.due": 1}
-            last = await users.find(rest, read, sort="notifier.due", skip=PAGE - 1, limit=1, hint=outbox.due.hint)
-            due = [user["notifier"]["due"] for user in last]
-            page = {**condition, "notifier.due": begin | end | ({"$lte": due[0]} if due else {})}
+    for begin, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):
+        after: JSONObject = {"$gte": begin} if begin else {}
+        seen: list[object] = []
+        while True:
+            rest = {"notifier.due": IS_DATE | after | end, "_id": {"$nin": seen}}
+            page = await users.find(rest, {"notifier.due": 1}, sort="notifier.due", limit=PAGE, hint=outbox.due.hint)
+            chosen = condition | {"_id": {"$in": [user["_id"] for user in page]}}
             try:
-                number += await users.update_many(page, changes[0])
+                number += await users.update_many(chosen, changes[0])
             except TooLarge:
-                number += await users.update_many(page, changes[-1])
-            begin = IS_DATE | {"$gt": due[0]} if due else None
+                number += await users.update_many(chosen, changes[-1])
+            if len(page) < PAGE:
+                break
+            last = page[-1]["notifier"]["due"]
+            seen = [
+                *(seen if after == {"$gte": last} else ()),
+                *(u["_id"] for u in page if u["notifier"]["due"] == last),
+            ]
+            after = {"$gte": last}
     return number

@@ -44,7 +44,6 @@ class Documents:
         projection: Mapping[str, Any] | None = None,
         *,
         sort: str | None = None,
-        skip: int = 0,
         limit: int = 0,
         batch: int = 0,
         hint: str | None = None,
@@ -62,7 +61,7 @@ class Documents:
             cursor = collection.find(
                 filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, batch_size=batch, hint=hint
             )
-            return await (cursor.sort(sort) if sort else cursor).skip(skip).limit(limit).to_list(None)
+            return await (cursor.sort(sort) if sort else cursor).limit(limit).to_list(None)
 
         return await self.persist(attempt, deadline)
 

@@ -69,7 +69,6 @@ async def test_what_a_stop_held_falls_due_in_its_era_and_nothing_else_does(store
     assert {email.key for email in await claim(store)} == {"new_login"}
 
 
-@pytest.mark.parametrize("key", ["new_login", None])
 async def test_all_pages_of_what_waits_fall_due(store: Store, database: DB, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of users who are owed something new as well, too, and however many fell due at the same moment."""
     monkeypatch.setattr("mongo.recall.PAGE", 2)
@@ -78,7 +77,8 @@ async def test_all_pages_of_what_waits_fall_due(store: Store, database: DB, monk
     emails = [email for _ in range(9) for email in await store.outbox.claim(3, 60)]
     for email in emails:
         await store.outbox.hold(email, 3600, "stopped", held="line")
-    same = {"notifier.due": database.users.find_one({}, sort=[("notifier.due", -1)])["notifier"]["due"]}
+    *_, last = database.users.find().sort("notifier.due")
+    same = {"notifier.due": last["notifier"]["due"]}
     database.users.update_many({"_id": {"$gte": ObjectId(f"{4:024x}")}}, {"$set": same})
     await store.create(Create(f"{0:024x}", SPECIFIED["registration"]))
     await recall.lift(store.outbox, "line")
@@ -86,6 +86,7 @@ async def test_all_pages_of_what_waits_fall_due(store: Store, database: DB, monk
     assert len(owed(database)) == len(emails) + 1
 
 
+@pytest.mark.parametrize("key", ["new_login", None])
 async def test_what_was_tried_since_a_stop_began_falls_due(store: Store, key: str | None) -> None:
     for email in await claim(store):
         await store.outbox.retry(email, 3600, "554", tries=0)

@@ -95,7 +95,10 @@ class Mailer:
         while True:
             proven = connection.messages > 0
             outcome = await self._converse(connection, lease, to, render)
-            if outcome is None or outcome.verdict is Verdict.SENT or len(failed) > 1 or (failed and proven):
+            if outcome is None or outcome.verdict is Verdict.SENT:
+                break
+            # A third one is asked if one that has delivered and a new one have failed.
+            if len(failed) > 1 or (failed and (proven or not any(other.messages for other in failed))):
                 break
             if not self._feedback.may_be_the_connection(lease.mail, outcome, lease.email.copies, proven=proven):
                 break

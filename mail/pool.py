@@ -71,18 +71,20 @@ class Pool:
         It is for the caller to `keep` or to `close` it.
         """
         if not failed.messages:
+            self._opener.rest(failed.address)
             return await self._one_proven() or await self.connect()
         fresher = None
         if failed in self._kept:  # it has refused the message; else it broke, and so may have all others
             self._kept.remove(failed)
             self._aside.add(failed)
-            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages)
+            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages and kept.refusing_since is None)
         return fresher or await self.connect()
 
     async def _one_proven(self) -> Connection | None:
         """Wait for a connection that has delivered; `None` if none is in use any more."""
-        while not (found := self._take_if(lambda kept: kept.messages > 0)):
-            if not any(connection.messages for connection in self._open.difference(self._kept, self._aside)):
+        while not (found := self._take_if(lambda kept: kept.messages > 0 and kept.refusing_since is None)):
+            in_use = self._open.difference(self._kept, self._aside)
+            if not any(connection.messages for connection in in_use):
                 return None
             await self._change()
         return found
@@ -167,9 +169,7 @@ class Pool:
         self._changed.set()
 
     async def blame(self, connection: Connection) -> None:
-        """Close a connection that has refused a message which another took at once. Its machine may be broken."""
-        if not connection.messages:
-            self._opener.rest(connection.address)
+        """Close a connection that has refused a message which another took at once."""
         self._feedback.blame(connection.messages, self._proven, connection.refusing_since)
         await self.close(connection)
 

@@ -92,13 +92,13 @@ async def test_once_one_connection_works_the_others_open_at_the_same_time(
 ) -> None:
     opening, most, open_connection = 0, [], Opener.open
 
-    async def slow(opener: Opener) -> Connection:
+    async def slow(opener: Opener, tries: int = 1) -> Connection:
         nonlocal opening
         opening += 1
         most.append(opening)
         await asyncio.sleep(0.3)
         opening -= 1
-        return await open_connection(opener)
+        return await open_connection(opener, tries)
 
     monkeypatch.setattr(Opener, "open", slow)
     async with owing(settings, dict.fromkeys(ids(30), 1), SPECIFIED["registration"]):

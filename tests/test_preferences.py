@@ -272,10 +272,10 @@ async def test_i12_an_opt_out_stops_an_email_that_waits_for_a_connection(
     opening, release = asyncio.Event(), asyncio.Event()
     open_connection = Opener.open
 
-    async def slow(opener: Opener) -> Connection:
+    async def slow(opener: Opener, tries: int = 1) -> Connection:
         opening.set()
         await release.wait()
-        return await open_connection(opener)
+        return await open_connection(opener, tries)
 
     monkeypatch.setattr(Opener, "open", slow)
     client = await start(**kinds)

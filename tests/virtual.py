@@ -49,7 +49,6 @@ class Line:
     machine: int
     messages: int = 0
     refusing_since: float | None = None
-    delivered: float = 0.0
 
 
 Failed = tuple[tuple[Line, Outcome], ...]
@@ -265,12 +264,12 @@ class World:
         if outcome is None or outcome.stage is not Stage.CONNECT:
             self.feedback.reached()
         if outcome is None:
-            line.messages, line.refusing_since, line.delivered = line.messages + 1, None, self.now
+            line.messages, line.refusing_since = line.messages + 1, None
             if line.messages == 1:
                 self.feedback.limits.proved(self._proven)
-        elif len(failed) < (1 if line.messages else 2) and self.feedback.may_be_the_connection(
-            letter.mail, outcome, letter.owed.copies, proven=line.messages > 0
-        ):
+        elif (
+            not failed or (len(failed) == 1 and failed[0][0].messages > 0 == line.messages)
+        ) and self.feedback.may_be_the_connection(letter.mail, outcome, letter.owed.copies, proven=line.messages > 0):
             if outcome.verdict is Verdict.AMBIGUOUS:
                 letter.owed = replace(letter.owed, copies=1)
             if outcome.broken or not line.messages:
@@ -291,10 +290,9 @@ class World:
         """Wait for a connection that has delivered, or else open one, as the pool does."""
         last, outcome = failed[-1]
         most = math.inf if not last.messages else 0 if outcome.broken else last.messages
-        if better := [line for line in self._free if 0 < line.messages < most]:
-            best = max(better, key=lambda line: line.delivered)
-            self._free.remove(best)
-            return self._converse(letter, began, best, failed)
+        if better := [line for line in self._free if 0 < line.messages < most and line.refusing_since is None]:
+            self._free.remove(better[-1])
+            return self._converse(letter, began, better[-1], failed)
         aside = {line for *_, others in [*self._asking, (letter, began, failed)] for line, _ in others}
         if not last.messages and any(line.messages for line in {*self.lines} - {*self._free} - aside):
             return self._asking.append((letter, began, failed))

@@ -27,8 +27,7 @@ from mail.lease import Lease, Leases
 from mail.looks import Looks
 from mail.renderer import RenderingEnded
 from mail.replies import Outcome
-from mail.settlement import Settlements
-from mail.settler import UNSETTLED, Settler
+from mail.settlement import UNSETTLED, Settlements, Settler
 from mail.stops import Group
 from mail.templates import Content, RenderError, Templates, content_of
 from mail.unsubscribe import Links

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from mail.claimer import Window
 from mail.connection import Connection
 from mail.evidence import Evidence
 from mail.lease import Lease
@@ -22,7 +23,6 @@ from mail.opening import Opener
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.verdicts import Verdict
-from mail.window import Window
 from mongo.owed import NO_TOKEN, OwedEmail
 from mongo.requests import Create
 from ops.kinds import SPECIFIED, Kind

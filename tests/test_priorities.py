@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from mail.claimer import Window
 from mail.lease import Lease
-from mail.window import Window
 from mongo.owed import OwedEmail
 from mongo.requests import Create, CreateMany
 from ops.kinds import Kind

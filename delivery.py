@@ -26,8 +26,7 @@ from mail.feedback import Feedback
 from mail.lease import Lease, Leases
 from mail.looks import Looks
 from mail.replies import Outcome
-from mail.settlement import Settlements
-from mail.settler import UNSETTLED, Settler
+from mail.settlement import UNSETTLED, Settlements, Settler
 from mail.stops import Group
 from mail.templates import Content, RenderError, RenderingEnded, Templates, content_of
 from mail.unsubscribe import Links
@@ -100,6 +99,9 @@ class Delivery:
         self._mailer = Mailer(settings, self._feedback, self._looks, self._replace)
         self._replaced = 0
         self._stopped = False
+        self._lifting = False
+        self._lifts: dict[Group, float | None] = {}
+        """The groups whose e-mails are to fall due, and since when they were tried in vain."""
         self._claiming: asyncio.Task[None] | None = None
         self._workers: set[asyncio.Task[None]] = set()
         self._helpers: set[asyncio.Task[None]] = set()
@@ -237,12 +239,26 @@ class Delivery:
 
     def _changed(self) -> None:
         """Let workers and claimer see what may be sent now."""
-        self._owed.set()
+        if self._evidence.stops:
+            self._owed.set()
         self._wake_workers()
 
     def _lift(self, group: Group, since: float | None) -> None:
         """Let the e-mails go on that waited for a stop which is over."""
-        self._help(self._settlements.lift(group, since))
+        earlier = self._lifts.get(group)
+        self._lifts[group] = since if earlier is None else min(earlier, since or earlier)
+        self._owed.set()
+        if not self._lifting:
+            self._lifting = True
+            self._help(self._lift_all())
+
+    async def _lift_all(self) -> None:
+        while self._lifts:
+            await self._settler.settled()  # or those under way would be missed
+            group, since = self._lifts.popitem()
+            await self._settlements.lift(group, since)
+            self._owed.set()
+        self._lifting = False
 
     def _revive(self, group: Group) -> None:
         self._help(self._settlements.revive(group))

@@ -7,17 +7,20 @@ RFC 6531 (SMTPUTF8).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from aiosmtplib import SMTPResponseException
 from marshmallow import ValidationError
 
 from config.address import envelope_address
-from mail.connection import Connection, Opener
+from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.message import Sender, compose, sender_of
+from mail.opening import Opener
 from mail.pool import FAULTS, Pool
 from mail.replies import Outcome, SMTPFault, judge
 from mail.templates import Content
@@ -26,12 +29,10 @@ from mongo.owed import OwedEmail
 from mongo.suppression import Suppression
 from settings import Settings
 
-REPLY_TIMEOUT: Final = 600.0
-"""Seconds to wait for the reply to a message (RFC 5321, section 4.5.3.2.6). To give up earlier is to send the e-mail
-again although the server may have accepted it."""
 LATE: Final = 30.0
 """Seconds after which a message without a reply lets others go on."""
 
+SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
 MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
 READ: Final = Outcome(verdict=Verdict.READ, status="nothing to tell", stage=Stage.CONNECT)
 Render = Callable[[Lease], Awaitable[Content]]
@@ -68,8 +69,7 @@ class Mailer:
     async def send(self, lease: Lease, render: Render) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
-        Raises only what `render` raises, and when its task is cancelled. Then the server may have accepted the message
-        if `lease.sending`.
+        Raises only what `render` raises, and when its task is cancelled.
         """
         if lease.email.ids and not await self._is_wanted(lease):  # what was read makes no dead letter
             return _unwanted(lease)
@@ -89,38 +89,50 @@ class Mailer:
             return judge(exc, Stage.CONNECT)
 
     async def _send(self, lease: Lease, to: str, render: Render) -> Outcome | None:
-        """Send over a kept connection or a new one; if the fault may be the connection's, over another at once."""
-        kept = await self.pool.take()
-        connection = kept or await self.pool.connect()
-        borne, outcome = connection.messages, await self._converse(connection, lease, to, render)
-        if outcome is None:
-            return None
-        if outcome.verdict is Verdict.AMBIGUOUS:
-            await self.pool.ask_whether_the_server_lives()
-        if kept and outcome.worth_a_new_connection:
-            again = await self._converse(await self.pool.connect(), lease, to, render)
-        elif self._feedback.may_be_a_limit(lease.mail, outcome):
+        """Send over one connection, and at once over another if that one may be at fault. Raises `FAULTS`."""
+        failed: dict[Connection, Outcome] = {}
+        connection = await self.pool.take()
+        while True:
+            proven = connection.messages > 0
+            outcome = await self._converse(connection, lease, to, render)
+            if outcome is None or outcome.verdict is Verdict.SENT:
+                break
+            # A third one is asked if one that has delivered and a new one have failed.
+            if len(failed) > 1 or (failed and (proven or not any(other.messages for other in failed))):
+                break
+            if not self._feedback.may_be_the_connection(lease.mail, outcome, lease.email.copies, proven=proven):
+                break
+            failed[connection] = outcome
             try:
-                again = await self._send_elsewhere(connection, lease, to, render)
-            except FAULTS:
-                return outcome
-        else:
-            return outcome
-        if again and again.verdict is Verdict.SENT and outcome.code:
-            self._feedback.bore(borne)
-        return again
+                connection = await self.pool.another(connection)
+            except FAULTS as exc:
+                if outcome.broken and outcome.verdict is not Verdict.AMBIGUOUS:
+                    outcome = judge(exc, Stage.CONNECT)
+                break
+            if outcome.verdict is Verdict.AMBIGUOUS:
+                lease.email = replace(lease.email, copies=1)
+        await self._compare(failed, connection, outcome)
+        if outcome and outcome.verdict is Verdict.AMBIGUOUS:
+            await self.pool.ask_whether_the_server_lives()
+        return outcome
 
-    async def _send_elsewhere(self, refusing: Connection, lease: Lease, to: str, render: Render) -> Outcome | None:
-        """Send over another connection. Raises `FAULTS` if there is none."""
-        async with self.pool.other_than(refusing) as other:
-            again = await self._converse(other, lease, to, render)
-            if again and again.verdict is Verdict.SENT:
-                await self.pool.close(refusing)
-            return again
+    async def _compare(self, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None) -> None:
+        """Judge the connections on which a message failed by what became of it on the last one."""
+        if outcome and outcome.verdict is Verdict.SENT:
+            for connection, fault in failed.items():
+                if fault.code or not connection.messages:  # else the server had closed it
+                    await self.pool.blame(connection)
+        elif failed:
+            if not any(connection.messages for connection in (*failed, last)):
+                self._feedback.refused_by_unproven()
+            for connection in (*failed, last):
+                connection.refusing_since = connection.refusing_since or time.monotonic()
+            for connection, fault in failed.items():
+                if not fault.broken:
+                    self.pool.keep(connection)
 
     async def _converse(self, connection: Connection, lease: Lease, to: str, render: Render) -> Outcome | None:
-        lease.sending, connection.stage = False, Stage.CONNECT
-        if connection.refused and (fault := await self._guard(connection, self._reset(connection))):
+        if fault := await self._guard(connection, connection.begin()):
             return fault
         try:
             content = await self._prepare(lease, render)
@@ -155,38 +167,23 @@ class Mailer:
         except FAULTS as exc:
             outcome = judge(exc, self._stage(connection, exc))
             # After any other fault, the server's next reply may belong to an old command.
-            if outcome.code and outcome.tried and not outcome.broken:
+            if not outcome.code or not outcome.tried or outcome.broken:
+                self.pool.drop(connection)
+            elif outcome.worth_another_connection and not connection.messages:
+                await self.pool.close(connection)  # it may lead to a broken machine
+            else:
                 connection.refused = True
                 self.pool.keep(connection)
-            else:
-                self.pool.drop(connection)
             return outcome
         except BaseException:
             self.pool.drop(connection)
             raise
 
-    async def _reset(self, connection: Connection) -> None:
-        await connection.reset(self._settings.smtp_command_timeout)
-
     async def _hand_in(self, connection: Connection, lease: Lease, to: str, content: Content) -> Outcome | None:
-        """Hand a message to the server; `None` if its lease ends meanwhile."""
+        """Hand a message to the server: MAIL, RCPT, DATA; `None` if its lease ends meanwhile."""
         option = self._option(connection, to)
         message = _as_bytes(lease.email, self._sender, to, content)
-        if not await self._say_envelope(connection, lease, to, option):
-            self.pool.drop(connection)
-            return None
-        connection.stage, lease.sending = Stage.DATA, True
-        await self._hand_over(connection, message, lease)
-        connection.messages += 1
-        self.pool.keep(connection)
-        return Outcome(verdict=Verdict.SENT, status="250")
-
-    async def _say_envelope(self, connection: Connection, lease: Lease, to: str, option: str) -> bool:
-        """Say MAIL, RCPT and DATA: all at once to a server that pipelines (RFC 2920).
-
-        Return `False` if the lease ends meanwhile.
-        """
-        # With an option for the sake of its recipient, the first command is about this e-mail.
+        # If only the recipient needs an option, a refused MAIL concerns this e-mail.
         first = Stage.RCPT if option and self._sender.is_ascii else Stage.MAIL
         commands = {
             f"MAIL FROM:<{self._sender.envelope}>{option}": (first, 2),
@@ -194,18 +191,18 @@ class Mailer:
             "DATA": (Stage.DATA_COMMAND, 3),
         }
         connection.stage = first
-        connection.together = connection.pipelines and self._opener.pipelining
-        if connection.together:
-            connection.send(*commands)
+        connection.prepare(*commands, together=self._opener.pipelining)
         for command, (stage, kind) in commands.items():
             if not lease.held:
-                return False
-            connection.stage = stage
-            if not connection.together:
-                connection.send(command)
-            await connection.reply(kind, self._settings.smtp_command_timeout)
+                break
+            await connection.say(command, stage, kind)
             self._feedback.reached()
-        return lease.held
+        if not lease.held:
+            self.pool.drop(connection)
+            return None
+        await self._hand_over(connection, message, lease)
+        self.pool.delivered(connection)
+        return SENT
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
         """Return how far a conversation had come that failed.
@@ -221,10 +218,9 @@ class Mailer:
         return Stage.RCPT if kind is None and stage is Stage.MAIL else stage
 
     async def _hand_over(self, connection: Connection, message: bytes, lease: Lease) -> None:
-        """Send the message and wait for the reply as long as RFC 5321 asks. Raises aiosmtplib's errors."""
         timer = asyncio.get_running_loop().call_later(LATE, self._let_others_go_on, connection, lease)
         try:
-            await connection.end_message(message, REPLY_TIMEOUT)
+            await connection.hand_over(message)
         finally:
             timer.cancel()
 

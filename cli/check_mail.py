@@ -18,11 +18,12 @@ from aiosmtplib import SMTPException, SMTPResponseException
 from bson import ObjectId
 
 from cli.output import Result, StepFailed, counted
-from mail.connection import Connection, Opener
+from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.message import sender_of
 from mail.oauth import Token, Tokens
+from mail.opening import Opener
 from mail.replies import SMTPFault
 from mail.templates import Content
 from mail.verdicts import Verdict

@@ -1,39 +1,20 @@
-"""A connection to the mail server: opened, secured and logged in, kept for several messages, and closed.
+"""A connection to the mail server, and the conversation on it: MAIL, RCPT, DATA and the message.
 
-Sources: RFC 5321 (SMTP), RFC 2920 (PIPELINING), RFC 8305 (happy eyeballs), RFC 8314 (implicit TLS), RFC 3207
-(STARTTLS).
+Sources: RFC 5321 (SMTP), RFC 2920 (PIPELINING).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import socket
-import ssl
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from aiohappyeyeballs import start_connection
-from aiosmtplib import (
-    SMTP,
-    SMTPAuthenticationError,
-    SMTPException,
-    SMTPHeloError,
-    SMTPResponse,
-    SMTPResponseException,
-    SMTPServerDisconnected,
-)
+from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
-from config.address import domain
-from mail.login import BY_PASSWORD, BY_TOKEN, log_in
-from mail.oauth import Tokens
-from mail.protocol import Protocol
-from mail.replies import SMTPFault
-from mail.verdicts import Stage, Verdict
-from settings import Security, Settings
+from mail.verdicts import Stage
 
 CONNECTION_AGE: Final = 300.0
 """Seconds after which a connection is replaced: servers close old ones unasked."""
@@ -43,36 +24,94 @@ SPARE_IDLE: Final = 2.0
 """Seconds without a message after which a connection is closed that another process may need."""
 QUIT_TIMEOUT: Final = 0.5
 """Seconds to wait for the reply to QUIT."""
-ADDRESS_REST: Final = 60.0
-"""Seconds for which an address of the server comes last after a connection to it has failed."""
-ATTEMPT_DELAY: Final = 0.25
-"""Seconds before the server's next address is tried as well (RFC 8305, section 5)."""
-PIPELINING_PAUSE: Final = 600.0
-"""Seconds without pipelining after commands sent together were not answered as they should."""
-NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
-"""Replies to a command that the server does not have after all (RFC 5321, section 4.2.4)."""
+REPLY_TIMEOUT: Final = 600.0
+"""Seconds to wait for the reply to a message (RFC 5321, section 4.5.3.2.6). To give up earlier is to send the e-mail
+again although the server may have accepted it."""
+Address = tuple[str, int]
+
+
+class Protocol(SMTPProtocol):
+    """Pairs commands with replies, whatever the server says unasked: an empty line, or a reply twice.
+
+    Several commands may travel together, and their replies too (RFC 2920).
+    """
+
+    def __init__(self, smtp: SMTP) -> None:
+        super().__init__(asyncio.get_running_loop(), lambda _: smtp.close())
+        if smtp.transport is None:
+            raise SMTPServerDisconnected("Connection lost")
+        self.connection_made(smtp.transport)
+        self._response_pending = False  # the greeting was read before
+        self.expected = 0
+        smtp.transport.set_protocol(self)
+        smtp.protocol = self
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a reply. Discards an empty line before it."""
+        if not self._buffer:
+            data = data.lstrip(b"\r\n")
+        if self.expected > 1 and self._response_waiter and self._response_waiter.done():
+            self._buffer.extend(data[:MAX_RESPONSE_LENGTH])  # which `next_reply` will read
+        elif data:
+            super().data_received(data)
+
+    def send(self, *commands: bytes) -> None:
+        """Send commands, for each of which `next_reply` returns the reply. Discards anything received earlier."""
+        if any(COMMAND_INJECTION_REGEX.search(command) for command in commands):
+            raise ValueError("a control character in a command")
+        self._buffer.clear()
+        self.expected, self._response_pending = len(commands), True
+        self.write(b"\r\n".join((*commands, b"")))
+
+    async def next_reply(self, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - aiosmtplib's name
+        """Return the reply to the next of the commands."""
+        self._buffer[:] = self._buffer.lstrip(b"\r\n")
+        response = self._read_response_from_buffer()  # it may have come with the one before, and be the last
+        response = response or await self.read_response(timeout)
+        self.expected -= 1
+        return response
+
+    async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109
+        """Send a command and return the reply to it. Discards anything received earlier."""
+        self._buffer.clear()
+        return await super().execute_command(*args, timeout=timeout)
+
+    async def execute_message(self, message: bytes, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - as above
+        """Send a message that the server asked for, and return the reply to it. Its lines end with CRLF.
+
+        A dot at the beginning of a line is doubled (RFC 5321, section 4.5.2). The first line is a header.
+        """
+        self._buffer.clear()
+        self.write(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+        return await self.read_response(timeout)
 
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """One conversation with the server, for one message after another.
+    """One conversation with the server, for one message after another. Commands time out after `timeout` seconds.
 
-    The methods that send raise `SMTPResponseException` for a reply of another class than the one that goes on, and
+    What talks to the server raises `SMTPResponseException` for a reply of another class than the one that goes on, and
     aiosmtplib's other errors.
     """
 
     smtp: SMTP
     protocol: Protocol
-    pipelines: bool
+    timeout: float
+    pipelines: bool = False
+    address: Address | None = None
+    """That of the server's addresses to which it leads."""
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
     messages: int = 0
+    """Messages that the server has accepted."""
     stage: Stage = Stage.CONNECT
     """How far the conversation about the current message has come."""
     together: bool = False
     """Whether its commands were sent together."""
     refused: bool = False
     """Whether the last message was refused, so that its transaction must be left first."""
+    refusing_since: float | None = None
+    """Since when it has refused messages, for a reason that may be the connection's own."""
 
     def usable(self, messages: int) -> bool:
         """Return whether the server can be expected to still listen, and to bear another of so many messages."""
@@ -89,27 +128,38 @@ class Connection:
         """Whether it has not been needed for a while."""
         return time.monotonic() - self.used > SPARE_IDLE
 
-    def send(self, *commands: str) -> None:
-        """Send commands; `reply` reads the reply to each. Several may be sent at once if the server `pipelines`."""
-        self.protocol.send(*(command.encode() for command in commands))
-
-    async def reply(self, kind: int, timeout: float) -> None:  # noqa: ASYNC109 - aiosmtplib's name
-        """Read the reply to the next command. Any of this kind accepts it, such as 252 (RFC 5321, section 4.2.1)."""
-        _expect(kind, await self.protocol.next_reply(timeout))
-
-    async def end_message(self, message: bytes, timeout: float) -> None:  # noqa: ASYNC109
-        """Send the message and its final dot. Any 2xx accepts it."""
-        _expect(2, await self.protocol.execute_message(message, timeout))
-
-    async def reset(self, timeout: float) -> None:  # noqa: ASYNC109
-        """Leave a refused transaction: read the replies that are still to come, and say RSET."""
+    async def begin(self) -> None:
+        """Begin a conversation about another message. If the last one was refused, leave its transaction by RSET."""
+        self.stage = Stage.CONNECT
+        if not self.refused:
+            return
         while self.protocol.expected:
-            if (await self.protocol.next_reply(timeout)).code // 100 == 3:
+            if (await self.protocol.next_reply(self.timeout)).code // 100 == 3:
                 raise SMTPServerDisconnected("the server waits for a message without a recipient")
-        self.send("RSET")
-        if (await self.protocol.next_reply(timeout)).code // 100 != 2:
+        self.protocol.send(b"RSET")
+        if (await self.protocol.next_reply(self.timeout)).code // 100 != 2:
             raise SMTPServerDisconnected("the server does not leave a transaction")
         self.refused = False
+
+    def prepare(self, *commands: str, together: bool) -> None:
+        """Say these commands next: all at once, if `together` and the server pipelines (RFC 2920)."""
+        self.together = together and self.pipelines
+        if self.together:
+            self.protocol.send(*(command.encode() for command in commands))
+
+    async def say(self, command: str, stage: Stage, kind: int) -> None:
+        """Say a command. Any reply of this kind accepts it, such as 252 (RFC 5321, section 4.2.1)."""
+        self.stage = stage
+        if not self.together:
+            self.protocol.send(command.encode())
+        _expect(kind, await self.protocol.next_reply(self.timeout))
+
+    async def hand_over(self, message: bytes) -> None:
+        """Send the message and its final dot. Any 2xx accepts it. Wait for the reply as long as RFC 5321 asks."""
+        self.stage = Stage.DATA
+        _expect(2, await self.protocol.execute_message(message, REPLY_TIMEOUT))
+        self.messages += 1
+        self.refusing_since = None
 
     async def quit(self) -> None:
         """Say goodbye, then close."""
@@ -119,7 +169,7 @@ class Connection:
 
     def drop(self) -> None:
         """Close at once. The closing handshake of a server that hangs would hang too."""
-        _drop(self.smtp)
+        drop(self.smtp)
 
 
 def _expect(kind: int, response: SMTPResponse) -> None:
@@ -127,155 +177,8 @@ def _expect(kind: int, response: SMTPResponse) -> None:
         raise SMTPResponseException(response.code, response.message)
 
 
-def _drop(smtp: SMTP) -> None:
+def drop(smtp: SMTP) -> None:
+    """Close at once."""
     if smtp.transport is not None:
         cast("asyncio.WriteTransport", smtp.transport).abort()
     smtp.close()
-
-
-SILENT_STEP: Final = "the greeting"
-ADDRESSES: Final = 4
-"""Addresses of the server that are tried for one connection, after the first."""
-Address = tuple[str, int]
-AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
-EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
-"""Such a server waits for us in silence (SMTPS on another port than 465)."""
-
-
-class Opener:
-    """Opens connections, as the settings say."""
-
-    def __init__(self, settings: Settings, local_hostname: str) -> None:
-        self._settings = settings
-        self._local_hostname = domain(settings.smtp_helo) if settings.smtp_helo else local_hostname
-        self._tls = ssl.create_default_context()
-        if settings.smtp_ca_file:
-            self._tls.load_verify_locations(settings.smtp_ca_file)
-        if settings.smtp_client_cert:
-            self._tls.load_cert_chain(settings.smtp_client_cert)
-        self.tokens = Tokens(settings, self._tls) if settings.smtp_oauth_token_url else None
-        self._step = ""
-        self._address: Address | None = None
-        self._resting: dict[Address, float] = {}
-        self._one_by_one_until = -math.inf
-
-    @property
-    def step(self) -> str:
-        """How far the last connection came."""
-        return self._step
-
-    @property
-    def pipelining(self) -> bool:
-        """Whether commands may be sent together to a server that offers it."""
-        return time.monotonic() > self._one_by_one_until
-
-    def pause_pipelining(self) -> None:
-        """Send commands one by one for some time, which shows what each is answered."""
-        self._one_by_one_until = time.monotonic() + PIPELINING_PAUSE
-
-    async def open(self) -> Connection:
-        """Open a connection. If that fails, try the server's other addresses, unless they have failed lately.
-
-        Raises `SMTPFault`, and the errors of aiosmtplib, ssl and the network.
-        """
-        if self.tokens:
-            return await self.tokens.try_with(self._open_somewhere)
-        return await self._open_somewhere(self._settings.smtp_password or "")
-
-    async def close(self) -> None:
-        """Close what opening needs."""
-        if self.tokens:
-            await self.tokens.close()
-
-    async def _open_somewhere(self, secret: str) -> Connection:
-        for _ in range(ADDRESSES):
-            self._address = None
-            try:
-                return await self._open_in_time(secret)
-            except SMTPAuthenticationError:  # which another address would refuse as well
-                raise
-            except (SMTPException, SMTPFault, OSError):
-                if not await self._rest():
-                    raise
-        return await self._open_in_time(secret)
-
-    async def _rest(self) -> bool:
-        """Let the last address rest, for the fault may lie behind it; return whether there is one that does not."""
-        if self._address is None:
-            return False
-        self._resting[self._address] = time.monotonic() + ADDRESS_REST
-        return not all(self._rests(info) for info in await self._addresses())
-
-    def _rests(self, info: AddressInfo) -> bool:
-        return self._resting.get(info[4][:2], -math.inf) > time.monotonic()
-
-    async def _addresses(self) -> Sequence[AddressInfo]:
-        host, port = self._settings.smtp_host, self._settings.smtp_port
-        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-    async def _open_in_time(self, secret: str) -> Connection:
-        timeout = self._settings.smtp_connect_timeout
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._open(secret)
-        except TimeoutError:
-            hint = EXPECTS_TLS if self._step == SILENT_STEP else ""
-            raise SMTPFault(Verdict.CONNECTION, f"{self._step} timed out after {timeout:g} s{hint}") from None
-
-    async def _open(self, secret: str) -> Connection:
-        settings, security = self._settings, self._settings.security
-        self._step = "connecting"
-        smtp = SMTP(
-            hostname=settings.smtp_host,  # the name that the certificate must have
-            port=None,
-            sock=await self._socket(),
-            use_tls=security is Security.TLS,
-            start_tls=False,  # decided in _upgrade
-            tls_context=self._tls,
-            local_hostname=self._local_hostname,  # aiosmtplib would ask DNS for our name
-            timeout=settings.smtp_connect_timeout,
-        )
-        try:
-            self._step = "TLS or the greeting" if security is Security.TLS else SILENT_STEP
-            await smtp.connect()
-            protocol = Protocol(smtp)
-            await self._greet(smtp)
-            if security in {Security.AUTO, Security.STARTTLS}:
-                await self._upgrade(smtp, required=security is Security.STARTTLS)
-            if settings.smtp_login:
-                self._step = "the login"
-                await log_in(smtp, settings.smtp_login, secret, BY_TOKEN if self.tokens else BY_PASSWORD)
-        except BaseException:
-            _drop(smtp)
-            raise
-        return Connection(smtp, protocol, smtp.supports_extension("pipelining"))
-
-    async def _socket(self) -> socket.socket:
-        """Connect to the first of the server's addresses that answers; those that rest come last. Raises `OSError`."""
-        addresses = sorted(await self._addresses(), key=self._rests)
-        found = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
-        self._address = found.getpeername()[:2]
-        return found
-
-    async def _greet(self, smtp: SMTP) -> None:
-        """Say EHLO, or HELO to a server that does not know EHLO (RFC 5321, section 3.2)."""
-        self._step = "EHLO"
-        try:
-            await smtp.ehlo()
-        except SMTPHeloError as exc:
-            if exc.code not in NOT_IMPLEMENTED:
-                raise
-            await smtp.helo()
-
-    async def _upgrade(self, smtp: SMTP, *, required: bool) -> None:
-        if smtp.supports_extension("starttls"):
-            self._step = "STARTTLS"
-            await smtp.starttls()
-            await self._greet(smtp)
-        elif required:
-            raise SMTPFault(Verdict.CONFIGURATION, "the server offers no STARTTLS, and SMTP_SECURITY requires it")
-        elif self._settings.smtp_login or self._settings.smtp_client_cert:
-            raise SMTPFault(
-                Verdict.CONFIGURATION,
-                "the server offers no STARTTLS, and nobody logs in without TLS unless SMTP_SECURITY=none",
-            )

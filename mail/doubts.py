@@ -18,7 +18,7 @@ OF_RELAY: Final = (5, 5)
 DURATION: Final = 3600.0
 """Seconds that a doubt lasts after its last cause."""
 DOMAINS: Final = 1000
-"""Domains that are remembered, those used last."""
+"""Domains with unknown mailboxes that are remembered, the latest ones."""
 
 
 class _Sample:
@@ -31,7 +31,9 @@ class _Sample:
         self._until = 0.0
 
     def add(self, mail: Mail, *, unknown: bool, now: float) -> bool:
-        """Add what a recipient got; return whether that raises a doubt."""
+        """Add what a recipient got; return whether that raises a doubt. Nothing matters before the first unknown."""
+        if not unknown and not self._unknown:
+            return False
         self._unknown[hash(mail.user)] = unknown
         self._unknown.move_to_end(hash(mail.user))
         if len(self._unknown) > self._size:
@@ -56,11 +58,12 @@ class Doubts:
 
     def add(self, mail: Mail, *, unknown: bool, now: float) -> Group | None:
         """Note what a recipient got; return the group about which that raises a doubt, if it does."""
-        domain = self._domains.setdefault(mail.domain, _Sample(*OF_DOMAIN))
-        self._domains.move_to_end(mail.domain)
-        if len(self._domains) > DOMAINS:
-            self._domains.popitem(last=False)
-        raised = domain.add(mail, unknown=unknown, now=now)
+        if unknown and mail.domain not in self._domains:
+            self._domains[mail.domain] = _Sample(*OF_DOMAIN)
+            if len(self._domains) > DOMAINS:
+                self._domains.popitem(last=False)
+        domain = self._domains.get(mail.domain)
+        raised = domain is not None and domain.add(mail, unknown=unknown, now=now)
         if self._relay.add(mail, unknown=unknown, now=now):
             return LINE
         return Group("domain", mail.domain) if raised else None

@@ -86,6 +86,8 @@ class Evidence:
 
     def stops_of(self, mail: Mail) -> list[Stop]:
         """Return the stops of the line, the e-mail's kind and its domain, in this order."""
+        if not self.stops:
+            return []
         groups = (LINE, Group("kind", mail.kind), Group("domain", mail.domain))
         return [self.stops[group] for group in groups if group in self.stops]
 
@@ -116,7 +118,8 @@ class Evidence:
         if self._acceptances and self._acceptances[-1][1] == user:
             self._acceptances.pop()
         self._acceptances.append((now, user))
-        self._line, domain.run = Run(), Run()
+        self._line.clear()
+        domain.run.clear()
         self._kinds.pop(mail.kind, None)
         self.doubts.add(mail, unknown=False, now=now)
         over = self.stops_of(mail)
@@ -189,8 +192,9 @@ class Evidence:
 
 def _recall(memory: OrderedDict[str, T], name: str, make: type[T]) -> T:
     """Return what is remembered of a domain or a kind, and forget the one used longest ago if there are too many."""
-    found = memory.setdefault(name, make())
+    if name not in memory:
+        memory[name] = make()
+        if len(memory) > REMEMBERED:
+            memory.popitem(last=False)
     memory.move_to_end(name)
-    if len(memory) > REMEMBERED:
-        memory.popitem(last=False)
-    return found
+    return memory[name]

@@ -39,6 +39,7 @@ class Feedback:
         self._changed = changed
         self._again = again
         self._doubted = doubted
+        self._unproven_since: float | None = None
 
     def wait(self, now: float) -> float:
         """Return the seconds until an e-mail may be sent, if there is a connection for it."""
@@ -61,24 +62,37 @@ class Feedback:
         """Note that a connection could not be opened. While others are open, they may be all that the server admits."""
         now = time.monotonic()
         if self.limits.open:
-            self.limits.refused(now)
+            self.limits.refused(self.limits.open + 1, now)
         else:
             self.limits.forget()
             self.evidence.unreachable(fault.quote, hard=fault.verdict is Verdict.CONFIGURATION, now=now)
         self._changed()
 
-    def may_be_a_limit(self, mail: Mail, outcome: Outcome) -> bool:
-        """Return whether a refusal may be about the connection, as it is about nothing that is known."""
-        return outcome.worth_another_connection and not (
-            self.pace.explains(outcome.status) or self.evidence.stops_of(mail)
-        )
+    def may_be_the_connection(self, mail: Mail, outcome: Outcome, copies: int, *, proven: bool) -> bool:
+        """Return whether a message should be sent over another connection at once: this one may be at fault.
 
-    def bore(self, messages: int) -> None:
-        """Note that a connection that had borne so many messages refused one that another took at once."""
+        Servers close connections unasked, and limit connections, and messages on each, in odd words. One that is not
+        `proven`, as nothing was accepted on it yet, may lead to a broken machine.
+        """
+        if outcome.broken and (proven or outcome.stage is Stage.CONNECT):
+            return outcome.worth_a_new_connection
+        if self.evidence.stops_of(mail):
+            return False
+        if outcome.verdict is Verdict.AMBIGUOUS:
+            return not copies and not outcome.timed_out
+        return outcome.broken or (outcome.worth_another_connection and not self.pace.explains(outcome.status))
+
+    def blame(self, messages: int, proven: int, refusing_since: float | None) -> None:
+        """Note that a connection which has borne so many messages did not take one that another took at once.
+
+        So what it has refused since it last took any is tried again at once. `proven` is how many have delivered.
+        """
         if messages:
             self.limits.worn_out(messages)
         else:
-            self.limits.overloaded(time.monotonic())
+            self.limits.refused(proven + 1, time.monotonic())
+        if refusing_since is not None:
+            self._again(LINE, refusing_since)
 
     # --- e-mails -----------------------------------------------------------------------------------
 
@@ -91,6 +105,7 @@ class Feedback:
     def judge(self, mail: Mail, outcome: Outcome | None, began: float) -> Outcome | None:
         """Note what became of an e-mail whose sending began then; return what that means in the light of all others."""
         now = time.monotonic()
+        waited = self._others_wait(now)
         if outcome is None or outcome.stage is Stage.CONNECT:
             self.abandon(mail)
             if outcome and outcome.verdict is Verdict.CONFIGURATION and not (outcome.code or outcome.broken):
@@ -105,17 +120,32 @@ class Feedback:
             self.pace.finish()
             outcome = self._doubt(mail, outcome, now)
             self.evidence.refused(mail, outcome, now)
-        self._changed()
+        if waited or self._others_wait(now):
+            self._changed()
         return outcome
+
+    def _others_wait(self, now: float) -> bool:
+        """Return whether the outcome of an e-mail may let others be sent."""
+        return bool(self.evidence.stops) or self.limits.growing or self.pace.wait(now) > 0
 
     def abandon(self, mail: Mail) -> None:
         """Note that an attempt showed nothing."""
         self.evidence.abandon(mail)
         self.pace.finish()
 
+    def refused_by_unproven(self) -> None:
+        """Note that an e-mail was refused by connections on which nothing has been accepted.
+
+        They may be at fault. If another one proves itself, the e-mail is tried again at once.
+        """
+        self._unproven_since = self._unproven_since or time.monotonic()
+
     def _accept(self, mail: Mail, began: float, now: float) -> None:
         self.pace.accepted(mail, began, now)
         self.limits.accepted()
+        if self._unproven_since is not None:
+            self._again(LINE, self._unproven_since)
+            self._unproven_since = None
         for stop in self.evidence.accepted(mail, now):
             self._go_on(stop)
 

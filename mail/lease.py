@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from mail.stops import Mail
@@ -32,8 +32,7 @@ class Lease:
     `wanted` is whether the user wants the e-mail, as far as is known until `known_until`. A `required` one counts as
     wanted. `told` are the notifications that one with `ids` speaks of, as far as is known.
 
-    The mailer sets `sending` when the server may begin to accept the message. `replaced` says that another worker goes
-    on meanwhile, as the reply to the message does not come soon.
+    `replaced` says that another worker goes on meanwhile, as the reply to the message does not come soon.
     """
 
     email: OwedEmail
@@ -42,14 +41,13 @@ class Lease:
     wanted: bool = True
     told: Sequence[JSONObject] = ()
     known_until: float = math.inf
-    sending: bool = False
     replaced: bool = False
+    mail: Mail = field(init=False)
+    """The e-mail as evidence."""
 
-    @property
-    def mail(self) -> Mail:
-        """The e-mail as evidence."""
+    def __post_init__(self) -> None:
         email = self.email
-        return Mail(
+        self.mail = Mail(
             email.id,
             email.key,
             email.user_id,

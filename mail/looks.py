@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from mail.claimer import Window
 from mail.lease import Lease
-from mail.window import Window
 from mongo.errors import StoreError, Unavailable
 from mongo.outbox import Outbox
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Final
 
 from aiosmtplib import SMTPException
 
-from mail.connection import Connection, Opener
+from mail.connection import Connection
 from mail.feedback import Feedback
+from mail.opening import Opener
 from mail.replies import SMTPFault, judge
 from mail.verdicts import Stage
 
 IDLE_INTERVAL: Final = 1.0
 """Seconds between two looks for kept connections that are not needed."""
+FIRST_TRIES: Final = 3
+"""Times that the server is asked for a first connection: one of several machines may be broken."""
 FAULTS: Final = (SMTPException, SMTPFault, OSError, ValueError)
 """What ends a conversation."""
 
@@ -30,7 +33,10 @@ class Pool:
         self._limits = feedback.limits
         self._open: set[Connection] = set()
         self._kept: list[Connection] = []
-        self._returned = asyncio.Event()
+        self._aside: set[Connection] = set()
+        """Those that have refused a message which another is asked to take."""
+        self._openings: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
 
     @property
     def connections(self) -> int:
@@ -43,10 +49,44 @@ class Pool:
             return 0.0
         return self._limits.wait(time.monotonic())
 
-    async def take(self) -> Connection | None:
-        """Return the usable connection used last; else close those kept, which hold the places of new ones."""
-        if not (found := self._take_if(lambda _: True)):
-            await self.close(*self._kept)
+    # --- for an e-mail -----------------------------------------------------------------------------
+
+    async def take(self) -> Connection:
+        """Return the usable connection that was used last, or a new one, whichever is there first. Raises `FAULTS`."""
+        opening = None
+        while not (kept := self._take_if(lambda _: True)):
+            await self.close(*self._kept)  # which hold the places of new ones
+            if opening and opening.done():
+                opening = opening.result()  # raises; or somebody else took it
+            if opening is None and self._limits.wait(time.monotonic()) == 0:
+                opening = self._start_opening()
+            await self._change()
+        return kept
+
+    async def another(self, failed: Connection) -> Connection:
+        """Return another connection than one on which a message has failed. Raises `FAULTS` if there is none.
+
+        One that has never delivered may be one too many, or lead to a broken machine: it is closed, and one that has
+        delivered comes next. One that has may be worn out: one that has borne fewer messages comes next, or a new one.
+        It is for the caller to `keep` or to `close` it.
+        """
+        if not failed.messages:
+            self._opener.rest(failed.address)
+            return await self._one_proven() or await self.connect()
+        fresher = None
+        if failed in self._kept:  # it has refused the message; else it broke, and so may have all others
+            self._kept.remove(failed)
+            self._aside.add(failed)
+            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages and kept.refusing_since is None)
+        return fresher or await self.connect()
+
+    async def _one_proven(self) -> Connection | None:
+        """Wait for a connection that has delivered; `None` if none is in use any more."""
+        while not (found := self._take_if(lambda kept: kept.messages > 0 and kept.refusing_since is None)):
+            in_use = self._open.difference(self._kept, self._aside)
+            if not any(connection.messages for connection in in_use):
+                return None
+            await self._change()
         return found
 
     def _take_if(self, suits: Callable[[Connection], bool]) -> Connection | None:
@@ -56,11 +96,40 @@ class Pool:
                 return connection
         return None
 
+    async def _change(self) -> None:
+        """Wait until a connection is given back, opened or closed."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    # --- opening -----------------------------------------------------------------------------------
+
+    def _start_opening(self) -> asyncio.Task[None]:
+        """Open a connection that is kept, for whoever needs one first."""
+
+        async def open_and_keep() -> None:
+            self.keep(await self._open_counted())
+
+        def opened(opening: asyncio.Task[None]) -> None:
+            self._openings.discard(opening)
+            self._changed.set()
+            if not opening.cancelled():
+                opening.exception()  # which whoever started it may no longer need
+
+        self._limits.opening += 1
+        opening = asyncio.create_task(open_and_keep())
+        self._openings.add(opening)
+        opening.add_done_callback(opened)
+        return opening
+
     async def connect(self) -> Connection:
         """Open a connection. Raises `FAULTS`."""
         self._limits.opening += 1
+        return await self._open_counted()
+
+    async def _open_counted(self) -> Connection:
+        """Open a connection that `limits` count already."""
         try:
-            connection = await self._opener.open()
+            connection = await self._opener.open(1 if self._open else FIRST_TRIES)
         except FAULTS as exc:
             self._feedback.not_connected(judge(exc, Stage.CONNECT))
             raise
@@ -76,36 +145,18 @@ class Pool:
             with contextlib.suppress(*FAULTS):
                 self.keep(await self.connect())
 
-    @contextlib.asynccontextmanager
-    async def other_than(self, refusing: Connection) -> AsyncIterator[Connection]:
-        """Provide another connection than one that has refused a message, which nobody uses meanwhile.
+    @property
+    def _proven(self) -> int:
+        """Number of open connections that have delivered."""
+        return sum(connection.messages > 0 for connection in self._open)
 
-        One that has borne no message may be one too many, so it is one that has delivered. One that has borne some may
-        have reached its limit, so it is one that has borne fewer, or a new one. Raises `FAULTS` if there is none.
-        """
-        if refusing in self._kept:
-            self._kept.remove(refusing)
-        self._open.discard(refusing)
-        self._returned.set()
-        try:
-            if refusing.messages:
-                other = self._take_if(lambda kept: 0 < kept.messages < refusing.messages)
-            else:
-                other = await self._proven()
-            yield other or await self.connect()
-        finally:
-            if refusing.smtp.is_connected:
-                self._open.add(refusing)
-                self.keep(refusing)
+    # --- afterwards --------------------------------------------------------------------------------
 
-    async def _proven(self) -> Connection | None:
-        """Wait for a connection that has delivered; `None` if none is in use any more."""
-        while not (found := self._take_if(lambda kept: kept.messages > 0)):
-            if not any(connection.messages for connection in self._open.difference(self._kept)):
-                return None
-            self._returned.clear()
-            await self._returned.wait()
-        return found
+    def delivered(self, connection: Connection) -> None:
+        """Note that a message was accepted; keep the connection for the next one."""
+        if connection.messages == 1:
+            self._limits.proved(self._proven)
+        self.keep(connection)
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection for the next e-mail, unless another has taken its place."""
@@ -113,25 +164,32 @@ class Pool:
             self.drop(connection)
             return
         connection.used = time.monotonic()
+        self._aside.discard(connection)
         self._kept.append(connection)
-        self._returned.set()
+        self._changed.set()
+
+    async def blame(self, connection: Connection) -> None:
+        """Close a connection that has refused a message which another took at once."""
+        self._feedback.blame(connection.messages, self._proven, connection.refusing_since)
+        await self.close(connection)
 
     def leave(self, connection: Connection) -> None:
         """Let another connection take the place of one that waits for a late reply."""
         self._open.discard(connection)
+        self._aside.discard(connection)
         self._feedback.disconnected(len(self._open))
 
     def drop(self, connection: Connection) -> None:
         """Close a connection at once."""
         connection.drop()
-        self._open.discard(connection)
-        self._returned.set()
-        self._feedback.disconnected(len(self._open))
+        self._changed.set()
+        self.leave(connection)
 
     async def close(self, *connections: Connection) -> None:
         """Say goodbye on connections that nobody uses, and close them."""
-        self._kept = [connection for connection in self._kept if connection not in connections]
-        await asyncio.gather(*(connection.quit() for connection in connections))
+        if connections:
+            self._kept = [connection for connection in self._kept if connection not in connections]
+            await asyncio.gather(*(connection.quit() for connection in connections))
         for connection in connections:
             self.drop(connection)
 
@@ -146,5 +204,7 @@ class Pool:
 
     async def close_all(self) -> None:
         """Close every kept connection, and what opening needs."""
+        for opening in self._openings:
+            opening.cancel()
         await self.close(*self._kept)
         await self._opener.close()

@@ -91,6 +91,10 @@ class Run:
         if len(self._refusals) < RUN_LIMIT:
             self._refusals[hash(mail.user)] = Refusal(mail.domain, outcome.stage is Stage.MAIL, greylisting)
 
+    def clear(self) -> None:
+        """Begin again, as there was an acceptance."""
+        self._refusals.clear()
+
     @property
     def long(self) -> bool:
         """Whether it has enough recipients to stop a group."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, JSONObject, any_of
 from mongo.errors import TooLarge
 from mongo.outbox import Outbox
-from mongo.owed import FLUSHED, IS_EMAIL, NO_TOKEN, from_now, has_type, rewrite
+from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, NO_TOKEN, from_now, has_type, rewrite
 
 PAGE: Final = 1000
 """Users whose e-mails are changed by one update."""
@@ -16,15 +16,16 @@ IS_LATER: Final = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
 IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
-async def lift(outbox: Outbox, group: str) -> None:
-    await _let_fall_due(outbox, {"$eq": ["$$this.held", {"$literal": group}]}, {})
+async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: str | None = None) -> None:
+    """Let the e-mails fall due that wait for a stop, and those that were tried since then; of one kind, if `key`.
 
-
-async def lift_tried(outbox: Outbox, since: datetime, key: str | None) -> None:
-    """Let the e-mails fall due that were tried since a stop began; of one kind, if `key` is given."""
-    of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
-    tried = {"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]}
-    await _let_fall_due(outbox, tried, {})
+    Raises a `StoreError`.
+    """
+    chosen: list[JSONObject] = [{"$eq": ["$$this.held", {"$literal": group}]}]
+    if since:
+        of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
+        chosen.append({"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]})
+    await _let_fall_due(outbox, {"$or": chosen}, {})
 
 
 async def flush(outbox: Outbox, user_id: str | None = None) -> int:
@@ -48,32 +49,48 @@ async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
     await _change(outbox, _owed(WAITING, condition), change)
 
 
-async def _let_fall_due(
-    outbox: Outbox, condition: JSONObject, change: JSONObject, key: JSONObject | None = None
-) -> int:
-    """Let the e-mails fall due that meet a condition and that nobody leases; return of how many users."""
-    waits = {"$and": [IS_LATER, IS_FREE, condition]}
+async def _let_fall_due(outbox: Outbox, chosen: JSONObject, change: JSONObject, key: JSONObject | None = None) -> int:
+    """Let the chosen e-mails that nobody leases fall due; return of how many users."""
+    waits = {"$and": [IS_LATER, IS_FREE, chosen]}
     due = {"next_at": outbox.era}
-    return await _change(outbox, _owed(OUTBOX, waits, key), rewrite(waits, due | change), rewrite(waits, due))
+    changes = rewrite(waits, due | change), rewrite(waits, due)
+    condition = _owed(OUTBOX, waits)
+    return await (_update(outbox, key | condition, *changes) if key else _change(outbox, condition, *changes))
 
 
-def _owed(array: JSONObject, condition: JSONObject, key: JSONObject | None = None) -> JSONObject:
+def _owed(array: JSONObject, condition: JSONObject) -> JSONObject:
     """Return the condition of documents in whose array there are such elements."""
-    has = {"$expr": any_of(array, condition)}
-    return {**(key or {"notifier.due": IS_DATE}), **OURS, **has}
+    return {**OURS, "$expr": any_of(array, condition)}
+
+
+async def _update(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
+    """Change these documents; return how many. Where one has no room for the first change, all get the last."""
+    try:
+        return await outbox.users.update_many(condition, changes[0])
+    except TooLarge:
+        return await outbox.users.update_many(condition, changes[-1])
 
 
 async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
-    """Change these documents, a page at a time, until none is left; return how many there were.
+    """Change the documents of the condition, a page at a time; return how many they were.
 
-    If one of a page has no room for the first change, the whole page gets the last one.
+    Pages follow the index, and what is changed moves to an earlier one, so each document is looked at once. Those of
+    which nothing is new come first.
     """
-    number, users = 0, outbox.users
-    while page := await users.find(condition, {"_id": 1}, limit=PAGE):
-        ids = {"_id": {"$in": [user["_id"] for user in page]}, **OURS}
-        try:
-            await users.update_many(ids, changes[0])
-        except TooLarge:
-            await users.update_many(ids, changes[-1])
-        number += len(page)
+    users, number = outbox.users, 0
+    for begin, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):
+        after: JSONObject = {"$gte": begin} if begin else {}
+        seen: list[object] = []
+        while True:
+            rest = {"notifier.due": IS_DATE | after | end, "_id": {"$nin": seen}}
+            page = await users.find(rest, {"notifier.due": 1}, sort="notifier.due", limit=PAGE, hint=outbox.due.hint)
+            number += await _update(outbox, condition | {"_id": {"$in": [user["_id"] for user in page]}}, *changes)
+            if len(page) < PAGE:
+                break
+            last = page[-1]["notifier"]["due"]
+            seen = [
+                *(seen if after == {"$gte": last} else ()),
+                *(u["_id"] for u in page if u["notifier"]["due"] == last),
+            ]
+            after = {"$gte": last}
     return number

@@ -106,8 +106,10 @@ class Documents:
 
         return await self.persist(attempt, deadline)
 
-    async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
-        await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+    async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> int:
+        """Return how many documents matched at the last attempt."""
+        result = await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+        return int(result.matched_count)
 
     async def update_each(self, updates: Sequence[UpdateMany]) -> int:
         """Make several updates of many documents in one call; return how many documents they matched."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -36,6 +36,10 @@ REPLIES: Final[Mapping[str, bytes]] = {
 UNKNOWN: Final = b"502 unknown command\r\n"
 
 
+Behave = Callable[[str, int, int], bytes | None]
+"""Returns the reply to a command on the n-th connection, which has borne so many messages; `None` for the usual one."""
+
+
 @dataclass
 class RawServer:
     """A server and its replies, by command, `command recipient` or `MAIL option`. The parts of a tuple come slowly."""
@@ -47,6 +51,8 @@ class RawServer:
     passwords: list[str] = field(default_factory=list)
     presented: list[str] = field(default_factory=list)
     """What AUTH commands carried."""
+    behave: Behave | None = None
+    connections: int = 0
     helo: str = ""
     sender: str = ""
     options: list[str] = field(default_factory=list)
@@ -78,9 +84,16 @@ class RawServer:
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hold one conversation."""
-        recipient = ""
+        recipient, messages = "", 0
+        self.connections += 1
+        number = self.connections
+
+        def reply_to(command: str, argument: str = "") -> tuple[bytes, ...]:
+            said = self.behave(command, number, messages) if self.behave else None
+            return (said,) if said else self._reply(command, argument)
+
         with suppress(ConnectionError):
-            await self._say(writer, self._reply("greeting"))
+            await self._say(writer, reply_to("greeting"))
             while line := (await reader.readline()).decode().strip():
                 words = line.split(" ")
                 command = " ".join(words[:2]).upper() if words[0].upper() == "AUTH" else words[0].upper()
@@ -90,7 +103,7 @@ class RawServer:
                 if command == "RCPT":
                     recipient = line.partition("<")[2].rstrip(">")
                 self.commands.append(command)
-                reply = self._reply(command, words[-1] if command == "MAIL" else recipient)
+                reply = reply_to(command, words[-1] if command == "MAIL" else recipient)
                 await self._say(writer, reply)
                 while reply[0].startswith(b"334"):
                     asked = "name" if b"user" in base64.b64decode(reply[0][4:]).lower() else "password"
@@ -99,7 +112,8 @@ class RawServer:
                     await self._say(writer, reply)
                 if b"".join(reply).startswith(b"354"):
                     message = await reader.readuntil(b"\r\n.\r\n")
-                    answer = self._reply("dot", recipient)
+                    answer = reply_to("dot", recipient)
+                    messages += answer[0].startswith(b"2")
                     if answer[0].startswith((b"2", HANG)):
                         self.received.append((recipient, message.removesuffix(b".\r\n")))
                     await self._say(writer, answer)

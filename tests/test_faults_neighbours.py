@@ -112,7 +112,7 @@ async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
 async def test_i10_a_server_that_never_says_whether_it_took_a_message_gets_three_copies_at_most(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch, reply: bytes
 ) -> None:
-    monkeypatch.setattr("mailer.REPLY_TIMEOUT", 0.3)
+    monkeypatch.setattr("mail.connection.REPLY_TIMEOUT", 0.3)
     database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
     async with raw_server({f"dot {POISON}": reply}) as server:
         client = await start(smtp_port=server.port, **PLAIN)

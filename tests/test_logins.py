@@ -15,7 +15,7 @@ import trustme
 from aiosmtplib import SMTPAuthenticationError, SMTPException
 from bson import ObjectId
 
-from mail.connection import Opener
+from mail.opening import Opener
 from mail.replies import SMTPFault
 from settings import Security, Settings
 from tests.client import DB, OTHER, USER, create, owed, settled

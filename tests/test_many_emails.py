@@ -8,20 +8,22 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sized
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from bson import ObjectId
 
 from kinds import SPECIFIED, Kind
-from mail.connection import Connection, Opener
+from mail.claimer import Window
+from mail.connection import Connection
 from mail.evidence import Evidence
 from mail.lease import Lease
 from mail.looks import VALID, Looks
+from mail.opening import Opener
 from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.verdicts import Verdict
-from mail.window import Window
 from mongo.owed import NO_TOKEN, OwedEmail
 from mongo.requests import Create
 from ops.metrics import Metrics
@@ -90,13 +92,13 @@ async def test_once_one_connection_works_the_others_open_at_the_same_time(
 ) -> None:
     opening, most, open_connection = 0, [], Opener.open
 
-    async def slow(opener: Opener) -> Connection:
+    async def slow(opener: Opener, tries: int = 1) -> Connection:
         nonlocal opening
         opening += 1
         most.append(opening)
         await asyncio.sleep(0.3)
         opening -= 1
-        return await open_connection(opener)
+        return await open_connection(opener, tries)
 
     monkeypatch.setattr(Opener, "open", slow)
     async with owing(settings, dict.fromkeys(ids(30), 1), SPECIFIED["registration"]):
@@ -255,8 +257,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def fill(window: Window) -> int:
     """Fill a window; return how many e-mails it took."""
     count = window.room()
+    email = OwedEmail(document_id=0, user_id="", id="", key="", at=datetime.now(UTC), tries=0, token="")
     for _ in range(count):
-        window.put(Lease(cast("OwedEmail", None), 0.0), urgent=False)
+        window.put(Lease(email, 0.0), urgent=False)
     return count
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from mail.connection import Connection, Opener
+from mail.connection import Connection
+from mail.opening import Opener
 from mongo.preferences import wants_email
 from settings import UnknownUsers
 from tests.client import (
@@ -271,10 +272,10 @@ async def test_i12_an_opt_out_stops_an_email_without_a_connection(
     opening, release = asyncio.Event(), asyncio.Event()
     open_connection = Opener.open
 
-    async def slow(opener: Opener) -> Connection:
+    async def slow(opener: Opener, tries: int = 1) -> Connection:
         opening.set()
         await release.wait()
-        return await open_connection(opener)
+        return await open_connection(opener, tries)
 
     monkeypatch.setattr(Opener, "open", slow)
     client = await start(**kinds)

@@ -14,8 +14,8 @@ import pytest
 from bson import ObjectId
 
 from kinds import Kind
+from mail.claimer import Window
 from mail.lease import Lease
-from mail.window import Window
 from mongo.owed import OwedEmail
 from mongo.requests import Create, CreateMany
 from settings import Settings

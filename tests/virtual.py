@@ -16,6 +16,7 @@ import pytest
 from aiosmtplib import SMTPResponseException, SMTPServerDisconnected
 
 from mail.feedback import Feedback
+from mail.pool import FIRST_TRIES
 from mail.replies import Outcome, judge
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Mail
@@ -45,8 +46,13 @@ class Line:
     """A connection: how many messages it has borne, and which of two machines behind the name it leads to."""
 
     number: int
+    machine: int
     messages: int = 0
-    machine: int = 0
+    refusing_since: float | None = None
+
+
+Failed = tuple[tuple[Line, Outcome], ...]
+"""The connections on which a message has failed, and how."""
 
 
 @dataclass(eq=False)
@@ -104,7 +110,7 @@ class World:
         self._busy = 0
         self.lines: list[Line] = []
         self._free: list[Line] = []
-        self._asking: list[tuple[Letter, float, tuple[Line, Outcome]]] = []
+        self._asking: list[tuple[Letter, float, Failed]] = []
         self._wake = math.inf
 
     # --- the queue ---------------------------------------------------------------------------------
@@ -224,7 +230,7 @@ class World:
         if isinstance(line, Outcome):
             fault = line
             return self._at(self.now + RTT, lambda: self._finish(letter, began, fault))
-        return self._converse(letter, began, line, None)
+        return self._converse(letter, began, line, ())
 
     def _hold(self, letter: Letter) -> None:
         after = self.schedule.hold(letter.mail, letter.owed, self.now - letter.born, self.now)
@@ -234,68 +240,86 @@ class World:
         letter.owed = replace(letter.owed, waited=after.waited, held=after.held)
         self._wait(letter, after.delay)
 
-    def _converse(self, letter: Letter, began: float, line: Line, first: tuple[Line, Outcome] | None) -> None:
+    def _converse(self, letter: Letter, began: float, line: Line, failed: Failed) -> None:
         self.attempts += 1
         outcome = self.relay(letter.mail, self.now, line)
         self.refused += outcome is not None
-        self._at(self.now + RTT, lambda: self._answer(letter, began, line, outcome, first))
+        self._at(self.now + RTT, lambda: self._answer(letter, began, line, outcome, failed))
 
     def _connect(self) -> Line | Outcome:
-        if fault := self.door(self.now, len(self.lines)):
+        tries = [self.door(self.now, len(self.lines)) for _ in range(1 if self.lines else FIRST_TRIES)]
+        if (fault := tries[-1]) and all(tries):
             self.feedback.not_connected(fault)
             return fault
-        line = Line(next(self._order), machine=random.randrange(2))
+        line = Line(next(self._order), random.randrange(2))
         self.lines.append(line)
         self.feedback.connected(len(self.lines))
         return line
 
-    def _answer(
-        self, letter: Letter, began: float, line: Line, outcome: Outcome | None, first: tuple[Line, Outcome] | None
-    ) -> None:
+    @property
+    def _proven(self) -> int:
+        return sum(line.messages > 0 for line in self.lines)
+
+    def _answer(self, letter: Letter, began: float, line: Line, outcome: Outcome | None, failed: Failed) -> None:
         if outcome is None or outcome.stage is not Stage.CONNECT:
             self.feedback.reached()
         if outcome is None:
-            line.messages += 1
-        elif not first and self.feedback.may_be_a_limit(letter.mail, outcome):
-            return self._elsewhere(letter, began, (line, outcome))
-        if first:
-            self._refusing_again(first[0], accepted=outcome is None)
-        if outcome and outcome.broken:
+            line.messages, line.refusing_since = line.messages + 1, None
+            if line.messages == 1:
+                self.feedback.limits.proved(self._proven)
+        elif (
+            not failed or (len(failed) == 1 and failed[0][0].messages > 0 == line.messages)
+        ) and self.feedback.may_be_the_connection(letter.mail, outcome, letter.owed.copies, proven=line.messages > 0):
+            if outcome.verdict is Verdict.AMBIGUOUS:
+                letter.owed = replace(letter.owed, copies=1)
+            if outcome.broken or not line.messages:
+                self._after(line, outcome)
+            return self._elsewhere(letter, began, (*failed, (line, outcome)))
+        self._compare(failed, line, accepted=outcome is None)
+        self._after(line, outcome)
+        return self._finish(letter, began, outcome or SENT)
+
+    def _after(self, line: Line, outcome: Outcome | None) -> None:
+        """Keep or close a connection on which an e-mail got this."""
+        if outcome and (outcome.broken or (outcome.worth_another_connection and not line.messages)):
             self._drop(line)
         else:
             self._keep(line)
-        return self._finish(letter, began, outcome or SENT)
 
-    def _elsewhere(self, letter: Letter, began: float, first: tuple[Line, Outcome]) -> None:
+    def _elsewhere(self, letter: Letter, began: float, failed: Failed) -> None:
         """Wait for a connection that has delivered, or else open one, as the pool does."""
-        refusing = first[0]
-        self.lines.remove(refusing)
-        better = [line for line in self._free if line.messages and line.messages < (refusing.messages or math.inf)]
-        if better:
-            self._free.remove(better[0])
-            return self._converse(letter, began, better[0], first)
-        if not refusing.messages and any(line.messages for line in self.lines if line not in self._free):
-            return self._asking.append((letter, began, first))
+        last, outcome = failed[-1]
+        most = math.inf if not last.messages else 0 if outcome.broken else last.messages
+        if better := [line for line in self._free if 0 < line.messages < most and line.refusing_since is None]:
+            self._free.remove(better[-1])
+            return self._converse(letter, began, better[-1], failed)
+        aside = {line for *_, others in [*self._asking, (letter, began, failed)] for line, _ in others}
+        if not last.messages and any(line.messages for line in {*self.lines} - {*self._free} - aside):
+            return self._asking.append((letter, began, failed))
         other = self._connect()
-        if isinstance(other, Outcome):
-            self._refusing_again(refusing, accepted=False)
-            return self._finish(letter, began, first[1])
-        return self._converse(letter, began, other, first)
+        if isinstance(other, Line):
+            return self._converse(letter, began, other, failed)
+        self._compare(failed, last, accepted=False)
+        return self._finish(letter, began, other if outcome.broken else outcome)
 
-    def _refusing_again(self, line: Line, *, accepted: bool) -> None:
-        if accepted:
-            self.feedback.disconnected(len(self.lines))
-            self.feedback.bore(line.messages)
-        else:
-            self.lines.append(line)
-            self._keep(line)
+    def _compare(self, failed: Failed, last: Line, *, accepted: bool) -> None:
+        if failed and not accepted and not any(line.messages for line in (*(line for line, _ in failed), last)):
+            self.feedback.refused_by_unproven()
+        for line, outcome in failed:
+            if accepted and (outcome.code or not line.messages):
+                self.feedback.blame(line.messages, self._proven, line.refusing_since)
+            if not accepted:
+                line.refusing_since = line.refusing_since or self.now
+                last.refusing_since = last.refusing_since or self.now
+            if line in self.lines and line not in self._free:
+                (self._drop if accepted else self._keep)(line)
 
     def _keep(self, line: Line) -> None:
         if line.messages >= self.feedback.limits.messages:
             self._drop(line)
         elif line.messages and self._asking:
-            letter, began, first = self._asking.pop(0)
-            self._converse(letter, began, line, first)
+            letter, began, failed = self._asking.pop(0)
+            self._converse(letter, began, line, failed)
         else:
             self._free.append(line)
 
@@ -303,9 +327,8 @@ class World:
         self.lines.remove(line)
         self.feedback.disconnected(len(self.lines))
         asking, self._asking = self._asking, []
-        for letter, began, first in asking:
-            self.lines.append(first[0])
-            self._elsewhere(letter, began, first)
+        for letter, began, failed in asking:
+            self._elsewhere(letter, began, failed)
 
     def _finish(self, letter: Letter, began: float, outcome: Outcome) -> None:
         self._busy -= 1

@@ -1,0 +1,171 @@
+"""What a relay bears, in virtual time: connections, messages on each and a second; and what a broken machine costs."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mail.replies import Outcome
+from mail.stops import Mail
+from mail.verdicts import Stage
+from tests.virtual import Line, World, broken, delays, refusal
+
+HOUR = 3600.0
+START = 1000.0
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(20201214)
+
+
+def recipient(n: int) -> str:
+    """Return one of many recipients at thirty domains."""
+    return f"u{n}@d{n % 30}.example"
+
+
+def accept(_mail: Mail, _now: float, _line: Line) -> None:
+    """Accept everything."""
+
+
+@pytest.mark.parametrize("admitted", [2, 3])
+def test_a_limit_of_connections_costs_little(monkeypatch: pytest.MonkeyPatch, admitted: int) -> None:
+    def door(_now: float, number: int) -> Outcome | None:
+        return refusal(Stage.CONNECT, 421, "4.7.0 quux") if number >= admitted else None
+
+    world = World(monkeypatch, accept, door)
+    world.owe_all(recipient(n) for n in range(1000))
+    world.run(60)
+    ideal = 1000 * 0.02 / admitted
+    assert world.last() - START <= 1.3 * ideal
+    assert (world.refused, world.stops, world.feedback.limits.allowed) == (0, set(), admitted)
+
+
+def test_a_limit_of_connections_told_at_data_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    def office(_mail: Mail, _now: float, line: Line) -> Outcome | None:
+        older = sum(other.number < line.number for other in world.lines)
+        return refusal(Stage.DATA_COMMAND, 432, "4.3.2 quux") if older >= 3 else None
+
+    world = World(monkeypatch, office)
+    world.owe_all(recipient(n) for n in range(1000))
+    world.run(60)
+    assert world.last() - START <= 1.3 * 1000 * 0.02 / 3
+    assert world.stops == set()
+
+
+def test_a_limit_of_messages_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(
+        monkeypatch, lambda _, __, line: refusal(Stage.DATA_COMMAND, 452, "4.4.5 blah") if line.messages >= 10 else None
+    )
+    world.owe_all(recipient(n) for n in range(1000))
+    world.run(60)
+    assert world.last() - START <= 1.3
+    assert (world.refused <= 30, world.feedback.limits.messages) == (True, 10)
+
+
+class Bucket:
+    """A relay that takes so many messages a second, and `size` at once."""
+
+    def __init__(self, rate: float, size: float) -> None:
+        self._rate, self._size, self._left, self._at = rate, size, size, START
+
+    def takes(self, now: float) -> bool:
+        """Return whether it takes a message now."""
+        self._left, self._at = min(self._size, self._left + (now - self._at) * self._rate), now
+        taken = self._left >= 1
+        self._left -= taken
+        return taken
+
+
+class Minute:
+    """A relay that takes thirty messages a minute."""
+
+    def __init__(self) -> None:
+        self._began, self._count = START, 0
+
+    def takes(self, now: float) -> bool:
+        """Return whether it takes a message now."""
+        if now - self._began >= 60:
+            self._began, self._count = now, 0
+        self._count += 1
+        return self._count <= 30
+
+
+@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA])
+@pytest.mark.parametrize("words", ["Throttling failure: Maximum sending rate exceeded.", "4.0.0 mumble"])
+@pytest.mark.parametrize("number", [300, 1500])
+def test_fourteen_a_second_take_their_own_time(
+    monkeypatch: pytest.MonkeyPatch, stage: Stage, words: str, number: int
+) -> None:
+    relay = Bucket(14, 14)
+    world = World(monkeypatch, lambda _, now, __: None if relay.takes(now) else refusal(stage, 454, words))
+    world.owe_all(recipient(n) for n in range(number))
+    world.run(600)
+    assert world.last() - START <= 1.3 * (number - 14) / 14
+    assert (world.refused <= 105, world.dead, world.stops) == (True, [], set())
+
+
+@pytest.mark.parametrize("words", ["4.7.1 Error: too much mail from [192.0.2.1]", "4.0.0 mumble"])
+def test_thirty_a_minute_take_their_own_time(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    relay = Minute()
+    world = World(monkeypatch, lambda _, now, __: None if relay.takes(now) else refusal(Stage.MAIL, 450, words))
+    world.owe_all(recipient(n) for n in range(1500))
+    world.run(2 * HOUR)
+    assert world.last() - START <= 1.3 * 49 * 60
+    assert (world.refused <= 105, world.dead) == (True, [])
+
+
+def test_a_pace_that_is_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, accept, rate=14)
+    world.owe_all(recipient(n) for n in range(280))
+    world.run(60)
+    assert 280 / 14 - 1 <= world.last() - START <= 280 / 14 * 1.05
+
+
+# --- one of two machines behind a name is broken ---------------------------------------------------
+
+BREAKS = {
+    "MAIL": refusal(Stage.MAIL, 451, "4.3.0 quux"),
+    "DATA": refusal(Stage.DATA_COMMAND, 451, "4.3.0 quux"),
+    "text": refusal(Stage.DATA, 554, "5.3.0 quux"),
+    "drop at MAIL": broken(Stage.MAIL),
+    "drop at DATA": broken(Stage.DATA_COMMAND),
+    "text lost": broken(Stage.DATA),
+}
+
+
+def ideal(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Return how long a thousand e-mails take if no machine is broken."""
+    world = World(monkeypatch, accept)
+    world.owe_all(recipient(n) for n in range(1000))
+    return world.run(60).last() - START
+
+
+def assert_little_is_lost(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    letters = world.owe_all(recipient(n) for n in range(1000))
+    world.run(600)
+    late = delays(letters)
+    assert (late[949] <= 1.3 * ideal(monkeypatch), late[-1] < 10, world.dead) == (True, True, [])
+
+
+@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("begins", [START, START + 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_machine_that_breaks_delays_hardly_any_email(
+    monkeypatch: pytest.MonkeyPatch, name: str, begins: float, seed: int
+) -> None:
+    random.seed(seed)
+    fault = BREAKS[name]
+    if name == "text lost":  # and begins while it has texts in hand: these may be delivered, and are sent again later
+        begins = START
+    world = World(monkeypatch, lambda _, now, line: fault if line.machine and now >= begins else None)
+    assert_little_is_lost(monkeypatch, world)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_machine_that_refuses_connections_delays_hardly_any_email(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    random.seed(seed)
+    refused = refusal(Stage.CONNECT, 421, "4.3.2 quux")
+    world = World(monkeypatch, accept, lambda _, __: refused if random.random() < 0.5 else None)
+    assert_little_is_lost(monkeypatch, world)

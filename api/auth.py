@@ -25,6 +25,10 @@ ALGORITHM: Final = "HS256"
 OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
 LEEWAY: Final = 30
 """Seconds by which the clocks of the signer and of this machine may differ."""
+OF_STATUS: Final = "notifier: status"
+"""What the key is derived for that signs the token with which `status` reads the metrics, and the token's `sub`."""
+STATUS_TTL: Final = 60
+"""Seconds."""
 
 
 class Refused(Exception):
@@ -95,6 +99,7 @@ class Caller:
 
 
 OF_A_USER: Final = frozenset({Scope.INBOX})
+OF_THE_METRICS: Final = frozenset({Scope.METRICS})
 ANYONE: Final = Caller("anyone, as API_KEYS is not set")
 
 
@@ -104,6 +109,7 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         self._callers = [(key.encode(), Caller(_name(key.encode()), scopes)) for key, scopes in settings.scopes.items()]
         self._secrets = settings.user_token_secrets
+        self._status_secrets = _status_secrets(settings)
         self._id_type = settings.id_type
         self._origins = frozenset(settings.cors_origins)
 
@@ -138,6 +144,8 @@ class Gate:
             if user_id is None:
                 raise TokenWithoutUser(name)
             return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
+        if _claims(token, self._status_secrets, name):
+            return Caller(name, OF_THE_METRICS)
         raise BadCredential(name)
 
 
@@ -159,6 +167,12 @@ def _claims(token: bytes, secrets: Sequence[str], name: str) -> Mapping[str, Any
 def _name(credential: bytes) -> str:
     """Return what a log calls a caller: the fingerprint of its key or token."""
     return f"the caller with credential {hashlib.sha256(credential).hexdigest()[:8]}"
+
+
+def _status_secrets(settings: Settings) -> Sequence[str]:
+    """Derive the secrets of `status` from the keys that may read the metrics: nobody else can."""
+    keys = [key for key, scopes in settings.scopes.items() if Scope.METRICS in scopes]
+    return [hmac.new(key.encode(), OF_STATUS.encode(), hashlib.sha256).hexdigest() for key in keys]
 
 
 GATE: Final = web.AppKey("GATE", Gate)
@@ -185,3 +199,9 @@ def identify(request: web.Request, scope: Scope) -> Caller:
 def sign_token(secret: str, user_id: str, ttl: int) -> str:
     """Make a token that is valid for `ttl` seconds, as a team's backend does in its own language."""
     return jwt.encode({"sub": user_id, "exp": int(time.time()) + ttl}, secret, ALGORITHM)
+
+
+def status_token(settings: Settings) -> str | None:
+    """Make a token that opens `/metrics` for a moment, or return `None` if there are no keys that do."""
+    secrets = _status_secrets(settings)
+    return sign_token(secrets[0], OF_STATUS, STATUS_TTL) if secrets else None

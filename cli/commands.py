@@ -177,7 +177,7 @@ async def run_on_store(options: argparse.Namespace, settings: Settings) -> int:
             "mail": lambda: list_emails(store, options.user_id),
             "retry": lambda: retry_dead(store, ids),
             "send": lambda: send(store, options.users, options.new),
-            "status": lambda: show_status(store, as_json=options.json),
+            "status": lambda: show_status(store, settings, as_json=options.json),
         }
         return await commands[options.command]()
 

@@ -9,9 +9,10 @@ from hashlib import sha256
 
 import pytest
 
-from api.auth import BadCredential, OutOfScope
+from api.auth import BadCredential, OutOfScope, status_token
 from api.problems import BY_EXCEPTION
 from config.keys import Scope
+from settings import Settings
 from tests.client import (
     KEY,
     METRICS_KEY,
@@ -20,6 +21,7 @@ from tests.client import (
     OTHER,
     PROTECTED,
     SECRET,
+    SUPPRESS_KEY,
     USER,
     problem,
     token,
@@ -47,13 +49,15 @@ CREDENTIALS: dict[str, str | Callable[[], str] | None] = {
     "token signed with the older secret": f"Bearer {token(secret=OLD_SECRET)}",
     "token that ends after a number without end": f"Bearer {token(exp=int('9' * 400))}",
     "key for the metrics": f"Bearer {METRICS_KEY}",
+    "token of `status`": lambda: f"Bearer {status_token(Settings(api_keys=PROTECTED['api_keys']))}",  # for a minute
+    "token of `status` made with another key": lambda: f"Bearer {status_token(Settings(api_keys=(SUPPRESS_KEY,)))}",
     "token signed with the key of the metrics": f"Bearer {token(secret=METRICS_KEY)}",
     "alg none": f"Bearer {token(secret='', algorithm='none')}",
     "alg HS512": f"Bearer {token(secret=SECRET * 2, algorithm='HS512')}",
 }
 BACKEND = {"key", "old key"}
 OWN = {"user's token", "user's token in capitals", "token signed with the older secret"}
-METRICS = {"key for the metrics"}
+METRICS = {"key for the metrics", "token of `status`"}
 OTHERS = {"other user's token"}
 OPEN_ROUTES = ["GET /healthz", "GET /readyz"]
 

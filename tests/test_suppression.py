@@ -273,14 +273,14 @@ async def test_operators_see_it_and_a_retry_lifts_it(
     mail.script = None
     async with open_store(settings) as store:
         await list_emails(store, USER)
-        await show_status(store, as_json=False)
+        await show_status(store, settings, as_json=False)
         output = capsys.readouterr().out
         assert "Suppressed: gone@example.com gets no e-mails since" in output
         assert "Suppressed        1; `mail` shows a user's address and why" in output
         assert await retry_dead(store, None) == 0
         await settled(database)
         assert [recipient for recipient, _ in mail.received] == ["gone@example.com"]
-        await show_status(store, as_json=False)
+        await show_status(store, settings, as_json=False)
         assert "Suppressed        none" in capsys.readouterr().out
     assert "suppression" not in ours(database)
 

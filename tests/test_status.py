@@ -142,8 +142,10 @@ async def test_where_nothing_is_owed_it_says_so(settings: Settings) -> None:
             "Waiting           none",
             "Next attempt      -",
             "Their last errors none",
-            f"Mail server       unknown, as no service answers here on port {port}; "
-            "`check` asks the mail server itself",
+            (
+                f"Mail server       unknown, as no service answers here on port {port}; "
+                "`check` asks the mail server itself"
+            ),
             "Stopped           nothing",
             "Dead letters      none",
             "Suppressed        none",

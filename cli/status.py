@@ -1,4 +1,4 @@
-"""The command `status`: what is owed and why it waits, why e-mails died, and what the service says of the mail server."""
+"""The command `status`: what is owed and why it waits, why e-mails died, and what the mail server bears."""
 
 from __future__ import annotations
 

@@ -56,18 +56,20 @@ class RequestSchema(Schema):
     def _check(self, _: object, original: Mapping[str, Any], **__: object) -> None:
         self.check(original)
 
-    def load(self, data: Any, **_: Any) -> Any:
+    def load(self, data: Any, **options: Any) -> Any:
         """Load the input as `Schema.load` does. Raises `ValidationError`, which names few unknown fields."""
-        if self.unknown == EXCLUDE or data.keys() <= self._known:
-            try:
-                return self._load_valid(data)
-            except ValidationError:  # the first of perhaps many
-                return super().load(data)
-        unknown = [name for name in data if name not in self._known]
-        left_out = set(unknown[UNKNOWN_LIMIT:] if self.unknown == RAISE else ())
-        return super().load({name: value for name, value in data.items() if name not in left_out})
+        if options:
+            return super().load(data, **options)
+        try:
+            return self._load_valid(data)
+        except ValidationError:  # the first of perhaps many
+            unknown = [name for name in data if name not in self._known]
+            left_out = set(unknown[UNKNOWN_LIMIT:] if self.unknown == RAISE else ())
+            return super().load({name: value for name, value in data.items() if name not in left_out})
 
     def _load_valid(self, data: Mapping[str, Any]) -> Any:
+        if self.unknown != EXCLUDE and not data.keys() <= self._known:
+            raise ValidationError("Perhaps not valid.")
         values = {}
         for key, name, deserialize in self._fast:
             value = deserialize(data.get(key, missing), key, data)

@@ -35,7 +35,7 @@ email = true
 required = true
 """
 HOUR, DAY = 3600, 86_400
-ROWS = [
+ROWS: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("order", 0, {"number": 7}, {}),
     ("answer", 0, {}, {}),
     ("build_failed", 0, {}, {"count": 3}),

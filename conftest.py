@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-pytest_plugins = ["tests.programs", "tests.fixtures", "tests.browser", "tests.demo", "tests.cluster"]
+pytest_plugins = ["tests.programs", "tests.fixtures", "tests.browser", "tests.demo", "tests.engines", "tests.cluster"]
 
 COSTLY = ("browser", "tmp_path", "mongod")
 """Fixtures of tests that take long, the longest first: most tests with a folder of their own start a process."""

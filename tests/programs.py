@@ -17,10 +17,13 @@ import pytest
 ALL_PROGRAMS: Final = "NOTIFIER_ALL_PROGRAMS"
 """The variable under which a missing program is a failure, so that CI skips nothing."""
 PACKAGES: Final = {
+    "WebKitWebDriver": "webkit2gtk-driver",
+    "Xvfb": "xvfb",
     "chromium": "chromium",
     "curl": "curl",
     "docker-compose": "docker-compose",
     "faketime": "faketime",
+    "firefox-esr": "firefox-esr",
     "nginx": "nginx-light",
     "node": "nodejs",
     "npm": "npm",

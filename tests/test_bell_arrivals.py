@@ -48,6 +48,25 @@ async def test_no_row_slips_under_the_pointer(server: Server, site: Site, contex
     assert (await events(page))[-1] == ["notifier-select", 3]
 
 
+async def test_what_has_gone_stays_until_the_pointer_leaves(
+    server: Server, site: Site, context: BrowserContext, database: DB
+) -> None:
+    page = await open_inbox(server, site, context, 4)
+    await row_of(page, 2).hover()
+    database.users.update_one({}, {"$pull": {"notifications": {"data.n": {"$in": [2, 3]}}}})  # as another program does
+    for n in (0, 1):
+        await expect(rows(page).nth(n)).to_have_js_property("inert", value=True)
+    await shown(page, 3, 2, 1, 0)
+    await page.mouse.down()
+    await page.mouse.up()
+    await shows_unread(page, 1)
+    assert (await events(page))[-1] == ["notifier-select", 1]
+    await page.mouse.move(1, 1)
+    await expect(rows(page)).to_have_count(2)
+    await shown(page, 1, 0)
+    await expect(rows(page).nth(0)).to_have_js_property("inert", value=False)
+
+
 async def test_what_arrives_above_a_scrolled_list_waits_for_a_click(
     server: Server, site: Site, context: BrowserContext
 ) -> None:

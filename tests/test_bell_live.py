@@ -24,10 +24,12 @@ async def test_two_tabs_show_the_same_notifications_and_marks(
 ) -> None:
     await server.create(data={"n": 0})
     site.embed(server.url, label__new_message="New message {data.n}")
-    one, two = [await open_page(context, site.origin) for _ in range(2)]
+    one = await open_page(context, site.origin)
+    await eventually_async(lambda: server.assert_streams_open(1))  # so it is the one that leads
+    two = await open_page(context, site.origin)
     for page in (one, two):
         await shows_unread(page, 1)
-    await eventually_async(lambda: server.assert_streams_open(1))
+    await server.assert_streams_open(1)
     for n in (1, 2):
         await server.create(data={"n": n})
     for page in (one, two):

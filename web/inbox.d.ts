@@ -18,7 +18,7 @@ export interface InboxRow {
   body?: string | null;
   /** http, https or relative; other addresses are ignored */
   url?: string | null;
-  /** the address of a picture; as `url` */
+  /** an emoji, or the address of a picture; as `url` */
   icon?: string | null;
 }
 

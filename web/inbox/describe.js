@@ -19,6 +19,7 @@ export function moment(value, type, lang = spoken()) {
 
 // A text cut where a character ends: 👩🏽‍🚀 is one, and so is é with its accent apart.
 function cut(text) {
+	if (text.length <= LIMIT) return text;
 	const start = text.slice(0, LONGEST), characters = [...intl("Segmenter").segment(start)];
 	if (start == text && characters.length <= LIMIT) return text;
 	return `${text.slice(0, characters.at(Math.min(LIMIT, characters.length) - 1).index)}…`;

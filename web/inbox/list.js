@@ -84,7 +84,7 @@ export function fill(host, root, part, text, act) {
 	panel.replaceChildren(...markup());
 	for (const element of panel.querySelectorAll("[id]")) part[element.id] = element;
 	const { list, more, menu, mark, note } = part, arrived = panel.querySelector(".arrived");
-	let rows = new Map(), met = new Set(), chosen, opener, next, last, shown, asking;
+	let rows = new Map(), met = new Set(), drawn = [], chosen, opener, next, last, shown, asking, held;
 
 	// What the user asks for is shown at once, wherever the pointer is.
 	function asked(task) {
@@ -96,6 +96,7 @@ export function fill(host, root, part, text, act) {
 	const buttons = panel.querySelectorAll("button[id]");
 	for (const button of buttons) {
 		button.onclick = () => {
+			if (button.ariaPressed) panel.scrollTop = 0; // another list
 			if (button == more) next = list.children.length;
 			menu.hidePopover();
 			asked(() => act[button.id](chosen));
@@ -148,6 +149,7 @@ export function fill(host, root, part, text, act) {
 		const main = mainOf(li, url), dots = li.lastChild, [place, { children: [flag, what, extra, about] }] = main.children;
 		const [kind, time, times] = about.children, date = dateOf(item);
 		li.className = item.is_new ? "new" : "";
+		li.inert = !!item.gone;
 		li.firstChild.textContent = day;
 		if (chosen?.id == item.id) chosen = item; // an open menu is about what the list says now
 		// the second click of two is none
@@ -168,17 +170,22 @@ export function fill(host, root, part, text, act) {
 		return showIcon(place, row);
 	}
 
-	// While somebody points at a row or reads on below, nothing new takes its place.
+	// While somebody points at a row or reads on below, nothing moves: what arrives waits, and what has gone stays, out of use.
 	const isRead = () => !asking && (list.matches(":hover") || panel.scrollTop > 8);
-	const rest = () => { if (!arrived.hidden && !isRead()) show(shown); };
+	const rest = () => { if (held && !isRead()) show(shown); };
 
 	function settled(items) {
-		const first = items.findIndex(({ id }) => rows.has(id));
-		const fresh = items.slice(0, Math.max(0, first)).filter(({ id, is_new }) => is_new && !met.has(id));
-		const waiting = isRead() ? fresh : [];
+		const ids = new Set(items.map(({ id }) => id)), stays = ({ id }) => ids.has(id);
+		const first = items.findIndex(({ id }) => rows.has(id)), isHeld = isRead() && first >= 0;
+		const waiting = isHeld ? items.slice(0, first).filter(({ id, is_new }) => is_new && !met.has(id)) : [];
+		const now = items.filter((item) => !waiting.includes(item)), gone = isHeld ? drawn.slice(0, drawn.findLastIndex(stays)) : [];
+		gone.forEach((item, index) => {
+			if (!stays(item)) now.splice(now.findIndex(({ id }) => id == gone[index - 1]?.id) + 1, 0, { ...item, gone: true });
+		});
 		arrived.hidden = !waiting.length;
 		arrived.textContent = waiting.length ? text("arrived", waiting.length) : "";
-		return items.filter((item) => !waiting.includes(item));
+		held = waiting.length || now.length + waiting.length > items.length;
+		return (drawn = now);
 	}
 
 	function showList(items, kinds) {
@@ -215,7 +222,7 @@ export function fill(host, root, part, text, act) {
 	// If what has the focus goes, the row that takes its place gets it.
 	function show(state) {
 		const { unread, elements, more: left, unreadOnly, removed, kinds, settings } = (shown = state);
-		const items = settled(state.items), held = root.activeElement, index = [...list.children].indexOf(held?.closest("li"));
+		const items = settled(state.items), focused = root.activeElement, index = [...list.children].indexOf(focused?.closest("li"));
 		if (index >= 0) last = index;
 		for (const element of [part.title, part.deleted, more, part.undo, part.delete]) element.textContent = text(element.id);
 		for (const name of ["settings", "close", "all", "filter-all", "filter-unread"]) label(part[name], name);
@@ -227,7 +234,7 @@ export function fill(host, root, part, text, act) {
 		part.settings.ariaExpanded = settings;
 		showList(items, kinds);
 		const mains = [...list.querySelectorAll(".main")];
-		if (held == more && mains[next]) mains[next].focus();
+		if (focused == more && mains[next]) mains[next].focus();
 		if (mains[next]) next = undefined;
 		part.settings.hidden = !host.hasAttribute("settings");
 		part.preferences.hidden = !settings;
@@ -235,12 +242,13 @@ export function fill(host, root, part, text, act) {
 		part.all.hidden = !unread;
 		more.hidden = settings || !left;
 		part.removed.hidden = !removed;
-		if (held && !(root.activeElement ?? held).checkVisibility()) (mains[Math.min(last, mains.length - 1)] ?? panel).focus();
+		if (focused && !(root.activeElement ?? focused).checkVisibility()) (mains[Math.min(last, mains.length - 1)] ?? panel).focus();
 	}
 
 	function clear() {
 		rows = new Map();
 		met = new Set();
+		drawn = [];
 		shown = next = undefined;
 		list.replaceChildren();
 		arrived.hidden = true;

@@ -24,6 +24,7 @@ color:var(--bg);background:var(--accent);box-shadow:0 2px 10px #0005}
 ul{list-style:none}
 li{position:relative;display:flex;flex-wrap:wrap;border-bottom:1px solid #8883}
 li:last-child{border:0}
+li[inert]{opacity:.5}
 h3{box-sizing:border-box;flex:0 0 100%;padding:12px 16px 4px 24px;font-size:.82em;font-weight:600;color:color-mix(in srgb,currentColor 75%,transparent);background:var(--bg);text-align:-webkit-match-parent;text-align:match-parent}
 h3:first-letter{text-transform:uppercase}
 .main{display:flex;contain:paint;gap:12px;flex:1;min-width:0;padding:10px 0 12px;padding-inline-start:24px;text-align:start;border-radius:0}

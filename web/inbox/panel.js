@@ -83,7 +83,7 @@ export function view(host, text, act) {
 	}
 
 	function prepare() {
-		coming ??= Promise.all([import("./list.js"), import("./look.js")]).then(([{ fill }, { INSIDE }]) => {
+		coming ??= Promise.all([import("./list.js"), import("./look.js"), import("./describe.js")]).then(([{ fill }, { INSIDE }]) => {
 			styles.push(INSIDE);
 			dress();
 			content = fill(host, root, part, text, act);

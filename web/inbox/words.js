@@ -12,7 +12,7 @@ const tables = { en: ENGLISH, ar: 0, de: 0, es: 0, fa: 0, fr: 0, he: 0, ja: 0, p
 
 const made = {};
 export const intl = (type, lang, options) => (made[[type, lang, JSON.stringify(options)]] ??= new Intl[type](lang, options));
-export const scriptOf = (tag) => intl("Locale", tag).maximize().script;
+export const scriptOf = (tag) => (made[tag] ??= new Intl.Locale(tag).maximize().script);
 
 // Some pages say `en_US`, or worse.
 export function language() {

@@ -357,6 +357,7 @@ CASES = [
     Case("POST /u/{token}", NoSuchLink, follow("POST", "?choice=none"), settings=LINKED),
     Case("POST /u/{token}", errors.Conflict, with_validator(follow("POST")), settings=LINKED),
     Case("POST /u/{token}", errors.TooLarge, with_full_document(follow("POST")), settings=LINKED),
+    Case("GET /u/{token}", errors.Unavailable, while_mongodb_stops(follow("GET")), settings=LINKED, **NO_TIME),
     Case("POST /u/{token}", errors.Unavailable, while_mongodb_stops(follow("POST")), settings=LINKED, **NO_TIME),
     Case("GET /list", TooMuchInFlight, list_too_much, patches={"api.answers.PATIENCE": 0.01}),
     Case("GET /stream", 200, open_stream()),

@@ -32,7 +32,7 @@ def test_preview_shows_an_email_and_needs_no_database(tmp_path: Path) -> None:
             ["new_login", "--data", '{"n": 0}'],
             "new_login.txt, line 2: division by zero; the e-mail would be sent without templates.",
         ),
-        (["newlogin"], "key: Must be one of: registration, new_message, new_post, new_login."),
+        (["newlogin"], "key: Must be one of: registration, new_message, new_post, new_login, question_answered."),
         (["new_login", "--data", "{"], "data: not JSON: "),
         (["new_login", "--data", "7"], "data: Not an object."),
         (["new_login", "--data", '{"$a": 1}'], "data: A name must not start with '$'."),

@@ -77,12 +77,12 @@ class Pool:
         if failed in self._kept:  # it has refused the message; else it broke, and so may have all others
             self._kept.remove(failed)
             self._aside.add(failed)
-            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages and kept.refusing_since is None)
+            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages)
         return fresher or await self.connect()
 
     async def _one_proven(self) -> Connection | None:
         """Wait for a connection that has delivered; `None` if none is in use any more."""
-        while not (found := self._take_if(lambda kept: kept.messages > 0 and kept.refusing_since is None)):
+        while not (found := self._take_if(lambda kept: kept.messages > 0)):
             in_use = self._open.difference(self._kept, self._aside)
             if not any(connection.messages for connection in in_use):
                 return None
@@ -170,7 +170,7 @@ class Pool:
 
     async def blame(self, connection: Connection) -> None:
         """Close a connection that has refused a message which another took at once."""
-        self._feedback.blame(connection.messages, self._proven, connection.refusing_since)
+        self._feedback.blame(connection.messages, self._proven)
         await self.close(connection)
 
     def leave(self, connection: Connection) -> None:

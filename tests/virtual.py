@@ -48,7 +48,6 @@ class Line:
     number: int
     machine: int
     messages: int = 0
-    refusing_since: float | None = None
 
 
 Failed = tuple[tuple[Line, Outcome], ...]
@@ -264,7 +263,7 @@ class World:
         if outcome is None or outcome.stage is not Stage.CONNECT:
             self.feedback.reached()
         if outcome is None:
-            line.messages, line.refusing_since = line.messages + 1, None
+            line.messages += 1
             if line.messages == 1:
                 self.feedback.limits.proved(self._proven)
         elif (
@@ -290,7 +289,7 @@ class World:
         """Wait for a connection that has delivered, or else open one, as the pool does."""
         last, outcome = failed[-1]
         most = math.inf if not last.messages else 0 if outcome.broken else last.messages
-        if better := [line for line in self._free if 0 < line.messages < most and line.refusing_since is None]:
+        if better := [line for line in self._free if 0 < line.messages < most]:
             self._free.remove(better[-1])
             return self._converse(letter, began, better[-1], failed)
         aside = {line for *_, others in [*self._asking, (letter, began, failed)] for line, _ in others}
@@ -307,10 +306,7 @@ class World:
             self.feedback.refused_by_unproven()
         for line, outcome in failed:
             if accepted and (outcome.code or not line.messages):
-                self.feedback.blame(line.messages, self._proven, line.refusing_since)
-            if not accepted:
-                line.refusing_since = line.refusing_since or self.now
-                last.refusing_since = last.refusing_since or self.now
+                self.feedback.blame(line.messages, self._proven)
             if line in self.lines and line not in self._free:
                 (self._drop if accepted else self._keep)(line)
 

@@ -22,6 +22,7 @@ from mail.message import Sender, compose, sender_of
 from mail.opening import Opener
 from mail.pool import FAULTS, Pool
 from mail.replies import Outcome, SMTPFault, judge
+from mail.stops import Mail
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
 from mongo.owed import OwedEmail
@@ -111,9 +112,11 @@ class Mailer:
                 if outcome.verdict is Verdict.AMBIGUOUS:
                     lease.email = replace(lease.email, copies=1)
         finally:
-            await self._compare(failed, connection, outcome)
+            await self._compare(lease.mail, failed, connection, outcome)
 
-    async def _compare(self, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None) -> None:
+    async def _compare(
+        self, mail: Mail, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None
+    ) -> None:
         """Judge the connections on which a message failed by what became of it on the last one."""
         if outcome and outcome.verdict is Verdict.SENT:
             for connection, fault in failed.items():
@@ -121,7 +124,7 @@ class Mailer:
                     await self.pool.blame(connection)
         elif failed:
             if not any(connection.messages for connection in (*failed, last)):
-                self._feedback.refused_by_unproven()
+                self._feedback.refused_by_unproven(mail)
             for connection, fault in failed.items():
                 if not fault.broken:
                     self.pool.keep(connection)

@@ -133,12 +133,13 @@ class Feedback:
         self.evidence.abandon(mail)
         self.pace.finish()
 
-    def refused_by_unproven(self) -> None:
+    def refused_by_unproven(self, mail: Mail) -> None:
         """Note that an e-mail was refused by connections on which nothing has been accepted.
 
-        They may be at fault. If another one proves itself, the e-mail is tried again at once.
+        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted.
         """
-        self._unproven_since = self._unproven_since or time.monotonic()
+        if mail.fresh:
+            self._unproven_since = self._unproven_since or time.monotonic()
 
     def _accept(self, mail: Mail, began: float, now: float) -> None:
         self.pace.accepted(mail, began, now)

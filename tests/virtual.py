@@ -274,7 +274,7 @@ class World:
             if outcome.broken or not line.messages:
                 self._after(line, outcome)
             return self._elsewhere(letter, began, (*failed, (line, outcome)))
-        self._compare(failed, line, accepted=outcome is None)
+        self._compare(letter, failed, line, accepted=outcome is None)
         self._after(line, outcome)
         return self._finish(letter, began, outcome or SENT)
 
@@ -298,12 +298,12 @@ class World:
         other = self._connect()
         if isinstance(other, Line):
             return self._converse(letter, began, other, failed)
-        self._compare(failed, last, accepted=False)
+        self._compare(letter, failed, last, accepted=False)
         return self._finish(letter, began, other if outcome.broken else outcome)
 
-    def _compare(self, failed: Failed, last: Line, *, accepted: bool) -> None:
+    def _compare(self, letter: Letter, failed: Failed, last: Line, *, accepted: bool) -> None:
         if failed and not accepted and not any(line.messages for line in (*(line for line, _ in failed), last)):
-            self.feedback.refused_by_unproven()
+            self.feedback.refused_by_unproven(letter.mail)
         for line, outcome in failed:
             if accepted and (outcome.code or not line.messages):
                 self.feedback.blame(line.messages, self._proven)

@@ -177,12 +177,12 @@ class Pool:
         """Let another connection take the place of one that waits for a late reply."""
         self._open.discard(connection)
         self._aside.discard(connection)
+        self._changed.set()
         self._feedback.disconnected(len(self._open))
 
     def drop(self, connection: Connection) -> None:
         """Close a connection at once."""
         connection.drop()
-        self._changed.set()
         self.leave(connection)
 
     async def close(self, *connections: Connection) -> None:

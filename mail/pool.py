@@ -55,7 +55,9 @@ class Pool:
         """Return the usable connection that was used last, or a new one, whichever is there first. Raises `FAULTS`."""
         opening = None
         while not (kept := self._take_if(lambda _: True)):
-            await self.close(*self._kept)  # which hold the places of new ones
+            if self._kept:  # which are worn out, and hold the places of new ones
+                await self.close(*self._kept)
+                continue
             if opening and opening.done():
                 opening = opening.result()  # raises; or somebody else took it
             if opening is None and self._limits.wait(time.monotonic()) == 0:

@@ -7,7 +7,6 @@ RFC 6531 (SMTPUTF8).
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -23,6 +22,7 @@ from mail.message import Sender, compose, sender_of
 from mail.opening import Opener
 from mail.pool import FAULTS, Pool
 from mail.replies import Outcome, SMTPFault, judge
+from mail.stops import Mail
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
 from mongo.owed import OwedEmail
@@ -91,32 +91,32 @@ class Mailer:
     async def _send(self, lease: Lease, to: str, render: Render) -> Outcome | None:
         """Send over one connection, and at once over another if that one may be at fault. Raises `FAULTS`."""
         failed: dict[Connection, Outcome] = {}
+        outcome: Outcome | None = None
         connection = await self.pool.take()
-        while True:
-            proven = connection.messages > 0
-            outcome = await self._converse(connection, lease, to, render)
-            if outcome is None or outcome.verdict is Verdict.SENT:
-                break
-            # A third one is asked if one that has delivered and a new one have failed.
-            if len(failed) > 1 or (failed and (proven or not any(other.messages for other in failed))):
-                break
-            if not self._feedback.may_be_the_connection(lease.mail, outcome, lease.email.copies, proven=proven):
-                break
-            failed[connection] = outcome
-            try:
-                connection = await self.pool.another(connection)
-            except FAULTS as exc:
-                if outcome.broken and outcome.verdict is not Verdict.AMBIGUOUS:
-                    outcome = judge(exc, Stage.CONNECT)
-                break
-            if outcome.verdict is Verdict.AMBIGUOUS:
-                lease.email = replace(lease.email, copies=1)
-        await self._compare(failed, connection, outcome)
-        if outcome and outcome.verdict is Verdict.AMBIGUOUS:
-            await self.pool.ask_whether_the_server_lives()
-        return outcome
+        try:
+            while True:
+                proven = connection.messages > 0
+                outcome = await self._converse(connection, lease, to, render)
+                # A third one is asked if one that has delivered and a new one have failed.
+                is_last = len(failed) > 1 or any(proven or not other.messages for other in failed)
+                if outcome is None or is_last:
+                    return outcome
+                if not self._feedback.may_be_the_connection(lease.mail, outcome, lease.email.copies, proven=proven):
+                    return outcome
+                failed[connection] = outcome
+                try:
+                    connection = await self.pool.another(connection)
+                except FAULTS as exc:
+                    ambiguous = outcome.verdict is Verdict.AMBIGUOUS
+                    return judge(exc, Stage.CONNECT) if outcome.broken and not ambiguous else outcome
+                if outcome.verdict is Verdict.AMBIGUOUS:
+                    lease.email = replace(lease.email, copies=1)
+        finally:
+            await self._compare(lease.mail, failed, connection, outcome)
 
-    async def _compare(self, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None) -> None:
+    async def _compare(
+        self, mail: Mail, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None
+    ) -> None:
         """Judge the connections on which a message failed by what became of it on the last one."""
         if outcome and outcome.verdict is Verdict.SENT:
             for connection, fault in failed.items():
@@ -124,12 +124,12 @@ class Mailer:
                     await self.pool.blame(connection)
         elif failed:
             if not any(connection.messages for connection in (*failed, last)):
-                self._feedback.refused_by_unproven()
-            for connection in (*failed, last):
-                connection.refusing_since = connection.refusing_since or time.monotonic()
+                self._feedback.refused_by_unproven(mail)
             for connection, fault in failed.items():
                 if not fault.broken:
                     self.pool.keep(connection)
+        if outcome and outcome.verdict is Verdict.AMBIGUOUS:
+            await self.pool.ask_whether_the_server_lives()
 
     async def _converse(self, connection: Connection, lease: Lease, to: str, render: Render) -> Outcome | None:
         if fault := await self._guard(connection, connection.begin()):

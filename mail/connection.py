@@ -110,8 +110,6 @@ class Connection:
     """Whether its commands were sent together."""
     refused: bool = False
     """Whether the last message was refused, so that its transaction must be left first."""
-    refusing_since: float | None = None
-    """Since when it has refused messages, for a reason that may be the connection's own."""
 
     def usable(self, messages: int) -> bool:
         """Return whether the server can be expected to still listen, and to bear another of so many messages."""
@@ -159,7 +157,6 @@ class Connection:
         self.stage = Stage.DATA
         _expect(2, await self.protocol.execute_message(message, REPLY_TIMEOUT))
         self.messages += 1
-        self.refusing_since = None
 
     async def quit(self) -> None:
         """Say goodbye, then close."""

@@ -80,19 +80,19 @@ class Feedback:
             return False
         if outcome.verdict is Verdict.AMBIGUOUS:
             return not copies and not outcome.timed_out
-        return outcome.broken or (outcome.worth_another_connection and not self.pace.explains(outcome.status))
+        if outcome.broken:  # at RCPT, it is probably the recipient, unless the server is silent
+            return outcome.stage is not Stage.RCPT or outcome.timed_out
+        return outcome.worth_another_connection and not self.pace.explains(outcome.status)
 
-    def blame(self, messages: int, proven: int, refusing_since: float | None) -> None:
+    def blame(self, messages: int, proven: int) -> None:
         """Note that a connection which has borne so many messages did not take one that another took at once.
 
-        So what it has refused since it last took any is tried again at once. `proven` is how many have delivered.
+        `proven` is how many have delivered.
         """
         if messages:
             self.limits.worn_out(messages)
         else:
             self.limits.refused(proven + 1, time.monotonic())
-        if refusing_since is not None:
-            self._again(LINE, refusing_since)
 
     # --- e-mails -----------------------------------------------------------------------------------
 
@@ -133,12 +133,13 @@ class Feedback:
         self.evidence.abandon(mail)
         self.pace.finish()
 
-    def refused_by_unproven(self) -> None:
+    def refused_by_unproven(self, mail: Mail) -> None:
         """Note that an e-mail was refused by connections on which nothing has been accepted.
 
-        They may be at fault. If another one proves itself, the e-mail is tried again at once.
+        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted.
         """
-        self._unproven_since = self._unproven_since or time.monotonic()
+        if mail.fresh:
+            self._unproven_since = self._unproven_since or time.monotonic()
 
     def _accept(self, mail: Mail, began: float, now: float) -> None:
         self.pace.accepted(mail, began, now)

@@ -55,7 +55,9 @@ class Pool:
         """Return the usable connection that was used last, or a new one, whichever is there first. Raises `FAULTS`."""
         opening = None
         while not (kept := self._take_if(lambda _: True)):
-            await self.close(*self._kept)  # which hold the places of new ones
+            if self._kept:  # which are worn out, and hold the places of new ones
+                await self.close(*self._kept)
+                continue
             if opening and opening.done():
                 opening = opening.result()  # raises; or somebody else took it
             if opening is None and self._limits.wait(time.monotonic()) == 0:
@@ -77,12 +79,12 @@ class Pool:
         if failed in self._kept:  # it has refused the message; else it broke, and so may have all others
             self._kept.remove(failed)
             self._aside.add(failed)
-            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages and kept.refusing_since is None)
+            fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages)
         return fresher or await self.connect()
 
     async def _one_proven(self) -> Connection | None:
         """Wait for a connection that has delivered; `None` if none is in use any more."""
-        while not (found := self._take_if(lambda kept: kept.messages > 0 and kept.refusing_since is None)):
+        while not (found := self._take_if(lambda kept: kept.messages > 0)):
             in_use = self._open.difference(self._kept, self._aside)
             if not any(connection.messages for connection in in_use):
                 return None
@@ -170,19 +172,19 @@ class Pool:
 
     async def blame(self, connection: Connection) -> None:
         """Close a connection that has refused a message which another took at once."""
-        self._feedback.blame(connection.messages, self._proven, connection.refusing_since)
+        self._feedback.blame(connection.messages, self._proven)
         await self.close(connection)
 
     def leave(self, connection: Connection) -> None:
         """Let another connection take the place of one that waits for a late reply."""
         self._open.discard(connection)
         self._aside.discard(connection)
+        self._changed.set()
         self._feedback.disconnected(len(self._open))
 
     def drop(self, connection: Connection) -> None:
         """Close a connection at once."""
         connection.drop()
-        self._changed.set()
         self.leave(connection)
 
     async def close(self, *connections: Connection) -> None:

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mail.refusals import verdict_of
@@ -231,6 +231,8 @@ def test_no_fault_of_the_account_kills_an_email(
 
 @GIVEN
 @given(stage=STAGES, code=CODES, enhanced=ENHANCED, words=WORDS)
+@example(stage=Stage.RCPT, code=421, enhanced=(0, 0), words="")  # which also breaks the connection
+@example(stage=Stage.DATA, code=421, enhanced=(0, 0), words="")
 def test_no_fault_of_recipients_delays_others(
     monkeypatch: pytest.MonkeyPatch, stage: Stage, code: int, enhanced: tuple[int, int], words: str
 ) -> None:

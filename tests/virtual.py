@@ -48,7 +48,6 @@ class Line:
     number: int
     machine: int
     messages: int = 0
-    refusing_since: float | None = None
 
 
 Failed = tuple[tuple[Line, Outcome], ...]
@@ -264,7 +263,7 @@ class World:
         if outcome is None or outcome.stage is not Stage.CONNECT:
             self.feedback.reached()
         if outcome is None:
-            line.messages, line.refusing_since = line.messages + 1, None
+            line.messages += 1
             if line.messages == 1:
                 self.feedback.limits.proved(self._proven)
         elif (
@@ -275,7 +274,7 @@ class World:
             if outcome.broken or not line.messages:
                 self._after(line, outcome)
             return self._elsewhere(letter, began, (*failed, (line, outcome)))
-        self._compare(failed, line, accepted=outcome is None)
+        self._compare(letter, failed, line, accepted=outcome is None)
         self._after(line, outcome)
         return self._finish(letter, began, outcome or SENT)
 
@@ -290,7 +289,7 @@ class World:
         """Wait for a connection that has delivered, or else open one, as the pool does."""
         last, outcome = failed[-1]
         most = math.inf if not last.messages else 0 if outcome.broken else last.messages
-        if better := [line for line in self._free if 0 < line.messages < most and line.refusing_since is None]:
+        if better := [line for line in self._free if 0 < line.messages < most]:
             self._free.remove(better[-1])
             return self._converse(letter, began, better[-1], failed)
         aside = {line for *_, others in [*self._asking, (letter, began, failed)] for line, _ in others}
@@ -299,18 +298,15 @@ class World:
         other = self._connect()
         if isinstance(other, Line):
             return self._converse(letter, began, other, failed)
-        self._compare(failed, last, accepted=False)
+        self._compare(letter, failed, last, accepted=False)
         return self._finish(letter, began, other if outcome.broken else outcome)
 
-    def _compare(self, failed: Failed, last: Line, *, accepted: bool) -> None:
+    def _compare(self, letter: Letter, failed: Failed, last: Line, *, accepted: bool) -> None:
         if failed and not accepted and not any(line.messages for line in (*(line for line, _ in failed), last)):
-            self.feedback.refused_by_unproven()
+            self.feedback.refused_by_unproven(letter.mail)
         for line, outcome in failed:
             if accepted and (outcome.code or not line.messages):
-                self.feedback.blame(line.messages, self._proven, line.refusing_since)
-            if not accepted:
-                line.refusing_since = line.refusing_since or self.now
-                last.refusing_since = last.refusing_since or self.now
+                self.feedback.blame(line.messages, self._proven)
             if line in self.lines and line not in self._free:
                 (self._drop if accepted else self._keep)(line)
 

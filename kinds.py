@@ -211,7 +211,6 @@ SPECIFIED: Final[Kinds] = {
         Kind(name="new_login", email=True, required=True),
     )
 }
-"""The kinds of the specification."""
 
 
 def load_kinds(path: Path | None) -> Kinds:
@@ -247,5 +246,4 @@ def _load(name: str, table: object, faults: list[str]) -> Kind:
 
 
 def describe_kinds(kinds: Kinds) -> Mapping[str, Any]:
-    """Return the answer of `GET /kinds`."""
     return {"success": True, "data": {name: kind.describe() for name, kind in kinds.items()}}

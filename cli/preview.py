@@ -17,7 +17,7 @@ from settings import Settings
 
 
 def preview(new: Create, language: str | None, count: int | None, settings: Settings) -> int:
-    """Print the e-mail; return 0, or 1 if it cannot be rendered. Raises `BadInput`."""
+    """Return 0, or 1 if the e-mail cannot be rendered. Raises `BadInput`."""
     kind = new.kind
     if count and not kind.email_batch:
         raise BadInput(f"--count: [{kind.name}] has no email_batch, so each notification has an e-mail of its own.")

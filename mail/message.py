@@ -58,7 +58,6 @@ class Sender:
 
 
 def sender_of(settings: Settings) -> Sender:
-    """Return the sender that the settings name."""
     reply_to = mailbox(settings.smtp_reply_to) if settings.smtp_reply_to else None
     return Sender(*mailbox(settings.smtp_from), settings.smtp_envelope_from, reply_to)
 
@@ -126,7 +125,6 @@ def _words(written: str, text: str, limit: int) -> Sequence[str]:
 
 
 def _folded(name: str, words: Sequence[str]) -> str:
-    """Return the lines of a header, folded between words."""
     lines = [f"{name}: {words[0]}"]
     for word in words[1:]:
         if len(lines[-1]) + len(word) < LINE_LENGTH:

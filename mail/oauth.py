@@ -97,7 +97,6 @@ class Tokens:
         return await attempt((await self.get()).value)
 
     async def close(self) -> None:
-        """Cancel a request that is under way."""
         if self._renewal:
             self._renewal.cancel()
 

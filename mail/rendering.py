@@ -64,7 +64,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Return an item, or an undefined value, which renders as nothing."""
         with suppress(LookupError, TypeError):
             if isinstance(obj, dict) and argument not in obj:
                 return obj[f"{argument}"]  # Jinja parses the `0` in `user.emails.0` as a number

@@ -114,7 +114,6 @@ class Templates:
         return content_of(fields, unsubscribe_url, answer["parts"])
 
     async def aclose(self) -> None:
-        """End the process, if there is one."""
         if process := self._process:
             await self._end(process, kill=True)
 
@@ -202,7 +201,6 @@ def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Se
 
 
 def _read(folder: Path, kinds: Iterable[str]) -> dict[str, str]:
-    """Return the sources by file name. Raises `TemplatesError`."""
     sources, faults = {}, []
     name = re.compile(rf"(?:{'|'.join(kinds)})(?:\.{LANGUAGE.pattern})?\.(?:subject\.txt|txt|html)|_.*\.(?:txt|html)")
     try:

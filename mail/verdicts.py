@@ -7,8 +7,6 @@ from typing import Final
 
 
 class Stage(enum.Enum):
-    """How far a conversation has come."""
-
     CONNECT = "connect"
     """Greeting, TLS and login."""
     MAIL = "MAIL"
@@ -20,8 +18,6 @@ class Stage(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """What became of an e-mail."""
-
     SENT = "sent"
     TRANSIENT = "transient"
     """Refused with 4xx, or the conversation broke."""

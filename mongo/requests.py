@@ -6,32 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from kinds import Kind
 from mongo.document import OPTIONAL_FIELDS, JSONObject
-
-
-class Channels(Protocol):
-    """The properties of a kind that MongoDB's part needs. `rank` names one of the `ERAS`.
-
-    `window` is how many seconds an e-mail waits; `email_batch` says whether one e-mail tells all of a target, or of the
-    kind.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def in_app(self) -> bool: ...
-    @property
-    def email(self) -> bool: ...
-    @property
-    def rank(self) -> str: ...
-    @property
-    def collapse(self) -> bool: ...
-    @property
-    def window(self) -> float | None: ...
-    @property
-    def email_batch(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +16,7 @@ class Create:
     """What to create for a user. `origin` is kept with an e-mail. What is created `in_bulk` is e-mailed later."""
 
     user_id: str
-    kind: Channels
+    kind: Kind
     target_id: str | None = None
     data: JSONObject | None = None
     idempotency_key: str | None = None

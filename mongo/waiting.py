@@ -7,10 +7,10 @@ e-mail of the outbox, which has their ids.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from kinds import Kinds
 from mongo.document import (
     OURS,
     OUTBOX,
@@ -24,7 +24,6 @@ from mongo.document import (
     without,
 )
 from mongo.owed import IS_WAITING, SET_DUE, is_ours_to_send, left_to_others, merged
-from mongo.requests import Channels
 from mongo.users import Users
 
 log = logging.getLogger("notifier.mongo")
@@ -44,7 +43,7 @@ HAS_WINDOW_OVER: Final = {
 class Windows:
     """The windows of all users. Notifications of an unknown kind are not grouped."""
 
-    def __init__(self, users: Users, kinds: Mapping[str, Channels]) -> None:
+    def __init__(self, users: Users, kinds: Kinds) -> None:
         self._users = users
         self._kinds = list(kinds)
         self._by_kind = [name for name, kind in kinds.items() if kind.email_batch == "kind"]

@@ -10,7 +10,7 @@ from api.middleware import REQUEST_ID_PATTERN
 from api.sse import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from mongo.changes import Inbox
-from mongo.document import OPTIONAL_FIELDS, JSONObject
+from mongo.document import JSONObject
 
 
 def ref(name: str) -> JSONObject:
@@ -144,7 +144,8 @@ def component_schemas(id_type: IdType) -> Mapping[str, JSONObject]:
                 "data": {"type": "object"},
                 "count": {"type": "integer", "minimum": 1, "description": "Of a kind with `collapse`: how many it is."},
             },
-            *OPTIONAL_FIELDS,
+            "target_id",
+            "data",
             "count",
         ),
         "Page": _object(

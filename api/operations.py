@@ -17,7 +17,7 @@ from api.sse import KEEP_ALIVE
 from api.user_operations import user_operations
 from config.ids import IdType
 from mongo import changes, errors
-from mongo.document import OPTIONAL_FIELDS, OUTBOX_LIMIT, JSONObject
+from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.fan_out import Incomplete, NotYetComplete
 from ops.kinds import Kinds, describe_kinds
 
@@ -34,7 +34,7 @@ def _bodies(kinds: Kinds) -> Mapping[str, JSONObject]:
     """Return examples of `POST /create`: one with the fields that must be there, and one with all."""
     emailed = next((name for name, kind in kinds.items() if kind.email), next(iter(kinds)))
     kept = next((name for name, kind in kinds.items() if kind.in_app), next(iter(kinds)))
-    fields = ("user_id", "key", *OPTIONAL_FIELDS)
+    fields = ("user_id", "key", "target_id", "data")
     return {
         "required fields": {"user_id": USER, "key": emailed},
         "all fields": {name: NOTIFICATION[name] for name in fields} | {"key": kept},

@@ -157,10 +157,10 @@ class Settlements:
     async def lift(self, group: Group, since: float | None) -> None:
         """Let the e-mails fall due at once that waited for a stop, and those of its group that were tried since."""
         try:
-            await recall.lift(self._outbox, f"{group}")
+            tried = None
             if since is not None:
                 tried = self._clock.now() - timedelta(seconds=time.monotonic() - since + MARGIN)
-                await recall.lift_tried(self._outbox, tried, group.value or None)
+            await recall.lift(self._outbox, f"{group}", tried, group.value or None)
         except StoreError as exc:
             log.warning("e-mails that may be sent again wait until they are due: %s", exc)
 

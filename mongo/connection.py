@@ -157,9 +157,10 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
             shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
         )
     finally:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await shared.close()
+        for _ in range(2):  # ending its sessions may hang; then a second time only closes its connections
+            with suppress(TimeoutError):
+                async with within(CLOSE_TIMEOUT):
+                    await shared.close()
         await asyncio.to_thread(_close, client)
 
 

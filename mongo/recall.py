@@ -8,7 +8,7 @@ from typing import Any, Final
 from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, JSONObject, any_of
 from mongo.errors import TooLarge
 from mongo.outbox import Outbox
-from mongo.owed import FLUSHED, IS_EMAIL, NO_TOKEN, from_now, has_type, rewrite
+from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, NO_TOKEN, from_now, has_type, rewrite
 
 PAGE: Final = 1000
 """Users whose e-mails are changed by one update."""
@@ -16,15 +16,13 @@ IS_LATER: Final = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
 IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
-async def lift(outbox: Outbox, group: str) -> None:
-    await _let_fall_due(outbox, {"$eq": ["$$this.held", {"$literal": group}]}, {})
-
-
-async def lift_tried(outbox: Outbox, since: datetime, key: str | None) -> None:
-    """Let the e-mails fall due that were tried since a stop began; of one kind, if `key` is given."""
-    of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
-    tried = {"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]}
-    await _let_fall_due(outbox, tried, {})
+async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: str | None = None) -> None:
+    """Let the e-mails fall due that wait for a stop, and those tried since a time, of one kind if `key` is given."""
+    reasons: list[JSONObject] = [{"$eq": ["$$this.held", {"$literal": group}]}]
+    if since:
+        of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
+        reasons.append({"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]})
+    await _let_fall_due(outbox, {"$or": reasons}, {})
 
 
 async def flush(outbox: Outbox, user_id: str | None = None) -> int:
@@ -43,9 +41,9 @@ async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
     is_future = {"$and": [has_type("tried", "date"), {"$gt": ["$$this.tried", "$$NOW"]}]}
     await _let_fall_due(outbox, {} if seconds else is_future, {})
     too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", from_now(lease)]}, {"$not": [IS_FREE]}]}
-    await _change(outbox, _owed(OUTBOX, too_long), rewrite(too_long, {"next_at": from_now(lease)}))
+    await _change(outbox, OURS | {"$expr": any_of(OUTBOX, too_long)}, rewrite(too_long, {"next_at": from_now(lease)}))
     condition, change = outbox.windows.set_back(seconds)
-    await _change(outbox, _owed(WAITING, condition), change)
+    await _change(outbox, OURS | {"$expr": any_of(WAITING, condition)}, change)
 
 
 async def _let_fall_due(
@@ -53,27 +51,37 @@ async def _let_fall_due(
 ) -> int:
     """Let the e-mails fall due that meet a condition and that nobody leases; return of how many users."""
     waits = {"$and": [IS_LATER, IS_FREE, condition]}
-    due = {"next_at": outbox.era}
-    return await _change(outbox, _owed(OUTBOX, waits, key), rewrite(waits, due | change), rewrite(waits, due))
-
-
-def _owed(array: JSONObject, condition: JSONObject, key: JSONObject | None = None) -> JSONObject:
-    """Return the condition of documents in whose array there are such elements."""
-    has = {"$expr": any_of(array, condition)}
-    return {**(key or {"notifier.due": IS_DATE}), **OURS, **has}
+    documents, due = OURS | {"$expr": any_of(OUTBOX, waits)}, {"next_at": outbox.era}
+    changes = rewrite(waits, due | change), rewrite(waits, due)
+    if key:
+        return await outbox.users.update_many(key | documents, changes[0])
+    return await _change(outbox, documents, *changes)
 
 
 async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
-    """Change these documents, a page at a time, until none is left; return how many there were.
+    """Change the documents of the condition, a page at a time; return how many they were.
 
-    If one of a page has no room for the first change, the whole page gets the last one.
+    Pages follow the index, and what is changed moves to an earlier one, so each document is looked at once. Those of
+    which nothing is new come first. Where one of a page has no room for the first change, the page has the last one.
     """
-    number, users = 0, outbox.users
-    while page := await users.find(condition, {"_id": 1}, limit=PAGE):
-        ids = {"_id": {"$in": [user["_id"] for user in page]}, **OURS}
-        try:
-            await users.update_many(ids, changes[0])
-        except TooLarge:
-            await users.update_many(ids, changes[-1])
-        number += len(page)
+    users, number = outbox.users, 0
+    for begin, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):
+        after: JSONObject = {"$gte": begin} if begin else {}
+        seen: list[object] = []
+        while True:
+            rest = {"notifier.due": IS_DATE | after | end, "_id": {"$nin": seen}}
+            page = await users.find(rest, {"notifier.due": 1}, sort="notifier.due", limit=PAGE, hint=outbox.due.hint)
+            waiting = condition | {"_id": {"$in": [user["_id"] for user in page]}}
+            try:
+                number += await users.update_many(waiting, changes[0])
+            except TooLarge:
+                number += await users.update_many(waiting, changes[-1])
+            if len(page) < PAGE:
+                break
+            last = page[-1]["notifier"]["due"]
+            seen = [
+                *(seen if after == {"$gte": last} else ()),
+                *(u["_id"] for u in page if u["notifier"]["due"] == last),
+            ]
+            after = {"$gte": last}
     return number

@@ -106,13 +106,15 @@ class Documents:
 
         return await self.persist(attempt, deadline)
 
-    async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> None:
-        await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+    async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> int:
+        """Change all documents that match; return how many those were at the last attempt."""
+        result = await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
+        return int(result.matched_count)
 
     async def update_each(self, updates: Sequence[UpdateMany]) -> int:
         """Make several updates of many documents in one call; return how many documents they matched."""
-        found = await self.persist(lambda _: self.collection.bulk_write(updates, ordered=False))
-        return int(found.matched_count)
+        result = await self.persist(lambda _: self.collection.bulk_write(updates, ordered=False))
+        return int(result.matched_count)
 
     async def delete(self, filter_: JSONObject) -> None:
         await self.persist(lambda _: self.collection.delete_many(filter_, collation=SIMPLE))

@@ -30,12 +30,12 @@ from tests.waiting import eventually_async, slow_clock
 
 
 async def test_i4_eight_workers_send_each_of_1000_emails_once(start: Start, database: DB, mail: MailServer) -> None:
-    clients = [await start(smtp_connections=2) for _ in range(8)]
+    clients = [await start(smtp_connections=2, smtp_command_timeout=60.0) for _ in range(8)]
     for block in range(0, 1000, 100):
         await asyncio.gather(
             *(create(clients[n % 8], f"{n // 10:024x}", "registration") for n in range(block, block + 100))
         )
-    await settled(database)
+    await settled(database, 60)
     assert len(mail.received) == 1000
     assert set(Counter(mail.ids).values()) == {1}
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
+from bson import ObjectId
 
 from cli.dead import flush
 from mongo import recall
@@ -68,12 +69,29 @@ async def test_only_what_a_stop_held_falls_due_and_in_its_era(store: Store, data
     assert {email.key for email in await claim(store)} == {"new_login"}
 
 
+async def test_all_pages_of_what_waits_fall_due(store: Store, database: DB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of users who are owed something new as well, too, and however many fell due at the same moment."""
+    monkeypatch.setattr("mongo.recall.PAGE", 2)
+    for n in range(9):
+        await store.create(Create(f"{n:024x}", SPECIFIED["registration"]))
+    emails = [email for _ in range(9) for email in await store.outbox.claim(3, 60)]
+    for email in emails:
+        await store.outbox.hold(email, 3600, "stopped", held="line")
+    *_, last = database.users.find().sort("notifier.due")
+    same = {"notifier.due": last["notifier"]["due"]}
+    database.users.update_many({"_id": {"$gte": ObjectId(f"{4:024x}")}}, {"$set": same})
+    await store.create(Create(f"{0:024x}", SPECIFIED["registration"]))
+    await recall.lift(store.outbox, "line")
+    assert {item["next_at"] < ERAS_END for item in owed(database)} == {True}
+    assert len(owed(database)) == len(emails) + 1
+
+
 @pytest.mark.parametrize("key", ["new_login", None])
 async def test_what_was_tried_since_a_stop_began_falls_due(store: Store, key: str | None) -> None:
     for email in await claim(store):
         await store.outbox.retry(email, 3600, "554", tries=0)
     began = store.clock.now()
-    await recall.lift_tried(store.outbox, began + timedelta(seconds=60), key)
+    await recall.lift(store.outbox, "line", began + timedelta(seconds=60), key)
     assert await claim(store) == []
-    await recall.lift_tried(store.outbox, began - timedelta(seconds=60), key)
+    await recall.lift(store.outbox, "line", began - timedelta(seconds=60), key)
     assert {email.key for email in await claim(store)} == ({key} if key else set(KINDS))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
+import warnings
 from typing import Any
 
 import pytest
 from bson import Binary, ObjectId
 
-from mongo.connection import uri_fault
+from mongo.connection import connected, uri_fault
 from tests.client import OTHER, USER, create, list_, read, settled
 from tests.fixtures import Start
+from tests.proxy import Proxy
 from tests.servers import MailServer, Mongod
 from tests.streams import listening
 
@@ -104,3 +107,16 @@ def test_an_impossible_connection_string_is_a_fault(uri: str) -> None:
     assert fault
     assert "ter2" not in fault
     assert "nowhere" not in fault
+
+
+async def test_a_client_is_closed_though_ending_its_sessions_hangs(mongod: Mongod) -> None:
+    async with Proxy(mongod.port).running() as proxy:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            async with connected(f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true") as connection:
+                await connection.shared.command("ping")
+                proxy.break_next("endSessions", "swallow")
+            del connection
+            gc.collect()
+    assert proxy.faults == 1
+    assert caught == []

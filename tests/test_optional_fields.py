@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.components import NOTIFICATION, component_schemas
+from api.components import NOTIFICATION
 from config.ids import IdType
 from mongo.document import OPTIONAL_FIELDS, Shape
 from mongo.owed import load_emails, new_element
@@ -50,9 +50,3 @@ def test_an_email_brings_all_optional_fields_to_its_template() -> None:
     element = new_element("1" * 24, "new_login", datetime.now(UTC), created(**VALUES).optional, {})
     (email,) = load_emails({"_id": 1, "notifier": {"outbox": [element]}}, element["token"], Shape())
     assert {name: email.fields()[name] for name in OPTIONAL_FIELDS} == VALUES
-
-
-def test_the_openapi_document_knows_all_optional_fields() -> None:
-    notification = component_schemas(IdType.OBJECTID)["Notification"]
-    assert set(notification["properties"]) >= NAMES
-    assert not NAMES & set(notification["required"])

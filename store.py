@@ -121,11 +121,12 @@ class Store:
         projection = page_of(max(queries, key=attrgetter("limit")), self.users)
         if len(ids) == 1:
             user = await self.users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
-            found = [user] if user else []
+            documents = [user] if user else []
         else:
+            cursor = self.users.shared.find({"_id": {"$in": [*ids]}}, projection, collation=SIMPLE)
             async with within(self.users.patience.shared_call):
-                found = await self.users.shared.find({"_id": {"$in": [*ids]}}, projection, collation=SIMPLE).to_list()
-        pages = {str(user.pop("_id")): Page(**user) for user in found}
+                documents = await cursor.to_list()
+        pages = {str(user.pop("_id")): Page(**user) for user in documents}
         return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
 
     async def mark(self, selection: Selection, *, is_new: bool) -> bool:
@@ -137,7 +138,7 @@ class Store:
         mark = Write(users.key(selection.user_id) | shown, change, array_filters=selected)
         if await users.persist_for(selection.user_id, lambda n: users.writes.make(mark, attempt=n)):
             return True
-        await self.users.must_admit(selection.user_id, ["notifications"])
+        await users.must_admit(selection.user_id, ["notifications"])
         return False
 
     async def delete(self, selection: Selection) -> bool:

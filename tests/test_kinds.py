@@ -76,7 +76,6 @@ def kinds_file(folder: Path, text: str) -> Path:
         ('[a]\nrequired = "yes"', ["[a]: required must be true or false."]),
         ('[a]\npriority = "urgent"', ["[a]: priority must be high, normal or low."]),
         ("[a]\npriority = 1", ["[a]: priority must be high, normal or low."]),
-        ("[a]\nexample = {on = 2026-01-01}", ["[a]: example must be a table that JSON can write."]),
         ("[a]\nexample = {n = inf}", ["[a]: example must be a table that JSON can write."]),
         ("[a]\nlabel = true", ["[a]: label must be one line of 1 to 500 characters"]),
         ("[a]\nurl = []", ["[a]: url must be an address that begins with"]),

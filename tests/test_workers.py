@@ -136,5 +136,5 @@ def test_workers_that_cannot_start_say_why_in_one_sentence(tmp_path: Path) -> No
     )
     assert service.process.wait(30) == 1
     (why,) = {line for line in service.log().splitlines() if "waiting for MongoDB" not in line}
-    assert why.startswith("MongoDB d")
+    assert why.startswith("MongoDB cannot be reached: ")
     assert why.endswith("The service waited for 1 s (START_TIMEOUT).")

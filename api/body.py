@@ -44,8 +44,8 @@ class NotAnObject(Exception):
     """The body is JSON, but not an object."""
 
 
-class BrokenBody(Exception):
-    """The client closed the connection before it had sent the whole body."""
+class ClientGone(Exception):
+    """The client closed the connection before it had sent the whole body, or before its stream began."""
 
 
 class BodyTooSlow(Exception):
@@ -76,7 +76,7 @@ async def read_object(request: web.Request) -> Mapping[str, Any]:
     except ValueError as exc:
         raise NotJSON(f"{exc}") from None
     except (web.RequestPayloadError, ConnectionResetError):
-        raise BrokenBody from None
+        raise ClientGone from None
     if not isinstance(body, dict):
         raise NotAnObject
     return body

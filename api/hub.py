@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from api.stream import ClientGone, Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, Wire, encode
+from api.body import ClientGone
+from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, Wire, encode
 from mongo.changes import Changes, HistoryLost, Inbox, NotReplicated
 from mongo.errors import Unavailable
 from ops.metrics import Metrics

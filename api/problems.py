@@ -106,9 +106,9 @@ PROBLEMS: Final = (
     Problem(body.NotJSON, 400, "The body is not JSON: {}.", example="NaN is not a number"),
     Problem(body.NotAnObject, 400, "The body must be a JSON object."),
     Problem(
-        body.BrokenBody,
+        body.ClientGone,
         400,
-        "The connection broke before the body was complete.",
+        "The client closed the connection too early.",
         "Only the log and the metrics have this answer.",
     ),
     Problem(body.BodyTooSlow, 408, f"The body did not arrive within {body.BODY_TIMEOUT:.0f} s."),
@@ -235,12 +235,6 @@ PROBLEMS: Final = (
         "Another program has stored something in `notifications` that JSON cannot express.",
     ),
     Problem(stream.Stopping, 503, "The service is stopping."),
-    Problem(
-        stream.ClientGone,
-        503,
-        "The client closed the connection before the stream began.",
-        "Nobody receives this answer; the log and the metrics count it.",
-    ),
     # --- everything else
     Problem(
         Exception,

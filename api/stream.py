@@ -21,6 +21,7 @@ import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from api.body import ClientGone
 from mongo.changes import Inbox, NotReplicated
 from ops.metrics import Metrics
 
@@ -56,10 +57,6 @@ class Stopping(StreamEnd):
 
 class Unreadable(StreamEnd):
     """The user's document cannot be read. The log says why."""
-
-
-class ClientGone(StreamEnd):
-    """The client has closed the connection."""
 
 
 class Event(NamedTuple):
@@ -147,7 +144,7 @@ class Wire:
 
     async def _send_events(self, stream: Stream, writer: AbstractStreamWriter, until: float) -> None:
         await self._write(writer, b"retry: %d\n\n" % random.randint(*RETRY_MS))
-        with contextlib.suppress(StreamEnd, NotReplicated):
+        with contextlib.suppress(StreamEnd, ClientGone, NotReplicated):
             while (now := time.time()) < until:
                 try:
                     async with asyncio.timeout(min(self.keep_alive, until - now)):

@@ -1,6 +1,6 @@
 // The demo page: a form for POST /create, and the e-mails of a local run. What others wrote is only ever set as text, or
 // shown in a frame that runs and loads nothing.
-import { describe, plain } from "./inbox/words.js";
+import { describe, plain } from "./inbox/describe.js";
 
 const inbox = document.querySelector("notifier-inbox");
 const $ = (id) => document.getElementById(id);

@@ -78,7 +78,6 @@ def kinds_file(folder: Path, text: str) -> Path:
         ("[a]\npriority = 1", ["[a]: priority must be high, normal or low."]),
         ("[a]\nexample = {n = inf}", ["[a]: example must be a table that JSON can write."]),
         ("[a]\nlabel = true", ["[a]: label must be one line of 1 to 500 characters"]),
-        ("[a]\nurl = []", ["[a]: url must be an address that begins with"]),
         ('[a]\nlabels = "x"', ["[a]: labels must be by language, such as de or pt-BR: one line"]),
         ("[a.labels]\nde = 1", ["[a]: labels.de must be by language, such as de or pt-BR: one line"]),
         ('[a.labels]\ngerman = "x"', ["[a]: labels.german must be by language, such as de or pt-BR"]),

@@ -147,9 +147,7 @@ def assert_little_is_lost(world: World) -> None:
 
 @pytest.mark.parametrize("name", BREAKS)
 @pytest.mark.parametrize("begins", [START, START + 0.5])
-def test_a_machine_that_breaks_delays_hardly_any_email(
-    monkeypatch: pytest.MonkeyPatch, name: str, begins: float
-) -> None:
+def test_a_machine_that_breaks_costs_little(monkeypatch: pytest.MonkeyPatch, name: str, begins: float) -> None:
     random.seed(0)  # so that the first two connections lead to the broken one
     if name == "text lost":  # what it had in hand when it broke may be delivered, and would be sent again later
         begins = START
@@ -157,7 +155,7 @@ def test_a_machine_that_breaks_delays_hardly_any_email(
     assert_little_is_lost(world)
 
 
-def test_a_machine_that_refuses_connections_delays_hardly_any_email(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_refuses_connections_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(0)
     refused = refusal(Stage.CONNECT, 421, "4.3.2 quux")
     assert_little_is_lost(World(monkeypatch, accept, lambda _, __: refused if random.random() < 0.5 else None))
@@ -170,7 +168,7 @@ def found_after(limits: Limits, refusals: int) -> bool:
     return limits.found
 
 
-def test_what_was_taken_for_a_limit_is_none_once_one_more_connection_delivers() -> None:
+def test_a_limit_is_none_once_one_more_connection_delivers() -> None:
     limits = Limits(20)
     limits.open = 1
     limits.opened(START)

@@ -82,7 +82,7 @@ async def test_of_two_addresses_one_may_be_broken_at_data(
         assert broken.connections < 10  # it rests
 
 
-async def test_a_limit_of_messages_on_a_connection_is_met_and_remembered(start: Start, database: DB) -> None:
+async def test_a_limit_of_messages_on_a_connection_is_remembered(start: Start, database: DB) -> None:
     refused = Counter[int]()
 
     def behave(said: str, number: int, messages: int) -> bytes | None:

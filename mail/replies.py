@@ -87,13 +87,14 @@ def judge(exc: Exception, stage: Stage) -> Outcome:
         status = f"{stage.value}: {type(exc).__name__}"
         return Outcome(verdict=verdict, status=status, detail=f"{status}: {exc}"[:DETAIL_LIMIT], stage=stage)
     status = f"{stage.value}: {describe(exc)}"
+    timed_out = isinstance(exc, SMTPTimeoutError | TimeoutError)
     return Outcome(
         verdict=_verdict_of_break(exc, stage),
         status=status,
-        detail=f"{status}: {exc}"[:DETAIL_LIMIT].rstrip(": "),
+        detail=status if timed_out else f"{status}: {exc}"[:DETAIL_LIMIT].rstrip(": "),
         stage=stage,
         broken=True,
-        timed_out=isinstance(exc, SMTPTimeoutError | TimeoutError),
+        timed_out=timed_out,
     )
 
 

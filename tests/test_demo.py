@@ -121,7 +121,7 @@ async def test_what_is_read_in_time_is_not_e_mailed_and_the_demo_says_so(
 
 def test_a_local_run_has_the_kinds_of_the_specification_and_one_more() -> None:
     kinds = load_kinds(LOCAL_DEFAULTS["kinds_file"])
-    bare = {name: replace(kind, label=None, example={}) for name, kind in kinds.items()}
+    bare = {name: replace(kind, label=None, example=None) for name, kind in kinds.items()}
     assert {**bare, **SPECIFIED} == bare
     assert [kind.email_after for name, kind in kinds.items() if name not in SPECIFIED] == ["30s"]
 

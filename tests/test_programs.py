@@ -14,6 +14,7 @@ from tests.client import ROOT
 from tests.programs import ALL_PROGRAMS, PACKAGES
 
 SOME = [
+    "tests/test_bell_engines.py",
     "tests/test_bell_frameworks.py",
     "tests/test_clock.py::test_services_with_different_clocks_share_emails_fairly",
     "tests/test_deploy.py::test_an_alert_fires_when_it_should_and_then_only",
@@ -24,7 +25,7 @@ SOME = [
     "tests/test_unsubscribe.py::test_the_documented_command_does_what_a_mail_program_does",
 ]
 """Tests of which one needs no program, and the others one or several."""
-SECOND = {"node", "openssl"}
+SECOND = {"Xvfb", "node", "openssl"}
 """Programs that are only needed beside another, which is missed first."""
 
 

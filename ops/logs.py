@@ -23,6 +23,8 @@ OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message",
 """Attributes that are not `extra`."""
 QUEUE_LIMIT: Final = 5000
 """Lines that wait to be written."""
+GATHERING: Final = 0.005
+"""Seconds for which lines gather before they are written: each wake of the thread costs the event loop a switch."""
 END: Final = b""
 """Ends the writer of lines."""
 CLOSE_TIMEOUT: Final = 0.5
@@ -148,6 +150,7 @@ class LineHandler(logging.Handler):
                 os.write(self._file, piece)
             if line is None:
                 line = self._lines.get()
+                time.sleep(GATHERING)
 
     def close(self) -> None:
         """Write the waiting lines, if they are read within `CLOSE_TIMEOUT`."""

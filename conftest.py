@@ -8,8 +8,10 @@ import pytest
 
 pytest_plugins = ["tests.programs", "tests.fixtures", "tests.browser", "tests.demo", "tests.engines", "tests.cluster"]
 
-COSTLY = ("browser", "tmp_path", "mongod")
+COSTLY = ("browser", "tmp_path", "mongod", "any_mongod")
 """Fixtures of tests that take long, the longest first: most tests with a folder of their own start a process."""
+CASES = 4
+"""Of more cases of such a test, so many are run everywhere, the first and the last among them, and the others in CI."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -18,11 +20,20 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(8, 1 + (os.cpu_count() or 1))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let files whose tests take long come first, so that no process has one left at the end."""
+    """Let files whose tests take long come first, so that no process has one left at the end. Thin out cases."""
     ranks: dict[str, int] = {}
+    cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         names = getattr(item, "fixturenames", ())
         rank = next((rank for rank, name in enumerate(COSTLY) if name in names), len(COSTLY))
         ranks[item.path.name] = min(rank, ranks.get(item.path.name, rank))
+        if rank < len(COSTLY):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     items.sort(key=lambda item: ranks[item.path.name])
+    for each in cases.values():
+        chosen = {round(n * (len(each) - 1) / (CASES - 1)) for n in range(CASES)}
+        for n, item in enumerate(each):
+            if len(each) > CASES and n not in chosen:
+                item.add_marker(pytest.mark.ci)

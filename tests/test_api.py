@@ -268,6 +268,7 @@ class Comparison(RuleBasedStateMachine):
         assert (page["elements"], page["new"], items) == self.model.list(user_id, skip, limit)
 
 
+@pytest.mark.ci
 def test_the_service_agrees_with_a_model(settings: Settings, mongod: Mongod) -> None:
     Comparison.settings = settings
     run_state_machine_as_test(

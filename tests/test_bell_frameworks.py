@@ -136,6 +136,7 @@ async def pages(built: Path, serve: Serve) -> AsyncIterator[tuple[Pages, Server]
         yield pages, service
 
 
+@pytest.mark.ci
 async def test_the_examples_are_built_and_work(pages: tuple[Pages, Server], context: BrowserContext) -> None:
     site, service = pages
     await service.create("order_shipped", target_id=TARGET, data={"number": 1027})

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 from playwright.async_api import BrowserContext, Route, expect
 
 from api.auth import LEEWAY, sign_token
@@ -233,6 +234,7 @@ async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(
     await shows_unread(page, 1)
 
 
+@pytest.mark.ci
 async def test_without_streams_the_bell_polls_and_mostly_gets_304(
     serve: Serve, site: Site, context: BrowserContext, standalone: Mongod
 ) -> None:

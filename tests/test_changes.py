@@ -98,6 +98,7 @@ async def test_no_change_is_missed_while_a_stream_begins(client: Client, mongod:
         response.close()
 
 
+@pytest.mark.ci
 async def test_a_new_stream_misses_no_write_without_a_majority_yet(start: Start, tmp_path: Path) -> None:
     """The change stream begins after that write, so the first event must wait until a majority has it."""
     async with three_nodes(tmp_path) as setup:

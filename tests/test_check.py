@@ -218,6 +218,7 @@ async def test_a_standalone_server_is_ok_but_has_no_streams(settings: Settings, 
         ("", "rights", "DB_URI"),
     ],
 )
+@pytest.mark.ci
 async def test_what_the_user_of_mongodb_may_not_do_is_said(
     settings: Settings, guarded: Mongod, user: str, step: str | None, words: str
 ) -> None:
@@ -229,6 +230,7 @@ async def test_what_the_user_of_mongodb_may_not_do_is_said(
     assert "hunter2" not in f"{steps}"
 
 
+@pytest.mark.ci
 async def test_without_mongodb_the_mail_server_is_checked_all_the_same(settings: Settings) -> None:
     closed = f"mongodb://user:hunter2@127.0.0.1:{free_port()}/x"
     code, steps = await check(replace(settings, db_uri=closed), "--to", "me@example.com")

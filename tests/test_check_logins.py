@@ -185,6 +185,7 @@ async def test_that_the_server_asks_for_a_client_certificate_is_told(by_token: S
     assert failure(await check(plain)) == ("smtp_tls", "the server asks for a client certificate: SMTP_CLIENT_CERT.")
 
 
+@pytest.mark.ci
 def test_the_steps_of_a_token_are_shown_where_one_is_used(tmp_path: Path) -> None:
     variables = {
         "DB_URI": f"mongodb://127.0.0.1:{free_port()}/x",

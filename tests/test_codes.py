@@ -62,6 +62,7 @@ async def impatient_client(start: Start, settings: Settings) -> Client:
 
 
 @soon
+@pytest.mark.ci
 async def test_a_temporary_error_is_503_and_the_log_has_its_name(
     impatient_client: Client, mongod: Mongod, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -139,6 +139,7 @@ async def test_on_a_copy_of_production_nothing_is_owed_any_more(settings: Settin
     database.users.delete_many({})
 
 
+@pytest.mark.ci
 def test_help_explains_a_command_and_an_error_names_them_all(tmp_path: Path) -> None:
     for name in COMMANDS:
         done = run(name, "--help", cwd=tmp_path)

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Page, expect
 
 from api.auth import BadCredential
@@ -200,6 +201,7 @@ async def test_the_demo_shows_each_error_beside_its_field(serve: Serve, context:
     await expect(page.get_by_text("The service cannot be reached.")).to_be_visible()
 
 
+@pytest.mark.ci
 async def test_one_command_of_the_demo_shows_kinds_and_templates(
     context: BrowserContext, run_locally: RunLocally
 ) -> None:
@@ -244,6 +246,7 @@ async def test_axe_finds_no_fault_in_the_demo(browser: Browser, run_locally: Run
         await assert_accessible(page, ["light"])
 
 
+@pytest.mark.ci
 async def test_the_demo_fits_desktop_and_phone(
     browser: Browser, run_locally: RunLocally, database: DB, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_make_knows_the_target(command: str, clone: Path) -> None:
     assert f"{target}:" in (ROOT / "Makefile").read_text()
 
 
+@pytest.mark.ci
 def test_pytest_finds_the_tests(clone: Path) -> None:
     words = re.findall(r"-k (\w+)", "\n".join(PYTEST))
     assert len(words) == len(PYTEST)

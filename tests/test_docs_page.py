@@ -13,6 +13,8 @@ from tests.client import KEY, PROTECTED, USER, Client, token
 from tests.description import DESCRIBED
 from tests.fixtures import Start
 
+pytestmark = pytest.mark.ci
+
 PHONE: ViewportSize = {"width": 375, "height": 700}
 
 

@@ -26,6 +26,8 @@ from tests.programs import needed
 from tests.servers import MailServer, Mongod, free_port, initiate
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.ci
+
 CLIENTS = 12
 NGINX = """\
 daemon off;

@@ -27,6 +27,8 @@ from tests.processes import ends_within, run, running_service
 from tests.servers import Mongod, free_port, localhost
 from tests.streams import client_of
 
+pytestmark = pytest.mark.ci
+
 
 def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
     done = run(cwd=tmp_path, PORT="0", DB_URI="x")

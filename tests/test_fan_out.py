@@ -214,6 +214,7 @@ async def test_i6_locked_documents_fail_alone(start: Start, mongod: Mongod, data
     assert counts(database) == {2: 60, 1: len(USERS) - 60}
 
 
+@pytest.mark.ci
 async def test_i1_after_a_kill_9_asking_again_notifies_each_once(
     settings: Settings, mongod: Mongod, database: DB, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from tests.fixtures import Start
 from tests.servers import MailServer, smtp_server
 
 
+@pytest.mark.ci
 async def test_i7_a_wrong_password_is_tried_once_per_probe_and_kills_no_email(
     start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -34,6 +35,7 @@ async def test_i7_a_wrong_password_is_tried_once_per_probe_and_kills_no_email(
     assert len(set(mail.ids)) == len(mail.ids) == 30
 
 
+@pytest.mark.ci
 async def test_i7_a_server_that_refuses_us_gets_one_probe_at_a_time(
     client: Client, database: DB, mail: MailServer
 ) -> None:

@@ -144,6 +144,7 @@ async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
 
 
 @impatient
+@pytest.mark.ci
 async def test_i12_an_email_whose_users_preferences_cannot_be_read_waits(
     start: Start, database: DB, mail: MailServer, mongod: Mongod, kinds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

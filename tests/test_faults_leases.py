@@ -29,6 +29,7 @@ from tests.smtp import raw_server
 from tests.waiting import eventually_async, slow_clock
 
 
+@pytest.mark.ci
 async def test_i4_eight_workers_send_each_of_1000_emails_once(start: Start, database: DB, mail: MailServer) -> None:
     clients = [await start(smtp_connections=2, smtp_command_timeout=60.0) for _ in range(8)]
     for block in range(0, 1000, 100):
@@ -87,6 +88,7 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
 
 
 @pytest.mark.parametrize("lease", [5, pytest.param(30, marks=pytest.mark.ci)])
+@pytest.mark.ci
 async def test_i4_after_a_kill_9_another_process_delivers_10_s_after_the_lease_at_the_latest(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path, lease: int
 ) -> None:
@@ -161,6 +163,7 @@ async def test_i5_an_email_whose_lease_has_ended_is_not_sent(
     assert len(owed(database)) == 1
 
 
+@pytest.mark.ci
 async def test_i5_a_worker_frozen_past_its_lease_sends_and_changes_nothing_when_it_wakes(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ from tests.waiting import eventually_async
 # --- I2, I3: delivered or one dead letter, under one Message-ID and Date -------------------------
 
 
+@pytest.mark.ci
 async def test_i2_i3_a_worker_killed_after_the_250_sends_the_same_email_again(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ async def test_i2_an_email_is_given_up_after_the_configured_time_if_others_get_t
     assert letter["error"] == "Given up: RCPT: 451 4.2.0 later"
 
 
+@pytest.mark.ci
 async def test_i2_an_email_that_is_refused_alone_is_not_given_up(start: Start, database: DB, mail: MailServer) -> None:
     mail.script = scripted({"RCPT": ["451 4.2.0 later"] * 12})
     client = await start(mail_retry_minutes=(0.001, 0.002), mail_give_up_hours=0.0066 / 60)

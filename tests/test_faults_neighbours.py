@@ -90,6 +90,7 @@ async def test_i10_five_recipients_in_a_row_stop_the_line_and_one_that_gets_thro
     assert database.dead_mail.count_documents({}) == 0
 
 
+@pytest.mark.ci
 async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from tests.servers import Mongod
 # --- I1: a 201 means one notification on disk ----------------------------------------------------
 
 
+@pytest.mark.ci
 async def test_i1_the_largest_requests_fit_into_shared_calls(client: Client, database: DB) -> None:
     """As BSON, this list is five times as long as in JSON."""
     data = {"x": [1] * 8100}

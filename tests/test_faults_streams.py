@@ -27,6 +27,8 @@ from tests.soak import DATABASE, three_nodes
 from tests.streams import EMPTY, client_of, listening, replica_set_of_one, stream_url
 from tests.waiting import eventually, eventually_async
 
+pytestmark = pytest.mark.ci
+
 
 async def test_streams_survive_kill_9_of_the_primary(start: Start, tmp_path: Path) -> None:
     users = [f"{n:024x}" for n in range(20)]

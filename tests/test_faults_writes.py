@@ -185,6 +185,7 @@ async def test_i6_a_step_down_reported_as_a_write_error_is_503(client: Client, m
 
 
 @impatient
+@pytest.mark.ci
 async def test_i6_an_exhausted_pool_is_503(start: Start, settings: Settings, mongod: Mongod) -> None:
     client = await start(db_uri=f"{settings.db_uri}?maxPoolSize=1&waitQueueTimeoutMS=100&{HEARTBEATS}")
     with failing(mongod, ["find", "findAndModify"], blockConnection=True, blockTimeMS=2500):
@@ -195,6 +196,7 @@ async def test_i6_an_exhausted_pool_is_503(start: Start, settings: Settings, mon
 
 
 @impatient
+@pytest.mark.ci
 async def test_i6_a_frozen_mongod_is_503_until_it_recovers(start: Start, tmp_path: Path) -> None:
     server = Mongod(tmp_path / "db")
     server.start()

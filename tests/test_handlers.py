@@ -81,6 +81,7 @@ async def test_a_bad_idempotency_key_is_named_with_every_other_fault(client: Cli
     assert (await problem(response))["errors"].keys() == {"key", "Idempotency-Key"}
 
 
+@pytest.mark.ci
 async def test_readiness_depends_on_mongodb_and_liveness_on_nothing(start: Start, mongod: Mongod) -> None:
     client = await start(smtp_port=free_port())
     await create(client, key="new_login")

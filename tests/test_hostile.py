@@ -121,6 +121,7 @@ async def test_an_endless_body_is_read_slowly_and_not_for_ever(start: Start) -> 
     del reader
 
 
+@pytest.mark.ci
 async def test_a_process_does_not_inflate_either(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path, API_KEYS=KEY)
     url = f"http://127.0.0.1:{service.port}/create"

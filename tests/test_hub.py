@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from bson import ObjectId
 
 from api.auth import LEEWAY
@@ -69,6 +70,7 @@ async def test_no_event_comes_unless_the_notifications_change(client: Client, da
     assert await metric(client, "notifier_stream_events_total") == 3
 
 
+@pytest.mark.ci
 async def test_1000_clients_see_each_change_once_and_in_order(settings: Settings, database: DB, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path)
     users = [f"{n:024x}" for n in range(250)]

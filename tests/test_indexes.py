@@ -83,6 +83,7 @@ async def test_a_build_goes_on_when_the_service_ends(
     await asyncio.to_thread(eventually, lambda: list(database.users.find(hint="notifier.due_1")))
 
 
+@pytest.mark.ci
 async def test_a_member_that_is_down_does_not_hold_up_the_indexes(settings: Settings, tmp_path: Path) -> None:
     async with three_nodes(tmp_path) as setup:
         with setup.client() as client:

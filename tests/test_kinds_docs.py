@@ -61,6 +61,7 @@ def write_files(folder: Path) -> None:
     (folder / "notifier.py").symlink_to(ROOT / "notifier.py")
 
 
+@pytest.mark.ci
 async def test_the_page_leads_to_a_local_run_too(tmp_path: Path) -> None:
     needed("curl")
     write_files(tmp_path)

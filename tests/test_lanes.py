@@ -179,6 +179,7 @@ async def test_one_repetition_tells_which_users_of_a_call_are_unknown(
     assert counts() == dict.fromkeys(range(0, 64, 2), 1)
 
 
+@pytest.mark.ci
 async def test_an_unconfirmed_call_takes_effect_at_most_once(database: DB, mongod: Mongod, counts: Any) -> None:
     async with calls(database) as numbered:
         with failing(mongod, ["update"], closeConnection=True), pytest.raises(Unavailable):

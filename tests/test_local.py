@@ -24,6 +24,8 @@ from tests.processes import LocalRun, mongods_of, run
 from tests.servers import free_port
 from tests.waiting import eventually, eventually_async
 
+pytestmark = pytest.mark.ci
+
 
 def test_a_local_run_serves_sends_and_keeps_its_data(tmp_path: Path) -> None:
     local = LocalRun(tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from tests.client import DB, OTHER, USER, Client, create, metric, settled
 from tests.faults import failing, scripted
 from tests.fixtures import Start
@@ -33,6 +35,7 @@ async def test_metrics_count_requests_and_emails_and_name_nobody(
     assert "@" not in text
 
 
+@pytest.mark.ci
 async def test_metrics_show_how_many_emails_are_owed(start: Start, mongod: Mongod) -> None:
     client = await start(smtp_port=free_port())
     assert await metric(client, "notifier_emails_owed") == 0

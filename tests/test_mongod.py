@@ -43,6 +43,7 @@ def test_only_a_mongod_that_lacks_a_library_gets_a_packaged_one(lacking: Path, t
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.ci
 async def test_a_local_run_starts_without_libcurl(
     lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

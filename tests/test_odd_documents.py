@@ -266,6 +266,7 @@ async def test_a_null_that_an_operator_left_harms_nobody(client: Client, databas
 # --- any document ------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 async def test_any_document_harms_nobody_but_its_user(
     start: Start, settings: Settings, database: DB, mail: MailServer
 ) -> None:

@@ -13,6 +13,7 @@ from tests.processes import COMPLETE, run
 from tests.templates import write
 
 
+@pytest.mark.ci
 def test_preview_shows_an_email_and_needs_no_database(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.subject.txt": "Hi {{ data.n }}", "new_login.txt": "{{ target_id }}"})
     arguments = ("preview", "new_login", "--data", '{"n": "é\\r\\n"}', "--target-id", TARGET.upper())

@@ -112,6 +112,7 @@ def kinds_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.ci
 async def test_a_required_email_and_one_that_is_due_again_pass_many_that_wait(
     start: Start, settings: Settings, database: DB, mail: MailServer, kinds_file: Path
 ) -> None:

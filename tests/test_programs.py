@@ -13,6 +13,8 @@ import pytest
 from tests.client import ROOT
 from tests.programs import ALL_PROGRAMS, PACKAGES
 
+pytestmark = pytest.mark.ci
+
 SOME = [
     "tests/test_bell_engines.py",
     "tests/test_bell_frameworks.py",

@@ -45,6 +45,7 @@ def member(tmp_path: Path) -> Iterator[Mongod]:
     mongod.kill()
 
 
+@pytest.mark.ci
 async def test_a_set_of_another_name_or_without_a_primary_is_told(member: Mongod) -> None:
     uri = f"mongodb://localhost:{member.port}/x?replicaSet="
     with member.client() as client:

@@ -98,6 +98,7 @@ async def test_a_limit_of_messages_on_a_connection_is_remembered(start: Start, d
     assert refused.total() < 8  # of 20 connections
 
 
+@pytest.mark.ci
 async def test_a_limit_of_messages_a_second_is_found(
     start: Start, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:

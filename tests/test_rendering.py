@@ -182,6 +182,7 @@ async def test_the_process_knows_no_secret(tmp_path: Path, monkeypatch: pytest.M
     assert {line.partition("=")[0] for line in environ.split("\0") if line} <= {"PYTHONPATH", *module.INHERITED}
 
 
+@pytest.mark.ci
 async def test_a_template_that_never_ends_is_named_at_the_start(tmp_path: Path) -> None:
     files = {"new_login.txt": LOOP, "new_post.txt": "fine", "_a.txt": "{{ 9**(9**9) }}"}
     templates = Templates(Settings(templates_dir=write(tmp_path, files)))
@@ -210,6 +211,7 @@ def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path) -> N
     assert (done.returncode, done.stdout, done.stderr) == (0, "Subject: new_login\n\n7\n", "")
 
 
+@pytest.mark.ci
 async def test_the_third_crash_of_rendering_makes_a_dead_letter(
     start: Start, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:

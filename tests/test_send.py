@@ -145,6 +145,7 @@ async def test_those_who_cannot_be_notified_are_named_with_the_reason(
 
 
 @impatient
+@pytest.mark.ci
 async def test_without_mongodb_it_stops_and_the_next_run_goes_on(
     settings: Settings,
     mongod: Mongod,
@@ -171,6 +172,7 @@ async def test_without_mongodb_it_stops_and_the_next_run_goes_on(
     assert counts(database) == {1: 2500}
 
 
+@pytest.mark.ci
 async def test_an_interrupted_sending_goes_on_where_it_was(settings: Settings, database: DB, tmp_path: Path) -> None:
     path = tmp_path / "many.ndjson"
     path.write_text("".join(json.dumps({"_id": {"$oid": f"{n:024x}"}}) + "\n" for n in range(8_000)))

@@ -21,6 +21,8 @@ from tests.processes import Service, run
 from tests.servers import Mongod, free_port, initiate
 from tests.waiting import eventually, slow_clock
 
+pytestmark = pytest.mark.ci
+
 PASSWORD_IS: dict[str, Any] = {"pwd": "pw"}
 REST = {"EMAIL": "a@b.example", "SMTP_HOST": "x"}
 

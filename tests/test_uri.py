@@ -109,6 +109,7 @@ def test_an_impossible_connection_string_is_a_fault(uri: str) -> None:
     assert "nowhere" not in fault
 
 
+@pytest.mark.ci
 async def test_a_client_is_closed_though_ending_its_sessions_hangs(mongod: Mongod) -> None:
     async with Proxy(mongod.port).running() as proxy:
         with warnings.catch_warnings(record=True) as caught:

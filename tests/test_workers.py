@@ -10,6 +10,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from aiohttp import ClientSession, TCPConnector
 
 from settings import Settings
@@ -17,6 +18,8 @@ from tests.client import USER
 from tests.processes import Service, run, running_service
 from tests.servers import free_port
 from tests.waiting import eventually_async
+
+pytestmark = pytest.mark.ci
 
 
 def children(pid: int) -> list[int]:

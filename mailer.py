@@ -123,7 +123,8 @@ class Mailer:
                 if fault.code or not connection.messages:  # else the server had closed it
                     await self.pool.blame(connection)
         elif failed:
-            if not any(connection.messages for connection in (*failed, last)):
+            ambiguous = outcome and outcome.verdict is Verdict.AMBIGUOUS  # a third copy has its time
+            if not ambiguous and not any(connection.messages for connection in (*failed, last)):
                 self._feedback.refused_by_unproven(mail)
             for connection, fault in failed.items():
                 if not fault.broken:

@@ -36,7 +36,9 @@ async def test_i10_one_recipient_delays_no_other(start: Start, database: DB, rea
     """The e-mail of that recipient is the first that the process tries."""
     database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
     async with raw_server(REACTIONS.get(reaction, {f"dot {POISON}": HANG})) as server:
-        client = await start(smtp_port=server.port, **PLAIN | {"smtp_command_timeout": 60.0})
+        client = await start(
+            smtp_port=server.port, **PLAIN | {"smtp_command_timeout": 60.0, "mail_retry_minutes": (60.0,)}
+        )
         await create(client, key="registration")
         await eventually_async(lambda: assert_tried(server.commands))
         await owe(client, 15)

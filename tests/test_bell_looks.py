@@ -132,7 +132,7 @@ async def test_a_panel_that_cannot_be_loaded_says_so_and_tries_again(
     await server.create()
     site.embed(server.url)
     page = await open_page(context, site.origin)
-    await page.get_by_role("button", name="Notifications, 1 unread").focus()
+    await page.get_by_role("button", name="Notifications, 1 new").focus()
     await page.keyboard.press("Enter")
     await expect(rows(page)).to_have_count(1)
 

@@ -17,11 +17,18 @@ def rows(page: Page) -> Locator:
     return page.locator("notifier-inbox li")
 
 
-async def shows_unread(page: Page, count: int) -> None:
-    """Wait until the bell shows this count, and a screen reader announces it."""
+async def shows_new(page: Page, count: int) -> None:
+    """Wait until the bell shows that this many have come since the panel was opened, and a screen reader says so."""
     await expect(page.locator("notifier-inbox #badge")).to_have_text(str(count) if count else "")
-    name = f"Notifications, {count} unread" if count else "Notifications"
+    name = f"Notifications, {count} new" if count else "Notifications"
     await expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()
+
+
+async def shows_unread(page: Page, count: int) -> None:
+    """Wait until this many are unread, whether or not the user has seen them."""
+    await expect(page.locator("notifier-inbox")).to_have_js_property("unread", count)
+    if await panel(page).is_visible():
+        await expect(page.locator("notifier-inbox #filter-unread .count")).to_have_text(str(count) if count else "")
 
 
 def row_of(page: Page, n: int) -> Locator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bson import ObjectId
 from playwright.async_api import BrowserContext, Page, expect
 
-from tests.bell import bell, row_of, rows, shows_unread
+from tests.bell import bell, panel, row_of, rows, shows_unread
 from tests.browser import Server, Site, events, open_page
 from tests.client import DB, USER
 from tests.waiting import eventually_async
@@ -33,15 +33,15 @@ async def test_no_row_slips_under_the_pointer(server: Server, site: Site, contex
     await row_of(page, 1).hover()
     for n in (3, 4):
         await server.create(data={"n": n})
-    await expect(page.get_by_role("button", name="2 new")).to_be_visible()
+    await expect(panel(page).get_by_role("button", name="2 new")).to_be_visible()
     await shows_unread(page, 5)
     await shown(page, 2, 1, 0)
     await page.mouse.move(1, 1)  # off the list
     await shown(page, 4, 3, 2, 1, 0)
-    await expect(page.get_by_role("button", name="new")).to_be_hidden()
+    await expect(panel(page).get_by_role("button", name="new")).to_be_hidden()
     await row_of(page, 1).hover()
     await server.create(data={"n": 5})
-    await expect(page.get_by_role("button", name="1 new")).to_be_visible()
+    await expect(panel(page).get_by_role("button", name="1 new")).to_be_visible()
     await page.mouse.down()
     await page.mouse.up()
     await shows_unread(page, 5)
@@ -74,7 +74,7 @@ async def test_what_arrives_above_a_scrolled_list_waits_for_a_click(
     await row_of(page, 14).scroll_into_view_if_needed()
     await page.mouse.move(1, 1)
     await server.create(data={"n": 15})
-    arrived = page.get_by_role("button", name="1 new")
+    arrived = panel(page).get_by_role("button", name="1 new")
     await expect(arrived).to_be_visible()
     await shown(page, 14, 13)
     await arrived.press("Enter")

@@ -10,7 +10,7 @@ import sys
 import pytest
 from playwright.async_api import BrowserContext, Route
 
-from tests.bell import shows_unread
+from tests.bell import shows_new
 from tests.browser import Serve, Site, events, open_page
 from tests.client import PROTECTED, ROOT, SECRET
 from tests.programs import needed
@@ -49,9 +49,9 @@ async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: Br
     await context.route("**/notifier-token", hand_out_token)
     for count in range(len(tokens)):
         page = await open_page(context, site.origin)
-        await shows_unread(page, count)
+        await shows_new(page, count)
         await server.create("new_post")
-        await shows_unread(page, count + 1)
+        await shows_new(page, count + 1)
         assert await events(page) == [["toast", "new_post"], ["notification", "new_post"]]
         await page.close()
 

@@ -24,10 +24,10 @@ from tests.waiting import eventually_async
 pytestmark = pytest.mark.ci
 EXAMPLES = ROOT / "examples/bell"
 EXPECTED = {
-    "plain": ("Notifications, 1 unread", "Order shipped"),
-    "react": ("Уведомления, 1 непрочитанное", "Заказ 1027 отправлен"),
-    "svelte": ("Mitteilungen, 1 ungelesen", "Bestellung 1027 ist unterwegs"),
-    "vue": ("الإشعارات, إشعار واحد غير مقروء", "الطلب 1027 في الطريق"),
+    "plain": ("Notifications, 1 new", "Order shipped"),
+    "react": ("Уведомления, Новых: 1", "Заказ 1027 отправлен"),
+    "svelte": ("Mitteilungen, 1 neu", "Bestellung 1027 ist unterwegs"),
+    "vue": ("الإشعارات, الجديدة: 1", "الطلب 1027 في الطريق"),
 }
 """For each page the name of its bell, and what the row says."""
 
@@ -140,19 +140,16 @@ async def pages(built: Path, serve: Serve) -> AsyncIterator[tuple[Pages, Server]
 async def test_the_examples_are_built_and_work(pages: tuple[Pages, Server], context: BrowserContext) -> None:
     site, service = pages
     await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
-    for name, (label, row) in EXPECTED.items():
-        page = await open_page(context, f"{site.origin}/{name}.html")
-        await page.get_by_role("button", name=label, exact=True).click()
-        await expect(rows(page).locator("b")).to_have_text(row)
-        if name != "plain":  # the others route links, then mark the notification as unread for the next one
+    opened = {name: await open_page(context, f"{site.origin}/{name}.html") for name in EXPECTED}
+    for name, page in opened.items():  # before any panel is opened, or else nothing is new
+        await expect(page.get_by_role("button", name=EXPECTED[name][0], exact=True)).to_be_visible()
+    for name, page in opened.items():
+        await page.locator("#bell").click()
+        await expect(rows(page).locator("b")).to_have_text(EXPECTED[name][1])
+        if name != "plain":  # the others route links
             await row_of(page, 0).click()
             await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
-            await page.locator("#bell").click()
-            await rows(page).locator("> :last-child").click()
-            async with page.expect_response("**/unread?*"):
-                await page.get_by_role("menuitem").first.click()
         assert [event for event in await events(page) if event[0] in {"CSP", "notifier-unauthorized"}] == []
-        await page.close()
     assert await service.count(401) == 0
 
 

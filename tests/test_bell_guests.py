@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from playwright.async_api import BrowserContext, FloatRect, Locator, Page, Route, expect
 
-from tests.bell import bell, panel, rows, shows_unread
+from tests.bell import bell, panel, rows, shows_new
 from tests.browser import Server, Site, events, open_page
 
 PLACE = "notifier-inbox { display: inline-block; min-width: 44px; min-height: 44px; vertical-align: middle; }"
@@ -47,7 +47,7 @@ async def test_a_slow_service_holds_up_nothing_and_nothing_moves(
     assert await page.evaluate("window.ran")
     before = [await box(page.locator(selector)) for selector in ("#after", "#below")]
     released.set()
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     assert [await box(page.locator(selector)) for selector in ("#after", "#below")] == before
 
 
@@ -155,7 +155,7 @@ async def test_another_document_adopts_the_bell_with_its_styles(
     await server.create()
     site.embed(server.url, content="<iframe title=frame></iframe>")
     page = await open_page(context, site.origin)
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     there = await page.evaluate("""() => {
         const inbox = document.querySelector("notifier-inbox"), styles = [];
         for (const page of [document.querySelector("iframe").contentDocument, document]) {
@@ -166,7 +166,7 @@ async def test_another_document_adopts_the_bell_with_its_styles(
     }""")
     assert there == ["10px", "10px"]
     await server.create()
-    await shows_unread(page, 2)
+    await shows_new(page, 2)
 
 
 async def test_a_browser_without_abort_signal_any_will_do(server: Server, site: Site, context: BrowserContext) -> None:
@@ -174,7 +174,7 @@ async def test_a_browser_without_abort_signal_any_will_do(server: Server, site: 
     site.embed(server.url)
     page = await open_page(context, site.origin)
     await server.create()
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
 
 
 async def test_a_browser_without_popovers_is_told_that_it_is_too_old(
@@ -201,7 +201,7 @@ async def test_what_nobody_sees_is_not_drawn(server: Server, site: Site, context
     """
     await context.route("**/seen?*", lambda route: route.abort())  # or else a list comes in between
     page = await open_page(context, site.origin)
-    await shows_unread(page, 2)
+    await shows_new(page, 2)
     assert await page.evaluate("drawn") == 0
     await bell(page).click()
     await expect(rows(page)).to_have_count(2)

@@ -9,11 +9,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.async_api import BrowserContext, Route, expect
+from playwright.async_api import BrowserContext, Page, Route, expect
 
 from api.auth import LEEWAY, sign_token
 from settings import Settings
-from tests.bell import bell, panel, row_of, rows, shows_unread
+from tests.bell import bell, panel, row_of, rows, shows_new, shows_unread
 from tests.browser import Serve, Server, Site, events, hasten, open_page, server_process, set_visibility
 from tests.client import PROTECTED, SECRET, USER
 from tests.servers import Mongod
@@ -29,13 +29,18 @@ async def test_two_tabs_show_the_same_notifications_and_marks(
     await eventually_async(lambda: server.assert_streams_open(1))  # so it is the one that leads
     two = await open_page(context, site.origin)
     for page in (one, two):
-        await shows_unread(page, 1)
+        await shows_new(page, 1)
     await server.assert_streams_open(1)
     for n in (1, 2):
         await server.create(data={"n": n})
     for page in (one, two):
+        await shows_new(page, 3)
+    await bell(one).click()
+    for page in (one, two):
+        await shows_new(page, 0)
         await shows_unread(page, 3)
-        await bell(page).click()
+    await bell(two).click()
+    for page in (one, two):
         await expect(rows(page)).to_have_count(3)
         await expect(rows(page).first).to_have_text(re.compile(r"Unread:\s*New message 2now"))
     await rows(one).nth(1).click()
@@ -60,7 +65,7 @@ async def test_load_more_shows_each_notification_once_even_while_new_ones_arrive
     page = await open_page(context, site.origin)
     await bell(page).click()
     await expect(rows(page)).to_have_count(20)
-    more, arrived = page.get_by_role("button", name="Load more"), page.get_by_role("button", name="1 new")
+    more, arrived = page.get_by_role("button", name="Load more"), panel(page).get_by_role("button", name="1 new")
     await more.scroll_into_view_if_needed()
     await asyncio.gather(more.click(), server.create(data={"n": 45}))
     await expect(arrived).to_be_visible()
@@ -176,21 +181,8 @@ async def test_a_mark_made_offline_is_undone(server: Server, site: Site, context
     await shows_unread(page, 0)
 
 
-async def test_a_list_requested_before_a_click_does_not_undo_it(
-    server: Server, site: Site, context: BrowserContext
-) -> None:
-    for n in range(2):
-        await server.create(data={"n": n})
-    site.embed(server.url)
-    page = await open_page(context, site.origin)
-    await shows_unread(page, 2)
-    await eventually_async(lambda: assert_listed(server, 1))  # the stream's first event says nothing new
-    await page.evaluate("""
-        window.counts = ["2"];
-        const badge = document.querySelector("notifier-inbox").shadowRoot.querySelector("#badge");
-        new MutationObserver(() => counts.at(-1) === badge.textContent || counts.push(badge.textContent))
-            .observe(badge, { childList: true });
-    """)
+async def hold_the_next_list(server: Server, page: Page) -> asyncio.Event:
+    """Let a notification come, and return what lets the page have the list that it then asks for."""
     held, released = asyncio.Event(), asyncio.Event()
 
     async def hold(route: Route) -> None:
@@ -202,13 +194,52 @@ async def test_a_list_requested_before_a_click_does_not_undo_it(
     await page.route("**/list?*", hold, times=1)
     await server.create(data={"n": 2})
     await held.wait()
+    return released
+
+
+async def test_a_list_requested_before_a_click_does_not_undo_it(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    for n in range(2):
+        await server.create(data={"n": n})
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await shows_new(page, 2)
+    await eventually_async(lambda: assert_listed(server, 1))  # the stream's first event says nothing new
+    await page.evaluate("""
+        window.counts = [2];
+        addEventListener("notifier-count", ({ detail: { unread } }) => counts.at(-1) === unread || counts.push(unread));
+    """)
+    released = await hold_the_next_list(server, page)
     await bell(page).click()
     async with page.expect_response("**/read?*"):
         await rows(page).last.click()
     released.set()
-    await expect(page.get_by_role("button", name="1 new")).to_be_visible()
+    await expect(panel(page).get_by_role("button", name="1 new")).to_be_visible()
     await shows_unread(page, 2)
-    assert await page.evaluate("counts.filter(Boolean)") == ["2", "1", "2"]
+    assert await page.evaluate("counts") == [2, 1, 2]
+
+
+async def test_a_list_requested_before_it_was_opened_brings_no_badge(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    await server.create(data={"n": 1})
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await shows_new(page, 1)
+    await eventually_async(lambda: assert_listed(server, 1))
+    await page.evaluate("""
+        window.counts = [];
+        addEventListener("notifier-count", ({ detail: { unread, unseen } }) => counts.push([unread, unseen]));
+    """)
+    released = await hold_the_next_list(server, page)
+    await bell(page).click()
+    await expect(rows(page)).to_have_count(1)
+    released.set()
+    await expect(rows(page)).to_have_count(2)
+    await shows_new(page, 0)
+    await shows_unread(page, 2)
+    assert await page.evaluate("counts") == [[2, 2], [2, 0]]
 
 
 async def assert_listed(server: Server, times: int) -> None:
@@ -221,7 +252,7 @@ async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(
     site.embed(server.url, token="old")  # noqa: S106 - the API is open, and ignores it
     page = await open_page(context, site.origin)
     await eventually_async(lambda: server.assert_streams_open(1))
-    await shows_unread(page, 0)
+    await shows_new(page, 0)
     held = asyncio.Event()
 
     async def hold(_: Route) -> None:
@@ -231,7 +262,7 @@ async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(
     await server.create()
     await held.wait()
     await page.locator("notifier-inbox").evaluate("(inbox) => inbox.setAttribute('token', 'new')")
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
 
 
 @pytest.mark.ci
@@ -247,7 +278,7 @@ async def test_without_streams_the_bell_polls_and_mostly_gets_304(
 
     await eventually_async(partial(polled, 1))  # so the page knows what there was before
     await server.create(data={"n": 1})
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     await bell(page).click()
     await rows(page).first.click()
     await shows_unread(page, 0)
@@ -266,13 +297,13 @@ async def test_a_hidden_tab_and_a_removed_bell_hold_no_stream(
     await eventually_async(lambda: server.assert_streams_open(0))
     await server.create(data={"n": 1})
     await set_visibility(page, hidden=False)
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     await eventually_async(lambda: server.assert_streams_open(1))
     await page.evaluate("window.inbox = document.querySelector('notifier-inbox'); inbox.remove()")
     await eventually_async(lambda: server.assert_streams_open(0))
     await server.create(data={"n": 2})
     await page.evaluate("document.body.append(inbox)")
-    await shows_unread(page, 2)
+    await shows_new(page, 2)
     assert await events(page) == [["notification", 1], ["notification", 2]]
 
 

@@ -132,7 +132,7 @@ async def test_a_panel_that_cannot_be_loaded_says_so_and_tries_again(
     await server.create()
     site.embed(server.url)
     page = await open_page(context, site.origin)
-    await page.get_by_role("button", name="Notifications, 1 unread").focus()
+    await page.get_by_role("button", name="Notifications, 1 new").focus()
     await page.keyboard.press("Enter")
     await expect(rows(page)).to_have_count(1)
 
@@ -144,7 +144,7 @@ TOO_SMALL = """(panel) => [panel.getRootNode().querySelector("#bell"), ...panel.
     .filter(({ box }) => box.width && (box.width < 44 || box.height < 44)).map(({ name }) => name)"""
 OUTSIDE = """(panel) => {
     const outer = panel.getBoundingClientRect();
-    return [...panel.querySelectorAll("header button, header span")].filter((one) => !one.closest("#all"))
+    return [...panel.querySelectorAll("#header button, #header span")].filter((one) => !one.closest("#all"))
         .map((one) => one.getBoundingClientRect())
         .filter(({ left, right, width }) => width && (left < outer.left || right > outer.right)).length;
 }"""
@@ -188,7 +188,7 @@ async def test_tabs_with_counts_fit_and_all_that_is_touched_is_large(
         await page.keyboard.press("Shift+Tab")
         assert await inside.evaluate("""(panel) => {
             const { top, bottom } = panel.getRootNode().activeElement.getBoundingClientRect();
-            return top >= panel.querySelector("header").getBoundingClientRect().bottom - 1
+            return top >= panel.querySelector("#header").getBoundingClientRect().bottom - 1
                 && bottom <= panel.querySelector("#removed").getBoundingClientRect().top + 1;
         }""")
     await page.get_by_role("button", name="Settings").click()

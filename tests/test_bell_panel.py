@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from tests.bell import bell, panel, row_of, rows, shows_unread
+from tests.bell import bell, panel, row_of, rows, shows_new, shows_unread
 from tests.browser import Server, Site, events, open_page
 from tests.client import DB, USER
 from tests.waiting import eventually_async
@@ -195,7 +195,7 @@ async def test_the_badge_can_be_seen_in_forced_colours(server: Server, site: Sit
     site.embed(server.url)
     async with await browser.new_context(forced_colors="active") as context:
         page = await open_page(context, site.origin)
-        await shows_unread(page, 1)
+        await shows_new(page, 1)
         behind = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         colours = {await style(page, "#badge", name) for name in ("color", "backgroundColor")}
         assert len(colours) == 2
@@ -209,7 +209,7 @@ async def test_the_badge_of_many_leaves_the_bell_to_be_seen(
     server = await serve(notifications_limit=2000)
     site.embed(server.url)
     page = await open_page(context, site.origin)
-    await expect(page.get_by_role("button", name="Notifications, 1,234 unread")).to_be_visible()
+    await expect(page.get_by_role("button", name="Notifications, 1,234 new")).to_be_visible()
     badge, own = page.locator("notifier-inbox #badge"), await page.locator("notifier-inbox svg").bounding_box()
     await expect(badge).to_have_text("99+")
     box = await badge.bounding_box()
@@ -227,7 +227,7 @@ async def test_a_page_opens_closes_and_refreshes_the_bell(server: Server, site: 
     site.embed(server.url)
     page = await open_page(context, site.origin)
     inbox = page.locator("notifier-inbox")
-    await shows_unread(page, 0)
+    await shows_new(page, 0)
     await inbox.evaluate("(inbox) => { inbox.open(); inbox.open(); }")
     await expect(panel(page)).to_be_visible()
     await expect(bell(page)).to_have_attribute("aria-expanded", "true")
@@ -255,7 +255,7 @@ async def test_the_bell_recovers_at_once_when_the_browser_is_online_again(
     await page.clock.install()
     await page.goto(site.origin)
     await page.clock.run_for(100)
-    await shows_unread(page, 0)
+    await shows_new(page, 0)
     await bell(page).click()
     await context.set_offline(offline=True)
     for _ in range(8):  # until it pauses for many seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import BrowserContext, Page, expect
 
-from tests.bell import bell, shows_unread
+from tests.bell import bell, shows_new
 from tests.browser import Server, Site, events, open_page, set_visibility
 from tests.client import OTHER, USER
 from tests.waiting import eventually_async
@@ -26,11 +26,11 @@ async def test_eight_tabs_share_a_stream_and_report_once(server: Server, site: S
     site.embed(server.url)
     pages = [await open_page(context, site.origin) for _ in range(8)]
     for page in pages:
-        await shows_unread(page, 0)
+        await shows_new(page, 0)
     await eventually_async(lambda: server.assert_streams_open(1))
     await server.create(data={"n": 1})
     for page in pages:
-        await shows_unread(page, 1)
+        await shows_new(page, 1)
     await listed(server, 2 * len(pages))  # at the start, and when it changed
     first, *others = pages
     assert await arrived(*pages) == [1]
@@ -39,7 +39,7 @@ async def test_eight_tabs_share_a_stream_and_report_once(server: Server, site: S
     await eventually_async(lambda: server.assert_streams_open(1))
     await server.create(data={"n": 2})
     for page in others:
-        await shows_unread(page, 2)
+        await shows_new(page, 2)
     assert await arrived(*others) == [2]
 
 
@@ -48,7 +48,7 @@ async def test_two_bells_on_a_page_share_a_stream_and_report_once(
 ) -> None:
     site.embed(server.url)
     page = await open_page(context, site.origin)
-    await shows_unread(page, 0)
+    await shows_new(page, 0)
     await page.evaluate(
         """(other) => {
         const inbox = document.querySelector("notifier-inbox");
@@ -78,11 +78,11 @@ async def test_without_locks_or_channels_each_tab_is_on_its_own(
     site.embed(server.url)
     pages = [await open_page(context, site.origin) for _ in range(2)]
     for page in pages:
-        await shows_unread(page, 0)
+        await shows_new(page, 0)
     await eventually_async(lambda: server.assert_streams_open(2))
     await server.create(data={"n": 1})
     for page in pages:
-        await shows_unread(page, 1)
+        await shows_new(page, 1)
         assert await arrived(page) == [1]
 
 
@@ -94,13 +94,13 @@ async def test_a_tab_that_was_hidden_does_not_repeat_what_another_reported(
     await eventually_async(lambda: listed(server, 2))
     await set_visibility(hidden, hidden=True)
     await server.create(data={"n": 1})
-    await shows_unread(shown, 1)
+    await shows_new(shown, 1)
     await set_visibility(shown, hidden=True)
     await eventually_async(lambda: server.assert_streams_open(0))
     await set_visibility(hidden, hidden=False)
-    await shows_unread(hidden, 1)
+    await shows_new(hidden, 1)
     await server.create(data={"n": 2})
-    await shows_unread(hidden, 2)
+    await shows_new(hidden, 2)
     assert await arrived(shown, hidden) == [1, 2]
 
 

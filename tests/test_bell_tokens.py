@@ -11,7 +11,7 @@ from playwright.async_api import BrowserContext, Page, Route, expect
 from yarl import URL
 
 from api.auth import LEEWAY, sign_token
-from tests.bell import bell, panel, rows, shows_unread
+from tests.bell import bell, panel, rows, shows_new, shows_unread
 from tests.browser import Serve, Server, Site, events, hasten, open_page
 from tests.client import OTHER, PROTECTED, SECRET, USER
 from tests.waiting import eventually_async
@@ -86,7 +86,7 @@ async def test_a_token_is_asked_for_before_the_first_call(
     page = await context.new_page()
     messages = complaints(page)
     await page.goto(site.origin)
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     assert len(await asked(page)) == 1
     assert messages == []
     assert await server.count(401) == 0
@@ -102,12 +102,12 @@ async def test_a_token_is_renewed_before_it_expires(serve: Serve, site: Site, co
     messages = complaints(page)
     await page.clock.install()
     await page.goto(site.origin)
-    await shows_unread(page, 0)
+    await shows_new(page, 0)
     await hasten(page, partial(assert_asked, page, 3))
     for before, after in pairwise(await asked(page)):
         assert 1000 * lifetime / 2 < after - before < 1000 * lifetime
     await server.create()
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     assert messages == []
     assert await server.count(401) == 0
 
@@ -120,11 +120,11 @@ async def test_a_page_that_has_no_token_for_a_moment_keeps_the_old_one(
     site.embed(server.url)
     site.script = SCRIPT
     page = await open_page(context, site.origin, clock=True)
-    await shows_unread(page, 0)
+    await shows_new(page, 0)
     await context.route("**/token?*", lambda route: route.abort())
     await hasten(page, partial(assert_asked, page, 2), step_ms=4000)
     await server.create()
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     assert await server.count(401) == 0
 
 
@@ -135,7 +135,7 @@ async def test_a_refused_token_is_replaced_once(serve: Serve, site: Site, contex
     await hand_out(context, 3600)
     site.script = SCRIPT.replace("asked.push(Date.now());", "if (asked.push(Date.now()) == 1) return 'old';")
     page = await open_page(context, site.origin)
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     assert len(await asked(page)) == 2
     assert await events(page) == []
 
@@ -167,9 +167,9 @@ async def test_another_user_gets_a_token_of_their_own(serve: Serve, site: Site, 
     site.embed(server.url, user__id=OTHER)
     site.script = SCRIPT
     page = await open_page(context, site.origin)
-    await shows_unread(page, 0)
+    await shows_new(page, 0)
     await page.locator("notifier-inbox").evaluate("(inbox, id) => inbox.setAttribute('user-id', id)", USER)
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     assert await events(page) == []
 
 
@@ -219,6 +219,6 @@ async def test_a_token_that_comes_in_time_saves_the_message(serve: Serve, site: 
     await page.clock.install()
     await page.goto(site.origin)
     await page.clock.run_for(1500)
-    await shows_unread(page, 1)
+    await shows_new(page, 1)
     await page.clock.run_for(10_000)
     assert not await page.evaluate("window.said")

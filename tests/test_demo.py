@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Page, expect
+from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Page, Route, expect
 
 from api.auth import BadCredential
 from api.problems import BY_EXCEPTION
@@ -143,6 +143,26 @@ async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
     assert (await asyncio.to_thread(run_shell, await page.locator("#curl").inner_text())) == {"success": True}
     await shows_unread(page, 2)
     assert [event for event in await events(page) if event[0] == "CSP"] == []
+
+
+async def test_a_double_click_creates_one(serve: Serve, context: BrowserContext) -> None:
+    page = await open_demo(context, (await serve(demo=True)).url)
+    released, sent = asyncio.Event(), []
+
+    async def hold(route: Route) -> None:
+        sent.append(route.request.post_data)
+        await released.wait()
+        await route.continue_()
+
+    await page.route("**/create", hold)
+    button = page.get_by_role("button", name="Create", exact=True)
+    await button.dblclick()
+    released.set()
+    await expect(page.get_by_text("Created.")).to_be_visible()
+    await expect(button).to_be_focused()
+    async with page.expect_response("**/create"):
+        await button.click()
+    assert len(sent) == 2  # the double click's and this one
 
 
 KINDS = """

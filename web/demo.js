@@ -67,11 +67,8 @@ async function refusalOf(token) {
 inbox.addEventListener("notifier-unauthorized", () => askForKey("The key or token is not valid for this user, or has expired."));
 $("enter").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const button = event.target.querySelector("button");
   const token = String.fromCharCode(...new TextEncoder().encode(credential.value.trim())); // a header has bytes, not letters
-  button.disabled = true;
   const refusal = await refusalOf(token);
-  button.disabled = false;
   showFault(credential, refusal);
   if (refusal) return credential.focus();
   $("access").hidden = true;
@@ -130,6 +127,8 @@ user_id.addEventListener("change", async () => {
 });
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
+  const button = form.querySelector("button");
+  if (button.ariaDisabled) return; // while a request is under way; a disabled button would lose the focus
   if (isLocked()) {
     askForKey(MISSING);
     return credential.focus();
@@ -140,6 +139,7 @@ form.addEventListener("submit", async (event) => {
   } catch ({ message }) {
     return showFaults({ data: `Not JSON: ${message}` });
   }
+  button.ariaDisabled = "true";
   try {
     const response = await ask("create", { method: "POST", body: JSON.stringify(fields) });
     const answer = await response.json();
@@ -148,6 +148,8 @@ form.addEventListener("submit", async (event) => {
     if (response.ok) kinds[fields.key].in_app ? openBeside() : awaitMail();
   } catch {
     showFaults({}, UNREACHABLE);
+  } finally {
+    button.ariaDisabled = null;
   }
 });
 

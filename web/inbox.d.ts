@@ -38,7 +38,7 @@ export interface NotifierInboxEventMap {
 
 export interface InboxCounts {
   unread: number;
-  /** how many of the unread ones have come since the user last opened the panel */
+  /** how many of the unread ones have come since the user last opened or closed the panel */
   unseen: number;
 }
 

@@ -209,13 +209,12 @@ export function createInbox(options) {
 			changed();
 		},
 		delete: (item, user) => write("delete", { notification_id: item.id }, (away) => gone[away ? "add" : "delete"](item.id), user),
-		async seen() {
-			if (!loaded || unseen === 0 || (unseen == null && !unread)) return;
-			try {
-				await post("seen");
-				unseen = 0;
-				changed();
-			} catch {} // the next time will do
-		},
+		// In turn: a list that was asked for before would bring the old count back.
+		seen: () => inTurn(async () => {
+			if (!loaded || !(unseen ?? unread)) return;
+			await post("seen");
+			unseen = 0;
+			changed();
+		}).catch(() => {}), // the next time will do
 	});
 }

@@ -25,7 +25,7 @@ const words = (attributes) => make("span", { dir: "auto", ...attributes });
 
 function markup() {
 	return [
-		make("header", { part: "header" },
+		make("div", { id: "header", part: "header" },
 			make("div", { class: "bar" }, make("h2", { id: "title", part: "title", dir: "auto" }),
 				button("settings", icon(ICONS.settings)), button("close", icon(ICONS.close))),
 			make("div", { class: "bar", id: "bar" }, ...["filter-all", "filter-unread"].map((id) =>

@@ -5,7 +5,7 @@ h2,h3,ul,small{margin:0;padding:0;font:inherit}
 #panel svg{width:20px;stroke-linecap:round;stroke-linejoin:round}
 #panel{scroll-padding:104px 0 56px;text-align:start}
 #panel button,label{min-height:44px}
-header{position:sticky;top:0;z-index:2;padding:4px 8px 0;background:var(--bg);border-bottom:1px solid #8884}
+#header{position:sticky;top:0;z-index:2;padding:4px 8px 0;background:var(--bg);border-bottom:1px solid #8884}
 .bar{display:flex;align-items:center;min-height:44px}
 h2{flex:1;padding-inline-start:8px;font-size:1.1em;font-weight:700}
 .bar button{display:flex;align-items:center;justify-content:center;gap:6px;min-width:44px;white-space:nowrap}

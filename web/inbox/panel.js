@@ -116,9 +116,10 @@ export function view(host, text, act) {
 
 	function show(state) {
 		last = state;
-		bell.ariaLabel = text("title") + (state.unread ? `, ${text("unread", state.unread)}` : "");
+		const { unseen } = state;
+		bell.ariaLabel = text("title") + (unseen ? `, ${text("arrived", unseen)}` : "");
 		panel.ariaLabel = text("title");
-		part.badge.textContent = state.unread > 99 ? `${number(99)}+` : state.unread ? number(state.unread) : "";
+		part.badge.textContent = unseen > 99 ? `${number(99)}+` : unseen ? number(unseen) : "";
 		if (open) prepare();
 		if (open) content?.show(state);
 		else content?.clear();

@@ -7,6 +7,7 @@ RFC 6531 (SMTPUTF8).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -92,6 +93,7 @@ class Mailer:
         """Send over one connection, and at once over another if that one may be at fault. Raises `FAULTS`."""
         failed: dict[Connection, Outcome] = {}
         outcome: Outcome | None = None
+        began = time.monotonic()
         connection = await self.pool.take()
         try:
             while True:
@@ -112,10 +114,15 @@ class Mailer:
                 if outcome.verdict is Verdict.AMBIGUOUS:
                     lease.email = replace(lease.email, copies=1)
         finally:
-            await self._compare(lease.mail, failed, connection, outcome)
+            await self._compare(lease.mail, began, failed, connection, outcome)
 
     async def _compare(
-        self, mail: Mail, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None
+        self,
+        mail: Mail,
+        began: float,
+        failed: Mapping[Connection, Outcome],
+        last: Connection,
+        outcome: Outcome | None,
     ) -> None:
         """Judge the connections on which a message failed by what became of it on the last one."""
         if outcome and outcome.verdict is Verdict.SENT:
@@ -125,7 +132,7 @@ class Mailer:
         elif failed:
             ambiguous = outcome and outcome.verdict is Verdict.AMBIGUOUS  # a third copy has its time
             if not ambiguous and not any(connection.messages for connection in (*failed, last)):
-                self._feedback.refused_by_unproven(mail)
+                self._feedback.refused_by_unproven(mail, began)
             for connection, fault in failed.items():
                 if not fault.broken:
                     self.pool.keep(connection)

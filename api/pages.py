@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -22,6 +23,8 @@ MODULE_HEADERS: Final = {
     "Access-Control-Allow-Origin": "*",  # a module of another origin is fetched with CORS; there is no secret in it
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
+FOR_EVER: Final = "public, max-age=31536000, immutable"
+IMPORT: Final = re.compile(rb"""((?:from|import\() ?["`]\./[^"`]+\.js)(?=["`])""")
 OWN_ORIGIN_HEADERS: Final = {"Cache-Control": "no-cache", "Cross-Origin-Resource-Policy": "same-origin"}
 
 
@@ -97,12 +100,28 @@ async def serve(request: web.Request, *, file: File) -> web.Response:
         response.content_type, response.charset = file.media_type, "utf-8"
     response.etag = etag
     response.headers.update(file.headers)
+    if file.headers is MODULE_HEADERS and request.query.get("v") == _version():
+        response.headers["Cache-Control"] = FOR_EVER
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
 
 
 @cache
 def _read(path: Path) -> tuple[bytes, str]:
-    """Return the content of a file and its ETag. Files do not change while the service runs."""
+    """Return the content of a file and its ETag. Files do not change while the service runs.
+
+    Our modules import each other with the version of all, `./inbox/panel.js?v=…`, so browsers keep them for ever.
+    """
     body = path.read_bytes()
+    if path.suffix == ".js" and path.is_relative_to(FOLDER):
+        body = IMPORT.sub(rb"\1?v=" + _version().encode(), body)
     return body, blake2b(body, digest_size=12).hexdigest()
+
+
+@cache
+def _version() -> str:
+    """Return a digest of the modules that the bell consists of."""
+    digest = blake2b(digest_size=6)
+    for path in sorted((FOLDER / "inbox").rglob("*.js")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ They are pure; here they get the time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,6 +41,7 @@ class Feedback:
         self._again = again
         self._doubted = doubted
         self._unproven_since: float | None = None
+        self._accepted_at = -math.inf
 
     def wait(self, now: float) -> float:
         """Return the seconds until an e-mail may be sent, if there is a connection for it."""
@@ -133,17 +135,23 @@ class Feedback:
         self.evidence.abandon(mail)
         self.pace.finish()
 
-    def refused_by_unproven(self, mail: Mail) -> None:
-        """Note that an e-mail was refused by connections on which nothing has been accepted.
+    def refused_by_unproven(self, mail: Mail, began: float) -> None:
+        """Note that an e-mail, begun then, was refused by connections on which nothing has been accepted.
 
-        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted.
+        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted: at once, if one was
+        accepted meanwhile.
         """
-        if mail.fresh:
+        if not mail.fresh:
+            return
+        if self._accepted_at > began:
+            self._again(LINE, began)
+        else:
             self._unproven_since = self._unproven_since or time.monotonic()
 
     def _accept(self, mail: Mail, began: float, now: float) -> None:
         self.pace.accepted(mail, began, now)
         self.limits.accepted()
+        self._accepted_at = now
         if self._unproven_since is not None:
             self._again(LINE, self._unproven_since)
             self._unproven_since = None

@@ -42,7 +42,7 @@ async def shows(engine: Engine, expression: str, expected: object) -> None:
 
 
 async def open_panel(engine: Engine, count: int) -> None:
-    await shows(engine, f"{ROOT}?.querySelector('#badge').textContent", f"{count}")
+    await shows(engine, "document.querySelector('notifier-inbox').unread", count)
     await engine.ask("document.querySelector('notifier-inbox').open()")
     await shows(engine, f"{ROOT}.querySelectorAll('li').length", count)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tests.faults import movable_clock, wrong_clock
 from tests.processes import running_service
 from tests.servers import MailServer, Mongod
 from tests.streams import Events, client_of, stream_url
+from tests.waiting import eventually_async
 from tests.windows import with_kinds
 
 OFFSETS = ["+70", "+180", "-180", "+3600", "-3600", "+5y", "-20y"]
@@ -95,21 +96,29 @@ async def test_the_clock_is_mongodbs_after_every_reading(settings: Settings, mon
 # --- a clock of MongoDB that is set -----------------------------------------------------------------
 
 HOUR = 3600
-Move = Callable[[int], None]
+Move = Callable[[int], Awaitable[None]]
 
 
 @pytest.fixture
 async def moving(settings: Settings, tmp_path: Path) -> AsyncIterator[tuple[Store, Settings, Move]]:
     """Return a store whose MongoDB has another clock, its settings, and a function that sets that clock."""
     offset = tmp_path / "offset"
-
-    def move(seconds: int) -> None:
-        offset.with_suffix(".new").write_text(f"{seconds:+d}\n")
-        offset.with_suffix(".new").rename(offset)
-
-    move(0)
+    offset.write_text("+0\n")
     mongod = Mongod(tmp_path / "db", environment=movable_clock(offset))
     mongod.start()
+
+    async def move(seconds: int) -> None:
+        offset.with_suffix(".new").write_text(f"{seconds:+d}\n")
+        offset.with_suffix(".new").rename(offset)
+        with mongod.client() as direct:
+
+            def has_moved() -> None:
+                rows = direct.admin.aggregate([{"$documents": [{}]}, {"$project": {"now": "$$NOW"}}])
+                for now in (direct.admin.command("hello")["localTime"], next(rows)["now"]):
+                    assert abs((now.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds() - seconds) < 5
+
+            await eventually_async(has_moved)
+
     settings = with_kinds(settings, tmp_path, db_uri=f"mongodb://{mongod.address}/x")
     try:
         async with open_store(settings) as store:
@@ -148,10 +157,10 @@ async def test_after_mongodbs_clock_was_set_back_no_email_is_late(moving: tuple[
     """What was put off while the clock was ahead would wait for an hour longer."""
     store, settings, move = moving
     await correct(store)  # as a start does
-    move(HOUR)
+    await move(HOUR)
     await correct(store)
     waiting = await owe(store, settings)
-    move(0)
+    await move(0)
     await correct(store)
     due = await when_due(store)
     assert len(due) == 5
@@ -167,10 +176,10 @@ async def test_a_start_corrects_what_is_known_to_be_from_the_future(
 ) -> None:
     """Nobody saw the clock being set back: what a stop holds is found when the stop ends, and no later than that."""
     store, settings, move = moving
-    move(HOUR)
+    await move(HOUR)
     await store.clock.sync()
     await owe(store, settings)
-    move(0)
+    await move(0)
     await store.clock.sync()
     await store.upkeep.correct()
     due = sorted((await when_due(store)).values())
@@ -182,7 +191,7 @@ async def test_after_mongodbs_clock_was_set_ahead_no_email_is_late(moving: tuple
     store, settings, move = moving
     await correct(store)
     before = await owe(store, settings)
-    move(HOUR)
+    await move(HOUR)
     assert all(seconds < 0 for seconds in (await when_due(store)).values())
     assert before <= {email.id for email in await store.outbox.claim(9, settings.mail_lease_seconds)}
     await correct(store)

@@ -50,9 +50,26 @@ async def test_the_modules_and_their_types_are_public_and_cacheable(client: Clie
         )
         media_type = "text/javascript" if path.suffix == ".js" else "text/plain"
         assert (response.status, response.content_type, response.charset) == (200, media_type, "utf-8")
-        assert await response.read() == path.read_bytes()
+        assert re.sub(rb"\?v=[0-9a-f]{12}", b"", await response.read()) == path.read_bytes()
         assert response.headers["Access-Control-Allow-Origin"] == "*"
         assert response.headers["Cache-Control"].startswith("public, max-age=")
+
+
+async def test_modules_import_others_by_a_version_and_keep_for_ever(client: Client) -> None:
+    imports = re.compile(r"""(?:from|import\() ?["`]\./([\w/-]+\.js)(\?v=[0-9a-f]{12})["`]""")
+    versions = set()
+    for path in MODULES:
+        served = await (await client.get(f"/{path.relative_to(ROOT / 'web')}")).text()
+        found = imports.findall(served)
+        assert len(found) == len(re.findall(r"(?:from|import\() ?[\"`]\./(?!languages)", path.read_text()))
+        for name, version in found:
+            versions.add(version)
+            folder = "/inbox/" if path.parent.name == "inbox" else "/"
+            response = await client.get(f"{folder}{name}{version}")
+            assert (response.status, response.headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable")
+    assert len(versions) == 1
+    assert f"./languages/${{tag}}.js{versions.pop()}`" in await (await client.get("/inbox/words.js")).text()
+    assert "immutable" not in (await client.get("/inbox/words.js?v=other")).headers["Cache-Control"]
 
 
 async def test_the_module_has_an_etag_and_there_is_no_demo(client: Client) -> None:

@@ -101,7 +101,7 @@ class World:
     def __post_init__(self) -> None:
         self.patch.setattr("mail.feedback.time", SimpleNamespace(monotonic=lambda: self.now))
         settings = Settings(smtp_connections=self.connections, smtp_rate=self.rate)
-        self.feedback = Feedback(settings, again=self._lift, doubted=self._revive)
+        self.feedback = Feedback(settings, again=self._lift_soon, doubted=self._revive)
         self.schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ready: list[tuple[bool, float, int, Letter]] = []
@@ -142,6 +142,10 @@ class World:
     def _wait(self, letter: Letter, delay: float) -> None:
         letter.due = due = self.now + delay
         self._at(due, lambda: self._fall_due(letter, due))
+
+    def _lift_soon(self, group: Group, since: float | None) -> None:
+        """Lift once what is under way is settled, as the delivery does."""
+        self._at(self.now, lambda: self._lift(group, since))
 
     def _lift(self, group: Group, since: float | None) -> None:
         for letter in self.letters:
@@ -274,7 +278,7 @@ class World:
             if outcome.broken or not line.messages:
                 self._after(line, outcome)
             return self._elsewhere(letter, began, (*failed, (line, outcome)))
-        self._compare(letter, failed, line, accepted=outcome is None)
+        self._compare(letter, began, failed, line, accepted=outcome is None)
         self._after(line, outcome)
         return self._finish(letter, began, outcome or SENT)
 
@@ -298,12 +302,12 @@ class World:
         other = self._connect()
         if isinstance(other, Line):
             return self._converse(letter, began, other, failed)
-        self._compare(letter, failed, last, accepted=False)
+        self._compare(letter, began, failed, last, accepted=False)
         return self._finish(letter, began, other if outcome.broken else outcome)
 
-    def _compare(self, letter: Letter, failed: Failed, last: Line, *, accepted: bool) -> None:
+    def _compare(self, letter: Letter, began: float, failed: Failed, last: Line, *, accepted: bool) -> None:
         if failed and not accepted and not any(line.messages for line in (*(line for line, _ in failed), last)):
-            self.feedback.refused_by_unproven(letter.mail)
+            self.feedback.refused_by_unproven(letter.mail, began)
         for line, outcome in failed:
             if accepted and (outcome.code or not line.messages):
                 self.feedback.blame(line.messages, self._proven)

@@ -10,7 +10,7 @@ from mail.limits import REFUSALS, Limits
 from mail.replies import Outcome
 from mail.stops import Mail
 from mail.verdicts import Stage
-from tests.virtual import RTT, Line, World, broken, delays, refusal
+from tests.virtual import RTT, SENT, Line, World, broken, delays, refusal
 
 HOUR = 3600.0
 START = 1000.0
@@ -179,3 +179,21 @@ def test_a_limit_is_none_once_one_more_connection_delivers() -> None:
     assert found_after(limits, 0)
     limits.proved(2)
     assert [found_after(limits, n) for n in (2 * REFUSALS - 1, 1)] == [False, True]
+
+
+@pytest.mark.parametrize(("is_meanwhile", "lifted"), [(True, 1), (False, 0)])
+def test_an_acceptance_lifts_what_unproven_connections_refused(
+    monkeypatch: pytest.MonkeyPatch, is_meanwhile: bool, lifted: int
+) -> None:
+    """Both may be silent for so long that all other e-mails were accepted before they are given up."""
+    world, groups = World(monkeypatch, accept), list[str]()
+    world.feedback._again = lambda group, _since: groups.append(group.name)
+    accepted, refused = world.owe("a@a.example"), world.owe("b@b.example")
+    began = world.now
+    world.now += 1
+    if is_meanwhile:
+        world.feedback.judge(accepted.mail, SENT, began)
+    world.feedback.refused_by_unproven(refused.mail, began)
+    assert len(groups) == lifted
+    world.feedback.judge(accepted.mail, SENT, world.now)
+    assert len(groups) == 1

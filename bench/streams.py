@@ -150,10 +150,8 @@ def screen(server: Server) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             page = browser.new_page(bypass_csp=True)  # so that RECORD_SHOWN may run
-            page.goto(f"http://127.0.0.1:{server.port}/")
-            page.wait_for_function(
-                "document.querySelector('notifier-inbox').shadowRoot?.querySelector('#note').textContent"
-            )
+            with page.expect_response(lambda response: "/stream" in response.url):  # then the bell is up to date
+                page.goto(f"http://127.0.0.1:{server.port}/")
             page.evaluate(RECORD_SHOWN)
             yield page
         except PlaywrightError as exc:

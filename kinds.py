@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from config.languages import LANGUAGE, translated
+from config.paths import value_at
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 PLACEHOLDER: Final = re.compile(
@@ -161,7 +162,7 @@ class Kind:
 
         def fill(placeholder: re.Match[str]) -> str:
             path, form, fallback = placeholder.groups()
-            value = _value(notification, path)
+            value = value_at(notification, path)
             if value is None or value == "":
                 return "…" if fallback is None else str(fallback)
             return write(value, form or ("datetime" if path == "timestamp" else None), language)[:VALUE_LIMIT]
@@ -182,17 +183,6 @@ class Kind:
             "collapse is for a kind that is kept": not self.collapse or self.in_app,
         }
         return [rule for rule, holds in rules.items() if not holds]
-
-
-def _value(notification: Mapping[str, Any], path: str) -> object:
-    """Return what a notification has at a path such as `data.city`, or `None` if that is missing."""
-    value: Any = notification
-    for name in path.split("."):
-        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
-            value = value[int(name)]
-        else:
-            value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}

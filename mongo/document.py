@@ -168,18 +168,6 @@ def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
     return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
 
 
-def value_at(document: object, path: str) -> object:
-    """Return the value at a path through documents and arrays, such as `emails.0.address`, or `None`."""
-    for name in path.split("."):
-        if isinstance(document, dict):
-            document = document.get(name)
-        elif isinstance(document, list) and name.isdecimal() and int(name) < len(document):
-            document = document[int(name)]
-        else:
-            return None
-    return document
-
-
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The shape of the team's documents: the type of `_id`, and the paths of the address and the language.

@@ -20,8 +20,9 @@ from typing import Any, Final
 from bson import ObjectId
 from pymongo import UpdateMany
 
+from config.paths import value_at
 from mongo.claims import EDGES, SHARE, Refused, band_of, shares
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only, value_at
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
 from mongo.indexes import Index
 from mongo.lanes import Write

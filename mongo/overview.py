@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Final
 
 from config.address import is_address
+from config.paths import value_at
 from mongo.connection import Database
 from mongo.dead_mail import DeadMail
-from mongo.document import OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, each, only, value_at
+from mongo.document import OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, each, only
 from mongo.errors import Unavailable, persist
 from mongo.outbox import Outbox
 from mongo.owed import IS_EMAIL, IS_WAITING, NO_TOKEN

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from config.paths import value_at
 from mongo.document import (
     OPTIONAL_FIELDS,
     OUTBOX,
@@ -23,7 +24,6 @@ from mongo.document import (
     only,
     optional_fields,
     origin_of,
-    value_at,
     without,
 )
 from mongo.suppression import Suppression, load_suppression

@@ -24,10 +24,10 @@ async def listed(server: Server, times: int) -> None:
 async def test_eight_tabs_share_a_stream_and_report_once(server: Server, site: Site, context: BrowserContext) -> None:
     """A browser opens only six connections to a host by HTTP/1.1."""
     site.embed(server.url)
-    pages = [await open_page(context, site.origin) for _ in range(8)]
-    for page in pages:
-        await shows_new(page, 0)
+    pages = [await open_page(context, site.origin)]
     await eventually_async(lambda: server.assert_streams_open(1))
+    pages += [await open_page(context, site.origin) for _ in range(7)]
+    await eventually_async(lambda: listed(server, len(pages)))
     await server.create(data={"n": 1})
     for page in pages:
         await shows_new(page, 1)

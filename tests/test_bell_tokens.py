@@ -177,7 +177,7 @@ async def assert_unauthorized(page: Page) -> None:
     assert await events(page) == [["notifier-unauthorized", None]]
 
 
-async def test_with_the_event_a_page_has_five_seconds_to_bring_a_token(
+async def test_after_the_event_a_page_has_5_s_to_provide_a_token(
     serve: Serve, site: Site, context: BrowserContext
 ) -> None:
     server = await protected(serve)

@@ -79,7 +79,7 @@ async def test_a_notification_is_kept_without_its_email_and_says_so(
     assert (ours(database)["outbox"], await metric(client, NOT_OWED)) == (before["outbox"][:-1], 3)
 
 
-async def test_an_email_alone_is_503_and_changes_nothing(client: Client, database: DB) -> None:
+async def test_beyond_the_limit_an_e_mail_only_kind_is_503(client: Client, database: DB) -> None:
     fill(database, USER)
     before = user(database)
     for headers in ({}, KEY):

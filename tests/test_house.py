@@ -43,12 +43,12 @@ def test_the_root_has_the_modules_of_the_card_and_few_more() -> None:
     assert {path.name for path in ROOT.glob("*.py")} == CARD | MORE
 
 
-def test_imports_make_no_circle() -> None:
+def test_imports_are_not_circular() -> None:
     graph = {module: set(imports(path)) - {module} for module, path in MODULES.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_wings_import_each_other_in_one_direction() -> None:
+def test_folders_import_each_other_in_one_direction() -> None:
     graph: dict[str, set[str]] = {wing: set() for wing in WINGS}
     for module, path in MODULES.items():
         wing = module.split(".")[0]
@@ -58,12 +58,12 @@ def test_wings_import_each_other_in_one_direction() -> None:
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.split(".")[0] in WINGS])
-def test_no_wing_imports_the_handlers_or_the_entry(module: str) -> None:
+def test_no_folder_imports_the_handlers_or_the_entry(module: str) -> None:
     assert not {"handlers", "notifier"} & set(imports(MODULES[module]))
 
 
 @pytest.mark.parametrize("module", ["kinds", "settings"])
-def test_what_every_module_imports_needs_only_config(module: str) -> None:
+def test_kinds_and_settings_import_only_config(module: str) -> None:
     assert {imported.split(".")[0] for imported in imports(MODULES[module])} <= {"config", "kinds"}
 
 

@@ -103,7 +103,7 @@ class _DuplicateKey:
 DuplicateKey: Any = _DuplicateKey()
 
 
-async def test_a_failed_write_is_fenced_before_its_error_is_told(database: DB, mongod: Mongod, counts: Any) -> None:
+async def test_a_failed_write_is_fenced_before_its_error_is_answered(database: DB, mongod: Mongod, counts: Any) -> None:
     """MongoDB does not remember what failed. The first sending must not do it when the condition holds later."""
     database.lanes.insert_one({"_id": 1, "room": False})
     proxy = Proxy(mongod.port)

@@ -168,7 +168,7 @@ def found_after(limits: Limits, refusals: int) -> bool:
     return limits.found
 
 
-def test_a_limit_is_none_once_one_more_connection_delivers() -> None:
+def test_a_limit_is_dropped_once_one_more_connection_delivers() -> None:
     limits = Limits(20)
     limits.open = 1
     limits.opened(START)

@@ -133,7 +133,7 @@ async def test_an_email_with_absurd_tries_ends_at_its_next_failure(
     ids=lambda v: f"{v}"[:20],
 )
 @pytest.mark.usefixtures("client")
-async def test_an_address_that_is_none_is_a_dead_letter(
+async def test_an_invalid_address_makes_a_dead_letter(
     database: DB, email: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = RawBSONDocument(encode({"x": email}))["x"]

@@ -75,7 +75,7 @@ async def test_a_refused_password_is_not_tried_with_another_mechanism(start: Sta
         pytest.param({"DATA": DROP}, id="drop at DATA"),
     ],
 )
-async def test_a_message_that_was_not_handed_over_is_neither_sent_nor_ambiguous(
+async def test_a_message_not_handed_over_is_neither_sent_nor_ambiguous(
     start: Start, database: DB, replies: dict[str, bytes | tuple[bytes, ...]]
 ) -> None:
     """A reply that belongs to another command must not make an e-mail disappear."""
@@ -102,7 +102,7 @@ async def test_a_message_travels_as_it_is(start: Start, database: DB) -> None:
     assert message.endswith(b"registration\r\n")
 
 
-async def test_an_address_that_needs_smtputf8_says_so_and_harms_no_other(start: Start, database: DB) -> None:
+async def test_an_address_needing_smtputf8_says_so_and_harms_no_other(start: Start, database: DB) -> None:
     """The option at MAIL is for the sake of one recipient, so its refusal is too."""
     database.users.insert_one({"_id": ObjectId(USER), "email": "संपर्क@डाटामेल.भारत"})
     async with raw_server() as server:

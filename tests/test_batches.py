@@ -69,7 +69,7 @@ async def read(client: Client, **selector: str) -> None:
 
 
 async def count_read(client: Client, count: int) -> None:
-    """Wait until so many e-mails ended as read."""
+    """Wait until this many e-mails ended as read."""
 
     async def is_counted() -> None:
         assert await metric(client, READ) == count
@@ -199,7 +199,7 @@ async def test_an_arrival_during_a_conversation_opens_a_new_window(
 async def test_a_notification_read_during_rendering_is_not_e_mailed(
     client: Client, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look counts for 50 ms. If the templates take longer, there is another, and what it brings is rendered."""
+    """A look is valid for 50 ms. If the templates take longer, another look is made, and its result is rendered."""
     render, times = Delivery._content, 0
 
     async def slow(delivery: Delivery, lease: Lease) -> Content:

@@ -182,7 +182,7 @@ async def test_a_mark_made_offline_is_undone(server: Server, site: Site, context
 
 
 async def hold_the_next_list(server: Server, page: Page) -> asyncio.Event:
-    """Let a notification come, and return what lets the page have the list that it then asks for."""
+    """Create a notification, and return a function that releases the list that the page then requests."""
     held, released = asyncio.Event(), asyncio.Event()
 
     async def hold(route: Route) -> None:

@@ -32,7 +32,7 @@ async def protected(serve: Serve) -> Server:
 
 
 async def hand_out(context: BrowserContext, lifetime: int) -> None:
-    """Answer the page's requests for a token, which lives for so many seconds by the page's clock."""
+    """Answer the page's requests for a token, which lives for this many seconds by the page's clock."""
 
     async def answer(route: Route) -> None:
         query = URL(route.request.url).query

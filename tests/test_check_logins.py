@@ -64,7 +64,7 @@ async def check(settings: Settings, to: str | None = None) -> Steps:
 
 
 def failure(steps: Steps) -> tuple[str, str]:
-    """Return the only step that failed, and what is said of it. Those behind it were skipped."""
+    """Return the only step that failed and its message. The steps after it were skipped."""
     ((name, words),) = [(name, words) for name, (state, words) in steps.items() if state == "failed"]
     names = list(steps)
     assert {state for state, _ in list(steps.values())[names.index(name) + 1 :]} <= {"skipped"}

@@ -58,7 +58,7 @@ OPTIONS = [
     "Ann answered your question about the blue teapot",
     "New in the shop: A red teapot",
 ]
-"""What the kinds of the examples look like, each with its example."""
+"""The labels of the kinds in the examples, each filled in from its example."""
 
 
 async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserContext, run_locally: RunLocally) -> None:

@@ -18,7 +18,7 @@ from tests.demo import USER_FIELD, create_on, enter, field, open_demo, run_shell
 
 
 def said(exception: type[Exception]) -> str:
-    """Return what the service says of it."""
+    """Return the service's message about it."""
     return BY_EXCEPTION[exception].detail
 
 

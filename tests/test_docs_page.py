@@ -26,7 +26,7 @@ async def client(share: Start) -> Client:
 
 @pytest.fixture(scope="module")
 async def opened(shared_service: Start, browser: Browser) -> AsyncIterator[tuple[Page, list[str]]]:
-    """Open the documentation, once as it takes seconds; also return what there is to say against it."""
+    """Open the documentation, once because it takes seconds. Also return its faults."""
     client, said = await shared_service(**PROTECTED, demo=True), list[str]()
     async with await browser.new_context() as context:
         page = await context.new_page()

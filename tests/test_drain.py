@@ -80,7 +80,7 @@ def nginx(folder: Path, replicas: list[Service]) -> Iterator[int]:
 
 @asynccontextmanager
 async def load(port: int) -> AsyncIterator[Counter[str]]:
-    """Create and list meanwhile; give how often each answer came."""
+    """Create and list during the block; count how often each answer came."""
     answers: Counter[str] = Counter()
     stopped = asyncio.Event()
 

@@ -111,7 +111,7 @@ class Greeter(socketserver.StreamRequestHandler):
 
 
 async def why_not(settings: Settings) -> Exception:
-    """Return what ends the start of the service."""
+    """Return the message with which the start ends."""
     with pytest.raises(StoreError) as caught:
         async with serving(settings):
             pass

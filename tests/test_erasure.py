@@ -1,4 +1,4 @@
-"""`/erase`: what the service holds of a user is gone in one answer."""
+"""`/erase`: everything that the service keeps about a user is gone once it answers."""
 
 from __future__ import annotations
 

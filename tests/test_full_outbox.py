@@ -46,7 +46,7 @@ REPLAYED = {"Idempotent-Replayed", "X-Notification-ID"}
 
 
 def fill(database: DB, *user_ids: str) -> None:
-    """Owe these users as many e-mails as the outbox holds."""
+    """Fill the outboxes of these users."""
     database.users.insert_many(
         [{"_id": ObjectId(user_id), "email": "a@b.example", **owing(*FULL)} for user_id in user_ids]
     )

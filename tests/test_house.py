@@ -28,7 +28,7 @@ MODULES = {name(path): path for path in PRODUCTION}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the modules of ours that a module imports, anywhere in it."""
+    """Yield the project's modules that a module imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]

@@ -1,4 +1,4 @@
-"""Many e-mails at once: what they share, and what a fault of one does to the others."""
+"""Many e-mails at once: what they share, and how a fault of one affects the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DIGEST = Kind(name="digest", email=True)
 
 @asynccontextmanager
 async def owing(settings: Settings, emails: Mapping[str, int], kind: Kind = DIGEST) -> AsyncIterator[Store]:
-    """Return a store in which so many e-mails are owed to each of these users."""
+    """Return a store in which this many e-mails are owed to each of these users."""
     async with open_store(settings) as direct:
         for user_id, count in emails.items():
             for _ in range(count):
@@ -111,7 +111,7 @@ async def test_once_one_connection_works_the_others_open_in_parallel(
 async def test_a_server_that_breaks_gets_the_window_of_a_process_back(
     start: Start, settings: Settings, database: DB
 ) -> None:
-    """Another process may still reach the server. What nobody has begun is due at once, and counts no attempt."""
+    """Another process may still reach the server. Untried e-mails are due at once, and no attempt counts."""
     async with raw_server() as server, owing(settings, dict.fromkeys(ids(40), 1), SPECIFIED["registration"]):
         server.replies = {"dot": (*[b"250-wait\r\n"] * 5, b"250 OK\r\n")}
         client = await start(smtp_port=server.port, smtp_connections=1, smtp_security="none", smtp_login=None)
@@ -157,7 +157,7 @@ async def test_a_stop_gives_the_window_back_in_shared_updates(
 async def test_few_emails_are_sent_while_none_can_be_settled(
     start: Start, settings: Settings, database: DB, mail: MailServer, mongod: Mongod
 ) -> None:
-    """So many e-mails at the most a kill -9 would send again."""
+    """At most this many e-mails would be sent again after a kill -9."""
     with ExitStack() as stack:
 
         async def script(stage: str, _recipient: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Tokens for the mail server: asked for once, renewed before they end; and what is said if there is none."""
+"""Tokens for the mail server: requested once, renewed before they expire; and the message if there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outboxes that are not ours, or damaged: nothing in them is sent or changed, and nobody waits for them."""
+"""Outboxes of other programs, or damaged: nothing in them is sent or changed, and they delay nobody."""
 
 from __future__ import annotations
 

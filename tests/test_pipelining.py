@@ -28,7 +28,7 @@ WITHOUT = {"EHLO": EHLO.replace(b"250-PIPELINING\r\n", b"")}
 
 @dataclass
 class Turns:
-    """What a server has read at once, each time before it said anything."""
+    """What a server read in one turn, each time before it replied."""
 
     replies: Mapping[str, bytes]
     piece: int

@@ -26,9 +26,9 @@ SOME = [
     "tests/test_postfix.py",
     "tests/test_unsubscribe.py::test_the_documented_command_does_what_a_mail_program_does",
 ]
-"""Tests of which one needs no program, and the others one or several."""
+"""Tests, of which one needs no program and the others need one or several."""
 SECOND = {"Xvfb", "node", "openssl"}
-"""Programs that are only needed beside another, which is missed first."""
+"""Programs that are needed only together with another, which is reported as missing first."""
 
 
 def run_tests(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Why MongoDB cannot be used, in one sentence: the driver's own words of what it met."""
+"""Why MongoDB cannot be used, in one sentence with the driver's own reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers import Mongod, free_port, initiate
 
 
 async def said(uri: str) -> str:
-    """Return what the start says of this connection string."""
+    """Return the start's message about this connection string."""
     async with connected(uri) as connection:
         with pytest.raises(Unavailable) as caught:
             await Clock(connection.database).sync(3.0)

@@ -1,4 +1,4 @@
-"""E-mails that wait fall due: when what stopped goes on, and when an operator says so."""
+"""Waiting e-mails fall due when a stop ends, and when an operator says so."""
 
 from __future__ import annotations
 

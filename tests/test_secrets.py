@@ -1,4 +1,4 @@
-"""Secrets: from a file, in quotes, and with a scope. Whatever is almost right is told at the start."""
+"""Secrets: from a file, in quotes, and with a scope. The start reports values that are almost right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""While replicas of two versions run, e-mails of a new kind are left to those that know it and its template."""
+"""While two versions run, e-mails of a new kind are left to replicas that know it and its template."""
 
 from __future__ import annotations
 

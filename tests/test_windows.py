@@ -1,4 +1,4 @@
-"""Windows in the user's document: what a create leaves, what the claim makes of it, and what the look brings."""
+"""Windows in the user's document: what a create writes, a claim turns into e-mails, and a look reads."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def create(store: Store, settings: Settings) -> Any:
 
 
 async def claimed(store: Store) -> dict[str, list[str]]:
-    """Claim; return by kind what the e-mails are about."""
+    """Claim, and return the notifications of each e-mail, by kind."""
     return {email.key: sorted(email.ids) for email in await store.outbox.claim(10, 60)}
 
 
 async def told(store: Store, emails: Sequence[OwedEmail]) -> list[list[str]]:
-    """Look; return what each e-mail would tell."""
+    """Look, and return the notifications that each e-mail would be about."""
     return [[item["id"] for item in look.told] for look in await store.outbox.look(emails) if look]
 
 
@@ -57,7 +57,7 @@ async def told(store: Store, emails: Sequence[OwedEmail]) -> list[list[str]]:
 
 
 async def test_a_create_lets_its_email_wait_in_the_same_update(create: Any, store: Store, database: DB) -> None:
-    """Until when is by MongoDB's clock, whatever the process's own shows."""
+    """The end of the window is by MongoDB's clock, whatever the process's own shows."""
     store.clock._time += timedelta(hours=1)
     before = datetime.now(UTC)
     id_ = await create("answer", TARGET, data={"a": 1})
@@ -232,7 +232,7 @@ async def test_a_deletion_of_one_takes_no_email_about_many(create: Any, store: S
 
 
 async def test_a_window_ends_on_time_however_many_notifications_join(create: Any, store: Store, database: DB) -> None:
-    """Those that the inbox no longer shows make room, and hand down when their window ends."""
+    """Notifications that the inbox no longer shows make room, and pass on the end of their window."""
     await create("digest")
     end = ours(database)["waiting"][0]["due"]
     for _ in range(100):

@@ -139,7 +139,7 @@ def modules() -> str:
 def _first_line(path: Path) -> str:
     text = path.read_text()
     if path.suffix == ".js":
-        return text.partition("\n")[0].removeprefix("// ")
+        return escape(text.removeprefix("// ").partition("\n")[0].partition(". ")[0].rstrip(".") + ".", quote=False)
     return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -70,6 +71,12 @@ def test_kinds_and_settings_import_only_config(module: str) -> None:
 @pytest.mark.parametrize("path", PRODUCTION, ids=name)
 def test_no_module_has_more_than_300_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
+
+
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    paths = [ROOT / "test_notifier.py", *ROOT.glob("tests/*.py")]
+    names = [test for path in paths for test in re.findall(r"def (test_\w+)", path.read_text())]
+    assert [test for test in names if len(test) > 60] == []
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("tests/*.py")), ids=name)

@@ -1,6 +1,6 @@
-"""The specification, executable: its requests, its examples and its promises, word for word.
+"""The specification as tests: its requests, examples and promises, word for word.
 
-It runs the service on a real MongoDB and against a real SMTP server with TLS. `tests/` has everything else.
+The service runs on a real MongoDB and sends to a real SMTP server with TLS. `tests/` tests everything else.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ EXAMPLE = {
     "target_id": "0399ea67638f394d4b7243fc",
     "data": {"some_field": "some_value"},
 }
-"""A notification as the specification shows it in the user's document, and in the list."""
+"""A notification, as the specification shows it in the user's document and in the answer to `/list`."""
 
 
 @pytest.fixture
 async def service(aiohttp_client: AiohttpClient, settings: Settings) -> Client:
-    """Run the service with a limit of ten notifications; return a client of it."""
+    """Run the service with a limit of ten notifications, and return its client."""
     return await aiohttp_client(create_app(replace(settings, email=EMAIL, notifications_limit=10)))
 
 
@@ -72,7 +72,7 @@ def document(database: DB) -> Mapping[str, Any]:
 # --- POST /create ---------------------------------------------------------------------------------
 
 
-async def test_create_records_the_example_in_the_users_document(service: Client, database: DB) -> None:
+async def test_create_stores_the_example_in_the_users_document(service: Client, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER_ID), "email": "ann@example.com", "name": "Ann"})
     before = int(time.time())
     await create(service, target_id=TARGET_ID, data={"some_field": "some_value"})
@@ -85,7 +85,7 @@ async def test_create_records_the_example_in_the_users_document(service: Client,
     assert (user["email"], user["name"]) == ("ann@example.com", "Ann")
 
 
-async def test_target_and_data_may_be_absent(service: Client, database: DB) -> None:
+async def test_target_id_and_data_are_optional(service: Client, database: DB) -> None:
     await create(service)
     assert document(database)["notifications"][0].keys() == EXAMPLE.keys() - {"target_id", "data"}
 
@@ -99,7 +99,7 @@ async def test_target_and_data_may_be_absent(service: Client, database: DB) -> N
         ("new_login", True, True),
     ],
 )
-async def test_each_key_does_what_the_specification_says(
+async def test_each_key_is_stored_and_e_mailed_as_specified(
     service: Client, database: DB, mail: MailServer, key: str, is_recorded: bool, is_emailed: bool
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER_ID), "email": "ann@example.com"})
@@ -120,7 +120,7 @@ async def test_a_missing_user_is_created_with_the_configured_email(
     assert [to for to, _ in mail.received] == [EMAIL] * (key == "registration")
 
 
-async def test_the_number_of_notifications_in_the_document_is_limited(service: Client, database: DB) -> None:
+async def test_the_document_keeps_only_the_newest_notifications(service: Client, database: DB) -> None:
     for n in range(40):
         await create(service, data={"n": n})
         assert len(document(database)["notifications"]) == min(n + 1, 10)
@@ -144,7 +144,7 @@ async def test_concurrent_creates_lose_nothing(service: Client, database: DB) ->
     ],
     ids=str,
 )
-async def test_what_the_specification_does_not_admit_is_refused(
+async def test_invalid_fields_are_refused_and_nothing_is_written(
     service: Client, database: DB, fault: Mapping[str, Any]
 ) -> None:
     response = await service.post("/create", json={"user_id": USER_ID, "key": "new_message", **fault})
@@ -156,7 +156,7 @@ async def test_what_the_specification_does_not_admit_is_refused(
 # --- GET /list and POST /read ---------------------------------------------------------------------
 
 
-async def test_list_answers_as_in_the_example(service: Client, database: DB) -> None:
+async def test_list_answers_exactly_as_in_the_example(service: Client, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER_ID), "notifications": [EXAMPLE]})
     response = await service.get(f"/list?user_id={USER_ID}&skip=0&limit=10")
     assert response.status == 200
@@ -171,7 +171,7 @@ async def test_list_answers_as_in_the_example(service: Client, database: DB) -> 
     }
 
 
-async def test_list_skips_and_limits_and_counts_all(service: Client) -> None:
+async def test_list_pages_by_skip_and_limit_and_counts_everything(service: Client) -> None:
     for n in range(7):
         await create(service, data={"n": n})
     page = await list_(service, skip=2, limit=3)

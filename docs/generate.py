@@ -1,8 +1,12 @@
-"""Writes what the documentation takes from the code: the tables of errors, settings and costs, and `.env.example`."""
+"""Writes what the documentation takes from the code: its tables, the map of the modules, and `.env.example`.
+
+The first line of each page links to the others, in the order of the table in the README.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 import sys
@@ -13,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 FOLDER: Final = Path(__file__).parent
-sys.path.insert(0, str(FOLDER.parent))
+ROOT: Final = FOLDER.parent
+sys.path.insert(0, str(ROOT))
 
 import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
@@ -25,6 +30,8 @@ from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
 from kinds import SPECIFIED  # noqa: E402
 from mail.refusals import BOUNCES  # noqa: E402
+from mongo import document  # noqa: E402
+from ops.metrics import Metrics  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import default_of, grouped  # noqa: E402
 
@@ -104,6 +111,45 @@ def bounces() -> str:
     return table(["code", "what it says", "source"], [[code, *said] for code, said in BOUNCES.items()])
 
 
+def metrics() -> str:
+    """Return the table of the metrics, with what `/metrics` says of each."""
+    help_lines = re.findall(r"^# HELP (\w+) (.*)$", Metrics().render().decode(), re.MULTILINE)
+    rows = [[f"`{name}`", text] for name, text in help_lines if not name.endswith("_created")]
+    return table(["metric", "what it measures"], rows)
+
+
+def user_document() -> str:
+    """Return the shape of the user's document, as its module describes it."""
+    shape = re.search(r"^```\n.*?^```$", document.__doc__ or "", re.DOTALL | re.MULTILINE)
+    return shape[0] if shape else ""
+
+
+def modules() -> str:
+    """Return the table of all modules. Each is described by the first line of its own docstring or comment."""
+    rows = [[f"`{path.name}`", _first_line(path)] for path in sorted(ROOT.glob("*.py")) if "test" not in path.name]
+    for folder in FOLDERS:
+        rows.append([f"**`{folder}/`**", f"**{_first_line(ROOT / folder / '__init__.py')}**"])
+        rows += [[f"`{path.name}`", _first_line(path)] for path in sorted(ROOT.glob(f"{folder}/[!_]*.py"))]
+    rows.append(["**`web/`**", "**What browsers get: the bell, the demo page, and the page to unsubscribe.**"])
+    scripts = sorted(ROOT.glob("web/*.js")) + sorted(ROOT.glob("web/inbox/*.js"))
+    rows += [[f"`{path.relative_to(ROOT / 'web')}`", _first_line(path)] for path in scripts]
+    return table(["module", "what it does"], rows)
+
+
+def _first_line(path: Path) -> str:
+    text = path.read_text()
+    if path.suffix == ".js":
+        return escape(text.removeprefix("// ").partition("\n")[0].partition(". ")[0].rstrip(".") + ".", quote=False)
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+
+
+def navigation(page: Path) -> str:
+    """Return the first line of a page: its own name, and links to the others."""
+    named = re.findall(r"^\| \[([^]]+)\]\(docs/(\w+\.md)\) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    links = (f"**{name}**" if file == page.name else f"[{name}]({file})" for name, file in named)
+    return " · ".join(["[notifier](../README.md)", *links])
+
+
 ENV_MARK: Final = "# Made by `make docs`:\n"
 EXAMPLES: Final = {
     "EMAIL": "test@example.com",
@@ -126,8 +172,13 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "access": access,
     "settings": settings,
     "bounces": bounces,
+    "user_document": user_document,
+    "metrics": metrics,
+    "modules": modules,
     **{f"scale_{block.__name__}": block for block in scale.BLOCKS},
 }
+FOLDERS: Final = ("mongo", "mail", "api", "ops", "cli", "config")
+NAVIGATION: Final = re.compile(r"\A\[notifier\]\(\.\./README\.md\) ·.*")
 MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
@@ -135,6 +186,7 @@ def renew(path: Path, text: str) -> str:
     """Return the text of a page with its blocks made anew."""
     if path.name == ".env.example":
         return env_example(text)
+    text = NAVIGATION.sub(lambda _: navigation(path), text)
     return MARKED.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]]()}\n\n{block[3]}", text)
 
 

@@ -198,7 +198,7 @@ def bounds() -> str:
     )
     apart = (
         f"**From {own} changes/s on**, give streams processes of their own: let the balancer send `/stream` to some "
-        "processes, and everything else to the others. Those have no listeners, so they follow nothing."
+        "processes, and everything else to the others, which then have no listeners and follow nothing."
     )
     ended = (
         f"**From {most} changes/s on**, a process that follows them has no reserve, and at {core} it falls behind. "
@@ -216,12 +216,12 @@ def assumptions() -> str:
     """Return what the tables assume."""
     return _wrapped(
         f"For each create there are {LISTS} lists, {READS} mark and {EMAILS:g} e-mails. {ONLINE:.0%} of the users have "
-        f"a stream open, and {ACTIVE:.0%} of the documents are in use. {USED:.0%} of each core is planned for; the "
-        f"rest is for peaks and failures. A shard is a replica set of {MEMBERS} servers, each with {SHARD_CORES} "
-        f"cores, {SHARD_CACHE / 1e9:.0f} GB of cache and {SHARD_DISK / 1e12:.0f} TB of disk, which bear "
-        f"{SHARD_OPLOG / 1e6:.0f} MB/s of oplog. Where a cell has three figures, they are for short inboxes of 25 "
-        "notifications, for full ones of 100 with `NOTIFICATIONS_SLACK=50`, and for full ones without it; two are for "
-        "short and full ones."
+        f"a stream open, and {ACTIVE:.0%} of the documents are in use. The plan uses {USED:.0%} of each core; "
+        f"the rest is for peaks and failures. A shard is a replica set of {MEMBERS} servers, each with {SHARD_CORES} "
+        f"cores, {SHARD_CACHE / 1e9:.0f} GB of cache and {SHARD_DISK / 1e12:.0f} TB of disk, and able to write "
+        f"{SHARD_OPLOG / 1e6:.0f} MB of oplog a second. Three figures in a cell are for short inboxes of 25 "
+        "notifications, for full ones of 100 with `NOTIFICATIONS_SLACK=50`, and for full ones without it; two figures "
+        "are for short and for full inboxes."
     )
 
 

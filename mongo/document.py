@@ -7,7 +7,7 @@
     outbox: [ {id, key, at, next_at, tries, token, error, dead,    e-mails owed
                copies?, crashes?, unknown_until?, request_id?, traceparent?, target_id?, data?, ids?} ],
     waiting: [ {id, key, target_id?, due} ],  notifications whose e-mail waits; the e-mail then has their `ids`
-    due: Date,                                min(outbox.next_at, waiting.due); absent when no e-mail is owed
+    due: Date,                                min(outbox.next_at, waiting.due); absent when nothing is owed or waits
     recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
     deleted: [ id ],                          the last notifications that the user deleted, newest last
     preferences: { KIND or "*": {email} },    where the user wants something else than the default

@@ -1,4 +1,4 @@
-"""What every operation is asked, and which answer of the OpenAPI document it must give."""
+"""A request to every operation, and the answer of the OpenAPI document that it must give."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CONFLICTING = "0" * 24
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and what it is answered: a success of this status, or the problem of this exception."""
+    """A request and its answer: a success with this status, or the problem of this exception."""
 
     operation: str
     outcome: int | type[Exception]
@@ -150,7 +150,7 @@ async def create_with_a_full_outbox(client: Client) -> ClientResponse:
 
 
 async def list_too_much(client: Client) -> ClientResponse:
-    """Ask for a list while clients of the user have not taken others."""
+    """Ask for a list while the user's clients have not read earlier answers."""
     client.app[IN_FLIGHT].held[USER] = LIMIT
     return await client.get("/list", params={"user_id": USER})
 
@@ -386,7 +386,7 @@ CREDENTIALS: Mapping[type[Exception], Callable[[], str]] = {
     auth.OutOfScope: lambda: f"Bearer {METRICS_KEY}",
     auth.OtherUser: lambda: f"Bearer {token(sub=OTHER)}",
 }
-"""What to send as `Authorization`. Tokens are made when they are used, as they expire within a long run."""
+"""Values of `Authorization`. Tokens are made when they are used, because they would expire during a long run."""
 FOREIGN = [(name, auth.ForeignPage) for name, operation in OPERATIONS.items() if operation.callers]
 REFUSED = [
     (name, exception)

@@ -81,7 +81,7 @@ BAD_OBJECT_IDS = [
     pytest.param(with_(target_id="x"), 422, {"target_id"}, id="short target_id"),
     pytest.param(with_(user_id="x", target_id="y", key="z"), 422, {"user_id", "target_id", "key"}, id="three wrong"),
 ]
-"""The same, beside those, where ids are ObjectIds."""
+"""Further such bodies, for ids that are ObjectIds."""
 BAD_STRING_IDS = [
     pytest.param(with_(user_id="x" * 129), 422, {"user_id"}, id="129 characters"),
     pytest.param(with_(user_id="é🎉" * 65), 422, {"user_id"}, id="130 characters beyond ASCII"),
@@ -93,4 +93,4 @@ BAD_STRING_IDS = [
     pytest.param(with_(target_id="\udfff"), 422, {"target_id"}, id="lone surrogate as target_id"),
     pytest.param(with_(target_id="\t", user_id="\r"), 422, {"target_id", "user_id"}, id="both wrong"),
 ]
-"""The same, beside those, where ids are strings."""
+"""Further such bodies, for ids that are strings."""

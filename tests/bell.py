@@ -32,7 +32,7 @@ async def shows_unread(page: Page, count: int) -> None:
 
 
 def row_of(page: Page, n: int) -> Locator:
-    """Return what a click on a row goes to: a link, or else a button."""
+    """Return the target of a click on a row: its link, or else its button."""
     return rows(page).nth(n).locator("> .main")
 
 

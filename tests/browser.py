@@ -27,7 +27,7 @@ from tests.streams import assert_streams_open, client_of
 from tests.waiting import eventually_async
 
 EXPECT_TIMEOUT_MS = 20_000
-"""Timeout of every expectation. What takes a moment on an idle machine takes longer on a busy one."""
+"""Timeout of every expectation. A busy machine may need much longer than an idle one."""
 
 expect.set_options(timeout=EXPECT_TIMEOUT_MS)
 
@@ -172,7 +172,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 class Server:
-    """The service, and what a backend does with it."""
+    """The service, with the requests of a backend."""
 
     def __init__(self, url: str, client: Client) -> None:
         self.url = url
@@ -203,7 +203,7 @@ Serve = Callable[..., Awaitable[Server]]
 
 @pytest.fixture
 def serve(start: Start, site: Site) -> Serve:
-    """Return what starts the service in this process, with pages of the site allowed to call it."""
+    """Return a function that starts the service in this process, and lets pages of the site call it."""
 
     async def serve(**changes: Any) -> Server:
         client = await start(**{"cors_origins": (site.origin,), **changes})

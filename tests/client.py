@@ -75,7 +75,7 @@ async def metric(client: Client, line: str) -> float:
 
 
 def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
-    """Return a token for `USER`, valid for an hour. `claims` change that; those that are `None` are left out."""
+    """Return a token for `USER`, valid for an hour. `claims` replace its claims; a claim that is `None` is left out."""
     claims = {"sub": USER, "exp": int(time.time()) + 3600, **claims}
     return jwt.encode({name: value for name, value in claims.items() if value is not None}, secret, algorithm)
 
@@ -114,7 +114,7 @@ def assert_nothing_owed(database: DB) -> None:
 
 
 async def settled(database: DB, within: float = 15.0) -> None:
-    """Wait until no e-mail is owed, for at most so many seconds."""
+    """Wait until no e-mail is owed, for at most this many seconds."""
     await eventually_async(lambda: assert_nothing_owed(database), within)
 
 

@@ -1,4 +1,4 @@
-"""What a sharded cluster asks of every command: no `mongos` can be had, so the commands themselves are held to it.
+"""The rules of a sharded cluster. No `mongos` is available, so every command of the service is checked against them.
 
 The users' collection is sharded by its hashed `_id` (MongoDB manual, "Find Operations" and "update": a single update,
 an upsert and `findAndModify` must name the shard key, or `_id`, by equality and under the simple collation).
@@ -25,7 +25,7 @@ from config.checks import DEAD_MAIL
 from mongo.lanes import PROBE
 
 BROKEN: Final = "breaks a rule of sharded clusters"
-"""What a line of the program says."""
+"""The form of a line of the program."""
 ANY_SHARD: Final = ("notifier.due", "notifier.suppression.at", "$changeStream", "$currentOp", "$sample")
 """What reads that may ask every shard begin with: what is due, counts, the change stream, how far an index is, and the
 sample of `check`."""
@@ -51,7 +51,7 @@ class ClusterRules(CommandListener):
 
 
 def shape(command: Mapping[str, Any]) -> str:
-    """Return what a report shows of a command."""
+    """Return the part of a command that a report shows."""
     return f"{ {name: command[name] for name in command if name not in {'lsid', '$db', '$clusterTime'}} }"[:1000]
 
 
@@ -132,7 +132,7 @@ JUDGES: Final[Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
 
 @pytest.fixture(scope="session")
 def cluster_rules() -> Iterator[ClusterRules]:
-    """Let every client of the service in this process be held to the rules."""
+    """Check every client of the service in this process against the rules."""
     rules = ClusterRules()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mongo.connection.OPTIONS", {**mongo.connection.OPTIONS, "event_listeners": [rules]})

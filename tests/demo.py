@@ -44,7 +44,7 @@ RunLocally = Callable[..., Awaitable[Local]]
 async def run_locally(
     mongod: Mongod, database: DB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RunLocally]:
-    """Return what starts the service with only these settings, in this process and on the MongoDB of the tests."""
+    """Return a function that starts the service with only these settings, in this process and on the tests' MongoDB."""
     uri = f"mongodb://{mongod.address}/{database.name}?directConnection=true"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ops.local._mongod", lambda: nullcontext(mongod.port))

@@ -91,7 +91,7 @@ class WebKit:
 
 @asynccontextmanager
 async def running(program: str, *arguments: str, **variables: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Run a program until the end of the block. Return what it writes."""
+    """Run a program until the end of the block. Return its output."""
     process = await asyncio.create_subprocess_exec(
         needed(program),
         *arguments,
@@ -122,7 +122,7 @@ async def firefox(profile: Path) -> AsyncIterator[Firefox]:
 
 
 def written(path: Path, pattern: str) -> str:
-    """Wait until a file has what this pattern looks for, and return that."""
+    """Wait until this pattern matches in a file, and return the match."""
 
     def check() -> None:
         assert re.search(pattern, path.read_text())
@@ -134,7 +134,7 @@ def written(path: Path, pattern: str) -> str:
 
 @asynccontextmanager
 async def webkit_driver(home: Path) -> AsyncIterator[ClientSession]:
-    """Run what starts WebKit, and a display for its windows."""
+    """Run WebKit's driver, and a display for its windows."""
     port = free_port()
     needed("WebKitWebDriver")
     async with running("Xvfb", "-displayfd", "1", "-screen", "0", "1280x900x24", "-nolisten", "tcp") as said:
@@ -162,7 +162,7 @@ async def answers(driver: ClientSession) -> None:
 async def driver(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Firefox | ClientSession]:
-    """Run what drives the browser of this name, once for all tests of a process."""
+    """Run the driver of the browser of this name, once for all tests of a process."""
     home = tmp_path_factory.mktemp(request.param)
     async with firefox(home) if request.param == "firefox" else webkit_driver(home) as driver:
         yield driver

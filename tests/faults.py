@@ -46,7 +46,7 @@ def wrong_clock(offset: str) -> dict[str, str]:
 
 
 def movable_clock(file: Path) -> dict[str, str]:
-    """Return the variables that give a process a clock that is wrong by what a file says, such as "+3600"."""
+    """Return the variables that set a process's clock wrong by the seconds in a file, such as "+3600"."""
     variables = wrong_clock("+0") | {"FAKETIME_TIMESTAMP_FILE": f"{file}", "FAKETIME_NO_CACHE": "1"}
     del variables["FAKETIME"]
     return variables

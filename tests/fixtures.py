@@ -85,7 +85,7 @@ def database(direct: MongoClient[dict[str, Any]]) -> Iterator[Database[dict[str,
 
 
 def assert_outboxes_consistent(database: Database[dict[str, Any]]) -> None:
-    """Check promise I9: `due` is when the first e-mail is due or the first window ends; absent when none is owed."""
+    """Check I9: `due` is when the first e-mail is due or the first window ends; absent if there is neither."""
     for user in database.users.find():
         notifier = user.get("notifier", {})
         due = [item["next_at"] for item in notifier.get("outbox", [])]
@@ -262,7 +262,7 @@ def patience() -> Patience:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Settings]:
-    """Return a function that loads the settings from a file's text and these variables, and from no others."""
+    """Return a function that loads the settings from a file's text and from these variables alone."""
     for name in os.environ:
         if name in VARIABLES:
             monkeypatch.delenv(name)
@@ -278,5 +278,5 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
 
 @pytest.fixture
 def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the service leave no e-mail of an unknown kind to others."""
+    """Let the service send e-mails of unknown kinds itself, instead of leaving them to other processes."""
     monkeypatch.setattr("mongo.owed.LEFT_TO_OTHERS", 0.0)

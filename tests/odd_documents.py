@@ -49,7 +49,7 @@ ELEMENTS: Final[dict[str, dict[str, Any]]] = {"notifications": NOTIFICATION, "ou
 DELIVERABLE: Final = {"id": str, "key": str, "token": str, "at": datetime, "next_at": datetime}
 
 OWN: Final = {"_id": 7, "to": "someone", "sent": False}
-"""What a team may keep in an array."""
+"""Elements that a team may keep in an array."""
 
 NO_OBJECTS: Final[list[Any]] = [
     None,
@@ -62,7 +62,7 @@ NO_OBJECTS: Final[list[Any]] = [
     [OWN],
     [{"outbox": [EMAIL], "due": PAST, "recent": [KEY], "deleted": [], "preferences": {}, "suppression": {}}],
 ]
-"""What a field named `notifier` may be where it is the team's."""
+"""Values of a field named `notifier` that belongs to the team."""
 
 RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(
     document_class=RawBSONDocument,
@@ -165,7 +165,7 @@ DOCUMENTS: Final = st.fixed_dictionaries({}, optional=FIELDS).filter(bool)
 
 
 def may_be_sent(document: dict[str, Any]) -> bool:
-    """Return whether there is anything in the outbox that may count as an e-mail of ours that is due."""
+    """Return whether the outbox has anything that may count as a due e-mail of the service."""
     notifier = document.get("notifier")
     outbox = notifier.get("outbox") if isinstance(notifier, dict) else None
     return isinstance(outbox, list) and any(
@@ -177,7 +177,7 @@ def may_be_sent(document: dict[str, Any]) -> bool:
 
 
 def is_ours(item: Any) -> bool:
-    """Return whether an element of `notifications` may be the service's: a notification, or what an operator unset."""
+    """Return whether an element of `notifications` may be the service's: a notification or a `null`."""
     if item is None:
         return True
     return isinstance(item, Mapping) and _has_type(item.get("id"), str) and _has_type(item.get("is_new"), bool)

@@ -61,7 +61,7 @@ class Service:
         )
 
     def log(self) -> str:
-        """Return what it has written, on standard output too."""
+        """Return its output, on standard output and standard error."""
         return (self._folder / f"service-{self.port}.log").read_text()
 
     def answers(self) -> None:

@@ -36,7 +36,7 @@ class Proxy:
         self._needle, self._fault, self._skip = command.encode() + b"\0", fault, skip
 
     async def deliver(self) -> bytes:
-        """Send on what was held, and return MongoDB's reply, which nobody else gets."""
+        """Forward the held command, and return MongoDB's reply, which the client does not get."""
         assert self._held
         reader, writer, message = self._held
         writer.write(message)

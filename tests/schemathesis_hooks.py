@@ -1,4 +1,4 @@
-"""What schemathesis cannot know of the service. It reads this file because `SCHEMATHESIS_HOOKS` names it."""
+"""What schemathesis cannot know about the service. It reads this file because `SCHEMATHESIS_HOOKS` names it."""
 
 from __future__ import annotations
 

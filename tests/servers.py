@@ -147,7 +147,7 @@ def initiate(members: list[Mongod], replica_set: str) -> None:
 
 @dataclass
 class MailServer:
-    """What an SMTP server has received, and how it behaves.
+    """An SMTP server's mail and behaviour.
 
     At each stage of a conversation ("MAIL", "RCPT" or "DATA"), `script` is called with the stage and the recipient,
     which is empty at MAIL. It returns the reply to give, or `None` to accept. It may wait, or raise `Drop`.

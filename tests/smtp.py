@@ -1,4 +1,4 @@
-"""A scripted SMTP server: it says exactly what a script says, also what no library would let a server say."""
+"""A scripted SMTP server: it says exactly what a script tells it, even what no server library would allow."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ REPLIES: Final[Mapping[str, bytes]] = {
     "RSET": b"250 OK\r\n",
     "QUIT": b"221 bye\r\n",
 }
-"""What an ordinary server says."""
+"""The replies of an ordinary server."""
 UNKNOWN: Final = b"502 unknown command\r\n"
 
 
 Behave = Callable[[str, int, int], bytes | None]
-"""Returns the reply to a command on the n-th connection, which has borne so many messages; `None` for the usual one."""
+"""Returns the reply to a command on the n-th connection after this many messages; `None` for the usual reply."""
 
 
 @dataclass

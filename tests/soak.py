@@ -66,7 +66,7 @@ SLOW_BUILD: Final = 0.2
 PROGRESS_PERIOD: Final = 2.0
 """Seconds between two lines of progress."""
 SETTLE_TIMEOUT: Final = 120.0
-"""Seconds in which every e-mail owed must be sent once all is mended."""
+"""Seconds within which every e-mail owed must be sent once everything works again."""
 
 
 # --- the servers -----------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def misbehave(ledger: Ledger) -> Script:
 
 
 async def break_until(end: float, ledger: Ledger, setup: Setup, workers: list[Service], account: Account) -> None:
-    """Break one thing after another until `end`. Each is mended before the next one breaks."""
+    """Break one thing after another until `end`. Each is repaired before the next one breaks."""
 
     async def refuse_account(_setup: Setup, _workers: list[Service]) -> str:
         return await account.refuse_for_a_while()
@@ -300,7 +300,7 @@ async def soak(topology: str, seconds: float) -> bool:
 async def storm(
     ledger: Ledger, decisions: Decisions, mail: MailServer, setup: Setup, workers: list[Service], seconds: float
 ) -> Account:
-    """Break things under load. Everything is mended at the end. Return the account at the mail server."""
+    """Break things under load, and repair everything at the end. Return the account at the mail server."""
     started = time.monotonic()
     end = started + seconds
     account = Account()

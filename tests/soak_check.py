@@ -31,7 +31,7 @@ class Ledger:
     """The key of each notification."""
     acknowledged: set[tuple[int, str]] = field(default_factory=set)
     not_owed: set[tuple[int, str]] = field(default_factory=set)
-    """What was acknowledged perhaps without its e-mail, as the answer said."""
+    """Acknowledged requests whose answer says that the e-mail may not be owed."""
     filled: set[str] = field(default_factory=set)
     """The ids of the e-mails that were owed to the busy user from the beginning."""
     overfull: int = 0

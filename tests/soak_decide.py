@@ -36,7 +36,7 @@ email = true
 """
     + WINDOW_KINDS
 )
-"""Those of the specification, one that users may opt out of, and those with windows."""
+"""The kinds of the specification, one that users may opt out of, and some with windows."""
 TOLERANCE: Final = 1.0
 """Seconds from the last look at a user's preferences to the mail server's notice that a conversation has begun."""
 SHARE_OF_WINDOWS: Final = 0.4
@@ -51,7 +51,7 @@ class Decisions:
 
     deleted: set[tuple[int, str]] = field(default_factory=set)
     muted: dict[tuple[int, str], float] = field(default_factory=dict)
-    """What was owed, or came later, and when the opt-out was answered (monotonic)."""
+    """The e-mails owed then or later, and when the opt-out was answered (monotonic)."""
     erased: set[str] = field(default_factory=set)
     lifted: int = 0
     windows: Windows = field(default_factory=Windows)

@@ -16,9 +16,9 @@ from tests.soak_check import NO_ANSWER, Ledger
 USERS: Final = [f"{n:024x}" for n in range(300)]
 POISON_PERIOD: Final = 20
 POISONED: Final = frozenset(USERS[::POISON_PERIOD])
-"""Those whose recipient may refuse for as long as the storm lasts, so that their outboxes may be full."""
+"""Users whose recipients may refuse throughout the storm, so their outboxes may be full."""
 BUSY: Final = USERS[POISON_PERIOD]
-"""One of them, who is owed nearly as many e-mails as the outbox holds, and gets more."""
+"""One of these users, whose outbox is nearly full from the start."""
 SHARE_OF_BUSY: Final = 0.15
 """Share of the requests for one user that are for the busy one."""
 KEYS: Final = ("registration", "new_message", "new_post", "new_login")

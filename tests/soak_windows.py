@@ -47,7 +47,7 @@ def write_templates(folder: Path) -> None:
 
 
 class Asks(Protocol):
-    """What a decider can ask of the service."""
+    """The requests that a decider can make."""
 
     async def create(self, n: int, user_id: str, key: str, **fields: str) -> str: ...
     async def insist(self, path: str, user_id: str, body: object = None, **query: str) -> bool: ...
@@ -59,7 +59,7 @@ class Windows:
     """What was decided about notifications whose e-mail waits. Each user has them for nothing else."""
 
     gone: dict[int, float] = field(default_factory=dict)
-    """Those read or deleted, and when that was answered (monotonic)."""
+    """The notifications read or deleted, and when that was answered (monotonic)."""
     rows: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     """By user and target of rows that collapse: how many were acknowledged, and how many asked for."""
     seen_wrongly: int = 0

@@ -42,7 +42,7 @@ class Events:
         return data
 
     async def catch_up(self, client: Client, user_id: str = USER) -> None:
-        """Read events until one says what `GET /list` does."""
+        """Read events until one agrees with `GET /list`."""
         page = await list_(client, user_id, limit=1)
         truth = {"elements": page["elements"], "new": page["new"], "latest": (page["list"] or [None])[0]}
         while self.last != truth:

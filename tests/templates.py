@@ -22,7 +22,7 @@ def write(folder: Path, files: Mapping[str, str]) -> Path:
 
 
 class Rendered:
-    """What the templates of a directory render, without the process that does so for the service."""
+    """Renders the templates of a directory, without the process that renders them for the service."""
 
     def __init__(self, folder: Path, kinds: Kinds = SPECIFIED, *, user: bool = False) -> None:
         sources = {path.name: path.read_text() for path in folder.iterdir()}

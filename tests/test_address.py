@@ -73,7 +73,7 @@ def test_an_address_is_normalised(stored: str, sent: str) -> None:
         ),
     ],
 )
-def test_what_is_not_exactly_one_address_is_refused(stored: object) -> None:
+def test_anything_but_exactly_one_address_is_refused(stored: object) -> None:
     with pytest.raises(ValidationError):
         envelope_address(stored)
 
@@ -144,6 +144,6 @@ def test_a_sender_has_a_name_and_an_address(value: str, name: str, address: str)
         ),
     ],
 )
-def test_anything_else_is_no_sender(value: str) -> None:
+def test_anything_else_is_refused_as_a_sender(value: str) -> None:
     with pytest.raises(ValidationError):
         mailbox(value)

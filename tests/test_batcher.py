@@ -26,7 +26,7 @@ class Calls:
 
 
 async def turn() -> None:
-    """Let the event loop do what it can do now."""
+    """Let the event loop run everything that is ready."""
     for _ in range(5):
         await asyncio.sleep(0)
 

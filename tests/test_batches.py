@@ -69,7 +69,7 @@ async def read(client: Client, **selector: str) -> None:
 
 
 async def count_read(client: Client, count: int) -> None:
-    """Wait until so many e-mails ended as read."""
+    """Wait until this many e-mails ended as read."""
 
     async def is_counted() -> None:
         assert await metric(client, READ) == count
@@ -116,7 +116,7 @@ async def test_before_its_time_nothing_is_sent(client: Client, database: DB, mai
 
 
 @pytest.mark.parametrize("path", ["/read", "/delete"])
-async def test_what_is_read_or_deleted_first_ends_as_read(
+async def test_notifications_read_or_deleted_in_time_end_as_read(
     client: Client, database: DB, mail: MailServer, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -130,7 +130,7 @@ async def test_what_is_read_or_deleted_first_ends_as_read(
     assert "comment: read, read (nothing to tell)" in caplog.text
 
 
-async def test_what_the_limit_pushed_out_ends_as_read(
+async def test_notifications_pushed_out_of_the_inbox_end_as_read(
     start: Start, options: dict[str, Any], database: DB, mail: MailServer
 ) -> None:
     client = await start(notifications_limit=1, **options)
@@ -142,7 +142,9 @@ async def test_what_the_limit_pushed_out_ends_as_read(
     assert mail.received == []
 
 
-async def test_what_is_read_between_claim_and_look_is_not_told(client: Client, database: DB, mail: MailServer) -> None:
+async def test_a_notification_read_after_the_claim_is_not_e_mailed(
+    client: Client, database: DB, mail: MailServer
+) -> None:
     """The only connection is busy with another user's e-mail."""
     release, busy = asyncio.Event(), asyncio.Event()
 
@@ -169,7 +171,7 @@ async def test_what_is_read_between_claim_and_look_is_not_told(client: Client, d
     assert said(mail)[1:] == [("digest", "1 of 1")]
 
 
-async def test_what_comes_during_a_conversation_opens_a_new_window(
+async def test_an_arrival_during_a_conversation_opens_a_new_window(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     release, busy = asyncio.Event(), asyncio.Event()
@@ -194,10 +196,10 @@ async def test_what_comes_during_a_conversation_opens_a_new_window(
     assert sorted(text for _, text in said(mail)) == ["1 of 1", "1 of 1", "2 of 1"]
 
 
-async def test_what_is_read_while_an_email_is_rendered_is_not_told(
+async def test_a_notification_read_during_rendering_is_not_e_mailed(
     client: Client, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look counts for 50 ms. If the templates take longer, there is another, and what it brings is rendered."""
+    """A look is valid for 50 ms. If the templates take longer, another look is made, and its result is rendered."""
     render, times = Delivery._content, 0
 
     async def slow(delivery: Delivery, lease: Lease) -> Content:
@@ -217,7 +219,7 @@ async def test_what_is_read_while_an_email_is_rendered_is_not_told(
     assert said(mail) == [("digest", "0 of 1")]
 
 
-async def test_one_that_is_sent_twice_has_the_same_message_id(client: Client, database: DB, mail: MailServer) -> None:
+async def test_an_email_sent_twice_has_the_same_message_id(client: Client, database: DB, mail: MailServer) -> None:
     mail.script = scripted({"DATA": ["250 OK and drop"]})
     ids = [await told(client, "digest", data={"n": n}) for n in range(3)]
     end(client, database)
@@ -268,7 +270,9 @@ async def test_a_revived_letter_of_many_tells_what_is_unread_then(
     assert said(mail) == [("digest (2)", "1 2 of 2")]
 
 
-async def test_an_email_of_many_obeys_opt_out_and_suppression(client: Client, database: DB, mail: MailServer) -> None:
+async def test_an_email_about_many_obeys_opt_outs_and_suppression(
+    client: Client, database: DB, mail: MailServer
+) -> None:
     await told(client, "digest")
     await client.post("/preferences", params={"user_id": USER}, json={"digest": {"email": False}})
     end(client, database)

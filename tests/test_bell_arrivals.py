@@ -48,7 +48,7 @@ async def test_no_row_slips_under_the_pointer(server: Server, site: Site, contex
     assert (await events(page))[-1] == ["notifier-select", 3]
 
 
-async def test_what_has_gone_stays_until_the_pointer_leaves(
+async def test_removed_rows_stay_until_the_pointer_leaves(
     server: Server, site: Site, context: BrowserContext, database: DB
 ) -> None:
     page = await open_inbox(server, site, context, 4)
@@ -67,7 +67,7 @@ async def test_what_has_gone_stays_until_the_pointer_leaves(
     await expect(rows(page).nth(0)).to_have_js_property("inert", value=False)
 
 
-async def test_what_arrives_above_a_scrolled_list_waits_for_a_click(
+async def test_arrivals_above_a_scrolled_list_wait_for_a_click(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     page = await open_inbox(server, site, context, 15)
@@ -104,7 +104,7 @@ async def test_a_double_click_reads_one(server: Server, site: Site, context: Bro
     assert await events(page) == [["notifier-select", 2]]
 
 
-async def test_all_that_came_while_the_page_was_hidden_is_reported(
+async def test_arrivals_while_the_page_was_hidden_are_reported(
     server: Server, site: Site, context: BrowserContext, database: DB
 ) -> None:
     page = await open_inbox(server, site, context, 1)

@@ -52,7 +52,7 @@ def sizes(boxes: list[list[int]]) -> list[Any]:
 
 
 @every_engine
-async def test_what_arrives_is_shown_reported_and_marked(server: Server, site: Site, engine: Engine) -> None:
+async def test_an_arrival_is_shown_reported_and_marked(server: Server, site: Site, engine: Engine) -> None:
     site.embed(server.url)
     site.script = RECORD
     site.policy = "require-trusted-types-for 'script'; trusted-types 'none'"

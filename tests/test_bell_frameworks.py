@@ -29,7 +29,7 @@ EXPECTED = {
     "svelte": ("Mitteilungen, 1 neu", "Bestellung 1027 ist unterwegs"),
     "vue": ("الإشعارات, الجديدة: 1", "الطلب 1027 في الطريق"),
 }
-"""For each page the name of its bell, and what the row says."""
+"""For each page, the name of its bell and the text of the row."""
 
 
 def npm(*arguments: str) -> None:

@@ -191,7 +191,7 @@ async def test_a_browser_without_popovers_is_told_that_it_is_too_old(
 # --- what it costs a page ---------------------------------------------------------------------------
 
 
-async def test_what_nobody_sees_is_not_drawn(server: Server, site: Site, context: BrowserContext) -> None:
+async def test_a_closed_panel_draws_no_rows(server: Server, site: Site, context: BrowserContext) -> None:
     for n in range(2):
         await server.create(data={"n": n})
     site.embed(server.url)

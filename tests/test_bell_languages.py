@@ -54,7 +54,7 @@ SPOKEN = [
     ("ar", "الإشعارات, الجديدة: {}", ["إشعار واحد غير مقروء", "إشعاران غير مقروءين"]),
     ("pl", "Notifications, {} new", ["1 unread", "2 unread"]),
 ]
-"""For each language of a page the name of the bell, and what is said of one and of two unread notifications."""
+"""For each language of a page, the bell's name, and the texts for one and for two unread notifications."""
 WORDS = (
     'performance.getEntriesByType("resource").map(({ name }) => name).find((name) => name.includes("/inbox/words.js"))'
 )

@@ -56,7 +56,7 @@ async def test_two_tabs_show_the_same_notifications_and_marks(
     assert await events(two) == []
 
 
-async def test_load_more_shows_each_notification_once_even_while_new_ones_arrive(
+async def test_load_more_shows_each_notification_once_despite_arrivals(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     for n in range(45):
@@ -182,7 +182,7 @@ async def test_a_mark_made_offline_is_undone(server: Server, site: Site, context
 
 
 async def hold_the_next_list(server: Server, page: Page) -> asyncio.Event:
-    """Let a notification come, and return what lets the page have the list that it then asks for."""
+    """Create a notification, and return a function that releases the list that the page then requests."""
     held, released = asyncio.Event(), asyncio.Event()
 
     async def hold(route: Route) -> None:
@@ -246,7 +246,7 @@ async def assert_listed(server: Server, times: int) -> None:
     assert await server.count(200, "/list") + await server.count(304, "/list") == times
 
 
-async def test_a_new_token_is_used_at_once_even_while_a_list_is_awaited(
+async def test_a_new_token_is_used_at_once_even_while_a_list_loads(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     site.embed(server.url, token="old")  # noqa: S106 - the API is open, and ignores it
@@ -307,7 +307,7 @@ async def test_a_hidden_tab_and_a_removed_bell_hold_no_stream(
     assert await events(page) == [["notification", 1], ["notification", 2]]
 
 
-async def test_another_user_never_sees_the_notifications_of_the_previous_one(
+async def test_the_next_user_never_sees_the_last_ones_notifications(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     await server.create(data={"n": 1})

@@ -150,7 +150,7 @@ OUTSIDE = """(panel) => {
 }"""
 
 
-async def test_tabs_with_counts_fit_and_all_that_is_touched_is_large(
+async def test_tabs_with_counts_fit_and_touch_targets_are_large(
     serve: Serve, site: Site, context: BrowserContext, database: DB, tmp_path: Path
 ) -> None:
     seed(database, ROWS * 24)

@@ -115,7 +115,7 @@ async def test_a_deletion_is_undone(server: Server, site: Site, context: Browser
 
 
 @pytest.mark.parametrize("end", ["another deletion", "closed", "removed", "left", "another user"])
-async def test_a_deletion_is_sent_at_once_when_nobody_can_undo_it_any_more(
+async def test_a_deletion_is_sent_once_it_can_no_longer_be_undone(
     server: Server, site: Site, context: BrowserContext, database: DB, end: str
 ) -> None:
     page = await open_inbox(server, site, context)
@@ -153,7 +153,7 @@ async def test_a_refused_deletion_brings_the_row_back_and_says_so(
     await expect(panel(page).get_by_text("That did not work.")).to_be_hidden()
 
 
-async def test_what_another_tab_has_deleted_is_deleted(
+async def test_a_deletion_in_another_tab_is_followed(
     server: Server, site: Site, context: BrowserContext, database: DB
 ) -> None:
     page = await open_inbox(server, site, context)
@@ -196,7 +196,7 @@ async def test_the_menu_is_used_with_the_keyboard_alone(server: Server, site: Si
     await expect(rows(page)).to_have_count(2)
 
 
-async def test_another_row_opens_its_own_menu_and_the_same_one_closes_it(
+async def test_another_rows_button_opens_its_menu_the_same_closes_it(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     page = await open_inbox(server, site, context)

@@ -26,7 +26,9 @@ async def test_times_are_shown_whatever_the_page_calls_its_language(
             await expect(rows(page).first.locator("time")).to_have_text(re.compile(now))
 
 
-async def test_what_is_no_notification_is_skipped(server: Server, site: Site, context: BrowserContext) -> None:
+async def test_elements_that_are_not_notifications_are_skipped(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
     async def put_it_in(route: Route) -> None:
         response = await route.fetch()
         body: dict[str, Any] = await response.json()
@@ -48,7 +50,7 @@ async def test_what_is_no_notification_is_skipped(server: Server, site: Site, co
     await page.unroute_all(behavior="ignoreErrors")
 
 
-async def test_an_inbox_of_nobody_says_so_and_is_asked_for_once(
+async def test_an_inbox_without_a_user_says_so_and_asks_only_once(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     site.embed(server.url, user__id="undefined", text__invalid="Who are you?")
@@ -69,7 +71,7 @@ async def test_an_inbox_of_nobody_says_so_and_is_asked_for_once(
     await expect(panel(page).get_by_text("Nothing here yet.")).to_be_visible()
 
 
-async def test_a_mark_that_the_service_does_not_accept_leaves_the_inbox_as_it_is(
+async def test_a_mark_that_the_service_refuses_leaves_the_inbox_alone(
     server: Server, site: Site, context: BrowserContext, database: DB
 ) -> None:
     odd = {"id": "x" * 200, "timestamp": 1, "is_new": True, "key": "new_post"}  # longer than an id may be

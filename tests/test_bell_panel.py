@@ -31,7 +31,7 @@ async def style(page: Page, selector: str, name: str) -> str:
 # --- filter -------------------------------------------------------------------------------------------
 
 
-async def test_the_filter_shows_unread_ones_alone_and_is_kept_for_the_session(
+async def test_the_filter_shows_only_unread_and_lasts_for_the_session(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     for n in range(3):
@@ -68,7 +68,7 @@ async def test_the_filter_shows_unread_ones_alone_and_is_kept_for_the_session(
     await expect(rows(other)).to_have_count(4)
 
 
-async def test_older_unread_notifications_are_found_by_the_filter_and_not_announced(
+async def test_the_filter_finds_older_unread_ones_and_announces_none(
     server: Server, site: Site, context: BrowserContext, database: DB
 ) -> None:
     seeded(database, 50)
@@ -141,7 +141,7 @@ async def test_on_a_phone_the_panel_has_a_button_that_closes_it(server: Server, 
         await expect(panel(page)).to_be_hidden()
 
 
-async def test_the_wheel_at_the_end_of_the_list_does_not_scroll_the_page(
+async def test_the_wheel_at_the_lists_end_does_not_scroll_the_page(
     server: Server, site: Site, context: BrowserContext, database: DB
 ) -> None:
     seeded(database, 20)
@@ -247,7 +247,7 @@ async def test_a_page_opens_closes_and_refreshes_the_bell(server: Server, site: 
     }""")  # an error would fail this
 
 
-async def test_the_bell_recovers_at_once_when_the_browser_is_online_again(
+async def test_the_bell_recovers_once_the_browser_is_online_again(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     site.embed(server.url)

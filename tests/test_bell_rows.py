@@ -60,7 +60,7 @@ def assert_marked(database: DB) -> None:
     assert user(database)["notifications"][0]["is_new"] is False
 
 
-async def test_a_click_with_a_modifier_opens_another_tab_and_leaves_the_panel_open(
+async def test_a_click_with_a_modifier_opens_a_tab_and_keeps_the_panel(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     for _ in range(2):
@@ -98,7 +98,7 @@ async def test_a_router_takes_over_a_link(server: Server, site: Site, context: B
     await shows_unread(page, 0)
 
 
-async def test_a_link_is_followed_though_the_filter_takes_its_row_away(
+async def test_a_link_is_followed_even_if_the_filter_removes_its_row(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     await server.create("new_post")

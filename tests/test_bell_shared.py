@@ -86,7 +86,7 @@ async def test_without_locks_or_channels_each_tab_is_on_its_own(
         assert await arrived(page) == [1]
 
 
-async def test_a_tab_that_was_hidden_does_not_repeat_what_another_reported(
+async def test_a_hidden_tab_does_not_repeat_what_another_reported(
     server: Server, site: Site, context: BrowserContext
 ) -> None:
     site.embed(server.url)

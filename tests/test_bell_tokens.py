@@ -32,7 +32,7 @@ async def protected(serve: Serve) -> Server:
 
 
 async def hand_out(context: BrowserContext, lifetime: int) -> None:
-    """Answer the page's requests for a token, which lives for so many seconds by the page's clock."""
+    """Answer the page's requests for a token, which lives for this many seconds by the page's clock."""
 
     async def answer(route: Route) -> None:
         query = URL(route.request.url).query
@@ -177,7 +177,7 @@ async def assert_unauthorized(page: Page) -> None:
     assert await events(page) == [["notifier-unauthorized", None]]
 
 
-async def test_with_the_event_a_page_has_five_seconds_to_bring_a_token(
+async def test_after_the_event_a_page_has_5_s_to_provide_a_token(
     serve: Serve, site: Site, context: BrowserContext
 ) -> None:
     server = await protected(serve)

@@ -158,9 +158,7 @@ async def test_a_page_sets_texts_language_and_icon(server: Server, site: Site, c
     await expect(rows(page)).to_have_text([re.compile("^gestern"), re.compile("^Neu")])
 
 
-async def test_nothing_moves_and_high_contrast_marks_unread_notifications(
-    server: Server, site: Site, browser: Browser
-) -> None:
+async def test_reduced_motion_and_high_contrast_are_respected(server: Server, site: Site, browser: Browser) -> None:
     await server.create()
     site.embed(server.url)
     async with await browser.new_context(forced_colors="active", reduced_motion="reduce") as context:
@@ -191,7 +189,7 @@ LABELLED = {
 }
 
 
-async def test_a_row_says_the_label_of_its_kind_in_the_language_of_the_page(
+async def test_a_row_shows_its_kinds_label_in_the_pages_language(
     serve: Serve, site: Site, context: BrowserContext, tmp_path: Path
 ) -> None:
     (tmp_path / "kinds.toml").write_text(LABELS)

@@ -67,7 +67,7 @@ TOLD: list[tuple[dict[str, Any], Any, bool]] = [
 
 
 @pytest.mark.parametrize(("before", "update", "is_told"), TOLD, ids=lambda value: f"{value}"[:60])
-def test_only_changes_of_notifications_and_seen_are_told(
+def test_only_changes_of_notifications_and_seen_are_reported(
     database: DB, before: dict[str, Any], update: Any, is_told: bool
 ) -> None:
     me, last = {"_id": ObjectId(USER)}, {"_id": ObjectId(OTHER), "last": True}

@@ -77,7 +77,7 @@ def tls(authority: trustme.CA, name: str, not_after: datetime | None = None) -> 
     return context
 
 
-async def test_why_a_certificate_is_refused_is_said(settings: Settings, authority: trustme.CA) -> None:
+async def test_check_says_why_a_certificate_is_refused(settings: Settings, authority: trustme.CA) -> None:
     if localhost() != "localhost":
         pytest.skip("/etc/hosts is missing: this test needs a host's name")
     yesterday = datetime.now(UTC) - timedelta(days=1)
@@ -97,7 +97,7 @@ async def test_why_a_certificate_is_refused_is_said(settings: Settings, authorit
         assert server.received == []
 
 
-async def test_a_certificate_that_ends_soon_is_said(settings: Settings, authority: trustme.CA) -> None:
+async def test_check_says_if_a_certificate_expires_soon(settings: Settings, authority: trustme.CA) -> None:
     context = tls(authority, settings.smtp_host, datetime.now(UTC) + timedelta(days=3, hours=1))
     async with smtp_server(context) as server:
         code, steps = await check(replace(settings, smtp_port=server.port))
@@ -108,7 +108,7 @@ async def test_a_certificate_that_ends_soon_is_said(settings: Settings, authorit
     assert steps["smtp_tls"][1].endswith("; renew it soon")
 
 
-async def test_a_wrong_password_is_tried_once_and_said(settings: Settings, mail: MailServer) -> None:
+async def test_check_tries_a_wrong_password_once_and_reports_it(settings: Settings, mail: MailServer) -> None:
     code, steps = await check(settings, "--to", "me@example.com", SMTP_PASSWORD="hunter2")  # noqa: S106 - a wrong one
     assert (code, list(failures(steps)), skipped(steps)) == (1, ["smtp_login"], ["smtp_test"])
     assert "refuses SMTP_LOGIN and SMTP_PASSWORD: 535" in failures(steps)["smtp_login"]
@@ -123,7 +123,7 @@ async def test_a_wrong_password_is_tried_once_and_said(settings: Settings, mail:
         ({"smtp_host": "nowhere.invalid"}, "smtp_dns", "nowhere.invalid: DNS "),
     ],
 )
-async def test_a_closed_port_and_an_unknown_host_are_said(
+async def test_check_says_if_the_port_is_closed_or_the_host_unknown(
     settings: Settings, changes: dict[str, Any], step: str, words: str
 ) -> None:
     code, steps = await check(replace(settings, **changes))
@@ -132,7 +132,7 @@ async def test_a_closed_port_and_an_unknown_host_are_said(
     assert skipped(steps) == MAIL_STEPS[MAIL_STEPS.index(step) + 1 :]
 
 
-async def test_a_server_that_speaks_tls_later_earlier_or_never_is_said(
+async def test_check_says_if_the_server_starts_tls_otherwise_or_never(
     settings: Settings, server_tls: ssl.SSLContext
 ) -> None:
     async with smtp_server(None, starttls=server_tls) as server:
@@ -166,7 +166,7 @@ async def test_a_server_that_speaks_tls_later_earlier_or_never_is_said(
         ({"MAIL": b"550 5.7.1 sender \x1b[31m refused\r\n"}, "smtp_test", "MAIL: 550 5.7.1 sender"),
     ],
 )
-async def test_a_server_that_refuses_us_is_quoted(
+async def test_check_quotes_a_server_that_refuses_the_service(
     settings: Settings, replies: Mapping[str, bytes], step: str, words: str
 ) -> None:
     async with raw_server(replies) as server:
@@ -176,7 +176,7 @@ async def test_a_server_that_refuses_us_is_quoted(
     assert words in failures(steps)[step]
 
 
-async def test_a_refused_recipient_of_the_test_email_is_said(settings: Settings, mail: MailServer) -> None:
+async def test_check_says_if_the_test_email_is_refused(settings: Settings, mail: MailServer) -> None:
     mail.script = scripted({"RCPT": ["550 5.1.1 unknown"]})
     code, steps = await check(settings, "--to", "me@example.com")
     assert (code, failures(steps)) == (1, {"smtp_test": "The test e-mail was not sent: RCPT: 550 5.1.1 unknown"})
@@ -219,7 +219,7 @@ async def test_a_standalone_server_is_ok_but_has_no_streams(settings: Settings, 
     ],
 )
 @pytest.mark.ci
-async def test_what_the_user_of_mongodb_may_not_do_is_said(
+async def test_check_names_the_missing_rights(
     settings: Settings, guarded: Mongod, user: str, step: str | None, words: str
 ) -> None:
     code, steps = await check(replace(settings, db_uri=f"mongodb://{user}{guarded.address}/shop"))
@@ -231,7 +231,7 @@ async def test_what_the_user_of_mongodb_may_not_do_is_said(
 
 
 @pytest.mark.ci
-async def test_without_mongodb_the_mail_server_is_checked_all_the_same(settings: Settings) -> None:
+async def test_check_tries_the_mail_server_even_without_mongodb(settings: Settings) -> None:
     closed = f"mongodb://user:hunter2@127.0.0.1:{free_port()}/x"
     code, steps = await check(replace(settings, db_uri=closed), "--to", "me@example.com")
     assert (code, list(failures(steps))) == (1, ["mongodb"])
@@ -241,7 +241,7 @@ async def test_without_mongodb_the_mail_server_is_checked_all_the_same(settings:
     assert "hunter2" not in f"{steps}"
 
 
-async def test_an_index_that_is_not_ours_is_said(settings: Settings, database: DB) -> None:
+async def test_check_tells_which_indexes_serve(settings: Settings, database: DB) -> None:
     assert "not there yet" in (await check(settings))[1]["index"][1]
     database.users.create_index("notifier.due", unique=True, sparse=True)
     code, steps = await check(settings)
@@ -291,7 +291,7 @@ async def test_it_looks_whether_the_settings_fit_the_users(
     database.users.delete_many({})
 
 
-async def test_an_open_api_is_said(settings: Settings) -> None:
+async def test_check_warns_of_an_open_api(settings: Settings) -> None:
     assert "API_KEYS is not set: anyone who can reach" in (await check(settings))[1]["configuration"][1]
     assert (await check(settings, API_KEYS="k" * 32))[1]["configuration"][1] == "valid"
 

@@ -64,7 +64,7 @@ async def check(settings: Settings, to: str | None = None) -> Steps:
 
 
 def failure(steps: Steps) -> tuple[str, str]:
-    """Return the only step that failed, and what is said of it. Those behind it were skipped."""
+    """Return the only step that failed and its message. The steps after it were skipped."""
     ((name, words),) = [(name, words) for name, (state, words) in steps.items() if state == "failed"]
     names = list(steps)
     assert {state for state, _ in list(steps.values())[names.index(name) + 1 :]} <= {"skipped"}
@@ -83,7 +83,7 @@ async def test_check_walks_through_a_login(by_token: Settings, tokens: TokenServ
     assert steps["oauth_token"][1] == "by refresh_token, valid for 30 min, for https://mail.google.com/"
 
 
-async def test_the_roles_of_a_token_of_microsoft_are_said(
+async def test_check_shows_the_roles_of_a_microsoft_token(
     by_token: Settings, tokens: TokenServer, bearer: BearerServer
 ) -> None:
     for claims, words in (
@@ -109,7 +109,7 @@ MICROSOFT = [
 
 
 @pytest.mark.parametrize(("error", "code", "words"), MICROSOFT)
-async def test_a_token_that_is_not_given_is_told_in_one_sentence(
+async def test_check_explains_a_refused_token_request_in_a_sentence(
     by_token: Settings, tokens: TokenServer, bearer: BearerServer, error: str, code: int, words: str
 ) -> None:
     tokens.always(400, {"error": error, "error_codes": [code], "error_description": "of the-secret"})
@@ -124,7 +124,7 @@ def test_the_page_about_logins_explains_every_fault() -> None:
         assert f"| {words.partition(':')[0].format(grant='client_credentials')} |" in page
 
 
-async def test_a_token_server_that_is_not_there_is_told(by_token: Settings) -> None:
+async def test_check_says_if_the_token_server_cannot_be_reached(by_token: Settings) -> None:
     steps = await check(replace(by_token, smtp_oauth_token_url=f"http://127.0.0.1:{free_port()}/token"))
     assert failure(steps) == (
         "oauth_token",
@@ -133,7 +133,7 @@ async def test_a_token_server_that_is_not_there_is_told(by_token: Settings) -> N
 
 
 @pytest.mark.parametrize("challenges", [True, False])
-async def test_a_token_that_the_mail_server_refuses_is_told(
+async def test_check_says_if_the_mail_server_refuses_the_token(
     by_token: Settings, bearer: BearerServer, challenges: bool
 ) -> None:
     bearer.valid, bearer.challenges = set(), challenges
@@ -142,7 +142,7 @@ async def test_a_token_that_the_mail_server_refuses_is_told(
     assert ('"scope": "https://mail.example.com/.default"' in words) == challenges
 
 
-async def test_that_exchange_takes_no_passwords_any_more_is_told() -> None:
+async def test_check_says_that_exchange_no_longer_takes_passwords() -> None:
     reply = (
         b"535 5.7.139 Authentication unsuccessful, basic authentication is disabled. [X 2026-12-31T00:00:00.000Z]\r\n"
     )
@@ -180,7 +180,7 @@ def demanding(authority: trustme.CA) -> Iterator[int]:
         thread.join(10)
 
 
-async def test_that_the_server_asks_for_a_client_certificate_is_told(by_token: Settings, demanding: int) -> None:
+async def test_check_says_if_a_client_certificate_is_needed(by_token: Settings, demanding: int) -> None:
     plain = replace(by_token, smtp_port=demanding, smtp_oauth_token_url=None, smtp_login=None)
     assert failure(await check(plain)) == ("smtp_tls", "the server asks for a client certificate: SMTP_CLIENT_CERT.")
 

@@ -161,7 +161,7 @@ async def correct(store: Store) -> None:
 
 
 async def test_after_mongodbs_clock_was_set_back_no_email_is_late(moving: tuple[Store, Settings, Move]) -> None:
-    """What was put off while the clock was ahead would wait for an hour longer."""
+    """E-mails that were put off while the clock was ahead would wait for an hour longer."""
     store, settings, move = moving
     await correct(store)  # as a start does
     await move(HOUR)
@@ -194,7 +194,7 @@ async def test_a_start_corrects_what_is_known_to_be_from_the_future(
 
 
 async def test_after_mongodbs_clock_was_set_ahead_no_email_is_late(moving: tuple[Store, Settings, Move]) -> None:
-    """What waits is due early, and what is put off from then on is due by the new clock."""
+    """Waiting e-mails are due early, and e-mails put off later are due by the new clock."""
     store, settings, move = moving
     await correct(store)
     before = await owe(store, settings)

@@ -33,7 +33,7 @@ SIMPLE = {"locale": "simple"}
     ],
     ids=str,
 )
-def test_what_a_cluster_would_refuse_is_a_fault(name: str, command: Mapping[str, Any]) -> None:
+def test_commands_that_a_cluster_would_refuse_are_faults(name: str, command: Mapping[str, Any]) -> None:
     assert fault_of(name, command)
 
 
@@ -51,5 +51,5 @@ def test_what_a_cluster_would_refuse_is_a_fault(name: str, command: Mapping[str,
     ],
     ids=str,
 )
-def test_what_a_cluster_does_is_none(name: str, command: Mapping[str, Any]) -> None:
+def test_commands_that_a_cluster_accepts_are_no_faults(name: str, command: Mapping[str, Any]) -> None:
     assert fault_of(name, command) is None

@@ -117,7 +117,7 @@ async def test_any_other_unknown_code_is_500_logged_once_a_minute(
 
 
 @pytest.mark.parametrize("code", sorted(CONFLICTS.keys() - NOT_FAKED))
-async def test_what_the_collection_refuses_is_409_alone_and_together(
+async def test_writes_that_the_collection_refuses_are_409(
     client: Client, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     body = {"user_id": USER, "key": "new_message"}
@@ -157,7 +157,7 @@ def test_the_drivers_words_say_what_is_in_the_way() -> None:
     assert f"{unavailable(AutoReconnect(f'{words} {timeouts}'))}" == f"MongoDB cannot be reached: {words}."
 
 
-def test_an_option_that_is_refused_is_told_without_its_value() -> None:
+def test_a_refused_option_is_named_without_its_value() -> None:
     refused = unavailable(ConfigurationError("hunter2 is not valid"))
     assert (isinstance(refused, Misconfigured), "hunter2" in f"{refused}") == (True, False)
 

@@ -56,7 +56,7 @@ async def test_the_old_id_counts_as_deleted(client: Client) -> None:
     assert await rows(client) == [("alert", None, 2)]
 
 
-async def test_what_is_read_stays_and_a_new_row_begins(client: Client) -> None:
+async def test_a_read_row_stays_and_a_new_one_begins(client: Client) -> None:
     await read(client, await told(client, "alert"))
     await told(client, "alert")
     await told(client, "alert")
@@ -83,7 +83,7 @@ async def test_collapsing_leaves_other_rows_and_keeps_the_limit(start: Start, tm
 
 
 @pytest.mark.parametrize("value", ["$notifications", "$$NOW", {"a.b": "$$ROOT"}, ["$_id"]], ids=str)
-async def test_what_a_client_sends_is_no_expression(client: Client, value: Any) -> None:
+async def test_client_data_is_never_an_expression(client: Client, value: Any) -> None:
     await told(client, "alert")
     await told(client, "alert", data={"x": value})
     assert (await list_(client))["list"][0]["data"] == {"x": value}
@@ -113,7 +113,7 @@ async def test_an_unknown_user_may_be_refused(start: Start, tmp_path: Path, data
     ],
     ids=str,
 )
-async def test_what_another_program_keeps_there_is_refused_and_stays(
+async def test_another_programs_field_is_refused_and_left_alone(
     client: Client, database: DB, odd: dict[str, Any]
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER), **odd})
@@ -171,7 +171,7 @@ async def test_many_users_at_once(client: Client, database: DB) -> None:
     assert sorted(counts) == [1] * 77 + [2] * 3
 
 
-async def test_without_room_for_its_email_it_is_kept_all_the_same(client: Client, database: DB) -> None:
+async def test_a_notification_is_kept_even_without_room_for_its_email(client: Client, database: DB) -> None:
     await told(client, "build")
     full = [far_from_due(n) for n in range(100)]
     database.users.update_one({}, {"$set": {"notifier.outbox": full, "notifier.due": full[0]["next_at"]}})

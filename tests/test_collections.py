@@ -16,7 +16,7 @@ from tests.servers import MailServer
 IGNORES_CASE = {"locale": "en", "strength": 1}
 
 
-async def test_a_collation_that_ignores_case_makes_no_two_keys_the_same(
+async def test_keys_stay_distinct_under_a_case_insensitive_collation(
     start: Start, database: DB, mail: MailServer
 ) -> None:
     for name in ("users", "dead_mail"):
@@ -67,7 +67,7 @@ INDEXES: list[tuple[str, list[tuple[str, Any]], dict[str, Any], dict[str, Any], 
 
 
 @pytest.mark.parametrize(("key", "fields", "options", "request_fields", "cause"), INDEXES, ids=lambda v: f"{v}"[:40])
-async def test_an_index_that_has_no_key_for_a_document_is_409_alone_and_in_a_shared_call(
+async def test_an_index_without_a_key_for_a_document_causes_409(
     client: Client,
     database: DB,
     caplog: pytest.LogCaptureFixture,

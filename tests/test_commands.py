@@ -120,7 +120,7 @@ async def test_dead_letters_are_chosen_by_kind_and_time_and_discarded(settings: 
     assert database.dead_mail.count_documents({}) == 0
 
 
-async def test_on_a_copy_of_production_nothing_is_owed_any_more(settings: Settings, database: DB) -> None:
+async def test_discard_owed_clears_a_copy_of_production(settings: Settings, database: DB) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
     email = {"id": "x", "key": "new_login", "at": now, "next_at": now, "tries": 0, "token": "a" * 24}
     notifier = {"outbox": [email, email], "due": now}
@@ -152,7 +152,7 @@ def test_help_explains_a_command_and_an_error_names_them_all(tmp_path: Path) -> 
     assert "argument COMMAND: invalid choice: 'stauts' (choose from " in done.stderr
 
 
-async def test_what_is_stored_does_not_control_the_terminal(settings: Settings, database: DB) -> None:
+async def test_stored_text_cannot_control_the_terminal(settings: Settings, database: DB) -> None:
     letter = {"_id": "a\x1b]0;b", "user_id": USER, "tries": 1, "email": "a@b.example", "died_at": datetime.now(UTC)}
     letter |= {"at": letter["died_at"]}
     database.dead_mail.insert_one(letter | {"key": "x\n\x1b[2Jy", "error": "RCPT: 550 \x9b1m"})
@@ -164,7 +164,7 @@ async def test_what_is_stored_does_not_control_the_terminal(settings: Settings, 
 
 
 @pytest.mark.parametrize("wrong", ["yesterday", "2h30m", "999999d", "2026-13-01", "", "1w", "0001-01-01T00:00+14:00"])
-def test_what_is_no_time_is_refused(wrong: str) -> None:
+def test_an_invalid_time_is_refused(wrong: str) -> None:
     with pytest.raises(ArgumentTypeError):
         since(wrong)
 
@@ -185,7 +185,7 @@ def test_a_time_without_a_zone_is_utc() -> None:
         ("dead", "> /dev/full", "The output cannot be written: No space left on device.\n"),
     ],
 )
-async def test_output_that_nobody_wants_is_no_error(
+async def test_a_reader_that_stops_reading_is_not_an_error(
     settings: Settings, database: DB, command: str, reader: str, errors: str
 ) -> None:
     letter = {"user_id": USER, "key": "new_login", "tries": 1, "email": "a@b.example", "error": "RCPT: 550 no"}

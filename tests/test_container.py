@@ -100,7 +100,7 @@ def names(folder: Path) -> set[str]:
 
 
 async def serves(port: int) -> None:
-    """Check what needs modules and files of every folder."""
+    """Check requests that need modules and files of every folder."""
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
         for path in ("/readyz", "/inbox.js", "/", "/docs", "/openapi.json"):
             try:

@@ -112,7 +112,7 @@ async def test_a_retry_into_a_full_outbox_is_refused(settings: Settings, databas
     indirect=["any_mongod"],
 )
 @impatient
-async def test_i2_a_burial_with_a_lost_reply_leaves_exactly_one_letter(
+async def test_i2_a_dead_letter_with_a_lost_reply_is_written_once(
     settings: Settings,
     any_mongod: Mongod,
     monkeypatch: pytest.MonkeyPatch,

@@ -23,7 +23,7 @@ from tests.processes import ends_within, running_service
 from tests.servers import MailServer, Mongod, free_port, smtp_server
 
 
-async def test_while_the_mail_server_is_down_a_create_succeeds_and_its_email_waits(
+async def test_creates_succeed_and_emails_wait_while_mail_is_down(
     start: Start, database: DB, server_tls: ssl.SSLContext
 ) -> None:
     port = free_port()
@@ -36,7 +36,7 @@ async def test_while_the_mail_server_is_down_a_create_succeeds_and_its_email_wai
         assert mail.ids == [user(database)["notifications"][0]["id"]]
 
 
-async def test_a_refused_recipient_becomes_a_dead_letter_and_delays_no_other(
+async def test_a_refused_recipient_is_a_dead_letter_and_delays_nobody(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     async def script(stage: str, recipient: str) -> str | None:
@@ -82,7 +82,7 @@ async def test_two_workers_send_each_of_200_emails_once(start: Start, database: 
     assert set(Counter(mail.ids).values()) == {1}
 
 
-async def test_a_stop_finishes_the_email_being_sent_and_gives_back_the_others(
+async def test_a_stop_finishes_one_email_and_gives_back_the_others(
     start: Start, database: DB, mail: MailServer
 ) -> None:
     sending = asyncio.Event()
@@ -115,7 +115,7 @@ async def test_a_stop_during_a_claim_gives_the_leases_back(start: Start, mongod:
     assert [(item["token"], item["tries"]) for item in owed(database)] == [(NO_TOKEN, 0)]
 
 
-async def test_sigterm_finishes_the_email_being_sent_and_gives_back_the_others(
+async def test_sigterm_finishes_one_email_and_gives_back_the_others(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     service = await running_service(settings, tmp_path, SMTP_CONNECTIONS=1)

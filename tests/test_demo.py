@@ -58,7 +58,7 @@ OPTIONS = [
     "Ann answered your question about the blue teapot",
     "New in the shop: A red teapot",
 ]
-"""What the kinds of the examples look like, each with its example."""
+"""The labels of the kinds in the examples, each filled in from its example."""
 
 
 async def test_the_demo_shows_a_newcomer_the_whole_service(context: BrowserContext, run_locally: RunLocally) -> None:
@@ -97,7 +97,7 @@ def right_of(box: FloatRect) -> float:
     return box["x"] + box["width"]
 
 
-async def test_what_is_read_in_time_is_not_e_mailed_and_the_demo_says_so(
+async def test_the_demo_says_that_a_read_notification_is_not_e_mailed(
     context: BrowserContext, run_locally: RunLocally, database: DB
 ) -> None:
     page = await open_demo(context, (await run_locally()).url, clock=True)
@@ -120,16 +120,14 @@ async def test_what_is_read_in_time_is_not_e_mailed_and_the_demo_says_so(
     await expect(page.locator("#mails strong")).to_have_text("question_answered")
 
 
-def test_a_local_run_has_the_kinds_of_the_specification_and_one_more() -> None:
+def test_a_local_run_has_the_specified_kinds_and_one_more() -> None:
     kinds = load_kinds(LOCAL_DEFAULTS["kinds_file"])
     bare = {name: replace(kind, label=None, example=None) for name, kind in kinds.items()}
     assert {**bare, **SPECIFIED} == bare
     assert [kind.email_after for name, kind in kinds.items() if name not in SPECIFIED] == ["30s"]
 
 
-async def test_the_demo_offers_the_kinds_of_the_service_and_takes_its_ids(
-    serve: Serve, context: BrowserContext
-) -> None:
+async def test_the_demo_offers_the_services_kinds_and_accepts_its_ids(serve: Serve, context: BrowserContext) -> None:
     server = await serve(demo=True, kinds_file=ROOT / "examples/kinds.toml", id_type=IdType.STRING)
     page = await open_demo(context, server.url)
     assert await page.locator("option").all_inner_texts() == OPTIONS

@@ -18,7 +18,7 @@ from tests.demo import USER_FIELD, create_on, enter, field, open_demo, run_shell
 
 
 def said(exception: type[Exception]) -> str:
-    """Return what the service says of it."""
+    """Return the service's message about it."""
     return BY_EXCEPTION[exception].detail
 
 
@@ -48,9 +48,7 @@ async def test_the_curl_of_the_demo_works_with_a_key_from_the_start(serve: Serve
     await expect(curl).to_contain_text('-H "Authorization: Bearer $API_KEY"')
 
 
-async def test_a_credential_that_is_refused_gets_a_message_beside_its_field(
-    serve: Serve, context: BrowserContext
-) -> None:
+async def test_a_refused_credential_gets_a_message_beside_its_field(serve: Serve, context: BrowserContext) -> None:
     server = await serve(demo=True, **PROTECTED)
     page = await open_demo(context, server.url)
     credential = page.get_by_label("One of API_KEYS, or a user's token")
@@ -91,7 +89,7 @@ async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, co
     await shows_unread(page, 1)
 
 
-async def test_the_five_lines_put_the_bell_into_a_page_of_another_origin(serve: Serve, context: BrowserContext) -> None:
+async def test_the_five_lines_embed_the_bell_in_a_page_elsewhere(serve: Serve, context: BrowserContext) -> None:
     pages = {"": ("", "text/html"), "notifier-token": (token(), "text/plain")}
 
     async def serve_page(request: web.Request) -> web.Response:

@@ -83,7 +83,7 @@ def frame(page: Page) -> FrameLocator:
     return page.frame_locator("#mails iframe")
 
 
-async def test_html_is_shown_with_its_styles_and_runs_and_loads_nothing(
+async def test_html_is_shown_with_styles_but_runs_and_loads_nothing(
     context: BrowserContext, run_locally: RunLocally, trap: Trap
 ) -> None:
     local = await run_locally()
@@ -136,7 +136,7 @@ async def test_a_new_email_leaves_the_frames_of_the_others_alone(
     assert await page.evaluate("document.querySelectorAll('iframe')[1].old")
 
 
-async def test_the_path_of_an_email_is_a_secret_and_leads_to_nothing_else(run_locally: RunLocally) -> None:
+async def test_the_path_of_an_email_is_secret_and_opens_nothing_else(run_locally: RunLocally) -> None:
     local = await run_locally(api_keys=(KEY,))
     deliver(local, "<p>First</p>")
     (local.folder / "x.eml").write_bytes(b"Content-Type: text/html\r\n\r\nx")

@@ -65,7 +65,7 @@ def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
         kubernetes_validate.validate(wrong, "1.37", strict=True)
 
 
-def test_selectors_references_and_ports_of_the_manifest_lead_somewhere() -> None:
+def test_the_manifests_selectors_references_and_ports_exist() -> None:
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
     service, budget = found("Service", "notifier"), found("PodDisruptionBudget", "notifier")
     for selector in (DEPLOYMENT["spec"]["selector"], budget["spec"]["selector"]):
@@ -101,7 +101,7 @@ def test_the_pod_is_as_safe_as_the_container_of_compose() -> None:
     assert POD["enableServiceLinks"] is False  # else Kubernetes itself sets variables such as SMTP_PORT
 
 
-def test_the_network_policy_lets_in_requests_and_out_what_the_service_needs() -> None:
+def test_the_network_policy_admits_requests_mongodb_and_mail() -> None:
     policy, settings = found("NetworkPolicy", "notifier")["spec"], found("ConfigMap", "notifier")["data"]
     assert policy["podSelector"] == DEPLOYMENT["spec"]["selector"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
@@ -111,7 +111,7 @@ def test_the_network_policy_lets_in_requests_and_out_what_the_service_needs() ->
     assert {("UDP", 53), ("TCP", 27017), ("TCP", int(settings["SMTP_PORT"]))} <= way_out
 
 
-def test_probes_are_routes_and_the_pod_has_time_to_start_and_to_stop() -> None:
+def test_probes_are_routes_and_pods_have_time_to_start_and_stop() -> None:
     routes = {route.path for route in ROUTES}
     probes = {name: probe["httpGet"]["path"] for name, probe in CONTAINER.items() if name.endswith("Probe")}
     assert set(probes.values()) <= routes
@@ -147,7 +147,7 @@ def mounted(folder: Path) -> dict[str, str]:
     return changed
 
 
-def test_every_variable_is_a_setting_and_the_configuration_is_complete(tmp_path: Path) -> None:
+def test_the_manifest_is_a_complete_configuration(tmp_path: Path) -> None:
     assert environment().keys() <= VARIABLES
     variables = mounted(tmp_path) | {"API_KEYS": "k" * 32}
     done = run("preview", "order_shipped", "--data", '{"number": 4711}', cwd=tmp_path, **variables)
@@ -174,7 +174,7 @@ async def metrics(client: Client) -> Mapping[str, set[str]]:
     return names
 
 
-async def test_every_query_asks_for_metrics_and_labels_that_the_service_has(metrics: Mapping[str, set[str]]) -> None:
+async def test_every_query_uses_metrics_and_labels_that_exist(metrics: Mapping[str, set[str]]) -> None:
     for title, expression in EXPRESSIONS.items():
         asked = re.findall(r"\bnotifier_\w+", expression)
         assert asked, title
@@ -311,7 +311,7 @@ def test_compose_with_nginx_has_the_services_of_compose() -> None:
     assert (target, mode) == ("/etc/nginx/conf.d/default.conf", "ro")
 
 
-def test_the_health_check_of_mongodb_asks_it_only_until_there_is_a_primary(tmp_path: Path) -> None:
+def test_mongodbs_health_check_stops_once_there_is_a_primary(tmp_path: Path) -> None:
     """So that its log is not full of the connections of the check."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     shell, check = services["mongodb-1"]["healthcheck"]["test"]

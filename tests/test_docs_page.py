@@ -26,7 +26,7 @@ async def client(share: Start) -> Client:
 
 @pytest.fixture(scope="module")
 async def opened(shared_service: Start, browser: Browser) -> AsyncIterator[tuple[Page, list[str]]]:
-    """Open the documentation, once as it takes seconds; also return what there is to say against it."""
+    """Open the documentation, once because it takes seconds. Also return its faults."""
     client, said = await shared_service(**PROTECTED, demo=True), list[str]()
     async with await browser.new_context() as context:
         page = await context.new_page()
@@ -100,9 +100,7 @@ async def assert_answers(block: Locator, credential: str, status: int, text: str
     await expect(answer.locator(".microlight").first).to_contain_text(text)
 
 
-async def test_operations_are_tried_with_a_key_or_a_token_and_a_stream_is_only_described(
-    client: Client, page: Page
-) -> None:
+async def test_operations_can_be_tried_with_a_key_or_token_not_streams(client: Client, page: Page) -> None:
     given = {"user_id": USER, "key": "new_message", "data": {"text": "Are you coming?"}}
     assert (await client.post("/create", json=given, headers={"Authorization": f"Bearer {KEY}"})).status == 201
     stream, creation, list_ = [block_of(page, operation) for operation in ("stream", "create", "list")]

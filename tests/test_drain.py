@@ -80,7 +80,7 @@ def nginx(folder: Path, replicas: list[Service]) -> Iterator[int]:
 
 @asynccontextmanager
 async def load(port: int) -> AsyncIterator[Counter[str]]:
-    """Create and list meanwhile; give how often each answer came."""
+    """Create and list during the block; count how often each answer came."""
     answers: Counter[str] = Counter()
     stopped = asyncio.Event()
 
@@ -170,9 +170,7 @@ async def connect(service: Service) -> Connection:
     return Connection(*await asyncio.open_connection("127.0.0.1", service.port))
 
 
-async def test_from_sigterm_on_every_answer_closes_its_connection_and_idle_ones_stay_open_for_a_while(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_after_sigterm_answers_close_and_idle_connections_wait(settings: Settings, tmp_path: Path) -> None:
     service = await running_service(settings, tmp_path)
     used, unused, never, begun = [await connect(service) for _ in range(4)]
     assert "Connection: close" not in await used.get("/healthz")
@@ -192,7 +190,7 @@ async def test_from_sigterm_on_every_answer_closes_its_connection_and_idle_ones_
     assert await never.is_closed()
 
 
-async def test_connections_that_wait_to_be_accepted_are_served_when_listening_ends() -> None:
+async def test_connections_waiting_to_be_accepted_are_still_served() -> None:
     class Echo(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             self.transport = transport
@@ -245,7 +243,7 @@ class Unread(Service):
         return process
 
 
-async def test_output_that_nobody_reads_holds_up_no_request_and_sigterm_ends_whatever_hangs(
+async def test_unread_output_blocks_neither_requests_nor_sigterm(
     settings: Settings, mail: MailServer, tmp_path: Path
 ) -> None:
     mail.script = scripted({"MAIL": ["hang"] * 9})

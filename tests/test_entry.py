@@ -111,7 +111,7 @@ class Greeter(socketserver.StreamRequestHandler):
 
 
 async def why_not(settings: Settings) -> Exception:
-    """Return what ends the start of the service."""
+    """Return the message with which the start ends."""
     with pytest.raises(StoreError) as caught:
         async with serving(settings):
             pass
@@ -185,7 +185,7 @@ async def test_the_start_says_in_a_sentence_why_mongodb_cannot_be_used(
         assert not re.search(r"Traceback|hunter2|wrong", told), told
 
 
-async def test_rights_that_are_taken_away_are_told_in_the_log(settings: Settings, tmp_path: Path) -> None:
+async def test_the_log_says_if_rights_are_revoked(settings: Settings, tmp_path: Path) -> None:
     with with_accounts(tmp_path / "auth") as server:
         admin: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://admin:{PASSWORD}@{server.address}")
         uri = f"mongodb://writer:hunter2@{server.address}/x"
@@ -231,7 +231,7 @@ def test_a_host_that_cannot_be_listened_on_is_exit_code_2(
 
 
 @pytest.mark.parametrize("configuration", ["local", "configured"])
-def test_a_port_in_use_is_told_before_mongodb_is_waited_for(tmp_path: Path, configuration: str) -> None:
+def test_a_port_in_use_is_reported_before_waiting_for_mongodb(tmp_path: Path, configuration: str) -> None:
     never = {"DB_URI": f"mongodb://127.0.0.1:{free_port()}/x", "EMAIL": "a@b.example", "SMTP_HOST": "x"}
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -232,7 +232,7 @@ def test_names_of_a_local_run_are_names_and_addresses(environment: Callable[...,
 
 
 @pytest.mark.parametrize("kind", ["directory", "link to itself", "link to nothing", "not UTF-8", "under a file"])
-def test_a_file_that_cannot_be_read_is_a_fault_not_a_local_run(
+def test_an_unreadable_file_is_a_fault_not_a_local_run(
     environment: Callable[..., Settings], tmp_path: Path, kind: str
 ) -> None:
     environment()  # clears the variables

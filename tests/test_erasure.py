@@ -1,4 +1,4 @@
-"""`/erase`: what the service holds of a user is gone in one answer."""
+"""`/erase`: everything that the service keeps about a user is gone once it answers."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ async def test_only_a_backend_may_erase(start: Start, database: DB) -> None:
     assert ours(database) == {"recent": []}
 
 
-async def test_what_this_version_does_not_know_in_the_object_stays(client: Client, database: DB) -> None:
+async def test_erasing_keeps_unknown_fields_of_the_object(client: Client, database: DB) -> None:
     later = {"felt_at": datetime(2026, 1, 1, tzinfo=UTC), "of a later version": [1]}
     database.users.insert_one(PROFILE | {"notifications": [], "notifier": later | {"recent": [], "deleted": ["x"]}})
     assert await erase(client) == 200
     assert user(database) == PROFILE | {"notifier": later}
 
 
-async def test_streams_see_it(client: Client) -> None:
+async def test_streams_show_an_erasure(client: Client) -> None:
     await create(client)
     async with listening(client) as stream:
         assert (await stream.next())["elements"] == 1
@@ -201,7 +201,7 @@ async def test_i13_after_a_crash_between_the_steps_a_repetition_erases(
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_i13_a_frozen_burial_leaves_no_letter_of_an_erased_user(
+async def test_i13_a_frozen_worker_leaves_no_letter_of_an_erased_user(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """It wakes after its lease has ended and the user was erased, and only then writes the dead letter."""
@@ -233,7 +233,7 @@ async def test_i13_a_frozen_burial_leaves_no_letter_of_an_erased_user(
     ],
     ids="-".join,
 )
-async def test_a_frozen_burial_keeps_the_letter_of_the_next_worker(
+async def test_a_frozen_worker_keeps_the_next_workers_letter(
     settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch, order: list[str]
 ) -> None:
     """In whatever order the two write the letter, and the frozen one again, as if a reply had been lost."""

@@ -53,7 +53,7 @@ def accept(_mail: Mail, _now: float, _line: Line) -> None:
         (Stage.RCPT, 554, "5.7.1 Recipient address rejected: Access denied"),
     ],
 )
-def test_while_nobody_gets_through_none_dies_and_all_leave_once_somebody_does(
+def test_no_email_dies_until_somebody_elses_gets_through(
     monkeypatch: pytest.MonkeyPatch, stage: Stage, code: int, words: str
 ) -> None:
     ends = START + 100 + 3 * DAY
@@ -69,7 +69,7 @@ def test_while_nobody_gets_through_none_dies_and_all_leave_once_somebody_does(
     assert world.attempts < 12_000
 
 
-def test_a_closed_domain_delays_nobody_and_its_emails_die_once_others_got_through_for_long(
+def test_a_closed_domain_delays_nobody_and_its_emails_die_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def closed(mail: Mail, _now: float, _line: Line) -> Outcome | None:
@@ -89,9 +89,7 @@ def test_a_closed_domain_delays_nobody_and_its_emails_die_once_others_got_throug
 
 
 @pytest.mark.parametrize("everybody", [False, True])
-def test_mailboxes_that_are_called_unknown_by_mistake_are_neither_dead_nor_suppressed_afterwards(
-    monkeypatch: pytest.MonkeyPatch, everybody: bool
-) -> None:
+def test_mailboxes_called_unknown_by_mistake_recover(monkeypatch: pytest.MonkeyPatch, everybody: bool) -> None:
     begins, ends = START + 1000, START + 1000 + 6.7 * HOUR
 
     def half(mail: Mail, now: float, _line: Line) -> Outcome | None:
@@ -117,7 +115,7 @@ def test_one_unknown_mailbox_is_dead_at_once(monkeypatch: pytest.MonkeyPatch) ->
     assert (gone.died is not None, len(world.dead)) == (True, 1)
 
 
-def test_a_kind_that_is_refused_as_spam_waits_alone_and_leaves_within_six_minutes(
+def test_a_kind_refused_as_spam_waits_alone_for_6_min_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def spam(mail: Mail, now: float, _line: Line) -> Outcome | None:
@@ -134,9 +132,7 @@ def test_a_kind_that_is_refused_as_spam_waits_alone_and_leaves_within_six_minute
 
 
 @pytest.mark.parametrize("domains", [1, 30])
-def test_greylisting_in_unknown_words_takes_as_long_as_the_schedule(
-    monkeypatch: pytest.MonkeyPatch, domains: int
-) -> None:
+def test_greylisting_in_unknown_words_follows_the_schedule(monkeypatch: pytest.MonkeyPatch, domains: int) -> None:
     first: dict[str, float] = {}
 
     def greylist(mail: Mail, now: float, _line: Line) -> Outcome | None:
@@ -154,7 +150,7 @@ def test_greylisting_in_unknown_words_takes_as_long_as_the_schedule(
 
 
 @pytest.mark.parametrize("words", ["5.1.1 no such user", "5.0.9 mumble"])
-def test_three_hundred_fakes_delay_nobody(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+def test_300_forged_elements_delay_nobody(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     world = World(monkeypatch, lambda m, _, __: refusal(Stage.RCPT, 550, words) if "fake" in m.domain else None)
     honest = [world.owe(recipient(n), at=START + n / 5) for n in range(1500)]
     for n in range(300):
@@ -165,9 +161,7 @@ def test_three_hundred_fakes_delay_nobody(monkeypatch: pytest.MonkeyPatch, words
 
 
 @pytest.mark.parametrize("stage", [Stage.MAIL, Stage.DATA])
-def test_after_an_outage_of_two_seconds_all_leave_within_two_more(
-    monkeypatch: pytest.MonkeyPatch, stage: Stage
-) -> None:
+def test_after_a_2_s_outage_all_emails_are_sent_within_2_s(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
     def down(now: float) -> bool:
         return START + 10 < now < START + 12.3
 
@@ -248,7 +242,7 @@ def test_no_fault_of_recipients_delays_others(
 
 @pytest.mark.parametrize("code", [550, 552, 554, 450, 451])
 @pytest.mark.parametrize("words", ["5.7.133 RESOLVER.RST.AuthRequired", "members only", "you are on my block list"])
-def test_what_one_recipient_says_of_us_is_about_the_recipient_if_others_get_through(
+def test_a_refusal_blaming_us_concerns_one_if_others_get_through(
     monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
     said = refusal(Stage.RCPT, code, words)

@@ -62,7 +62,7 @@ async def test_a_repeated_fan_out_notifies_a_thousand_users_once_each(client: Cl
     assert (newest["user_id"], newest["data"]) == (users[7], {"n": 1})
 
 
-async def test_the_counts_tell_what_was_done_now_and_before(client: Client, database: DB) -> None:
+async def test_the_counts_distinguish_new_and_earlier_notifications(client: Client, database: DB) -> None:
     assert await send(client, USERS[:40]) == done(40)
     assert await send(client, USERS[30:50]) == done(10, 10)
     response = await client.post(
@@ -79,7 +79,7 @@ async def test_a_single_create_tells_the_id_that_the_list_shows(client: Client) 
 
 
 @pytest.mark.parametrize("key", ["new_message", "new_login", "registration"])
-async def test_every_single_create_tells_an_id_and_its_replay_the_same(client: Client, key: str) -> None:
+async def test_every_single_create_returns_an_id_and_its_replay_too(client: Client, key: str) -> None:
     body, headers = {"user_id": USER, "key": key}, {"Idempotency-Key": "k"}
     first, again = [await client.post("/create", json=body, headers=headers) for _ in range(2)]
     assert ("Idempotent-Replayed" in first.headers, again.headers["Idempotent-Replayed"]) == (False, "true")
@@ -275,7 +275,7 @@ async def test_i6_a_locked_document_delays_nobody_but_its_user(
 
 
 @impatient
-async def test_what_nobody_sees_any_more_makes_room(
+async def test_notifications_beyond_the_inbox_make_room(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mongo.document.randrange", lambda limit: limit - 1)  # no create trims by chance

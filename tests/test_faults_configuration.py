@@ -19,7 +19,7 @@ from tests.waiting import eventually_async
 
 
 @pytest.mark.ci
-async def test_i7_a_wrong_password_is_tried_once_per_probe_and_kills_no_email(
+async def test_i7_a_wrong_password_costs_one_try_a_probe_and_no_email(
     start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tests.servers.PASSWORD", "another")
@@ -70,7 +70,7 @@ async def silent_server() -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("fault", ["certificate", "no STARTTLS", "plaintext", "hanging greeting", "no AUTH", "clear"])
-async def test_i7_an_unusable_server_kills_no_email_and_gets_no_password(
+async def test_i7_an_unusable_server_kills_none_and_gets_no_password(
     start: Start, database: DB, server_tls: ssl.SSLContext, fault: str
 ) -> None:
     async with AsyncExitStack() as stack:

@@ -49,7 +49,7 @@ async def nothing_is_owed(client: Client) -> None:
 @pytest.mark.parametrize(("command", "number"), [("findAndModify", 1), ("updates", 20)], ids=["alone", "shared"])
 @pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
 @impatient
-async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
+async def test_i11_a_create_repeated_after_deletion_restores_nothing(
     start: Start, proxied: Any, mail: MailServer, command: str, number: int, key: str | None
 ) -> None:
     """Its first attempt took effect and the reply was lost; before the next one, the user deletes."""
@@ -84,7 +84,7 @@ async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("selector", ["notification_id", "all"])
 @impatient
-async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
+async def test_i11_a_deletion_with_a_lost_reply_happens_once(
     start: Start, proxied: Any, fault: str, selector: str
 ) -> None:
     proxy, uri, _ = proxied
@@ -101,7 +101,7 @@ async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
 
 
 @impatient
-async def test_i1_a_deletion_that_is_repeated_deletes_nothing_that_came_meanwhile(start: Start, proxied: Any) -> None:
+async def test_i1_a_repeated_deletion_spares_newer_notifications(start: Start, proxied: Any) -> None:
     proxy, uri, direct_uri = proxied
     client, other = await start(db_uri=uri), await start(db_uri=direct_uri)
     await create(client)
@@ -128,7 +128,7 @@ def kinds(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @impatient
-async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
+async def test_i12_an_opt_out_with_a_lost_reply_takes_effect(
     start: Start, proxied: Any, mail: MailServer, kinds: dict[str, Any], fault: str
 ) -> None:
     proxy, uri, _ = proxied
@@ -145,7 +145,7 @@ async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
 
 @impatient
 @pytest.mark.ci
-async def test_i12_an_email_whose_users_preferences_cannot_be_read_waits(
+async def test_i12_an_email_waits_if_preferences_cannot_be_read(
     start: Start, database: DB, mail: MailServer, mongod: Mongod, kinds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is neither sent against an opt-out that nobody could read, nor lost."""
@@ -165,7 +165,7 @@ async def test_i12_an_email_whose_users_preferences_cannot_be_read_waits(
     assert (attempts, len(mail.received)) == (2, 1)
 
 
-async def test_an_email_of_a_user_who_was_deleted_meanwhile_is_not_sent(
+async def test_an_email_is_not_sent_if_its_user_was_deleted(
     start: Start, database: DB, mail: MailServer, kinds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await start(**kinds)
@@ -187,7 +187,7 @@ async def test_an_email_of_a_user_who_was_deleted_meanwhile_is_not_sent(
 # --- a bounce -----------------------------------------------------------------------------------------
 
 
-async def test_a_worker_that_dies_as_it_buries_a_bounce_has_suppressed_the_address(
+async def test_a_worker_dying_on_a_bounce_has_suppressed_the_address(
     start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The update that marks the e-mail dead also suppresses its address."""

@@ -28,7 +28,7 @@ from tests.waiting import eventually_async
 
 
 @pytest.mark.ci
-async def test_i2_i3_a_worker_killed_after_the_250_sends_the_same_email_again(
+async def test_i2_i3_killed_after_the_250_it_resends_the_same_email(
     settings: Settings, database: DB, mail: MailServer, tmp_path: Path
 ) -> None:
     service = await running_service(settings, tmp_path)
@@ -66,7 +66,7 @@ async def test_i2_i3_a_worker_killed_after_the_250_sends_the_same_email_again(
         pytest.param({"MAIL": ["999 what"]}, 1, id="nonsense"),
     ],
 )
-async def test_i2_i3_a_fault_of_the_server_delays_an_email_and_never_kills_it(
+async def test_i2_i3_a_server_fault_delays_an_email_but_never_kills_it(
     start: Start, database: DB, mail: MailServer, replies: dict[str, list[str | None]], deliveries: int
 ) -> None:
     mail.script = scripted(replies)
@@ -81,7 +81,7 @@ async def test_i2_i3_a_fault_of_the_server_delays_an_email_and_never_kills_it(
     assert len({(message["Message-ID"], message["Date"]) for _, message in mail.received}) == 5
 
 
-async def test_i2_an_email_in_a_document_with_hardly_any_room_is_delivered(
+async def test_i2_an_email_in_a_nearly_full_document_is_delivered(
     client: Client, database: DB, mail: MailServer
 ) -> None:
     profile = {"email": "ann@example.com", "blob": b"", "notifier": {"outbox": [], "recent": []}}
@@ -132,7 +132,7 @@ async def test_i2_a_permanent_refusal_makes_one_dead_letter_at_once(
     assert (letter["error"], letter["tries"], mail.received) == (f"{stage}: {reply}", 1, [])
 
 
-async def test_i2_a_refusal_is_not_hidden_by_a_server_that_hangs_afterwards(
+async def test_i2_a_refusal_counts_even_if_the_server_then_hangs(
     start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await start(smtp_command_timeout=60.0)
@@ -148,7 +148,7 @@ async def test_i2_a_refusal_is_not_hidden_by_a_server_that_hangs_afterwards(
     assert database.dead_mail.count_documents({}) == 1
 
 
-async def test_i2_an_email_is_given_up_after_the_configured_time_if_others_get_through(
+async def test_i2_an_email_is_given_up_in_time_if_others_get_through(
     start: Start, database: DB, mail: MailServer
 ) -> None:
     async def script(stage: str, recipient: str) -> str | None:
@@ -178,7 +178,7 @@ async def test_i2_an_email_that_is_refused_alone_is_not_given_up(start: Start, d
     assert (len(mail.received), database.dead_mail.count_documents({})) == (1, 0)
 
 
-async def test_i2_a_worker_that_dies_after_writing_a_dead_letter_leaves_one(
+async def test_i2_a_worker_that_dies_after_a_dead_letter_leaves_one(
     settings: Settings, database: DB, start: Start, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(settings) as direct:
@@ -201,7 +201,7 @@ async def test_i2_a_worker_that_dies_after_writing_a_dead_letter_leaves_one(
 # --- I8: the outbox is limited without silent loss -----------------------------------------------
 
 
-async def test_i8_a_dead_mail_server_costs_no_notification_and_100_emails_are_owed_at_most(
+async def test_i8_without_a_mail_server_at_most_100_emails_are_owed(
     start: Start, database: DB, server_tls: ssl.SSLContext
 ) -> None:
     port = free_port()

@@ -77,9 +77,7 @@ async def test_i10_its_email_is_tried_by_the_schedule_and_given_up(
     assert letter["error"].startswith(("Given up: ", "Probably delivered: "))
 
 
-async def test_i10_five_recipients_in_a_row_stop_the_line_and_one_that_gets_through_starts_it(
-    start: Start, database: DB
-) -> None:
+async def test_i10_five_refusals_stop_the_line_one_success_resumes_it(start: Start, database: DB) -> None:
     async with raw_server({"RCPT": b"550 5.7.1 no\r\n"}) as server:
         client = await start(smtp_port=server.port, **PLAIN)
         await owe(client, 40)
@@ -93,7 +91,7 @@ async def test_i10_five_recipients_in_a_row_stop_the_line_and_one_that_gets_thro
 
 
 @pytest.mark.ci
-async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
+async def test_i10_a_late_server_gets_one_copy_and_delays_no_other(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes the message, and says so long afterwards."""
@@ -112,7 +110,7 @@ async def test_i10_a_server_that_replies_late_gets_one_copy_and_delays_no_other(
 
 
 @pytest.mark.parametrize("reply", [HANG, DROP, b"what?\r\n"])
-async def test_i10_a_server_that_never_says_whether_it_took_a_message_gets_three_copies_at_most(
+async def test_i10_a_server_that_never_confirms_gets_at_most_3_copies(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch, reply: bytes
 ) -> None:
     monkeypatch.setattr("mail.connection.REPLY_TIMEOUT", 0.3)

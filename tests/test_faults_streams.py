@@ -65,7 +65,7 @@ async def test_streams_survive_kill_9_of_the_primary(start: Start, tmp_path: Pat
         await client.close()
 
 
-async def test_a_client_of_a_killed_process_finds_the_true_state_at_another(settings: Settings, tmp_path: Path) -> None:
+async def test_after_a_kill_another_process_gives_clients_the_state(settings: Settings, tmp_path: Path) -> None:
     first, second = [await running_service(settings, tmp_path) for _ in range(2)]
     async with client_of(first) as client, client_of(second) as other:
         async with listening(client) as events:

@@ -46,7 +46,7 @@ REPLAYED = {"Idempotent-Replayed", "X-Notification-ID"}
 
 
 def fill(database: DB, *user_ids: str) -> None:
-    """Owe these users as many e-mails as the outbox holds."""
+    """Fill the outboxes of these users."""
     database.users.insert_many(
         [{"_id": ObjectId(user_id), "email": "a@b.example", **owing(*FULL)} for user_id in user_ids]
     )
@@ -79,7 +79,7 @@ async def test_a_notification_is_kept_without_its_email_and_says_so(
     assert (ours(database)["outbox"], await metric(client, NOT_OWED)) == (before["outbox"][:-1], 3)
 
 
-async def test_an_email_alone_is_503_and_changes_nothing(client: Client, database: DB) -> None:
+async def test_beyond_the_limit_an_e_mail_only_kind_is_503(client: Client, database: DB) -> None:
     fill(database, USER)
     before = user(database)
     for headers in ({}, KEY):

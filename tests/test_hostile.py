@@ -61,7 +61,7 @@ async def test_compressed_bodies_are_refused_and_never_inflated(shared_client: C
     assert time.process_time() - started < 5 * inflating
 
 
-async def test_an_identity_coding_is_none(client: Client) -> None:
+async def test_identity_content_coding_is_accepted(client: Client) -> None:
     response = await client.post("/create", data=with_(), headers={"Content-Encoding": "identity"})
     assert response.status == 201
 
@@ -167,7 +167,7 @@ async def test_few_of_thousands_of_unknown_names_are_named(client: Client) -> No
     assert time.process_time() - started < usual
 
 
-async def test_a_number_of_5000_digits_is_refused_in_own_words(client: Client) -> None:
+async def test_a_number_of_5000_digits_is_refused_in_plain_words(client: Client) -> None:
     response = await client.post("/create", data=with_data("9" * 5000))
     assert (await problem(response))["detail"].endswith(": a number has too many digits.")
 
@@ -215,7 +215,7 @@ async def test_where_there_are_keys_they_decide_alone(share: Start, site: str) -
     assert (await client.get(f"/list?user_id={USER}", headers=headers)).status == 200
 
 
-async def test_what_is_open_to_everyone_stays_open_to_pages(client: Client) -> None:
+async def test_routes_open_to_everyone_stay_open_to_pages(client: Client) -> None:
     for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/inbox.js"):
         response = await client.get(path, headers={"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"})
         assert response.status == 200

@@ -173,7 +173,7 @@ async def test_an_index_in_the_way_is_named_and_requests_are_served(
     await settled(database)
 
 
-async def test_a_unique_index_is_said_though_another_one_serves(
+async def test_a_unique_index_is_reported_even_if_another_one_serves(
     start: Start, database: DB, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     database.command("createIndexes", "users", indexes=[{**OWN, "unique": True, "name": "mine"}])
@@ -185,7 +185,7 @@ async def test_a_unique_index_is_said_though_another_one_serves(
     assert failures((await check(settings))[1]) == {"index": sentence}
 
 
-async def test_what_the_service_cannot_use_stops_the_start(settings: Settings, database: DB) -> None:
+async def test_an_unusable_collection_or_index_stops_the_start(settings: Settings, database: DB) -> None:
     database.create_collection("times", timeseries={"timeField": "t"})
     database.command({"create": "seen", "viewOn": "users", "pipeline": []})
     other_case = settings.db_uri.replace(database.name, database.name.upper())

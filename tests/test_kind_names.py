@@ -62,7 +62,7 @@ def test_the_file_is_read_once(environment: Callable[..., Settings], tmp_path: P
 
 
 @pytest.mark.parametrize("icon", ICONS)
-def test_a_name_and_an_icon_are_told(tmp_path: Path, icon: str) -> None:
+def test_get_kinds_includes_names_and_icons(tmp_path: Path, icon: str) -> None:
     text = f'[a]\nname = "Shipments"\nicon = "{icon}"\n[a.names]\nde = "Sendungen"\n[b]'
     kinds = load_kinds(kinds_file(tmp_path, text))
     told = describe_kinds(kinds)["data"]
@@ -76,7 +76,7 @@ def test_settings_call_a_kind_by_its_name_and_else_by_its_label() -> None:
 
 
 @pytest.mark.parametrize(("span", "seconds"), [("30s", 30), ("10m", 600), ("36h", 129_600), ("30d", 2_592_000)])
-def test_a_window_and_what_its_email_is_about_are_told(tmp_path: Path, span: str, seconds: int) -> None:
+def test_mail_shows_a_window_and_what_its_email_is_about(tmp_path: Path, span: str, seconds: int) -> None:
     text = f'[a]\nemail = true\nemail_after = "{span}"\nemail_batch = "target"\ncollapse = true'
     kind = load_kinds(kinds_file(tmp_path, text))["a"]
     assert (kind.window, kind.email_batch, kind.collapse) == (seconds, "target", True)

@@ -103,8 +103,8 @@ class _DuplicateKey:
 DuplicateKey: Any = _DuplicateKey()
 
 
-async def test_a_failed_write_is_fenced_before_its_error_is_told(database: DB, mongod: Mongod, counts: Any) -> None:
-    """MongoDB does not remember what failed. The first sending must not do it when the condition holds later."""
+async def test_a_failed_write_is_fenced_before_its_error_is_answered(database: DB, mongod: Mongod, counts: Any) -> None:
+    """MongoDB forgets failed statements. A late first sending must not succeed because the condition holds by then."""
     database.lanes.insert_one({"_id": 1, "room": False})
     proxy = Proxy(mongod.port)
     async with proxy.running(), calls(database, proxy.port) as numbered:

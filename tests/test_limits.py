@@ -1,4 +1,4 @@
-"""What a relay bears, in virtual time: connections, messages on each and a second; and what a broken machine costs."""
+"""The limits of a relay, in virtual time: connections, messages on each, messages a second; and a broken machine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_limit_of_messages_is_remembered(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Bucket:
-    """A relay that takes so many messages a second, and `size` at once."""
+    """A relay that accepts this many messages a second, and `size` at once."""
 
     def __init__(self, rate: float, size: float) -> None:
         self._rate, self._size, self._left, self._at = rate, size, size, START
@@ -168,7 +168,7 @@ def found_after(limits: Limits, refusals: int) -> bool:
     return limits.found
 
 
-def test_a_limit_is_none_once_one_more_connection_delivers() -> None:
+def test_a_limit_is_dropped_once_one_more_connection_delivers() -> None:
     limits = Limits(20)
     limits.open = 1
     limits.opened(START)

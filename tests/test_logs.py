@@ -94,7 +94,7 @@ async def test_logs_are_json_unless_they_go_to_a_terminal(own_logging: Callable[
     assert second["message"] == "second"
 
 
-def test_what_others_wrote_does_not_control_the_terminal() -> None:
+def test_log_text_cannot_control_the_terminal() -> None:
     said = {"msg": "key %s", "args": ("a\x1b[2J\nb",), "levelname": "INFO", "name": "notifier"}
     assert TextFormatter(TEXT).format(logging.makeLogRecord(said)).endswith(" INFO notifier: key a?[2J?b")
 

@@ -13,9 +13,7 @@ from tests.fixtures import Start
 from tests.servers import MailServer, smtp_server
 
 
-async def test_the_message_carries_the_key_to_the_address_in_the_document(
-    client: Client, database: DB, mail: MailServer
-) -> None:
+async def test_the_message_carries_the_key_to_the_users_address(client: Client, database: DB, mail: MailServer) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "ann@bücher.example"})
     await create(client, key="new_login")
     await settled(database)
@@ -46,7 +44,7 @@ async def test_the_message_carries_the_key_to_the_address_in_the_document(
         b"a@b.c",
     ],
 )
-async def test_an_email_without_a_valid_address_becomes_a_dead_letter_and_goes_nowhere(
+async def test_an_email_without_a_valid_address_becomes_a_dead_letter(
     client: Client, database: DB, mail: MailServer, address: object
 ) -> None:
     database.users.insert_one({"_id": ObjectId(USER), **({} if address is None else {"email": address})})

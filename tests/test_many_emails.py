@@ -1,4 +1,4 @@
-"""Many e-mails at once: what they share, and what a fault of one does to the others."""
+"""Many e-mails at once: what they share, and how a fault of one affects the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DIGEST = Kind(name="digest", email=True)
 
 @asynccontextmanager
 async def owing(settings: Settings, emails: Mapping[str, int], kind: Kind = DIGEST) -> AsyncIterator[Store]:
-    """Return a store in which so many e-mails are owed to each of these users."""
+    """Return a store in which this many e-mails are owed to each of these users."""
     async with open_store(settings) as direct:
         for user_id, count in emails.items():
             for _ in range(count):
@@ -58,7 +58,7 @@ def ids(count: int) -> list[str]:
 # --- sending ------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_that_is_worn_out_gives_its_place_to_a_new_one_at_once(
+async def test_a_worn_out_connection_is_replaced_at_once(
     start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mail.limits.MESSAGES", 2)
@@ -70,7 +70,7 @@ async def test_a_connection_that_is_worn_out_gives_its_place_to_a_new_one_at_onc
     assert (len(mail.received), mail.connections) == (6, 3)
 
 
-async def test_several_emails_owed_to_one_user_go_at_once_after_an_outage(
+async def test_after_an_outage_one_users_emails_are_sent_in_parallel(
     start: Start, database: DB, server_tls: ssl.SSLContext
 ) -> None:
     port = free_port()
@@ -87,7 +87,7 @@ async def test_several_emails_owed_to_one_user_go_at_once_after_an_outage(
         assert len(set(mail.ids)) == len(mail.ids) == 6
 
 
-async def test_once_one_connection_works_the_others_open_at_the_same_time(
+async def test_once_one_connection_works_the_others_open_in_parallel(
     start: Start, settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opening, most, open_connection = 0, [], Opener.open
@@ -111,7 +111,7 @@ async def test_once_one_connection_works_the_others_open_at_the_same_time(
 async def test_a_server_that_breaks_gets_the_window_of_a_process_back(
     start: Start, settings: Settings, database: DB
 ) -> None:
-    """Another process may still reach the server. What nobody has begun is due at once, and counts no attempt."""
+    """Another process may still reach the server. Untried e-mails are due at once, and no attempt counts."""
     async with raw_server() as server, owing(settings, dict.fromkeys(ids(40), 1), SPECIFIED["registration"]):
         server.replies = {"dot": (*[b"250-wait\r\n"] * 5, b"250 OK\r\n")}
         client = await start(smtp_port=server.port, smtp_connections=1, smtp_security="none", smtp_login=None)
@@ -154,10 +154,10 @@ async def test_a_stop_gives_the_window_back_in_shared_updates(
     assert len(set(mail.ids)) == len(mail.ids) == 100 - len(owed(database))
 
 
-async def test_what_is_sent_while_nothing_can_be_settled_is_bounded(
+async def test_few_emails_are_sent_while_none_can_be_settled(
     start: Start, settings: Settings, database: DB, mail: MailServer, mongod: Mongod
 ) -> None:
-    """So many e-mails at the most a kill -9 would send again."""
+    """At most this many e-mails would be sent again after a kill -9."""
     with ExitStack() as stack:
 
         async def script(stage: str, _recipient: str) -> str | None:
@@ -229,9 +229,7 @@ async def test_emails_settled_together_are_those_of_their_users(settings: Settin
         assert not await direct.outbox.remove_together(emails)
 
 
-async def test_a_document_that_cannot_be_changed_does_not_keep_others_from_being_settled(
-    settings: Settings, database: DB
-) -> None:
+async def test_one_unchangeable_document_does_not_stop_settling_others(settings: Settings, database: DB) -> None:
     first, *_ = users = ids(4)
     async with owing(settings, dict.fromkeys(users, 1)) as direct:
         emails = await direct.outbox.claim(4, 60)
@@ -263,7 +261,7 @@ def fill(window: Window) -> int:
     return count
 
 
-def test_a_window_grows_with_the_pace_to_a_second_and_shrinks_again(clock: list[float]) -> None:
+def test_a_window_follows_the_pace_up_to_a_seconds_worth(clock: list[float]) -> None:
     window, asked = Window(), []
     for _ in range(8):
         asked.append(fill(window))
@@ -279,7 +277,7 @@ def test_a_window_grows_with_the_pace_to_a_second_and_shrinks_again(clock: list[
     assert len(window) == 16 - 1
 
 
-def test_a_window_is_filled_when_it_is_half_empty_or_after_half_a_second(clock: list[float]) -> None:
+def test_a_window_is_refilled_when_half_empty_or_after_half_a_s(clock: list[float]) -> None:
     window = Window()
 
     def take(count: int, seconds: float) -> None:

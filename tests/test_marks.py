@@ -78,7 +78,7 @@ async def test_one_notification_is_deleted_at_once_and_for_good(client: Client, 
         assert await post(client, path, notification_id=three[1]) == 404
 
 
-async def test_deleting_twice_is_200_and_what_never_was_is_404(client: Client) -> None:
+async def test_deleting_twice_is_200_and_an_unknown_id_is_404(client: Client) -> None:
     await create(client)
     (id_,) = await ids(client)
     assert [await delete(client, notification_id=id_) for _ in range(2)] == [200, 200]

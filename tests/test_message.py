@@ -31,7 +31,7 @@ EMAIL = OwedEmail(
 SUBJECTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=250).map(
     lambda text: " ".join(text.replace("=?", "= ?").split()) or "x"
 )
-"""What `mail/templates.py` lets a subject be."""
+"""The subjects that `mail/templates.py` allows."""
 
 PIECES = st.sampled_from(
     [
@@ -87,7 +87,7 @@ def field(header: str, name: str) -> str:
 
 
 def decode(text: str) -> str:
-    """Decode as RFC 2047 says: white space between encoded words is none, and each word is decoded for itself."""
+    """Decode as in RFC 2047: ignore white space between encoded words, and decode each word separately."""
     joined = re.sub(r"(\?=)\s+(?==\?)", r"\1", text.replace("\r\n", ""))
     return re.sub(r"=\?utf-8\?b\?([A-Za-z0-9+/=]*)\?=", lambda word: base64.b64decode(word[1]).decode(), joined)
 

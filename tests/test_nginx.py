@@ -69,7 +69,7 @@ def documented(port: int, upstream: int, folder: Path, authority: trustme.CA) ->
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_the_token_of_a_link_is_in_no_log_and_a_version_in_no_header(
+async def test_nginx_logs_no_link_token_and_sends_no_version(
     tmp_path: Path, authority: trustme.CA, scheme: str
 ) -> None:
     port, gone = free_port(), free_port()

@@ -1,4 +1,4 @@
-"""Tokens for the mail server: asked for once, renewed before they end; and what is said if there is none."""
+"""Tokens for the mail server: requested once, renewed before they expire; and the message if there is none."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ async def test_a_token_server_that_is_busy_or_down_is_asked_again(
     assert await value(tokens) == "token-2"
 
 
-async def test_a_token_server_that_hangs_or_does_not_listen_is_said(server: TokenServer) -> None:
+async def test_check_says_if_the_token_server_hangs_or_is_deaf(server: TokenServer) -> None:
     async def script(_: Mapping[str, str]) -> web.Response:
         return await asyncio.Event().wait()  # type: ignore[return-value]
 

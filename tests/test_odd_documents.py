@@ -1,4 +1,4 @@
-"""Documents that are not ours: each harms nobody but its own user, and nothing in it is ever changed."""
+"""Documents of other programs: each affects only its own user, and nothing in it is ever changed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FOREIGN_ARRAYS: list[tuple[Any, bool]] = [
     ([NOTIFICATION, [NOTIFICATION]], False),
     ([None, NOTIFICATION, OWN], True),
 ]
-"""What a field named `notifications` may be where it is the team's, and whether something in it can be marked."""
+"""Values of a field `notifications` that belongs to the team, and whether something in it can be marked."""
 ODD_PARTS: list[tuple[dict[str, Any], str, set[str]]] = [
     ({"due": "soon"}, "notifier.due", {"e-mail", "both", "both, key", "many", "retry"}),
     ({"due": [PAST]}, "notifier.due", {"e-mail", "both", "both, key", "many", "retry"}),
@@ -133,7 +133,7 @@ async def is_refused(client: Client, database: DB, name: str) -> bool:
 async def refused(
     start: Start, database: DB, caplog: pytest.LogCaptureFixture, document: dict[str, Any], field: str
 ) -> set[str]:
-    """Return which of `WRITES` are refused with this document, each asked beside others who are served."""
+    """Return which of `WRITES` are refused for this document, while other users are served."""
     client = await start(**LINKED)
     found = set()
     for name in WRITES:

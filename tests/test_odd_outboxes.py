@@ -1,4 +1,4 @@
-"""Outboxes that are not ours, or damaged: nothing in them is sent or changed, and nobody waits for them."""
+"""Outboxes of other programs, or damaged: nothing in them is sent or changed, and they delay nobody."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_an_email_with_absurd_tries_ends_at_its_next_failure(
     ids=lambda v: f"{v}"[:20],
 )
 @pytest.mark.usefixtures("client")
-async def test_an_address_that_is_none_is_a_dead_letter(
+async def test_an_invalid_address_makes_a_dead_letter(
     database: DB, email: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = RawBSONDocument(encode({"x": email}))["x"]

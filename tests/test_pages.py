@@ -26,7 +26,7 @@ PANEL = re.compile("inbox/(describe|list|look).js$")
 """Modules that come when the panel is opened, or something arrives."""
 
 
-def test_the_modules_are_small_have_no_dependencies_and_parse_no_markup() -> None:
+def test_modules_are_small_need_nothing_and_parse_no_markup() -> None:
     program = [needed("node"), "-e", BROTLI, *map(str, MODULES)]
     sizes = dict(zip(map(str, MODULES), json.loads(subprocess.check_output(program)), strict=True))
     later = {name for name in sizes if ON_DEMAND.search(name) or PANEL.search(name)}

@@ -28,7 +28,7 @@ WITHOUT = {"EHLO": EHLO.replace(b"250-PIPELINING\r\n", b"")}
 
 @dataclass
 class Turns:
-    """What a server has read at once, each time before it said anything."""
+    """What a server read in one turn, each time before it replied."""
 
     replies: Mapping[str, bytes]
     piece: int
@@ -80,7 +80,7 @@ async def turns(
 
 @pytest.mark.parametrize("pause", [0, 0.001])
 @pytest.mark.parametrize("piece", [1, 5, 8, 9, 16, 1 << 20])
-async def test_an_email_takes_two_round_trips_however_the_replies_arrive(
+async def test_an_email_takes_two_round_trips_however_replies_arrive(
     start: Start, database: DB, piece: int, pause: float
 ) -> None:
     async with turns(None, piece, pause) as server:
@@ -105,9 +105,7 @@ async def test_without_the_extension_commands_are_sent_one_at_a_time(start: Star
 
 
 @pytest.mark.parametrize("data", [b"354 go on\r\n", b"503 no valid recipients\r\n", b"554 no\r\n"])
-async def test_a_refused_recipient_is_sent_no_message_whatever_data_is_answered(
-    start: Start, database: DB, data: bytes
-) -> None:
+async def test_a_refused_recipient_gets_no_message_even_after_a_354(start: Start, database: DB, data: bytes) -> None:
     async with turns({"RCPT": b"550 5.1.1 unknown\r\n", "DATA": data}) as server:
         client = await start(smtp_port=server.port, **PLAIN)
         await create(client, key="registration")
@@ -116,7 +114,7 @@ async def test_a_refused_recipient_is_sent_no_message_whatever_data_is_answered(
     assert [letter["error"] for letter in database.dead_mail.find()] == ["RCPT: 550 5.1.1 unknown"]
 
 
-async def test_a_server_out_of_step_is_sent_one_command_at_a_time_from_then_on(start: Start, database: DB) -> None:
+async def test_a_server_out_of_step_gets_one_command_at_a_time(start: Start, database: DB) -> None:
     async with raw_server({"MAIL": b"250 OK\r\n250 OK\r\n"}) as server:
         client = await start(smtp_port=server.port, **PLAIN)
         for user_id in (USER, OTHER):
@@ -126,7 +124,7 @@ async def test_a_server_out_of_step_is_sent_one_command_at_a_time_from_then_on(s
     assert database.dead_mail.count_documents({}) == 0
 
 
-async def test_what_a_later_command_is_answered_is_not_blamed_on_an_earlier_one(start: Start, database: DB) -> None:
+async def test_a_later_commands_reply_is_not_blamed_on_an_earlier_one(start: Start, database: DB) -> None:
     async with turns({"DATA": b"451 4.3.0 later\r\n"}) as server:
         client = await start(smtp_port=server.port, **PLAIN)
         await create(client, key="registration")
@@ -140,9 +138,7 @@ async def test_what_a_later_command_is_answered_is_not_blamed_on_an_earlier_one(
         assert server.messages == 1
 
 
-async def test_a_server_that_ponders_a_recipient_and_holds_back_its_replies_stops_no_other(
-    start: Start, database: DB
-) -> None:
+async def test_a_server_slow_about_one_recipient_delays_no_other(start: Start, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "email": "poison@example.com"})
     async with turns() as server:
         server.hangs_for = b"poison@"
@@ -168,7 +164,7 @@ def assert_messages(server: Turns, count: int) -> None:
     assert server.messages == count
 
 
-async def test_a_reply_that_comes_with_others_and_the_end_of_the_connection_is_read(start: Start, database: DB) -> None:
+async def test_replies_sent_just_before_the_connection_closes_are_read(start: Start, database: DB) -> None:
     async with turns({"DATA": b"554 5.7.1 no\r\n"}) as server:
         server.closes_after = b"554"
         client = await start(smtp_port=server.port, **PLAIN)

@@ -114,7 +114,7 @@ async def test_a_limit_of_two_connections_is_found_without_an_alarm(
 
 
 @pytest.mark.parametrize("postfix", ["smtpd_recipient_restrictions = reject\n"], indirect=True)
-async def test_a_postfix_that_wants_a_login_kills_and_suppresses_nobody(
+async def test_a_postfix_demanding_a_login_kills_and_suppresses_nobody(
     start: Start, database: DB, postfix: tuple[int, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says 554 5.7.1 Recipient address rejected: Access denied."""
@@ -131,7 +131,7 @@ async def test_a_postfix_that_wants_a_login_kills_and_suppresses_nobody(
     assert database.users.count_documents({"notifier.suppression": {"$exists": True}}) == 0
 
 
-async def test_a_mailbox_gets_the_headers_of_one_click_as_they_were_sent(
+async def test_postfix_delivers_the_one_click_headers_unchanged(
     start: Start, database: DB, postfix: tuple[int, Path]
 ) -> None:
     port, mailbox = postfix

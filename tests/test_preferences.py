@@ -195,7 +195,7 @@ async def test_odd_entries_mute_nothing_and_go_with_the_next_change(
     assert ours(database)["preferences"] == {"invoice": OFF}
 
 
-def test_what_somebody_else_wrote_says_nothing_about_a_kind() -> None:
+def test_foreign_values_in_preferences_are_ignored() -> None:
     assert wants_email({"digest": {"email": "no"}, "*": OFF}, "digest") is False
     assert wants_email({"digest": None, "*": {"email": 0}}, "digest") is True
     assert wants_email([OFF], "digest") is True

@@ -63,7 +63,7 @@ async def test_a_higher_priority_goes_before_a_lower_one_that_is_older(
         assert [item["key"] for item in sorted(owed(database), key=lambda item: item["next_at"])] == [first, second]
 
 
-async def test_what_is_owed_to_many_goes_behind_what_single_requests_owe(settings: Settings, database: DB) -> None:
+async def test_emails_of_fan_outs_come_after_those_of_single_requests(settings: Settings, database: DB) -> None:
     async with open_store(settings) as direct:
         for kind in ("low", "normal"):
             await direct.create_many(CreateMany(ids("a", 2), Create(USER, KINDS[kind], idempotency_key=kind)))
@@ -76,7 +76,7 @@ IN_ORDER: list[dict[str, Any]] = [{"$unwind": "$notifier.outbox"}, {"$sort": {"n
 
 
 @pytest.mark.usefixtures("database", "nobody_else")
-async def test_a_claim_takes_of_every_priority_and_of_what_is_due_again(settings: Settings) -> None:
+async def test_a_claim_includes_every_priority_and_retries(settings: Settings) -> None:
     async with open_store(settings) as direct:
         for kind, count in {"low": 60, "normal": 60, "high": 40}.items():
             await owe(direct, kind, ids(kind[0].translate({104: "b", 108: "c", 110: "d"}), count))
@@ -91,7 +91,7 @@ async def test_a_claim_takes_of_every_priority_and_of_what_is_due_again(settings
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_what_is_given_back_untried_keeps_its_place(settings: Settings, database: DB, tmp_path: Path) -> None:
+async def test_emails_given_back_untried_keep_their_place(settings: Settings, database: DB, tmp_path: Path) -> None:
     kinds_file = tmp_path / "ranked.toml"
     kinds_file.write_text("".join(f'[{rank}]\nemail = true\npriority = "{rank}"\n' for rank in ("low", "high")))
     async with open_store(replace(settings, kinds_file=kinds_file)) as direct:
@@ -113,7 +113,7 @@ def kinds_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.ci
-async def test_a_required_email_and_one_that_is_due_again_pass_many_that_wait(
+async def test_required_and_retried_emails_overtake_many_waiting_ones(
     start: Start, settings: Settings, database: DB, mail: MailServer, kinds_file: Path
 ) -> None:
     """A message takes 50 ms, so the others would take 10 s. One of the first is asked to come back."""

@@ -26,9 +26,9 @@ SOME = [
     "tests/test_postfix.py",
     "tests/test_unsubscribe.py::test_the_documented_command_does_what_a_mail_program_does",
 ]
-"""Tests of which one needs no program, and the others one or several."""
+"""Tests, of which one needs no program and the others need one or several."""
 SECOND = {"Xvfb", "node", "openssl"}
-"""Programs that are only needed beside another, which is missed first."""
+"""Programs that are needed only together with another, which is reported as missing first."""
 
 
 def run_tests(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
@@ -46,7 +46,7 @@ def run_tests(folder: Path, *arguments: str, **variables: str) -> tuple[int, str
 
 
 @pytest.mark.timeout(400)
-def test_without_the_programs_the_tests_pass_and_one_line_for_each_says_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_programs_skip_tests_and_are_listed_once_each(tmp_path: Path) -> None:
     code, output = run_tests(tmp_path, "-n", "1", *SOME)
     assert code == 0, output
     skipped = re.findall(r"^SKIPPED \[(\d+)\] .*?: (\S+) is missing: (.*)$", output, re.MULTILINE)
@@ -59,7 +59,7 @@ def test_without_the_programs_the_tests_pass_and_one_line_for_each_says_how_to_g
     assert " 1 passed" in output
 
 
-def test_where_all_programs_are_promised_a_missing_one_is_a_failure(tmp_path: Path) -> None:
+def test_in_ci_a_missing_program_is_a_failure(tmp_path: Path) -> None:
     code, output = run_tests(tmp_path, "tests/test_deploy.py", "-k", "nginx_reads", **{ALL_PROGRAMS: "1"})
     assert code == 1
     assert "nginx is missing: apt-get install nginx-light" in output

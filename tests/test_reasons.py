@@ -1,4 +1,4 @@
-"""Why MongoDB cannot be used, in one sentence: the driver's own words of what it met."""
+"""Why MongoDB cannot be used, in one sentence with the driver's own reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers import Mongod, free_port, initiate
 
 
 async def said(uri: str) -> str:
-    """Return what the start says of this connection string."""
+    """Return the start's message about this connection string."""
     async with connected(uri) as connection:
         with pytest.raises(Unavailable) as caught:
             await Clock(connection.database).sync(3.0)
@@ -46,7 +46,7 @@ def member(tmp_path: Path) -> Iterator[Mongod]:
 
 
 @pytest.mark.ci
-async def test_a_set_of_another_name_or_without_a_primary_is_told(member: Mongod) -> None:
+async def test_a_wrong_set_name_or_a_missing_primary_is_reported(member: Mongod) -> None:
     uri = f"mongodb://localhost:{member.port}/x?replicaSet="
     with member.client() as client:
         assert "replica set" in await said(f"{uri}other")
@@ -54,7 +54,7 @@ async def test_a_set_of_another_name_or_without_a_primary_is_told(member: Mongod
         assert "rimary" in await said(f"{uri}rs0")
 
 
-async def test_a_limit_of_connections_is_told(member: Mongod) -> None:
+async def test_a_mongodb_that_is_full_is_reported(member: Mongod) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(20):
             _, writer = await asyncio.open_connection("127.0.0.1", member.port)
@@ -62,7 +62,7 @@ async def test_a_limit_of_connections_is_told(member: Mongod) -> None:
         assert "connection closed" in await said(f"mongodb://{member.address}/x")
 
 
-async def test_the_cause_that_held_longest_is_told_and_not_the_last() -> None:
+async def test_the_longest_lasting_cause_is_reported_not_the_last() -> None:
     causes = iter(["MongoDB has no primary.", "MongoDB has no primary."])
 
     async def fail(deadline: float) -> None:

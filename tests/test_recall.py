@@ -1,4 +1,4 @@
-"""E-mails that wait fall due: when what stopped goes on, and when an operator says so."""
+"""Waiting e-mails fall due when a stop ends, and when an operator says so."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_flush_of_a_user_leaves_the_others_waiting(store: Store) -> None:
     assert {email.user_id for email in await claim(store)} == {USER}
 
 
-async def test_only_what_a_stop_held_falls_due_and_in_its_era(store: Store, database: DB) -> None:
+async def test_after_a_stop_only_emails_that_it_held_fall_due(store: Store, database: DB) -> None:
     emails = await claim(store)
     for email in emails:
         await store.outbox.hold(email, 3600, "stopped", held=f"kind {email.key}")
@@ -87,7 +87,7 @@ async def test_all_pages_of_what_waits_fall_due(store: Store, database: DB, monk
 
 
 @pytest.mark.parametrize("key", ["new_login", None])
-async def test_what_was_tried_since_a_stop_began_falls_due(store: Store, key: str | None) -> None:
+async def test_emails_tried_since_a_stop_began_fall_due(store: Store, key: str | None) -> None:
     for email in await claim(store):
         await store.outbox.retry(email, 3600, "554", tries=0)
     began = store.clock.now()

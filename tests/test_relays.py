@@ -28,7 +28,7 @@ LATER: Final = b"451 4.3.0 quux\r\n"
 
 
 async def send(start: Start, database: DB, server: RawServer, count: int, **changes: Any) -> None:
-    """Send so many e-mails, within seconds."""
+    """Send this many e-mails, within seconds."""
     client = await start(**RELAY | {"smtp_port": server.port} | changes)
     await owe(client, count)
     await settled(database, 30)

@@ -204,7 +204,7 @@ def test_preview_says_that_an_email_takes_too_much(tmp_path: Path) -> None:
     assert done.stderr == f"{TOO_LARGE}; the e-mail would become a dead letter.\n"
 
 
-def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path) -> None:
+def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "jinja2.py").write_text("raise SystemExit('not this one')")
     folder = write(tmp_path, {"new_login.txt": "{{ data.n }}"})
     done = run("preview", "new_login", "--data", '{"n": 7}', cwd=tmp_path, TEMPLATES_DIR=f"{folder}")

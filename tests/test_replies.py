@@ -163,7 +163,7 @@ def test_each_row_fits_its_example(row: str, example: tuple[str, Verdict]) -> No
         *((reply, Verdict.TOO_FAST) for reply in TOO_FAST),
     ],
 )
-def test_replies_of_real_servers_mean_what_they_can_only_mean(reply: str, verdict: Verdict, stage: Stage) -> None:
+def test_unambiguous_replies_of_real_servers_are_understood(reply: str, verdict: Verdict, stage: Stage) -> None:
     assert verdict_of(reply, stage) is verdict
 
 
@@ -174,7 +174,7 @@ def test_a_message_that_is_too_large_is_that_at_every_stage(reply: str) -> None:
 
 @pytest.mark.parametrize("code", range(500, 560))
 @pytest.mark.parametrize("text", ["", "5.7.1 no", "5.0.0 no", "5.3.0 no", "5.5.1 no", "no", "5.7.0 policy"])
-def test_what_nobody_knows_is_not_permanent(code: int, text: str) -> None:
+def test_unknown_replies_are_not_permanent(code: int, text: str) -> None:
     found = {verdict_of(f"{code} {text}".strip(), stage) for stage in Stage if stage is not Stage.CONNECT}
     assert found == {Verdict.UNCLEAR}
 

@@ -1,4 +1,4 @@
-"""Secrets: from a file, in quotes, and with a scope. Whatever is almost right is told at the start."""
+"""Secrets: from a file, in quotes, and with a scope. The start reports values that are almost right."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_secret_may_stand_in_a_file(
     assert settings.smtp_oauth_client_secret == good.get("SMTP_OAUTH_CLIENT_SECRET")
 
 
-def test_those_are_all_secrets() -> None:
+def test_the_list_of_secrets_is_complete() -> None:
     assert {*GOOD, *BY_TOKEN} == set(SECRETS)
 
 
@@ -155,7 +155,7 @@ def test_an_empty_variable_hides_that_of_the_file(environment: Callable[..., Set
     assert (settings.smtp_login, settings.smtp_password) == (None, None)
 
 
-def test_what_kubernetes_sets_for_a_service_called_smtp_is_named(environment: Callable[..., Settings]) -> None:
+def test_variables_that_kubernetes_sets_for_smtp_are_named(environment: Callable[..., Settings]) -> None:
     found = faults_of(environment, **COMPLETE, SMTP_PORT="tcp://10.0.0.1:25")
     assert re.search("Kubernetes has set this.*enableServiceLinks: false", found["SMTP_PORT"])
 

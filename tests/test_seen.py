@@ -20,7 +20,7 @@ async def see(client: Client, user_id: str = USER, **options: Any) -> int:
     return response.status
 
 
-async def test_what_comes_after_a_user_has_seen_the_inbox_is_unseen(client: Client, database: DB) -> None:
+async def test_arrivals_after_seen_are_unseen(client: Client, database: DB) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "notifications": STORED[:3]})
     assert "unseen" not in await list_(client)
     assert [await see(client) for _ in range(2)] == [200, 200]
@@ -36,7 +36,7 @@ async def test_what_comes_after_a_user_has_seen_the_inbox_is_unseen(client: Clie
     assert (page["new"], page["unseen"]) == (3, 0)
 
 
-async def test_hidden_ones_are_not_unseen_and_no_clock_is_asked(start: Start, database: DB) -> None:
+async def test_unseen_ignores_clocks_and_hidden_notifications(start: Start, database: DB) -> None:
     client = await start(notifications_limit=2)
     database.users.insert_one({"_id": ObjectId(USER), "notifications": STORED, "notifier": {"seen_at": 0}})
     database.users.update_one({}, [{"$set": {"notifier.seen_at": {"$toLong": 0}}}])

@@ -51,7 +51,7 @@ async def test_a_refusal_without_a_resource_is_a_problem_too(settings: Settings,
     service.kill()
 
 
-async def test_no_answer_tells_versions_and_most_end_their_line(start: Start) -> None:
+async def test_no_answer_reveals_versions_and_most_end_with_a_newline(start: Start) -> None:
     client = await start(demo=True)
     await create(client)
     specified = ("/healthz", f"/list?user_id={USER}")

@@ -98,9 +98,7 @@ async def test_with_slack_a_create_costs_the_oplog_little(start: Start, mongod: 
 
 @pytest.mark.parametrize("limit", [10, 100])
 @pytest.mark.parametrize("slack", [0, 50])
-async def test_what_the_array_holds_beyond_the_limit_is_not_seen(
-    start: Start, database: DB, limit: int, slack: int
-) -> None:
+async def test_notifications_beyond_the_limit_are_invisible(start: Start, database: DB, limit: int, slack: int) -> None:
     """As after the limit was lowered. Without slack, it is there until the next create, and a mark still finds it."""
     before = held(limit + limit // 2)
     database.users.insert_one({"_id": ObjectId(USER), "notifications": before})

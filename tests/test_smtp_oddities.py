@@ -1,4 +1,4 @@
-"""Servers as they are: what RFC 5321 lets them say, and what it does not, but they say all the same."""
+"""Real servers: replies that RFC 5321 allows, and replies that it forbids but servers send."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_refused_password_is_not_tried_with_another_mechanism(start: Sta
         pytest.param({"DATA": DROP}, id="drop at DATA"),
     ],
 )
-async def test_a_message_that_was_not_handed_over_is_neither_sent_nor_ambiguous(
+async def test_a_message_not_handed_over_is_neither_sent_nor_ambiguous(
     start: Start, database: DB, replies: dict[str, bytes | tuple[bytes, ...]]
 ) -> None:
     """A reply that belongs to another command must not make an e-mail disappear."""
@@ -92,7 +92,7 @@ async def test_a_message_that_was_not_handed_over_is_neither_sent_nor_ambiguous(
 
 
 async def test_a_message_travels_as_it_is(start: Start, database: DB) -> None:
-    """Its lines end in CRLF, and none is taken for the final dot."""
+    """Its lines end in CRLF, and no line is taken for the final dot."""
     async with raw_server() as server:
         client = await start(smtp_port=server.port, **PLAIN)
         await create(client, key="registration")
@@ -102,8 +102,8 @@ async def test_a_message_travels_as_it_is(start: Start, database: DB) -> None:
     assert message.endswith(b"registration\r\n")
 
 
-async def test_an_address_that_needs_smtputf8_says_so_and_harms_no_other(start: Start, database: DB) -> None:
-    """The option at MAIL is for the sake of one recipient, so its refusal is too."""
+async def test_an_address_needing_smtputf8_says_so_and_harms_no_other(start: Start, database: DB) -> None:
+    """One recipient needs the option at MAIL, so its refusal concerns only that recipient."""
     database.users.insert_one({"_id": ObjectId(USER), "email": "संपर्क@डाटामेल.भारत"})
     async with raw_server() as server:
         client = await start(smtp_port=server.port, **PLAIN)

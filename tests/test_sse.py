@@ -46,7 +46,7 @@ async def test_a_stream_has_the_headers_and_format_of_events(start: Start) -> No
     assert (await client.options(stream_url(), headers=preflight)).status == 200
 
 
-async def test_a_client_that_does_not_read_costs_little_and_is_dropped(client: Client) -> None:
+async def test_a_client_that_does_not_read_is_cheap_and_is_dropped(client: Client) -> None:
     client.app[HUB].wire.send_timeout = 1.0
     with socket.socket() as idle:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

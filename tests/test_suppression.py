@@ -69,7 +69,7 @@ GONE_FOR_GOOD = [
 
 
 @pytest.mark.parametrize("reply", GONE_FOR_GOOD)
-def test_the_words_of_addresses_and_hosts_are_no_reasons(reply: str) -> None:
+def test_words_inside_addresses_and_hosts_are_ignored(reply: str) -> None:
     assert code_of(reply) == "5.1.1"
 
 

@@ -39,7 +39,7 @@ def ids_owed(database: DB) -> list[str]:
 
 
 @pytest.mark.parametrize("selector", [{"key": "new_login"}, {"target_id": TARGET}, {"all": "true"}], ids=str)
-async def test_the_emails_of_what_is_deleted_are_owed_no_more(
+async def test_deleting_a_notification_withdraws_its_emails(
     down: Client, database: DB, selector: dict[str, str]
 ) -> None:
     await told(down, "new_login", target_id=TARGET)

@@ -1,4 +1,4 @@
-"""While replicas of two versions run, e-mails of a new kind are left to those that know it and its template."""
+"""While two versions run, e-mails of a new kind are left to replicas that know it and its template."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_an_email_of_an_unknown_kind_is_left_to_others(stores: tuple[Store
     assert [found.key for found in await new.outbox.claim(10, 60)] == [NEW.name]
 
 
-async def test_after_that_time_it_is_sent_by_any_with_a_warning(
+async def test_after_five_minutes_any_process_sends_it_with_a_warning(
     stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mongo.owed.LEFT_TO_OTHERS", 0.0)

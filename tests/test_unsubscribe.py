@@ -316,7 +316,7 @@ async def test_without_links_there_is_no_page(start: Start, linked: Settings) ->
 
 
 @impatient
-async def test_without_mongodb_it_says_when_to_try_again(
+async def test_without_mongodb_the_answer_says_when_to_try_again(
     start: Start, linked: Settings, mongod: Mongod, database: DB, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await start(**LINKED, **PROTECTED)

@@ -232,7 +232,7 @@ async def test_known_users_are_served_among_unknown_ones(client: Client, people:
     assert sum(len(user["notifications"]) for user in people.find() if "notifications" in user) == 32
 
 
-async def test_a_user_who_has_come_is_served_with_the_same_key(client: Client, people: People) -> None:
+async def test_a_user_created_later_is_served_under_the_same_key(client: Client, people: People) -> None:
     body, headers = {"user_id": ANN, "key": "new_post"}, {"Idempotency-Key": "k"}
     assert (await client.post("/create", json=body, headers=headers)).status == 404
     people.insert_one(person())

@@ -1,4 +1,4 @@
-"""Windows in the user's document: what a create leaves, what the claim makes of it, and what the look brings."""
+"""Windows in the user's document: what a create writes, a claim turns into e-mails, and a look reads."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def create(store: Store, settings: Settings) -> Any:
 
 
 async def claimed(store: Store) -> dict[str, list[str]]:
-    """Claim; return by kind what the e-mails are about."""
+    """Claim, and return the notifications of each e-mail, by kind."""
     return {email.key: sorted(email.ids) for email in await store.outbox.claim(10, 60)}
 
 
 async def told(store: Store, emails: Sequence[OwedEmail]) -> list[list[str]]:
-    """Look; return what each e-mail would tell."""
+    """Look, and return the notifications that each e-mail would be about."""
     return [[item["id"] for item in look.told] for look in await store.outbox.look(emails) if look]
 
 
@@ -57,7 +57,7 @@ async def told(store: Store, emails: Sequence[OwedEmail]) -> list[list[str]]:
 
 
 async def test_a_create_lets_its_email_wait_in_the_same_update(create: Any, store: Store, database: DB) -> None:
-    """Until when is by MongoDB's clock, whatever the process's own shows."""
+    """The end of the window is by MongoDB's clock, whatever the process's own shows."""
     store.clock._time += timedelta(hours=1)
     before = datetime.now(UTC)
     id_ = await create("answer", TARGET, data={"a": 1})
@@ -89,7 +89,7 @@ async def test_a_windows_end_waits_for_room_in_the_outbox(create: Any, store: St
 
 
 @pytest.mark.parametrize("odd", [{"waiting": "theirs"}, {"waiting": {}}, {"due": "soon"}], ids=str)
-async def test_what_another_program_keeps_there_is_refused(create: Any, database: DB, odd: dict[str, Any]) -> None:
+async def test_another_programs_field_is_refused(create: Any, database: DB, odd: dict[str, Any]) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "notifier": odd})
     with pytest.raises(Exception, match="the field `notifier"):
         await create("comment")
@@ -126,7 +126,7 @@ async def test_each_kind_makes_the_emails_that_it_says(create: Any, store: Store
     assert await claimed(store) == {}
 
 
-async def test_who_opens_a_window_ends_it_for_those_who_join(create: Any, store: Store, database: DB) -> None:
+async def test_the_first_notification_sets_the_end_of_its_window(create: Any, store: Store, database: DB) -> None:
     first = await create("answer", TARGET)
     elsewhere = await create("answer", OTHER)
     end_windows(database)
@@ -174,7 +174,7 @@ async def test_a_window_of_an_unknown_kind_is_left_to_others(
 
 
 @pytest.mark.usefixtures("nobody_else")
-async def test_a_kind_that_has_left_the_file_is_told_one_by_one(
+async def test_notifications_of_a_removed_kind_are_e_mailed_one_by_one(
     create: Any, settings: Settings, database: DB, tmp_path: Path
 ) -> None:
     ids = [await create("digest") for _ in range(2)]
@@ -231,8 +231,8 @@ async def test_a_deletion_of_one_takes_no_email_about_many(create: Any, store: S
 # --- more than the inbox holds ------------------------------------------------------------------------
 
 
-async def test_a_window_ends_when_it_must_however_much_comes_meanwhile(create: Any, store: Store, database: DB) -> None:
-    """Those that the inbox no longer shows make room, and hand down when their window ends."""
+async def test_a_window_ends_on_time_however_many_notifications_join(create: Any, store: Store, database: DB) -> None:
+    """Notifications that the inbox no longer shows make room, and pass on the end of their window."""
     await create("digest")
     end = ours(database)["waiting"][0]["due"]
     for _ in range(100):
@@ -269,7 +269,7 @@ async def test_a_waiting_email_passes_to_the_new_one_at_its_old_time(create: Any
     assert sorted(await told(store, emails)) == sorted([[elsewhere], [last]])
 
 
-async def test_a_due_email_that_nobody_leases_tells_the_new_one(create: Any, store: Store, database: DB) -> None:
+async def test_a_due_email_that_is_not_leased_is_about_the_new_one(create: Any, store: Store, database: DB) -> None:
     await create("price", TARGET)
     end_windows(database)
     emails = await store.outbox.claim(10, 60)

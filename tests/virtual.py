@@ -43,7 +43,7 @@ def broken(stage: Stage) -> Outcome:
 
 @dataclass(eq=False)
 class Line:
-    """A connection: how many messages it has borne, and which of two machines behind the name it leads to."""
+    """A connection: how many messages it has carried, and which of two machines behind the name it leads to."""
 
     number: int
     machine: int

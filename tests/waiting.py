@@ -33,9 +33,9 @@ def eventually(check: Callable[[], object], timeout: float = 15.0) -> None:
 
 @contextmanager
 def slow_clock() -> Iterator[Callable[[], float]]:
-    """Return a clock that tells the seconds since now and that is the slower, the busier the machine is.
+    """Return a clock of the seconds since now, which runs slower the busier the machine is.
 
-    It counts how often a thread wakes up that sleeps for 10 ms. What has to wait for a processor keeps it waiting too.
+    It counts how often a thread wakes up that sleeps for 10 ms. On a busy machine it wakes up late.
     """
     clock = _SlowClock()
     clock.start()

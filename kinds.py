@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from config.checks import value_at
 from config.languages import LANGUAGE, translated
-from config.paths import value_at
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 PLACEHOLDER: Final = re.compile(

@@ -12,17 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from marshmallow import validate
+from marshmallow import ValidationError, validate
 
-from config import checks, keys
+from config import checks
 from config.address import envelope_address, mailbox
 from config.ids import IdType
 from kinds import Kinds, load_kinds
 
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """What listens on every address of this machine, and the one by which the machine reaches itself."""
-
-
 RETRY_MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0)
 
 
@@ -40,6 +38,35 @@ class Security(enum.Enum):
     TLS = "tls"
     STARTTLS = "starttls"
     NONE = "none"
+
+
+class Scope(enum.Enum):
+    """What a caller may do, for every user. A user's token has `INBOX`, for that user."""
+
+    CREATE = "create"
+    INBOX = "inbox"
+    SUPPRESS = "suppress"
+    ERASE = "erase"
+    METRICS = "metrics"
+
+
+Scopes = frozenset[Scope]
+ALL_SCOPES: Final = frozenset(Scope)
+SCOPE_NAMES: Final = ", ".join(scope.value for scope in Scope)
+
+
+def parse_key(item: str) -> tuple[str, Scopes]:
+    """Return a key and its scopes. An item of `API_KEYS` is `KEY`, `SCOPE:KEY` or `SCOPE+SCOPE:KEY`.
+
+    Raises `marshmallow.ValidationError`, which quotes nothing: what stands before a colon may be part of a key.
+    """
+    names, colon, key = item.partition(":") if ":" in item else ("", "", item)
+    try:
+        scopes = frozenset(map(Scope, names.split("+"))) if colon else ALL_SCOPES
+    except ValueError:
+        raise ValidationError(f"Has no scope before its colon; the scopes are {SCOPE_NAMES}.") from None
+    checks.long_secret(key)
+    return key, scopes
 
 
 def _setting(
@@ -83,9 +110,9 @@ class Settings:
     )
 
     api_keys: Sequence[str] = _setting(
-        f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {keys.NAMES}",
+        f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {SCOPE_NAMES}",
         (),
-        keys.parse_key,
+        parse_key,
         secret=True,
     )
     user_token_secrets: Sequence[str] = _setting(
@@ -157,9 +184,9 @@ class Settings:
         return not (self.db_uri or self.smtp_host)
 
     @cached_property
-    def scopes(self) -> Mapping[str, keys.Scopes]:
+    def scopes(self) -> Mapping[str, Scopes]:
         """The keys of `API_KEYS`, each with its scopes."""
-        return dict(map(keys.parse_key, self.api_keys))
+        return dict(map(parse_key, self.api_keys))
 
     @property
     def openness(self) -> str | None:
@@ -181,7 +208,7 @@ class Settings:
     @property
     def link_secrets(self) -> Sequence[str]:
         """The secrets of the links to unsubscribe: by default the keys that open everything."""
-        return self.unsubscribe_secrets or [key for key, scopes in self.scopes.items() if scopes == keys.ALL]
+        return self.unsubscribe_secrets or [key for key, scopes in self.scopes.items() if scopes == ALL_SCOPES]
 
     @property
     def security(self) -> Security:

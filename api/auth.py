@@ -10,16 +10,16 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import aiohttp_cors
 import jwt
 from aiohttp import web
 from jwt.types import Options
 
-from config.keys import ALL, Scope, Scopes
-from settings import Settings
+from settings import ALL_SCOPES, Scope, Scopes, Settings
 
 ALGORITHM: Final = "HS256"
 OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
@@ -29,6 +29,8 @@ OF_STATUS: Final = "notifier: status"
 """What the key is derived for that signs the token with which `status` reads the metrics, and the token's `sub`."""
 STATUS_TTL: Final = 60
 """Seconds."""
+PREFLIGHT_AGE: Final = 7200
+"""Seconds for which a browser may remember the answer. Chrome remembers it no longer than this."""
 
 
 class Refused(Exception):
@@ -83,7 +85,7 @@ class Caller:
     """
 
     name: str
-    scopes: Scopes = ALL
+    scopes: Scopes = ALL_SCOPES
     user_id: str | None = None
     until: float = math.inf
 
@@ -205,3 +207,16 @@ def status_token(settings: Settings) -> str | None:
     """Make a token that opens `/metrics` for a moment, or return `None` if there are no keys that do."""
     secrets = _status_secrets(settings)
     return sign_token(secrets[0], OF_STATUS, STATUS_TTL) if secrets else None
+
+
+def allow_cors(app: web.Application, origins: Sequence[str], paths: Container[str]) -> None:
+    """Let the pages of these origins call these paths (Fetch, section 3.2)."""
+    options = aiohttp_cors.ResourceOptions(
+        allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
+        expose_headers=("ETag", "X-Request-ID"),
+        max_age=PREFLIGHT_AGE,
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route in list(app.router.routes()):
+        if route.resource and route.resource.canonical in paths:
+            cors.add(route)

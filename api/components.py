@@ -61,7 +61,7 @@ def _object(properties: JSONObject, *optional: str) -> JSONObject:
     return {"type": "object", "required": required, "properties": properties}
 
 
-def _answer(data: JSONObject) -> JSONObject:
+def _with_data(data: JSONObject) -> JSONObject:
     return _object({"success": {"const": True}, "data": data})
 
 
@@ -148,18 +148,36 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
             },
             *(*optional, "count"),
         ),
-        "Page": _answer(_object(page, "unseen")),
+        "Page": _with_data(_object(page, "unseen")),
         "Inbox": _object({**COUNTS, "latest": latest}, "unseen"),
-        "Kinds": _answer({"type": "object", "additionalProperties": ref("Kind")}),
+        "Kinds": _with_data({"type": "object", "additionalProperties": ref("Kind")}),
         "Kind": _object(KIND, *(KIND.keys() - TOLD)),
-        "UserPreferences": _answer({"type": "object", "additionalProperties": ref("UserPreference")}),
+        "UserPreferences": _with_data({"type": "object", "additionalProperties": ref("UserPreference")}),
         "UserPreference": _object(PREFERENCE),
-        "Suppressed": _answer(_object({"suppressed": {"type": "boolean"}})),
+        "Suppressed": _with_data(_object({"suppressed": {"type": "boolean"}})),
         "Problem": _object(PROBLEM, "errors"),
     }
 
 
-# --- headers and security schemes -------------------------------------------------------------------
+# --- answers, their headers, and security schemes ---------------------------------------------------
+
+
+def content(schema: object, examples: Mapping[str, object], media_type: str = "application/json") -> JSONObject:
+    """Return what a body contains."""
+    return {media_type: {"schema": schema, "examples": {name: {"value": value} for name, value in examples.items()}}}
+
+
+def answer(
+    description: str,
+    schema: JSONObject | None = None,
+    examples: Mapping[str, object] | None = None,
+    *,
+    media_type: str = "application/json",
+    headers: JSONObject | None = None,
+) -> JSONObject:
+    """Return a success. One without a schema has no body."""
+    body = {"content": content(schema, examples or {}, media_type)} if schema else {}
+    return {"description": description, "headers": {"X-Request-ID": REQUEST_ID, **(headers or {})}, **body}
 
 
 def _header(description: str, *, required: bool = True, **schema: Any) -> JSONObject:

@@ -13,9 +13,8 @@ from aiohttp import web
 from api.answers import json_line
 from api.auth import identify
 from api.pages import FOLDER, OWN_ORIGIN_HEADERS, File, page_headers, serve_files
-from config.keys import Scope
 from ops.mailbox import newest_emails, read_email
-from settings import Settings
+from settings import Scope, Settings
 
 FILES: Final = {
     "/demo.js": File(FOLDER / "demo.js", "text/javascript"),

@@ -6,7 +6,7 @@ A route without an operation is a `KeyError`, so nothing can be described in par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -25,12 +25,13 @@ from api.components import (
     REQUEST_ID,
     SECURITY,
     component_schemas,
+    content,
     id_schema,
     preferences,
     ref,
 )
 from api.fields import DataField, IdField, KindNameField
-from api.operations import TAGS, Answer, Operation, operations
+from api.operations import TAGS, Operation, operations
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import IdType
 from kinds import Kinds
@@ -49,6 +50,8 @@ INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
     NotYetComplete: NotYetComplete({7: OutboxFull()}),
 }
 """Creates for many users that failed for one, as examples."""
+DOCUMENT: Final[web.AppKey[Callable[[], JSONObject]]] = web.AppKey("DOCUMENT")
+"""Makes the document on the first request for it, which most processes never get."""
 
 
 def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObject:
@@ -61,6 +64,7 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
     converter: Any = plugin.converter  # set by APISpec
     key = {"type": "string", "enum": list(kinds)}
+    converter.add_parameter_attribute_function(_example_of_schema)
     converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
     for tag in TAGS:
         spec.tag({"name": tag})
@@ -77,36 +81,13 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
     document["components"]["schemas"]["Preferences"] |= preferences(kinds)
-    _fill_in_examples(document)
     return document
 
 
-@dataclass(slots=True)
-class Document:
-    """The document of a service. It is made on the first request for it, which most processes never get."""
-
-    routes: Iterable[Route]
-    kinds: Kinds
-    id_type: IdType
-    made: JSONObject | None = None
-
-    def get(self) -> JSONObject:
-        """Return the document."""
-        if self.made is None:
-            self.made = describe(self.routes, self.kinds, self.id_type)
-        return self.made
-
-
-DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
-
-
-def _fill_in_examples(document: JSONObject) -> None:
-    """Copy the examples of schemas to their parameters: Swagger UI fills in only those."""
-    for path in document["paths"].values():
-        for operation in path.values():
-            for parameter in operation.get("parameters", ()):
-                if examples := parameter["schema"].get("examples"):
-                    parameter["example"] = examples[0]
+def _example_of_schema(_converter: object, _field: Field[Any], ret: JSONObject) -> JSONObject:
+    """Return the example of a parameter: Swagger UI fills in only this one, not those of the schema."""
+    examples = ret["schema"].get("examples")
+    return {"example": examples[0]} if examples else {}
 
 
 def _name(schema: type[Schema] | Schema) -> str:
@@ -138,28 +119,12 @@ def _operation(operation: Operation) -> JSONObject:
             for where, schema in (("path", operation.path), ("header", operation.headers), ("query", operation.query))
             if schema
         ],
-        "responses": {status: _answer(answer) for status, answer in operation.answers.items()} | _problems(operation),
+        "responses": {**operation.answers, **_problems(operation)},
     }
     if operation.bodies:
         schema = {"oneOf": [*operation.bodies]} if len(operation.bodies) > 1 else operation.bodies[0]
-        content = {"application/json": {"schema": schema, "examples": _examples(operation.examples)}}
-        described["requestBody"] = {"required": operation.needs_body, "content": content}
+        described["requestBody"] = {"required": operation.needs_body, "content": content(schema, operation.examples)}
     return {name: value for name, value in described.items() if value}
-
-
-def _answer(answer: Answer) -> JSONObject:
-    described: JSONObject = {
-        "description": answer.description,
-        "headers": {"X-Request-ID": REQUEST_ID, **answer.headers},
-    }
-    if answer.schema:
-        content = {"schema": answer.schema, "examples": _examples(answer.examples)}
-        described["content"] = {answer.media_type: content}
-    return described
-
-
-def _examples(values: Mapping[str, Any]) -> JSONObject:
-    return {name: {"value": value} for name, value in values.items()}
 
 
 def _problems(operation: Operation) -> JSONObject:
@@ -169,12 +134,16 @@ def _problems(operation: Operation) -> JSONObject:
     responses = {}
     for status, group in groupby(problems, key=by_status):
         same = list(group)
-        details = "\n".join(f"- {problem.meaning}" for problem in same)
-        described = _answer(
-            Answer(details, ref("Problem"), media_type=MEDIA_TYPE, headers=PROBLEM_HEADERS.get(status, {}))
-        )
-        described["content"][MEDIA_TYPE]["examples"] = {problem.name: _example(problem, operation) for problem in same}
-        responses[status] = described
+        responses[status] = {
+            "description": "\n".join(f"- {problem.meaning}" for problem in same),
+            "headers": {"X-Request-ID": REQUEST_ID, **PROBLEM_HEADERS.get(status, {})},
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": ref("Problem"),
+                    "examples": {problem.name: _example(problem, operation) for problem in same},
+                }
+            },
+        }
     return responses
 
 

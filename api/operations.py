@@ -11,17 +11,17 @@ from marshmallow import Schema, ValidationError
 
 from api import auth, body, stream, unsubscribe
 from api.answers import TooMuchInFlight
-from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, ref
+from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, answer, ref
 from api.problems import NoSuchNotification
 from api.stream import KEEP_ALIVE
 from config.ids import IdType
-from config.keys import Scope
 from kinds import Kinds, describe_kinds
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import JSONObject
 from mongo.fan_out import Incomplete, NotYetComplete
 from schemas import SELECTORS, Schemas
+from settings import Scope
 
 TAGS: Final[Mapping[str, tuple[str, ...]]] = {
     "Notifications": ("/create", "/list", "/read", "/unread", "/delete", "/seen", "/kinds"),
@@ -36,17 +36,6 @@ OF_BODIES: Final = (
     *(body.Compressed, body.WrongCharset, body.NotUTF8, body.NotJSON, body.NotAnObject, body.BodyTooSlow),
     web.HTTPRequestEntityTooLarge,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A success. One without a schema has no body."""
-
-    description: str
-    schema: JSONObject | None = None
-    examples: Mapping[str, Any] = field(default_factory=dict)
-    media_type: str = "application/json"
-    headers: Mapping[str, JSONObject] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +55,7 @@ class Operation:
     bodies: tuple[Schema, ...] = ()
     needs_body: bool = True
     examples: Mapping[str, JSONObject] = field(default_factory=dict)
-    answers: Mapping[int, Answer]
+    answers: Mapping[int, JSONObject]
     raises: tuple[type[Exception], ...] = ()
 
     @property
@@ -87,20 +76,20 @@ class Operation:
         )
 
 
-def _ok(description: str, schema: str = "Success", example: JSONObject = SUCCESS) -> Mapping[int, Answer]:
-    return {200: Answer(description, ref(schema), {"example": example})}
+def _ok(description: str, schema: str = "Success", example: JSONObject = SUCCESS) -> Mapping[int, JSONObject]:
+    return {200: answer(description, ref(schema), {"example": example})}
 
 
-def _text(description: str, media_type: str, examples: Mapping[str, str] | None = None) -> Mapping[int, Answer]:
-    return {200: Answer(description, {"type": "string"}, examples or {}, media_type)}
+def _text(description: str, media_type: str, examples: Mapping[str, str] | None = None) -> Mapping[int, JSONObject]:
+    return {200: answer(description, {"type": "string"}, examples, media_type=media_type)}
 
 
-def _cached(description: str, schema: str, example: Any) -> Mapping[int, Answer]:
+def _cached(description: str, schema: str, example: Any) -> Mapping[int, JSONObject]:
     """Return an answer that has an ETag, and the one to a client that has it already."""
     unchanged = "Nothing has changed since the answer that `If-None-Match` names."
     return {
-        200: Answer(description, ref(schema), {"example": example}, headers=ETAG),
-        304: Answer(unchanged, headers=ETAG),
+        200: answer(description, ref(schema), {"example": example}, headers=ETAG),
+        304: answer(unchanged, headers=ETAG),
     }
 
 
@@ -166,7 +155,7 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
         ),
         "GET /openapi.json": Operation(
             summary="Get this document",
-            answers={200: Answer("The OpenAPI document.", {"type": "object"})},
+            answers={200: answer("The OpenAPI document.", {"type": "object"})},
         ),
         "GET /docs": Operation(summary="Read this document as a page", answers=_text("Swagger UI.", "text/html")),
     }
@@ -189,7 +178,7 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
             bodies=(schemas.create, schemas.create_many),
             examples={"required fields": {"user_id": USER, "key": emailed}, "all fields": all_fields},
             answers={
-                201: Answer(
+                201: answer(
                     "The notification and the e-mail owed are on disk on a majority of MongoDB's members.",
                     ref("Created"),
                     {"created": SUCCESS, "many": SUCCESS | {"created": 998, "replayed": 2}},

@@ -88,7 +88,7 @@ async def docs(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the OpenAPI document."""
-    return web.json_response(request.app[DOCUMENT].get(), dumps=json_line)
+    return web.json_response(request.app[DOCUMENT](), dumps=json_line)
 
 
 async def serve(request: web.Request, *, file: File) -> web.Response:

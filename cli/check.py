@@ -11,7 +11,6 @@ from typing import Any, Final
 from cli.check_mail import check_mail
 from cli.environment import read_settings
 from cli.output import Result, StepFailed, counted, say
-from cli.target import NoDatabase, with_database
 from cli.variables import SettingsError
 from config.checks import DEAD_MAIL
 from config.ids import IdType
@@ -20,6 +19,7 @@ from mongo.errors import StoreError, persist
 from mongo.overview import sample, topology
 from mongo.start import version_of
 from mongo.suppression import address_index
+from ops.local import NoDatabase, with_database
 from settings import Settings
 from store import Store
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from marshmallow import ValidationError, validate
@@ -102,3 +103,15 @@ def field_path(value: str) -> None:
     names = value.split(".")
     if not all(re.fullmatch(r"[^$.\x00][^.\x00]*", name) for name in names) or names[0] in OWN_FIELDS:
         raise ValidationError("Not a field or a path such as emails.0.address, or a field of the service's.")
+
+
+def value_at(document: object, path: str) -> object:
+    """Return the value at a path such as `emails.0.address` or `data.city`, or `None`."""
+    for name in path.split("."):
+        if isinstance(document, Mapping):
+            document = document.get(name)
+        elif isinstance(document, list) and name.isdecimal() and int(name) < len(document):
+            document = document[int(name)]
+        else:
+            return None
+    return document

@@ -71,8 +71,8 @@ def _by_language(rule: Rule) -> Rule:
     return Rule(f"by language, such as de or pt-BR: {rule.words}", wrong, schema)
 
 
-def _seconds(span: object) -> float:
-    """Return the seconds of a time such as `10m`, and infinity for anything else."""
+def seconds(span: object) -> float:
+    """Return the seconds of a span such as `10m`, and infinity for anything else."""
     match = SPAN.fullmatch(f"{span}")
     return int(match[1]) * SECONDS[match[2]] if match else math.inf
 
@@ -94,7 +94,7 @@ def _is_label(text: object) -> bool:
 
 LINE: Final = f"one line of 1 to {TEXT_LIMIT} characters"
 SWITCH: Final = _rule("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
-AFTER: Final = _rule("a time from 30s to 30d such as 10m or 1d", lambda span: 30 <= _seconds(span) <= 30 * 86_400)
+AFTER: Final = _rule("a time from 30s to 30d such as 10m or 1d", lambda span: 30 <= seconds(span) <= 30 * 86_400)
 LABEL: Final = _rule(
     f"{LINE}, with placeholders like {{data.city}}, {{data.name|Somebody}} and {{data.total, number}}; "
     "the formats are number, date, time and such as currency EUR",
@@ -150,7 +150,7 @@ class Kind:
     @property
     def window(self) -> float | None:
         """Seconds that an e-mail waits, or `None` if it is due at once."""
-        return _seconds(self.email_after) if self.email_after else None
+        return seconds(self.email_after) if self.email_after else None
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in `GET /kinds`: `TOLD`, and any other setting that is not the default."""

@@ -18,7 +18,7 @@ from aiohttp.typedefs import Middleware
 
 import cli.main
 import handlers
-from api import demo, pages, server, unsubscribe
+from api import pages, server, unsubscribe
 from api.auth import allow_cors
 from api.body import BODY_LIMIT
 from api.hub import HUB, Hub
@@ -53,7 +53,7 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
     app[SETTINGS], app[PATIENT], app[RECORD] = settings, patience, tracing.record if tracing else None
     handlers.setup(app, settings)
-    app.add_routes([*pages.routes(), *demo.routes(settings)])
+    app.add_routes([*pages.routes(), *pages.demo_routes(settings)])
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins, handlers.FOR_BROWSERS)
     starts = [*([local_run] if settings.local else ()), *([tracing.sending] if tracing else ())]

@@ -41,20 +41,8 @@ HEADERS: Final = {
 }
 
 
-class Choice(NamedTuple):
-    """What a POST asks for."""
-
-    wanted: bool
-    of_all: bool
-
-
-CHOICES: Final = {
-    "": Choice(wanted=False, of_all=False),
-    "all": Choice(wanted=False, of_all=True),
-    "undo": Choice(wanted=True, of_all=False),
-    "undo-all": Choice(wanted=True, of_all=True),
-}
-"""By the query, as in `?choice=all`. Without a choice it is to unsubscribe from the kind of the e-mail."""
+CHOICES: Final = ("", "all", "undo", "undo-all")
+"""What a POST may ask for, as in `?choice=all`: by default, no more e-mails of this kind."""
 
 
 class View(NamedTuple):
@@ -87,7 +75,7 @@ class LinkQuery(Schema):
     """The query of a POST, for its description."""
 
     choice = mf.String(
-        validate=validate.OneOf([choice for choice in CHOICES if choice]),
+        validate=validate.OneOf(CHOICES[1:]),
         metadata={"description": "Without one: unsubscribe from e-mails of this kind."},
     )
 
@@ -174,10 +162,11 @@ async def show_page(request: web.Request) -> web.Response:
 async def unsubscribe(request: web.Request) -> web.Response:
     """Unsubscribe the user whom a link is for, or undo that; show the page. Nobody logs in, and no body is read."""
     user_id, kind = request.app[PAGE].open(request)
-    choice, preferences = CHOICES.get(request.query.get("choice", "")), request.app[PREFERENCES]
-    if not choice:  # an address that is none of ours
+    choice, preferences = request.query.get("choice", ""), request.app[PREFERENCES]
+    if choice not in CHOICES:  # the page has no such button
         raise NoSuchLink
-    if choice.of_all or not kind.required:
-        change = preferences.resubscribe if choice.wanted else preferences.unsubscribe
-        await change(user_id, None if choice.of_all else kind.name)
+    concerns_all = choice.endswith("all")
+    if concerns_all or not kind.required:
+        change = preferences.resubscribe if choice.startswith("undo") else preferences.unsubscribe
+        await change(user_id, None if concerns_all else kind.name)
     return await show_page(request)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cli.output import counted, fail, say
+from kinds import seconds
 from mongo import recall
 from mongo.errors import Conflict, OutboxFull
 from mongo.overview import discard_all_owed
 from mongo.owed import NO_TOKEN
 from store import Store
 
-UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 HEAD: Final = (
     "id                        died (UTC)        user_id                   key           tries  address, reason"
 )
@@ -24,8 +24,8 @@ HEAD: Final = (
 def since(text: str) -> datetime:
     """Parse a time such as 2026-11-25T10:00, which is UTC unless it says otherwise, or a span until now such as 2h."""
     try:
-        if span := re.fullmatch(r"(\d{1,6})([mhd])", text):
-            return datetime.now(UTC) - timedelta(**{UNITS[span[2]]: int(span[1])})
+        if math.isfinite(span := seconds(text)):
+            return datetime.now(UTC) - timedelta(seconds=span)
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
@@ -62,7 +62,7 @@ async def list_emails(store: Store, user_id: str) -> int:
 async def flush(store: Store, user_id: str | None) -> int:
     """Let all e-mails fall due, or those of a user. Those that are being sent are left alone."""
     users = await recall.flush(store.outbox, user_id)
-    say(f"Due now: the e-mails of {users} user{'s' if users != 1 else ''}.")
+    say(f"Due now: the e-mails of {counted(users, 'user')}.")
     return 0
 
 

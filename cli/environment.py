@@ -81,22 +81,13 @@ class _CommaSeparated(mf.List[Any]):
         return super()._deserialize([item.strip() for item in value.split(",")], *args, **options)
 
 
-PARSERS: Final[Mapping[type, type[mf.Field[Any]]]] = {
-    int: mf.Integer,
-    float: mf.Float,
-    bool: mf.Boolean,
-    str: mf.String,
-    Path: _Path,
-}
-
-
 def _field(hint: Any, check: Any) -> mf.Field[Any]:
     """Return the marshmallow field of a setting of this type."""
     item = next(iter(get_args(hint)), hint)  # the first of `float | None`, and of `Sequence[float]`
     options = {"validate": check} if check else {}
     if issubclass(item, enum.Enum):
         return mf.Enum(item, by_value=True, **options)
-    parser = PARSERS[item](**options)
+    parser = (_Path if item is Path else Schema.TYPE_MAPPING[item])(**options)
     return _CommaSeparated(parser) if get_origin(hint) is Sequence else parser
 
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Final
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ops.mailbox import FOLDER, MAILBOX, running_mailbox
-from ops.mongod import DATABASE, running_mongod
+from ops.mongod import DATABASE, FOLDER, running_mongod
 from settings import Security, Settings, UnknownUsers
+
+if TYPE_CHECKING:
+    from aiosmtpd.smtp import SMTP, Envelope, Session
 
 log = logging.getLogger("notifier.local")
 
+MAILBOX: Final = FOLDER / "mail"
 DB_URI_FILE: Final = FOLDER / "db_uri"
 """Where commands find the MongoDB of the local run."""
 NOTHING_CONFIGURED: Final = (
@@ -50,7 +59,7 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
     FOLDER.chmod(0o700)  # an older version left it open to every user of the machine
     for folder in (DATABASE, MAILBOX):
         folder.mkdir(parents=True, exist_ok=True)
-    async with running_mongod() as db_uri, running_mailbox() as smtp_port:
+    async with running_mongod() as db_uri, _running_mailbox() as smtp_port:
         log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
         log.info("MongoDB, at %s, keeps its data in %s", db_uri, DATABASE)
         DB_URI_FILE.write_text(db_uri)
@@ -89,3 +98,66 @@ def banner(settings: Settings) -> str:
     lines = "\n".join(f"  {line}" for line in commands)
     refused = STORE_USER_FIRST if settings.unknown_users is UnknownUsers.REFUSE else ""
     return LOCAL_RUN.format(url=settings.url, where=where, commands=lines) + refused
+
+
+# --- the mailbox --------------------------------------------------------------------------------------
+
+
+class Email(NamedTuple):
+    """An e-mail of the mailbox. `html` is absent from one that is only text."""
+
+    file: Path
+    to: str
+    subject: str
+    text: str
+    html: str | None
+
+
+def newest_emails(count: int = 20) -> list[Email]:
+    """Return the newest e-mails, newest first."""
+    newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:count]
+    return [email for path in newest if (email := read_email(path.name))]
+
+
+def read_email(name: str) -> Email | None:
+    """Return the e-mail in the file of this name, or `None` if it cannot be read."""
+    path = MAILBOX / Path(name).name  # in this folder, whatever the name
+    try:
+        message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)
+        text, html = (message.get_body((kind,)) for kind in ("plain", "html"))
+        return Email(
+            path,
+            str(message["To"] or ""),
+            str(message["Subject"] or ""),
+            str(text.get_content()) if text else "",
+            str(html.get_content()) if html else None,
+        )
+    except (OSError, LookupError, ValueError):  # deleted meanwhile, or not written by us
+        return None
+
+
+@asynccontextmanager
+async def _running_mailbox() -> AsyncIterator[int]:
+    """Take e-mails, and keep each in a file; yield the port."""
+    from aiosmtpd.smtp import SMTP  # noqa: PLC0415 - only a local run has its package
+
+    loop, handler = asyncio.get_running_loop(), _Handler()
+    logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd logs addresses
+
+    def protocol() -> SMTP:
+        return SMTP(handler, hostname="localhost", enable_SMTPUTF8=True, loop=loop)
+
+    async with await loop.create_server(protocol, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+class _Handler:
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
+        part = MAILBOX / f"{name}.part"  # so that nobody reads half an e-mail
+        try:
+            part.write_bytes(envelope.original_content or b"")
+        except OSError:
+            return "452 4.3.1 The mailbox has no room"
+        part.rename(MAILBOX / name)
+        return "250 OK"

@@ -26,10 +26,11 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo.connection import Database, connected
 from mongo.errors import Patience
-from ops.mailbox import FOLDER
 
 log = logging.getLogger("notifier.local")
 
+FOLDER: Final = Path(".notifier")
+"""The files of a local run."""
 DATABASE: Final = FOLDER / "db"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
 LINKS: Final = FOLDER / "lib"
@@ -41,7 +42,6 @@ IN_USE_TIMEOUT: Final = 8.0
 """Seconds to wait for files in use: an orphaned MongoDB closes them within that time."""
 PROBING: Final = Patience(attempt=1.0)
 """For one question to a MongoDB that is starting."""
-
 TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill $$) & exec 3<&-; exec "$@" </dev/null'
 """The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
 to close, which it does however we die, kill -9 included; then it stops mongod."""

@@ -144,7 +144,7 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
                 "is_new": _typed("boolean", "Whether it is unread."),
                 **created,
                 "key": _typed("string", "Its kind, which may have left the table since."),
-                "count": {"type": "integer", "minimum": 1, "description": "Of a kind with `collapse`: how many it is."},
+                "count": {"type": "integer", "minimum": 1, "description": "With `collapse`: how many it stands for."},
             },
             *(*optional, "count"),
         ),

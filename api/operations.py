@@ -42,8 +42,8 @@ OF_BODIES: Final = (
 class Operation:
     """A route as its callers see it.
 
-    `scope` is what its callers must have, if it is not open to everyone. `bodies` are the schemas of which its body has
-    one. `raises` are the exceptions that do not follow from the rest.
+    `scope` is what its callers must have, if it is not open to everyone. `bodies` are the schemas that its body
+    may have. `raises` are the exceptions that do not follow from the rest.
     """
 
     summary: str

@@ -116,7 +116,7 @@ async def serve(request: web.Request, *, file: File) -> web.Response:
 def _read(path: Path) -> tuple[bytes, str]:
     """Return the content of a file and its ETag. Files do not change while the service runs.
 
-    Our modules import each other with the version of all, `./inbox/panel.js?v=…`, so browsers keep them for ever.
+    The bell's modules import each other with its version, `./inbox/panel.js?v=…`, so browsers keep them for ever.
     """
     body = path.read_bytes()
     if path.suffix == ".js" and path.is_relative_to(FOLDER):
@@ -198,8 +198,8 @@ class _Mailbox:
 
     async def html(self, request: web.Request) -> web.Response:
         """Return the HTML of an e-mail."""
-        given = request.match_info["secret"].encode("utf-8", "surrogateescape")
+        secret = request.match_info["secret"].encode("utf-8", "surrogateescape")
         email = await asyncio.to_thread(read_email, request.match_info["name"])
-        if not compare_digest(given, self._secret.encode()) or email is None or email.html is None:
+        if not compare_digest(secret, self._secret.encode()) or email is None or email.html is None:
             raise web.HTTPNotFound
         return web.Response(text=LINKS_OPEN_NOTHING + email.html, content_type="text/html", headers=EMAIL_HEADERS)

@@ -1,4 +1,4 @@
-"""Spans for OpenTelemetry: one for each request and one for each attempt to send an e-mail, which are of one trace.
+"""Spans for OpenTelemetry: one for each request and one for each attempt to send an e-mail, in the same trace.
 
 Imported only if OTEL_EXPORTER_OTLP_ENDPOINT is set, as its packages are those of `requirements-otel.txt`. The SDK reads
 its other variables, such as OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER, from the environment. Attributes have the names
@@ -29,7 +29,7 @@ from mongo.owed import OwedEmail
 
 PROPAGATOR: Final = TraceContextTextMapPropagator()
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds in which the last spans are sent."""
+"""Seconds given to the last spans when the service stops."""
 
 
 class Tracing:

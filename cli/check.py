@@ -125,7 +125,7 @@ async def _index(store: Store, _: Settings) -> str:
     if fault := due.fault(indexes):
         raise StepFailed(fault)
     if not (serving := due.serving(indexes)):
-        return "not there yet; the service has it made when it runs"
+        return "not there yet; the service makes it when it runs"
     large = "" if serving.get("sparse") else f"; {serving['name']} is not, and so it is large: drop it"
     return f"notifier.due, sparse{large}"
 
@@ -175,4 +175,4 @@ STEPS: Final[Mapping[str, Callable[[Store, Settings], Awaitable[str]]]] = {
     "users": _users,
     "dead_mail": _dead_mail,
 }
-"""What MongoDB is asked once it is reached. Each returns what is said, or raises `StepFailed` or `StoreError`."""
+"""The questions to MongoDB. Each returns what to say of its step, or raises `StepFailed` or `StoreError`."""

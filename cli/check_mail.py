@@ -33,7 +33,7 @@ from settings import Security, Settings
 
 DAY: Final = 86_400
 SOON: Final = 14
-"""Days left to a certificate below which `check` says to renew it."""
+"""Days of validity below which `check` says to renew a certificate."""
 TEST: Final = Content(
     subject="Test of the notification service",
     text="`notifier.py check --to` sent this e-mail. The service can send e-mails through its mail server.",
@@ -45,7 +45,7 @@ SMTP_STEPS: Final[Mapping[str, str]] = {
     "smtp_ehlo": "the server greets us",
     "smtp_login": "accepted",
 }
-"""The steps of opening a connection, and what is said of one that went well."""
+"""The steps of opening a connection, and what to say of one that succeeds."""
 UNTRUSTED: Final = (
     "the certificate is refused ({}): it must name SMTP_HOST, and its authority be the system's or in SMTP_CA_FILE."
 )
@@ -69,7 +69,7 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
 
 
 async def _walk(settings: Settings, to: str | None) -> AsyncIterator[tuple[str, str]]:
-    """Yield each step that went well, and what is said of it. Raises `StepFailed`."""
+    """Yield each step that succeeds, and what to say of it. Raises `StepFailed`."""
     opener = Opener(settings, sender_of(settings).domain)
     try:
         if opener.tokens:
@@ -89,7 +89,7 @@ async def _token(tokens: Tokens) -> str:
     except SMTPFault as exc:
         raise StepFailed(f"{exc}"[0].upper() + f"{exc}."[1:], "oauth_token") from None
     minutes = (token.ends - time.monotonic()) / 60
-    return f"by {tokens.grant}, valid for {minutes:.0f} min, for {_granted(token) or 'a scope that is not said'}"
+    return f"by {tokens.grant}, valid for {minutes:.0f} min, for {_granted(token) or 'an unnamed scope'}"
 
 
 def _granted(token: Token) -> str:
@@ -108,7 +108,7 @@ async def _session(opener: Opener, settings: Settings) -> AsyncIterator[tuple[st
     except (SMTPException, SMTPFault, OSError, ValueError) as exc:
         failure = _failure(exc, opener.step, settings)
         if failure.step == "smtp_ehlo" and settings.security is not Security.TLS:
-            del said["smtp_tls"]  # which would come after it
+            del said["smtp_tls"]  # STARTTLS comes after EHLO
         for step in takewhile(lambda step: step != failure.step, said):
             yield step, said[step]
         raise failure from exc

@@ -63,8 +63,8 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
     faults = {**variables.faults, **wrong}
     if not local:
         missing = NOT_LOCAL.format(" and ".join(variables.not_local))
-        faults |= {name: [missing] for name in REQUIRED - variables.given}
-    for name, fault in _contradictions(settings, variables.given, local=local):
+        faults |= {name: [missing] for name in REQUIRED - variables.present}
+    for name, fault in _contradictions(settings, variables.present, local=local):
         faults.setdefault(name, fault.split("\n"))
     if faults:
         raise SettingsError({**variables.doubts, **faults})
@@ -112,14 +112,14 @@ def _sentences(value: str, messages: Any) -> Sequence[str]:
     return list(messages)
 
 
-def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iterator[tuple[str, str]]:
+def _contradictions(settings: Settings, present: set[str], *, local: bool) -> Iterator[tuple[str, str]]:
     """Yield variables that contradict or lack others, and the faults."""
     is_path = "." in settings.email_field
     rules = (
-        ("API_KEYS", given & TOKENS == {"USER_TOKEN_SECRETS"}, NEEDS_KEYS),
+        ("API_KEYS", present & TOKENS == {"USER_TOKEN_SECRETS"}, NEEDS_KEYS),
         ("API_KEYS", len(settings.scopes) < len(settings.api_keys), REPEATED),
-        ("PUBLIC_URL", given & LINKS == {"UNSUBSCRIBE_SECRETS"}, NEEDS_URL),
-        ("UNSUBSCRIBE_SECRETS", given & LINKS == {"PUBLIC_URL"} and not settings.link_secrets, NEEDED_BY_URL),
+        ("PUBLIC_URL", present & LINKS == {"UNSUBSCRIBE_SECRETS"}, NEEDS_URL),
+        ("UNSUBSCRIBE_SECRETS", present & LINKS == {"PUBLIC_URL"} and not settings.link_secrets, NEEDED_BY_URL),
         ("EMAIL_FIELD", is_path and settings.unknown_users is UnknownUsers.CREATE, PATH_REFUSES),
         ("WORKERS", local and settings.workers > 1, ALONE),
         ("LOCAL_NAMES", bool(settings.local_names) and not local, OF_LOCAL_RUNS),
@@ -127,7 +127,7 @@ def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iter
     yield from ((name, words) for name, holds, words in rules if holds)
     if settings.db_uri and (fault := uri_fault(settings.db_uri)):
         yield "DB_URI", fault
-    yield from _login_faults(settings, given)
+    yield from _login_faults(settings, present)
     try:
         if settings.kinds and settings.templates_dir:
             asyncio.run(Templates(settings).test())
@@ -137,14 +137,14 @@ def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iter
         yield "TEMPLATES_DIR", f"{exc}"
 
 
-def _login_faults(settings: Settings, given: set[str]) -> Iterator[tuple[str, str]]:
+def _login_faults(settings: Settings, present: set[str]) -> Iterator[tuple[str, str]]:
     """Yield variables that a login at the mail server lacks or contradicts, and the faults."""
-    oauth = {name for name in given if name.startswith("SMTP_OAUTH_")}
+    oauth = {name for name in present if name.startswith("SMTP_OAUTH_")}
     proof = set() if "SMTP_OAUTH_REFRESH_TOKEN" in oauth else {"SMTP_OAUTH_CLIENT_SECRET"}
     needed = {"SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_CLIENT_ID", *proof} if oauth else {"SMTP_PASSWORD"}
-    if given & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
-        yield from ((name, FOR_OAUTH if oauth else TOGETHER) for name in {"SMTP_LOGIN", *needed} - given)
-    if oauth and "SMTP_PASSWORD" in given:
+    if present & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
+        yield from ((name, FOR_OAUTH if oauth else TOGETHER) for name in {"SMTP_LOGIN", *needed} - present)
+    if oauth and "SMTP_PASSWORD" in present:
         yield "SMTP_PASSWORD", NOT_BOTH
     if path := settings.smtp_ca_file:
         yield from _file_faults("SMTP_CA_FILE", NO_AUTHORITIES, path, partial(create_default_context, cafile=path))

@@ -125,14 +125,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     dead.add_argument(
         "--since", metavar="TIME", type=since, help="only those that died since: 2026-11-25T10:00 (UTC), 30m, 2h or 3d"
     )
-    for name, text in (
-        ("retry", "owe the e-mails of dead letters again"),
-        ("discard", "delete dead letters, or the e-mails that are owed; nothing brings them back"),
-    ):
-        which = command(name, text).add_mutually_exclusive_group(required=True)
-        which.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
-        which.add_argument("--all", action="store_true", help="every dead letter")
-    which.add_argument("--owed", action="store_true", help="all e-mails that are owed: on a copy of production, say")
+    retry = command("retry", "owe the e-mails of dead letters again")
+    discard = command("discard", "delete dead letters, or the e-mails that are owed; nothing brings them back")
+    retried, discarded = (which.add_mutually_exclusive_group(required=True) for which in (retry, discard))
+    for letters in (retried, discarded):
+        letters.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
+        letters.add_argument("--all", action="store_true", help="every dead letter")
+    discarded.add_argument("--owed", action="store_true", help="every e-mail owed, for example on a copy of production")
     flush = command("flush", "try what is owed now, whatever it waits for")
     flush.add_argument("--user", dest="user_id", metavar="USER_ID", help="only what this user is owed")
     mail = command("mail", "show the e-mails that a user is owed, and the user's dead letters")

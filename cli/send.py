@@ -65,7 +65,7 @@ class UserList:
     """
 
     def __init__(self, path: str, id_type: IdType) -> None:
-        """Read a file, or standard input for `-`. Raises `BadInput`, which names the lines that are no users."""
+        """Read a file, or standard input for `-`. Raises `BadInput`, which names the lines that are not users."""
         self._ids = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self.count, digest, faults, wrong = 0, hashlib.blake2b(digest_size=16), list[str](), 0
         try:
@@ -93,7 +93,7 @@ class UserList:
         self._ids.close()
 
     def chunks(self) -> Iterator[list[str]]:
-        """Yield the users, as many at a time as one request may have."""
+        """Yield the users in lists of at most `USERS_LIMIT`."""
         self._ids.seek(0)
         users = (line[:-1].decode() for line in self._ids)
         while chunk := list(islice(users, USERS_LIMIT)):

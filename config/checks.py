@@ -93,13 +93,13 @@ def token_url(value: str) -> None:
 
 
 def collection(value: str) -> None:
-    """Accept the name of a collection (MongoDB manual, "Restrictions on Collection Names"), but the service's own."""
+    """Accept the name of a collection (MongoDB manual, "Restrictions on Collection Names") other than the service's."""
     if not re.fullmatch(r"(?!system\.)[^$\x00]{1,120}", value) or value.startswith(".") or value == DEAD_MAIL:
         raise ValidationError(f"Not the name of a collection, or {DEAD_MAIL}, which is the service's.")
 
 
 def field_path(value: str) -> None:
-    """Accept a field, or a path through documents and arrays, that is not the service's own."""
+    """Accept a field, or a path through documents and arrays, other than the service's."""
     names = value.split(".")
     if not all(re.fullmatch(r"[^$.\x00][^.\x00]*", name) for name in names) or names[0] in OWN_FIELDS:
         raise ValidationError("Not a field or a path such as emails.0.address, or a field of the service's.")

@@ -142,7 +142,7 @@ def _carried(library: str) -> Iterator[Path]:
 
 @asynccontextmanager
 async def running_mongod() -> AsyncIterator[str]:
-    """Run MongoDB; yield its address. Raises `LocalRunError` if it does not start, or has ended by the end."""
+    """Run MongoDB; yield its address. Raises `LocalRunError` if it does not start, or ends too early."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     process = await _start_mongod(find_mongod(LINKS), port)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -277,7 +277,7 @@ def setup(app: web.Application, settings: Settings) -> None:
     app[IN_FLIGHT] = InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
     app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
-    app[openapi.DOCUMENT] = cache(partial(openapi.describe, ROUTES, kinds, id_type))
+    app[openapi.DOCUMENT] = openapi.described_once(ROUTES, kinds, id_type)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
     for method, path, handler, scope in ROUTES:
         add = app.router.add_post if method == "POST" else partial(app.router.add_get, allow_head=handler is not stream)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -51,7 +52,6 @@ INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
 }
 """Creates for many users that failed for one, as examples."""
 DOCUMENT: Final[web.AppKey[Callable[[], JSONObject]]] = web.AppKey("DOCUMENT")
-"""Makes the document on the first request for it, which most processes never get."""
 
 
 def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObject:
@@ -82,6 +82,11 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
     document = spec.to_dict()
     document["components"]["schemas"]["Preferences"] |= preferences(kinds)
     return document
+
+
+def described_once(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> Callable[[], JSONObject]:
+    """Return a function that makes the document when it is first called: most processes are never asked for it."""
+    return cache(lambda: describe(routes, kinds, id_type))
 
 
 def _example_of_schema(_converter: object, _field: Field[Any], ret: JSONObject) -> JSONObject:

@@ -92,13 +92,13 @@ class Settings:
 
     port: int = _setting("port to listen on", 8080, validate.Range(1, 65535))
     email: str = _setting("address of users whom the service creates; required", "", envelope_address)
-    db_uri: str = _setting("MongoDB connection string; required", "", checks.encodable, secret=True)
+    db_uri: str = _setting("MongoDB connection string; required", "", checks.ENCODABLE, secret=True)
     smtp_host: str = _setting("SMTP server; required", "", checks.host)
     smtp_port: int = _setting("port of the SMTP server", 465, validate.Range(1, 65535))
-    smtp_login: str | None = _setting("user name at the SMTP server; without one, no login", check=checks.encodable)
-    smtp_password: str | None = _setting("password of SMTP_LOGIN", check=checks.encodable, secret=True)
+    smtp_login: str | None = _setting("user name at the SMTP server; without one, no login", check=checks.ENCODABLE)
+    smtp_password: str | None = _setting("password of SMTP_LOGIN", check=checks.ENCODABLE, secret=True)
 
-    users_collection: str = _setting("collection of the users' documents", "users", checks.collection)
+    users_collection: str = _setting("collection of the users' documents", "users", checks.COLLECTION)
     email_field: str = _setting("path of a user's address, such as emails.0.address", "email", checks.field_path)
     language_field: str | None = _setting("path of a user's language, which chooses templates", check=checks.field_path)
     id_type: IdType = _setting("type of users' _id, and of target_id: objectid or string", IdType.OBJECTID)
@@ -119,7 +119,7 @@ class Settings:
         "secrets that sign users' tokens, comma-separated; need API_KEYS", (), checks.long_secret, secret=True
     )
     cors_origins: Sequence[str] = _setting(
-        "origins whose pages may call what concerns a user, comma-separated", (), checks.origin
+        "origins whose pages may call what concerns a user, comma-separated", (), checks.ORIGIN
     )
     public_url: str | None = _setting(
         "where users' browsers reach the service, for links to unsubscribe", check=checks.public_url
@@ -143,12 +143,12 @@ class Settings:
     )
     smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's")
     smtp_client_cert: Path | None = _setting("PEM file of a client certificate and its key")
-    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", check=checks.token_url)
-    smtp_oauth_client_id: str | None = _setting("the service's id at the token server", check=checks.encodable)
-    smtp_oauth_client_secret: str | None = _setting("secret of that id", check=checks.encodable, secret=True)
-    smtp_oauth_scope: str | None = _setting("scope of the tokens", check=checks.encodable)
+    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", check=checks.TOKEN_URL)
+    smtp_oauth_client_id: str | None = _setting("the service's id at the token server", check=checks.ENCODABLE)
+    smtp_oauth_client_secret: str | None = _setting("secret of that id", check=checks.ENCODABLE, secret=True)
+    smtp_oauth_scope: str | None = _setting("scope of the tokens", check=checks.ENCODABLE)
     smtp_oauth_refresh_token: str | None = _setting(
-        "refresh token; without one, the id and secret alone get tokens", check=checks.encodable, secret=True
+        "refresh token; without one, the id and secret alone get tokens", check=checks.ENCODABLE, secret=True
     )
     smtp_connections: int = _setting("most SMTP connections of a process", 20, validate.Range(1, 100))
     smtp_rate: float | None = _setting("most messages a second of a process, such as 14 or 0.5", check=checks.POSITIVE)

@@ -40,11 +40,17 @@ def run_check(options: argparse.Namespace) -> int:
     """Check, and print a line for each step; return 0, 1 if a step failed, or 2 for a wrong configuration."""
     try:
         settings, warnings = read_settings()
+        results = asyncio.run(_check(settings, warnings, options.to))
+        code = int(any(result.state == "failed" for result in results))
     except SettingsError as exc:
         faults = [f"{name}: {text}" for name, texts in sorted(exc.faults.items()) for text in texts]
-        return _print([Result("failed", "configuration", fault) for fault in faults], 2, as_json=options.json)
-    results = asyncio.run(_check(settings, warnings, options.to))
-    return _print(results, int(any(result.state == "failed" for result in results)), as_json=options.json)
+        results, code = [Result("failed", "configuration", fault) for fault in faults], 2
+    if options.json:
+        say(json.dumps({"ok": not code, "checks": [result._asdict() for result in results]}))
+        return code
+    for state, step, detail in results:
+        say(f"{state:9}{step:15}{' '.join(detail.split())}")
+    return code
 
 
 async def _check(settings: Settings, warnings: Sequence[str], to: str | None) -> Sequence[Result]:
@@ -52,15 +58,6 @@ async def _check(settings: Settings, warnings: Sequence[str], to: str | None) ->
     detail = "; ".join([LOCAL if settings.local else "valid", *warnings, *openness])
     mongodb, mail = await asyncio.gather(_check_mongodb(settings), check_mail(settings, to))
     return [Result("ok", "configuration", detail), *mongodb, *mail]
-
-
-def _print(results: Sequence[Result], code: int, *, as_json: bool) -> int:
-    if as_json:
-        say(json.dumps({"ok": not code, "checks": [result._asdict() for result in results]}))
-    else:
-        for state, step, detail in results:
-            say(f"{state:9}{step:15}{' '.join(detail.split())}")
-    return code
 
 
 async def _check_mongodb(settings: Settings) -> Sequence[Result]:

@@ -71,11 +71,6 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
     return settings, [*variables.warnings, *(f"{name}: {slip}" for name, (slip,) in variables.doubts.items())]
 
 
-class _Path(mf.String):
-    def _deserialize(self, value: Any, *args: Any, **options: Any) -> Any:
-        return Path(super()._deserialize(value, *args, **options))
-
-
 class _CommaSeparated(mf.List[Any]):
     def _deserialize(self, value: Any, *args: Any, **options: Any) -> Any:
         return super()._deserialize([item.strip() for item in value.split(",")], *args, **options)
@@ -87,7 +82,7 @@ def _field(hint: Any, check: Any) -> mf.Field[Any]:
     options = {"validate": check} if check else {}
     if issubclass(item, enum.Enum):
         return mf.Enum(item, by_value=True, **options)
-    parser = (_Path if item is Path else Schema.TYPE_MAPPING[item])(**options)
+    parser = mf.Function(deserialize=Path) if item is Path else Schema.TYPE_MAPPING[item](**options)
     return _CommaSeparated(parser) if get_origin(hint) is Sequence else parser
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, NoReturn
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 
 import cli.main
 import handlers
@@ -27,7 +26,8 @@ from config import descriptors
 from delivery import Record, running_delivery
 from mongo.errors import PATIENCE, Patience
 from mongo.start import patiently
-from ops.local import banner, embedded
+from ops.listening import announce, warn_if_open
+from ops.local import embedded
 from ops.metrics import METRICS
 from settings import Settings
 from store import open_store
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("notifier")
 
-WARNING_INTERVAL: Final = 3600.0
-"""Seconds."""
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 RECORD: Final[web.AppKey[Record | None]] = web.AppKey("RECORD")
 PATIENT: Final = web.AppKey("PATIENT", Patience)
@@ -46,18 +44,20 @@ PATIENT: Final = web.AppKey("PATIENT", Patience)
 
 def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
-    tracing = tracing_of(settings)
-    middlewares: list[Middleware] = [*([tracing.request] if tracing else ()), middleware]
+    app = web.Application(middlewares=[middleware], client_max_size=BODY_LIMIT)
+    app[SETTINGS], app[PATIENT], app[RECORD] = settings, patience, None
     if settings.local:
-        middlewares.append(own_name_only([settings.host, *settings.local_names]))
-    app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
-    app[SETTINGS], app[PATIENT], app[RECORD] = settings, patience, tracing.record if tracing else None
+        app.middlewares.append(own_name_only([settings.host, *settings.local_names]))
+        app.cleanup_ctx.append(local_run)
+    if tracing := tracing_of(settings):
+        app.middlewares.insert(0, tracing.request)
+        app.cleanup_ctx.append(tracing.sending)
+        app[RECORD] = tracing.record
     handlers.setup(app, settings)
     app.add_routes([*pages.routes(), *pages.demo_routes(settings)])
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins, handlers.FOR_BROWSERS)
-    starts = [*([local_run] if settings.local else ()), *([tracing.sending] if tracing else ())]
-    app.cleanup_ctx.extend([*starts, mongodb, delivery, streams, watch])
+    app.cleanup_ctx.extend([mongodb, delivery, streams, watch])
     app.on_response_prepare.append(server.hide_versions)
     app.on_shutdown.append(end_streams)
     return app
@@ -122,21 +122,6 @@ async def watch(app: web.Application) -> AsyncIterator[None]:
     yield
     for task in tasks:
         task.cancel()
-
-
-async def warn_if_open(settings: Settings) -> None:
-    """Warn now and once an hour if the API is open to anyone."""
-    while settings.openness:
-        log.warning("%s", settings.openness)
-        await asyncio.sleep(WARNING_INTERVAL)
-
-
-def announce(settings: Settings) -> None:
-    """Tell that the service listens: in a local run with commands to paste."""
-    if settings.local:
-        print(banner(settings), flush=True)  # noqa: T201 - for the newcomer
-    else:
-        log.info("listening on %s port %d", settings.host, settings.port)
 
 
 def serve(settings: Settings, is_worker: bool) -> None:  # noqa: FBT001 - as `cli.main.Serve`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from api.fields import INT64_MAX
@@ -56,7 +56,7 @@ def _typed(type_: str, description: str) -> JSONObject:
 COUNT: Final = {"type": "integer", "minimum": 0}
 
 
-def _object(properties: JSONObject, *optional: str) -> JSONObject:
+def _object(properties: JSONObject, optional: Collection[str] = ()) -> JSONObject:
     required = [name for name in properties if name not in optional]
     return {"type": "object", "required": required, "properties": properties}
 
@@ -119,11 +119,11 @@ def preferences(kinds: Kinds) -> JSONObject:
 
 def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSONObject]:
     """Return the schemas of answers, by name. `created` are the properties that a notification has from its request."""
-    optional = [name for name in created if name not in {"user_id", "key"}]
+    optional = created.keys() - {"user_id", "key"}
     request = {"user_id": id_schema(id_type), "skip": COUNT, "limit": COUNT}
     request |= {"is_new": {"type": "boolean"}, "key": {"type": "string"}}
     notifications = {"type": "array", "items": ref("Notification"), "description": "Newest first."}
-    page = {**COUNTS, "request": _object(request, "is_new", "key"), "list": notifications}
+    page = {**COUNTS, "request": _object(request, {"is_new", "key"}), "list": notifications}
     latest = {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}
     return {
         "Success": _object({"success": {"const": True}}),
@@ -135,7 +135,7 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
                 "not_owed": COUNT
                 | {"description": "Of `created`, if there are any: how many are owed no e-mail, as too many wait."},
             },
-            *("created", "replayed", "not_owed"),
+            optional=("created", "replayed", "not_owed"),
         ),
         "Notification": _object(
             {
@@ -146,16 +146,16 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
                 "key": _typed("string", "Its kind, which may have left the table since."),
                 "count": {"type": "integer", "minimum": 1, "description": "With `collapse`: how many it stands for."},
             },
-            *(*optional, "count"),
+            optional={*optional, "count"},
         ),
-        "Page": _with_data(_object(page, "unseen")),
-        "Inbox": _object({**COUNTS, "latest": latest}, "unseen"),
+        "Page": _with_data(_object(page, {"unseen"})),
+        "Inbox": _object({**COUNTS, "latest": latest}, {"unseen"}),
         "Kinds": _with_data({"type": "object", "additionalProperties": ref("Kind")}),
-        "Kind": _object(KIND, *(KIND.keys() - TOLD)),
+        "Kind": _object(KIND, KIND.keys() - TOLD),
         "UserPreferences": _with_data({"type": "object", "additionalProperties": ref("UserPreference")}),
         "UserPreference": _object(PREFERENCE),
         "Suppressed": _with_data(_object({"suppressed": {"type": "boolean"}})),
-        "Problem": _object(PROBLEM, "errors"),
+        "Problem": _object(PROBLEM, {"errors"}),
     }
 
 

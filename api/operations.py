@@ -9,16 +9,18 @@ from typing import Any, Final
 from aiohttp import web
 from marshmallow import Schema, ValidationError
 
-from api import auth, body, stream, unsubscribe
+from api import auth, unsubscribe
 from api.answers import TooMuchInFlight
+from api.body import BODY_LIMIT, BodyTooSlow, Compressed, NotAnObject, NotJSON, NotUTF8, WrongCharset
 from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, answer, ref
 from api.problems import NoSuchNotification
-from api.stream import KEEP_ALIVE
+from api.stream import KEEP_ALIVE, Stopping, TooManyOfProcess, TooManyOfUser, Unreadable
 from config.ids import IdType
 from kinds import Kinds, describe_kinds
 from mail.unsubscribe import NoSuchLink
-from mongo import changes, errors
+from mongo.changes import NotReplicated
 from mongo.document import JSONObject
+from mongo.errors import Busy, Conflict, EmailUnderWay, KeyReused, OutboxFull, TooLarge, Unavailable, UnknownUser
 from mongo.fan_out import Incomplete, NotYetComplete
 from schemas import SELECTORS, Schemas
 from settings import Scope
@@ -32,10 +34,7 @@ TAGS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The chapters of the document, with the paths of their operations."""
 OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
-OF_BODIES: Final = (
-    *(body.Compressed, body.WrongCharset, body.NotUTF8, body.NotJSON, body.NotAnObject, body.BodyTooSlow),
-    web.HTTPRequestEntityTooLarge,
-)
+OF_BODIES: Final = (Compressed, WrongCharset, NotUTF8, NotJSON, NotAnObject, BodyTooSlow, web.HTTPRequestEntityTooLarge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +70,7 @@ class Operation:
             web.HTTPMethodNotAllowed,
             *(of_callers if self.callers else ()),
             *(OF_BODIES if self.bodies else ()),
-            *((ValidationError, errors.Unavailable) if self.callers and (self.query or self.bodies) else ()),
+            *((ValidationError, Unavailable) if self.callers and (self.query or self.bodies) else ()),
             *self.raises,
         )
 
@@ -111,7 +110,7 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
             description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
             query=schemas.list,
             answers=_cached("A page and the counts.", "Page", PAGE),
-            raises=(TooMuchInFlight, errors.Busy),
+            raises=(TooMuchInFlight, Busy),
         ),
         "POST /read": _marking(schemas, "Mark notifications as read", "They are read."),
         "POST /unread": _marking(schemas, "Mark notifications as unread", "They are unread."),
@@ -122,7 +121,7 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
             "stream have `unseen`. Asking twice is not an error.",
             query=schemas.user,
             answers=_ok("Noted."),
-            raises=(errors.Conflict, errors.TooLarge, errors.Busy),
+            raises=(Conflict, TooLarge, Busy),
         ),
         **_of_users(schemas),
         "GET /stream": Operation(
@@ -133,16 +132,13 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
             "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
             query=schemas.user,
             answers=_text("A stream of events.", "text/event-stream", {"events": EVENTS}),
-            raises=(
-                *(stream.Unreadable, stream.TooManyOfUser, stream.TooManyOfProcess, stream.Stopping),
-                changes.NotReplicated,
-            ),
+            raises=(Unreadable, TooManyOfUser, TooManyOfProcess, Stopping, NotReplicated),
         ),
         "GET /healthz": Operation(summary="Check that the process is alive", answers=_ok("It is alive.")),
         "GET /readyz": Operation(
             summary="Check whether to send requests here",
             answers=_ok("MongoDB answers."),
-            raises=(errors.Unavailable, stream.Stopping),
+            raises=(Unavailable, Stopping),
         ),
         "GET /metrics": Operation(
             summary="Read the metrics",
@@ -173,7 +169,7 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
             description="Keeps the notification for `/list`, owes the user an e-mail, or both, as `key` says. A "
             "missing user is created, unless `UNKNOWN_USERS` says otherwise. `user_ids` in place of `user_id` notifies "
             "many users at once. The body is read as JSON, whatever its Content-Type. It may have "
-            f"{body.BODY_LIMIT // 1024} KiB.",
+            f"{BODY_LIMIT // 1024} KiB.",
             headers=schemas.create_headers,
             bodies=(schemas.create, schemas.create_many),
             examples={"required fields": {"user_id": USER, "key": emailed}, "all fields": all_fields},
@@ -185,10 +181,7 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
                     headers=CREATED_HEADERS,
                 )
             },
-            raises=(
-                *(errors.UnknownUser, errors.KeyReused, errors.Conflict, errors.TooLarge),
-                *(errors.Busy, errors.OutboxFull, Incomplete, NotYetComplete),
-            ),
+            raises=(UnknownUser, KeyReused, Conflict, TooLarge, Busy, OutboxFull, Incomplete, NotYetComplete),
         )
     }
 
@@ -201,7 +194,7 @@ def _marking(schemas: Schemas, summary: str, done: str) -> Operation:
         "an error.",
         query=schemas.selection,
         answers=_ok(done),
-        raises=(NoSuchNotification, errors.Conflict, errors.Busy),
+        raises=(NoSuchNotification, Conflict, Busy),
     )
 
 
@@ -227,7 +220,7 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             bodies=(schemas.preferences,),
             examples={"one kind": {optional: {"email": False}}, "all that are not required": {"*": {"email": False}}},
             answers=_ok("The state, by kind.", "UserPreferences", SUCCESS | {"data": unwanted}),
-            raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
+            raises=(UnknownUser, Conflict, TooLarge),
         ),
         "POST /erase": Operation(
             summary="Erase a user",
@@ -235,7 +228,7 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             "document is yours and stays. Asking twice is not an error.",
             query=schemas.user,
             answers=_ok("Nothing is left."),
-            raises=(errors.Conflict, errors.EmailUnderWay),
+            raises=(Conflict, EmailUnderWay),
         ),
         "POST /suppress": Operation(
             summary="Suppress an address",
@@ -249,17 +242,19 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             answers=_ok(
                 "Whether the present address is suppressed now.", "Suppressed", SUCCESS | {"data": {"suppressed": True}}
             ),
-            raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
+            raises=(UnknownUser, Conflict, TooLarge),
         ),
         "GET /u/{token}": _link(
-            "Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None, errors.Unavailable
+            "Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None, Unavailable
         ),
         "POST /u/{token}": _link(
             "Unsubscribe without a login",
             "For mail programs (RFC 8058), and for the buttons of the page. No body is read. Asking twice is not an "
             "error.",
             unsubscribe.LinkQuery(),
-            *(errors.Conflict, errors.TooLarge, errors.Unavailable),
+            Conflict,
+            TooLarge,
+            Unavailable,
         ),
     }
 

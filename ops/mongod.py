@@ -206,9 +206,10 @@ async def _start_mongod(program: Program, port: int) -> Process:
 async def _spawn(program: Program, port: int) -> Process:
     where = f"--dbpath {DATABASE} --port {port} --bind_ip 127.0.0.1 --nounixsocket"
     what = "--replSet local --oplogSize 64 --wiredTigerCacheSizeGB 0.25"
+    command = ["sh", "-c", TIED_TO_US, "sh", program.path, *where.split(), *what.split()]
     with MONGOD_LOG.open("ab") as output:
         return await asyncio.create_subprocess_exec(
-            *("sh", "-c", TIED_TO_US, "sh", program.path, *where.split(), *what.split()),
+            *command,
             env=program.environment,
             stdin=PIPE,
             stdout=output,

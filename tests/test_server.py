@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from notifier import warn_if_open
-from ops.listening import bind, listen
+from ops.listening import bind, listen, warn_if_open
 from settings import Settings
 from tests.client import KEY, PROTECTED, ROOT, USER, Client, create
 from tests.fixtures import Start
@@ -139,7 +138,7 @@ def test_modules_are_found_with_pythonsafepath(tmp_path: Path) -> None:
 async def test_an_open_api_is_warned_about_again_and_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("notifier.WARNING_INTERVAL", 0.001)
+    monkeypatch.setattr("ops.listening.WARNING_INTERVAL", 0.001)
     task = asyncio.create_task(warn_if_open(Settings(port=81)))
 
     def warned() -> None:

@@ -251,6 +251,7 @@ ROUTES: Final = (
     Route("POST", "/unread", unread, Scope.INBOX),
     Route("POST", "/delete", delete, Scope.INBOX),
     Route("POST", "/seen", seen, Scope.INBOX),
+    Route("GET", "/kinds", kinds, None),
     Route("GET", "/preferences", preferences, Scope.INBOX),
     Route("POST", "/preferences", change_preferences, Scope.INBOX),
     Route("POST", "/erase", erase, Scope.ERASE),
@@ -261,7 +262,6 @@ ROUTES: Final = (
     Route("GET", "/healthz", healthz, None),
     Route("GET", "/readyz", readyz, None),
     Route("GET", "/metrics", metrics, Scope.METRICS),
-    Route("GET", "/kinds", kinds, None),
     Route("GET", "/openapi.json", pages.openapi, None),
     Route("GET", "/docs", pages.docs, None),
 )

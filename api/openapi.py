@@ -32,7 +32,7 @@ from api.components import (
     ref,
 )
 from api.fields import DataField, IdField, KindNameField
-from api.operations import TAGS, Operation, operations
+from api.operations import CHAPTERS, Operation, operations
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import IdType
 from kinds import Kinds
@@ -66,7 +66,7 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
     key = {"type": "string", "enum": list(kinds)}
     converter.add_parameter_attribute_function(_example_of_schema)
     converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
-    for tag in TAGS:
+    for tag in CHAPTERS.values():
         spec.tag({"name": tag})
     for name, scheme in SECURITY.items():
         spec.components.security_scheme(name, scheme)
@@ -74,10 +74,11 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
     created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
     for name, schema in component_schemas(id_type, created).items():
         spec.components.schema(name, schema)
-    tag_of = {path: tag for tag, paths in TAGS.items() for path in paths}
+    chapter = ""
     for route in routes:
+        chapter = CHAPTERS.get(route.path, chapter)
         operation = _operation(described[f"{route.method} {route.path}"])
-        operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [tag_of[route.path]]}
+        operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [chapter]}
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
     document["components"]["schemas"]["Preferences"] |= preferences(kinds)

@@ -25,14 +25,14 @@ from mongo.fan_out import Incomplete, NotYetComplete
 from schemas import SELECTORS, Schemas
 from settings import Scope
 
-TAGS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Notifications": ("/create", "/list", "/read", "/unread", "/delete", "/seen", "/kinds"),
-    "Users": ("/preferences", "/erase", "/suppress", "/u/{token}"),
-    "Streams": ("/stream",),
-    "Operation": ("/healthz", "/readyz", "/metrics"),
-    "Documentation": ("/openapi.json", "/docs"),
+CHAPTERS: Final = {
+    "/create": "Notifications",
+    "/preferences": "Users",
+    "/stream": "Streams",
+    "/healthz": "Operation",
+    "/openapi.json": "Documentation",
 }
-"""The chapters of the document, with the paths of their operations."""
+"""The path of the first route of each chapter, and what the document calls the chapter."""
 OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
 OF_BODIES: Final = (Compressed, WrongCharset, NotUTF8, NotJSON, NotAnObject, BodyTooSlow, web.HTTPRequestEntityTooLarge)
 
@@ -123,6 +123,11 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
             answers=_ok("Noted."),
             raises=(Conflict, TooLarge, Busy),
         ),
+        "GET /kinds": Operation(
+            summary="List the kinds of notification",
+            description="What each does, and what pages say of it: its label, url, name and icon.",
+            answers=_cached("The kinds by name.", "Kinds", describe_kinds(schemas.kinds)),
+        ),
         **_of_users(schemas),
         "GET /stream": Operation(
             summary="Follow a user's notifications",
@@ -143,11 +148,6 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
         "GET /metrics": Operation(
             summary="Read the metrics",
             answers=_text("The metrics in Prometheus's text format.", "text/plain"),
-        ),
-        "GET /kinds": Operation(
-            summary="List the kinds of notification",
-            description="What each does, and what pages say of it: its label, url, name and icon.",
-            answers=_cached("The kinds by name.", "Kinds", describe_kinds(schemas.kinds)),
         ),
         "GET /openapi.json": Operation(
             summary="Get this document",

@@ -15,7 +15,7 @@ from typing import Any, Final
 from aiohttp import web
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
-from marshmallow import Schema, ValidationError
+from marshmallow import ValidationError
 from marshmallow.fields import Field
 
 from api.auth import Route
@@ -60,20 +60,13 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
     Raises `KeyError` for a route without an operation.
     """
     described = operations(routes, kinds, id_type)
-    plugin = MarshmallowPlugin(schema_name_resolver=_name)
-    spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
+    plugin, tags = MarshmallowPlugin(), [{"name": name} for name in CHAPTERS.values()]
+    about: JSONObject = {"info": {"description": ABOUT}, "servers": [{"url": "./"}], "tags": tags}
+    spec = APISpec("notifier", VERSION, "3.1.0", [plugin], **about)
     converter: Any = plugin.converter  # set by APISpec
     key = {"type": "string", "enum": list(kinds)}
     converter.add_parameter_attribute_function(_example_of_schema)
     converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
-    for tag in CHAPTERS.values():
-        spec.tag({"name": tag})
-    for name, scheme in SECURITY.items():
-        spec.components.security_scheme(name, scheme)
-    fields = CreateSchema(id_type, kinds).fields
-    created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
-    for name, schema in component_schemas(id_type, created).items():
-        spec.components.schema(name, schema)
     chapter = ""
     for route in routes:
         chapter = CHAPTERS.get(route.path, chapter)
@@ -81,7 +74,11 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
         operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [chapter]}
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
-    document["components"]["schemas"]["Preferences"] |= preferences(kinds)
+    fields = CreateSchema(id_type, kinds).fields
+    created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
+    schemas = document["components"]["schemas"] | component_schemas(id_type, created)
+    schemas["Preferences"] |= preferences(kinds)
+    document["components"] = {"schemas": schemas, "securitySchemes": SECURITY}
     return document
 
 
@@ -94,10 +91,6 @@ def _example_of_schema(_converter: object, _field: Field[Any], ret: JSONObject) 
     """Return the example of a parameter: Swagger UI fills in only this one, not those of the schema."""
     examples = ret["schema"].get("examples")
     return {"example": examples[0]} if examples else {}
-
-
-def _name(schema: type[Schema] | Schema) -> str:
-    return (schema if isinstance(schema, type) else type(schema)).__name__.removesuffix("Schema")
 
 
 def _present(schema: JSONObject) -> JSONObject:

@@ -8,9 +8,9 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from cli.check_mail import check_mail
+from cli.check_mail import Result, StepFailed, check_mail
 from cli.environment import read_settings
-from cli.output import Result, StepFailed, counted, say
+from cli.output import counted, say
 from cli.variables import SettingsError
 from config.checks import DEAD_MAIL
 from config.ids import IdType

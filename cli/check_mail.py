@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 import jwt
 from aiosmtplib import SMTPException, SMTPResponseException
 from bson import ObjectId
 
-from cli.output import Result, StepFailed, counted
+from cli.output import counted
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
@@ -52,6 +52,22 @@ UNTRUSTED: Final = (
 ASKS_FOR_CERTIFICATE: Final = "the server asks for a client certificate: SMTP_CLIENT_CERT."
 NO_TLS: Final = "the server does not speak TLS from the start; SMTP_SECURITY=starttls is for those that upgrade."
 BASIC_DISABLED: Final = "; Exchange Online takes no passwords: see docs/logins.md"
+
+
+class StepFailed(Exception):
+    """A step of `check` failed. The message says what is wrong and what to do."""
+
+    def __init__(self, detail: str, step: str = "") -> None:
+        super().__init__(detail)
+        self.step = step
+
+
+class Result(NamedTuple):
+    """The outcome of a step of `check`: `ok`, `failed` or `skipped`, and a sentence."""
+
+    state: str
+    check: str
+    detail: str
 
 
 async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiohttp import web
-from marshmallow import Schema, ValidationError
+from marshmallow import Schema, ValidationError, validate
+from marshmallow import fields as mf
 
-from api import auth, unsubscribe
+from api import auth
 from api.answers import TooMuchInFlight
 from api.body import BODY_LIMIT, BodyTooSlow, Compressed, NotAnObject, NotJSON, NotUTF8, WrongCharset
 from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, answer, ref
 from api.problems import NoSuchNotification
 from api.stream import KEEP_ALIVE, Stopping, TooManyOfProcess, TooManyOfUser, Unreadable
+from api.unsubscribe import CHOICES
 from config.ids import IdType
 from kinds import Kinds, describe_kinds
 from mail.unsubscribe import NoSuchLink
@@ -33,6 +35,17 @@ CHAPTERS: Final = {
     "/openapi.json": "Documentation",
 }
 """The path of the first route of each chapter, and what the document calls the chapter."""
+TOKEN: Final = Schema.from_dict(
+    {"token": mf.String(required=True, metadata={"description": "From the link in an e-mail."})}
+)
+CHOICE: Final = Schema.from_dict(
+    {
+        "choice": mf.String(
+            validate=validate.OneOf(CHOICES[1:]),
+            metadata={"description": "Without one: unsubscribe from e-mails of this kind."},
+        )
+    }
+)
 OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
 OF_BODIES: Final = (Compressed, WrongCharset, NotUTF8, NotJSON, NotAnObject, BodyTooSlow, web.HTTPRequestEntityTooLarge)
 
@@ -251,7 +264,7 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             "Unsubscribe without a login",
             "For mail programs (RFC 8058), and for the buttons of the page. No body is read. Asking twice is not an "
             "error.",
-            unsubscribe.LinkQuery(),
+            CHOICE(),
             Conflict,
             TooLarge,
             Unavailable,
@@ -263,7 +276,7 @@ def _link(summary: str, description: str, query: Schema | None = None, *raises: 
     return Operation(
         summary=summary,
         description=f"{description} A browser (`Accept: text/html`) is shown its problems as pages, too.",
-        path=unsubscribe.LinkPath(),
+        path=TOKEN(),
         query=query,
         answers=_text("A page.", "text/html"),
         raises=(NoSuchLink, *raises),

@@ -14,8 +14,6 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 from jinja2 import Environment, StrictUndefined, Template
-from marshmallow import Schema, validate
-from marshmallow import fields as mf
 
 from api.middleware import RENDER_FAILURE
 from api.problems import render
@@ -39,8 +37,6 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
 CHOICES: Final = ("", "all", "undo", "undo-all")
 """What a POST may ask for, as in `?choice=all`: by default, no more e-mails of this kind."""
 
@@ -63,21 +59,6 @@ UNSUBSCRIBED_FROM_ALL: Final = View("unsubscribed", "only_required", (("undo-all
 REQUIRED: Final = View("required", "cannot", (ALL,))
 INVALID: Final = View("invalid", "reopen")
 FAILED: Final = View("failed", "later")
-
-
-class LinkPath(Schema):
-    """The path of a link, for its description."""
-
-    token = mf.String(required=True, metadata={"description": "From the link in an e-mail."})
-
-
-class LinkQuery(Schema):
-    """The query of a POST, for its description."""
-
-    choice = mf.String(
-        validate=validate.OneOf(CHOICES[1:]),
-        metadata={"description": "Without one: unsubscribe from e-mails of this kind."},
-    )
 
 
 def view_of(kind: Kind, preferences: object, *, has_chosen: bool) -> View:

@@ -49,9 +49,7 @@ SMTP_STEPS: Final[Mapping[str, str]] = {
 UNTRUSTED: Final = (
     "the certificate is refused ({}): it must name SMTP_HOST, and its authority be the system's or in SMTP_CA_FILE."
 )
-ASKS_FOR_CERTIFICATE: Final = "the server asks for a client certificate: SMTP_CLIENT_CERT."
 NO_TLS: Final = "the server does not speak TLS from the start; SMTP_SECURITY=starttls is for those that upgrade."
-BASIC_DISABLED: Final = "; Exchange Online takes no passwords: see docs/logins.md"
 
 
 class StepFailed(Exception):
@@ -160,7 +158,8 @@ def _failure(exc: Exception, step: str, settings: Settings) -> StepFailed:
 
 def _refusal(exc: SMTPResponseException, settings: Settings, *, at_login: bool) -> str:
     secret = "the token for SMTP_LOGIN" if settings.smtp_oauth_token_url else "SMTP_LOGIN and SMTP_PASSWORD"
-    hint = BASIC_DISABLED if "basic authentication is disabled" in exc.message else ""
+    basic = "basic authentication is disabled" in exc.message
+    hint = "; Exchange Online takes no passwords: see docs/logins.md" if basic else ""
     return f"The server refuses {secret if at_login else 'us'}: {exc.code} {exc.message}{hint}"
 
 
@@ -168,7 +167,7 @@ def _tls_words(fault: ssl.SSLError) -> str:
     if isinstance(fault, ssl.SSLCertVerificationError):
         return UNTRUSTED.format(fault.verify_message.rstrip("."))
     if f"{fault.reason}".endswith("CERTIFICATE_REQUIRED"):
-        return ASKS_FOR_CERTIFICATE
+        return "the server asks for a client certificate: SMTP_CLIENT_CERT."
     return NO_TLS if fault.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"} else f"TLS fails: {fault.reason}."
 
 

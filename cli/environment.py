@@ -30,7 +30,6 @@ REQUIRED: Final = frozenset({"DB_URI", "EMAIL", "SMTP_HOST"})
 LINKS: Final = frozenset({"PUBLIC_URL", "UNSUBSCRIBE_SECRETS"})
 TOKENS: Final = frozenset({"API_KEYS", "USER_TOKEN_SECRETS"})
 NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
-ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
 NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
 REPEATED: Final = "Repeats a key; a key with several scopes is SCOPE+SCOPE:KEY."
@@ -38,10 +37,8 @@ NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and U
 NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads to need it, or a key without a scope."
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 FOR_OAUTH: Final = "Missing. A login with OAuth 2.0 needs it."
-NOT_BOTH: Final = "A login has a password or OAuth 2.0, not both."
 NO_AUTHORITIES: Final = "Cannot be read as PEM certificates"
 NOT_A_PAIR: Final = "Cannot be read as a PEM file with a certificate and its private key, without a passphrase"
-NEEDS_TLS: Final = "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 PATH_REFUSES: Final = "A path needs UNKNOWN_USERS=refuse: the service creates users with a plain field."
 OF_A_SERVICE: Final = (
     "Kubernetes has set this, for a Service of that name; enableServiceLinks: false in the pod's spec stops it."
@@ -116,7 +113,7 @@ def _contradictions(settings: Settings, present: set[str], *, local: bool) -> It
         ("PUBLIC_URL", present & LINKS == {"UNSUBSCRIBE_SECRETS"}, NEEDS_URL),
         ("UNSUBSCRIBE_SECRETS", present & LINKS == {"PUBLIC_URL"} and not settings.link_secrets, NEEDED_BY_URL),
         ("EMAIL_FIELD", is_path and settings.unknown_users is UnknownUsers.CREATE, PATH_REFUSES),
-        ("WORKERS", local and settings.workers > 1, ALONE),
+        ("WORKERS", local and settings.workers > 1, "A local run is one process. More need DB_URI and SMTP_HOST."),
         ("LOCAL_NAMES", bool(settings.local_names) and not local, OF_LOCAL_RUNS),
     )
     yield from ((name, words) for name, holds, words in rules if holds)
@@ -140,7 +137,7 @@ def _login_faults(settings: Settings, present: set[str]) -> Iterator[tuple[str, 
     if present & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
         yield from ((name, FOR_OAUTH if oauth else TOGETHER) for name in {"SMTP_LOGIN", *needed} - present)
     if oauth and "SMTP_PASSWORD" in present:
-        yield "SMTP_PASSWORD", NOT_BOTH
+        yield "SMTP_PASSWORD", "A login has a password or OAuth 2.0, not both."
     if path := settings.smtp_ca_file:
         yield from _file_faults("SMTP_CA_FILE", NO_AUTHORITIES, path, partial(create_default_context, cafile=path))
     if path := settings.smtp_client_cert:
@@ -148,7 +145,7 @@ def _login_faults(settings: Settings, present: set[str]) -> Iterator[tuple[str, 
         # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
         yield from _file_faults("SMTP_CLIENT_CERT", NOT_A_PAIR, path, partial(load, path, password=""))
         if settings.smtp_security is Security.NONE:
-            yield "SMTP_SECURITY", NEEDS_TLS
+            yield "SMTP_SECURITY", "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 
 
 def _file_faults(name: str, words: str, path: Path, load: Callable[[], object]) -> Iterator[tuple[str, str]]:

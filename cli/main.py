@@ -20,12 +20,11 @@ from marshmallow import ValidationError
 from api.auth import sign_token
 from api.openapi import VERSION
 from cli.check import run_check
-from cli.dead import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, since
+from cli.emails import discard_dead, discard_owed, flush, list_dead, list_emails, retry_dead, show_status, since
 from cli.environment import read_settings
 from cli.health import check_health
 from cli.output import INTERRUPTED, BadInput, fail, fail_to_write, say
 from cli.send import UserList, notification, preview, send
-from cli.status import show_status
 from cli.variables import SettingsError
 from config.address import envelope_address
 from mongo.errors import Misconfigured, StoreError, Unavailable

@@ -37,7 +37,6 @@ from settings import Settings
 from store import Store
 
 FAULTS_SHOWN: Final = 20
-AGAIN: Final = "To go on, run the command again with --idempotency-key %s: nobody is notified twice."
 
 
 def notification(options: argparse.Namespace, settings: Settings) -> Create:
@@ -121,7 +120,8 @@ async def send(store: Store, users: UserList, new: Create) -> int:
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{users.digest}".encode()).hexdigest()[:32]
     new = replace(new, idempotency_key=key)
     recorded, failed, may_succeed = Counter[Recorded](), 0, False
-    again, interval = AGAIN % key, 0.5 if sys.stderr.isatty() else 10
+    again = f"To go on, run the command again with --idempotency-key {key}: nobody is notified twice."
+    interval = 0.5 if sys.stderr.isatty() else 10
     try:
         with tqdm(total=users.count, unit=" users", mininterval=interval, file=sys.stderr) as progress:
             for chunk in users.chunks():

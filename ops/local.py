@@ -29,7 +29,6 @@ DB_URI_FILE: Final = FOLDER / "db_uri"
 NOTHING_CONFIGURED: Final = (
     "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST. A local run needs requirements-local.txt."
 )
-NO_LOCAL_RUN: Final = "There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST."
 LOCAL_RUN: Final = """\
 This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
 Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
@@ -82,7 +81,7 @@ def with_database(settings: Settings) -> Settings:
     if not settings.local:
         return settings
     if not DB_URI_FILE.exists():
-        raise NoDatabase(NO_LOCAL_RUN)
+        raise NoDatabase("There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST.")
     return replace(settings, db_uri=DB_URI_FILE.read_text())
 
 

@@ -106,7 +106,7 @@ class Settings:
     notifications_limit: int = _setting("notifications kept for each user", 100, validate.Range(1, 10_000))
     notifications_slack: int = _setting("hidden ones beyond these, to trim less often", 0, validate.Range(0, 10_000))
     kinds_file: Path | None = _setting(
-        "TOML file of the kinds of notification; without one, the four, and in a local run one more"
+        "TOML file of the kinds of notification; by default the four built-in ones, in a local run one more"
     )
 
     api_keys: Sequence[str] = _setting(
@@ -119,7 +119,7 @@ class Settings:
         "secrets that sign users' tokens, comma-separated; need API_KEYS", (), checks.long_secret, secret=True
     )
     cors_origins: Sequence[str] = _setting(
-        "origins whose pages may call what concerns a user, comma-separated", (), checks.ORIGIN
+        "origins whose pages may call the routes for users, comma-separated", (), checks.ORIGIN
     )
     public_url: str | None = _setting(
         "where users' browsers reach the service, for links to unsubscribe", check=checks.public_url
@@ -130,7 +130,7 @@ class Settings:
         checks.long_secret,
         secret=True,
     )
-    local_names: Sequence[str] = _setting("further names of a local run, comma-separated", (), checks.host)
+    local_names: Sequence[str] = _setting("further host names of a local run, comma-separated", (), checks.host)
 
     smtp_from: str = _setting("user@host or Name <user@host>; else SMTP_LOGIN if an address, else EMAIL", check=mailbox)
     smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", check=mailbox)

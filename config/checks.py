@@ -1,4 +1,7 @@
-"""What the values of settings must be. Each check raises `marshmallow.ValidationError` with a sentence."""
+"""What the values of settings must be, and how a path among them is followed.
+
+Each check raises `marshmallow.ValidationError` with a sentence.
+"""
 
 from __future__ import annotations
 

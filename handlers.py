@@ -21,7 +21,6 @@ from api.problems import NoSuchNotification
 from api.stream import HEADERS as EVENT_STREAM
 from api.stream import Stopping
 from config.ids import named
-from config.keys import Scope
 from kinds import describe_kinds
 from mongo.creation import Recorded
 from mongo.errors import PING_DEADLINE, StoreError
@@ -33,7 +32,7 @@ from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.logs import Throttle
 from ops.metrics import CONTENT_TYPE, METRICS, Metrics
 from schemas import Schemas
-from settings import Settings
+from settings import Scope, Settings
 from store import Store
 
 STORE: Final = web.AppKey("STORE", Store)
@@ -252,6 +251,7 @@ ROUTES: Final = (
     Route("POST", "/unread", unread, Scope.INBOX),
     Route("POST", "/delete", delete, Scope.INBOX),
     Route("POST", "/seen", seen, Scope.INBOX),
+    Route("GET", "/kinds", kinds, None),
     Route("GET", "/preferences", preferences, Scope.INBOX),
     Route("POST", "/preferences", change_preferences, Scope.INBOX),
     Route("POST", "/erase", erase, Scope.ERASE),
@@ -262,7 +262,6 @@ ROUTES: Final = (
     Route("GET", "/healthz", healthz, None),
     Route("GET", "/readyz", readyz, None),
     Route("GET", "/metrics", metrics, Scope.METRICS),
-    Route("GET", "/kinds", kinds, None),
     Route("GET", "/openapi.json", pages.openapi, None),
     Route("GET", "/docs", pages.docs, None),
 )
@@ -278,7 +277,7 @@ def setup(app: web.Application, settings: Settings) -> None:
     app[IN_FLIGHT] = InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
     app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
-    app[openapi.DOCUMENT] = openapi.Document(ROUTES, kinds, id_type)
+    app[openapi.DOCUMENT] = openapi.described_once(ROUTES, kinds, id_type)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
     for method, path, handler, scope in ROUTES:
         add = app.router.add_post if method == "POST" else partial(app.router.add_get, allow_head=handler is not stream)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from config.checks import value_at
 from config.languages import LANGUAGE, translated
-from config.paths import value_at
 
 NAME: Final = re.compile("[a-z][a-z0-9_]{0,63}")
 PLACEHOLDER: Final = re.compile(
@@ -31,6 +31,7 @@ SPAN: Final = re.compile("([1-9][0-9]{0,6})([smhd])")
 SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 TEXT_LIMIT: Final = 500
 """Maximum length of a text in the file."""
+STRING: Final[Mapping[str, object]] = {"type": "string"}
 VALUE_LIMIT: Final = 200
 """Characters of a notification's field that a label shows."""
 
@@ -43,36 +44,33 @@ class KindsError(Exception):
 
 
 class Rule(NamedTuple):
-    """What the value of a setting must be, in words and in JSON Schema.
-
-    `wrong` returns where the value is something else: `""`, or languages such as `".de"`.
-    """
+    """What the value of a setting must be, in words and in JSON Schema: one value, or one for each language."""
 
     words: str
-    wrong: Callable[[Any], Sequence[str]]
-    schema: Mapping[str, object]
+    holds: Callable[[Any], object]
+    schema: Mapping[str, object] = STRING
+    by_language: bool = False
 
-
-def _rule(words: str, holds: Callable[[Any], object], schema: Mapping[str, object] | None = None) -> Rule:
-    return Rule(words, lambda value: () if holds(value) else ("",), schema or {"type": "string"})
+    def wrong(self, value: object) -> Sequence[str]:
+        """Return where the value is something else: `""`, or languages such as `".de"`."""
+        if not self.by_language:
+            return () if self.holds(value) else ("",)
+        if not isinstance(value, dict):
+            return ("",)
+        return [f".{tag}" for tag, text in value.items() if not LANGUAGE.fullmatch(tag) or not self.holds(text)]
 
 
 def _one_of(*values: str) -> Rule:
-    return _rule(f"{', '.join(values[:-1])} or {values[-1]}", values.__contains__, {"enum": [*values]})
+    return Rule(f"{', '.join(values[:-1])} or {values[-1]}", values.__contains__, {"enum": [*values]})
 
 
 def _by_language(rule: Rule) -> Rule:
-    def wrong(texts: object) -> Sequence[str]:
-        if not isinstance(texts, dict):
-            return ("",)
-        return [f".{tag}" for tag, text in texts.items() if not LANGUAGE.fullmatch(tag) or rule.wrong(text)]
-
-    schema = {"type": "object", "additionalProperties": rule.schema}
-    return Rule(f"by language, such as de or pt-BR: {rule.words}", wrong, schema)
+    words = f"by language, such as de or pt-BR: {rule.words}"
+    return Rule(words, rule.holds, {"type": "object", "additionalProperties": rule.schema}, by_language=True)
 
 
-def _seconds(span: object) -> float:
-    """Return the seconds of a time such as `10m`, and infinity for anything else."""
+def seconds(span: object) -> float:
+    """Return the seconds of a span such as `10m`, and infinity for anything else."""
     match = SPAN.fullmatch(f"{span}")
     return int(match[1]) * SECONDS[match[2]] if match else math.inf
 
@@ -93,25 +91,23 @@ def _is_label(text: object) -> bool:
 
 
 LINE: Final = f"one line of 1 to {TEXT_LIMIT} characters"
-SWITCH: Final = _rule("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
-AFTER: Final = _rule("a time from 30s to 30d such as 10m or 1d", lambda span: 30 <= _seconds(span) <= 30 * 86_400)
-LABEL: Final = _rule(
+SWITCH: Final = Rule("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
+AFTER: Final = Rule("a time from 30s to 30d such as 10m or 1d", lambda span: 30 <= seconds(span) <= 30 * 86_400)
+LABEL: Final = Rule(
     f"{LINE}, with placeholders like {{data.city}}, {{data.name|Somebody}} and {{data.total, number}}; "
     "the formats are number, date, time and such as currency EUR",
     _is_label,
 )
-URL: Final = _rule(
+URL: Final = Rule(
     "an address that begins with http://, https:// or a single /, with placeholders as in a label",
     lambda text: _is_label(text) and ADDRESS.fullmatch(text),
 )
-TITLE: Final = _rule(f"{LINE}, without placeholders", lambda text: _is_line(text) and not re.search("[{}]", text))
-IMAGE: Final = _rule(
+TITLE: Final = Rule(f"{LINE}, without placeholders", lambda text: _is_line(text) and not re.search("[{}]", text))
+IMAGE: Final = Rule(
     "an emoji, or an address that begins with https:// or a single /",
     lambda text: isinstance(text, str) and len(text) <= TEXT_LIMIT and ICON.fullmatch(text),  # it may have joiners
 )
-
-
-EXAMPLE: Final = _rule("a table that JSON can write", _is_example, {"type": "object"})
+EXAMPLE: Final = Rule("a table that JSON can write", _is_example, {"type": "object"})
 
 
 def _setting(rule: Rule, description: str, default: Any = None, name: str | None = None) -> Any:
@@ -150,7 +146,7 @@ class Kind:
     @property
     def window(self) -> float | None:
         """Seconds that an e-mail waits, or `None` if it is due at once."""
-        return _seconds(self.email_after) if self.email_after else None
+        return seconds(self.email_after) if self.email_after else None
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in `GET /kinds`: `TOLD`, and any other setting that is not the default."""

@@ -14,22 +14,20 @@ from typing import TYPE_CHECKING, Final, NoReturn
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 
 import cli.main
 import handlers
-from api import demo, pages, server, unsubscribe
+from api import pages, server, unsubscribe
+from api.auth import allow_cors
 from api.body import BODY_LIMIT
-from api.cors import allow_cors
 from api.hub import HUB, Hub
 from api.middleware import middleware, own_name_only
-from cli.target import NOTHING_CONFIGURED, NoDatabase
 from config import descriptors
-from config.background import background
-from delivery import running_delivery
+from delivery import Record, running_delivery
 from mongo.errors import PATIENCE, Patience
 from mongo.start import patiently
-from ops.banner import announce, remind
+from ops.listening import announce, warn_if_open
+from ops.local import embedded
 from ops.metrics import METRICS
 from settings import Settings
 from store import open_store
@@ -40,25 +38,26 @@ if TYPE_CHECKING:
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
-TRACING: Final[web.AppKey[Tracing | None]] = web.AppKey("TRACING")
+RECORD: Final[web.AppKey[Record | None]] = web.AppKey("RECORD")
 PATIENT: Final = web.AppKey("PATIENT", Patience)
 
 
 def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
     """Make the application. Nothing is opened before it is started."""
-    tracing = tracing_of(settings)
-    middlewares: list[Middleware] = [*([tracing.request] if tracing else ()), middleware]
+    app = web.Application(middlewares=[middleware], client_max_size=BODY_LIMIT)
+    app[SETTINGS], app[PATIENT], app[RECORD] = settings, patience, None
     if settings.local:
-        middlewares.append(own_name_only([settings.host, *settings.local_names]))
-    app = web.Application(middlewares=middlewares, client_max_size=BODY_LIMIT)
-    app[SETTINGS], app[PATIENT], app[TRACING] = settings, patience, tracing
+        app.middlewares.append(own_name_only([settings.host, *settings.local_names]))
+        app.cleanup_ctx.append(local_run)
+    if tracing := tracing_of(settings):
+        app.middlewares.insert(0, tracing.request)
+        app.cleanup_ctx.append(tracing.sending)
+        app[RECORD] = tracing.record
     handlers.setup(app, settings)
-    app.add_routes([*pages.routes(), *demo.routes(settings)])
+    app.add_routes([*pages.routes(), *pages.demo_routes(settings)])
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins, handlers.FOR_BROWSERS)
-    if settings.local:
-        app.cleanup_ctx.append(local_run)
-    app.cleanup_ctx.extend([traces, mongodb, delivery, streams, watch])
+    app.cleanup_ctx.extend([mongodb, delivery, streams, watch])
     app.on_response_prepare.append(server.hide_versions)
     app.on_shutdown.append(end_streams)
     return app
@@ -73,25 +72,12 @@ def tracing_of(settings: Settings) -> Tracing | None:
     except ModuleNotFoundError:
         log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no spans are sent: install requirements-otel.txt")
         return None
-    return Tracing()
-
-
-async def traces(app: web.Application) -> AsyncIterator[None]:
-    """Send spans, if the settings ask for them."""
-    async with AsyncExitStack() as stack:
-        if (tracing := app[TRACING]) and (endpoint := app[SETTINGS].otel_exporter_otlp_endpoint):
-            await stack.enter_async_context(tracing.sending(endpoint))
-        yield
+    return Tracing(settings.otel_exporter_otlp_endpoint)
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
     """Run on an embedded MongoDB and mailbox. Raises `NoDatabase` or `LocalRunError`."""
-    try:
-        from ops.local import embedded  # noqa: PLC0415 - its packages are optional
-    except ModuleNotFoundError:
-        raise NoDatabase(NOTHING_CONFIGURED) from None
-    async with embedded(app[SETTINGS]) as settings:
-        app[SETTINGS] = settings
+    async with embedded(app[SETTINGS]) as app[SETTINGS]:
         yield
 
 
@@ -112,8 +98,7 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
 async def delivery(app: web.Application) -> AsyncIterator[None]:
     """Deliver e-mails in the background."""
     app[handlers.EMAIL_OWED] = owed = asyncio.Event()
-    record = tracing.record if (tracing := app[TRACING]) else None
-    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], record):
+    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], app[RECORD]):
         yield
 
 
@@ -133,8 +118,10 @@ async def end_streams(app: web.Application) -> None:
 async def watch(app: web.Application) -> AsyncIterator[None]:
     """Measure how late the event loop is, and warn of an open API."""
     app[METRICS].open.set(bool(app[SETTINGS].openness))
-    async with background(app[METRICS].measure_lag()), background(remind(app[SETTINGS])):
-        yield
+    tasks = [asyncio.create_task(run) for run in (app[METRICS].measure_lag(), warn_if_open(app[SETTINGS]))]
+    yield
+    for task in tasks:
+        task.cancel()
 
 
 def serve(settings: Settings, is_worker: bool) -> None:  # noqa: FBT001 - as `cli.main.Serve`

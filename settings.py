@@ -12,17 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from marshmallow import validate
+from marshmallow import ValidationError, validate
 
-from config import checks, keys
+from config import checks
 from config.address import envelope_address, mailbox
 from config.ids import IdType
 from kinds import Kinds, load_kinds
 
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 """What listens on every address of this machine, and the one by which the machine reaches itself."""
-
-
 RETRY_MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0)
 
 
@@ -40,6 +38,35 @@ class Security(enum.Enum):
     TLS = "tls"
     STARTTLS = "starttls"
     NONE = "none"
+
+
+class Scope(enum.Enum):
+    """What a caller may do, for every user. A user's token has `INBOX`, for that user."""
+
+    CREATE = "create"
+    INBOX = "inbox"
+    SUPPRESS = "suppress"
+    ERASE = "erase"
+    METRICS = "metrics"
+
+
+Scopes = frozenset[Scope]
+ALL_SCOPES: Final = frozenset(Scope)
+SCOPE_NAMES: Final = ", ".join(scope.value for scope in Scope)
+
+
+def parse_key(item: str) -> tuple[str, Scopes]:
+    """Return a key and its scopes. An item of `API_KEYS` is `KEY`, `SCOPE:KEY` or `SCOPE+SCOPE:KEY`.
+
+    Raises `marshmallow.ValidationError`, which quotes nothing: what stands before a colon may be part of a key.
+    """
+    names, colon, key = item.partition(":") if ":" in item else ("", "", item)
+    try:
+        scopes = frozenset(map(Scope, names.split("+"))) if colon else ALL_SCOPES
+    except ValueError:
+        raise ValidationError(f"Has no scope before its colon; the scopes are {SCOPE_NAMES}.") from None
+    checks.long_secret(key)
+    return key, scopes
 
 
 def _setting(
@@ -65,13 +92,13 @@ class Settings:
 
     port: int = _setting("port to listen on", 8080, validate.Range(1, 65535))
     email: str = _setting("address of users whom the service creates; required", "", envelope_address)
-    db_uri: str = _setting("MongoDB connection string; required", "", checks.encodable, secret=True)
+    db_uri: str = _setting("MongoDB connection string; required", "", checks.ENCODABLE, secret=True)
     smtp_host: str = _setting("SMTP server; required", "", checks.host)
     smtp_port: int = _setting("port of the SMTP server", 465, validate.Range(1, 65535))
-    smtp_login: str | None = _setting("user name at the SMTP server; without one, no login", check=checks.encodable)
-    smtp_password: str | None = _setting("password of SMTP_LOGIN", check=checks.encodable, secret=True)
+    smtp_login: str | None = _setting("user name at the SMTP server; without one, no login", check=checks.ENCODABLE)
+    smtp_password: str | None = _setting("password of SMTP_LOGIN", check=checks.ENCODABLE, secret=True)
 
-    users_collection: str = _setting("collection of the users' documents", "users", checks.collection)
+    users_collection: str = _setting("collection of the users' documents", "users", checks.COLLECTION)
     email_field: str = _setting("path of a user's address, such as emails.0.address", "email", checks.field_path)
     language_field: str | None = _setting("path of a user's language, which chooses templates", check=checks.field_path)
     id_type: IdType = _setting("type of users' _id, and of target_id: objectid or string", IdType.OBJECTID)
@@ -79,20 +106,20 @@ class Settings:
     notifications_limit: int = _setting("notifications kept for each user", 100, validate.Range(1, 10_000))
     notifications_slack: int = _setting("hidden ones beyond these, to trim less often", 0, validate.Range(0, 10_000))
     kinds_file: Path | None = _setting(
-        "TOML file of the kinds of notification; without one, the four, and in a local run one more"
+        "TOML file of the kinds of notification; by default the four built-in ones, in a local run one more"
     )
 
     api_keys: Sequence[str] = _setting(
-        f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {keys.NAMES}",
+        f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {SCOPE_NAMES}",
         (),
-        keys.parse_key,
+        parse_key,
         secret=True,
     )
     user_token_secrets: Sequence[str] = _setting(
         "secrets that sign users' tokens, comma-separated; need API_KEYS", (), checks.long_secret, secret=True
     )
     cors_origins: Sequence[str] = _setting(
-        "origins whose pages may call what concerns a user, comma-separated", (), checks.origin
+        "origins whose pages may call the routes for users, comma-separated", (), checks.ORIGIN
     )
     public_url: str | None = _setting(
         "where users' browsers reach the service, for links to unsubscribe", check=checks.public_url
@@ -103,7 +130,7 @@ class Settings:
         checks.long_secret,
         secret=True,
     )
-    local_names: Sequence[str] = _setting("further names of a local run, comma-separated", (), checks.host)
+    local_names: Sequence[str] = _setting("further host names of a local run, comma-separated", (), checks.host)
 
     smtp_from: str = _setting("user@host or Name <user@host>; else SMTP_LOGIN if an address, else EMAIL", check=mailbox)
     smtp_reply_to: str | None = _setting("where answers go, written like SMTP_FROM", check=mailbox)
@@ -116,12 +143,12 @@ class Settings:
     )
     smtp_ca_file: Path | None = _setting("PEM file of certificate authorities to trust besides the system's")
     smtp_client_cert: Path | None = _setting("PEM file of a client certificate and its key")
-    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", check=checks.token_url)
-    smtp_oauth_client_id: str | None = _setting("the service's id at the token server", check=checks.encodable)
-    smtp_oauth_client_secret: str | None = _setting("secret of that id", check=checks.encodable, secret=True)
-    smtp_oauth_scope: str | None = _setting("scope of the tokens", check=checks.encodable)
+    smtp_oauth_token_url: str | None = _setting("token server of a login by OAuth 2.0", check=checks.TOKEN_URL)
+    smtp_oauth_client_id: str | None = _setting("the service's id at the token server", check=checks.ENCODABLE)
+    smtp_oauth_client_secret: str | None = _setting("secret of that id", check=checks.ENCODABLE, secret=True)
+    smtp_oauth_scope: str | None = _setting("scope of the tokens", check=checks.ENCODABLE)
     smtp_oauth_refresh_token: str | None = _setting(
-        "refresh token; without one, the id and secret alone get tokens", check=checks.encodable, secret=True
+        "refresh token; without one, the id and secret alone get tokens", check=checks.ENCODABLE, secret=True
     )
     smtp_connections: int = _setting("most SMTP connections of a process", 20, validate.Range(1, 100))
     smtp_rate: float | None = _setting("most messages a second of a process, such as 14 or 0.5", check=checks.POSITIVE)
@@ -157,9 +184,9 @@ class Settings:
         return not (self.db_uri or self.smtp_host)
 
     @cached_property
-    def scopes(self) -> Mapping[str, keys.Scopes]:
+    def scopes(self) -> Mapping[str, Scopes]:
         """The keys of `API_KEYS`, each with its scopes."""
-        return dict(map(keys.parse_key, self.api_keys))
+        return dict(map(parse_key, self.api_keys))
 
     @property
     def openness(self) -> str | None:
@@ -181,7 +208,7 @@ class Settings:
     @property
     def link_secrets(self) -> Sequence[str]:
         """The secrets of the links to unsubscribe: by default the keys that open everything."""
-        return self.unsubscribe_secrets or [key for key, scopes in self.scopes.items() if scopes == keys.ALL]
+        return self.unsubscribe_secrets or [key for key, scopes in self.scopes.items() if scopes == ALL_SCOPES]
 
     @property
     def security(self) -> Security:

@@ -10,25 +10,27 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import aiohttp_cors
 import jwt
 from aiohttp import web
 from jwt.types import Options
 
-from config.keys import ALL, Scope, Scopes
-from settings import Settings
+from settings import ALL_SCOPES, Scope, Scopes, Settings
 
 ALGORITHM: Final = "HS256"
 OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
 LEEWAY: Final = 30
 """Seconds by which the clocks of the signer and of this machine may differ."""
 OF_STATUS: Final = "notifier: status"
-"""What the key is derived for that signs the token with which `status` reads the metrics, and the token's `sub`."""
+"""What the key that signs the tokens of `status` is derived for, and their `sub`."""
 STATUS_TTL: Final = 60
 """Seconds."""
+PREFLIGHT_AGE: Final = 7200
+"""Seconds for which a browser may remember the answer. Chrome remembers it no longer than this."""
 
 
 class Refused(Exception):
@@ -83,7 +85,7 @@ class Caller:
     """
 
     name: str
-    scopes: Scopes = ALL
+    scopes: Scopes = ALL_SCOPES
     user_id: str | None = None
     until: float = math.inf
 
@@ -116,7 +118,7 @@ class Gate:
     def must_be_own_page(self, headers: Mapping[str, str], host: str) -> None:
         """Raise `ForeignPage` for a page that neither the service itself nor an origin in `CORS_ORIGINS` has sent.
 
-        Only while there are no keys: then a page acts with the rights of whoever looks at it. Other clients than
+        Only while there are no keys: then a page acts with the rights of anyone who opens it. Other clients than
         browsers send neither header (Fetch, section 3.1; Fetch Metadata).
         """
         site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
@@ -159,13 +161,13 @@ def _claims(token: bytes, secrets: Sequence[str], name: str) -> Mapping[str, Any
             continue
         except jwt.ExpiredSignatureError:
             raise TokenExpired(name) from None
-        except (jwt.InvalidTokenError, OverflowError):  # a number without end is no time
+        except (jwt.InvalidTokenError, OverflowError):  # `exp` is infinite
             raise BadCredential(name) from None
     return None
 
 
 def _name(credential: bytes) -> str:
-    """Return what a log calls a caller: the fingerprint of its key or token."""
+    """Return the name of a caller in the log, with the fingerprint of its key or token."""
     return f"the caller with credential {hashlib.sha256(credential).hexdigest()[:8]}"
 
 
@@ -188,7 +190,7 @@ class Route(NamedTuple):
 
 
 def identify(request: web.Request, scope: Scope) -> Caller:
-    """Return the caller of a request, who may do this for some user. Raises `Refused` or `ForeignPage`."""
+    """Return the caller of a request. Raises `Refused` if it may not do this for any user, or `ForeignPage`."""
     gate = request.app[GATE]
     gate.must_be_own_page(request.headers, request.host)
     caller = gate.identify(request.headers.getall("Authorization", []))
@@ -202,6 +204,19 @@ def sign_token(secret: str, user_id: str, ttl: int) -> str:
 
 
 def status_token(settings: Settings) -> str | None:
-    """Make a token that opens `/metrics` for a moment, or return `None` if there are no keys that do."""
+    """Make a token that opens `/metrics` for a minute, or return `None` if no key opens it."""
     secrets = _status_secrets(settings)
     return sign_token(secrets[0], OF_STATUS, STATUS_TTL) if secrets else None
+
+
+def allow_cors(app: web.Application, origins: Sequence[str], paths: Container[str]) -> None:
+    """Let the pages of these origins call these paths (Fetch, section 3.2)."""
+    options = aiohttp_cors.ResourceOptions(
+        allow_headers=("Authorization", "Content-Type", "If-None-Match", "X-Request-ID"),
+        expose_headers=("ETag", "X-Request-ID"),
+        max_age=PREFLIGHT_AGE,
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route in list(app.router.routes()):
+        if route.resource and route.resource.canonical in paths:
+            cors.add(route)

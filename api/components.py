@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from api.fields import INT64_MAX
@@ -56,12 +56,12 @@ def _typed(type_: str, description: str) -> JSONObject:
 COUNT: Final = {"type": "integer", "minimum": 0}
 
 
-def _object(properties: JSONObject, *optional: str) -> JSONObject:
+def _object(properties: JSONObject, optional: Collection[str] = ()) -> JSONObject:
     required = [name for name in properties if name not in optional]
     return {"type": "object", "required": required, "properties": properties}
 
 
-def _answer(data: JSONObject) -> JSONObject:
+def _with_data(data: JSONObject) -> JSONObject:
     return _object({"success": {"const": True}, "data": data})
 
 
@@ -119,11 +119,11 @@ def preferences(kinds: Kinds) -> JSONObject:
 
 def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSONObject]:
     """Return the schemas of answers, by name. `created` are the properties that a notification has from its request."""
-    optional = [name for name in created if name not in {"user_id", "key"}]
+    optional = created.keys() - {"user_id", "key"}
     request = {"user_id": id_schema(id_type), "skip": COUNT, "limit": COUNT}
     request |= {"is_new": {"type": "boolean"}, "key": {"type": "string"}}
     notifications = {"type": "array", "items": ref("Notification"), "description": "Newest first."}
-    page = {**COUNTS, "request": _object(request, "is_new", "key"), "list": notifications}
+    page = {**COUNTS, "request": _object(request, {"is_new", "key"}), "list": notifications}
     latest = {"description": "The newest.", "anyOf": [ref("Notification"), {"type": "null"}]}
     return {
         "Success": _object({"success": {"const": True}}),
@@ -135,7 +135,7 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
                 "not_owed": COUNT
                 | {"description": "Of `created`, if there are any: how many are owed no e-mail, as too many wait."},
             },
-            *("created", "replayed", "not_owed"),
+            optional=("created", "replayed", "not_owed"),
         ),
         "Notification": _object(
             {
@@ -144,22 +144,40 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
                 "is_new": _typed("boolean", "Whether it is unread."),
                 **created,
                 "key": _typed("string", "Its kind, which may have left the table since."),
-                "count": {"type": "integer", "minimum": 1, "description": "Of a kind with `collapse`: how many it is."},
+                "count": {"type": "integer", "minimum": 1, "description": "With `collapse`: how many it stands for."},
             },
-            *(*optional, "count"),
+            optional={*optional, "count"},
         ),
-        "Page": _answer(_object(page, "unseen")),
-        "Inbox": _object({**COUNTS, "latest": latest}, "unseen"),
-        "Kinds": _answer({"type": "object", "additionalProperties": ref("Kind")}),
-        "Kind": _object(KIND, *(KIND.keys() - TOLD)),
-        "UserPreferences": _answer({"type": "object", "additionalProperties": ref("UserPreference")}),
+        "Page": _with_data(_object(page, {"unseen"})),
+        "Inbox": _object({**COUNTS, "latest": latest}, {"unseen"}),
+        "Kinds": _with_data({"type": "object", "additionalProperties": ref("Kind")}),
+        "Kind": _object(KIND, KIND.keys() - TOLD),
+        "UserPreferences": _with_data({"type": "object", "additionalProperties": ref("UserPreference")}),
         "UserPreference": _object(PREFERENCE),
-        "Suppressed": _answer(_object({"suppressed": {"type": "boolean"}})),
-        "Problem": _object(PROBLEM, "errors"),
+        "Suppressed": _with_data(_object({"suppressed": {"type": "boolean"}})),
+        "Problem": _object(PROBLEM, {"errors"}),
     }
 
 
-# --- headers and security schemes -------------------------------------------------------------------
+# --- answers, their headers, and security schemes ---------------------------------------------------
+
+
+def content(schema: object, examples: Mapping[str, object], media_type: str = "application/json") -> JSONObject:
+    """Return what a body contains."""
+    return {media_type: {"schema": schema, "examples": {name: {"value": value} for name, value in examples.items()}}}
+
+
+def answer(
+    description: str,
+    schema: JSONObject | None = None,
+    examples: Mapping[str, object] | None = None,
+    *,
+    media_type: str = "application/json",
+    headers: JSONObject | None = None,
+) -> JSONObject:
+    """Return a success. One without a schema has no body."""
+    body = {"content": content(schema, examples or {}, media_type)} if schema else {}
+    return {"description": description, "headers": {"X-Request-ID": REQUEST_ID, **(headers or {})}, **body}
 
 
 def _header(description: str, *, required: bool = True, **schema: Any) -> JSONObject:

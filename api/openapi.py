@@ -6,7 +6,8 @@ A route without an operation is a `KeyError`, so nothing can be described in par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -14,7 +15,7 @@ from typing import Any, Final
 from aiohttp import web
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
-from marshmallow import Schema, ValidationError
+from marshmallow import ValidationError
 from marshmallow.fields import Field
 
 from api.auth import Route
@@ -25,12 +26,13 @@ from api.components import (
     REQUEST_ID,
     SECURITY,
     component_schemas,
+    content,
     id_schema,
     preferences,
     ref,
 )
 from api.fields import DataField, IdField, KindNameField
-from api.operations import TAGS, Answer, Operation, operations
+from api.operations import CHAPTERS, Operation, operations
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import IdType
 from kinds import Kinds
@@ -49,6 +51,7 @@ INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
     NotYetComplete: NotYetComplete({7: OutboxFull()}),
 }
 """Creates for many users that failed for one, as examples."""
+DOCUMENT: Final[web.AppKey[Callable[[], JSONObject]]] = web.AppKey("DOCUMENT")
 
 
 def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObject:
@@ -57,60 +60,37 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
     Raises `KeyError` for a route without an operation.
     """
     described = operations(routes, kinds, id_type)
-    plugin = MarshmallowPlugin(schema_name_resolver=_name)
-    spec = APISpec("notifier", VERSION, "3.1.0", [plugin], info={"description": ABOUT}, servers=[{"url": "./"}])
+    plugin, tags = MarshmallowPlugin(), [{"name": name} for name in CHAPTERS.values()]
+    about: JSONObject = {"info": {"description": ABOUT}, "servers": [{"url": "./"}], "tags": tags}
+    spec = APISpec("notifier", VERSION, "3.1.0", [plugin], **about)
     converter: Any = plugin.converter  # set by APISpec
     key = {"type": "string", "enum": list(kinds)}
+    converter.add_parameter_attribute_function(_example_of_schema)
     converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
-    for tag in TAGS:
-        spec.tag({"name": tag})
-    for name, scheme in SECURITY.items():
-        spec.components.security_scheme(name, scheme)
-    fields = CreateSchema(id_type, kinds).fields
-    created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
-    for name, schema in component_schemas(id_type, created).items():
-        spec.components.schema(name, schema)
-    tag_of = {path: tag for tag, paths in TAGS.items() for path in paths}
+    chapter = ""
     for route in routes:
+        chapter = CHAPTERS.get(route.path, chapter)
         operation = _operation(described[f"{route.method} {route.path}"])
-        operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [tag_of[route.path]]}
+        operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [chapter]}
         spec.path(route.path, operations={route.method.lower(): operation})
     document = spec.to_dict()
-    document["components"]["schemas"]["Preferences"] |= preferences(kinds)
-    _fill_in_examples(document)
+    fields = CreateSchema(id_type, kinds).fields
+    created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
+    schemas = document["components"]["schemas"] | component_schemas(id_type, created)
+    schemas["Preferences"] |= preferences(kinds)
+    document["components"] = {"schemas": schemas, "securitySchemes": SECURITY}
     return document
 
 
-@dataclass(slots=True)
-class Document:
-    """The document of a service. It is made on the first request for it, which most processes never get."""
-
-    routes: Iterable[Route]
-    kinds: Kinds
-    id_type: IdType
-    made: JSONObject | None = None
-
-    def get(self) -> JSONObject:
-        """Return the document."""
-        if self.made is None:
-            self.made = describe(self.routes, self.kinds, self.id_type)
-        return self.made
+def described_once(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> Callable[[], JSONObject]:
+    """Return a function that makes the document when it is first called: most processes are never asked for it."""
+    return cache(lambda: describe(routes, kinds, id_type))
 
 
-DOCUMENT: Final = web.AppKey("DOCUMENT", Document)
-
-
-def _fill_in_examples(document: JSONObject) -> None:
-    """Copy the examples of schemas to their parameters: Swagger UI fills in only those."""
-    for path in document["paths"].values():
-        for operation in path.values():
-            for parameter in operation.get("parameters", ()):
-                if examples := parameter["schema"].get("examples"):
-                    parameter["example"] = examples[0]
-
-
-def _name(schema: type[Schema] | Schema) -> str:
-    return (schema if isinstance(schema, type) else type(schema)).__name__.removesuffix("Schema")
+def _example_of_schema(_converter: object, _field: Field[Any], ret: JSONObject) -> JSONObject:
+    """Return the example of a parameter: Swagger UI fills in only this one, not those of the schema."""
+    examples = ret["schema"].get("examples")
+    return {"example": examples[0]} if examples else {}
 
 
 def _present(schema: JSONObject) -> JSONObject:
@@ -138,28 +118,12 @@ def _operation(operation: Operation) -> JSONObject:
             for where, schema in (("path", operation.path), ("header", operation.headers), ("query", operation.query))
             if schema
         ],
-        "responses": {status: _answer(answer) for status, answer in operation.answers.items()} | _problems(operation),
+        "responses": {**operation.answers, **_problems(operation)},
     }
     if operation.bodies:
         schema = {"oneOf": [*operation.bodies]} if len(operation.bodies) > 1 else operation.bodies[0]
-        content = {"application/json": {"schema": schema, "examples": _examples(operation.examples)}}
-        described["requestBody"] = {"required": operation.needs_body, "content": content}
+        described["requestBody"] = {"required": operation.needs_body, "content": content(schema, operation.examples)}
     return {name: value for name, value in described.items() if value}
-
-
-def _answer(answer: Answer) -> JSONObject:
-    described: JSONObject = {
-        "description": answer.description,
-        "headers": {"X-Request-ID": REQUEST_ID, **answer.headers},
-    }
-    if answer.schema:
-        content = {"schema": answer.schema, "examples": _examples(answer.examples)}
-        described["content"] = {answer.media_type: content}
-    return described
-
-
-def _examples(values: Mapping[str, Any]) -> JSONObject:
-    return {name: {"value": value} for name, value in values.items()}
 
 
 def _problems(operation: Operation) -> JSONObject:
@@ -169,12 +133,16 @@ def _problems(operation: Operation) -> JSONObject:
     responses = {}
     for status, group in groupby(problems, key=by_status):
         same = list(group)
-        details = "\n".join(f"- {problem.meaning}" for problem in same)
-        described = _answer(
-            Answer(details, ref("Problem"), media_type=MEDIA_TYPE, headers=PROBLEM_HEADERS.get(status, {}))
-        )
-        described["content"][MEDIA_TYPE]["examples"] = {problem.name: _example(problem, operation) for problem in same}
-        responses[status] = described
+        responses[status] = {
+            "description": "\n".join(f"- {problem.meaning}" for problem in same),
+            "headers": {"X-Request-ID": REQUEST_ID, **PROBLEM_HEADERS.get(status, {})},
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": ref("Problem"),
+                    "examples": {problem.name: _example(problem, operation) for problem in same},
+                }
+            },
+        }
     return responses
 
 

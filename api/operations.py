@@ -7,54 +7,55 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiohttp import web
-from marshmallow import Schema, ValidationError
+from marshmallow import Schema, ValidationError, validate
+from marshmallow import fields as mf
 
-from api import auth, body, stream, unsubscribe
+from api import auth
 from api.answers import TooMuchInFlight
-from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, ref
+from api.body import BODY_LIMIT, BodyTooSlow, Compressed, NotAnObject, NotJSON, NotUTF8, WrongCharset
+from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, answer, ref
 from api.problems import NoSuchNotification
-from api.stream import KEEP_ALIVE
+from api.stream import KEEP_ALIVE, Stopping, TooManyOfProcess, TooManyOfUser, Unreadable
+from api.unsubscribe import CHOICES
 from config.ids import IdType
-from config.keys import Scope
 from kinds import Kinds, describe_kinds
 from mail.unsubscribe import NoSuchLink
-from mongo import changes, errors
+from mongo.changes import NotReplicated
 from mongo.document import JSONObject
+from mongo.errors import Busy, Conflict, EmailUnderWay, KeyReused, OutboxFull, TooLarge, Unavailable, UnknownUser
 from mongo.fan_out import Incomplete, NotYetComplete
 from schemas import SELECTORS, Schemas
+from settings import Scope
 
-TAGS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Notifications": ("/create", "/list", "/read", "/unread", "/delete", "/seen", "/kinds"),
-    "Users": ("/preferences", "/erase", "/suppress", "/u/{token}"),
-    "Streams": ("/stream",),
-    "Operation": ("/healthz", "/readyz", "/metrics"),
-    "Documentation": ("/openapi.json", "/docs"),
+CHAPTERS: Final = {
+    "/create": "Notifications",
+    "/preferences": "Users",
+    "/stream": "Streams",
+    "/healthz": "Operation",
+    "/openapi.json": "Documentation",
 }
-"""The chapters of the document, with the paths of their operations."""
-OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
-OF_BODIES: Final = (
-    *(body.Compressed, body.WrongCharset, body.NotUTF8, body.NotJSON, body.NotAnObject, body.BodyTooSlow),
-    web.HTTPRequestEntityTooLarge,
+"""The path of the first route of each chapter, and what the document calls the chapter."""
+TOKEN: Final = Schema.from_dict(
+    {"token": mf.String(required=True, metadata={"description": "From the link in an e-mail."})}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A success. One without a schema has no body."""
-
-    description: str
-    schema: JSONObject | None = None
-    examples: Mapping[str, Any] = field(default_factory=dict)
-    media_type: str = "application/json"
-    headers: Mapping[str, JSONObject] = field(default_factory=dict)
+CHOICE: Final = Schema.from_dict(
+    {
+        "choice": mf.String(
+            validate=validate.OneOf(CHOICES[1:]),
+            metadata={"description": "Without one: unsubscribe from e-mails of this kind."},
+        )
+    }
+)
+OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
+OF_BODIES: Final = (Compressed, WrongCharset, NotUTF8, NotJSON, NotAnObject, BodyTooSlow, web.HTTPRequestEntityTooLarge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """A route as its callers see it.
 
-    `scope` is what its callers must have, if it is not open to everyone. `bodies` are the schemas of which its body has
-    one. `raises` are the exceptions that do not follow from the rest.
+    `scope` is what its callers must have, if it is not open to everyone. `bodies` are the schemas that its body
+    may have. `raises` are the exceptions that do not follow from the rest.
     """
 
     summary: str
@@ -66,7 +67,7 @@ class Operation:
     bodies: tuple[Schema, ...] = ()
     needs_body: bool = True
     examples: Mapping[str, JSONObject] = field(default_factory=dict)
-    answers: Mapping[int, Answer]
+    answers: Mapping[int, JSONObject]
     raises: tuple[type[Exception], ...] = ()
 
     @property
@@ -82,25 +83,25 @@ class Operation:
             web.HTTPMethodNotAllowed,
             *(of_callers if self.callers else ()),
             *(OF_BODIES if self.bodies else ()),
-            *((ValidationError, errors.Unavailable) if self.callers and (self.query or self.bodies) else ()),
+            *((ValidationError, Unavailable) if self.callers and (self.query or self.bodies) else ()),
             *self.raises,
         )
 
 
-def _ok(description: str, schema: str = "Success", example: JSONObject = SUCCESS) -> Mapping[int, Answer]:
-    return {200: Answer(description, ref(schema), {"example": example})}
+def _ok(description: str, schema: str = "Success", example: JSONObject = SUCCESS) -> Mapping[int, JSONObject]:
+    return {200: answer(description, ref(schema), {"example": example})}
 
 
-def _text(description: str, media_type: str, examples: Mapping[str, str] | None = None) -> Mapping[int, Answer]:
-    return {200: Answer(description, {"type": "string"}, examples or {}, media_type)}
+def _text(description: str, media_type: str, examples: Mapping[str, str] | None = None) -> Mapping[int, JSONObject]:
+    return {200: answer(description, {"type": "string"}, examples, media_type=media_type)}
 
 
-def _cached(description: str, schema: str, example: Any) -> Mapping[int, Answer]:
+def _cached(description: str, schema: str, example: Any) -> Mapping[int, JSONObject]:
     """Return an answer that has an ETag, and the one to a client that has it already."""
     unchanged = "Nothing has changed since the answer that `If-None-Match` names."
     return {
-        200: Answer(description, ref(schema), {"example": example}, headers=ETAG),
-        304: Answer(unchanged, headers=ETAG),
+        200: answer(description, ref(schema), {"example": example}, headers=ETAG),
+        304: answer(unchanged, headers=ETAG),
     }
 
 
@@ -122,7 +123,7 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
             description="Returns one page, newest first, and the counts. A user without a document has an empty list.",
             query=schemas.list,
             answers=_cached("A page and the counts.", "Page", PAGE),
-            raises=(TooMuchInFlight, errors.Busy),
+            raises=(TooMuchInFlight, Busy),
         ),
         "POST /read": _marking(schemas, "Mark notifications as read", "They are read."),
         "POST /unread": _marking(schemas, "Mark notifications as unread", "They are unread."),
@@ -133,7 +134,12 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
             "stream have `unseen`. Asking twice is not an error.",
             query=schemas.user,
             answers=_ok("Noted."),
-            raises=(errors.Conflict, errors.TooLarge, errors.Busy),
+            raises=(Conflict, TooLarge, Busy),
+        ),
+        "GET /kinds": Operation(
+            summary="List the kinds of notification",
+            description="What each does, and what pages say of it: its label, url, name and icon.",
+            answers=_cached("The kinds by name.", "Kinds", describe_kinds(schemas.kinds)),
         ),
         **_of_users(schemas),
         "GET /stream": Operation(
@@ -144,29 +150,21 @@ def _described(schemas: Schemas) -> Mapping[str, Operation]:
             "when the token expires or the service stops. Reconnect after `retry` milliseconds.",
             query=schemas.user,
             answers=_text("A stream of events.", "text/event-stream", {"events": EVENTS}),
-            raises=(
-                *(stream.Unreadable, stream.TooManyOfUser, stream.TooManyOfProcess, stream.Stopping),
-                changes.NotReplicated,
-            ),
+            raises=(Unreadable, TooManyOfUser, TooManyOfProcess, Stopping, NotReplicated),
         ),
         "GET /healthz": Operation(summary="Check that the process is alive", answers=_ok("It is alive.")),
         "GET /readyz": Operation(
             summary="Check whether to send requests here",
             answers=_ok("MongoDB answers."),
-            raises=(errors.Unavailable, stream.Stopping),
+            raises=(Unavailable, Stopping),
         ),
         "GET /metrics": Operation(
             summary="Read the metrics",
             answers=_text("The metrics in Prometheus's text format.", "text/plain"),
         ),
-        "GET /kinds": Operation(
-            summary="List the kinds of notification",
-            description="What each does, and what pages say of it: its label, url, name and icon.",
-            answers=_cached("The kinds by name.", "Kinds", describe_kinds(schemas.kinds)),
-        ),
         "GET /openapi.json": Operation(
             summary="Get this document",
-            answers={200: Answer("The OpenAPI document.", {"type": "object"})},
+            answers={200: answer("The OpenAPI document.", {"type": "object"})},
         ),
         "GET /docs": Operation(summary="Read this document as a page", answers=_text("Swagger UI.", "text/html")),
     }
@@ -184,22 +182,19 @@ def _creating(schemas: Schemas) -> Mapping[str, Operation]:
             description="Keeps the notification for `/list`, owes the user an e-mail, or both, as `key` says. A "
             "missing user is created, unless `UNKNOWN_USERS` says otherwise. `user_ids` in place of `user_id` notifies "
             "many users at once. The body is read as JSON, whatever its Content-Type. It may have "
-            f"{body.BODY_LIMIT // 1024} KiB.",
+            f"{BODY_LIMIT // 1024} KiB.",
             headers=schemas.create_headers,
             bodies=(schemas.create, schemas.create_many),
             examples={"required fields": {"user_id": USER, "key": emailed}, "all fields": all_fields},
             answers={
-                201: Answer(
+                201: answer(
                     "The notification and the e-mail owed are on disk on a majority of MongoDB's members.",
                     ref("Created"),
                     {"created": SUCCESS, "many": SUCCESS | {"created": 998, "replayed": 2}},
                     headers=CREATED_HEADERS,
                 )
             },
-            raises=(
-                *(errors.UnknownUser, errors.KeyReused, errors.Conflict, errors.TooLarge),
-                *(errors.Busy, errors.OutboxFull, Incomplete, NotYetComplete),
-            ),
+            raises=(UnknownUser, KeyReused, Conflict, TooLarge, Busy, OutboxFull, Incomplete, NotYetComplete),
         )
     }
 
@@ -212,7 +207,7 @@ def _marking(schemas: Schemas, summary: str, done: str) -> Operation:
         "an error.",
         query=schemas.selection,
         answers=_ok(done),
-        raises=(NoSuchNotification, errors.Conflict, errors.Busy),
+        raises=(NoSuchNotification, Conflict, Busy),
     )
 
 
@@ -238,7 +233,7 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             bodies=(schemas.preferences,),
             examples={"one kind": {optional: {"email": False}}, "all that are not required": {"*": {"email": False}}},
             answers=_ok("The state, by kind.", "UserPreferences", SUCCESS | {"data": unwanted}),
-            raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
+            raises=(UnknownUser, Conflict, TooLarge),
         ),
         "POST /erase": Operation(
             summary="Erase a user",
@@ -246,7 +241,7 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             "document is yours and stays. Asking twice is not an error.",
             query=schemas.user,
             answers=_ok("Nothing is left."),
-            raises=(errors.Conflict, errors.EmailUnderWay),
+            raises=(Conflict, EmailUnderWay),
         ),
         "POST /suppress": Operation(
             summary="Suppress an address",
@@ -260,17 +255,19 @@ def _of_users(schemas: Schemas) -> Mapping[str, Operation]:
             answers=_ok(
                 "Whether the present address is suppressed now.", "Suppressed", SUCCESS | {"data": {"suppressed": True}}
             ),
-            raises=(errors.UnknownUser, errors.Conflict, errors.TooLarge),
+            raises=(UnknownUser, Conflict, TooLarge),
         ),
         "GET /u/{token}": _link(
-            "Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None, errors.Unavailable
+            "Show the page to unsubscribe", "Changes nothing, whoever follows the link.", None, Unavailable
         ),
         "POST /u/{token}": _link(
             "Unsubscribe without a login",
             "For mail programs (RFC 8058), and for the buttons of the page. No body is read. Asking twice is not an "
             "error.",
-            unsubscribe.LinkQuery(),
-            *(errors.Conflict, errors.TooLarge, errors.Unavailable),
+            CHOICE(),
+            Conflict,
+            TooLarge,
+            Unavailable,
         ),
     }
 
@@ -279,7 +276,7 @@ def _link(summary: str, description: str, query: Schema | None = None, *raises: 
     return Operation(
         summary=summary,
         description=f"{description} A browser (`Accept: text/html`) is shown its problems as pages, too.",
-        path=unsubscribe.LinkPath(),
+        path=TOKEN(),
         query=query,
         answers=_text("A page.", "text/html"),
         raises=(NoSuchLink, *raises),

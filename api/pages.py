@@ -1,12 +1,15 @@
-"""What browsers get besides the API: the module of the bell, and the documentation in Swagger UI."""
+"""What browsers get besides the API: the module of the bell, the documentation in Swagger UI, and the demo page."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from hashlib import blake2b
+from hmac import compare_digest
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +17,10 @@ from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
 from api.answers import json_line
+from api.auth import identify
 from api.openapi import DOCUMENT
+from ops.local import newest_emails, read_email
+from settings import Scope, Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
 
@@ -88,7 +94,7 @@ async def docs(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the OpenAPI document."""
-    return web.json_response(request.app[DOCUMENT].get(), dumps=json_line)
+    return web.json_response(request.app[DOCUMENT](), dumps=json_line)
 
 
 async def serve(request: web.Request, *, file: File) -> web.Response:
@@ -110,7 +116,7 @@ async def serve(request: web.Request, *, file: File) -> web.Response:
 def _read(path: Path) -> tuple[bytes, str]:
     """Return the content of a file and its ETag. Files do not change while the service runs.
 
-    Our modules import each other with the version of all, `./inbox/panel.js?v=…`, so browsers keep them for ever.
+    The bell's modules import each other with its version, `./inbox/panel.js?v=…`, so browsers keep them for ever.
     """
     body = path.read_bytes()
     if path.suffix == ".js" and path.is_relative_to(FOLDER):
@@ -125,3 +131,75 @@ def _version() -> str:
     for path in sorted((FOLDER / "inbox").rglob("*.js")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+# --- the demo page ------------------------------------------------------------------------------------
+
+DEMO_FILES: Final = {
+    "/demo.js": File(FOLDER / "demo.js", "text/javascript"),
+    "/demo.css": File(FOLDER / "demo.css", "text/css"),
+    "/demo.svg": File(FOLDER / "demo.svg", "image/svg+xml"),
+}
+NO_STORE: Final = {"Cache-Control": "no-store"}
+EMAIL_HEADERS: Final = {
+    **OWN_ORIGIN_HEADERS,
+    **NO_STORE,
+    "Content-Security-Policy": (
+        "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-DNS-Prefetch-Control": "off",
+}
+"""An e-mail runs nothing and loads nothing, and only the demo page shows it."""
+LINKS_OPEN_NOTHING: Final = "<!DOCTYPE html><base target=_blank>"
+"""A link opens a window, which the sandbox does not let it."""
+
+
+def demo_routes(settings: Settings) -> Iterator[web.RouteDef]:
+    """Yield the routes of the demo page, and in a local run those of its mailbox, which only a key opens."""
+    if not (settings.demo or settings.local):
+        return
+    frames = "'self'" if settings.local else "'none'"
+    page = File(FOLDER / "demo.html", "text/html", page_headers(frames=frames))
+    yield from serve_files({"/": page, **DEMO_FILES})
+    setup = {
+        "keys": bool(settings.api_keys),
+        "mailbox": settings.local,
+        "examples": settings.local and not settings.templates_dir,
+    }
+
+    async def describe_setup(_: web.Request) -> web.Response:
+        return web.json_response({"success": True, "data": setup}, headers=NO_STORE, dumps=json_line)
+
+    yield web.get("/demo/setup", describe_setup)
+    if settings.local:
+        mailbox = _Mailbox()
+        yield web.get("/demo/mails", mailbox.list)
+        yield web.get("/demo/mails/{secret}/{name}", mailbox.html)
+
+
+class _Mailbox:
+    """Shows the e-mails. A frame cannot send a key, so the path of an e-mail has a secret."""
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_urlsafe()
+
+    async def list(self, request: web.Request) -> web.Response:
+        """Return the newest e-mails: their text, and the path of their HTML."""
+        identify(request, Scope.CREATE)
+        folder, emails = f"demo/mails/{self._secret}", await asyncio.to_thread(newest_emails)
+        mails = [
+            email._asdict() | {"file": f"{email.file}", "html": email.html and f"{folder}/{email.file.name}"}
+            for email in emails
+        ]
+        return web.json_response({"success": True, "mails": mails}, headers=NO_STORE, dumps=json_line)
+
+    async def html(self, request: web.Request) -> web.Response:
+        """Return the HTML of an e-mail."""
+        secret = request.match_info["secret"].encode("utf-8", "surrogateescape")
+        email = await asyncio.to_thread(read_email, request.match_info["name"])
+        if not compare_digest(secret, self._secret.encode()) or email is None or email.html is None:
+            raise web.HTTPNotFound
+        return web.Response(text=LINKS_OPEN_NOTHING + email.html, content_type="text/html", headers=EMAIL_HEADERS)

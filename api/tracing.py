@@ -1,4 +1,4 @@
-"""Spans for OpenTelemetry: one for each request and one for each attempt to send an e-mail, which are of one trace.
+"""Spans for OpenTelemetry: one for each request and one for each attempt to send an e-mail, in the same trace.
 
 Imported only if OTEL_EXPORTER_OTLP_ENDPOINT is set, as its packages are those of `requirements-otel.txt`. The SDK reads
 its other variables, such as OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER, from the environment. Attributes have the names
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
@@ -29,13 +29,14 @@ from mongo.owed import OwedEmail
 
 PROPAGATOR: Final = TraceContextTextMapPropagator()
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds in which the last spans are sent."""
+"""Seconds given to the last spans when the service stops."""
 
 
 class Tracing:
     """Makes spans, and sends them to a collector from a thread of its own. A collector that fails delays nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # it warns before each of its retries
         resource = Resource.create()
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
@@ -43,17 +44,14 @@ class Tracing:
         self._provider = TracerProvider(resource=resource)
         self._tracer = self._provider.get_tracer("notifier")
 
-    @asynccontextmanager
-    async def sending(self, endpoint: str) -> AsyncIterator[None]:
-        """Send spans meanwhile. At the end, send what is left if that is quick."""
-        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")
+    async def sending(self, _: web.Application) -> AsyncIterator[None]:
+        """Send spans while the application runs. At its end, send what is left if that is quick."""
+        exporter = OTLPSpanExporter(f"{self._endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        try:
-            yield
-        finally:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await asyncio.to_thread(self._provider.shutdown)
+        yield
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await asyncio.to_thread(self._provider.shutdown)
 
     @web.middleware
     async def request(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -1,6 +1,6 @@
 """The page behind a link to unsubscribe, in the language of the browser, without a script.
 
-To show it changes nothing, as programs follow links too. Its buttons post, and so do mail programs (RFC 8058), which
+Showing it changes nothing, as programs follow links too. Its buttons post, and so do mail programs (RFC 8058), which
 need no page. What is asked for is in the query, so that no body is read. Either way, the page tells the present state.
 """
 
@@ -14,8 +14,6 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 from jinja2 import Environment, StrictUndefined, Template
-from marshmallow import Schema, validate
-from marshmallow import fields as mf
 
 from api.middleware import RENDER_FAILURE
 from api.problems import render
@@ -39,22 +37,8 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class Choice(NamedTuple):
-    """What a POST asks for."""
-
-    wanted: bool
-    of_all: bool
-
-
-CHOICES: Final = {
-    "": Choice(wanted=False, of_all=False),
-    "all": Choice(wanted=False, of_all=True),
-    "undo": Choice(wanted=True, of_all=False),
-    "undo-all": Choice(wanted=True, of_all=True),
-}
-"""By the query, as in `?choice=all`. Without a choice it is to unsubscribe from the kind of the e-mail."""
+CHOICES: Final = ("", "all", "undo", "undo-all")
+"""What a POST may ask for, as in `?choice=all`: by default, no more e-mails of this kind."""
 
 
 class View(NamedTuple):
@@ -77,21 +61,6 @@ INVALID: Final = View("invalid", "reopen")
 FAILED: Final = View("failed", "later")
 
 
-class LinkPath(Schema):
-    """The path of a link, for its description."""
-
-    token = mf.String(required=True, metadata={"description": "From the link in an e-mail."})
-
-
-class LinkQuery(Schema):
-    """The query of a POST, for its description."""
-
-    choice = mf.String(
-        validate=validate.OneOf([choice for choice in CHOICES if choice]),
-        metadata={"description": "Without one: unsubscribe from e-mails of this kind."},
-    )
-
-
 def view_of(kind: Kind, preferences: object, *, has_chosen: bool) -> View:
     """Return what there is to say to a user with these preferences, whose link is about this kind."""
     if not wants_email(preferences, EVERY_KIND) and (kind.required or not wants_email(preferences, kind.name)):
@@ -104,7 +73,7 @@ def view_of(kind: Kind, preferences: object, *, has_chosen: bool) -> View:
 
 
 def masked(address: object) -> str:
-    """Return an address as its owner still knows it, `a•••@example.com`; nothing for what is none."""
+    """Return an address as its owner still knows it, `a•••@example.com`, or nothing if it is not an address."""
     text = f"{address}"
     return f"{text.strip()[0]}•••@{text.rpartition('@')[2].strip()}" if is_address(address) else ""
 
@@ -174,10 +143,11 @@ async def show_page(request: web.Request) -> web.Response:
 async def unsubscribe(request: web.Request) -> web.Response:
     """Unsubscribe the user whom a link is for, or undo that; show the page. Nobody logs in, and no body is read."""
     user_id, kind = request.app[PAGE].open(request)
-    choice, preferences = CHOICES.get(request.query.get("choice", "")), request.app[PREFERENCES]
-    if not choice:  # an address that is none of ours
+    choice, preferences = request.query.get("choice", ""), request.app[PREFERENCES]
+    if choice not in CHOICES:  # the page has no such button
         raise NoSuchLink
-    if choice.of_all or not kind.required:
-        change = preferences.resubscribe if choice.wanted else preferences.unsubscribe
-        await change(user_id, None if choice.of_all else kind.name)
+    concerns_all = choice.endswith("all")
+    if concerns_all or not kind.required:
+        change = preferences.resubscribe if choice.startswith("undo") else preferences.unsubscribe
+        await change(user_id, None if concerns_all else kind.name)
     return await show_page(request)

@@ -8,10 +8,9 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from cli.check_mail import check_mail
+from cli.check_mail import Result, StepFailed, check_mail
 from cli.environment import read_settings
-from cli.output import Result, StepFailed, counted, say
-from cli.target import NoDatabase, with_database
+from cli.output import counted, say
 from cli.variables import SettingsError
 from config.checks import DEAD_MAIL
 from config.ids import IdType
@@ -20,6 +19,7 @@ from mongo.errors import StoreError, persist
 from mongo.overview import sample, topology
 from mongo.start import version_of
 from mongo.suppression import address_index
+from ops.local import NoDatabase, with_database
 from settings import Settings
 from store import Store
 
@@ -40,11 +40,17 @@ def run_check(options: argparse.Namespace) -> int:
     """Check, and print a line for each step; return 0, 1 if a step failed, or 2 for a wrong configuration."""
     try:
         settings, warnings = read_settings()
+        results = asyncio.run(_check(settings, warnings, options.to))
+        code = int(any(result.state == "failed" for result in results))
     except SettingsError as exc:
         faults = [f"{name}: {text}" for name, texts in sorted(exc.faults.items()) for text in texts]
-        return _print([Result("failed", "configuration", fault) for fault in faults], 2, as_json=options.json)
-    results = asyncio.run(_check(settings, warnings, options.to))
-    return _print(results, int(any(result.state == "failed" for result in results)), as_json=options.json)
+        results, code = [Result("failed", "configuration", fault) for fault in faults], 2
+    if options.json:
+        say(json.dumps({"ok": not code, "checks": [result._asdict() for result in results]}))
+        return code
+    for state, step, detail in results:
+        say(f"{state:9}{step:15}{' '.join(detail.split())}")
+    return code
 
 
 async def _check(settings: Settings, warnings: Sequence[str], to: str | None) -> Sequence[Result]:
@@ -52,15 +58,6 @@ async def _check(settings: Settings, warnings: Sequence[str], to: str | None) ->
     detail = "; ".join([LOCAL if settings.local else "valid", *warnings, *openness])
     mongodb, mail = await asyncio.gather(_check_mongodb(settings), check_mail(settings, to))
     return [Result("ok", "configuration", detail), *mongodb, *mail]
-
-
-def _print(results: Sequence[Result], code: int, *, as_json: bool) -> int:
-    if as_json:
-        say(json.dumps({"ok": not code, "checks": [result._asdict() for result in results]}))
-    else:
-        for state, step, detail in results:
-            say(f"{state:9}{step:15}{' '.join(detail.split())}")
-    return code
 
 
 async def _check_mongodb(settings: Settings) -> Sequence[Result]:
@@ -125,7 +122,7 @@ async def _index(store: Store, _: Settings) -> str:
     if fault := due.fault(indexes):
         raise StepFailed(fault)
     if not (serving := due.serving(indexes)):
-        return "not there yet; the service has it made when it runs"
+        return "not there yet; the service makes it when it runs"
     large = "" if serving.get("sparse") else f"; {serving['name']} is not, and so it is large: drop it"
     return f"notifier.due, sparse{large}"
 
@@ -175,4 +172,4 @@ STEPS: Final[Mapping[str, Callable[[Store, Settings], Awaitable[str]]]] = {
     "users": _users,
     "dead_mail": _dead_mail,
 }
-"""What MongoDB is asked once it is reached. Each returns what is said, or raises `StepFailed` or `StoreError`."""
+"""The questions to MongoDB. Each returns what to say of its step, or raises `StepFailed` or `StoreError`."""

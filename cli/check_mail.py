@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 import jwt
 from aiosmtplib import SMTPException, SMTPResponseException
 from bson import ObjectId
 
-from cli.output import Result, StepFailed, counted
+from cli.output import counted
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
@@ -33,7 +33,7 @@ from settings import Security, Settings
 
 DAY: Final = 86_400
 SOON: Final = 14
-"""Days left to a certificate below which `check` says to renew it."""
+"""Days of validity below which `check` says to renew a certificate."""
 TEST: Final = Content(
     subject="Test of the notification service",
     text="`notifier.py check --to` sent this e-mail. The service can send e-mails through its mail server.",
@@ -45,13 +45,27 @@ SMTP_STEPS: Final[Mapping[str, str]] = {
     "smtp_ehlo": "the server greets us",
     "smtp_login": "accepted",
 }
-"""The steps of opening a connection, and what is said of one that went well."""
+"""The steps of opening a connection, and what to say of one that succeeds."""
 UNTRUSTED: Final = (
     "the certificate is refused ({}): it must name SMTP_HOST, and its authority be the system's or in SMTP_CA_FILE."
 )
-ASKS_FOR_CERTIFICATE: Final = "the server asks for a client certificate: SMTP_CLIENT_CERT."
 NO_TLS: Final = "the server does not speak TLS from the start; SMTP_SECURITY=starttls is for those that upgrade."
-BASIC_DISABLED: Final = "; Exchange Online takes no passwords: see docs/logins.md"
+
+
+class StepFailed(Exception):
+    """A step of `check` failed. The message says what is wrong and what to do."""
+
+    def __init__(self, detail: str, step: str = "") -> None:
+        super().__init__(detail)
+        self.step = step
+
+
+class Result(NamedTuple):
+    """The outcome of a step of `check`: `ok`, `failed` or `skipped`, and a sentence."""
+
+    state: str
+    check: str
+    detail: str
 
 
 async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
@@ -69,7 +83,7 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
 
 
 async def _walk(settings: Settings, to: str | None) -> AsyncIterator[tuple[str, str]]:
-    """Yield each step that went well, and what is said of it. Raises `StepFailed`."""
+    """Yield each step that succeeds, and what to say of it. Raises `StepFailed`."""
     opener = Opener(settings, sender_of(settings).domain)
     try:
         if opener.tokens:
@@ -89,7 +103,7 @@ async def _token(tokens: Tokens) -> str:
     except SMTPFault as exc:
         raise StepFailed(f"{exc}"[0].upper() + f"{exc}."[1:], "oauth_token") from None
     minutes = (token.ends - time.monotonic()) / 60
-    return f"by {tokens.grant}, valid for {minutes:.0f} min, for {_granted(token) or 'a scope that is not said'}"
+    return f"by {tokens.grant}, valid for {minutes:.0f} min, for {_granted(token) or 'an unnamed scope'}"
 
 
 def _granted(token: Token) -> str:
@@ -108,7 +122,7 @@ async def _session(opener: Opener, settings: Settings) -> AsyncIterator[tuple[st
     except (SMTPException, SMTPFault, OSError, ValueError) as exc:
         failure = _failure(exc, opener.step, settings)
         if failure.step == "smtp_ehlo" and settings.security is not Security.TLS:
-            del said["smtp_tls"]  # which would come after it
+            del said["smtp_tls"]  # STARTTLS comes after EHLO
         for step in takewhile(lambda step: step != failure.step, said):
             yield step, said[step]
         raise failure from exc
@@ -144,7 +158,8 @@ def _failure(exc: Exception, step: str, settings: Settings) -> StepFailed:
 
 def _refusal(exc: SMTPResponseException, settings: Settings, *, at_login: bool) -> str:
     secret = "the token for SMTP_LOGIN" if settings.smtp_oauth_token_url else "SMTP_LOGIN and SMTP_PASSWORD"
-    hint = BASIC_DISABLED if "basic authentication is disabled" in exc.message else ""
+    basic = "basic authentication is disabled" in exc.message
+    hint = "; Exchange Online takes no passwords: see docs/logins.md" if basic else ""
     return f"The server refuses {secret if at_login else 'us'}: {exc.code} {exc.message}{hint}"
 
 
@@ -152,7 +167,7 @@ def _tls_words(fault: ssl.SSLError) -> str:
     if isinstance(fault, ssl.SSLCertVerificationError):
         return UNTRUSTED.format(fault.verify_message.rstrip("."))
     if f"{fault.reason}".endswith("CERTIFICATE_REQUIRED"):
-        return ASKS_FOR_CERTIFICATE
+        return "the server asks for a client certificate: SMTP_CLIENT_CERT."
     return NO_TLS if fault.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"} else f"TLS fails: {fault.reason}."
 
 

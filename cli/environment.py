@@ -30,7 +30,6 @@ REQUIRED: Final = frozenset({"DB_URI", "EMAIL", "SMTP_HOST"})
 LINKS: Final = frozenset({"PUBLIC_URL", "UNSUBSCRIBE_SECRETS"})
 TOKENS: Final = frozenset({"API_KEYS", "USER_TOKEN_SECRETS"})
 NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
-ALONE: Final = "A local run is one process. More need DB_URI and SMTP_HOST."
 OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
 NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
 REPEATED: Final = "Repeats a key; a key with several scopes is SCOPE+SCOPE:KEY."
@@ -38,10 +37,8 @@ NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and U
 NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads to need it, or a key without a scope."
 TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
 FOR_OAUTH: Final = "Missing. A login with OAuth 2.0 needs it."
-NOT_BOTH: Final = "A login has a password or OAuth 2.0, not both."
 NO_AUTHORITIES: Final = "Cannot be read as PEM certificates"
 NOT_A_PAIR: Final = "Cannot be read as a PEM file with a certificate and its private key, without a passphrase"
-NEEDS_TLS: Final = "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 PATH_REFUSES: Final = "A path needs UNKNOWN_USERS=refuse: the service creates users with a plain field."
 OF_A_SERVICE: Final = (
     "Kubernetes has set this, for a Service of that name; enableServiceLinks: false in the pod's spec stops it."
@@ -63,31 +60,17 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
     faults = {**variables.faults, **wrong}
     if not local:
         missing = NOT_LOCAL.format(" and ".join(variables.not_local))
-        faults |= {name: [missing] for name in REQUIRED - variables.given}
-    for name, fault in _contradictions(settings, variables.given, local=local):
+        faults |= {name: [missing] for name in REQUIRED - variables.present}
+    for name, fault in _contradictions(settings, variables.present, local=local):
         faults.setdefault(name, fault.split("\n"))
     if faults:
         raise SettingsError({**variables.doubts, **faults})
     return settings, [*variables.warnings, *(f"{name}: {slip}" for name, (slip,) in variables.doubts.items())]
 
 
-class _Path(mf.String):
-    def _deserialize(self, value: Any, *args: Any, **options: Any) -> Any:
-        return Path(super()._deserialize(value, *args, **options))
-
-
 class _CommaSeparated(mf.List[Any]):
     def _deserialize(self, value: Any, *args: Any, **options: Any) -> Any:
         return super()._deserialize([item.strip() for item in value.split(",")], *args, **options)
-
-
-PARSERS: Final[Mapping[type, type[mf.Field[Any]]]] = {
-    int: mf.Integer,
-    float: mf.Float,
-    bool: mf.Boolean,
-    str: mf.String,
-    Path: _Path,
-}
 
 
 def _field(hint: Any, check: Any) -> mf.Field[Any]:
@@ -96,7 +79,7 @@ def _field(hint: Any, check: Any) -> mf.Field[Any]:
     options = {"validate": check} if check else {}
     if issubclass(item, enum.Enum):
         return mf.Enum(item, by_value=True, **options)
-    parser = PARSERS[item](**options)
+    parser = mf.Function(deserialize=Path) if item is Path else Schema.TYPE_MAPPING[item](**options)
     return _CommaSeparated(parser) if get_origin(hint) is Sequence else parser
 
 
@@ -121,22 +104,22 @@ def _sentences(value: str, messages: Any) -> Sequence[str]:
     return list(messages)
 
 
-def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iterator[tuple[str, str]]:
+def _contradictions(settings: Settings, present: set[str], *, local: bool) -> Iterator[tuple[str, str]]:
     """Yield variables that contradict or lack others, and the faults."""
     is_path = "." in settings.email_field
     rules = (
-        ("API_KEYS", given & TOKENS == {"USER_TOKEN_SECRETS"}, NEEDS_KEYS),
+        ("API_KEYS", present & TOKENS == {"USER_TOKEN_SECRETS"}, NEEDS_KEYS),
         ("API_KEYS", len(settings.scopes) < len(settings.api_keys), REPEATED),
-        ("PUBLIC_URL", given & LINKS == {"UNSUBSCRIBE_SECRETS"}, NEEDS_URL),
-        ("UNSUBSCRIBE_SECRETS", given & LINKS == {"PUBLIC_URL"} and not settings.link_secrets, NEEDED_BY_URL),
+        ("PUBLIC_URL", present & LINKS == {"UNSUBSCRIBE_SECRETS"}, NEEDS_URL),
+        ("UNSUBSCRIBE_SECRETS", present & LINKS == {"PUBLIC_URL"} and not settings.link_secrets, NEEDED_BY_URL),
         ("EMAIL_FIELD", is_path and settings.unknown_users is UnknownUsers.CREATE, PATH_REFUSES),
-        ("WORKERS", local and settings.workers > 1, ALONE),
+        ("WORKERS", local and settings.workers > 1, "A local run is one process. More need DB_URI and SMTP_HOST."),
         ("LOCAL_NAMES", bool(settings.local_names) and not local, OF_LOCAL_RUNS),
     )
     yield from ((name, words) for name, holds, words in rules if holds)
     if settings.db_uri and (fault := uri_fault(settings.db_uri)):
         yield "DB_URI", fault
-    yield from _login_faults(settings, given)
+    yield from _login_faults(settings, present)
     try:
         if settings.kinds and settings.templates_dir:
             asyncio.run(Templates(settings).test())
@@ -146,15 +129,15 @@ def _contradictions(settings: Settings, given: set[str], *, local: bool) -> Iter
         yield "TEMPLATES_DIR", f"{exc}"
 
 
-def _login_faults(settings: Settings, given: set[str]) -> Iterator[tuple[str, str]]:
+def _login_faults(settings: Settings, present: set[str]) -> Iterator[tuple[str, str]]:
     """Yield variables that a login at the mail server lacks or contradicts, and the faults."""
-    oauth = {name for name in given if name.startswith("SMTP_OAUTH_")}
+    oauth = {name for name in present if name.startswith("SMTP_OAUTH_")}
     proof = set() if "SMTP_OAUTH_REFRESH_TOKEN" in oauth else {"SMTP_OAUTH_CLIENT_SECRET"}
     needed = {"SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_CLIENT_ID", *proof} if oauth else {"SMTP_PASSWORD"}
-    if given & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
-        yield from ((name, FOR_OAUTH if oauth else TOGETHER) for name in {"SMTP_LOGIN", *needed} - given)
-    if oauth and "SMTP_PASSWORD" in given:
-        yield "SMTP_PASSWORD", NOT_BOTH
+    if present & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
+        yield from ((name, FOR_OAUTH if oauth else TOGETHER) for name in {"SMTP_LOGIN", *needed} - present)
+    if oauth and "SMTP_PASSWORD" in present:
+        yield "SMTP_PASSWORD", "A login has a password or OAuth 2.0, not both."
     if path := settings.smtp_ca_file:
         yield from _file_faults("SMTP_CA_FILE", NO_AUTHORITIES, path, partial(create_default_context, cafile=path))
     if path := settings.smtp_client_cert:
@@ -162,7 +145,7 @@ def _login_faults(settings: Settings, given: set[str]) -> Iterator[tuple[str, st
         # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
         yield from _file_faults("SMTP_CLIENT_CERT", NOT_A_PAIR, path, partial(load, path, password=""))
         if settings.smtp_security is Security.NONE:
-            yield "SMTP_SECURITY", NEEDS_TLS
+            yield "SMTP_SECURITY", "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 
 
 def _file_faults(name: str, words: str, path: Path, load: Callable[[], object]) -> Iterator[tuple[str, str]]:

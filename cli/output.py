@@ -1,9 +1,9 @@
-"""What commands print, and the outcome of a step of `check`."""
+"""What commands print."""
 
 from __future__ import annotations
 
 import sys
-from typing import Final, NamedTuple
+from typing import Final
 
 from ops.logs import printable
 
@@ -13,22 +13,6 @@ INTERRUPTED: Final = 130
 
 class BadInput(Exception):
     """What the operator gave cannot be used. The message names every fault."""
-
-
-class StepFailed(Exception):
-    """A step of `check` failed. The message says what is wrong and what to do."""
-
-    def __init__(self, detail: str, step: str = "") -> None:
-        super().__init__(detail)
-        self.step = step
-
-
-class Result(NamedTuple):
-    """The outcome of a step of `check`: `ok`, `failed` or `skipped`, and a sentence."""
-
-    state: str
-    check: str
-    detail: str
 
 
 def counted(number: int, noun: str) -> str:

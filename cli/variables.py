@@ -44,7 +44,7 @@ class Variables:
     """The environment, then a file for what is not in it. An empty variable hides that of the file.
 
     A value ends before its line end, which a secret made with `echo` has. Nothing is expanded: a password may hold
-    `${`. `given` has the names of the settings with a value, even one in a file that cannot be read. `doubts` are
+    `${`. `present` has the names of the settings with a value, even one in a file that cannot be read. `doubts` are
     names of the environment that are probably slips, but may belong to another program.
     """
 
@@ -55,9 +55,9 @@ class Variables:
         self._lines: dict[str, int] = {}
         values = {**self._read(env_file), **os.environ}
         self.values = {name: value.strip("\r\n") for name, value in values.items() if value.strip()}
-        self.given = {SECRET_FILES.get(name, name) for name in self.values}
+        self.present = {SECRET_FILES.get(name, name) for name in self.values}
         for name in self.values:
-            if not (line := self._lines.get(name)) and (slip := _slip(name, self.given)):
+            if not (line := self._lines.get(name)) and (slip := _slip(name, self.present)):
                 self.doubts[name] = [slip]
             elif line and (slip := _slip(name, ())):
                 self.faults[name] = [f"{slip} (in line {line} of {env_file})"]
@@ -132,13 +132,13 @@ def _misread(binding: Binding) -> str | None:
     return CUT if binding.key in SECRETS and raw[:1] not in {"'", '"'} and re.search(r"\s#", raw) else None
 
 
-def _slip(name: str, given: Container[str]) -> str | None:
-    """Return what is wrong with a name that is probably meant for a setting which is not given."""
+def _slip(name: str, present: Container[str]) -> str | None:
+    """Return what is wrong with a name that is probably a misspelt setting."""
     if name in NAMES or OF_KUBERNETES.fullmatch(name):
         return None
     if name.removesuffix("_FILE") in NAMES:
         return NOT_SECRET
     candidates = [known for known in NAMES if len(known) >= LIKENESS_LENGTH]
     for near in difflib.get_close_matches(name.upper(), candidates, 1, LIKENESS):
-        return None if near in given else f"{UNKNOWN}; is {near} meant?"
+        return None if near in present else f"{UNKNOWN}; is {near} meant?"
     return f"{UNKNOWN}." if name.startswith("SMTP_") else None

@@ -1,1 +1,1 @@
-"""What every other folder needs: what settings may be, ids, addresses, file descriptors, tasks in the background."""
+"""What every other folder needs: the checks of settings, addresses, ids, languages and file descriptors."""

@@ -1,9 +1,13 @@
-"""What the values of settings must be. Each check raises `marshmallow.ValidationError` with a sentence."""
+"""What the values of settings must be, and how a path among them is followed.
+
+Each check raises `marshmallow.ValidationError` with a sentence.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from marshmallow import ValidationError, validate
@@ -22,6 +26,23 @@ PUBLIC_URL_LENGTH: Final = 180
 """Characters. With the longest token, a link fits into the line of its header: 998 bytes (RFC 5322, section 2.1.1)."""
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
 DAYS: Final = validate.Range(min=0, min_inclusive=False, max=10_000)
+ENCODABLE: Final = validate.And(
+    validate.Regexp("[^\ud800-\udfff]*\\Z", error="Not UTF-8."),
+    validate.Regexp(r"[^\x00-\x1f\x7f]*\Z", error="Has a control character."),
+)
+ORIGIN: Final = validate.Regexp(
+    r"https?://[a-z0-9.-]+(:\d+)?\Z", error="Not an origin such as https://app.example.com."
+)
+TOKEN_URL: Final = validate.Regexp(
+    r"(https://[\w.-]+|https?://(localhost|127\.0\.0\.1|\[::1\]))(:\d{1,5})?(/[!-\"$-~]*)?\Z",
+    error="Not an https address, such as https://oauth2.googleapis.com/token.",
+)
+"""Secrets are sent there, so only to this machine without TLS."""
+COLLECTION: Final = validate.Regexp(
+    rf"(?!system\.|\.|{DEAD_MAIL}\Z)[^$\x00]{{1,120}}\Z",
+    error=f"Not the name of a collection, or {DEAD_MAIL}, which is the service's.",
+)
+"""MongoDB manual, "Restrictions on Collection Names"."""
 LEVEL: Final = validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}.")
 COLLECTOR: Final = validate.URL(schemes={"http", "https"}, require_tld=False)
 
@@ -53,25 +74,11 @@ def in_url(name: str) -> str:
     return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else name.encode("idna").decode().lower()
 
 
-def encodable(value: str) -> None:
-    """Accept text without control characters that can be sent as UTF-8."""
-    if re.search("[\ud800-\udfff]", value):
-        raise ValidationError("Not UTF-8.")
-    if re.search(r"[\x00-\x1f\x7f]", value):
-        raise ValidationError("Has a control character.")
-
-
 def long_secret(value: str) -> None:
     """Accept a secret that is long enough, and can be sent."""
-    encodable(value)
+    ENCODABLE(value)
     if len(value.encode()) < SECRET_LENGTH:
         raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
-
-
-def origin(value: str) -> None:
-    """Accept an origin, without a path."""
-    if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", value):
-        raise ValidationError("Not an origin such as https://app.example.com.")
 
 
 def public_url(value: str) -> None:
@@ -85,20 +92,20 @@ def public_url(value: str) -> None:
     host(parts[1].strip("[]"))
 
 
-def token_url(value: str) -> None:
-    """Accept an https address, or an http address of this machine: secrets are sent there."""
-    if not re.fullmatch(r"(https://[\w.-]+|https?://(localhost|127\.0\.0\.1|\[::1\]))(:\d{1,5})?(/[!-\"$-~]*)?", value):
-        raise ValidationError("Not an https address, such as https://oauth2.googleapis.com/token.")
-
-
-def collection(value: str) -> None:
-    """Accept the name of a collection (MongoDB manual, "Restrictions on Collection Names"), but the service's own."""
-    if not re.fullmatch(r"(?!system\.)[^$\x00]{1,120}", value) or value.startswith(".") or value == DEAD_MAIL:
-        raise ValidationError(f"Not the name of a collection, or {DEAD_MAIL}, which is the service's.")
-
-
 def field_path(value: str) -> None:
-    """Accept a field, or a path through documents and arrays, that is not the service's own."""
+    """Accept a field, or a path through documents and arrays, other than the service's."""
     names = value.split(".")
     if not all(re.fullmatch(r"[^$.\x00][^.\x00]*", name) for name in names) or names[0] in OWN_FIELDS:
         raise ValidationError("Not a field or a path such as emails.0.address, or a field of the service's.")
+
+
+def value_at(document: object, path: str) -> object:
+    """Return the value at a path such as `emails.0.address` or `data.city`, or `None`."""
+    for name in path.split("."):
+        if isinstance(document, Mapping):
+            document = document.get(name)
+        elif isinstance(document, list) and name.isdecimal() and int(name) < len(document):
+            document = document[int(name)]
+        else:
+            return None
+    return document

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 KEPT: Final = 256
-"""Descriptors reserved for MongoDB, the mail server and DNS; half of them all if there are few."""
+"""Descriptors reserved for MongoDB, the mail server and DNS; half of all descriptors if there are few."""
 FEW: Final = 1024
 """With a lower limit, the pools of connections to MongoDB are smaller, too."""
 USED: Final = 64

@@ -20,7 +20,7 @@ from typing import Any, Final
 from bson import ObjectId
 from pymongo import UpdateMany
 
-from config.paths import value_at
+from config.checks import value_at
 from mongo.claims import EDGES, SHARE, Refused, band_of, shares
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 
 from config.address import is_address
-from config.paths import value_at
+from config.checks import value_at
 from mongo.connection import Database
 from mongo.dead_mail import DeadMail
 from mongo.document import OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, each, only

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from config.paths import value_at
+from config.checks import value_at
 from mongo.document import (
     OPTIONAL_FIELDS,
     OUTBOX,

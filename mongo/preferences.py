@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from config.paths import value_at
+from config.checks import value_at
 from mongo.document import JSONObject, only
 from mongo.errors import UnknownUser
 from mongo.users import Users

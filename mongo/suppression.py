@@ -15,7 +15,7 @@ from typing import Any, Final
 from marshmallow import ValidationError
 
 from config.address import envelope_address
-from config.paths import value_at
+from config.checks import value_at
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import PING_DEADLINE, UnknownUser
 from mongo.users import Users

@@ -1,19 +1,27 @@
-"""The service's port: bound, listened on, and closed without losing a waiting connection."""
+"""The service's port: bound, listened on, announced, and closed without losing a waiting connection."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from ops.local import banner
+from settings import Settings
+
+log = logging.getLogger("notifier")
+
 LISTEN_BACKLOG: Final = 4096
 """Connections that may wait to be accepted. A further client waits a second before it tries again."""
 ACCEPTED_AT_ONCE: Final = 16
 """Connections accepted, and errors of accept(2) met, in one turn of the event loop."""
+WARNING_INTERVAL: Final = 3600.0
+"""Seconds."""
 Protocols = Callable[[], asyncio.BaseProtocol]
 """Makes the protocol of a connection."""
 
@@ -54,6 +62,21 @@ async def listen(server: asyncio.Server, host: str, port: int) -> None:
                 own.listen(LISTEN_BACKLOG)  # which asyncio takes for `ACCEPTED_AT_ONCE`
     except OSError as exc:
         raise CannotListen(host, port, exc) from exc
+
+
+async def warn_if_open(settings: Settings) -> None:
+    """Warn now and once an hour if the API is open to anyone."""
+    while settings.openness:
+        log.warning("%s", settings.openness)
+        await asyncio.sleep(WARNING_INTERVAL)
+
+
+def announce(settings: Settings) -> None:
+    """Tell that the service listens: in a local run with commands to paste."""
+    if settings.local:
+        print(banner(settings), flush=True)  # noqa: T201 - for the newcomer
+    else:
+        log.info("listening on %s port %d", settings.host, settings.port)
 
 
 async def cease(server: asyncio.Server, protocols: Protocols) -> None:

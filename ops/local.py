@@ -1,72 +1,65 @@
-"""The local run: a real MongoDB and a mailbox on loopback, with their files under `.notifier/`.
-
-Its packages are in `requirements-local.txt` and not in the container.
-"""
+"""The local run, on a real MongoDB and a mailbox on loopback, whose files are under `.notifier/`."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
-import os
-import shutil
-import signal
-import socket
-import time
-from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from aiosmtpd.smtp import SMTP, Envelope, Session
-from pymongo.errors import OperationFailure, PyMongoError
+from ops.mongod import DATABASE, FOLDER, running_mongod
+from settings import Security, Settings, UnknownUsers
 
-from config.background import background
-from mongo.connection import Database, connected
-from mongo.errors import Patience
-from ops.mailbox import DB_URI_FILE, FOLDER, MAILBOX
-from ops.mongod import LocalRunError, Program, find_mongod
-from settings import Security, Settings
+if TYPE_CHECKING:
+    from aiosmtpd.smtp import SMTP, Envelope, Session
 
 log = logging.getLogger("notifier.local")
 
-DATABASE: Final = FOLDER / "db"
-MONGOD_LOG: Final = FOLDER / "mongod.log"
-LIBRARIES: Final = FOLDER / "lib"
-START_TIMEOUT: Final = 20.0
-"""Seconds in which MongoDB must take writes."""
-STOP_TIMEOUT: Final = 15.0
-"""Seconds that MongoDB is given to close its files."""
-IN_USE_TIMEOUT: Final = 8.0
-"""Seconds to wait for files in use: an orphaned MongoDB closes them within that time."""
-PROBING: Final = Patience(attempt=1.0)
-"""For one question to a MongoDB that is starting."""
+MAILBOX: Final = FOLDER / "mail"
+DB_URI_FILE: Final = FOLDER / "db_uri"
+"""Where commands find the MongoDB of the local run."""
+NOTHING_CONFIGURED: Final = (
+    "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST. A local run needs requirements-local.txt."
+)
+LOCAL_RUN: Final = """\
+This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
+Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
 
-TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill $$) & exec 3<&-; exec "$@" </dev/null'
-"""The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
-to close, which it does however we die, kill -9 included; then it stops mongod."""
-ROOM: Final = 16 << 20
-"""Bytes that MongoDB needs on the disk. It ends as soon as it cannot write."""
-DATABASE_IN_USE: Final = 100
-"""An exit code of mongod."""
-ALREADY_INITIALIZED: Final = 23
-"""An error code of `replSetInitiate`."""
+{commands}
+"""
+WITH_KEYS: Final = ", where API_KEY is one of API_KEYS"
+HEADER: Final = '-H "Authorization: Bearer $API_KEY" '
+USER: Final = "638f394d4b7243fc0399ea67"
+"""The user of the commands."""
+STORE_USER_FIRST: Final = 'UNKNOWN_USERS is refuse, so store that user first: docs/configuration.md, "A test user".\n'
+
+
+class NoDatabase(Exception):
+    """Nothing is configured, and nothing runs here. The message says what to do."""
 
 
 @asynccontextmanager
 async def embedded(settings: Settings) -> AsyncIterator[Settings]:
     """Start MongoDB and the mailbox and return settings for them. Their data stays for the next run.
 
-    Raises `LocalRunError`.
+    Raises `NoDatabase` without the packages of `requirements-local.txt`, or `LocalRunError`.
     """
+    if not importlib.util.find_spec("aiosmtpd"):
+        raise NoDatabase(NOTHING_CONFIGURED)
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     FOLDER.chmod(0o700)  # an older version left it open to every user of the machine
     for folder in (DATABASE, MAILBOX):
         folder.mkdir(parents=True, exist_ok=True)
-    async with _mongod() as port, _mailbox() as smtp_port:
+    async with running_mongod() as db_uri, _running_mailbox() as smtp_port:
         log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
-        db_uri = _uri(port)
         log.info("MongoDB, at %s, keeps its data in %s", db_uri, DATABASE)
         DB_URI_FILE.write_text(db_uri)
         yield replace(
@@ -80,114 +73,74 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
         )
 
 
-def _uri(port: int) -> str:
-    return f"mongodb://127.0.0.1:{port}/notifier?directConnection=true"
+def with_database(settings: Settings) -> Settings:
+    """Return the settings of a command, with the database of the local run in this folder if they name none.
+
+    Raises `NoDatabase`.
+    """
+    if not settings.local:
+        return settings
+    if not DB_URI_FILE.exists():
+        raise NoDatabase("There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST.")
+    return replace(settings, db_uri=DB_URI_FILE.read_text())
 
 
-@asynccontextmanager
-async def _mongod() -> AsyncIterator[int]:
-    """Run MongoDB; yield its port. Raises `LocalRunError` if it does not start, or has ended by the end."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    process = await _start_mongod(find_mongod(LIBRARIES), port)
+def banner(settings: Settings) -> str:
+    """Return what a newcomer reads first: commands to paste."""
+    header, where = (HEADER, WITH_KEYS) if settings.api_keys else ("", "")
+    kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
+    commands = [
+        f'curl {header}-d \'{{"user_id": "{USER}", "key": "{kind}"}}\' {settings.url}/create',
+        f"curl {header}'{settings.url}/list?user_id={USER}'",
+        "ls .notifier/mail/",
+    ]
+    lines = "\n".join(f"  {line}" for line in commands)
+    refused = STORE_USER_FIRST if settings.unknown_users is UnknownUsers.REFUSE else ""
+    return LOCAL_RUN.format(url=settings.url, where=where, commands=lines) + refused
+
+
+# --- the mailbox --------------------------------------------------------------------------------------
+
+
+class Email(NamedTuple):
+    """An e-mail of the mailbox. `html` is absent from one that is only text."""
+
+    file: Path
+    to: str
+    subject: str
+    text: str
+    html: str | None
+
+
+def newest_emails(count: int = 20) -> list[Email]:
+    """Return the newest e-mails, newest first."""
+    newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:count]
+    return [email for path in newest if (email := read_email(path.name))]
+
+
+def read_email(name: str) -> Email | None:
+    """Return the e-mail in the file of this name, or `None` if it cannot be read."""
+    path = MAILBOX / Path(name).name  # in this folder, whatever the name
     try:
-        async with background(_end_with(process)):
-            yield port
-    finally:
-        lost = process.returncode
-        with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
-        except TimeoutError:
-            process.kill()
-        if process.stdin:
-            process.stdin.write(b"\n")  # the subshell need not kill it any more
-    if lost is not None:
-        raise LocalRunError(_why_ended(lost))
-
-
-async def _end_with(process: Process) -> None:
-    """End this process once MongoDB has ended, as a signal would."""
-    code = await process.wait()
-    log.error("%s The local run ends.", _why_ended(code))
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _why_ended(code: int) -> str:
-    is_full = shutil.disk_usage(DATABASE).free < ROOM
-    reason = "the disk is full" if is_full else f"see {MONGOD_LOG}"
-    return f"The MongoDB of the local run ended with exit code {code}: {reason}."
-
-
-async def _start_mongod(program: Program, port: int) -> Process:
-    patience = time.monotonic() + IN_USE_TIMEOUT
-    try:
-        async with asyncio.timeout(START_TIMEOUT):
-            while True:
-                process = await _spawn(program, port)
-                try:
-                    if await _becomes_primary(process, port):
-                        return process
-                except BaseException:
-                    with suppress(ProcessLookupError):
-                        process.kill()
-                    raise
-                if process.returncode != DATABASE_IN_USE:
-                    raise LocalRunError(_why_ended(process.returncode or 0))
-                if time.monotonic() > patience:
-                    raise LocalRunError(f"{FOLDER} is in use: is another local run running in this folder?")
-                await asyncio.sleep(0.2)  # an orphaned one may still be closing its files
-    except TimeoutError:
-        raise LocalRunError(f"MongoDB did not start in {START_TIMEOUT:.0f} s. See {MONGOD_LOG}.") from None
-
-
-async def _spawn(program: Program, port: int) -> Process:
-    where = f"--dbpath {DATABASE} --port {port} --bind_ip 127.0.0.1 --nounixsocket"
-    what = "--replSet local --oplogSize 64 --wiredTigerCacheSizeGB 0.25"
-    with MONGOD_LOG.open("ab") as output:
-        return await asyncio.create_subprocess_exec(
-            *("sh", "-c", TIED_TO_US, "sh", program.path, *where.split(), *what.split()),
-            env=program.environment,
-            stdin=PIPE,
-            stdout=output,
-            stderr=STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we stop it once it is no longer needed
+        message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)
+        text, html = (message.get_body((kind,)) for kind in ("plain", "html"))
+        return Email(
+            path,
+            str(message["To"] or ""),
+            str(message["Subject"] or ""),
+            str(text.get_content()) if text else "",
+            str(html.get_content()) if html else None,
         )
-
-
-async def _becomes_primary(process: Process, port: int) -> bool:
-    """Wait until it takes writes as the only member of its replica set; return `False` if it ended instead."""
-    address = f"127.0.0.1:{port}"
-    async with connected(_uri(port), patience=PROBING) as connection:
-        admin = connection.database.client.admin
-        while process.returncode is None:
-            try:
-                hello = await admin.command("hello")
-                if hello["isWritablePrimary"] and hello["me"] == address:
-                    return True
-                await _configure_replica_set(admin, address)
-            except PyMongoError:  # not yet
-                await asyncio.sleep(0.02)
-        return False
-
-
-async def _configure_replica_set(admin: Database, address: str) -> None:
-    """Make it a replica set of one, or give the member of an existing one its new port."""
-    config = {"_id": "local", "members": [{"_id": 0, "host": address}]}
-    try:
-        await admin.command("replSetInitiate", config)
-    except OperationFailure as exc:
-        if exc.code != ALREADY_INITIALIZED:
-            raise
-        current = (await admin.command("replSetGetConfig"))["config"]
-        if current["members"][0]["host"] != address:
-            await admin.command("replSetReconfig", config | {"version": current["version"] + 1}, force=True)
+    except (OSError, LookupError, ValueError):  # deleted meanwhile, or not written by us
+        return None
 
 
 @asynccontextmanager
-async def _mailbox() -> AsyncIterator[int]:
-    loop, handler = asyncio.get_running_loop(), _Mailbox()
+async def _running_mailbox() -> AsyncIterator[int]:
+    """Take e-mails, and keep each in a file; yield the port."""
+    from aiosmtpd.smtp import SMTP  # noqa: PLC0415 - only a local run has its package
+
+    loop, handler = asyncio.get_running_loop(), _Handler()
     logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd logs addresses
 
     def protocol() -> SMTP:
@@ -197,7 +150,7 @@ async def _mailbox() -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-class _Mailbox:
+class _Handler:
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
         part = MAILBOX / f"{name}.part"  # so that nobody reads half an e-mail

@@ -88,8 +88,9 @@ async def _run_worker(environment: Mapping[str, str], stopped: asyncio.Task[bool
 
 async def _start(environment: Mapping[str, str]) -> Process:
     os.makedirs(environment[METRICS_FOLDER], mode=0o700, exist_ok=True)  # noqa: PTH103 - as above; not slow in /tmp
+    command = [sys.executable, sys.argv[0], "--worker"]
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, sys.argv[0], "--worker"),
+        *command,
         stdin=PIPE,
         env=environment,
         start_new_session=True,  # Ctrl-C is for the supervisor

@@ -47,8 +47,7 @@ async def run_locally(
     """Return a function that starts the service with only these settings, in this process and on the tests' MongoDB."""
     uri = f"mongodb://{mongod.address}/{database.name}?directConnection=true"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ops.local._mongod", lambda: nullcontext(mongod.port))
-    monkeypatch.setattr("ops.local._uri", lambda _: uri)
+    monkeypatch.setattr("ops.local.running_mongod", lambda: nullcontext(uri))
     async with AsyncExitStack() as stack:
 
         async def run(**changes: Any) -> Local:

@@ -11,8 +11,7 @@ import pytest
 
 from api.auth import BadCredential, OutOfScope, status_token
 from api.problems import BY_EXCEPTION
-from config.keys import Scope
-from settings import Settings
+from settings import Scope, Settings
 from tests.client import (
     KEY,
     METRICS_KEY,

@@ -75,7 +75,7 @@ def failure(steps: Steps) -> tuple[str, str]:
 async def test_check_walks_through_a_login(by_token: Settings, tokens: TokenServer, bearer: BearerServer) -> None:
     steps = await check(by_token, "me@example.com")
     assert (list(steps), {state for state, _ in steps.values()}) == ([*STEPS, "smtp_test"], {"ok"})
-    assert steps["oauth_token"][1] == "by client_credentials, valid for 60 min, for a scope that is not said"
+    assert steps["oauth_token"][1] == "by client_credentials, valid for 60 min, for an unnamed scope"
     assert steps["smtp_login"][1] == "accepted"
     assert len(bearer.received) == 1
     tokens.more = {"expires_in": 1800, "scope": "https://mail.google.com/"}

@@ -17,7 +17,7 @@ import pytest
 from bson import ObjectId
 
 from api.auth import sign_token
-from cli.dead import since
+from cli.emails import since
 from settings import Settings
 from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, SECRET, USER, Client, create, settled
 from tests.faults import scripted

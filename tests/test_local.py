@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from ops.local import _why_ended
+from ops.mongod import _why_ended
 from settings import Settings
 from tests.bad_input import with_
 from tests.browser import local_run
@@ -119,7 +119,7 @@ def test_a_local_run_ends_when_its_mongodb_does_and_says_so(tmp_path: Path, monk
     assert f"{sentence} The local run ends." in output
     assert output.splitlines()[-1] == sentence
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ops.local.ROOM", 1 << 60)  # more than any disk has
+    monkeypatch.setattr("ops.mongod.ROOM", 1 << 60)  # more than any disk has
     assert _why_ended(14).endswith("exit code 14: the disk is full.")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from cli.target import NOTHING_CONFIGURED
+from ops.local import NOTHING_CONFIGURED
 from settings import Settings
 from tests.client import DB, ROOT, USER, settled, user
 from tests.servers import MailServer, free_port

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from bson import ObjectId
 
-from cli.dead import flush
+from cli.emails import flush
 from kinds import SPECIFIED
 from mongo import recall
 from mongo.owed import ERAS_END, FLUSHED, OwedEmail

@@ -12,8 +12,7 @@ import pytest
 
 from cli.environment import read_settings
 from cli.variables import SettingsError
-from config.keys import ALL, Scope
-from settings import SECRETS, Settings
+from settings import ALL_SCOPES, SECRETS, Scope, Settings
 from tests.processes import COMPLETE, run
 
 KEY = "k" * 32
@@ -199,7 +198,7 @@ def test_a_key_has_the_scopes_before_its_colon(environment: Callable[..., Settin
     given = f"{KEY}, metrics:{'m' * 32},create+inbox:{'c' * 32}"
     settings = environment(**COMPLETE, API_KEYS=given, PUBLIC_URL="https://x.example")
     assert settings.scopes == {
-        KEY: ALL,
+        KEY: ALL_SCOPES,
         "m" * 32: {Scope.METRICS},
         "c" * 32: {Scope.CREATE, Scope.INBOX},
     }

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.banner import remind
-from ops.listening import bind, listen
+from ops.listening import bind, listen, warn_if_open
 from settings import Settings
 from tests.client import KEY, PROTECTED, ROOT, USER, Client, create
 from tests.fixtures import Start
@@ -139,8 +138,8 @@ def test_modules_are_found_with_pythonsafepath(tmp_path: Path) -> None:
 async def test_an_open_api_is_warned_about_again_and_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ops.banner.REMINDER_INTERVAL", 0.001)
-    task = asyncio.create_task(remind(Settings(port=81)))
+    monkeypatch.setattr("ops.listening.WARNING_INTERVAL", 0.001)
+    task = asyncio.create_task(warn_if_open(Settings(port=81)))
 
     def warned() -> None:
         assert [record.getMessage() for record in caplog.records][:2] == [
@@ -149,8 +148,8 @@ async def test_an_open_api_is_warned_about_again_and_again(
 
     await eventually_async(warned)
     task.cancel()
-    await remind(Settings(api_keys=(KEY,)))  # which ends at once
-    await remind(Settings(host="127.0.0.1"))
+    await warn_if_open(Settings(api_keys=(KEY,)))  # which ends at once
+    await warn_if_open(Settings(host="127.0.0.1"))
 
 
 async def test_metrics_tell_whether_the_api_is_open(start: Start) -> None:

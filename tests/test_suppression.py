@@ -9,8 +9,7 @@ import pytest
 from aiosmtplib import SMTPResponseException
 from bson import ObjectId
 
-from cli.dead import list_emails, retry_dead
-from cli.status import show_status
+from cli.emails import list_emails, retry_dead, show_status
 from mail.refusals import BOUNCES, bounce_code
 from mail.replies import judge
 from mail.verdicts import Stage

@@ -91,11 +91,10 @@ class InFlight:
 def revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
     """Return an answer with this body and its ETag, or a 304 if the client has it already."""
     etag = blake2b(body, digest_size=12).hexdigest()
-    client_etags = {tag.value for tag in request.if_none_match or ()}
-    response = web.Response(status=304) if etag in client_etags else web.Response(body=body, headers=JSON_HEADERS)
-    response.etag = etag
-    response.headers["Cache-Control"] = cache_control
-    return response
+    headers = {"ETag": f'"{etag}"', "Cache-Control": cache_control}
+    if etag in {tag.value for tag in request.if_none_match or ()}:
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=body, headers=JSON_HEADERS | headers)
 
 
 def is_large(response: web.StreamResponse) -> bool:

@@ -74,7 +74,7 @@ class Batcher(Generic[Item, Result]):
         self._kind = kind
         self._waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._in_flight: dict[asyncio.Task[None], int] = {}  # each batch with its items; 0 once it is late
+        self._in_flight: dict[object, int] = {}  # the task of each batch, with its items; 0 once it is late
 
     async def __call__(self, item: Item) -> Result:
         """Return the outcome of `item`. A cancelled caller leaves the queue, but not a batch in flight.
@@ -86,11 +86,11 @@ class Batcher(Generic[Item, Result]):
         self._free_places -= 1
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._send)  # items of the same turn of the event loop leave together
         self._waiting.setdefault(self._kind(item), deque()).append(_Waiting(item, future, loop.time()))
         if not self._timer:  # one for all, as a timer for each item costs more than its place in a batch
             self._timer = loop.call_later(self._patience, self._expire)
-        if self._may_send():
-            loop.call_soon(self._send)  # items of the same turn of the event loop leave together
         return await future
 
     def _may_send(self) -> bool:
@@ -104,17 +104,12 @@ class Batcher(Generic[Item, Result]):
             if batch := self._next_batch():
                 task = asyncio.create_task(self._run_batch(batch))
                 self._in_flight[task] = len(batch)
-                task.add_done_callback(self._arrived)
                 asyncio.get_running_loop().call_later(LATE, self._is_late, task)
 
     def _is_late(self, task: asyncio.Task[None]) -> None:
         if task in self._in_flight:
             self._in_flight[task] = 0
             self._send()
-
-    def _arrived(self, task: asyncio.Task[None]) -> None:
-        del self._in_flight[task]
-        self._send()
 
     def _expire(self) -> None:
         loop, self._timer = asyncio.get_running_loop(), None
@@ -145,6 +140,9 @@ class Batcher(Generic[Item, Result]):
             outcomes = await self._run([waiting.item for waiting in batch])
         except Exception as exc:  # noqa: BLE001 - it belongs to the callers
             outcomes = [exc] * len(batch)
+        finally:  # the next batch leaves before the callers of this one go on, so that MongoDB need not wait for them
+            del self._in_flight[asyncio.current_task()]
+            self._send()
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if (future := waiting.future).done():
                 continue

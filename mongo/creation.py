@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, cast
 
 from bson import ObjectId
@@ -134,13 +135,13 @@ class Creates:
         # An e-mail alone leaves no trace once it is sent, and in a short array a notification leaves none once newer
         # ones push it out. So the id is remembered like a key.
         key = new.idempotency_key or (None if kind.in_app and self.users.limit >= RECENT_LIMIT else id_)
-        fingerprint = fingerprint or (new.fingerprint() if key else "")
+        fingerprint = fingerprint or (new.fingerprint() if new.idempotency_key else "")
         filter_, guard, pushes = self.users.key(new.user_id), JSONObject(), JSONObject()
         update: JSONObject = {"$setOnInsert": self.users.profile or {}, "$push": pushes}
         if kind.in_app:
             notification: JSONObject = {
                 "id": id_,
-                "timestamp": int(datetime.now(UTC).timestamp()),
+                "timestamp": int(time.time()),
                 "is_new": True,
                 "user_id": new.user_id,
                 "key": kind.name,

@@ -32,7 +32,7 @@ class Page:
     unseen: int | None = None
 
     def first(self, limit: int) -> Page:
-        return replace(self, list=self.list[:limit])
+        return replace(self, list=self.list[:limit]) if len(self.list) > limit else self
 
 
 EMPTY: Final = Page(0, 0, [])

@@ -73,6 +73,28 @@ async def test_concurrent_items_share_batches_of_limited_size() -> None:
     assert calls.batches == [[0, 2, 4], [6, 8]]
 
 
+async def test_the_next_batch_leaves_before_callers_go_on() -> None:
+    events: list[str] = []
+    go = asyncio.Event()
+
+    async def run(items: Sequence[int]) -> Sequence[int | Exception]:
+        events.append(f"sent {items}")
+        await go.wait()
+        return items
+
+    async def call(item: int) -> None:
+        events.append(f"answered {await batcher(item)}")
+
+    batcher = Batcher(run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100, patience=60)
+    callers = []
+    for item in (1, 2):
+        callers.append(asyncio.create_task(call(item)))
+        await turn()
+    go.set()
+    await asyncio.gather(*callers)
+    assert events == ["sent [1]", "sent [2]", "answered 1", "answered 2"]
+
+
 async def test_each_item_has_its_own_outcome_unless_the_batch_fails() -> None:
     calls = Calls()
     calls.go.set()

@@ -26,8 +26,8 @@ from kinds import describe_kinds
 from mongo.creation import Recorded
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
+from mongo.inbox import Page
 from mongo.overview import owed
-from mongo.page import Page
 from mongo.preferences import wants_email
 from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.logs import Throttle

@@ -10,22 +10,20 @@ from operator import attrgetter
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
-from mongo.clock import Clock
 from mongo.connection import Connection, connected, within
 from mongo.creation import Creates, Recorded
 from mongo.dead_mail import DeadMail
-from mongo.deletion import delete, erase
 from mongo.document import SIMPLE, Shape
 from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist
 from mongo.fan_out import FanOut
+from mongo.inbox import EMPTY, Page, delete, erase, is_shared, kind_of_list, page_of, see
 from mongo.lanes import Write, keeps_numbers
 from mongo.outbox import Outbox
-from mongo.page import EMPTY, Page, is_shared, kind_of_list, page_of, see
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection
 from mongo.start import must_suffice
 from mongo.suppression import Suppressions
-from mongo.upkeep import Upkeep
+from mongo.upkeep import Clock, Upkeep
 from mongo.users import Documents, Users
 from mongo.waiting import Windows
 from settings import Settings, UnknownUsers

@@ -22,7 +22,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from api.body import ClientGone
-from mongo.changes import Inbox, NotReplicated
+from mongo.changes import NotReplicated
+from mongo.inbox import Page
 from ops.metrics import Metrics
 
 log = logging.getLogger("notifier.http")
@@ -104,11 +105,11 @@ class Stream:
         return event
 
 
-def encode(inbox: Inbox) -> bytes:
+def encode(page: Page) -> bytes:
     """Return an `inbox` event. Values that JSON has no type for, stored by other programs, become strings."""
-    data = {"elements": inbox.elements, "new": inbox.new, "latest": inbox.latest}
-    if inbox.unseen is not None:
-        data["unseen"] = inbox.unseen
+    data = {"elements": page.elements, "new": page.new, "latest": page.list[0] if page.list else None}
+    if page.unseen is not None:
+        data["unseen"] = page.unseen
     return b"event: inbox\ndata: %b\n\n" % orjson.dumps(data, default=str)
 
 

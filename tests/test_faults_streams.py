@@ -15,8 +15,9 @@ import pytest
 from bson import ObjectId
 
 from api.hub import HUB
-from mongo.changes import Changes, Inbox
+from mongo.changes import Changes
 from mongo.errors import Patience
+from mongo.inbox import Page
 from settings import Settings
 from tests.client import DB, OTHER, USER, Client, create, metric, problem
 from tests.faults import HEARTBEATS, failing
@@ -143,7 +144,7 @@ async def test_an_unreadable_inbox_ends_only_its_own_streams(
 ) -> None:
     """The failure is made up: nothing is known that another program could write and this one not read."""
 
-    async def inboxes(self: Changes, user_ids: Collection[str]) -> Mapping[str, Inbox]:
+    async def inboxes(self: Changes, user_ids: Collection[str]) -> Mapping[str, Page]:
         if OTHER in user_ids and broken:
             raise ValueError("unreadable")
         return await original(self, user_ids)

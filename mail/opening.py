@@ -20,8 +20,7 @@ from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloErr
 
 from config.address import domain
 from mail.connection import Address, Connection, Protocol, drop
-from mail.login import BY_PASSWORD, BY_TOKEN, log_in
-from mail.oauth import Tokens
+from mail.login import BY_PASSWORD, BY_TOKEN, Tokens, log_in
 from mail.replies import SMTPFault
 from mail.verdicts import Verdict
 from settings import Security, Settings

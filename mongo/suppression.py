@@ -84,9 +84,8 @@ class Suppressions:
         self._users = users
 
     async def count(self) -> int:
-        found = {f"{FIELD}.at": {"$gte": EPOCH}}
-        count = self._users.collection.count_documents
-        return await self._users.persist(lambda _: count(found, collation=SIMPLE), PING_DEADLINE)
+        suppressed, count = {f"{FIELD}.at": {"$gte": EPOCH}}, self._users.collection.count_documents
+        return await self._users.persist(lambda _: count(suppressed, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Suppression | None:
         return load_suppression(await self._users.of(user_id, FIELD))
@@ -100,12 +99,12 @@ class Suppressions:
         if index is None:
             raise ValidationError({"user_id": [NO_INDEX]})
         name, path, collation = index
-        asked, first = {path: {"$in": [address, address.lower()]}}, SHARED_LIMIT + 1
+        asked = {path: {"$in": [address, address.lower()]}}
         find = partial(self._users.collection.find, asked, {"_id": 1}, collation=collation, hint=name)
-        found = await self._users.persist(lambda _: find().to_list(first), PING_DEADLINE)
-        if len(found) > SHARED_LIMIT:
+        users = await self._users.persist(lambda _: find().to_list(SHARED_LIMIT + 1), PING_DEADLINE)
+        if len(users) > SHARED_LIMIT:
             raise ValidationError({"address": [f"More than {SHARED_LIMIT} users have it: give user_id."]})
-        return [id_ for user in found if (id_ := self._users.shape.id_type.from_bson(user["_id"]))]
+        return [id_ for user in users if (id_ := self._users.shape.id_type.from_bson(user["_id"]))]
 
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
         """Suppress the user's address, unless it is another than `address`, or lift that; return whether it is then.

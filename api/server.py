@@ -197,14 +197,14 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
 
 def _on_sigterm(end: Callable[[], None]) -> None:
     """Call `end` in the event loop on the first SIGTERM, and end the process after `STOP_LIMIT` at the latest."""
-    loop, pending = asyncio.get_running_loop(), [end]
+    loop = asyncio.get_running_loop()
 
     def received(*_: object) -> None:
-        if pending:
-            threading.Timer(STOP_LIMIT, os._exit, [1]).start()
-            loop.call_soon_threadsafe(pending.pop())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.Timer(STOP_LIMIT, os._exit, [1]).start()
+        loop.call_soon_threadsafe(end)
 
-    # Not the loop's own handler, which needs a loop that turns.
+    # Not the loop's own handler, which does nothing while the loop is stuck.
     signal.signal(signal.SIGTERM, received)
 
 

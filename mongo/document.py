@@ -65,24 +65,18 @@ SLACK_PART: Final = 4
 """With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
-BSON_TYPES: Final = (
-    *("double", "string", "object", "array", "binData", "undefined", "objectId", "bool", "date", "null", "regex"),
-    *("dbPointer", "javascript", "symbol", "javascriptWithScope", "int", "timestamp", "long", "decimal"),
-    *("minKey", "maxKey"),
-)
+OBJECT, DATE = 3, 9
+"""Types by their numbers in BSON, which are 1 to 19, -1 and 127."""
 
 
-def absent_or(kind: str) -> JSONObject:
-    """Return the condition of a field that is absent or of this type, which is not that of arrays.
-
-    An array of such values does not pass: the types of its elements count, and its own.
-    """
-    return {"$not": {"$type": [name for name in BSON_TYPES if name != kind]}}
+def absent_or(type_: int) -> JSONObject:
+    """Return the condition that a field is absent or of this type. An array of such values does not meet it."""
+    return {"$not": {"$type": [number for number in (*range(1, 20), -1, 127) if number != type_]}}
 
 
-OURS: Final = {"notifier": absent_or("object")}
+OURS: Final = {"notifier": absent_or(OBJECT)}
 """Condition of every pipeline that writes to `notifier`."""
-IS_FINDABLE: Final = {"notifier.due": absent_or("date")}
+IS_FINDABLE: Final = {"notifier.due": absent_or(DATE)}
 """Condition of a write that owes an e-mail: beside a `due` of another type, nobody would find the e-mail."""
 HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 """Condition of a write that owes another e-mail."""

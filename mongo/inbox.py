@@ -123,7 +123,8 @@ async def delete(users: Users, selection: Selection) -> bool:
     has_email = {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}, "ids": {"$exists": False}}}}
     filter_ = {**users.key(selection.user_id), **OURS, **ONLY_OURS, "$or": [is_shown, has_email]}
     deletion = Write(filter_, [{"$set": change}, SET_DUE])
-    if ids and await users.persist(lambda n: users.writes.make(deletion, attempt=n)):
+    is_deleted: bool = await users.persist(lambda n: users.writes.make(deletion, attempt=n)) if ids else False
+    if is_deleted:
         return True
     await users.must_admit(selection.user_id, ["notifications", "notifier"])
     if selection.field != "id":

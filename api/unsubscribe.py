@@ -178,5 +178,6 @@ async def unsubscribe(request: web.Request) -> web.Response:
     if not choice:  # an address that is none of ours
         raise NoSuchLink
     if choice.of_all or not kind.required:
-        await preferences.choose(user_id, None if choice.of_all else kind.name, wanted=choice.wanted)
+        change = preferences.resubscribe if choice.wanted else preferences.unsubscribe
+        await change(user_id, None if choice.of_all else kind.name)
     return await show_page(request)

@@ -57,11 +57,14 @@ class Preferences:
             await self._users.create(user_id)
             return await self._write(user_id, _changed(changes))
 
-    async def choose(self, user_id: str, kind: str | None, *, wanted: bool) -> None:
-        """Start or stop e-mails of this kind, or of all kinds that are not required. An unknown user is ignored."""
-        change = _changed({kind or EVERY_KIND: wanted}, keep_wanted=wanted or kind is not None)
+    async def unsubscribe(self, user_id: str, kind: str | None) -> None:
+        """Stop e-mails of this kind, or of all kinds that are not required. An unknown user is ignored."""
         with suppress(UnknownUser):
-            await self._write(user_id, change)
+            await self._write(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
+
+    async def resubscribe(self, user_id: str, kind: str | None) -> None:
+        with suppress(UnknownUser):
+            await self._write(user_id, _changed({kind or EVERY_KIND: True}))
 
     async def _write(self, user_id: str, change: list[JSONObject]) -> object:
         return value_at(await self._users.change(user_id, change, FIELD), FIELD)

@@ -1,4 +1,4 @@
-"""All streams of a process: they are sent an event when the notifications of their users change.
+"""All streams of a process. Each is sent an event whenever its user's notifications change.
 
 While there are streams, one MongoDB change stream serves all of them. A change makes the streams of its user pending.
 The inboxes of all pending users are read together, and each stream holds only the newest event. So memory depends
@@ -99,7 +99,7 @@ class Hub:
         self._count += 1
         self._metrics.streams.set(self._count)
         self._any_stream.set()
-        if self._following:  # else it is read once that is so: no change may fall between the event and the stream
+        if self._following:  # otherwise once it is, so that no change is lost between the event and the change stream
             self._mark_pending(user_id, {stream})
         try:
             await self._first_event(stream)

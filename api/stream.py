@@ -41,7 +41,7 @@ SEND_BUFFER: Final = 64 * 1024
 
 
 class StreamEnd(Exception):
-    """Base of the reasons why a stream cannot begin or go on."""
+    """Base of the reasons why a stream does not begin, or ends."""
 
 
 class TooManyOfUser(StreamEnd):

@@ -32,7 +32,7 @@ log = logging.getLogger("notifier.mail")
 
 CHALLENGE: Final = 334
 MISSING: Final = frozenset({500, 501, 502, 504, 534, 538})
-"""Replies to a mechanism that the server does not have after all, or does not allow us (RFC 4954, sections 4 and 6)."""
+"""Replies to a mechanism that the server lacks after all, or does not allow (RFC 4954, sections 4 and 6)."""
 SOON: Final = 300.0
 """A token is renewed this many seconds before its end, or after half of its lifetime if that comes later."""
 RETRY: Final = 30.0
@@ -40,7 +40,7 @@ RETRY: Final = 30.0
 LIFETIME: Final = 300.0
 """Seconds for which a token is used if the token server does not say how long it is valid."""
 BAD_CLOCK: Final = frozenset({9, 10})
-"""OpenSSL's codes of certificates that are not yet valid, or not any more."""
+"""OpenSSL's codes for a certificate that is not valid yet, or has expired."""
 FAULTS: Final[Mapping[object, str]] = {
     90002: "the tenant in SMTP_OAUTH_TOKEN_URL does not exist",
     900023: "the tenant in SMTP_OAUTH_TOKEN_URL does not exist",

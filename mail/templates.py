@@ -26,7 +26,7 @@ from settings import Settings
 ANSWER_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of an answer. Three parts of 256 KiB, written as JSON, have less."""
 PATIENCE: Final = 60.0
-"""Seconds to wait for an answer. The process ends itself after 2 s of CPU time, unless somebody stops it."""
+"""Seconds to wait for an answer. The process ends after 2 s of CPU time, but one that was stopped uses none."""
 INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONTZPATH", "PYTHONDONTWRITEBYTECODE")
 """The variables that Python itself may need. Others may be secrets."""
 ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}
@@ -133,7 +133,7 @@ class Templates:
             async with self._turn:
                 while process is self._process:
                     answered, answer = await self._answer(process)
-                    if answered == number:  # others are of tasks that were cancelled
+                    if answered == number:  # other answers belong to tasks that were cancelled
                         return answer
 
     async def _running(self) -> Process:

@@ -11,7 +11,7 @@
     recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
     deleted: [ id ],                          the last notifications that the user deleted, newest last
     preferences: { KIND or "*": {email} },    where the user wants something else than the default
-    suppression: {address, code, at},         the address to which nothing is sent, as mail to it was refused for good
+    suppression: {address, code, at, confirmed},   the address to which nothing is sent, as it was refused for good
     seen_at: 1698138241 } }                   `timestamp` of the newest notification seen; absent before `/seen`
 ```
 
@@ -21,7 +21,7 @@ The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. The array holds no
 MongoDB changes one document atomically, so a request leaves everything behind with one update of its user's document.
 Other fields belong to other programs and are never touched. If one of the two names is taken, MongoDB itself refuses
 the classic update operators (codes 2 and 28). A pipeline would replace what it finds, so each has the condition `OURS`.
-Arrays may hold a `null`, where an operator unset an element.
+Arrays may hold a `null` where somebody has unset an element.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ WITHOUT_EMPTY: Final[JSONObject] = {
 OPTIONAL_FIELDS: Final[Mapping[str, type]] = {"target_id": str, "data": dict}
 """A notification, an e-mail owed and a dead letter have these, of these types, only when the request had them."""
 ORIGIN_FIELDS: Final = ("request_id", "traceparent")
-"""What tells which request owed an e-mail. An e-mail owed, its dead letter and its log lines have them."""
+"""The request that an e-mail comes from. The e-mail owed, its dead letter and its log lines have them."""
 SLACK_PART: Final = 4
 """With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
 SIMPLE: Final = {"locale": "simple"}

@@ -87,7 +87,7 @@ def page_of(query: ListQuery, users: Users) -> JSONObject:
 
 
 async def see(users: Users, user_id: str) -> None:
-    """Note that all there is now has been seen: the `timestamp` of the newest notification. No clock is asked.
+    """Note that the whole inbox has been seen, by the `timestamp` of the newest notification. No clock is read.
 
     An unknown user has nothing to see.
     """

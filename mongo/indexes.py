@@ -1,8 +1,8 @@
-"""The indexes that the service needs: found, or made beside serving, however long MongoDB takes.
+"""The indexes that the service needs: looked up, or made while it serves, however long MongoDB takes.
 
-An index need not be the service's own: any serves that has its key, and every document that has the field. Whether one
-is ready, only a query with its name as a hint shows, as MongoDB also lists those that it is making (MongoDB manual,
-"Index Builds on Populated Collections").
+An index need not be the service's own: any serves that has the same key and covers every document with the field.
+MongoDB also lists indexes that it is still making. Only a query with the name as a hint shows whether one is ready
+(MongoDB manual, "Index Builds on Populated Collections").
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Index:
         self.hint: str | None = None
         """The name of the index, once it is there."""
         self.is_missing = False
-        """Whether it is known to be missing. Commands do not look, and do without it."""
+        """Whether it is known to be missing. Commands do not check, and work without it."""
         self._key = dict.fromkeys(fields, 1)
         self._name = "_".join(f"{field}_1" for field in fields)
         self._sparse = {"sparse": True} if sparse else {}

@@ -20,7 +20,7 @@ from mongo.users import REFUSING, Documents, Users, foreign_fields
 DEADLINE: Final = 60.0
 """Deadline of a query over all users, in seconds."""
 SAMPLE: Final = 1000
-"""Users that are looked at of all."""
+"""Users in a sample."""
 DISCARDED_AT_ONCE: Final = 1000
 WITHOUT_EMAILS: Final[list[JSONObject]] = [
     {"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]},
@@ -86,11 +86,7 @@ async def discard_all_owed(outbox: Outbox) -> Owed:
 
 
 async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
-    """Look at some users.
-
-    Return for each the type of `_id`, whether there is an address, and whether another program uses the service's field
-    names.
-    """
+    """Return for each user in a sample: the type of `_id`, whether there is an address, whether a field is foreign."""
     path = users.shape.email_field
     top = path.partition(".")[0]
     read = {"_id": {"$type": "$_id"}, "address": f"${top}", **REFUSING}

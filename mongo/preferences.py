@@ -1,7 +1,7 @@
-"""Which e-mails a user wants: the `notifier.preferences` of the user's document.
+"""Which e-mails a user wants: `notifier.preferences` in the user's document.
 
-Only differences from the default, which is to send, are stored: `{"invoice_ready": {"email": false}}`. The entry `*`
-applies to every kind without an entry of its own.
+By default every e-mail is sent, and only differences from that are stored: `{"invoice_ready": {"email": false}}`. The
+entry `*` applies to every kind without an entry of its own.
 """
 
 from __future__ import annotations
@@ -71,23 +71,15 @@ class Preferences:
 
 
 def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) -> list[JSONObject]:
-    """Return the update that merges the changes and drops entries that no longer differ from the default.
+    """Return the update that merges the changes, and drops entries that do not differ from the default.
 
-    That a kind is wanted differs only if `*` is not wanted; without `keep_wanted`, it is dropped even then.
+    A kind that is wanted differs only while `*` is not; without `keep_wanted`, it is dropped even then.
     """
-    default = {EVERY_KIND: True}  # of a kind, it is what `*` says
-    wanted = {name: default.get(name) if value is None else value for name, value in changes.items()}
-    entries = {name: {"email": value} for name, value in wanted.items() if value is not None}
-    restored = [name for name, value in wanted.items() if value is None]
+    entries = {name: {"email": value} for name, value in changes.items()}  # `None` differs from nothing
     every = {"$getField": {"field": {"$literal": EVERY_KIND}, "input": f"${FIELD}"}}
-    differs = {
-        "$or": [
-            {"$eq": ["$$this.v.email", False]},
-            {"$and": [keep_wanted, {"$ne": ["$$this.k", EVERY_KIND]}, {"$eq": ["$$every.email", False]}]},
-        ]
-    }
-    kept = {"$and": [{"$not": [{"$in": ["$$this.k", {"$literal": restored}]}]}, differs]}
-    pairs = only({"$objectToArray": f"${FIELD}"}, kept)
+    is_exception = [{"$eq": ["$$this.v.email", True]}, {"$eq": ["$$every.email", False]}]
+    differs = {"$or": [{"$eq": ["$$this.v.email", False]}, *([{"$and": is_exception}] if keep_wanted else ())]}
+    pairs = only({"$objectToArray": f"${FIELD}"}, differs)
     return [
         {"$set": {FIELD: {"$mergeObjects": [f"${FIELD}", {"$literal": entries}]}}},
         {"$set": {FIELD: {"$arrayToObject": {"$let": {"vars": {"every": every}, "in": pairs}}}}},

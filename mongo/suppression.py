@@ -1,6 +1,6 @@
-"""Addresses that a mail server refused for good, so that nothing is sent to them: the users' `notifier.suppression`.
+"""Addresses to which nothing is sent because a mail server refused them for good: `notifier.suppression` of a user.
 
-Each holds for one address. When the user's document has another one, e-mails go there.
+A suppression holds for one address. Once the user's document has another one, e-mails go there.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SHARED_LIMIT: Final = 100
 """Users with the same address that one request may change."""
 NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
 PROVISIONAL: Final = timedelta(hours=48)
-"""An e-mail owed later than this after a refusal is tried. If it is refused as well, the suppression is confirmed."""
-EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - lower than any date of ours
+"""The first e-mail owed later than this after a refusal is tried. A second refusal confirms the suppression."""
+EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - earlier than any date that the service writes
 
 
 @dataclass(frozen=True, slots=True)
 class Suppression:
-    """The address that is suppressed, the code of the refusal, when that was, and whether it was confirmed."""
+    """The suppressed address, the code of the refusal, when that was, and whether it was confirmed."""
 
     address: str
     code: str
@@ -53,7 +53,8 @@ def load_suppression(user: Mapping[str, Any]) -> Suppression | None:
 class Bounce:
     """A refusal for good: the address, and the code of the refusal, such as 5.1.1.
 
-    Servers say 5.1.x of mailboxes that exist, by mistake. Any other code, such as a complaint, is reported on purpose.
+    Servers sometimes answer 5.1.x for a mailbox that exists. Any other code, such as a complaint's, is reported on
+    purpose.
     """
 
     address: str
@@ -66,7 +67,7 @@ class Bounce:
 
 
 def suppress(bounce: Bounce) -> JSONObject:
-    """Return the stage of an update that suppresses an address, or confirms that."""
+    """Return the stage of an update that suppresses an address, or confirms its suppression."""
     at, age = f"${FIELD}.at", round(PROVISIONAL.total_seconds() * 1000)
     again = {"$and": [{"$eq": [f"${FIELD}.address", {"$literal": bounce.address}]}, {"$eq": [{"$type": at}, "date"]}]}
     late = {"$or": [{"$eq": [f"${FIELD}.confirmed", True]}, {"$lte": [at, {"$subtract": ["$$NOW", age]}]}]}
@@ -91,7 +92,7 @@ class Suppressions:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users whose document has this address. The index's collation says whether case matters.
+        """Return the users who have this address. The index's collation decides whether case matters.
 
         Raises `ValidationError` if there is no index or too many users.
         """
@@ -107,9 +108,9 @@ class Suppressions:
         return [id_ for user in users if (id_ := self._users.shape.id_type.from_bson(user["_id"]))]
 
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
-        """Suppress the user's address, unless it is another than `address`, or lift that; return whether it is then.
+        """Suppress the user's address, or lift its suppression; return whether it is suppressed afterwards.
 
-        Raises `UnknownUser`.
+        If `address` is given and is not the user's, nothing changes. Raises `UnknownUser`.
         """
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
@@ -129,9 +130,9 @@ class Suppressions:
 
 
 async def address_index(users: Users) -> tuple[str, str, Mapping[str, Any]] | None:
-    """Return an index that finds users by their address: its name, path and collation."""
+    """Return the name, path and collation of an index that finds users by their address, if there is one."""
     field = users.shape.email_field
-    paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # of an array, an index has all elements
+    paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # an index on an array covers every element
     indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
     for name, index in indexes.items():
         path, kind = index["key"][0]

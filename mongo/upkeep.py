@@ -22,7 +22,7 @@ from mongo.outbox import Outbox
 log = logging.getLogger("notifier.mongo")
 
 INTERVAL: Final = 60.0
-"""Seconds between two looks. An index that is missed is made at once."""
+"""Seconds between two checks. An index that delivery finds missing is made at once."""
 PAUSE: Final = 2.0
 """Seconds after a failure of MongoDB."""
 HEAD_START: Final = 1.0
@@ -30,7 +30,7 @@ HEAD_START: Final = 1.0
 SYNC_INTERVAL: Final = 10.0
 """Seconds between two readings of MongoDB's clock."""
 SET_BACK: Final = 20.0
-"""Seconds by which the clock may be set back without a correction: so late may an e-mail be."""
+"""Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
 
 
 class Clock:
@@ -79,7 +79,7 @@ class Upkeep:
             Index(letters, "user_id"),
         )
         self._set_back: float | None = 0.0
-        """By how many seconds the clock was set back, until that is corrected. Before the start, nobody knows."""
+        """Seconds by which the clock was set back since the last correction, else `None`. 0: unknown, at the start."""
         self._looked = asyncio.Event()
 
     @asynccontextmanager
@@ -107,10 +107,10 @@ class Upkeep:
                 if self._days is not None:
                     await self._dead_mail.expire(self._days)
             except (StoreError, PyMongoError, TimeoutError):
-                log.debug("MongoDB fails; its indexes are looked at again soon")
+                log.debug("MongoDB fails; its indexes are checked again soon")
                 pause = PAUSE
             except Exception:
-                log.exception("unexpected error: indexes are not looked after")
+                log.exception("unexpected error: indexes are not checked")
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._outbox.due.lost.wait()

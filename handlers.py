@@ -205,11 +205,10 @@ def _user(request: web.Request, caller: Caller) -> str:
 
 async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
-    user_id, hub = _user(request, caller), request.app[HUB]
-    async with hub.listen(user_id, lambda: request.transport is None) as listener:
+    async with request.app[HUB].listen(_user(request, caller), request) as listener:
         response = web.StreamResponse(headers=EVENT_STREAM)
         complete(request, response)
-        await hub.wire.send(listener, request, response, caller.until)
+        await listener.send(response, caller.until)
     return response
 
 

@@ -20,7 +20,7 @@ from typing import Final
 from aiohttp import web
 
 from api.body import ClientGone
-from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, Wire, encode
+from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, encode
 from mongo.changes import Changes, NotReplicated
 from mongo.errors import Unavailable
 from ops.metrics import Metrics
@@ -53,7 +53,6 @@ class Hub:
     """All streams of a process."""
 
     def __init__(self, changes: Changes, metrics: Metrics, limit: int) -> None:
-        self.wire = Wire(metrics, changes.clock.seconds_since)
         self._changes = changes
         self._metrics = metrics
         self._limit = limit
@@ -83,8 +82,8 @@ class Hub:
         self._end(self._all(), Stopping)
 
     @asynccontextmanager
-    async def listen(self, user_id: str, is_gone: Callable[[], bool]) -> AsyncIterator[Stream]:
-        """Open a stream of the user's inbox, and wait for its first event. `is_gone` tells whether the client has left.
+    async def listen(self, user_id: str, request: web.Request) -> AsyncIterator[Stream]:
+        """Open a stream of the user's inbox, and wait for its first event.
 
         Raises `StreamEnd`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
         """
@@ -94,7 +93,8 @@ class Hub:
             raise TooManyOfUser
         if self._count >= self._limit:
             raise TooManyOfProcess
-        stream, streams = Stream(is_gone), self._streams.setdefault(user_id, set())
+        stream = Stream(request, self._metrics, self._changes.clock.seconds_since)
+        streams = self._streams.setdefault(user_id, set())
         streams.add(stream)
         self._count += 1
         self._metrics.streams.set(self._count)
@@ -197,7 +197,7 @@ class Hub:
     async def _drop_gone(self) -> None:
         """Close the streams whose clients have gone."""
         await asyncio.sleep(GONE_INTERVAL)
-        self._end((stream for stream in self._all() if stream.has_begun and stream.is_gone()), ClientGone)
+        self._end((stream for stream in self._all() if stream.has_begun and stream.is_gone), ClientGone)
 
     def _all(self) -> Iterator[Stream]:
         return itertools.chain.from_iterable(self._streams.values())

@@ -14,7 +14,6 @@ import aiohttp
 import pytest
 from bson import ObjectId
 
-from api.hub import HUB
 from mongo.changes import Changes
 from mongo.errors import Patience
 from mongo.inbox import Page
@@ -82,12 +81,12 @@ async def test_a_client_of_a_killed_process_finds_the_true_state_at_another(sett
 
 
 async def test_streams_stay_open_while_mongodb_is_down(
-    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "notifier.streams")
     with replica_set_of_one(tmp_path) as server:
         client = await start(db_uri=f"mongodb://{server.address}/away")
-        client.app[HUB].wire.keep_alive = 0.1
+        monkeypatch.setattr("api.stream.KEEP_ALIVE", 0.1)
         await create(client)
         async with listening(client) as events:
             assert (await events.next())["elements"] == 1

@@ -101,8 +101,8 @@ def verdict_of(reply: str, stage: Stage) -> Verdict:
 def bounce_code(verdict: Verdict, reply: str) -> str | None:
     """Return the code of `BOUNCES` for which a refusal suppresses its address, or `None`.
 
-    To go on sending to a mailbox that does not exist costs a sender its reputation. A refusal for policy, reputation,
-    size or quota does not say so, even with such a code.
+    Sending on to mailboxes that do not exist costs a sender its reputation. A refusal for policy, reputation, size or
+    quota does not mean that, even with such a code.
     """
     _, enhanced, words = parse(reply)
     if verdict not in {Verdict.PERMANENT, Verdict.DOUBTED} or enhanced not in BOUNCES:

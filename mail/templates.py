@@ -1,7 +1,6 @@
 """What an e-mail says: the operator's templates turn a notification into subject, text and HTML.
 
-They are read here, and rendered by a process of their own (`mail/rendering.py`), which is started, asked and replaced
-here.
+This module reads them, and starts, asks and replaces the process that renders them (`mail/rendering.py`).
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ class RenderingEnded(Exception):
 class Templates:
     """The templates of `TEMPLATES_DIR`: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
 
-    They can extend or include files whose names begin with `_`. Hidden files are ignored. All files are read here,
-    once; the process that renders them runs from the first question on. Raises `TemplatesError`.
+    They can extend or include files whose names begin with `_`. Hidden files are ignored. The files are read once, here.
+    The process that renders them starts with the first question. Raises `TemplatesError`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -182,7 +181,7 @@ class Templates:
         return line if line.endswith(b"\n") else b""
 
     async def _end(self, process: Process, *, kill: bool = False) -> int:
-        """Wait for the end of a process that answers no more; return its exit code."""
+        """Wait until a process that no longer answers has ended; return its exit code."""
         self._process = None
         process.stdin.close()  # type: ignore[union-attr]
         if kill:
@@ -193,7 +192,7 @@ class Templates:
 
 
 def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
-    """Return what an e-mail says. The key, with the count if it is about many, replaces an absent subject or text."""
+    """Return what an e-mail says. The key replaces an absent subject or text, with the count if there are several."""
     subject, text, html = parts
     count = fields.get("count", 1)
     plain = f"{fields['key']} ({count})" if count > 1 else f"{fields['key']}"

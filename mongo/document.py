@@ -1,7 +1,7 @@
 """The user's document: what the service keeps in it, and the expressions that read it.
 
 ```
-{ _id, email: "...",                          of the team's type, and at the team's path (`Shape`)
+{ _id, email: "...",                          of the team's type (ID_TYPE), and at the team's path (EMAIL_FIELD)
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?, count?}, ... ]   newest last
   notifier: {                                 everything else; absent while there is nothing else
     outbox: [ {id, key, at, next_at, tries, token, error, dead,    e-mails owed
@@ -26,12 +26,9 @@ Arrays may hold a `null` where somebody has unset an element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from random import randrange
 from typing import Any, Final
-
-from config.ids import IdType
 
 JSONObject = dict[str, Any]
 
@@ -160,27 +157,6 @@ def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
     """
     trims = not slack or randrange(slack) < SLACK_PART
     return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The shape of the team's documents: the type of `_id`, and the paths of the address and the language.
-
-    `template_fields` are the paths that templates may read. `profile` is the content of a new document; with `None`,
-    the service creates no users. An inbox holds `limit` notifications, its array up to `slack` more.
-    """
-
-    id_type: IdType = IdType.OBJECTID
-    email_field: str = "email"
-    language_field: str | None = None
-    template_fields: Sequence[str] = ()
-    profile: Mapping[str, str] | None = None
-    limit: int = 1
-    slack: int = 0
-
-    def projection(self) -> JSONObject:
-        paths = [self.email_field, *([self.language_field] if self.language_field else ()), *self.template_fields]
-        return {path.partition(".")[0]: 1 for path in paths}
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:

@@ -87,7 +87,7 @@ async def discard_all_owed(outbox: Outbox) -> Owed:
 
 async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
     """Return for each user in a sample: the type of `_id`, whether there is an address, whether a field is foreign."""
-    path = users.shape.email_field
+    path = users.settings.email_field
     top = path.partition(".")[0]
     read = {"_id": {"$type": "$_id"}, "address": f"${top}", **REFUSING}
     rows = await users.aggregate([{"$sample": {"size": SAMPLE}}, {"$project": read}], DEADLINE)

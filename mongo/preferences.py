@@ -40,9 +40,9 @@ class Preferences:
 
         An unknown user has no address, and gets nothing.
         """
-        shape = self._users.shape
-        user = await self._users.of(user_id, *shape.projection(), FIELD)
-        return value_at(user, shape.email_field), value_at(user, FIELD) if user else {EVERY_KIND: {"email": False}}
+        user = await self._users.of(user_id, *self._users.team_fields, FIELD)
+        address = value_at(user, self._users.settings.email_field)
+        return address, value_at(user, FIELD) if user else {EVERY_KIND: {"email": False}}
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
         """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -85,7 +86,7 @@ async def must_suffice(users: Users, connection: Connection) -> None:
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
-    probe = Users(connection, PROBE, users.shape, patience=users.patience)
+    probe = Users(connection, replace(users.settings, users_collection=PROBE), users.patience)
     try:
         # It changes nothing, and needs the right to change users.
         await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))

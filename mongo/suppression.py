@@ -105,7 +105,7 @@ class Suppressions:
         users = await self._users.persist(lambda _: find().to_list(SHARED_LIMIT + 1), PING_DEADLINE)
         if len(users) > SHARED_LIMIT:
             raise ValidationError({"address": [f"More than {SHARED_LIMIT} users have it: give user_id."]})
-        return [id_ for user in users if (id_ := self._users.shape.id_type.from_bson(user["_id"]))]
+        return [id_ for user in users if (id_ := self._users.settings.id_type.from_bson(user["_id"]))]
 
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
         """Suppress the user's address, or lift its suppression; return whether it is suppressed afterwards.
@@ -115,11 +115,11 @@ class Suppressions:
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
             return False
-        user = await self._users.of(user_id, *self._users.shape.projection(), FIELD)
+        user = await self._users.of(user_id, *self._users.team_fields, FIELD)
         if not user:
             raise UnknownUser
         try:
-            current = envelope_address(value_at(user, self._users.shape.email_field))
+            current = envelope_address(value_at(user, self._users.settings.email_field))
         except ValidationError:
             return False
         if address and address.lower() != current.lower():
@@ -131,7 +131,7 @@ class Suppressions:
 
 async def address_index(users: Users) -> tuple[str, str, Mapping[str, Any]] | None:
     """Return the name, path and collation of an index that finds users by their address, if there is one."""
-    field = users.shape.email_field
+    field = users.settings.email_field
     paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # an index on an array covers every element
     indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
     for name, index in indexes.items():

@@ -11,11 +11,12 @@ from pymongo import ReturnDocument, UpdateMany
 from config.ids import named
 from mongo.connection import MAJORITY, Connection
 from mongo.connection import Collection as MotorCollection
-from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, Shape, each, inbox
+from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each, inbox
 from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
 from mongo.lanes import Calls
 from mongo.requests import Selection
 from mongo.writes import Writes
+from settings import Settings, UnknownUsers
 
 T = TypeVar("T")
 
@@ -121,25 +122,26 @@ class Documents:
 
 
 class Users(Documents):
-    def __init__(
-        self,
-        connection: Connection,
-        name: str,
-        shape: Shape,
-        patience: Patience = PATIENCE,
-    ) -> None:
-        super().__init__(connection.database[name], patience)
-        self.shared = connection.shared[name]
+    """The users' documents, as the settings describe them."""
+
+    def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
+        super().__init__(connection.database[settings.users_collection], patience)
+        self.settings = settings
+        self.shared = connection.shared[settings.users_collection]
         self.calls = Calls(self.shared, patience)
         self.writes = Writes(self.collection, self.calls, patience.operation)
         self.judged = Judged()
-        self.shape = shape
-        self.profile = shape.profile
-        self.limit, self.slack = shape.limit, shape.slack
-        self.inbox = inbox(shape.limit)
+        creates = settings.unknown_users is UnknownUsers.CREATE
+        self.profile = {settings.email_field: settings.email} if creates else None
+        """The content of a new document. If it is `None`, the service creates no users."""
+        self.limit, self.slack = settings.notifications_limit, settings.notifications_slack
+        self.inbox = inbox(self.limit)
+        paths = (settings.email_field, settings.language_field, *settings.template_fields)
+        self.team_fields = {path.partition(".")[0]: 1 for path in paths if path}
+        """The projection of those of the team's fields that an e-mail needs."""
 
     def key(self, user_id: str) -> JSONObject:
-        return {"_id": self.shape.id_type.to_bson(user_id)}
+        return {"_id": self.settings.id_type.to_bson(user_id)}
 
     def shown(self, selection: Selection) -> JSONObject:
         """Return the condition that the inbox shows the notification with the selected id: hidden ones do not exist."""

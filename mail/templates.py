@@ -65,7 +65,7 @@ class RenderingEnded(Exception):
 class Templates:
     """The templates of `TEMPLATES_DIR`: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
 
-    They can extend or include files whose names begin with `_`. Hidden files are ignored. The files are read once, here.
+    They can extend or include files that begin with `_`. Hidden files are ignored. All are read once, here.
     The process that renders them starts with the first question. Raises `TemplatesError`.
     """
 

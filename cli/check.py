@@ -17,7 +17,7 @@ from config.checks import DEAD_MAIL
 from config.ids import IdType
 from mongo.connection import connected
 from mongo.errors import StoreError, persist
-from mongo.overview import UNREPLICATED, sample, topology
+from mongo.overview import sample, topology
 from mongo.start import version_of
 from mongo.suppression import address_index
 from settings import Settings
@@ -85,7 +85,7 @@ async def _result(step: str, store: Store, settings: Settings) -> Result:
 
 async def _version(store: Store, _: Settings) -> str:
     version = await version_of(store.database, DEADLINE)
-    return f"MongoDB {version}, {await topology(store.database)}"
+    return f"MongoDB {version}, {(await topology(store.database)).words}"
 
 
 async def _rights(store: Store, settings: Settings) -> str:
@@ -137,7 +137,7 @@ async def _suppress(store: Store, settings: Settings) -> str:
 
 
 async def _streams(store: Store, settings: Settings) -> str:
-    if await topology(store.database) == UNREPLICATED:
+    if not (await topology(store.database)).streams:
         return STANDALONE
     if lacking := await _lacking(store, ["changeStream"], settings.users_collection):
         raise StepFailed(f"The user of DB_URI may not {lacking[0]}: grant readWrite.")

@@ -32,7 +32,6 @@ CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
 """The part of an error that many e-mails share: `RCPT: 550 5.1.1 user@host is unknown` without its words."""
 REASON_LENGTH: Final = 100
 """Characters that are compared of an error without a code."""
-UNREPLICATED: Final = "a standalone server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,14 @@ class Owed:
     oldest_seconds: int | None = None
     next_attempt: datetime | None = None
     waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """An error, or the part of it that many share, and how many e-mails have it."""
+
+    reason: str
+    count: int
 
 
 async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
@@ -95,23 +102,19 @@ async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
     return [(row["_id"], is_address(at), bool(foreign_fields(row))) for row, at in zip(rows, addresses, strict=True)]
 
 
-async def errors_of_owed(users: Documents) -> Sequence[JSONObject]:
-    """Return the last errors of the e-mails owed, as `errors_of_dead` does."""
+async def errors_of_owed(users: Documents) -> Sequence[Reason]:
     return await _reasons(users, _of_owed(IS_EMAIL, "$$this.error"))
 
 
-async def held(users: Documents) -> Sequence[JSONObject]:
-    """Return in the same form the stops that e-mails wait for, such as `kind invoice`."""
+async def held(users: Documents) -> Sequence[Reason]:
+    """Return the stops that e-mails wait for, such as `kind invoice`."""
     waits = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
     stopped: JSONObject = {"$match": {"error": {"$regex": "^(line|kind|domain)"}}}
     return await _reasons(users, [*_of_owed(waits, "$$this.held"), stopped])
 
 
-async def errors_of_dead(dead_mail: DeadMail) -> Sequence[JSONObject]:
-    """Return why the dead letters died, the most frequent `reason` first, each with its `count`.
-
-    A reason is an error, or the part of it that many share.
-    """
+async def errors_of_dead(dead_mail: DeadMail) -> Sequence[Reason]:
+    """Return why dead letters died, the most frequent reason first."""
     return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
 
 
@@ -124,7 +127,7 @@ def _of_owed(condition: JSONObject, field: str) -> list[JSONObject]:
     ]
 
 
-async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[JSONObject]:
+async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[Reason]:
     code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
     pipeline: list[JSONObject] = [
         *stages,
@@ -132,17 +135,23 @@ async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[J
         {"$group": {"_id": {"$ifNull": [code, {"$substrCP": ["$error", 0, REASON_LENGTH]}]}, "count": {"$sum": 1}}},
         {"$sort": {"count": -1, "_id": 1}},
         {"$limit": REASONS},
-        {"$project": {"_id": 0, "reason": "$_id", "count": 1}},
     ]
-    return await documents.aggregate(pipeline, DEADLINE)
+    return [Reason(row["_id"], row["count"]) for row in await documents.aggregate(pipeline, DEADLINE)]
 
 
-async def topology(database: Database) -> str:
-    """Return in words what kind of MongoDB this is. Only an `UNREPLICATED` server has no change streams."""
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What kind of MongoDB this is, in words, and whether it has change streams."""
+
+    words: str
+    streams: bool
+
+
+async def topology(database: Database) -> Topology:
     hello = await persist(lambda _: database.command("hello"), DEADLINE)
     if hello.get("msg") == "isdbgrid":
-        return "a sharded cluster"
+        return Topology("a sharded cluster", streams=True)
     if "setName" in hello:
         members = len(hello.get("hosts", [])) + len(hello.get("passives", []))
-        return f"a replica set with {members} member{'s' if members != 1 else ''}"
-    return UNREPLICATED
+        return Topology(f"a replica set with {members} member{'s' if members != 1 else ''}", streams=True)
+    return Topology("a standalone server", streams=False)

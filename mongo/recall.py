@@ -52,8 +52,8 @@ async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
 async def _make_due(outbox: Outbox, condition: JSONObject, change: JSONObject, key: JSONObject | None = None) -> int:
     """Make the e-mails due that meet a condition and are not leased; return how many users have any."""
     waits, due = {"$and": [IS_LATER, IS_FREE, condition]}, {"next_at": outbox.era}
-    changes, condition = (rewrite(waits, due | change), rewrite(waits, due)), _owed(OUTBOX, waits)
-    return await (_update(outbox, key | condition, *changes) if key else _change(outbox, condition, *changes))
+    owed, changes = _owed(OUTBOX, waits), (rewrite(waits, due | change), rewrite(waits, due))
+    return await (_update(outbox, key | owed, *changes) if key else _change(outbox, owed, *changes))
 
 
 def _owed(array: JSONObject, condition: JSONObject) -> JSONObject:
@@ -87,9 +87,7 @@ async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str
             if len(page) < PAGE:
                 break
             last = page[-1]["notifier"]["due"]
-            seen = [
-                *(seen if after == {"$gte": last} else ()),
-                *(u["_id"] for u in page if u["notifier"]["due"] == last),
-            ]
+            seen = seen if after == {"$gte": last} else []
+            seen += [user["_id"] for user in page if user["notifier"]["due"] == last]
             after = {"$gte": last}
     return number

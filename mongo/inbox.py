@@ -112,8 +112,7 @@ async def delete(users: Users, selection: Selection) -> bool:
     ids = await _ids(users, selection)
     newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
     is_owed = {"$and": [IS_EMAIL, is_selected, {"$eq": [{"$type": "$$this.ids"}, "missing"]}]}
-    selected, owed = only(newest, is_selected), only(OUTBOX, is_owed)
-    gone = {"$setUnion": [each(selected, "$$this.id"), each(owed, "$$this.id")]}
+    gone = {"$setUnion": [each(only(newest, is_selected), "$$this.id"), each(only(OUTBOX, is_owed), "$$this.id")]}
     change = {
         "notifier.deleted": {"$slice": [concat(DELETED, gone), -max(users.limit, RECENT_LIMIT)]},
         "notifier.outbox": _without(is_owed, OUTBOX, "$notifier.outbox"),

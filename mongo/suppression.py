@@ -85,7 +85,8 @@ class Suppressions:
         self._users = users
 
     async def count(self) -> int:
-        suppressed, count = {f"{FIELD}.at": {"$gte": EPOCH}}, self._users.collection.count_documents
+        suppressed = {f"{FIELD}.at": {"$gte": EPOCH}}
+        count = self._users.collection.count_documents
         return await self._users.persist(lambda _: count(suppressed, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Suppression | None:

@@ -1,4 +1,4 @@
-"""One stream: the one event that its client is to be sent next, and Server-Sent Events (WHATWG HTML, section 9.2).
+"""One stream of Server-Sent Events (WHATWG HTML, section 9.2). It holds only the newest event.
 
 aiohttp's own response is used: aiohttp-sse sends comments from a second task, waits for a slow client only once in
 64 KiB, and waits without a deadline.
@@ -45,11 +45,11 @@ class StreamEnd(Exception):
 
 
 class TooManyOfUser(StreamEnd):
-    """The user has as many streams in this process as one user may."""
+    """The user has reached the limit of streams in this process."""
 
 
 class TooManyOfProcess(StreamEnd):
-    """The process has as many streams as it may."""
+    """The process has reached its limit of streams."""
 
 
 class Stopping(StreamEnd):
@@ -99,7 +99,7 @@ class Stream:
         self._woken.set()
 
     def close(self, reason: type[Exception]) -> None:
-        """End the stream: whoever waits for an event gets this exception instead."""
+        """End the stream. Anything that waits for an event gets this exception instead."""
         self._end = self._end or reason
         self._woken.set()
 

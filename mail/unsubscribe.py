@@ -25,7 +25,7 @@ KEY_LENGTH: Final = 64
 
 
 class NoSuchLink(Exception):
-    """None of the secrets made the token, or there are no links because `PUBLIC_URL` is not set."""
+    """The token was made with none of the secrets, or `PUBLIC_URL` is not set, so that there are no links."""
 
 
 class Links:

@@ -54,7 +54,7 @@ class Index:
         self.lost = asyncio.Event()
 
     def lose(self) -> None:
-        """Note that MongoDB does not know the index that was there."""
+        """Note that an index is gone that was there."""
         log.warning("%s: the index %s was dropped, and is made again", self.collection.name, self.hint)
         self.hint, self.is_missing = None, True
         self.lost.set()

@@ -45,7 +45,7 @@ class Preferences:
         return address, value_at(user, FIELD) if user else {EVERY_KIND: {"email": False}}
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
-        """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.
+        """Set whether e-mails of these kinds are wanted, `None` for the default; return the new preferences.
 
         Raises `UnknownUser`.
         """

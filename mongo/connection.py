@@ -74,7 +74,8 @@ def uri_fault(uri: str) -> str | None:
             raise ConfigurationError  # the driver takes a text without a scheme for the name of a host
         if scheme == "mongodb+srv":  # DNS names its hosts, and is asked at the start
             rest = re.sub("srv(ServiceName|MaxHosts)=[^&]*&?", "", rest, flags=re.IGNORECASE)
-            uri = f"mongodb://{rest.rstrip('&')}"
+            uri_parser.parse_uri(f"mongodb://{rest.rstrip('&')}", warn=False)
+            return None
         uri_parser.parse_uri(uri, warn=False)
         pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # checks the options together, too
     except OSError:

@@ -20,14 +20,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Final
 
-from mail.alarms import Alarms
 from mail.claimer import Claimer
 from mail.feedback import Feedback
 from mail.lease import Lease, Leases
 from mail.looks import Looks
 from mail.replies import Outcome
 from mail.settlement import UNSETTLED, Settlements, Settler
-from mail.stops import Group
+from mail.stops import Group, alarm
 from mail.templates import Content, RenderError, RenderingEnded, Templates, content_of
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
@@ -122,7 +121,7 @@ class Delivery:
             self._looks.run(),
             self._leases.keep(),
             self._mailer.pool.close_idle(),
-            Alarms(self._evidence).run(),
+            alarm(self._evidence.stops),
         ):
             self._help(run)
 

@@ -25,8 +25,8 @@ from kinds import describe_kinds
 from mongo.creation import Recorded
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
+from mongo.inbox import Page
 from mongo.overview import owed
-from mongo.page import Page
 from mongo.preferences import wants_email
 from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.logs import Throttle
@@ -204,11 +204,10 @@ def _user(request: web.Request, caller: Caller) -> str:
 
 async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
-    user_id, hub = _user(request, caller), request.app[HUB]
-    async with hub.listen(user_id, lambda: request.transport is None) as listener:
+    async with request.app[HUB].listen(_user(request, caller), request) as listener:
         response = web.StreamResponse(headers=EVENT_STREAM)
         complete(request, response)
-        await hub.wire.send(listener, request, response, caller.until)
+        await listener.send(response, caller.until)
     return response
 
 

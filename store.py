@@ -10,25 +10,23 @@ from operator import attrgetter
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
-from mongo.clock import Clock
 from mongo.connection import Connection, connected, within
 from mongo.creation import Creates, Recorded
 from mongo.dead_mail import DeadMail
-from mongo.deletion import delete, erase
-from mongo.document import SIMPLE, Shape
+from mongo.document import SIMPLE
 from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist
 from mongo.fan_out import FanOut
+from mongo.inbox import EMPTY, Page, delete, erase, is_shared, kind_of_list, page_of, see
 from mongo.lanes import Write, keeps_numbers
 from mongo.outbox import Outbox
-from mongo.page import EMPTY, Page, is_shared, kind_of_list, page_of, see
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection
 from mongo.start import must_suffice
 from mongo.suppression import Suppressions
-from mongo.upkeep import Upkeep
+from mongo.upkeep import Clock, Upkeep
 from mongo.users import Documents, Users
 from mongo.waiting import Windows
-from settings import Settings, UnknownUsers
+from settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +55,7 @@ async def open_store(
 class Store:
     def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
         self.database = database = connection.database
-        self.users = users = Users(
-            connection,
-            settings.users_collection,
-            Shape(
-                settings.id_type,
-                settings.email_field,
-                settings.language_field,
-                settings.template_fields,
-                {settings.email_field: settings.email} if settings.unknown_users is UnknownUsers.CREATE else None,
-                settings.notifications_limit,
-                settings.notifications_slack,
-            ),
-            patience,
-        )
+        self.users = users = Users(connection, settings, patience)
         self.clock = Clock(database)
         windows = Windows(users, settings.kinds)
         self.outbox = Outbox(users, {name: kind.rank for name, kind in settings.kinds.items()}, windows)

@@ -10,8 +10,8 @@ from api.middleware import REQUEST_ID_PATTERN
 from api.stream import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from kinds import SETTINGS, TOLD, Kinds
-from mongo.changes import Inbox
 from mongo.document import OUTBOX_LIMIT, JSONObject
+from mongo.inbox import Page
 from mongo.preferences import EVERY_KIND
 
 
@@ -42,7 +42,7 @@ PAGE: Final = {
         "list": [NOTIFICATION],
     },
 }
-EVENTS: Final = f"retry: {RETRY_MS[0]}\n\n{encode(Inbox(23, 12, NOTIFICATION)).decode()}{COMMENT.decode()}"
+EVENTS: Final = f"retry: {RETRY_MS[0]}\n\n{encode(Page(23, 12, [NOTIFICATION])).decode()}{COMMENT.decode()}"
 INVALID_REQUEST: Final = {"user_id": ""}
 """Every operation that takes a user refuses this one."""
 

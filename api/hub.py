@@ -1,4 +1,4 @@
-"""All streams of a process: they are sent an event when the notifications of their users change.
+"""All streams of a process. Each is sent an event whenever its user's notifications change.
 
 While there are streams, one MongoDB change stream serves all of them. A change makes the streams of its user pending.
 The inboxes of all pending users are read together, and each stream holds only the newest event. So memory depends
@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
 from api.body import ClientGone
-from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, Wire, encode
-from mongo.changes import Changes, HistoryLost, Inbox, NotReplicated
+from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, encode
+from mongo.changes import Changes, NotReplicated
 from mongo.errors import Unavailable
 from ops.metrics import Metrics
 
@@ -37,10 +37,8 @@ READ_PAUSE: Final = 0.02
 """Seconds between two queries, so that under load users share one. A single change does not wait."""
 READ_LIMIT: Final = 100
 """Inboxes in one query."""
-BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
-"""Seconds to pause after a failure of MongoDB: the first time, and at most. The pause doubles."""
-EMPTY: Final = Inbox()
-"""The inbox of a user without a document."""
+PAUSE: Final = (0.25, 0.75)
+"""Shortest and longest pause, in seconds, after MongoDB has failed."""
 
 
 @dataclass(slots=True)
@@ -55,7 +53,6 @@ class Hub:
     """All streams of a process."""
 
     def __init__(self, changes: Changes, metrics: Metrics, limit: int) -> None:
-        self.wire = Wire(metrics, changes.clock.seconds_since)
         self._changes = changes
         self._metrics = metrics
         self._limit = limit
@@ -65,10 +62,8 @@ class Hub:
         self._any_stream = asyncio.Event()
         self._any_pending = asyncio.Event()
         self._following = False
-        self._token: Mapping[str, Any] | None = None
         self._stopping = False
-        self._change_outage = _Outage("the change stream")
-        self._read_outage = _Outage("reading inboxes")
+        self._failing: set[str] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -87,8 +82,8 @@ class Hub:
         self._end(self._all(), Stopping)
 
     @asynccontextmanager
-    async def listen(self, user_id: str, is_gone: Callable[[], bool]) -> AsyncIterator[Stream]:
-        """Open a stream of the user's inbox, and wait for its first event. `is_gone` tells whether the client has left.
+    async def listen(self, user_id: str, request: web.Request) -> AsyncIterator[Stream]:
+        """Open a stream of the user's inbox, and wait for its first event.
 
         Raises `StreamEnd`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
         """
@@ -98,12 +93,13 @@ class Hub:
             raise TooManyOfUser
         if self._count >= self._limit:
             raise TooManyOfProcess
-        stream, streams = Stream(is_gone), self._streams.setdefault(user_id, set())
+        stream = Stream(request, self._metrics, self._changes.clock.seconds_since)
+        streams = self._streams.setdefault(user_id, set())
         streams.add(stream)
         self._count += 1
         self._metrics.streams.set(self._count)
         self._any_stream.set()
-        if self._following:  # else it is read once that is so: no change may fall between the event and the stream
+        if self._following:  # otherwise once it is, so that no change is lost between the event and the change stream
             self._mark_pending(user_id, {stream})
         try:
             await self._first_event(stream)
@@ -131,30 +127,25 @@ class Hub:
             await self._follow_changes()
         except NotReplicated:
             self._end(self._all(), NotReplicated)
-            await asyncio.sleep(BACKOFF_MIN)  # time for them to leave
-        except (HistoryLost, Unavailable) as exc:
-            if isinstance(exc, HistoryLost):
-                self._token = None
-            await asyncio.sleep(self._change_outage.failed(exc))
+            await asyncio.sleep(PAUSE[0])  # time for them to leave
+        except Unavailable as exc:
+            await self._pause_after("the change stream", exc)
         if not self._streams:
-            self._token = None  # the next stream begins with the whole inbox, and needs no older changes
             self._any_stream.clear()
 
     async def _follow_changes(self) -> None:
-        resumed = self._token is not None  # if so, streams that have begun miss nothing
+        """Follow the change stream while there are streams. All begin with what their inboxes are once it is open."""
         try:
-            async with aclosing(self._changes.follow(self._token)) as changes:
+            async with aclosing(self._changes.follow()) as changes:
                 async for change in changes:
-                    self._token = change.token
                     if not self._following:
                         self._following = True
-                        self._change_outage.worked()
+                        self._works_again("the change stream")
                         for user_id, streams in self._streams.items():
-                            self._mark_pending(user_id, {s for s in streams if not (s.has_begun and resumed)})
-                    if change.user_id in self._streams:
+                            self._mark_pending(user_id, streams)
+                    if change and change.user_id in self._streams:
                         self._mark_pending(change.user_id, self._streams[change.user_id], change.at)
                     if not self._streams:
-                        self._token = None
                         return
         finally:
             self._following = False
@@ -178,16 +169,16 @@ class Hub:
         except Unavailable as exc:
             for user_id, pending in batch.items():
                 self._mark_pending(user_id, pending.streams & self._streams.get(user_id, set()), pending.at)
-            await asyncio.sleep(self._read_outage.failed(exc))
+            await self._pause_after("reading inboxes", exc)
         else:
-            self._read_outage.worked()
+            self._works_again("reading inboxes")
             await asyncio.sleep(READ_PAUSE)
 
     async def _offer(self, batch: Mapping[str, Pending]) -> None:
         """Read the inboxes together; if that fails, one by one, so that an unreadable document harms no other user."""
         try:
             inboxes = await self._changes.inboxes(batch)
-            events = {user_id: encode(inboxes.get(user_id, EMPTY)) for user_id in batch}
+            events = {user_id: encode(inboxes[user_id]) for user_id in batch}
         except Unavailable:
             raise
         except Exception:
@@ -206,7 +197,7 @@ class Hub:
     async def _drop_gone(self) -> None:
         """Close the streams whose clients have gone."""
         await asyncio.sleep(GONE_INTERVAL)
-        self._end((stream for stream in self._all() if stream.has_begun and stream.is_gone()), ClientGone)
+        self._end((stream for stream in self._all() if stream.has_begun and stream.is_gone), ClientGone)
 
     def _all(self) -> Iterator[Stream]:
         return itertools.chain.from_iterable(self._streams.values())
@@ -215,26 +206,17 @@ class Hub:
         for stream in streams:
             stream.close(reason)
 
+    async def _pause_after(self, what: str, exc: Unavailable) -> None:
+        """Log a failure once until it is over, and wait before the next attempt."""
+        if what not in self._failing:
+            log.warning("%s failed and will be retried: %s", what, exc)
+            self._failing.add(what)
+        await asyncio.sleep(random.uniform(*PAUSE))
 
-class _Outage:
-    """Logs once that something fails, and once that it works again."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._failures = 0
-
-    def failed(self, exc: Exception) -> float:
-        """Return the seconds to wait before the next attempt."""
-        if not self._failures:
-            log.warning("%s failed and will be retried: %s", self._what, type(exc.__cause__ or exc).__name__)
-        self._failures += 1
-        return random.uniform(0.5, 1.0) * min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(self._failures, 16))
-
-    def worked(self) -> None:
-        """Count from the start again."""
-        if self._failures:
-            log.info("%s works again", self._what)
-        self._failures = 0
+    def _works_again(self, what: str) -> None:
+        if what in self._failing:
+            log.info("%s works again", what)
+            self._failing.discard(what)
 
 
 async def _forever(turn: Callable[[], Awaitable[None]]) -> None:
@@ -243,7 +225,7 @@ async def _forever(turn: Callable[[], Awaitable[None]]) -> None:
             await turn()
         except Exception:
             log.exception("unexpected error: streams wait")
-            await asyncio.sleep(BACKOFF_MAX)
+            await asyncio.sleep(PAUSE[1])
 
 
 HUB: Final = web.AppKey("HUB", Hub)

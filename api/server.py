@@ -36,8 +36,8 @@ OPTIONS: Final[Mapping[str, Any]] = {
 }
 """How aiohttp is to treat bodies and headers."""
 GC_THRESHOLDS: Final = (50_000, 20, 50)
-"""Requests leave hardly any garbage that only the collector finds. With its default thresholds it takes a twelfth of
-the CPU, and the slowest hundredth of the lists takes twice as long."""
+"""Requests leave hardly any garbage that only the collector finds. With the default thresholds it takes a twelfth of
+the CPU, and the slowest hundredth of the lists take twice as long."""
 UNREADY_PERIOD: Final = 1.0
 """Seconds after SIGTERM for which connections are still accepted, while `/readyz` answers 503."""
 LAST_REQUESTS_PERIOD: Final = 0.3
@@ -76,7 +76,7 @@ class Admission:
         asyncio.get_running_loop().call_later(REFUSAL_TIMEOUT, connection.abort)
 
     def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle an error that asyncio meets, as the loop's exception handler. Of accept(2) it has one a second."""
+        """Handle an error of asyncio, as the loop's exception handler. A failing accept(2) reports one a second."""
         exc = context.get("exception")
         if isinstance(exc, OSError) and exc.errno in EXHAUSTED and "socket" in context:
             self._complain("no connection can be accepted, as the process may open no more files (ulimit -n)")
@@ -148,7 +148,7 @@ async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
 
 
 def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
-    """Be the process that serves. Raises as `serve`."""
+    """Run the process that serves. Raises as `serve`."""
     gc.set_threshold(*GC_THRESHOLDS)
     descriptors.raise_limit()
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
@@ -197,14 +197,14 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
 
 def _on_sigterm(end: Callable[[], None]) -> None:
     """Call `end` in the event loop on the first SIGTERM, and end the process after `STOP_LIMIT` at the latest."""
-    loop, pending = asyncio.get_running_loop(), [end]
+    loop = asyncio.get_running_loop()
 
     def received(*_: object) -> None:
-        if pending:
-            threading.Timer(STOP_LIMIT, os._exit, [1]).start()
-            loop.call_soon_threadsafe(pending.pop())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.Timer(STOP_LIMIT, os._exit, [1]).start()
+        loop.call_soon_threadsafe(end)
 
-    # Not the loop's own handler, which needs a loop that turns.
+    # Not the loop's own handler, which does nothing while the loop is stuck.
     signal.signal(signal.SIGTERM, received)
 
 

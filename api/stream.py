@@ -1,4 +1,4 @@
-"""One stream: the one event that its client is to be sent next, and Server-Sent Events (WHATWG HTML, section 9.2).
+"""One stream of Server-Sent Events (WHATWG HTML, section 9.2). It holds only the newest event.
 
 aiohttp's own response is used: aiohttp-sse sends comments from a second task, waits for a slow client only once in
 64 KiB, and waits without a deadline.
@@ -22,7 +22,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from api.body import ClientGone
-from mongo.changes import Inbox, NotReplicated
+from mongo.changes import NotReplicated
+from mongo.inbox import Page
 from ops.metrics import Metrics
 
 log = logging.getLogger("notifier.http")
@@ -40,15 +41,15 @@ SEND_BUFFER: Final = 64 * 1024
 
 
 class StreamEnd(Exception):
-    """Base of the reasons why a stream cannot begin or go on."""
+    """Base of the reasons why a stream does not begin, or ends."""
 
 
 class TooManyOfUser(StreamEnd):
-    """The user has as many streams in this process as one user may."""
+    """The user has reached the limit of streams in this process."""
 
 
 class TooManyOfProcess(StreamEnd):
-    """The process has as many streams as it may."""
+    """The process has reached its limit of streams."""
 
 
 class Stopping(StreamEnd):
@@ -66,15 +67,30 @@ class Event(NamedTuple):
     at: datetime | None
 
 
-class Stream:
-    """A mailbox for one event. A newer event replaces an unsent one, so a slow client costs nothing."""
+def encode(page: Page) -> bytes:
+    """Return an `inbox` event. Values that JSON has no type for, stored by other programs, become strings."""
+    data = {"elements": page.elements, "new": page.new, "latest": page.list[0] if page.list else None}
+    if page.unseen is not None:
+        data["unseen"] = page.unseen
+    return b"event: inbox\ndata: %b\n\n" % orjson.dumps(data, default=str)
 
-    def __init__(self, is_gone: Callable[[], bool]) -> None:
-        self.is_gone = is_gone
+
+class Stream:
+    """A client, and a mailbox for one event. A newer event replaces an unsent one, so a slow client costs nothing."""
+
+    def __init__(self, request: web.Request, metrics: Metrics, seconds_since: Callable[[datetime], float]) -> None:
         self.has_begun = False
+        self._request = request
+        self._metrics = metrics
+        self._seconds_since = seconds_since
         self._event: Event | None = None
         self._end: type[Exception] | None = None
         self._woken = asyncio.Event()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has left."""
+        return self._request.transport is None
 
     def offer(self, text: bytes, at: datetime | None) -> None:
         """Send this event next. It keeps the time of the one it replaces."""
@@ -83,7 +99,7 @@ class Stream:
         self._woken.set()
 
     def close(self, reason: type[Exception]) -> None:
-        """End the stream: whoever waits for an event gets this exception instead."""
+        """End the stream. Anything that waits for an event gets this exception instead."""
         self._end = self._end or reason
         self._woken.set()
 
@@ -97,67 +113,44 @@ class Stream:
             self._woken.clear()
             await self._woken.wait()
 
-    async def next(self) -> Event:
-        """Wait for the next event and take it. Raises as `peek`."""
-        event = await self.peek()
-        self._event = None
-        return event
-
-
-def encode(inbox: Inbox) -> bytes:
-    """Return an `inbox` event. Values that JSON has no type for, stored by other programs, become strings."""
-    data = {"elements": inbox.elements, "new": inbox.new, "latest": inbox.latest}
-    if inbox.unseen is not None:
-        data["unseen"] = inbox.unseen
-    return b"event: inbox\ndata: %b\n\n" % orjson.dumps(data, default=str)
-
-
-class Wire:
-    """Sends streams."""
-
-    def __init__(self, metrics: Metrics, seconds_since: Callable[[datetime], float]) -> None:
-        self.keep_alive = KEEP_ALIVE
-        self.send_timeout = SEND_TIMEOUT
-        self._metrics = metrics
-        self._seconds_since = seconds_since
-
-    async def send(
-        self, stream: Stream, request: web.Request, response: web.StreamResponse, until: float = math.inf
-    ) -> None:
+    async def send(self, response: web.StreamResponse, until: float = math.inf) -> None:
         """Send events until the stream is closed, the client has left, or it is `until` (Unix seconds).
 
         If the client does not read, its connection is aborted.
         """
         response.force_close()  # a client that returns should be free to reach another process
-        if request.transport:
-            request.transport.set_write_buffer_limits(high=0)  # drained means that the kernel has everything
-            request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        transport = self._request.transport
+        if transport:
+            transport.set_write_buffer_limits(high=0)  # drained means that the kernel has everything
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         try:
-            if writer := await response.prepare(request):
-                await self._send_events(stream, writer, until)
+            if writer := await response.prepare(self._request):
+                await self._send_events(writer, until)
         except TimeoutError:
             self._metrics.streams_dropped.inc()
-            if request.transport:
-                request.transport.abort()
+            if transport:
+                transport.abort()
         except ConnectionError:
             log.debug("the client of a stream has gone")
 
-    async def _send_events(self, stream: Stream, writer: AbstractStreamWriter, until: float) -> None:
-        await self._write(writer, b"retry: %d\n\n" % random.randint(*RETRY_MS))
+    async def _send_events(self, writer: AbstractStreamWriter, until: float) -> None:
+        await _write(writer, b"retry: %d\n\n" % random.randint(*RETRY_MS))
         with contextlib.suppress(StreamEnd, ClientGone, NotReplicated):
             while (now := time.time()) < until:
                 try:
-                    async with asyncio.timeout(min(self.keep_alive, until - now)):
-                        event = await stream.next()
+                    async with asyncio.timeout(min(KEEP_ALIVE, until - now)):
+                        text, at = await self.peek()
                 except TimeoutError:
-                    await self._write(writer, COMMENT)
+                    await _write(writer, COMMENT)
                 else:
-                    await self._write(writer, event.text)
+                    self._event = None
+                    await _write(writer, text)
                     self._metrics.stream_events.inc()
-                    if event.at:
-                        self._metrics.stream_lag.observe(self._seconds_since(event.at))
+                    if at:
+                        self._metrics.stream_lag.observe(self._seconds_since(at))
 
-    async def _write(self, writer: AbstractStreamWriter, chunk: bytes) -> None:
-        async with asyncio.timeout(self.send_timeout):
-            await writer.write(chunk)
-            await writer.drain()  # `write` itself drains only once in 64 KiB
+
+async def _write(writer: AbstractStreamWriter, chunk: bytes) -> None:
+    async with asyncio.timeout(SEND_TIMEOUT):
+        await writer.write(chunk)
+        await writer.drain()  # `write` itself drains only once in 64 KiB

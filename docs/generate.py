@@ -29,7 +29,7 @@ from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
 from kinds import SPECIFIED  # noqa: E402
-from mail.refusals import BOUNCES  # noqa: E402
+from mail.replies import BOUNCES  # noqa: E402
 from mongo import document  # noqa: E402
 from ops.metrics import Metrics  # noqa: E402
 from schemas import ListSchema  # noqa: E402

@@ -30,8 +30,8 @@ LARGEST: Final = 10**19
 def write(value: Any, form: str | None, language: str | None, zone: str | None = None) -> str:
     """Format a value as a `number`, `date`, `time`, `datetime` or `currency EUR`. Anything else is written as it is.
 
-    Moments are Unix seconds or ISO 8601, written in the time zone, or else in their own, or in UTC. Without a form, ISO
-    8601 is a `datetime`, and a number has no thousands separators, as it may be the number of an order.
+    Moments are Unix seconds or ISO 8601. They are written in the given time zone, else in their own, else in UTC.
+    Without a form, ISO 8601 is a `datetime`, and a number gets no thousands separators, as it may be an order number.
     """
     locale = _locale(language)
     if not form and isinstance(value, str) and MOMENT.fullmatch(value):

@@ -1,25 +1,61 @@
-"""Logging in at the mail server, with a password or a token.
+"""Logging in at the mail server with a password, or with a token that a token server issues (OAuth 2.0).
 
-Sources: RFC 4954 (AUTH), draft-murchison-sasl-login (LOGIN), RFC 7628 (OAUTHBEARER), Google's and Microsoft's pages
-about XOAUTH2.
+Sources: RFC 4954 (AUTH), draft-murchison-sasl-login (LOGIN), RFC 6749 (OAuth 2.0), RFC 7628 (OAUTHBEARER), Google's and
+Microsoft's pages about XOAUTH2, Microsoft ("Microsoft Entra authentication and authorization error codes").
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
+import ssl
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
+import orjson
+from aiohttp import ClientError, ClientSession, ClientTimeout
 from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPResponse
 
-from mail.replies import SMTPFault
+from mail.replies import SMTPFault, describe
 from mail.verdicts import Verdict
+from settings import Settings
 
+T = TypeVar("T")
 Mechanism = Callable[[SMTP, str, str], Awaitable[object]]
+
+log = logging.getLogger("notifier.mail")
 
 CHALLENGE: Final = 334
 MISSING: Final = frozenset({500, 501, 502, 504, 534, 538})
-"""Replies to a mechanism that the server does not have after all, or does not allow us (RFC 4954, sections 4 and 6)."""
+"""Replies to a mechanism that the server lacks after all, or does not allow (RFC 4954, sections 4 and 6)."""
+SOON: Final = 300.0
+"""A token is renewed this many seconds before its end, or after half of its lifetime if that comes later."""
+RETRY: Final = 30.0
+"""Seconds between attempts to renew a token that is still valid."""
+LIFETIME: Final = 300.0
+"""Seconds for which a token is used if the token server does not say how long it is valid."""
+BAD_CLOCK: Final = frozenset({9, 10})
+"""OpenSSL's codes for a certificate that is not valid yet, or has expired."""
+FAULTS: Final[Mapping[object, str]] = {
+    90002: "the tenant in SMTP_OAUTH_TOKEN_URL does not exist",
+    900023: "the tenant in SMTP_OAUTH_TOKEN_URL does not exist",
+    700016: "the tenant has no application with SMTP_OAUTH_CLIENT_ID",
+    7000215: "SMTP_OAUTH_CLIENT_SECRET is wrong: it must be the secret's value, not its id",
+    7000222: "SMTP_OAUTH_CLIENT_SECRET has expired: make a new one",
+    500011: "SMTP_OAUTH_SCOPE is wrong or not granted",
+    1002012: "SMTP_OAUTH_SCOPE is wrong or not granted",
+    "invalid_scope": "SMTP_OAUTH_SCOPE is wrong or not granted",
+    "invalid_client": "SMTP_OAUTH_CLIENT_ID or SMTP_OAUTH_CLIENT_SECRET is wrong",
+    "invalid_grant": "SMTP_OAUTH_REFRESH_TOKEN has expired or was revoked: get a new one",
+    "unauthorized_client": "the token server does not give this client tokens by {grant}",
+    "unsupported_grant_type": "the token server does not give this client tokens by {grant}",
+}
+"""What Microsoft's numbers mean, and the words of RFC 6749, section 5.2."""
 
 
 async def _login(smtp: SMTP, login: str, password: str) -> None:
@@ -88,3 +124,125 @@ async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, M
         else:
             return
     raise fault
+
+
+# --- tokens ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token, when to renew it and when it ends (monotonic), and its scope, as far as the token server says."""
+
+    value: str = field(repr=False)
+    renew_at: float
+    ends: float
+    scope: str
+
+
+NONE: Final = Token("", -math.inf, -math.inf, "")
+
+
+class Tokens:
+    """The token of a process. Logins share it, and the request for the next one. Methods raise `SMTPFault`."""
+
+    def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
+        self._settings = settings
+        self._tls = tls
+        self._refresh_token = settings.smtp_oauth_refresh_token
+        self.grant = "refresh_token" if self._refresh_token else "client_credentials"
+        self._token = NONE
+        self._renewal: asyncio.Task[Token] | None = None
+
+    async def get(self) -> Token:
+        """Return a token. One that ends soon is renewed in the background, so that no login waits."""
+        now = time.monotonic()
+        if self._renewal is None and now >= self._token.renew_at:
+            self._renewal = asyncio.create_task(self._renew())
+            self._renewal.add_done_callback(lambda task: task.cancelled() or task.exception())  # perhaps nobody waits
+        if self._renewal is None or now < self._token.ends:
+            return self._token
+        return await asyncio.shield(self._renewal)
+
+    async def try_with(self, attempt: Callable[[str], Awaitable[T]]) -> T:
+        """Call `attempt` with a token, and with a new one if the mail server refuses it: it may have been revoked."""
+        token = await self.get()
+        try:
+            return await attempt(token.value)
+        except SMTPAuthenticationError:
+            if token is self._token:
+                self._token = NONE
+        return await attempt((await self.get()).value)
+
+    async def close(self) -> None:
+        if self._renewal:
+            self._renewal.cancel()
+
+    async def _renew(self) -> Token:
+        try:
+            self._token = await self._request()
+        except SMTPFault as exc:
+            if time.monotonic() < self._token.ends:
+                log.warning("the token for the mail server ends soon, and there is no other yet: %s", exc)
+                self._token = replace(self._token, renew_at=min(time.monotonic() + RETRY, self._token.ends))
+            raise
+        finally:
+            self._renewal = None
+        return self._token
+
+    async def _request(self) -> Token:
+        began = time.monotonic()
+        status, answer = await self._post()
+        value, seconds = answer.get("access_token"), f"{answer.get('expires_in')}"
+        if status != 200 or not isinstance(value, str) or not value:
+            raise self._fault(status, answer)
+        self._refresh_token = f"{answer.get('refresh_token') or self._refresh_token or ''}"
+        lifetime = float(seconds) if seconds.isdecimal() else LIFETIME
+        ends = began + lifetime
+        return Token(value, ends - min(SOON, lifetime / 2), ends, f"{answer.get('scope') or ''}")
+
+    async def _post(self) -> tuple[int, Mapping[str, Any]]:
+        """Ask the token server; return the status and the object of its answer, empty if it has none."""
+        settings = self._settings
+        form = {
+            "grant_type": self.grant,
+            "client_id": settings.smtp_oauth_client_id,
+            "client_secret": settings.smtp_oauth_client_secret,
+            "refresh_token": self._refresh_token,
+            "scope": settings.smtp_oauth_scope,
+        }
+        url, timeout = f"{settings.smtp_oauth_token_url}", ClientTimeout(settings.smtp_connect_timeout)
+        data = {name: value for name, value in form.items() if value}
+        try:
+            async with ClientSession(timeout=timeout) as session:
+                # A redirect would carry the secret to another place.
+                response = await session.post(url, data=data, ssl=self._tls, allow_redirects=False)
+                body = await response.read()
+        except (ClientError, OSError) as exc:
+            raise _unreachable(exc) from None
+        with suppress(ValueError):
+            if isinstance(answer := orjson.loads(body), dict):
+                return response.status, answer
+        return response.status, {}
+
+    def _fault(self, status: int, answer: Mapping[str, Any]) -> SMTPFault:
+        """Return what an answer without a token means. The server's own words are left out, as they may hold names."""
+        error, numbers = f"{answer.get('error', '')}"[:64], answer.get("error_codes")
+        if status == 429 or status >= 500:
+            return SMTPFault(Verdict.CONNECTION, f"the token server gives no tokens now ({status})")
+        if not error.isidentifier():
+            words = f"the answer is not a token server's ({status}): check SMTP_OAUTH_TOKEN_URL"
+            return SMTPFault(Verdict.CONFIGURATION, words)
+        codes = [code for code in numbers if isinstance(code, int)] if isinstance(numbers, list) else []
+        words = next((FAULTS[code] for code in (*codes, error) if code in FAULTS), "the token server refuses us")
+        named = ", ".join([error, *(f"AADSTS{code}" for code in codes)])
+        return SMTPFault(Verdict.CONFIGURATION, f"{words.format(grant=self.grant)} ({named})")
+
+
+def _unreachable(exc: Exception) -> SMTPFault:
+    """Return why there was no answer, without the name and the addresses of the server."""
+    cause = exc.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        hint = "; is the clock of this machine right?" if cause.verify_code in BAD_CLOCK else ""
+        words = f"the token server's certificate is refused: {cause.verify_message.rstrip('.')}{hint}"
+        return SMTPFault(Verdict.CONFIGURATION, words)
+    return SMTPFault(Verdict.CONNECTION, f"the token server cannot be reached: {describe(exc)}")

@@ -31,11 +31,11 @@ WORD_BYTES: Final = 39
 """Bytes of UTF-8 in one encoded word. `=?utf-8?b?...?=` then has 64 characters of the 75 allowed, so that it fits into
 a line behind the name of its header."""
 PLAIN_ID: Final = re.compile(r"[\w.-]{1,200}", re.ASCII)
-"""An id that can stand in `Message-ID`. E-mails that another program owes may have any other."""
+"""An id that can stand in `Message-ID`. An e-mail that another program owes may have any id."""
 FIXED: Final = (
     b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: DR, RN, NRN, OOF, AutoReply\r\nMIME-Version: 1.0\r\n"
 )
-"""Asks for no automatic answers, the second time in the words of Exchange. Its `All` would suppress bounces too."""
+"""Ask for no automatic answers. The second header is for Exchange, where `All` would suppress bounces too."""
 ALTERNATIVES: Final = (
     b'Content-Type: multipart/alternative; boundary="=_part"\r\n\r\n--=_part\r\n%b\r\n--=_part\r\n%b\r\n--=_part--\r\n'
 )
@@ -46,7 +46,7 @@ ALTERNATIVES: Final = (
 class Sender:
     """Who e-mails come from. `header` is their `From` and `Reply-To`, folded once.
 
-    `envelope` is the address in MAIL, to which bounces go; by default it is that of `From`.
+    `envelope` is the address in MAIL, to which bounces go, by default the one in `From`.
     """
 
     def __init__(self, name: str, address: str, envelope: str = "", reply_to: tuple[str, str] | None = None) -> None:
@@ -107,10 +107,10 @@ def _part(subtype: bytes, text: str) -> bytes:
 
 
 def _words(written: str, text: str, limit: int) -> Sequence[str]:
-    """Return the words of a text as they are written, or encoded (RFC 2047) unless all are ASCII and below the limit.
+    """Return the words as they are written if all are ASCII and shorter than the limit, otherwise encoded (RFC 2047).
 
-    A client reads the text as it was. Python's own folding makes encoded words of 76 characters, where 75 are allowed
-    (RFC 2047, section 2), and some texts come back with a space more or less.
+    Decoded, they are the same text. Python's own folding makes encoded words of 76 characters where 75 are allowed
+    (RFC 2047, section 2), and adds or drops spaces in some texts.
     """
     words = written.split(" ")
     if text.isascii() and "=?" not in text and max(map(len, words)) < limit:

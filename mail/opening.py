@@ -20,31 +20,30 @@ from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloErr
 
 from config.address import domain
 from mail.connection import Address, Connection, Protocol, drop
-from mail.login import BY_PASSWORD, BY_TOKEN, log_in
-from mail.oauth import Tokens
+from mail.login import BY_PASSWORD, BY_TOKEN, Tokens, log_in
 from mail.replies import SMTPFault
 from mail.verdicts import Verdict
 from settings import Security, Settings
 
 ADDRESS_REST: Final = 60.0
-"""Seconds for which an address of the server comes last after a connection to it has failed."""
+"""Seconds for which an address of the server is tried last after a connection to it has failed."""
 ATTEMPT_DELAY: Final = 0.25
 """Seconds before the server's next address is tried as well (RFC 8305, section 5)."""
 PIPELINING_PAUSE: Final = 600.0
-"""Seconds without pipelining after commands sent together were not answered as they should."""
+"""Seconds without pipelining after commands sent together got the wrong replies."""
 NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
-"""Replies to a command that the server does not have after all (RFC 5321, section 4.2.4)."""
+"""Replies to a command that the server does not implement (RFC 5321, section 4.2.4)."""
 SILENT_STEP: Final = "the greeting"
 ADDRESSES: Final = 4
 """Addresses of the server that are tried for one connection, after the first."""
 AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
-"""Such a server waits for us in silence (SMTPS on another port than 465)."""
+"""Such a server waits silently for the client to begin (SMTPS on a port other than 465)."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt to open a connection: the last step that it began, and the address that accepted it."""
+    """How far an attempt to open a connection came: its last step, and the address that accepted it."""
 
     step: str = ""
     address: Address | None = None
@@ -77,13 +76,13 @@ class Opener:
         return time.monotonic() > self._one_by_one_until
 
     def pause_pipelining(self) -> None:
-        """Send commands one by one for some time, which shows what each is answered."""
+        """Send commands one by one for some time, so that each reply is known to belong to its command."""
         self._one_by_one_until = time.monotonic() + PIPELINING_PAUSE
 
     async def open(self, tries: int = 1) -> Connection:
         """Open a connection. If that fails, try the server's other addresses, unless they have failed lately.
 
-        If they have, a server that refuses at once is asked so many times. Raises `SMTPFault`, and the errors of
+        If all have, a server that refuses at once is asked up to `tries` times. Raises `SMTPFault`, and the errors of
         aiosmtplib, ssl and the network.
         """
         if self.tokens:
@@ -96,7 +95,7 @@ class Opener:
             await self.tokens.close()
 
     def rest(self, address: Address | None) -> None:
-        """Let an address of the server come last for some time: its machine may be broken."""
+        """Try an address of the server last for some time, as its machine may be broken."""
         if address:
             self._resting[address] = time.monotonic() + ADDRESS_REST
 
@@ -105,7 +104,7 @@ class Opener:
             attempt = Attempt()
             try:
                 return await self._open_in_time(attempt, secret)
-            except SMTPAuthenticationError:  # which another address would refuse as well
+            except SMTPAuthenticationError:  # another address would refuse the login as well
                 raise
             except (SMTPException, SMTPFault, OSError) as exc:
                 if attempt.address is None:
@@ -118,7 +117,7 @@ class Opener:
         return await self._open_in_time(Attempt(), secret)
 
     def _rests(self, info: AddressInfo) -> float:
-        """Return for how many seconds an address still comes last."""
+        """Return the seconds for which an address is still tried last."""
         return max(0.0, self._resting.get(info[4][:2], -math.inf) - time.monotonic())
 
     async def _addresses(self) -> Sequence[AddressInfo]:
@@ -138,12 +137,12 @@ class Opener:
         settings, security = self._settings, self._settings.security
         attempt.step = "connecting"
         addresses = sorted(await self._addresses(), key=self._rests)
-        found = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
-        attempt.address = found.getpeername()[:2]
+        connected = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
+        attempt.address = connected.getpeername()[:2]
         smtp = SMTP(
             hostname=settings.smtp_host,  # the name that the certificate must have
             port=None,
-            sock=found,
+            sock=connected,
             use_tls=security is Security.TLS,
             start_tls=False,  # decided in _upgrade
             tls_context=self._tls,
@@ -186,5 +185,5 @@ class Opener:
         elif self._settings.smtp_login or self._settings.smtp_client_cert:
             raise SMTPFault(
                 Verdict.CONFIGURATION,
-                "the server offers no STARTTLS, and nobody logs in without TLS unless SMTP_SECURITY=none",
+                "the server offers no STARTTLS, and without TLS a login needs SMTP_SECURITY=none",
             )

@@ -34,7 +34,7 @@ VARIABLES: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", 
     *("notifications", "count", "kind", "language", "unsubscribe_url")
 }
 CPU_SECONDS: Final = 2.0
-"""Limit for one e-mail. Time that the machine spends on other programs does not count."""
+"""Limit for one e-mail. Time in which the machine runs other programs does not count."""
 MEMORY: Final = 64 * 1024 * 1024
 """Bytes that the process may need beyond what it has before its first e-mail."""
 OUT_OF_MEMORY: Final = 3
@@ -66,7 +66,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def getitem(self, obj: Any, argument: Any) -> Any:
         with suppress(LookupError, TypeError):
             if isinstance(obj, dict) and argument not in obj:
-                return obj[f"{argument}"]  # Jinja parses the `0` in `user.emails.0` as a number
+                return obj[f"{argument}"]  # Jinja reads the `0` in `user.emails.0` as a number
             if isinstance(obj, dict | list | tuple | str | Undefined):
                 return obj[argument]
         return self.undefined(obj=obj, name=argument)

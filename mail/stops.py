@@ -1,12 +1,18 @@
-"""What can stop: the line, a kind or a domain. The refusals that stop it, and the probes that start it again."""
+"""What can stop (the line, a kind, a domain): refusals that stop it, probes that start it again, and alarms."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from mail.replies import Outcome
 from mail.verdicts import Stage
+
+log = logging.getLogger("notifier.delivery")
 
 RUN: Final = 5
 """Different recipients refused in a row, after which a group stops."""
@@ -30,6 +36,18 @@ DEATH_PROBES: Final = 10
 """Refused probes after which a domain that stopped lets its e-mails die."""
 DEATH_WITNESSES: Final = 3
 """So many of them must have come after an acceptance elsewhere."""
+ALARM_INTERVAL: Final = 0.5
+"""Seconds between two looks at what has stopped."""
+ALARM_AFTER: Final = 5.0
+"""Seconds after which a stop is no passing trouble. One by 5xx never is."""
+OFTEN: Final = 60.0
+SELDOM: Final = 3600.0
+"""Seconds between two alarms about the same stop, in its first hour and later."""
+CONSEQUENCES: Final = {
+    "line": "no e-mail gets through, so all wait, and none is lost; see the SMTP settings and the account",
+    "kind": "no e-mail of this kind gets through, so they wait, and none is lost; see its template",
+    "domain": "no e-mail to a domain gets through, so those to it wait",
+}
 
 
 class Mail(NamedTuple):
@@ -204,3 +222,19 @@ class Stop:
     def condemned(self) -> bool:
         """Whether a domain has refused for so long, while others accepted, that its e-mails may die."""
         return self.group.name == "domain" and self.probes >= DEATH_PROBES and self.witnessed >= DEATH_WITNESSES
+
+
+async def alarm(stops: Mapping[Group, Stop]) -> None:
+    """Log an error about each group that has stopped, again and again, for ever."""
+    due: dict[Group, float] = {}
+    while True:
+        now = time.monotonic()
+        due = {group: at for group, at in due.items() if group in stops}
+        for group, stop in stops.items():
+            age = now - stop.began
+            if now >= due.get(group, 0.0) and (age >= ALARM_AFTER or stop.firm):
+                due[group] = now + (OFTEN if age < SELDOM else SELDOM)
+                what = "a domain" if group.name == "domain" else group
+                words = "%s stopped %.0f s ago: %s: %s; next probe in %.0f s"
+                log.error(words, what, age, CONSEQUENCES[group.name], stop.reply, stop.wait(now))
+        await asyncio.sleep(ALARM_INTERVAL)

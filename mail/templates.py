@@ -1,7 +1,6 @@
 """What an e-mail says: the operator's templates turn a notification into subject, text and HTML.
 
-They are read here, and rendered by a process of their own (`mail/rendering.py`), which is started, asked and replaced
-here.
+This module reads them, and starts, asks and replaces the process that renders them (`mail/rendering.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from settings import Settings
 ANSWER_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of an answer. Three parts of 256 KiB, written as JSON, have less."""
 PATIENCE: Final = 60.0
-"""Seconds to wait for an answer. The process ends itself after 2 s of CPU time, unless somebody stops it."""
+"""Seconds to wait for an answer. The process ends after 2 s of CPU time, but one that was stopped uses none."""
 INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONTZPATH", "PYTHONDONTWRITEBYTECODE")
 """The variables that Python itself may need. Others may be secrets."""
 ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}
@@ -66,8 +65,8 @@ class RenderingEnded(Exception):
 class Templates:
     """The templates of `TEMPLATES_DIR`: `KEY.subject.txt`, `KEY.txt` and `KEY.html`, all optional.
 
-    They can extend or include files whose names begin with `_`. Hidden files are ignored. All files are read here,
-    once; the process that renders them runs from the first question on. Raises `TemplatesError`.
+    They can extend or include files that begin with `_`. Hidden files are ignored. All are read once, here.
+    The process that renders them starts with the first question. Raises `TemplatesError`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -133,7 +132,7 @@ class Templates:
             async with self._turn:
                 while process is self._process:
                     answered, answer = await self._answer(process)
-                    if answered == number:  # others are of tasks that were cancelled
+                    if answered == number:  # other answers belong to tasks that were cancelled
                         return answer
 
     async def _running(self) -> Process:
@@ -182,7 +181,7 @@ class Templates:
         return line if line.endswith(b"\n") else b""
 
     async def _end(self, process: Process, *, kill: bool = False) -> int:
-        """Wait for the end of a process that answers no more; return its exit code."""
+        """Wait until a process that no longer answers has ended; return its exit code."""
         self._process = None
         process.stdin.close()  # type: ignore[union-attr]
         if kill:
@@ -193,7 +192,7 @@ class Templates:
 
 
 def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
-    """Return what an e-mail says. The key, with the count if it is about many, replaces an absent subject or text."""
+    """Return what an e-mail says. The key replaces an absent subject or text, with the count if there are several."""
     subject, text, html = parts
     count = fields.get("count", 1)
     plain = f"{fields['key']} ({count})" if count > 1 else f"{fields['key']}"

@@ -1,4 +1,4 @@
-"""Links to unsubscribe. Whoever opens one needs no login, and can do nothing else with it.
+"""Links to unsubscribe. Anyone who opens one needs no login, and can do nothing else with it.
 
 The token of a link is the user's id and the name of the kind, encrypted and authenticated with AES-SIV (RFC 5297),
 which needs no nonce and gives an e-mail the same link at every attempt. Its key is derived from a secret with HKDF
@@ -25,7 +25,7 @@ KEY_LENGTH: Final = 64
 
 
 class NoSuchLink(Exception):
-    """None of the secrets made the token, or there are no links because `PUBLIC_URL` is not set."""
+    """The token was made with none of the secrets, or `PUBLIC_URL` is not set, so that there are no links."""
 
 
 class Links:
@@ -40,7 +40,8 @@ class Links:
     def url(self, user_id: str, kind: str) -> str | None:
         """Return the link of an e-mail, or `None` if `PUBLIC_URL` is not set or the kind is required.
 
-        A kind that has left the file is not required. An e-mail that another program owes may be of no kind or user.
+        A kind that has left the file is not required. An e-mail that another program owes may have an invalid kind or
+        user.
         """
         known = self._kinds.get(kind)
         is_ours = NAME.fullmatch(kind) and self._id_type.parse(user_id) == user_id

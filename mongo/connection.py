@@ -33,11 +33,11 @@ SharedDatabase = AsyncDatabase[dict[str, Any]]
 SharedCollection = AsyncCollection[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"
-"""The database if the connection string names no other."""
+"""The database, unless the connection string names another."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
 MAJORITY: Final = ReadConcern("majority")
-"""For reads that must not show what a deposed primary alone has seen."""
+"""For reads that must not show what only a deposed primary has seen."""
 OPTIONS: Final[dict[str, Any]] = {
     "appname": "notifier",
     # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
@@ -61,9 +61,9 @@ OPTIONS: Final[dict[str, Any]] = {
 }
 """Options that take precedence over those of the connection string."""
 POOL: Final[dict[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
-"""Of the shared client: batches of writes and of lists in flight, and the change stream."""
+"""The pool of the shared client, for batches of writes and lists, and the change stream."""
 POOL_PART: Final = 8
-"""While descriptors are few, each of the two pools has an eighth of them."""
+"""If few descriptors are allowed, each of the two pools may use an eighth of them."""
 
 
 def uri_fault(uri: str) -> str | None:
@@ -77,7 +77,7 @@ def uri_fault(uri: str) -> str | None:
             uri_parser.parse_uri(f"mongodb://{rest.rstrip('&')}", warn=False)
             return None
         uri_parser.parse_uri(uri, warn=False)
-        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # which looks at the options together, too
+        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # checks the options together, too
     except OSError:
         return "A file that the MongoDB connection string names cannot be read."
     except INVALID as exc:
@@ -132,8 +132,8 @@ async def within(seconds: float) -> AsyncIterator[None]:
 async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
     """Return the database that a connection string names, and close the connection at the end.
 
-    Raises `Unavailable` when DNS does not tell the hosts of a mongodb+srv:// string. The connection itself is made
-    by the first operation.
+    The first operation makes the connection itself. Raises `Unavailable` if DNS does not resolve a mongodb+srv://
+    string.
     """
     limit = descriptors.limit()
     attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
@@ -145,7 +145,7 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
         )
     except INVALID as exc:
         raise unavailable(exc) from exc
-    # Set once more, without what else the connection string may say of them, such as a `wtimeoutMS`.
+    # Set again, because the connection string may add to them, for example `wtimeoutMS`.
     concerns: Mapping[str, Any] = {
         "write_concern": WriteConcern(w="majority", j=True),
         "read_preference": ReadPreference.PRIMARY,
@@ -165,6 +165,6 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
 
 
 def _close(client: Client) -> None:
-    """Close the client. Without a timeout it would wait for a server that hangs to end its sessions."""
+    """Close the client. Without a timeout, it would wait for a hanging server to end its sessions."""
     with pymongo.timeout(CLOSE_TIMEOUT):
         client.close()

@@ -145,7 +145,7 @@ class DeadMail:
         user's address. Raises `OutboxFull`.
         """
         users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
-        user_id = users.shape.id_type.parse(f"{letter['user_id']}")
+        user_id = users.settings.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
         element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))

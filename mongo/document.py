@@ -1,7 +1,7 @@
 """The user's document: what the service keeps in it, and the expressions that read it.
 
 ```
-{ _id, email: "...",                          of the team's type, and at the team's path (`Shape`)
+{ _id, email: "...",                          of the team's type (ID_TYPE), and at the team's path (EMAIL_FIELD)
   notifications: [ {id, timestamp, is_new, user_id, key, target_id?, data?, count?}, ... ]   newest last
   notifier: {                                 everything else; absent while there is nothing else
     outbox: [ {id, key, at, next_at, tries, token, error, dead,    e-mails owed
@@ -11,7 +11,7 @@
     recent: [ {k, h, id} ],                   the last idempotency keys, each with a hash of its request, newest last
     deleted: [ id ],                          the last notifications that the user deleted, newest last
     preferences: { KIND or "*": {email} },    where the user wants something else than the default
-    suppression: {address, code, at},         the address to which nothing is sent, as mail to it was refused for good
+    suppression: {address, code, at, confirmed},   the address to which nothing is sent, as it was refused for good
     seen_at: 1698138241 } }                   `timestamp` of the newest notification seen; absent before `/seen`
 ```
 
@@ -21,17 +21,14 @@ The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. The array holds no
 MongoDB changes one document atomically, so a request leaves everything behind with one update of its user's document.
 Other fields belong to other programs and are never touched. If one of the two names is taken, MongoDB itself refuses
 the classic update operators (codes 2 and 28). A pipeline would replace what it finds, so each has the condition `OURS`.
-Arrays may hold a `null`, where an operator unset an element.
+Arrays may hold a `null` where somebody has unset an element.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from random import randrange
 from typing import Any, Final
-
-from config.ids import IdType
 
 JSONObject = dict[str, Any]
 
@@ -60,29 +57,23 @@ WITHOUT_EMPTY: Final[JSONObject] = {
 OPTIONAL_FIELDS: Final[Mapping[str, type]] = {"target_id": str, "data": dict}
 """A notification, an e-mail owed and a dead letter have these, of these types, only when the request had them."""
 ORIGIN_FIELDS: Final = ("request_id", "traceparent")
-"""What tells which request owed an e-mail. An e-mail owed, its dead letter and its log lines have them."""
+"""The request that an e-mail comes from. The e-mail owed, its dead letter and its log lines have them."""
 SLACK_PART: Final = 4
 """With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
-BSON_TYPES: Final = (
-    *("double", "string", "object", "array", "binData", "undefined", "objectId", "bool", "date", "null", "regex"),
-    *("dbPointer", "javascript", "symbol", "javascriptWithScope", "int", "timestamp", "long", "decimal"),
-    *("minKey", "maxKey"),
-)
+OBJECT, DATE = 3, 9
+"""Types by their numbers in BSON, which are 1 to 19, -1 and 127."""
 
 
-def absent_or(kind: str) -> JSONObject:
-    """Return the condition of a field that is absent or of this type, which is not that of arrays.
-
-    An array of such values does not pass: the types of its elements count, and its own.
-    """
-    return {"$not": {"$type": [name for name in BSON_TYPES if name != kind]}}
+def absent_or(type_: int) -> JSONObject:
+    """Return the condition that a field is absent or of this type. An array of such values does not meet it."""
+    return {"$not": {"$type": [number for number in (*range(1, 20), -1, 127) if number != type_]}}
 
 
-OURS: Final = {"notifier": absent_or("object")}
+OURS: Final = {"notifier": absent_or(OBJECT)}
 """Condition of every pipeline that writes to `notifier`."""
-IS_FINDABLE: Final = {"notifier.due": absent_or("date")}
+IS_FINDABLE: Final = {"notifier.due": absent_or(DATE)}
 """Condition of a write that owes an e-mail: beside a `due` of another type, nobody would find the e-mail."""
 HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
 """Condition of a write that owes another e-mail."""
@@ -166,27 +157,6 @@ def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
     """
     trims = not slack or randrange(slack) < SLACK_PART
     return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The shape of the team's documents: the type of `_id`, and the paths of the address and the language.
-
-    `template_fields` are the paths that templates may read. `profile` is the content of a new document; with `None`,
-    the service creates no users. An inbox holds `limit` notifications, its array up to `slack` more.
-    """
-
-    id_type: IdType = IdType.OBJECTID
-    email_field: str = "email"
-    language_field: str | None = None
-    template_fields: Sequence[str] = ()
-    profile: Mapping[str, str] | None = None
-    limit: int = 1
-    slack: int = 0
-
-    def projection(self) -> JSONObject:
-        paths = [self.email_field, *([self.language_field] if self.language_field else ()), *self.template_fields]
-        return {path.partition(".")[0]: 1 for path in paths}
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:

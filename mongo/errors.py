@@ -44,7 +44,7 @@ REFUSED_US: Final[Mapping[int, str]] = {
 ATLAS: Final = 8000
 """Atlas has one code for all its own errors, such as that the storage quota is used up."""
 ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do action": 13}
-"""What its texts then say, and the code that MongoDB has for that."""
+"""Parts of its messages, and the codes that MongoDB itself has for them."""
 TOO_LARGE: Final = frozenset({10334, 17419, 17420})
 """BSONObjectTooLarge, and the codes of an update that would make such a document."""
 WRONG_TYPE: Final = frozenset({2, 14, 28, 16837, 40400})
@@ -60,15 +60,15 @@ CONFLICTS: Final[Mapping[int, str]] = {
     166: "a view in place of the collection",  # CommandNotSupportedOnView
     **dict.fromkeys(INDEX_CODES, "an index of the collection that has no key for the document"),
 }
-"""Refusals that come from the team's collection and last until it changes."""
+"""Refusals by the team's collection, which last until somebody changes it."""
 FIRST_PLACE: Final = 1000
-"""From here on a code is a place in MongoDB's source where a statement, or a document that it met, was refused. Below,
-nearly every code is a state of the server, which may end."""
+"""Codes from here on name a place in MongoDB's source at which it refused a statement or a document. Nearly every lower
+code names a state of the server, which may pass."""
 STATES: Final = frozenset(
     {ATLAS, 9001, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 14031, 16500, 46841, 50915, 56846, 57986, 91331}
 )
-"""Codes from `FIRST_PLACE` on that are states: of the network, of a member of the replica set, of a cluster, of the
-disk. 16500 is Cosmos DB's "Request rate is large"."""
+"""Codes from `FIRST_PLACE` on that name a state all the same: of the network, a member of the replica set, a cluster or
+the disk. 16500 is Cosmos DB's "Request rate is large"."""
 FINAL: Final = frozenset(
     {
         *(1, 2, 4, 5, 8, 9, 10, 12, 14, 15, 16, 17, 20, 21, 22),  # InternalError … IllegalOperation … InvalidBSON
@@ -78,11 +78,11 @@ FINAL: Final = frozenset(
         *(238, 241, 260, 280, 286, 292, 303, 323),  # NotImplemented … ChangeStreamHistoryLost … APIStrictError
     }
 )
-"""Codes below `FIRST_PLACE` that waiting does not change: they concern the statement, the document or the stream. 303
-is Amazon DocumentDB's "Feature not supported"."""
+"""Codes below `FIRST_PLACE` that waiting cannot change: the statement, the document or the stream is at fault. 303 is
+Amazon DocumentDB's "Feature not supported"."""
 NO_ANSWER: Final = "MongoDB does not answer in time."
 INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
-"""What the driver raises for a connection string that it does not understand, or that contradicts itself."""
+"""What the driver raises for a connection string that is not valid or contradicts itself."""
 DEADLINE: Final = 10.0
 """Seconds for which an operation is repeated before it is `Unavailable`."""
 
@@ -103,7 +103,7 @@ class Patience:
 
 PATIENCE: Final = Patience()
 PING_DEADLINE: Final = 2.0
-"""The same, in seconds, for a read whose answer is worthless when it is late."""
+"""Seconds for which a read is repeated whose answer is worthless when it is late."""
 RETRY_PAUSE: Final = (0.05, 0.25)
 """Shortest and longest pause, in seconds, between two attempts."""
 RETRYABLE_LABELS: Final = (
@@ -162,7 +162,7 @@ class TooLarge(StoreError):
 
 
 class Misconfigured(Unavailable):
-    """MongoDB cannot be used as `DB_URI` and its user's rights are. Only a change of either helps."""
+    """MongoDB cannot be used with this `DB_URI`, or with the rights of its user. Only a change of either helps."""
 
 
 class UnknownError(StoreError):
@@ -170,7 +170,7 @@ class UnknownError(StoreError):
 
 
 class Changed(StoreError):
-    """The document changed between two reads of one attempt. The attempt is repeated."""
+    """The document changed between two steps of one attempt, which is then repeated."""
 
 
 async def persist(
@@ -230,16 +230,12 @@ def means_unavailable(exc: PyMongoError) -> bool:
     """Return whether the same operation may succeed later."""
     if any(exc.has_error_label(label) for label in RETRYABLE_LABELS):
         return True
-    if isinstance(exc, OperationFailure):
-        return isinstance(exc, WriteConcernError) or exc.code in REFUSED_US or not is_final(exc.code)
-    return isinstance(exc, ConnectionFailure | ConfigurationError)
-
-
-def is_final(code: int | None) -> bool:
-    """Return whether MongoDB would refuse the same again. An error without a code is the driver's own."""
-    if code is None:
-        return True
-    return code not in STATES if code >= FIRST_PLACE else code in FINAL
+    if not isinstance(exc, OperationFailure):
+        return isinstance(exc, ConnectionFailure | ConfigurationError)
+    if exc.code is None:  # the driver's own refusal
+        return isinstance(exc, WriteConcernError)
+    is_state = exc.code in STATES if exc.code >= FIRST_PLACE else exc.code not in FINAL
+    return is_state or exc.code in REFUSED_US or isinstance(exc, WriteConcernError)
 
 
 def unavailable(exc: Exception) -> Unavailable:
@@ -249,8 +245,7 @@ def unavailable(exc: Exception) -> Unavailable:
         case OperationFailure() | NotPrimaryError():
             return Unavailable(f"MongoDB cannot do it now: {name_of(exc)}.")
         case ConnectionFailure() | ConfigurationError(__cause__=DNSException()):
-            # The driver's words name the host and what is in the way. Behind them it tells its timeouts and what it
-            # knows of all servers.
+            # The driver's words name the host and the cause. Its timeouts and what it knows of all servers follow.
             words = re.split(r" \(configured |, Timeout: ", f"{exc}")[0]
             return Unavailable(f"MongoDB cannot be reached: {words.rstrip('.')}.")
     if isinstance(exc, INVALID):  # without the driver's words, which may quote the password
@@ -272,6 +267,6 @@ def _refused_us(exc: OperationFailure) -> int | None:
 
 
 def write_error(error: Mapping[str, Any]) -> PyMongoError:
-    """Turn an element of `writeErrors` into the exception that the driver raises for a single write."""
+    """Return the exception that the driver raises for a single write with this element of `writeErrors`."""
     kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
     return kind(error["errmsg"], error["code"], error)

@@ -1,8 +1,8 @@
-"""The indexes that the service needs: found, or made beside serving, however long MongoDB takes.
+"""The indexes that the service needs: looked up, or made while it serves, however long MongoDB takes.
 
-An index need not be the service's own: any serves that has its key, and every document that has the field. Whether one
-is ready, only a query with its name as a hint shows, as MongoDB also lists those that it is making (MongoDB manual,
-"Index Builds on Populated Collections").
+An index need not be the service's own: any serves that has the same key and covers every document with the field.
+MongoDB also lists indexes that it is still making. Only a query with the name as a hint shows whether one is ready
+(MongoDB manual, "Index Builds on Populated Collections").
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ log = logging.getLogger("notifier.mongo")
 LIMIT: Final = 64
 """Indexes of a collection (MongoDB manual, "MongoDB Limits and Thresholds")."""
 TIMEOUT: Final = 4.0
-"""Seconds for a question."""
+"""Seconds to wait for the answer to a question."""
 TELL_AFTER: Final = 3.0
-"""Seconds after which a build is told."""
-IN_THE_WAY: Final[Mapping[str, str]] = {
-    "expireAfterSeconds": "deletes documents (expireAfterSeconds)",
-    "unique": "is unique",
-    "partialFilterExpression": "is partial",
-    "collation": "has a collation",
-    "hidden": "is hidden",
+"""Seconds after which the log says that MongoDB is making an index."""
+DROP: Final = "drop it; the service makes its own."
+FAULTS: Final[Mapping[str, str]] = {
+    "expireAfterSeconds": f"deletes documents (expireAfterSeconds): {DROP}",
+    "unique": f"is unique: {DROP}",
+    "hidden": "is hidden: unhide it.",
 }
-"""What keeps an index from serving."""
-HARMFUL: Final = {"expireAfterSeconds", "unique"}
-OF_ANOTHER_KIND: Final = {"unique", "partialFilterExpression", "collation"}
-"""Beside such an index, MongoDB admits another one with the same key."""
+"""Options with which an index is in the way, and what to do. A hidden one is not while another index serves."""
+UNFIT: Final = {*FAULTS, "partialFilterExpression", "collation"}
+"""Options with which an index does not serve. MongoDB admits another one with the same key beside the last two."""
 
 
 class Index:
@@ -47,7 +45,7 @@ class Index:
         self.hint: str | None = None
         """The name of the index, once it is there."""
         self.is_missing = False
-        """Whether it is known to be missing. Commands do not look, and do without it."""
+        """Whether it is known to be missing. Commands do not check, and work without it."""
         self._key = dict.fromkeys(fields, 1)
         self._name = "_".join(f"{field}_1" for field in fields)
         self._sparse = {"sparse": True} if sparse else {}
@@ -56,7 +54,7 @@ class Index:
         self.lost = asyncio.Event()
 
     def lose(self) -> None:
-        """Note that MongoDB does not know the index that was there."""
+        """Note that an index is gone that was there."""
         log.warning("%s: the index %s was dropped, and is made again", self.collection.name, self.hint)
         self.hint, self.is_missing = None, True
         self.lost.set()
@@ -78,38 +76,36 @@ class Index:
             self._told = ""
 
     async def _make(self) -> str | None:
-        """Make the index, and return a sentence about an index that is in the way."""
+        """Make the index, and return a sentence about one that is in the way or does harm."""
         async with asyncio.timeout(TIMEOUT):
             indexes = await (await self.collection.list_indexes()).to_list()
-        serving, fault = self.serving(indexes), self.fault(indexes)
+        serving, names = self.serving(indexes), {index["name"] for index in indexes}
         if self.hint and serving is None:
             self.lose()
-        names = {index["name"] for index in indexes}
         index = serving or {"name": f"{self._name}{'_own' * (self._name in names)}", "key": self._key, **self._sparse}
         try:
             await self._create({**index, "collation": SIMPLE})
         except OperationFailure:
-            if serving or not fault:
+            if serving or not (fault := self.fault(indexes)):
                 raise
             self.is_missing = True
             return fault
         self.hint, self.is_missing = index["name"], False
-        return fault
+        return self.fault([*indexes, index])
 
     def serving(self, indexes: Iterable[Mapping[str, Any]]) -> JSONObject | None:
-        usable = [index for index in self._alike(indexes) if not IN_THE_WAY.keys() & index.keys()]
+        usable = [index for index in self._alike(indexes) if not UNFIT & index.keys()]
         best = max(usable, key=lambda index: index.get("sparse", False), default=None)
         return {name: value for name, value in best.items() if name != "ns"} if best else None
 
     def fault(self, indexes: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return a sentence about an index that is in the way or harmful, or `None`."""
-        serving, collection, drop = self.serving(indexes), self.collection.name, "drop it; the service makes its own."
+        """Return a sentence about an index that is in the way or does harm, or `None`."""
+        serves, collection = bool(self.serving(indexes)), self.collection.name
         for index in self._alike(indexes):
-            is_same = not OF_ANOTHER_KIND & index.keys() and bool(index.get("sparse")) == bool(self._sparse)
-            bad = next((words for name, words in IN_THE_WAY.items() if name in index), "")
-            if bad and ((is_same and not serving) or HARMFUL & index.keys()):
-                return f"The index {index['name']} of {collection} {bad}: {'unhide it.' if 'hidden' in bad else drop}"
-        if not serving and len(indexes) >= LIMIT:
+            option = next((option for option in FAULTS if option in index), None)
+            if option and not (serves and option == "hidden"):
+                return f"The index {index['name']} of {collection} {FAULTS[option]}"
+        if not serves and len(indexes) >= LIMIT:
             return f"The collection {collection} has {LIMIT} indexes, and MongoDB admits no more: drop one."
         return None
 

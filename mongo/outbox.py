@@ -110,12 +110,12 @@ class Outbox:
                     await self.lease([id_], token, lease)
                 except (Conflict, TooLarge, UnknownError) as exc:
                     self._refused.add(id_, exc)
-        read = {**self.users.shape.projection(), "notifier.outbox": 1, "notifier.suppression": 1}
+        read = {**self.users.team_fields, "notifier.outbox": 1, "notifier.suppression": 1}
         held = {"_id": {"$in": ids}, "notifier.outbox.token": token}
         documents = await self.users.find(held, read, batch=len(ids) + 1)
         lost = len(documents) < len(ids)  # to other workers, which choose from the same
         self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
-        emails = [email for user in documents for email in load_emails(user, token, self.users.shape)]
+        emails = [email for user in documents for email in load_emails(user, token, self.users.settings)]
         for kind in {email.key for email in emails if not email.dead} - self._unknown.union(self._kinds):
             self._unknown.add(kind)
             log.warning("this process does not know the kind %s, nor does another: it is sent without a template", kind)

@@ -20,14 +20,14 @@ from mongo.users import REFUSING, Documents, Users, foreign_fields
 DEADLINE: Final = 60.0
 """Deadline of a query over all users, in seconds."""
 SAMPLE: Final = 1000
-"""Users that are looked at of all."""
+"""Users in a sample."""
 DISCARDED_AT_ONCE: Final = 1000
 WITHOUT_EMAILS: Final[list[JSONObject]] = [
     {"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]},
     WITHOUT_EMPTY,
 ]
 REASONS: Final = 10
-"""Reasons that are told apart; the most frequent ones."""
+"""How many reasons are told, the most frequent ones."""
 CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
 """The part of an error that many e-mails share: `RCPT: 550 5.1.1 user@host is unknown` without its words."""
 REASON_LENGTH: Final = 100
@@ -93,12 +93,8 @@ async def discard_all_owed(outbox: Outbox) -> Owed:
 
 
 async def sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
-    """Look at some users.
-
-    Return for each the type of `_id`, whether there is an address, and whether another program uses the service's field
-    names.
-    """
-    path = users.shape.email_field
+    """Return for each user in a sample: the type of `_id`, whether there is an address, whether a field is foreign."""
+    path = users.settings.email_field
     top = path.partition(".")[0]
     read = {"_id": {"$type": "$_id"}, "address": f"${top}", **REFUSING}
     rows = await users.aggregate([{"$sample": {"size": SAMPLE}}, {"$project": read}], DEADLINE)
@@ -118,7 +114,7 @@ async def held(users: Documents) -> Sequence[Reason]:
 
 
 async def errors_of_dead(dead_mail: DeadMail) -> Sequence[Reason]:
-    """Return why the dead letters died, the most frequent reason first."""
+    """Return why dead letters died, the most frequent reason first."""
     return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
 
 

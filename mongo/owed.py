@@ -18,7 +18,6 @@ from mongo.document import (
     OUTBOX,
     WAITING,
     JSONObject,
-    Shape,
     each,
     elements,
     only,
@@ -27,6 +26,7 @@ from mongo.document import (
     without,
 )
 from mongo.suppression import Suppression, load_suppression
+from settings import Settings
 
 NO_TOKEN: Final = "0" * 24
 """Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
@@ -220,16 +220,16 @@ def _until() -> JSONObject:
     return {"$min": ["$$this.unknown_until", from_now(LEFT_TO_OTHERS)]}
 
 
-def load_emails(user: Mapping[str, Any], token: str, shape: Shape) -> Sequence[OwedEmail]:
-    told = _told(user, shape.template_fields)
+def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequence[OwedEmail]:
+    told = _told(user, settings.template_fields)
     return [
         OwedEmail(
             user=told,
             document_id=user["_id"],
             user_id=str(user["_id"]),
-            address=value_at(user, shape.email_field),
+            address=value_at(user, settings.email_field),
             suppression=load_suppression(user),
-            language=_typed(value_at(user, shape.language_field) if shape.language_field else None, str),
+            language=_typed(value_at(user, settings.language_field) if settings.language_field else None, str),
             **{name: item[name] for name in ("id", "key", "at", "token")},
             tries=int(_number(item["tries"])),
             copies=int(_number(item.get("copies"))),

@@ -1,7 +1,7 @@
-"""Which e-mails a user wants: the `notifier.preferences` of the user's document.
+"""Which e-mails a user wants: `notifier.preferences` in the user's document.
 
-Only differences from the default, which is to send, are stored: `{"invoice_ready": {"email": false}}`. The entry `*`
-applies to every kind without an entry of its own.
+By default every e-mail is sent, and only differences from that are stored: `{"invoice_ready": {"email": false}}`. The
+entry `*` applies to every kind without an entry of its own.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Preferences:
 
         An unknown user has no address, and gets nothing.
         """
-        shape = self._users.shape
-        user = await self._users.of(user_id, *shape.projection(), FIELD)
-        return value_at(user, shape.email_field), value_at(user, FIELD) if user else {EVERY_KIND: {"email": False}}
+        user = await self._users.of(user_id, *self._users.team_fields, FIELD)
+        address = value_at(user, self._users.settings.email_field)
+        return address, value_at(user, FIELD) if user else {EVERY_KIND: {"email": False}}
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
-        """Set whether e-mails of these kinds are wanted, `None` for the default; return the preferences then.
+        """Set whether e-mails of these kinds are wanted, `None` for the default; return the new preferences.
 
         Raises `UnknownUser`.
         """
@@ -54,42 +54,32 @@ class Preferences:
         except UnknownUser:
             if self._users.profile is None:
                 raise
-        await self._users.create(user_id)
-        return await self._write(user_id, _changed(changes))
+            await self._users.create(user_id)
+            return await self._write(user_id, _changed(changes))
 
     async def unsubscribe(self, user_id: str, kind: str | None) -> None:
         """Stop e-mails of this kind, or of all kinds that are not required. An unknown user is ignored."""
-        await self._change_if_known(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
+        with suppress(UnknownUser):
+            await self._write(user_id, _changed({kind or EVERY_KIND: False}, keep_wanted=kind is not None))
 
     async def resubscribe(self, user_id: str, kind: str | None) -> None:
-        await self._change_if_known(user_id, _changed({kind or EVERY_KIND: True}))
-
-    async def _change_if_known(self, user_id: str, change: list[JSONObject]) -> None:
         with suppress(UnknownUser):
-            await self._write(user_id, change)
+            await self._write(user_id, _changed({kind or EVERY_KIND: True}))
 
     async def _write(self, user_id: str, change: list[JSONObject]) -> object:
         return value_at(await self._users.change(user_id, change, FIELD), FIELD)
 
 
 def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) -> list[JSONObject]:
-    """Return the update that merges the changes and drops entries that no longer differ from the default.
+    """Return the update that merges the changes, and drops entries that do not differ from the default.
 
-    That a kind is wanted differs only if `*` is not wanted; without `keep_wanted`, it is dropped even then.
+    A kind that is wanted differs only while `*` is not; without `keep_wanted`, it is dropped even then.
     """
-    default = {EVERY_KIND: True}  # of a kind, it is what `*` says
-    wanted = {name: default.get(name) if value is None else value for name, value in changes.items()}
-    entries = {name: {"email": value} for name, value in wanted.items() if value is not None}
-    restored = [name for name, value in wanted.items() if value is None]
+    entries = {name: {"email": value} for name, value in changes.items()}  # `None` differs from nothing
     every = {"$getField": {"field": {"$literal": EVERY_KIND}, "input": f"${FIELD}"}}
-    differs = {
-        "$or": [
-            {"$eq": ["$$this.v.email", False]},
-            {"$and": [keep_wanted, {"$ne": ["$$this.k", EVERY_KIND]}, {"$eq": ["$$every.email", False]}]},
-        ]
-    }
-    kept = {"$and": [{"$not": [{"$in": ["$$this.k", {"$literal": restored}]}]}, differs]}
-    pairs = only({"$objectToArray": f"${FIELD}"}, kept)
+    is_exception = [{"$eq": ["$$this.v.email", True]}, {"$eq": ["$$every.email", False]}]
+    differs = {"$or": [{"$eq": ["$$this.v.email", False]}, *([{"$and": is_exception}] if keep_wanted else ())]}
+    pairs = only({"$objectToArray": f"${FIELD}"}, differs)
     return [
         {"$set": {FIELD: {"$mergeObjects": [f"${FIELD}", {"$literal": entries}]}}},
         {"$set": {FIELD: {"$arrayToObject": {"$let": {"vars": {"every": every}, "in": pairs}}}}},

@@ -1,14 +1,15 @@
-"""The start: waiting for MongoDB, so that the order of starts does not matter, and a trial of what delivery needs."""
+"""The start: waiting for MongoDB, so that services may start in any order, and a trial of what delivery needs."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from bson import ObjectId
 from pymongo.errors import OperationFailure
@@ -34,9 +35,9 @@ LOG_INTERVAL: Final = 5.0
 
 
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
-    """Call `open_` with the seconds it may take until it succeeds, and return its result.
+    """Call `open_` until it succeeds, each time with the seconds it may take; return its result.
 
-    After `timeout` seconds, raises `Unavailable` with the cause that held longest, because the last attempt may have
+    After `timeout` seconds, raises `Unavailable` with the cause that lasted longest, because the last attempt may have
     been too short to find one. Raises `Misconfigured` and other errors at once.
     """
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
@@ -45,13 +46,13 @@ async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T
         began = time.monotonic()
         try:
             return await open_(min(ATTEMPT, max(ends - began, 0.1)))
-        except Misconfigured:
-            raise
         except Unavailable as exc:
+            if isinstance(exc, Misconfigured):
+                raise
             now = time.monotonic()
             held[f"{exc}"] += round(1000 * (now - began))
             if now >= ends:
-                cause, _ = held.most_common(1)[0]
+                ((cause, _),) = held.most_common(1)
                 raise Unavailable(f"{cause} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
             if now - logged >= LOG_INTERVAL:
                 logged = now
@@ -68,22 +69,24 @@ async def version_of(database: Database, deadline: float | None = None) -> str:
 
 async def _deleting(users: Users) -> str | None:
     """Return the name of an index by which MongoDB deletes users once a date of the service has passed."""
-    indexes: Mapping[str, Any] = {}
     with suppress(Misconfigured):  # the user of DB_URI may not list them
         indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
-    dates = {name: index["key"][0][0] for name, index in indexes.items() if "expireAfterSeconds" in index}
-    return next((name for name, field in dates.items() if field.startswith(("notifier.", "notifications."))), None)
+        for name, index in indexes.items():
+            field, _ = index["key"][0]
+            if "expireAfterSeconds" in index and field.startswith(("notifier.", "notifications.")):
+                return f"{name}"
+    return None
 
 
 async def must_suffice(users: Users, connection: Connection) -> None:
-    """Try on a document of its own what delivery does. Raises `Misconfigured`.
+    """Try what delivery does on a document made for this. Raises `Misconfigured`.
 
-    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
-    that document, the trial is skipped.
+    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. A user of `DB_URI` without
+    the right to write that document skips the trial.
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
-    probe = Users(connection, PROBE, users.shape, patience=users.patience)
+    probe = Users(connection, replace(users.settings, users_collection=PROBE), users.patience)
     try:
         # It changes nothing, and needs the right to change users.
         await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))

@@ -1,6 +1,6 @@
-"""Addresses that a mail server refused for good, so that nothing is sent to them: the users' `notifier.suppression`.
+"""Addresses to which nothing is sent because a mail server refused them for good: `notifier.suppression` of a user.
 
-Each holds for one address. When the user's document has another one, e-mails go there.
+A suppression holds for one address. Once the user's document has another one, e-mails go there.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SHARED_LIMIT: Final = 100
 """Users with the same address that one request may change."""
 NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
 PROVISIONAL: Final = timedelta(hours=48)
-"""An e-mail owed later than this after a refusal is tried. If it is refused as well, the suppression is confirmed."""
-EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - lower than any date of ours
+"""The first e-mail owed later than this after a refusal is tried. A second refusal confirms the suppression."""
+EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - earlier than any date that the service writes
 
 
 @dataclass(frozen=True, slots=True)
 class Suppression:
-    """The address that is suppressed, the code of the refusal, when that was, and whether it was confirmed."""
+    """The suppressed address, the code of the refusal, when that was, and whether it was confirmed."""
 
     address: str
     code: str
@@ -53,7 +53,8 @@ def load_suppression(user: Mapping[str, Any]) -> Suppression | None:
 class Bounce:
     """A refusal for good: the address, and the code of the refusal, such as 5.1.1.
 
-    Servers say 5.1.x of mailboxes that exist, by mistake. Any other code, such as a complaint, is reported on purpose.
+    Servers sometimes answer 5.1.x for a mailbox that exists. Any other code, such as a complaint's, is reported on
+    purpose.
     """
 
     address: str
@@ -66,7 +67,7 @@ class Bounce:
 
 
 def suppress(bounce: Bounce) -> JSONObject:
-    """Return the stage of an update that suppresses an address, or confirms that."""
+    """Return the stage of an update that suppresses an address, or confirms its suppression."""
     at, age = f"${FIELD}.at", round(PROVISIONAL.total_seconds() * 1000)
     again = {"$and": [{"$eq": [f"${FIELD}.address", {"$literal": bounce.address}]}, {"$eq": [{"$type": at}, "date"]}]}
     late = {"$or": [{"$eq": [f"${FIELD}.confirmed", True]}, {"$lte": [at, {"$subtract": ["$$NOW", age]}]}]}
@@ -84,15 +85,15 @@ class Suppressions:
         self._users = users
 
     async def count(self) -> int:
-        found = {f"{FIELD}.at": {"$gte": EPOCH}}
+        suppressed = {f"{FIELD}.at": {"$gte": EPOCH}}
         count = self._users.collection.count_documents
-        return await self._users.persist(lambda _: count(found, collation=SIMPLE), PING_DEADLINE)
+        return await self._users.persist(lambda _: count(suppressed, collation=SIMPLE), PING_DEADLINE)
 
     async def of_user(self, user_id: str) -> Suppression | None:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users whose document has this address. The index's collation says whether case matters.
+        """Return the users who have this address. The index's collation decides whether case matters.
 
         Raises `ValidationError` if there is no index or too many users.
         """
@@ -100,26 +101,26 @@ class Suppressions:
         if index is None:
             raise ValidationError({"user_id": [NO_INDEX]})
         name, path, collation = index
-        asked, first = {path: {"$in": [address, address.lower()]}}, SHARED_LIMIT + 1
+        asked = {path: {"$in": [address, address.lower()]}}
         find = partial(self._users.collection.find, asked, {"_id": 1}, collation=collation, hint=name)
-        found = await self._users.persist(lambda _: find().to_list(first), PING_DEADLINE)
-        if len(found) > SHARED_LIMIT:
+        users = await self._users.persist(lambda _: find().to_list(SHARED_LIMIT + 1), PING_DEADLINE)
+        if len(users) > SHARED_LIMIT:
             raise ValidationError({"address": [f"More than {SHARED_LIMIT} users have it: give user_id."]})
-        return [id_ for user in found if (id_ := self._users.shape.id_type.from_bson(user["_id"]))]
+        return [id_ for user in users if (id_ := self._users.settings.id_type.from_bson(user["_id"]))]
 
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
-        """Suppress the user's address, unless it is another than `address`, or lift that; return whether it is then.
+        """Suppress the user's address, or lift its suppression; return whether it is suppressed afterwards.
 
-        Raises `UnknownUser`.
+        If `address` is given and is not the user's, nothing changes. Raises `UnknownUser`.
         """
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
             return False
-        user = await self._users.of(user_id, *self._users.shape.projection(), FIELD)
+        user = await self._users.of(user_id, *self._users.team_fields, FIELD)
         if not user:
             raise UnknownUser
         try:
-            current = envelope_address(value_at(user, self._users.shape.email_field))
+            current = envelope_address(value_at(user, self._users.settings.email_field))
         except ValidationError:
             return False
         if address and address.lower() != current.lower():
@@ -130,9 +131,9 @@ class Suppressions:
 
 
 async def address_index(users: Users) -> tuple[str, str, Mapping[str, Any]] | None:
-    """Return an index that finds users by their address: its name, path and collation."""
-    field = users.shape.email_field
-    paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # of an array, an index has all elements
+    """Return the name, path and collation of an index that finds users by their address, if there is one."""
+    field = users.settings.email_field
+    paths = {field, re.sub(r"\.\d+(?=\.|$)", "", field)}  # an index on an array covers every element
     indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
     for name, index in indexes.items():
         path, kind = index["key"][0]

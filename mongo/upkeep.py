@@ -1,26 +1,28 @@
-"""What the service does beside serving: it makes indexes, follows MongoDB's clock, and lets dead letters expire."""
+"""MongoDB's clock, and what runs beside serving: following it, making indexes, and expiring dead letters."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pymongo.errors import PyMongoError
 
 from mongo import recall
-from mongo.clock import Clock
+from mongo.connection import Database
 from mongo.dead_mail import DeadMail
-from mongo.errors import StoreError, Unavailable
+from mongo.errors import PING_DEADLINE, StoreError, Unavailable, persist
 from mongo.indexes import Index
 from mongo.outbox import Outbox
 
 log = logging.getLogger("notifier.mongo")
 
 INTERVAL: Final = 60.0
-"""Seconds between two looks. An index that is missed is made at once."""
+"""Seconds between two checks. An index that delivery finds missing is made at once."""
 PAUSE: Final = 2.0
 """Seconds after a failure of MongoDB."""
 HEAD_START: Final = 1.0
@@ -28,7 +30,33 @@ HEAD_START: Final = 1.0
 SYNC_INTERVAL: Final = 10.0
 """Seconds between two readings of MongoDB's clock."""
 SET_BACK: Final = 20.0
-"""Seconds by which the clock may be set back without a correction: so late may an e-mail be."""
+"""Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
+
+
+class Clock:
+    """MongoDB's clock, the same for all processes: its last reading, and the monotonic time since then.
+
+    Until the first reading it is this machine's clock. It is behind by at most the time that a reply takes.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._read_at = time.monotonic()
+        self._time = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return self._time + timedelta(seconds=time.monotonic() - self._read_at)
+
+    def seconds_since(self, moment: datetime) -> float:
+        """Return the seconds since a moment that MongoDB's clock told; never negative."""
+        return max(0.0, (self.now() - moment).total_seconds())
+
+    async def sync(self, deadline: float | None = PING_DEADLINE) -> float:
+        """Read the clock (`localTime` in the reply to `hello`); return by how many seconds it was set back."""
+        expected, database = self.now(), self._database
+        hello = await persist(lambda _: database.command("hello", codec_options=database.codec_options), deadline)
+        self._time, self._read_at = hello["localTime"], time.monotonic()
+        return max(0.0, (expected - self._time).total_seconds())
 
 
 class Upkeep:
@@ -51,7 +79,7 @@ class Upkeep:
             Index(letters, "user_id"),
         )
         self._set_back: float | None = 0.0
-        """By how many seconds the clock was set back, until that is corrected. Before the start, nobody knows."""
+        """Seconds by which the clock was set back since the last correction, else `None`. 0: unknown, at the start."""
         self._looked = asyncio.Event()
 
     @asynccontextmanager
@@ -66,7 +94,7 @@ class Upkeep:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait(tasks)
 
     async def _run(self) -> None:
         while True:
@@ -79,10 +107,10 @@ class Upkeep:
                 if self._days is not None:
                     await self._dead_mail.expire(self._days)
             except (StoreError, PyMongoError, TimeoutError):
-                log.debug("MongoDB fails; its indexes are looked at again soon")
+                log.debug("MongoDB fails; its indexes are checked again soon")
                 pause = PAUSE
             except Exception:
-                log.exception("unexpected error: indexes are not looked after")
+                log.exception("unexpected error: indexes are not checked")
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._outbox.due.lost.wait()

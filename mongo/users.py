@@ -1,4 +1,4 @@
-"""A collection as the service uses it, and that of the users: every operation is repeated until MongoDB confirms it."""
+"""The users' collection, and the base of any other: every operation is repeated until MongoDB confirms it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pymongo import ReturnDocument, UpdateMany
 from config.ids import named
 from mongo.connection import MAJORITY, Connection
 from mongo.connection import Collection as MotorCollection
-from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, Shape, each, inbox
+from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each, inbox
 from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
 from mongo.lanes import Calls
 from mongo.requests import Selection
 from mongo.writes import Writes
+from settings import Settings, UnknownUsers
 
 T = TypeVar("T")
 
 FINGERPRINT: Final = (1 << 64) - 1
 JUDGED: Final = 1 << 20
-"""Entries of the table of documents whose `notifications` are known to be the service's."""
+"""Entries in the table of `Judged`."""
 REFUSING: Final = {
     "types": [{"$type": f"${name}"} for name in TYPES],
     "ours": {"$allElementsTrue": [each(NOTIFICATIONS, IS_OURS)]},
@@ -30,11 +31,11 @@ REFUSING: Final = {
 
 
 class Judged:
-    """The documents whose `notifications` are the service's, so that writes need not ask again.
+    """The documents whose `notifications` are known to be the service's, so that writes need not ask again.
 
-    It is a fixed table of fingerprints of `_id`s, in which a later entry may take the place of an earlier one. The
-    kernel gives the memory only as the table fills, 8 MB at most. That two ids of a process share their 64 bits is no
-    likelier than a fault of the memory itself.
+    It is a fixed table of fingerprints of `_id`s, in which a later entry may replace an earlier one. The kernel
+    provides the memory only as the table fills, 8 MB at most. Two ids with the same 64 bits are no likelier than a
+    memory fault.
     """
 
     def __init__(self) -> None:
@@ -121,58 +122,59 @@ class Documents:
 
 
 class Users(Documents):
-    def __init__(
-        self,
-        connection: Connection,
-        name: str,
-        shape: Shape,
-        patience: Patience = PATIENCE,
-    ) -> None:
-        super().__init__(connection.database[name], patience)
-        self.shared = connection.shared[name]
+    """The users' documents, as the settings describe them."""
+
+    def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
+        super().__init__(connection.database[settings.users_collection], patience)
+        self.settings = settings
+        self.shared = connection.shared[settings.users_collection]
         self.calls = Calls(self.shared, patience)
         self.writes = Writes(self.collection, self.calls, patience.operation)
         self.judged = Judged()
-        self.shape = shape
-        self.profile = shape.profile
-        self.limit, self.slack = shape.limit, shape.slack
-        self.inbox = inbox(shape.limit)
+        creates = settings.unknown_users is UnknownUsers.CREATE
+        self.profile = {settings.email_field: settings.email} if creates else None
+        """The content of a new document. If it is `None`, the service creates no users."""
+        self.limit, self.slack = settings.notifications_limit, settings.notifications_slack
+        self.inbox = inbox(self.limit)
+        paths = (settings.email_field, settings.language_field, *settings.template_fields)
+        self.team_fields = {path.partition(".")[0]: 1 for path in paths if path}
+        """The projection of those of the team's fields that an e-mail needs."""
 
     def key(self, user_id: str) -> JSONObject:
-        return {"_id": self.shape.id_type.to_bson(user_id)}
+        return {"_id": self.settings.id_type.to_bson(user_id)}
 
     def shown(self, selection: Selection) -> JSONObject:
-        """Return the condition that the inbox has the one selected by its id: what it hides does not exist."""
+        """Return the condition that the inbox shows the notification with the selected id: hidden ones do not exist."""
         if not (self.slack and selection.field == "id" and selection.value):
             return {}
         newest = {"$let": {"vars": {"newest": self.inbox}, "in": "$$newest.id"}}
         return {"$expr": {"$in": [{"$literal": selection.value}, newest]}}
 
     async def of(self, user_id: str, *paths: str) -> JSONObject:
-        """Return these fields of a user's document; nothing of an unknown user."""
+        """Return these fields of a user's document, or `{}` if there is none."""
         return await self.find_one(self.key(user_id), dict.fromkeys(paths, 1)) or {}
 
     async def change(self, user_id: str, pipeline: Sequence[JSONObject], *paths: str) -> JSONObject:
-        """Change the `notifier` of a user's document by a pipeline; return these fields as they are then.
+        """Change the `notifier` of a user's document by a pipeline; return these fields after the change.
 
         Raises `UnknownUser`.
         """
 
         async def attempt(_: int) -> JSONObject | None:
-            found: JSONObject | None = await self.collection.find_one_and_update(
+            user: JSONObject | None = await self.collection.find_one_and_update(
                 self.key(user_id) | OURS,
                 pipeline,
                 dict.fromkeys(paths or ("_id",), 1),
                 return_document=ReturnDocument.AFTER,
                 collation=SIMPLE,
             )
-            return found
+            return user
 
-        found = await self.persist_for(user_id, attempt)
-        if found is None:
+        user = await self.persist_for(user_id, attempt)
+        if user is None:
             await self.must_admit(user_id)
             raise UnknownUser
-        return found
+        return user
 
     async def create(self, user_id: str) -> None:
         insert = {"$setOnInsert": self.profile}
@@ -183,7 +185,7 @@ class Users(Documents):
     async def persist_for(
         self, user_id: str, attempt: Callable[[int], Awaitable[T]], deadline: float | None = None
     ) -> T:
-        """Repeat a write to a user's document. Where MongoDB refuses a type, tell which field has it."""
+        """Repeat a write to a user's document. If MongoDB refuses a field's type, raise a `Conflict` that names it."""
         try:
             return await self.persist(attempt, deadline)
         except WrongType as exc:
@@ -198,8 +200,7 @@ class Users(Documents):
 
 def foreign_fields(user: Mapping[str, Any]) -> Sequence[str]:
     """Return the fields of a document, read as `REFUSING`, that are not as the service keeps them."""
-    types = zip(TYPES, user["types"], strict=True)
-    odd = [name for name, found in types if found not in {"missing", TYPES[name]}]
+    odd = [name for name, type_ in zip(TYPES, user["types"], strict=True) if type_ not in {"missing", TYPES[name]}]
     return odd if user["ours"] else [*odd, "notifications"]
 
 

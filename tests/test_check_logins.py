@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from cli.check_mail import check_mail
-from mail.oauth import FAULTS
+from mail.login import FAULTS
 from settings import Security, Settings
 from tests.client import ROOT
 from tests.oauth import CLIENT as BY_TOKEN

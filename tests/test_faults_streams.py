@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 from bson import ObjectId
 
-from api.hub import HUB
-from mongo.changes import Changes, Inbox
+from mongo.changes import Changes
 from mongo.errors import Patience
+from mongo.inbox import Page
 from settings import Settings
 from tests.client import DB, OTHER, USER, Client, create, metric, problem
 from tests.faults import HEARTBEATS, failing
@@ -81,12 +81,12 @@ async def test_after_a_kill_another_process_gives_clients_the_state(settings: Se
 
 
 async def test_streams_stay_open_while_mongodb_is_down(
-    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "notifier.streams")
     with replica_set_of_one(tmp_path) as server:
         client = await start(db_uri=f"mongodb://{server.address}/away")
-        client.app[HUB].wire.keep_alive = 0.1
+        monkeypatch.setattr("api.stream.KEEP_ALIVE", 0.1)
         await create(client)
         async with listening(client) as events:
             assert (await events.next())["elements"] == 1
@@ -143,7 +143,7 @@ async def test_an_unreadable_inbox_ends_only_its_own_streams(
 ) -> None:
     """The failure is made up: nothing is known that another program could write and this one not read."""
 
-    async def inboxes(self: Changes, user_ids: Collection[str]) -> Mapping[str, Inbox]:
+    async def inboxes(self: Changes, user_ids: Collection[str]) -> Mapping[str, Page]:
         if OTHER in user_ids and broken:
             raise ValueError("unreadable")
         return await original(self, user_ids)

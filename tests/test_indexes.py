@@ -122,7 +122,6 @@ SERVING = [
     # an index that is there, and those that there are then
     ({**OWN, "name": "mine"}, {"mine"}),
     ({"key": OWN["key"], "name": "notifier.due_1"}, {"notifier.due_1"}),
-    ({**OWN, "sparse": False, "hidden": True, "name": "notifier.due_1"}, {"notifier.due_1", "notifier.due_1_own"}),
     ({**OWN, "collation": {"locale": "en"}}, {"notifier.due_1", "notifier.due_1_own"}),
     ({"key": OWN["key"], "partialFilterExpression": {"a": 1}, "name": "part"}, {"part", "notifier.due_1"}),
     ({"key": {"a": 1}, "name": "notifier.due_1"}, {"notifier.due_1", "notifier.due_1_own"}),

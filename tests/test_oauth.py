@@ -17,7 +17,7 @@ import trustme
 from aiohttp import web
 from aiosmtplib import SMTPAuthenticationError
 
-from mail.oauth import RETRY, SOON, Tokens
+from mail.login import RETRY, SOON, Tokens
 from mail.replies import SMTPFault
 from mail.verdicts import Verdict
 from settings import Settings
@@ -50,7 +50,7 @@ async def tokens(server: TokenServer) -> AsyncIterator[Tokens]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return the clock of the tokens, in which no time passes by itself."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("mail.oauth.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("mail.login.time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

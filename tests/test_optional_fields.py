@@ -10,10 +10,11 @@ import pytest
 from api.components import NOTIFICATION
 from config.ids import IdType
 from kinds import SPECIFIED
-from mongo.document import OPTIONAL_FIELDS, Shape
+from mongo.document import OPTIONAL_FIELDS
 from mongo.owed import load_emails, new_element
 from mongo.requests import Create
 from schemas import CreateSchema
+from settings import Settings
 from tests.client import USER
 
 NAMES = set(OPTIONAL_FIELDS)
@@ -47,5 +48,5 @@ def test_a_replay_with_another_optional_field_is_another(name: str) -> None:
 
 def test_an_email_brings_all_optional_fields_to_its_template() -> None:
     element = new_element("1" * 24, "new_login", datetime.now(UTC), created(**VALUES).optional, {})
-    (email,) = load_emails({"_id": 1, "notifier": {"outbox": [element]}}, element["token"], Shape())
+    (email,) = load_emails({"_id": 1, "notifier": {"outbox": [element]}}, element["token"], Settings())
     assert {name: email.fields()[name] for name in OPTIONAL_FIELDS} == VALUES

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mongo.clock import Clock
 from mongo.connection import connected
 from mongo.errors import Unavailable
 from mongo.start import patiently
+from mongo.upkeep import Clock
 from tests.servers import Mongod, free_port, initiate
 
 

@@ -7,7 +7,8 @@ import itertools
 import re
 import socket
 
-from api.hub import HUB
+import pytest
+
 from tests.client import KEY, PROTECTED, Client, create, metric
 from tests.fixtures import Start
 from tests.streams import EMPTY, assert_streams_open, listening, stream_url, unsent_bytes
@@ -16,9 +17,9 @@ from tests.waiting import eventually_async
 DURATION = 'notifier_http_request_duration_seconds_sum{method="GET",route="/stream",status="200"}'
 
 
-async def test_a_stream_has_the_headers_and_format_of_events(start: Start) -> None:
+async def test_a_stream_has_the_headers_and_format_of_events(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await start(cors_origins=("https://app.example.com",))
-    client.app[HUB].wire.keep_alive = 0.05
+    monkeypatch.setattr("api.stream.KEEP_ALIVE", 0.05)
     headers = {"X-Request-ID": "trace-me", "Origin": "https://app.example.com"}
     async with listening(client, **headers) as events:
         got = events.response.headers
@@ -46,8 +47,10 @@ async def test_a_stream_has_the_headers_and_format_of_events(start: Start) -> No
     assert (await client.options(stream_url(), headers=preflight)).status == 200
 
 
-async def test_a_client_that_does_not_read_is_cheap_and_is_dropped(client: Client) -> None:
-    client.app[HUB].wire.send_timeout = 1.0
+async def test_a_client_that_does_not_read_is_cheap_and_is_dropped(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.stream.SEND_TIMEOUT", 1.0)
     with socket.socket() as idle:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         idle.connect(("127.0.0.1", client.port))

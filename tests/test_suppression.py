@@ -10,8 +10,7 @@ from aiosmtplib import SMTPResponseException
 from bson import ObjectId
 
 from cli.emails import list_emails, retry_dead, show_status
-from mail.refusals import BOUNCES, bounce_code
-from mail.replies import judge
+from mail.replies import BOUNCES, bounce_code, judge
 from mail.verdicts import Stage
 from mongo.suppression import NO_INDEX, SHARED_LIMIT
 from settings import Settings, UnknownUsers

@@ -1,0 +1,171 @@
+"""What a user does with the inbox: a page of it with its counts, `/seen` and `/delete`; and `/erase`.
+
+Deleting removes notifications and the e-mails that tell only them, and remembers their ids. Erasing removes everything
+the service holds of a user; the profile stays, because it is the team's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from bson import Int64
+
+from mongo.document import (
+    DELETED,
+    ONLY_OURS,
+    OURS,
+    OUTBOX,
+    RECENT_LIMIT,
+    SIMPLE,
+    WITHOUT_EMPTY,
+    WRITTEN,
+    JSONObject,
+    absent_or_array,
+    any_of,
+    concat,
+    each,
+    marked,
+    only,
+    without,
+)
+from mongo.errors import Changed, EmailUnderWay
+from mongo.lanes import Write
+from mongo.owed import IS_EMAIL, NO_TOKEN, SET_DUE
+from mongo.requests import ListQuery, Selection
+from mongo.users import Users
+
+SEEN_AT: Final = "notifier.seen_at"
+SHARED_LIMITS: Final = (0, 10, 50)
+"""Lists share a query with those that round up to the same of these limits. A longer list is fetched alone, so that it
+delays no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a user's notifications, newest first, and the counts of all, of the unread and of the unseen ones.
+
+    `unseen` is `None` as long as the user has not called `/seen`.
+    """
+
+    elements: int
+    new: int
+    list: list[JSONObject]
+    unseen: int | None = None
+
+    def first(self, limit: int) -> Page:
+        return replace(self, list=self.list[:limit]) if len(self.list) > limit else self
+
+
+EMPTY: Final = Page(0, 0, [])
+
+
+def is_shared(query: ListQuery) -> bool:
+    return not query.skip and query.limit <= SHARED_LIMITS[-1]
+
+
+def kind_of_list(query: ListQuery) -> tuple[bool | None, str | None, int]:
+    return query.is_new, query.key, min(limit for limit in SHARED_LIMITS if query.limit <= limit)
+
+
+def page_of(query: ListQuery, users: Users) -> JSONObject:
+    """Return the projection that makes a `Page` of a user's document."""
+    newest = users.inbox
+    listed = newest if query.is_new is None else marked(newest, is_new=query.is_new)
+    if query.key:
+        listed = only(listed, {"$eq": ["$$this.key", query.key]})
+    skip = min(query.skip, users.limit)
+    end = {"$slice": [listed, -(skip + query.limit)]}  # newest last, like the array
+    is_later = {"$and": [{"$isNumber": "$$this.timestamp"}, {"$gt": ["$$this.timestamp", f"${SEEN_AT}"]}]}
+    unseen = {"$size": only(marked(newest, is_new=True), is_later)}
+    return {
+        "elements": {"$size": newest},
+        "new": {"$size": marked(newest, is_new=True)},
+        "list": {"$slice": [{"$reverseArray": end}, skip, query.limit]} if query.limit else {"$literal": []},
+        "unseen": {"$cond": [{"$eq": [{"$type": f"${SEEN_AT}"}, "long"]}, unseen, "$$REMOVE"]},
+    }
+
+
+async def see(users: Users, user_id: str) -> None:
+    """Note that the whole inbox has been seen, by the `timestamp` of the newest notification. No clock is read.
+
+    An unknown user has nothing to see.
+    """
+    number = {"$cond": [{"$isNumber": "$$this.timestamp"}, "$$this.timestamp", None]}
+    long = {"$convert": {"input": {"$max": each(users.inbox, number)}, "to": "long", "onError": None}}
+    known = {"$convert": {"input": f"${SEEN_AT}", "to": "long", "onError": Int64(0), "onNull": Int64(0)}}
+    seen = Write(users.key(user_id) | OURS, [{"$set": {SEEN_AT: {"$ifNull": [long, known]}}}])
+    if not await users.persist(lambda n: users.writes.make(seen, attempt=n)):
+        await users.must_admit(user_id, ["notifier"])
+
+
+async def delete(users: Users, selection: Selection) -> bool:
+    """Delete the selected; return whether there are any, or were until lately.
+
+    They are selected once, by id, so that a repetition deletes nothing newer. Their ids are remembered, because a
+    create whose reply was lost may be repeated afterwards. Hidden notifications (NOTIFICATIONS_SLACK) go too, or they
+    would move up into the inbox.
+
+    An owed e-mail is taken back up to the look before it is sent. If it has no notification in the inbox, its own id
+    selects it.
+    """
+    ids = await _ids(users, selection)
+    newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
+    is_owed = {"$and": [IS_EMAIL, is_selected, {"$eq": [{"$type": "$$this.ids"}, "missing"]}]}
+    gone = {"$setUnion": [each(only(newest, is_selected), "$$this.id"), each(only(OUTBOX, is_owed), "$$this.id")]}
+    change = {
+        "notifier.deleted": {"$slice": [concat(DELETED, gone), -max(users.limit, RECENT_LIMIT)]},
+        "notifier.outbox": _without(is_owed, OUTBOX, "$notifier.outbox"),
+        "notifications": _without(is_selected, newest, "$notifications"),
+    }
+    is_shown = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **users.shown(selection)}
+    has_email = {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}, "ids": {"$exists": False}}}}
+    filter_ = {**users.key(selection.user_id), **OURS, **ONLY_OURS, "$or": [is_shown, has_email]}
+    deletion = Write(filter_, [{"$set": change}, SET_DUE])
+    is_deleted: bool = await users.persist(lambda n: users.writes.make(deletion, attempt=n)) if ids else False
+    if is_deleted:
+        return True
+    await users.must_admit(selection.user_id, ["notifications", "notifier"])
+    if selection.field != "id":
+        return False
+    deleted = users.key(selection.user_id) | {"notifier.deleted": selection.value}
+    return await users.find_one(deleted, {"_id": 1}) is not None  # the reply to an earlier attempt may have been lost
+
+
+async def _ids(users: Users, selection: Selection) -> list[str]:
+    """Return the one id, or those of the selected that are in the inbox."""
+    field, value = selection.field, {"$literal": selection.value}
+    if field == "id" and selection.value:
+        return [selection.value]
+    is_string = {"$eq": [{"$type": "$$this.id"}, "string"]}
+    matches = {"$and": [is_string, *([{"$eq": [f"$$this.{field}", value]}] if field else ())]}
+    user = await users.find_one(users.key(selection.user_id), {"selected": only(users.inbox, matches)})
+    return [item["id"] for item in user["selected"]] if user else []
+
+
+def _without(condition: JSONObject, array: JSONObject, stored: str) -> JSONObject:
+    """Return the expression of an array without such elements. Where there is no array, nothing changes."""
+    return {"$cond": [{"$isArray": stored}, without(array, condition), stored]}
+
+
+async def erase(users: Users, user_id: str) -> None:
+    """Remove everything the service keeps in the user's document, if there is one. Raises `EmailUnderWay`.
+
+    Names in `notifier` that this version does not know stay.
+    """
+    key = users.key(user_id)
+    is_leased = {"$and": [IS_EMAIL, {"$ne": ["$$this.token", NO_TOKEN]}, {"$gt": ["$$this.next_at", "$$NOW"]}]}
+    any_leased = any_of(OUTBOX, is_leased)
+    erasable = {**key, **OURS, **absent_or_array("notifications"), **ONLY_OURS, "$expr": {"$not": [any_leased]}}
+
+    async def attempt(_: int) -> None:
+        change = [{"$unset": WRITTEN}, WITHOUT_EMPTY]
+        if (await users.collection.update_one(erasable, change, collation=SIMPLE)).matched_count:
+            return
+        await users.must_admit(user_id, ["notifications", "notifier"])
+        if await users.find_one({**key, "$expr": any_leased}, {"_id": 1}):
+            raise EmailUnderWay
+        if await users.find_one(key, {"_id": 1}):
+            raise Changed
+
+    await users.persist(attempt)

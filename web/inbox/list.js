@@ -126,7 +126,7 @@ export function fill(host, root, part, text, act) {
 		if (chosen?.id != item.id) menu.hidePopover();
 		[chosen, opener] = [item, dots];
 		mark.textContent = text(item.is_new ? "mark-read" : "mark-unread");
-		const { bottom, left, right, width, height } = measure(host, dots);
+		const { bottom, left, right, width, height } = measure(panel, dots);
 		const side = getComputedStyle(host).direction == "rtl" ? `left:${left}px` : `right:${width - right}px`;
 		menu.style = `inset:auto;top:${Math.min(bottom, height - 110)}px;${side}`;
 	}

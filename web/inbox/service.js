@@ -1,5 +1,5 @@
 // Requests to the service, with the user's token.
-const { url: HERE } = import.meta; // bundlers would take `new URL` with `import.meta.url` for a file
+const HOME = import.meta.url.replace(/[^/]*\/[^/]*$/, ""); // by `new URL("..")` a bundler would look for a file
 const TIMEOUT = 15e3, MARGIN = 60e3, PAUSE = 5e3; // ms
 
 // ms; NaN if a token (RFC 7519) does not say
@@ -45,7 +45,7 @@ export function requests(options, refused) {
 		return known.token;
 	}
 
-	const at = (path) => new URL(path, new URL(options.src ?? new URL("..", HERE), document.baseURI));
+	const at = (path) => new URL(path, new URL(options.src ?? HOME, document.baseURI));
 
 	async function call(path, query, { user = options.userId, again, ...init } = {}) {
 		const known = given, sent = await token();
@@ -85,13 +85,11 @@ async function* linesOf(body) {
 export function live(options, { at, call, changed, current, heard, learn, listed, renewsIn, stopped, sync, tell }) {
 	let timer, channel, retry = 2000;
 	const link = { run: new AbortController(), fails: 0, streams: undefined, leads: false, start, post, leave };
-	// A framework may hydrate after that; then the page is idle.
-	const parsed = new Promise((done) => {
+	// A framework hydrates what a server has rendered; then the page is idle.
+	const settled = new Promise((done) => {
 		const idle = () => (globalThis.requestIdleCallback ?? setTimeout)(done);
-		const [loading] = performance.getEntriesByType("navigation");
-		if (loading?.domContentLoadedEventEnd || document.readyState == "complete") return idle();
-		document.addEventListener("DOMContentLoaded", idle);
-		addEventListener("load", idle);
+		if (document.readyState == "complete") idle();
+		else addEventListener("load", idle);
 	});
 
 	function again(wait) {
@@ -190,7 +188,7 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 	}
 
 	async function connect(signal) {
-		if (!options.getToken && !options.token) await parsed; // a later script of the page may set it
+		if (!options.getToken && !options.token) await settled; // a later script of the page may set it
 		signal.throwIfAborted();
 		const name = `notifier ${options.userId} ${at("")}`;
 		learn();

@@ -54,6 +54,7 @@ async def test_everything_works_with_the_keyboard_alone(server: Server, site: Si
     await press("Enter")
     await expect(bell(page)).to_have_attribute("aria-expanded", "true")
     await expect(panel(page)).to_be_focused()
+    await expect(panel(page)).to_have_css("outline-offset", "0px")  # the header would cover a ring inside
     await expect(rows(page)).to_have_count(20)  # what is in the panel comes when somebody opens it
     await press("Tab")
     for name in ("All", "Unread", "Mark all as read"):

@@ -20,7 +20,7 @@ function put(element, pieces) {
 	element.replaceChildren(...pieces.map((piece) => (piece.value == null ? piece : make("bdi", {}, piece.value))));
 }
 
-const button = (id, ...children) => make("button", { id, type: "button" }, ...children);
+const button = (id, ...children) => make("button", { id, part: id, type: "button" }, ...children);
 const words = (attributes) => make("span", { dir: "auto", ...attributes });
 
 function markup() {
@@ -32,7 +32,7 @@ function markup() {
 				button(id, make("span"), make("span", { class: "count", "aria-hidden": true }))),
 				button("all", icon(ICONS.all), make("span"))),
 			make("button", { class: "arrived" })),
-		make("div", { id: "note" }, make("span", { class: "picture" }), words()),
+		make("div", { id: "note", part: "note" }, make("span", { class: "picture" }), words()),
 		make("ul", { id: "list", role: "list" }), button("more"), make("div", { id: "preferences" }),
 		make("div", { id: "removed" }, make("span", { id: "deleted", dir: "auto" }), button("undo")),
 		make("div", { id: "menu", popover: "", role: "menu" },

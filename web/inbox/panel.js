@@ -16,7 +16,7 @@ svg{display:block;width:24px;fill:none;stroke:currentColor;stroke-width:1.8}
 #badge{position:absolute;top:2px;inset-inline-start:55%;min-width:.8em;padding:0 .3em;border-radius:1em;
 font:700 11px/1.3 system-ui;color:var(--bg);background:var(--accent)}
 #panel{inset:var(--top) auto var(--bottom) clamp(8px,var(--x),var(--width) - 392px);width:384px;max-height:min(75vh,var(--room));
-overflow:auto;overscroll-behavior:contain;font-size:15px;line-height:1.4}
+overflow:auto;overscroll-behavior:contain;outline-offset:0;font-size:15px;line-height:1.4}
 #panel,#menu{box-sizing:border-box;margin:0;padding:0;color:var(--notifier-color,CanvasText);background:var(--bg);
 border:1px solid #8886;border-radius:12px;box-shadow:0 8px 32px #0004}
 #panel:empty{height:220px}

@@ -281,4 +281,4 @@ async def test_a_component_of_the_package_works(
     await expect(rows(page).locator("b")).to_have_text(title)
     await row_of(page, 0).click()
     await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
-    assert said == ["new: order_shipped"]
+    assert said.count("new: order_shipped") == 1

@@ -136,6 +136,10 @@ async def test_axe_finds_no_fault_in_the_bell(server: Server, site: Site, browse
         await page.get_by_role("button", name="Mark all as read").click()
         await shows_unread(page, 0)
         await assert_accessible(page)
+        await context.set_offline(offline=True)
+        await page.locator("notifier-inbox").evaluate("(inbox) => inbox.refresh()")
+        await expect(panel(page).get_by_text("No connection.")).to_be_visible()
+        await assert_accessible(page)
 
 
 async def test_a_page_sets_texts_language_and_icon(server: Server, site: Site, context: BrowserContext) -> None:

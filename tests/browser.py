@@ -38,7 +38,8 @@ async def browser() -> AsyncIterator[Browser]:
     path = needed("chromium")
     async with async_playwright() as playwright:
         arguments = [] if os.geteuid() else ["--no-sandbox"]  # the sandbox refuses to run as root
-        browser = await playwright.chromium.launch(executable_path=path, args=arguments)
+        kept = ["--disable-back-forward-cache"]  # of Playwright's own: people's browsers have that cache
+        browser = await playwright.chromium.launch(executable_path=path, args=arguments, ignore_default_args=kept)
         yield browser
         await browser.close()
 

@@ -56,9 +56,13 @@ async def test_the_examples_embed_the_bell(serve: Serve, site: Site, context: Br
         await page.close()
 
 
-@pytest.mark.parametrize("name", ["session.ts", "Bell.tsx", "Vue.vue", "Svelte.svelte", "plain.ts"])
+SHOWN = [f"src/{name}" for name in ("session.ts", "Bell.tsx", "Vue.vue", "Svelte.svelte", "plain.ts")]
+SHOWN += [f"package/src/PackageBell.{suffix}" for suffix in ("tsx", "vue")]
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_the_page_shows_the_examples_as_they_are_tested(name: str) -> None:
-    code = (ROOT / "examples/bell/src" / name).read_text()
+    code = (ROOT / "examples/bell" / name).read_text()
     assert f"\n{code}```" in (ROOT / "docs/bell.md").read_text()
 
 

@@ -1,10 +1,12 @@
-"""The examples of the bell in React, Vue, Svelte and a plain page: built, type-checked and run in Chromium."""
+"""The examples of the bell in React, Vue, Svelte and a plain page, and its npm package: built, type-checked and run."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from aiohttp.test_utils import TestServer
 from playwright.async_api import BrowserContext, Route, expect
 
 from api.auth import sign_token
+from api.openapi import VERSION
 from tests.bell import row_of, rows
 from tests.browser import Serve, Server, events, open_page
 from tests.client import PROTECTED, ROOT, SECRET, TARGET, USER
@@ -32,13 +35,19 @@ EXPECTED = {
 """For each page, the name of its bell and the text of the row."""
 
 
-def npm(*arguments: str) -> None:
-    """Run npm where the examples are. Its packages are those that `make test` installs."""
+def run(program: str | Path, *arguments: str, folder: Path) -> str:
+    """Run a program, which must succeed, and return what it writes."""
+    done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def npm(*arguments: str, folder: Path = EXAMPLES) -> str:
+    """Run npm. The packages of the examples are those that `make test` installs."""
     program = needed("npm")
     if not (EXAMPLES / "node_modules").is_dir():
         pytest.fail("The examples have no packages: npm ci --prefix examples/bell", pytrace=False)
-    done = subprocess.run([program, *arguments], cwd=EXAMPLES, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    return run(program, *arguments, folder=folder)
 
 
 def test_the_types_fit_the_examples_and_the_uses_of_an_editor(tmp_path: Path) -> None:
@@ -49,8 +58,7 @@ def test_the_types_fit_the_examples_and_the_uses_of_an_editor(tmp_path: Path) ->
         path.unlink()
     (tmp_path / "src/uses.ts").write_text(USES)  # without React: there is no node_modules
     compiler = EXAMPLES / "node_modules/.bin/tsc"
-    done = subprocess.run([compiler, "-p", tmp_path], capture_output=True, text=True, timeout=100, check=False)
-    assert (done.stdout, done.returncode) == ("", 0)
+    run(compiler, folder=tmp_path)
 
 
 USES = """
@@ -81,6 +89,67 @@ inbox.addEventListener("notification", ({ detail }) => detail.colour);
 """
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a project of the examples, with the bell's package as npm packs it."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "dist"))
+    shutil.copytree(EXAMPLES / "package", folder, dirs_exist_ok=True)
+    (packed,) = json.loads(npm("pack", "--json", "--pack-destination", f"{folder}", folder=ROOT / "web"))
+    modules = folder / "node_modules"
+    modules.mkdir()
+    for installed in (EXAMPLES / "node_modules").glob("[!.]*"):
+        (modules / installed.name).symlink_to(installed)
+    (modules / ".bin").symlink_to(EXAMPLES / "node_modules/.bin")
+    with tarfile.open(folder / packed["filename"]) as archive:
+        archive.extractall(modules / "@notifier", filter="data")
+    (modules / "@notifier/package").rename(modules / "@notifier/inbox")
+    return folder
+
+
+def test_the_package_has_what_the_service_serves(project: Path) -> None:
+    package, web_folder = project / "node_modules/@notifier/inbox", ROOT / "web"
+    files = {f"{path.relative_to(package)}" for path in package.rglob("*") if path.is_file()}
+    wrappers = {f"{name}.{suffix}" for name in ("react", "vue", "inbox") for suffix in ("js", "d.ts")}
+    modules = {f"{path.relative_to(web_folder)}" for path in web_folder.glob("inbox/**/*") if path.is_file()}
+    assert files == {"package.json", *wrappers, *modules}
+    assert json.loads((package / "package.json").read_text())["version"] == VERSION
+
+
+def test_the_package_and_its_types_fit_each_other(project: Path) -> None:
+    files = ["src/react-package.tsx", "src/vue-package.ts", "uses.tsx"]
+    files += [f"node_modules/@notifier/inbox/{name}.js" for name in ("react", "vue")]
+    options = {"allowJs": True, "checkJs": True}
+    settings = {"extends": "./tsconfig.json", "compilerOptions": options, "files": files, "include": []}
+    (project / "tsconfig.package.json").write_text(json.dumps(settings))
+    (project / "uses.tsx").write_text(USES_OF_THE_PACKAGE)
+    run(project / "node_modules/.bin/tsc", "-p", "tsconfig.package.json", folder=project)
+
+
+USES_OF_THE_PACKAGE = """
+import "@notifier/inbox";
+import { createInbox } from "@notifier/inbox/client";
+import { NotifierInbox } from "@notifier/inbox/react";
+import { NotifierInbox as VueInbox } from "@notifier/inbox/vue";
+import { createRef } from "react";
+import { h } from "vue";
+
+const element = document.createElement("notifier-inbox");
+const inbox = createRef<typeof element>();
+const getToken = async () => "token";
+createInbox({ userId: "7", getToken }).addEventListener("count", ({ detail }) => detail.unread.toFixed());
+<NotifierInbox src="/" ref={inbox} settings text-title="News" label-order="An order" className="bell" />;
+<NotifierInbox src="/" getToken={getToken} onSelect={({ url }) => url?.length}><i>!</i></NotifierInbox>;
+// @ts-expect-error - a package does not know where the service is
+<NotifierInbox userId="7" />;
+// @ts-expect-error - the event has no such field
+<NotifierInbox src="/" onCount={({ detail }) => detail.read} />;
+h(VueInbox, { src: "/", userId: "7", getToken, "text-title": "News", onSelect: (event) => event.url?.length });
+// @ts-expect-error - the event has no such field
+h(VueInbox, { src: "/", onCount: ({ detail }) => detail.read });
+"""
+
+
 class Pages:
     """Serves the built pages as another origin than the service, with a strict Content-Security-Policy and tokens."""
 
@@ -94,8 +163,8 @@ class Pages:
     async def running(self) -> AsyncIterator[str]:
         app = web.Application()
         app.router.add_get("/notifier-token", self._token)
-        app.router.add_static("/assets", self._folder / "assets")
-        app.router.add_get("/{name:[a-z]+}.html", self._page)
+        app.router.add_get("/assets/{name}", self._asset)
+        app.router.add_get("/{name:[a-z-]+}.html", self._page)
         async with TestServer(app) as server:
             yield str(server.make_url("")).rstrip("/")
 
@@ -105,20 +174,25 @@ class Pages:
             html = html.replace('<div id="app">', f'<div id="app">{self.rendered}')
         policy = f"default-src 'none'; script-src 'self' {self.service}; connect-src 'self' {self.service}"
         headers = {"Content-Security-Policy": policy}
-        text = html.replace("https://notifications.example.com", self.service)
-        return web.Response(text=text, content_type="text/html", headers=headers)
+        return web.Response(text=self._with_service(html), content_type="text/html", headers=headers)
+
+    async def _asset(self, request: web.Request) -> web.Response:
+        text = (self._folder / "assets" / request.match_info["name"]).read_text()
+        return web.Response(text=self._with_service(text), content_type="text/javascript")
+
+    def _with_service(self, text: str) -> str:
+        return text.replace("https://notifications.example.com", self.service)
 
     async def _token(self, _: web.Request) -> web.Response:
         return web.Response(text=sign_token(SECRET, USER, 3600))
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(project: Path) -> Path:
     """Build the pages, and what renders the React page on a server."""
-    folder = tmp_path_factory.mktemp("pages")
-    npm("run", "build", "--", "--outDir", f"{folder / 'dist'}", "--logLevel", "warn")
-    npm("run", "build", "--", "--outDir", f"{folder / 'server'}", "--logLevel", "warn", "--ssr", "src/server.tsx")
-    return folder
+    npm("run", "build", "--", "--outDir", "dist", "--logLevel", "warn", folder=project)
+    npm("run", "build", "--", "--outDir", "server", "--logLevel", "warn", "--ssr", "src/server.tsx", folder=project)
+    return project
 
 
 @pytest.fixture
@@ -187,3 +261,24 @@ async def test_a_page_that_react_hydrates_hears_the_bell(
     await row_of(page, 0).click()
     await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
     assert said == ["new: order_shipped"]  # and neither React nor the service complains
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("react-package", "Order 1027 has left"), ("vue-package", "Bestellung 1027 ist unterwegs")],
+)
+async def test_a_component_of_the_package_works(
+    pages: tuple[Pages, Server], context: BrowserContext, name: str, title: str
+) -> None:
+    site, service = pages
+    page = await context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    await page.goto(f"{site.origin}/{name}.html")
+    await eventually_async(lambda: service.assert_streams_open(1))
+    await page.locator("#bell").click()
+    await service.create("order_shipped", target_id=TARGET, data={"number": 1027})
+    await expect(rows(page).locator("b")).to_have_text(title)
+    await row_of(page, 0).click()
+    await expect(page.locator("#page")).to_have_text(f"/orders/{TARGET}")
+    assert said.count("new: order_shipped") == 1

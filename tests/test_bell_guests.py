@@ -9,6 +9,7 @@ from playwright.async_api import BrowserContext, FloatRect, Locator, Page, Route
 
 from tests.bell import bell, panel, rows, shows_new
 from tests.browser import Server, Site, events, open_page
+from tests.waiting import eventually_async
 
 PLACE = "notifier-inbox { display: inline-block; min-width: 44px; min-height: 44px; vertical-align: middle; }"
 """The rule of docs/bell.md."""
@@ -112,7 +113,6 @@ async def test_the_panel_is_beside_the_bell(server: Server, site: Site, context:
         await assert_beside(page, name, width)
         if name != "backdrop-filter":  # its header stays where it is
             await page.evaluate("scrollTo(0, 20)")
-            await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
             await assert_beside(page, name, width)
             await page.evaluate("scrollTo(0, 0)")
         actions = rows(page).get_by_role("button", name="Actions")
@@ -127,6 +127,7 @@ async def test_the_panel_is_beside_the_bell(server: Server, site: Site, context:
 
 async def assert_beside(page: Page, name: str, width: int) -> None:
     """Check that the panel begins where the bell ends, and is within the window."""
+    await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     own, opened = await box(bell(page)), await box(panel(page))
     assert abs(opened["y"] - own["y"] - own["height"]) < 2, name
     assert opened["x"] >= 0, name
@@ -167,6 +168,21 @@ async def test_another_document_adopts_the_bell_with_its_styles(
     assert there == ["10px", "10px"]
     await server.create()
     await shows_new(page, 2)
+
+
+async def test_a_page_that_comes_back_is_up_to_date(server: Server, site: Site, context: BrowserContext) -> None:
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await page.evaluate("addEventListener('pageshow', ({ persisted }) => { window.kept = persisted; })")
+    await eventually_async(lambda: server.assert_streams_open(1))
+    await page.goto(f"{site.origin}/own.css")
+    await eventually_async(lambda: server.assert_streams_open(0))
+    await server.create(data={"n": 1})
+    await page.go_back(wait_until="commit")
+    await shows_new(page, 1)
+    assert await page.evaluate("window.kept")
+    await eventually_async(lambda: server.assert_streams_open(1))
+    assert await events(page) == [["notification", 1]]
 
 
 async def test_a_browser_without_abort_signal_any_will_do(server: Server, site: Site, context: BrowserContext) -> None:

@@ -14,7 +14,7 @@ from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from api.auth import sign_token
 from tests.bell import bell, open_menu, panel, row_of, rows
 from tests.browser import Serve, Server, Site, assert_accessible, open_page
-from tests.client import DB, PROTECTED, SECRET, USER
+from tests.client import DB, PROTECTED, ROOT, SECRET, USER
 
 KINDS = """
 [order]
@@ -84,6 +84,9 @@ async def test_rows_have_names_icons_and_days(
     await expect(rows(page).nth(4).locator("time")).to_have_text(re.compile(r"^\d+:\d\d\s[AP]M$"))
     # marks above a letter cover no other row
     assert await row_of(page, 3).evaluate("(row) => getComputedStyle(row).contain") == "paint"
+    parts = "({ shadowRoot }) => [...shadowRoot.querySelectorAll('[part]')].map(({ part }) => part.value)"
+    documented = (ROOT / "docs/bell.md").read_text().partition("`::part()` styles")[2].partition(".\n")[0]
+    assert set(await page.locator("notifier-inbox").evaluate(parts)) == set(re.findall("`([a-z-]+)`", documented))
     await page.evaluate("document.documentElement.lang = 'de'")
     await expect(rows(page).nth(0).locator(".name")).to_have_text("Bestellungen")
     await expect(page.get_by_role("heading", level=3).nth(0)).to_have_text("heute")

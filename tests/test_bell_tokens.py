@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from itertools import pairwise
@@ -89,6 +90,30 @@ async def test_a_token_is_asked_for_before_the_first_call(
     await shows_new(page, 1)
     assert len(await asked(page)) == 1
     assert messages == []
+    assert await server.count(401) == 0
+
+
+async def test_a_page_that_sets_get_token_late_is_waited_for(serve: Serve, site: Site, context: BrowserContext) -> None:
+    """Scripts that are `async`, as those of Next.js, run after the document is parsed."""
+    server = await protected(serve)
+    site.embed(server.url)
+    site.html = site.html.replace("</main>", "</main><script async src=/own.js></script>")
+    await hand_out(context, 3600)
+    released = asyncio.Event()
+
+    async def answer(route: Route) -> None:
+        await released.wait()
+        await route.fulfill(body=SCRIPT, content_type="text/javascript")
+
+    await context.route("**/own.js", answer)
+    page = await context.new_page()
+    await page.goto(site.origin, wait_until="domcontentloaded")
+    await page.evaluate("customElements.whenDefined('notifier-inbox').then(() => 0)")
+    for _ in range(2):  # the bell's idle callback comes before the second one
+        await page.evaluate("new Promise((done) => requestIdleCallback(() => done()))")
+    released.set()
+    await server.create()
+    await shows_new(page, 1)
     assert await server.count(401) == 0
 
 

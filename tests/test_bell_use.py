@@ -54,6 +54,7 @@ async def test_everything_works_with_the_keyboard_alone(server: Server, site: Si
     await press("Enter")
     await expect(bell(page)).to_have_attribute("aria-expanded", "true")
     await expect(panel(page)).to_be_focused()
+    await expect(panel(page)).to_have_css("outline-offset", "0px")  # the header would cover a ring inside
     await expect(rows(page)).to_have_count(20)  # what is in the panel comes when somebody opens it
     await press("Tab")
     for name in ("All", "Unread", "Mark all as read"):
@@ -134,6 +135,10 @@ async def test_axe_finds_no_fault_in_the_bell(server: Server, site: Site, browse
         await expect(panel(page).get_by_role("button", name="1 new")).to_be_hidden()
         await page.get_by_role("button", name="Mark all as read").click()
         await shows_unread(page, 0)
+        await assert_accessible(page)
+        await context.set_offline(offline=True)
+        await page.locator("notifier-inbox").evaluate("(inbox) => inbox.refresh()")
+        await expect(panel(page).get_by_text("No connection.")).to_be_visible()
         await assert_accessible(page)
 
 

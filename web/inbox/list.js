@@ -20,7 +20,7 @@ function put(element, pieces) {
 	element.replaceChildren(...pieces.map((piece) => (piece.value == null ? piece : make("bdi", {}, piece.value))));
 }
 
-const button = (id, ...children) => make("button", { id, type: "button" }, ...children);
+const button = (id, ...children) => make("button", { id, part: id, type: "button" }, ...children);
 const words = (attributes) => make("span", { dir: "auto", ...attributes });
 
 function markup() {
@@ -32,7 +32,7 @@ function markup() {
 				button(id, make("span"), make("span", { class: "count", "aria-hidden": true }))),
 				button("all", icon(ICONS.all), make("span"))),
 			make("button", { class: "arrived" })),
-		make("div", { id: "note" }, make("span", { class: "picture" }), words()),
+		make("div", { id: "note", part: "note" }, make("span", { class: "picture" }), words()),
 		make("ul", { id: "list", role: "list" }), button("more"), make("div", { id: "preferences" }),
 		make("div", { id: "removed" }, make("span", { id: "deleted", dir: "auto" }), button("undo")),
 		make("div", { id: "menu", popover: "", role: "menu" },
@@ -126,7 +126,7 @@ export function fill(host, root, part, text, act) {
 		if (chosen?.id != item.id) menu.hidePopover();
 		[chosen, opener] = [item, dots];
 		mark.textContent = text(item.is_new ? "mark-read" : "mark-unread");
-		const { bottom, left, right, width, height } = measure(host, dots);
+		const { bottom, left, right, width, height } = measure(panel, dots);
 		const side = getComputedStyle(host).direction == "rtl" ? `left:${left}px` : `right:${width - right}px`;
 		menu.style = `inset:auto;top:${Math.min(bottom, height - 110)}px;${side}`;
 	}

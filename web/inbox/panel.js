@@ -16,10 +16,11 @@ svg{display:block;width:24px;fill:none;stroke:currentColor;stroke-width:1.8}
 #badge{position:absolute;top:2px;inset-inline-start:55%;min-width:.8em;padding:0 .3em;border-radius:1em;
 font:700 11px/1.3 system-ui;color:var(--bg);background:var(--accent)}
 #panel{inset:var(--top) auto var(--bottom) clamp(8px,var(--x),var(--width) - 392px);width:384px;max-height:min(75vh,var(--room));
-overflow:auto;overscroll-behavior:contain;font-size:15px;line-height:1.4}
+overflow:auto;overscroll-behavior:contain;outline-offset:0;font-size:15px;line-height:1.4}
 #panel,#menu{box-sizing:border-box;margin:0;padding:0;color:var(--notifier-color,CanvasText);background:var(--bg);
 border:1px solid #8886;border-radius:12px;box-shadow:0 8px 32px #0004}
 #panel:empty{height:220px}
+#window{position:fixed;inset:0;visibility:hidden}
 #status{position:fixed;clip-path:inset(50%)}
 @media(max-width:480px),(max-height:384px){#panel{inset:auto 0 0;width:auto;max-height:80vh}}
 @media(forced-colors:active){#badge{forced-color-adjust:none;color:HighlightText;background:Highlight}}
@@ -51,15 +52,17 @@ const markup = () => make("div", { id: "root" },
 	make("div", { id: "panel", part: "panel", popover: "", autofocus: "", tabindex: -1, role: "dialog" }),
 );
 
-/** Where an element is in the window, and the size of that, in the lengths of the host, which may be zoomed. */
-export function measure(host, element) {
-	const { innerWidth, innerHeight } = host.ownerDocument.defaultView, zoom = host.currentCSSZoom ?? 1;
-	const { top, bottom, left, right } = element.getBoundingClientRect();
-	const seen = (length) => Math.min(Math.max(length, 0), innerHeight) / zoom;
-	return {
-		top: seen(top), bottom: seen(bottom), left: left / zoom, right: right / zoom,
-		width: innerWidth / zoom, height: innerHeight / zoom,
-	};
+/**
+ * Where an element is in the window, and the size of that, in the lengths of the open panel. What engines say of pages
+ * that are zoomed and scrolled differs, so it is compared with what they say of an element that fills the window.
+ */
+export function measure(panel, element) {
+	const whole = panel.appendChild(make("i", { id: "window" })), { top, bottom, left, right } = element.getBoundingClientRect();
+	const origin = whole.getBoundingClientRect(), { width, height } = getComputedStyle(whole);
+	const wide = parseFloat(width), high = parseFloat(height), scale = wide / origin.width;
+	whole.remove();
+	const x = (at) => (at - origin.left) * scale, y = (at) => Math.min(Math.max((at - origin.top) * scale, 0), high);
+	return { top: y(top), bottom: y(bottom), left: x(left), right: x(right), width: wide, height: high };
 }
 
 /** Put the bell into `host`. `act` has what the buttons of the panel do, by their ids. */
@@ -97,7 +100,7 @@ export function view(host, text, act) {
 
 	panel.onbeforetoggle = ({ newState }) => {
 		open = newState == "open";
-		place();
+		if (open) requestAnimationFrame(place); // by then it is above the page, and can be measured
 		for (const type of ["scroll", "resize"]) (open ? addEventListener : removeEventListener)(type, place, true);
 		bell.ariaExpanded = open;
 		if (!open && root.activeElement) bell.focus();
@@ -107,7 +110,8 @@ export function view(host, text, act) {
 
 	// below the bell or above it, and towards the middle of the window
 	function place() {
-		const { top, bottom, left, right, width, height } = measure(host, bell);
+		if (!open) return;
+		const { top, bottom, left, right, width, height } = measure(panel, bell);
 		const below = height - bottom, down = below > Math.min(top, 400);
 		part.menu?.hidePopover();
 		panel.style = `--top:${down ? `${bottom}px` : "auto"};--bottom:${down ? "auto" : `${height - top}px`};--width:${width}px;`

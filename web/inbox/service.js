@@ -1,4 +1,5 @@
 // Requests to the service, with the user's token.
+const HOME = import.meta.url.replace(/[^/]*\/[^/]*$/, ""); // by `new URL("..")` a bundler would look for a file
 const TIMEOUT = 15e3, MARGIN = 60e3, PAUSE = 5e3; // ms
 
 // ms; NaN if a token (RFC 7519) does not say
@@ -44,7 +45,7 @@ export function requests(options, refused) {
 		return known.token;
 	}
 
-	const at = (path) => new URL(path, new URL(options.src ?? new URL("..", import.meta.url), document.baseURI));
+	const at = (path) => new URL(path, new URL(options.src ?? HOME, document.baseURI));
 
 	async function call(path, query, { user = options.userId, again, ...init } = {}) {
 		const known = given, sent = await token();
@@ -66,6 +67,17 @@ export function requests(options, refused) {
 // How a bell stays up to date: by the stream, or by polls where there is none.
 const SILENCE = 45e3; // ms
 
+/** The lines of a body, as they come. */
+async function* linesOf(body) {
+	const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+	let rest = "";
+	for (let chunk; !(chunk = await reader.read()).done; ) {
+		const [lines] = /[^]*[\r\n]|/.exec((rest += chunk.value));
+		rest = rest.slice(lines.length);
+		yield lines;
+	}
+}
+
 /**
  * What calls `sync` while the page is visible. `start` begins anew. Of the bells of a browser with one inbox, one holds
  * a lock and keeps the stream; the others hear of it by a channel. Where a page has neither, each bell leads.
@@ -73,18 +85,16 @@ const SILENCE = 45e3; // ms
 export function live(options, { at, call, changed, current, heard, learn, listed, renewsIn, stopped, sync, tell }) {
 	let timer, channel, retry = 2000;
 	const link = { run: new AbortController(), fails: 0, streams: undefined, leads: false, start, post, leave };
-	// A framework may hydrate after that; then the page is idle.
-	const parsed = new Promise((done) => {
+	// A framework hydrates what a server has rendered; then the page is idle.
+	const settled = new Promise((done) => {
 		const idle = () => (globalThis.requestIdleCallback ?? setTimeout)(done);
-		const [loading] = performance.getEntriesByType("navigation");
-		if (loading?.domContentLoadedEventEnd || document.readyState == "complete") return idle();
-		document.addEventListener("DOMContentLoaded", idle);
-		addEventListener("load", idle);
+		if (document.readyState == "complete") idle();
+		else addEventListener("load", idle);
 	});
 
 	function again(wait) {
 		clearTimeout(timer);
-		timer = setTimeout(connect, Math.min(wait, SILENCE));
+		timer = setTimeout(run, Math.min(wait, SILENCE));
 	}
 
 	function start(wait) {
@@ -99,6 +109,14 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 		part();
 	}
 
+	// --- the other bells
+
+	function join(name) {
+		if (channel || !navigator.locks || !globalThis.BroadcastChannel) return;
+		channel = new BroadcastChannel(name);
+		channel.onmessage = listen;
+	}
+
 	function part() {
 		channel?.close();
 		channel = undefined;
@@ -106,15 +124,6 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 
 	function post(ids, data, first) {
 		channel?.postMessage({ ids, data, first });
-	}
-
-	// The first event of a stream says only what the list has said, unless something has changed in between.
-	function follow(data, first) {
-		let state = {};
-		try {
-			state = JSON.parse(data);
-		} catch {} // `sync` will say
-		return first && current(state) ? undefined : sync();
 	}
 
 	function listen({ data: { data, first, ids } }) {
@@ -125,7 +134,8 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 		else changed();
 	}
 
-	const lead = (name, { signal }) => new Promise((resolve) => {
+	/** Wait until this bell leads, which it then does for as long as the signal allows. */
+	const lead = (name, signal) => new Promise((resolve) => {
 		const hold = () => new Promise((release) => {
 			resolve();
 			if (signal.aborted) return release();
@@ -139,54 +149,70 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 		});
 	});
 
-	async function connect() {
+	// --- the service
+
+	// The first event of a stream says only what the list has said, unless something has changed in between.
+	function follow(data, first) {
+		let state = {};
+		try {
+			state = JSON.parse(data);
+		} catch {} // `sync` will say
+		return first && current(state) ? undefined : sync();
+	}
+
+	async function stream(signal) {
+		const expect = () => signal.aborted || again(Math.min(SILENCE, renewsIn()));
+		let first = true;
+		expect();
+		const { body } = await call("stream", {}, { signal });
+		for await (const lines of linesOf(body)) {
+			retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
+			link.fails = 0;
+			const data = lines.match(/(?<=^data:).*/gm)?.at(-1);
+			post(listed(), data, first);
+			if (data) {
+				await follow(data, first);
+				first = false;
+			}
+			changed();
+			expect();
+		}
+		signal.throwIfAborted();
+		again(retry * (1 + Math.random()));
+	}
+
+	function poll() {
+		link.fails = 0;
+		post(listed(), "poll");
+		again((+options.poll || 15) * 1e3);
+	}
+
+	async function connect(signal) {
+		if (!options.getToken && !options.token) await settled; // a later script of the page may set it
+		signal.throwIfAborted();
+		const name = `notifier ${options.userId} ${at("")}`;
+		learn();
+		join(name);
+		await sync();
+		signal.throwIfAborted();
+		again(SILENCE);
+		await lead(name, signal);
+		signal.throwIfAborted();
+		tell();
+		await (link.streams ? stream(signal) : poll());
+	}
+
+	function run() {
 		link.run.abort();
 		if (stopped()) return;
 		document.addEventListener("visibilitychange", start, { once: true });
 		if (document.hidden || !options.userId) return;
 		const { signal } = (link.run = new AbortController());
-		if (!options.getToken && !options.token) await parsed; // a later script of the page may set it
-		if (signal.aborted) return;
-		let pause, rest = "", first = true;
-		learn();
-		try {
-			const name = `notifier ${options.userId} ${at("")}`;
-			if (!channel && navigator.locks && globalThis.BroadcastChannel) {
-				channel = new BroadcastChannel(name);
-				channel.onmessage = listen;
-			}
-			await sync();
-			if (signal.aborted) return;
-			again(SILENCE);
-			await lead(name, link.run);
-			if (signal.aborted) return;
-			tell();
-			if (!link.streams) {
-				link.fails = 0;
-				post(listed(), "poll");
-				return again((+options.poll || 15) * 1e3);
-			}
-			again(Math.min(SILENCE, renewsIn()));
-			const { body } = await call("stream", {}, { signal }), reader = body.pipeThrough(new TextDecoderStream()).getReader();
-			for (let chunk; !(chunk = await reader.read()).done; signal.aborted || again(Math.min(SILENCE, renewsIn()))) {
-				const lines = /[^]*[\r\n]|/.exec((rest += chunk.value))[0];
-				rest = rest.slice(lines.length);
-				retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
-				link.fails = 0;
-				const data = lines.match(/(?<=^data:).*/gm)?.at(-1);
-				post(listed(), data, first);
-				if (data) {
-					await follow(data, first);
-					first = false;
-				}
-				changed();
-			}
-		} catch ({ status }) {
+		connect(signal).catch(({ status }) => {
 			if (signal.aborted) return;
 			if (/40[45]|501/.test(status)) link.streams = false;
-			pause = 1000 * 2 ** link.fails++;
-		}
-		signal.aborted || again((pause ?? retry) * (1 + Math.random()));
+			again(1000 * 2 ** link.fails++ * (1 + Math.random()));
+		});
 	}
 
 	return link;

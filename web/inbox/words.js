@@ -8,7 +8,23 @@ const ENGLISH = {
 	deleted: "Deleted.", undo: "Undo", settings: "Settings", emails: "E-mails about", required: "Always on",
 	after: "By e-mail, if unread after {}", together: "together in one",
 };
-const tables = { en: ENGLISH, ar: 0, de: 0, es: 0, fa: 0, fr: 0, he: 0, ja: 0, pt: 0, ru: 0, tr: 0, zh: 0, "zh-Hant": 0 };
+// Each import has a line of its own, as bundlers follow only what they can read.
+const LANGUAGES = {
+	en: undefined, // it is here
+	ar: () => import("./languages/ar.js"),
+	de: () => import("./languages/de.js"),
+	es: () => import("./languages/es.js"),
+	fa: () => import("./languages/fa.js"),
+	fr: () => import("./languages/fr.js"),
+	he: () => import("./languages/he.js"),
+	ja: () => import("./languages/ja.js"),
+	pt: () => import("./languages/pt.js"),
+	ru: () => import("./languages/ru.js"),
+	tr: () => import("./languages/tr.js"),
+	zh: () => import("./languages/zh.js"),
+	"zh-Hant": () => import("./languages/zh-Hant.js"),
+};
+const tables = { en: ENGLISH }; // those that have come
 
 const made = {};
 export const intl = (type, lang, options) => (made[[type, lang, JSON.stringify(options)]] ??= new Intl[type](lang, options));
@@ -36,15 +52,15 @@ export function lookup(table, lang) {
 /** The language of the bell's own words, and of numbers and times beside them. */
 export function spoken() {
 	const lang = language();
-	return lookup(tables, lang) ? lang : "en";
+	return lookup(LANGUAGES, lang) ? lang : "en";
 }
 
 /** What gives the bell's own texts by name. `came` is called when a language has come. */
 export const textsOf = (host, came) => (name, count) => {
-	const lang = spoken(), tag = lookup(tables, lang);
+	const lang = spoken(), tag = lookup(LANGUAGES, lang);
 	if (!tables[tag]) {
 		tables[tag] = ENGLISH;
-		import(`./languages/${tag}.js`).then((module) => came((tables[tag] = module.default)), () => { tables[tag] = 0; });
+		LANGUAGES[tag]().then((module) => came((tables[tag] = module.default)), () => { tables[tag] = 0; });
 	}
 	const names = count == null ? [name] : [`${name}-${intl("PluralRules", lang).select(count)}`, `${name}-other`, name];
 	const find = (get) => names.map(get).find((text) => text != null);

@@ -1,0 +1,3 @@
+import type { CreateInbox } from "../inbox.js";
+
+export const createInbox: CreateInbox;

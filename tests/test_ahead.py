@@ -1,0 +1,192 @@
+"""A message that travels with the commands about the next one (RFC 2920): each e-mail gets what it would get alone.
+
+The mailer is tested with a queue in memory and a server that answers oddly in each place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import pytest
+
+from mail.feedback import Feedback
+from mail.lease import Lease
+from mail.letter import Worker
+from mail.replies import Outcome
+from mail.templates import Content
+from mail.verdicts import Verdict
+from mailer import Mailer
+from mongo.owed import NO_TOKEN, OwedEmail
+from settings import Security, Settings
+from tests.smtp import REPLIES
+
+ODD = "odd@example.com"
+DROP, HANG = b"drop", b"hang"
+COMMANDS = ("MAIL", "RCPT", "DATA")
+
+
+@dataclass
+class Steps:
+    """A server that answers all that it has read at once, in pieces of so many bytes."""
+
+    odd: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """What is answered to a step about a recipient, in place of the usual reply."""
+    times: float = math.inf
+    """How often that is answered."""
+    piece: int = 1 << 20
+    port: int = 0
+    read: list[bytes] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 here\r\n")
+        received, step, recipient = b"", "", ""
+        while data := await reader.read(1 << 20):
+            self.read.append(data)
+            received += data
+            said = b""
+            while (b"\r\n.\r\n" if step == "message" else b"\r\n") in received:
+                line, _, received = received.partition(b"\r\n.\r\n" if step == "message" else b"\r\n")
+                step = "dot" if step == "message" else line.split(b" ")[0].decode()
+                if step in {"MAIL", "RCPT"}:  # at MAIL, as far as it has been told
+                    recipient = (line + b"\r\n" + received).partition(b"RCPT TO:<")[2].partition(b">")[0].decode()
+                reply = self._reply(step, recipient)
+                if reply in {DROP, HANG}:
+                    await self._say(writer, said)
+                    await (asyncio.sleep(0) if reply == DROP else self.ended.wait())
+                    writer.transport.abort()
+                    return
+                said += reply
+                if step == "dot" and reply.startswith(b"250"):
+                    self.accepted.append(recipient)
+                step = "message" if reply.endswith(b"354 go on\r\n") else step
+            await self._say(writer, said)
+        writer.close()
+
+    def _reply(self, step: str, recipient: str) -> bytes:
+        if (step, recipient) in self.odd and self.times > 0:
+            self.times -= 1
+            return self.odd[step, recipient]
+        return REPLIES.get(step, b"502 no\r\n")
+
+    async def _say(self, writer: asyncio.StreamWriter, said: bytes) -> None:
+        for start in range(0, len(said), self.piece):
+            writer.write(said[start : start + self.piece])
+            await writer.drain()
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def steps(**script: object) -> AsyncIterator[Steps]:
+    state = Steps(**script)  # type: ignore[arg-type] # as the tests name them
+    server = await asyncio.start_server(state.converse, "127.0.0.1", 0)
+    state.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield state
+        state.ended.set()
+
+
+class Queue(Worker):
+    """E-mails in memory, to these addresses. `taken` are those that followed another at once."""
+
+    def __init__(self, addresses: Sequence[str], *, follows: bool = True) -> None:
+        self.waiting = [Lease(email(address), math.inf) for address in addresses]
+        self.follows = follows
+        self.given_back: list[str] = []
+        self.changed = asyncio.Event()
+
+    async def content(self, lease: Lease) -> Content:
+        return Content("subject", f".dot\r\n.\r\n{lease.email.address}")
+
+    def following(self) -> Lease | None:
+        return self.waiting.pop(0) if self.waiting and self.follows else None
+
+    def give_back(self, lease: Lease) -> None:
+        self.given_back.append(f"{lease.email.address}")
+        self.waiting.insert(0, lease)
+        self.changed.set()
+
+
+def email(address: str) -> OwedEmail:
+    now = datetime.now(UTC)
+    return OwedEmail(
+        document_id=None, user_id=address, id=address[:3], key="k", at=now, tries=0, token=NO_TOKEN, address=address
+    )
+
+
+@pytest.fixture
+def plain(settings: Settings) -> Settings:
+    return replace(
+        settings, smtp_security=Security.NONE, smtp_login=None, smtp_password=None, smtp_command_timeout=0.5
+    )
+
+
+async def sent(settings: Settings, server: Steps, queue: Queue) -> dict[str, Outcome | None]:
+    """Send what is queued, as a worker does; return what became of each."""
+    mailer, outcomes = Mailer(replace(settings, smtp_port=server.port), Feedback(settings), queue), {}
+    lease: Lease | None = None
+    while lease := lease and lease.then or (queue.waiting.pop(0) if queue.waiting else None):
+        assert lease.email.address not in outcomes
+        outcomes[f"{lease.email.address}"] = await mailer.send(lease)
+    await mailer.pool.close_all()
+    return outcomes
+
+
+def addresses(odd_at: int = 2) -> list[str]:
+    found = [f"{n}@example.com" for n in range(6)]
+    found[odd_at] = ODD
+    return found
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+async def test_each_message_travels_with_the_next_commands(plain: Settings, piece: int) -> None:
+    async with steps(piece=piece) as server:
+        outcomes = await sent(plain, server, Queue(addresses()))
+    assert {outcome and outcome.verdict for outcome in outcomes.values()} == {Verdict.SENT}
+    assert server.accepted == addresses()
+    together = [data for data in server.read if b"\r\n.\r\nMAIL FROM:" in data]
+    assert len(together) == 4  # not the first on a connection, which has proved nothing, nor the last
+    assert all(data.endswith(b"\r\nDATA\r\n") for data in together)
+
+
+REACTIONS = {
+    "refuses for now": b"451 4.3.0 later\r\n",
+    "refuses": b"550 5.7.1 no\r\n",
+    "knows no such user": b"550 5.1.1 unknown\r\n",
+    "closes": b"421 4.3.2 bye\r\n",
+    "accepts oddly": b"250 OK\r\n",
+    "says nonsense": b"what?\r\n",
+    "asks for a message": b"354 go on\r\n",
+    "hangs up": DROP,
+    "hangs": HANG,
+}
+
+
+@pytest.mark.parametrize("times", [1, math.inf])
+@pytest.mark.parametrize("step", [*COMMANDS, "dot"])
+@pytest.mark.parametrize("reaction", REACTIONS)
+async def test_an_odd_reply_means_the_same_as_alone(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch, reaction: str, step: str, times: float
+) -> None:
+    monkeypatch.setattr("mailer.SOON", 0.1)
+    monkeypatch.setattr("mail.connection.REPLY_TIMEOUT", 0.5)
+    found = []
+    for follows in (False, True):
+        script = {(step, ODD): REACTIONS[reaction]}
+        async with steps(odd=script, times=times) as server:
+            outcomes = await sent(plain, server, Queue(addresses(), follows=follows))
+        others = {to: outcome and outcome.verdict for to, outcome in outcomes.items() if to != ODD}
+        assert others == dict.fromkeys(others, Verdict.SENT)
+        assert sorted(to for to in server.accepted if to != ODD) == sorted(others)
+        found.append((outcomes[ODD], server.accepted.count(ODD)))
+    alone, ahead = found
+    if times == math.inf:
+        assert ahead == alone
+    else:  # once, it may have been the answer to what was sent ahead, which does not count
+        assert (ahead[0] and ahead[0].verdict, ahead[1]) in {(alone[0] and alone[0].verdict, alone[1]), (Verdict.SENT, 1)}

@@ -103,7 +103,6 @@ class Delivery(Worker):
         self._mailer = Mailer(settings, self._feedback, self)
         self._replaced = 0
         self._stopped = False
-        self._lifting = False
         self._lifts: dict[Group, float | None] = {}
         """The groups whose e-mails are to fall due, and since when they were tried in vain."""
         self._claiming: asyncio.Task[None] | None = None
@@ -121,24 +120,19 @@ class Delivery(Worker):
         """Begin to deliver."""
         self._claiming = asyncio.create_task(self._claimer.run())
         for _ in range(self._limit):
-            self._start_worker()
+            self._run(self._work(), self._workers)
         for run in (
             self._looks.run(),
             self._leases.keep(),
             self._mailer.pool.close_idle(),
             Alarms(self._evidence).run(),
         ):
-            self._help(run)
+            self._run(run, self._helpers)
 
-    def _help(self, run: Coroutine[None, None, None]) -> None:
-        helper = asyncio.create_task(run)
-        self._helpers.add(helper)
-        helper.add_done_callback(self._helpers.discard)
-
-    def _start_worker(self) -> None:
-        worker = asyncio.create_task(self._work())
-        self._workers.add(worker)
-        worker.add_done_callback(self._workers.discard)
+    def _run(self, run: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(run)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def stop(self) -> None:
         """Stop claiming, give back what is not begun, and let conversations end for a while."""
@@ -251,12 +245,11 @@ class Delivery(Worker):
 
     def _lift(self, group: Group, since: float | None) -> None:
         """Let the e-mails go on that waited for a stop which is over."""
+        if not self._lifts:
+            self._run(self._lift_all(), self._helpers)
         earlier = self._lifts.get(group)
         self._lifts[group] = since if earlier is None else min(earlier, since or earlier)
         self._owed.set()
-        if not self._lifting:
-            self._lifting = True
-            self._help(self._lift_all())
 
     async def _lift_all(self) -> None:
         while self._lifts:
@@ -264,12 +257,9 @@ class Delivery(Worker):
             group, since = self._lifts.popitem()
             await self._settlements.lift(group, since)
             self._owed.set()
-        self._lifting = False
 
     def _revive(self, group: Group) -> None:
-        self._help(self._settlements.revive(group))
-
-    # --- what the mailer asks ----------------------------------------------------------------------
+        self._run(self._settlements.revive(group), self._helpers)
 
     async def look(self, lease: Lease) -> None:
         await self._looks(lease)
@@ -291,14 +281,12 @@ class Delivery(Worker):
         if self._replaced < self._limit and not self._stopped:
             self._replaced += 1
             lease.replaced = True
-            self._start_worker()
+            self._run(self._work(), self._workers)
         self._feedback.abandon(lease.mail)
 
     def following(self) -> Lease | None:
-        now = time.monotonic()
-        if self._stopped or self._evidence.stops or self._feedback.wait(now):
-            return None
-        if not (self._window and self._settler.has_room):
+        waits = self._stopped or self._evidence.stops or self._feedback.wait(time.monotonic())
+        if waits or not (self._window and self._settler.has_room):
             return None
         lease = self._take()
         return lease if lease and self._may_begin(lease) else None

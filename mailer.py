@@ -19,7 +19,7 @@ from aiosmtplib import SMTPResponseException
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.letter import Letter, Worker, letter_of, recipient_of
+from mail.letter import Letter, Worker, letter_of, recipient_of, unwanted
 from mail.message import sender_of
 from mail.opening import PIPELINING_PAUSE, Opener
 from mail.pool import FAULTS, Pool
@@ -37,8 +37,6 @@ READY: Final = 0.02
 """Seconds that a message may wait for the next e-mail to get ready."""
 
 SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
-MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
-READ: Final = Outcome(verdict=Verdict.READ, status="nothing to tell", stage=Stage.CONNECT)
 
 
 class Mailer:
@@ -70,7 +68,7 @@ class Mailer:
         and when its task is cancelled.
         """
         if lease.email.ids and not lease.connection and not await self._is_wanted(lease):
-            return _unwanted(lease)  # what was read makes no dead letter
+            return unwanted(lease)  # what was read makes no dead letter
         to = recipient_of(lease)
         if isinstance(to, Outcome):
             return to
@@ -145,7 +143,7 @@ class Mailer:
             raise
         if content is None:
             self.pool.keep(connection)
-            return _unwanted(lease)
+            return unwanted(lease)
         return await self._guard(connection, self._hand_in(connection, lease, to, content))
 
     async def _is_wanted(self, lease: Lease) -> bool:
@@ -299,8 +297,3 @@ class Mailer:
         self._worker.late(lease)
         if lease.replaced:
             self.pool.leave(connection)
-
-
-def _unwanted(lease: Lease) -> Outcome | None:
-    """Return the outcome of an e-mail that is not sent."""
-    return (READ if lease.wanted else MUTED) if lease.held else None

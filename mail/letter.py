@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final
 
 from marshmallow import ValidationError
 
@@ -16,8 +16,11 @@ from mail.replies import Outcome, SMTPFault
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
 
+MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
+READ: Final = Outcome(verdict=Verdict.READ, status="nothing to tell", stage=Stage.CONNECT)
 
-class Worker(Protocol):
+
+class Worker:
     """What the mailer asks while it sends an e-mail. By itself, every e-mail is wanted, and none follows it."""
 
     async def content(self, lease: Lease) -> Content:
@@ -87,6 +90,11 @@ def recipient_of(lease: Lease) -> str | Outcome:
         detail = f"Suppressed: no e-mail is sent to this address ({email.suppression.code})."
         return Outcome(verdict=Verdict.SUPPRESSED, status="no attempt", detail=detail, stage=Stage.CONNECT)
     return to
+
+
+def unwanted(lease: Lease) -> Outcome | None:
+    """Return the outcome of an e-mail that is not to be sent; `None` if its lease has ended."""
+    return (READ if lease.wanted else MUTED) if lease.held else None
 
 
 def _unsendable(detail: str) -> Outcome:

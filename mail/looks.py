@@ -20,7 +20,7 @@ log = logging.getLogger("notifier.delivery")
 
 VALID: Final = 0.05
 """Seconds for which a look holds. MAIL follows no later, so an opt-out counts from the look on."""
-AHEAD: Final = 16
+AHEAD: Final = 40
 """E-mails of the window that a look includes at the most."""
 
 

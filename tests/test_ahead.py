@@ -122,16 +122,14 @@ def email(address: str) -> OwedEmail:
 
 @pytest.fixture
 def plain(settings: Settings) -> Settings:
-    return replace(
-        settings, smtp_security=Security.NONE, smtp_login=None, smtp_password=None, smtp_command_timeout=0.5
-    )
+    return replace(settings, smtp_security=Security.NONE, smtp_login=None, smtp_password=None, smtp_command_timeout=0.5)
 
 
 async def sent(settings: Settings, server: Steps, queue: Queue) -> dict[str, Outcome | None]:
     """Send what is queued, as a worker does; return what became of each."""
     mailer, outcomes = Mailer(replace(settings, smtp_port=server.port), Feedback(settings), queue), {}
     lease: Lease | None = None
-    while lease := lease and lease.then or (queue.waiting.pop(0) if queue.waiting else None):
+    while lease := (lease and lease.then) or (queue.waiting.pop(0) if queue.waiting else None):
         assert lease.email.address not in outcomes
         outcomes[f"{lease.email.address}"] = await mailer.send(lease)
     await mailer.pool.close_all()
@@ -189,4 +187,7 @@ async def test_an_odd_reply_means_the_same_as_alone(
     if times == math.inf:
         assert ahead == alone
     else:  # once, it may have been the answer to what was sent ahead, which does not count
-        assert (ahead[0] and ahead[0].verdict, ahead[1]) in {(alone[0] and alone[0].verdict, alone[1]), (Verdict.SENT, 1)}
+        assert (ahead[0] and ahead[0].verdict, ahead[1]) in {
+            (alone[0] and alone[0].verdict, alone[1]),
+            (Verdict.SENT, 1),
+        }

@@ -198,7 +198,7 @@ async def test_what_is_read_while_an_email_is_rendered_is_not_told(
     client: Client, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look counts for 50 ms. If the templates take longer, there is another, and what it brings is rendered."""
-    render, times = Delivery._content, 0
+    render, times = Delivery.content, 0
 
     async def slow(delivery: Delivery, lease: Lease) -> Content:
         nonlocal times
@@ -209,7 +209,7 @@ async def test_what_is_read_while_an_email_is_rendered_is_not_told(
             await asyncio.sleep(2 * VALID)
         return content
 
-    monkeypatch.setattr(Delivery, "_content", slow)
+    monkeypatch.setattr(Delivery, "content", slow)
     for n in range(2):
         await told(client, "digest", data={"n": n})
     end(client, database)

@@ -14,16 +14,20 @@ from datetime import UTC, datetime
 
 import pytest
 
+from kinds import SPECIFIED
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.letter import Worker
 from mail.replies import Outcome
 from mail.templates import Content
 from mail.verdicts import Verdict
-from mailer import Mailer
+from mailer import SENT, Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings
+from tests.client import DB, owed, settled
+from tests.fixtures import Start
 from tests.smtp import REPLIES
+from tests.test_many_emails import ids, owing
 
 ODD = "odd@example.com"
 DROP, HANG = b"drop", b"hang"
@@ -35,7 +39,7 @@ class Steps:
     """A server that answers all that it has read at once, in pieces of so many bytes."""
 
     odd: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    """What is answered to a step about a recipient, in place of the usual reply."""
+    """What is answered to a step about a recipient, or about `message N`, in place of the usual reply."""
     times: float = math.inf
     """How often that is answered."""
     piece: int = 1 << 20
@@ -43,6 +47,7 @@ class Steps:
     read: list[bytes] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 here\r\n")
@@ -59,7 +64,9 @@ class Steps:
                 reply = self._reply(step, recipient)
                 if reply in {DROP, HANG}:
                     await self._say(writer, said)
-                    await (asyncio.sleep(0) if reply == DROP else self.ended.wait())
+                    if reply == HANG:
+                        self.hanging.set()
+                        await self.ended.wait()
                     writer.transport.abort()
                     return
                 said += reply
@@ -70,9 +77,10 @@ class Steps:
         writer.close()
 
     def _reply(self, step: str, recipient: str) -> bytes:
-        if (step, recipient) in self.odd and self.times > 0:
-            self.times -= 1
-            return self.odd[step, recipient]
+        for about in (recipient, f"message {len(self.accepted) + 1}"):
+            if (step, about) in self.odd and self.times > 0:
+                self.times -= 1
+                return self.odd[step, about]
         return REPLIES.get(step, b"502 no\r\n")
 
     async def _say(self, writer: asyncio.StreamWriter, said: bytes) -> None:
@@ -191,3 +199,78 @@ async def test_an_odd_reply_means_the_same_as_alone(
             (alone[0] and alone[0].verdict, alone[1]),
             (Verdict.SENT, 1),
         }
+
+
+# --- beside other workers -----------------------------------------------------------------------------
+
+
+async def test_an_email_begun_behind_a_slow_message_goes_over_another_connection(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailer.SOON", 0.1)
+    async with steps(odd={("dot", ODD): HANG}) as server:
+        queue = Queue(addresses())
+        mailer = Mailer(replace(plain, smtp_port=server.port), Feedback(plain), queue)
+        slow: asyncio.Task[Outcome | None] | None = None
+        lease: Lease | None = queue.waiting.pop(0)
+        while lease and not slow:
+            if lease.email.address == ODD:
+                slow = asyncio.create_task(mailer.send(lease))
+                await queue.changed.wait()
+            else:
+                await mailer.send(lease)
+                lease = lease.then
+        assert queue.given_back == ["3@example.com"]
+        while queue.waiting:
+            assert (await mailer.send(queue.waiting.pop(0))) == SENT
+        assert server.accepted == [to for to in addresses() if to != ODD]
+        assert slow
+        slow.cancel()
+        await mailer.pool.close_all()
+
+
+async def test_a_message_does_not_wait_for_the_next_email_to_get_ready(plain: Settings) -> None:
+    class Slow(Queue):
+        async def look(self, _: Lease) -> None:
+            await forever.wait()
+
+    forever = asyncio.Event()
+    async with steps() as server:
+        queue = Slow(addresses())
+        mailer = Mailer(replace(plain, smtp_port=server.port), Feedback(plain), queue)
+        queue.waiting[2].known_until = 0.0
+        for _ in range(2):
+            assert await mailer.send(queue.waiting.pop(0)) == SENT
+        assert queue.given_back == [ODD]
+        assert not any(b"\r\n.\r\nMAIL FROM:" in data for data in server.read)
+        await mailer.pool.close_all()
+
+
+UNPROTECTED = {"smtp_connections": 1, "smtp_security": Security.NONE, "smtp_login": None, "smtp_password": None}
+
+
+async def test_the_service_sends_messages_with_the_next_commands(
+    start: Start, settings: Settings, database: DB
+) -> None:
+    async with steps() as server, owing(settings, dict.fromkeys(ids(12), 1), SPECIFIED["registration"]):
+        await start(smtp_port=server.port, **UNPROTECTED)
+        await settled(database)
+    assert len(server.accepted) == 12
+    assert any(b"\r\n.\r\nMAIL FROM:" in data for data in server.read)
+
+
+async def test_a_stop_gives_back_what_hangs_and_what_was_begun_behind_it(
+    start: Start, settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("delivery.STOP_GRACE", 0.1)
+    monkeypatch.setattr("mailer.SOON", 60.0)
+    async with (
+        steps(odd={("dot", "message 3"): HANG}) as server,
+        owing(settings, dict.fromkeys(ids(12), 1), SPECIFIED["registration"]),
+    ):
+        client = await start(smtp_port=server.port, **UNPROTECTED)
+        await asyncio.wait_for(server.hanging.wait(), 15)
+        await client.close()
+    assert b"\r\n.\r\nMAIL FROM:" in server.read[-1]
+    left = owed(database)
+    assert (len(left), {item["token"] for item in left}, {item["tries"] for item in left}) == (10, {NO_TOKEN}, {0})

@@ -292,6 +292,7 @@ class Delivery(Worker):
         return lease if lease and self._may_begin(lease) else None
 
     def give_back(self, lease: Lease) -> None:
+        self._feedback.abandon(lease.mail)
         if self._stopped:
             self._settler.put(lease, STOPPED)
         else:

@@ -7,7 +7,6 @@ RFC 6531 (SMTPUTF8).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Awaitable, Mapping
@@ -53,7 +52,6 @@ class Mailer:
     def __init__(self, settings: Settings, feedback: Feedback, worker: Worker) -> None:
         self._feedback = feedback
         self._worker = worker
-        self._settings = settings
         self._sender = sender_of(settings)
         self._opener = Opener(settings, self._sender.domain)
         self._ahead: dict[Connection, Letter] = {}
@@ -254,10 +252,11 @@ class Mailer:
             return None
         letter = None
         try:
-            with contextlib.suppress(Exception):  # it is met again, and told, when the e-mail is sent by itself
-                async with asyncio.timeout(READY):
-                    if isinstance(to := recipient_of(lease), str) and (content := await self._prepare(lease)):
-                        letter = letter_of(lease, self._sender, to, content, connection)
+            async with asyncio.timeout(READY):
+                if isinstance(to := recipient_of(lease), str) and (content := await self._prepare(lease)):
+                    letter = letter_of(lease, self._sender, to, content, connection)
+        except Exception:  # noqa: BLE001 - a fault is met again, and told, when the e-mail is sent by itself
+            self._pause_ahead(SOON)  # or what takes long would be done twice for every e-mail
         finally:
             if letter is None:
                 self._worker.give_back(lease)
@@ -274,7 +273,7 @@ class Mailer:
         except FAULTS as exc:
             is_reply = isinstance(exc, SMTPResponseException) and exc.code // 100 in {4, 5}
             if not (is_reply and connection.stage is Stage.RCPT):
-                self._none_ahead_until = time.monotonic() + PIPELINING_PAUSE
+                self._pause_ahead()
             if is_reply:
                 connection.refused = True
             else:
@@ -288,9 +287,12 @@ class Mailer:
     def _give_back(self, connection: Connection) -> bool:
         """Let the next e-mail be sent over another connection; return whether its commands were sent ahead."""
         if letter := self._ahead.pop(connection, None):
-            self._none_ahead_until = time.monotonic() + PIPELINING_PAUSE
+            self._pause_ahead()
             self._worker.give_back(letter.lease)
         return letter is not None
+
+    def _pause_ahead(self, seconds: float = PIPELINING_PAUSE) -> None:
+        self._none_ahead_until = max(self._none_ahead_until, time.monotonic() + seconds)
 
     def _let_others_go_on(self, connection: Connection, lease: Lease) -> None:
         self._give_back(connection)

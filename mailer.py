@@ -217,8 +217,7 @@ class Mailer:
             self.pool.drop(connection)
             return None
         call_later = asyncio.get_running_loop().call_later
-        late = call_later(LATE, self._let_others_go_on, connection, lease)
-        soon = call_later(SOON, self._give_back, connection) if next_ else None
+        timers = call_later(SOON, self._give_back, connection), call_later(LATE, self._replace, connection, lease)
         try:
             await connection.hand_over(letter.message, *(next_.commands if next_ else ()))
         except BaseException:
@@ -226,9 +225,8 @@ class Mailer:
                 self.pool.drop(connection)  # as it may wait for a message
             raise
         finally:
-            late.cancel()
-            if soon:
-                soon.cancel()
+            for timer in timers:
+                timer.cancel()
         self._go_on(connection, lease)
         return SENT
 
@@ -294,7 +292,7 @@ class Mailer:
     def _pause_ahead(self, seconds: float = PIPELINING_PAUSE) -> None:
         self._none_ahead_until = max(self._none_ahead_until, time.monotonic() + seconds)
 
-    def _let_others_go_on(self, connection: Connection, lease: Lease) -> None:
+    def _replace(self, connection: Connection, lease: Lease) -> None:
         self._give_back(connection)
         self._worker.late(lease)
         if lease.replaced:

@@ -24,7 +24,7 @@ from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
 from kinds import SPECIFIED  # noqa: E402
-from mail.refusals import BOUNCES  # noqa: E402
+from mail.replies import BOUNCES  # noqa: E402
 from schemas import ListSchema  # noqa: E402
 from settings import default_of, grouped  # noqa: E402
 

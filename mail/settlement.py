@@ -17,8 +17,7 @@ from typing import Final
 from config.address import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
-from mail.refusals import bounce_code
-from mail.replies import Outcome
+from mail.replies import Outcome, bounce_code
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Stop
 from mail.verdicts import DONE, Stage, Verdict

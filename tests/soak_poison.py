@@ -15,7 +15,7 @@ from bson import ObjectId, encode
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from mail.refusals import verdict_of
+from mail.replies import verdict_of
 from mail.verdicts import Stage, Verdict
 from mongo.document import OUTBOX_LIMIT
 from mongo.owed import new_element

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mail.refusals import verdict_of
-from mail.replies import Outcome, judge
+from mail.replies import Outcome, judge, verdict_of
 from mail.stops import Mail
 from mail.verdicts import Stage, Verdict
 from tests.virtual import Letter, Line, World, delays, refusal

@@ -7,8 +7,7 @@ import socket
 import pytest
 from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPResponseException, SMTPServerDisconnected
 
-from mail.refusals import ROWS, verdict_of
-from mail.replies import judge
+from mail.replies import ROWS, judge, verdict_of
 from mail.verdicts import Stage, Verdict
 
 LATIN_1 = "5.1.1 Empf\udce4nger unbekannt"

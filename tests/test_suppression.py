@@ -11,8 +11,7 @@ from bson import ObjectId
 
 from cli.dead import list_emails, retry_dead
 from cli.status import show_status
-from mail.refusals import BOUNCES, bounce_code
-from mail.replies import judge
+from mail.replies import BOUNCES, bounce_code, judge
 from mail.verdicts import Stage
 from mongo.suppression import NO_INDEX, SHARED_LIMIT
 from settings import Settings, UnknownUsers

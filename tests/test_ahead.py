@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -46,7 +46,6 @@ class Steps:
     port: int = 0
     read: list[bytes] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -66,15 +65,13 @@ class Steps:
                     await self._say(writer, said)
                     if reply == HANG:
                         self.hanging.set()
-                        await self.ended.wait()
-                    writer.transport.abort()
+                        await asyncio.sleep(3600)
                     return
                 said += reply
                 if step == "dot" and reply.startswith(b"250"):
                     self.accepted.append(recipient)
                 step = "message" if reply.endswith(b"354 go on\r\n") else step
             await self._say(writer, said)
-        writer.close()
 
     def _reply(self, step: str, recipient: str) -> bytes:
         for about in (recipient, f"message {len(self.accepted) + 1}"):
@@ -93,11 +90,27 @@ class Steps:
 @asynccontextmanager
 async def steps(**script: object) -> AsyncIterator[Steps]:
     state = Steps(**script)  # type: ignore[arg-type] # as the tests name them
-    server = await asyncio.start_server(state.converse, "127.0.0.1", 0)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        tasks.add(task)
+        try:
+            with suppress(asyncio.CancelledError, ConnectionError):
+                await state.converse(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(converse, "127.0.0.1", 0)
     state.port = server.sockets[0].getsockname()[1]
-    async with server:
+    try:
         yield state
-        state.ended.set()
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
 
 
 class Queue(Worker):
@@ -219,7 +232,7 @@ async def test_an_email_begun_behind_a_slow_message_goes_over_another_connection
                 await queue.changed.wait()
             else:
                 await mailer.send(lease)
-                lease = lease.then
+                lease = lease.then or queue.waiting.pop(0)
         assert queue.given_back == ["3@example.com"]
         while queue.waiting:
             assert (await mailer.send(queue.waiting.pop(0))) == SENT

@@ -23,6 +23,7 @@ from typing import Final
 from mail.claimer import Claimer
 from mail.feedback import Feedback
 from mail.lease import Lease, Leases
+from mail.letter import Worker
 from mail.looks import Looks
 from mail.replies import Outcome
 from mail.settlement import UNSETTLED, Settlements, Settler
@@ -45,6 +46,9 @@ PROBE_POLL: Final = 0.25
 """Seconds between two looks for a probe."""
 AGAIN: Final = frozenset({Verdict.TOO_FAST, Verdict.CONNECTION})
 """What becomes of an e-mail that is sent as soon as the pace, or the number of connections, allows it."""
+STOPPED: Final = Outcome(
+    verdict=Verdict.CONNECTION, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT
+)
 STOP_GRACE: Final = 2.5
 """Seconds that conversations are given to end when the process stops."""
 SETTLE_GRACE: Final = 1.0
@@ -68,7 +72,7 @@ async def running_delivery(
         await delivery.stop()
 
 
-class Delivery:
+class Delivery(Worker):
     """Delivers what is owed."""
 
     def __init__(
@@ -95,10 +99,9 @@ class Delivery:
         self._claimer = Claimer(store, self._kinds, owed, *parts, self._wake_workers)
         self._window = self._claimer.window
         self._looks = Looks(store.outbox, self._window)
-        self._mailer = Mailer(settings, self._feedback, self._looks, self._replace)
+        self._mailer = Mailer(settings, self._feedback, self)
         self._replaced = 0
         self._stopped = False
-        self._lifting = False
         self._lifts: dict[Group, float | None] = {}
         """The groups whose e-mails are to fall due, and since when they were tried in vain."""
         self._claiming: asyncio.Task[None] | None = None
@@ -116,32 +119,19 @@ class Delivery:
         """Begin to deliver."""
         self._claiming = asyncio.create_task(self._claimer.run())
         for _ in range(self._limit):
-            self._start_worker()
+            self._run(self._work(), self._workers)
         for run in (
             self._looks.run(),
             self._leases.keep(),
             self._mailer.pool.close_idle(),
             alarm(self._evidence.stops),
         ):
-            self._help(run)
+            self._run(run, self._helpers)
 
-    def _help(self, run: Coroutine[None, None, None]) -> None:
-        helper = asyncio.create_task(run)
-        self._helpers.add(helper)
-        helper.add_done_callback(self._helpers.discard)
-
-    def _start_worker(self) -> None:
-        worker = asyncio.create_task(self._work())
-        self._workers.add(worker)
-        worker.add_done_callback(self._workers.discard)
-
-    def _replace(self, lease: Lease) -> None:
-        """Let another worker go on while one only waits for a late reply, unless as many wait as there are workers."""
-        if self._replaced < self._limit and not self._stopped:
-            self._replaced += 1
-            lease.replaced = True
-            self._start_worker()
-        self._feedback.abandon(lease.mail)
+    def _run(self, run: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(run)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def stop(self) -> None:
         """Stop claiming, give back what is not begun, and let conversations end for a while."""
@@ -166,20 +156,25 @@ class Delivery:
 
     async def _work(self) -> None:
         """Send one e-mail after another, until stopped or replaced."""
-        while lease := await self._next():
-            began, started = time.monotonic(), time.time_ns()
-            outcome = self._feedback.judge(lease.mail, await self._deliver(lease), began)
+        lease = await self._next()
+        while lease:
+            started = time.time_ns()
+            outcome = self._feedback.judge(lease.mail, await self._deliver(lease), lease.began)
             if self._record and outcome:
                 self._record(lease.email, outcome, started)
-            if outcome is None:
-                self._leases.discard(lease)
-            elif outcome.verdict in AGAIN and not self._evidence.line(time.monotonic()) and lease.held:
-                self._claimer.put(lease)  # behind the others, which may be accepted
-            else:
-                self._settler.put(lease, outcome)
+            self._settle(lease, outcome)
             if lease.replaced:
                 self._replaced -= 1
                 return
+            lease = lease.then or await self._next()
+
+    def _settle(self, lease: Lease, outcome: Outcome | None) -> None:
+        if outcome is None:
+            self._leases.discard(lease)
+        elif outcome.verdict in AGAIN and lease.held and not (self._stopped or self._evidence.line(time.monotonic())):
+            self._claimer.put(lease)  # behind the others, which may be accepted
+        else:
+            self._settler.put(lease, outcome)
 
     async def _next(self) -> Lease | None:
         """Wait for the next e-mail that may be sent; `None` when this process stops."""
@@ -188,18 +183,25 @@ class Delivery:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._news.wait()
-                continue
-            lease = self._take()
-            if lease is None:
-                await asyncio.sleep(PROBE_POLL)
-            elif not lease.held:
-                self._leases.discard(lease)  # this process was frozen, or MongoDB was
-            elif stop := self._evidence.admit(lease.mail, time.monotonic()):
-                self._settler.put(lease, self._settlements.hold(stop))
+            elif lease := self._take():
+                if self._may_begin(lease):
+                    return lease
             else:
-                self._feedback.pace.take(time.monotonic())
-                return lease
+                await asyncio.sleep(PROBE_POLL)
         return None
+
+    def _may_begin(self, lease: Lease) -> bool:
+        """Begin an e-mail, or settle it if it must wait."""
+        now = time.monotonic()
+        if not lease.held:
+            self._leases.discard(lease)  # this process was frozen, or MongoDB was
+        elif stop := self._evidence.admit(lease.mail, now):
+            self._settler.put(lease, self._settlements.hold(stop))
+        else:
+            self._feedback.pace.take(now)
+            lease.began = now
+            return True
+        return False
 
     def _wait(self) -> float | None:
         """Return the seconds until an e-mail may be sent; `None` while that depends on something else than time."""
@@ -220,13 +222,11 @@ class Delivery:
 
     async def _deliver(self, lease: Lease) -> Outcome | None:
         try:
-            return await self._mailer.send(lease, self._content)
+            return await self._mailer.send(lease)
         except RenderingEnded as exc:
             return Outcome(verdict=Verdict.UNRENDERED, status=f"{exc}", detail=f"{exc}", stage=Stage.CONNECT)
         except asyncio.CancelledError:  # a stop of ours, which counts no copy
-            return Outcome(
-                verdict=Verdict.CONNECTION, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT
-            )
+            return STOPPED
         except Exception:
             # A fault of ours must neither lose the e-mail nor send it for ever.
             log.exception("e-mail %s: unexpected error", lease.email.id)
@@ -244,12 +244,11 @@ class Delivery:
 
     def _lift(self, group: Group, since: float | None) -> None:
         """Let the e-mails go on that waited for a stop which is over."""
+        if not self._lifts:
+            self._run(self._lift_all(), self._helpers)
         earlier = self._lifts.get(group)
         self._lifts[group] = since if earlier is None else min(earlier, since or earlier)
         self._owed.set()
-        if not self._lifting:
-            self._lifting = True
-            self._help(self._lift_all())
 
     async def _lift_all(self) -> None:
         while self._lifts:
@@ -257,12 +256,14 @@ class Delivery:
             group, since = self._lifts.popitem()
             await self._settlements.lift(group, since)
             self._owed.set()
-        self._lifting = False
 
     def _revive(self, group: Group) -> None:
-        self._help(self._settlements.revive(group))
+        self._run(self._settlements.revive(group), self._helpers)
 
-    async def _content(self, lease: Lease) -> Content:
+    async def look(self, lease: Lease) -> None:
+        await self._looks(lease)
+
+    async def content(self, lease: Lease) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
         email, fields = lease.email, lease.email.fields(lease.told)
         link = self._links.url(email.user_id, email.key)
@@ -273,3 +274,26 @@ class Delivery:
             return content_of(fields, link)
         except (OSError, ValueError) as exc:  # which the mailer would take for a fault of the connection
             raise RuntimeError("templates cannot be rendered") from exc
+
+    def late(self, lease: Lease) -> None:
+        """Let another worker go on while one only waits for a late reply, unless as many wait as there are workers."""
+        if self._replaced < self._limit and not self._stopped:
+            self._replaced += 1
+            lease.replaced = True
+            self._run(self._work(), self._workers)
+        self._feedback.abandon(lease.mail)
+
+    def following(self) -> Lease | None:
+        waits = self._stopped or self._evidence.stops or self._feedback.wait(time.monotonic())
+        if waits or not (self._window and self._settler.has_room):
+            return None
+        lease = self._take()
+        return lease if lease and self._may_begin(lease) else None
+
+    def give_back(self, lease: Lease) -> None:
+        self._feedback.abandon(lease.mail)
+        if self._stopped:
+            self._settler.put(lease, STOPPED)
+        else:
+            self._claimer.put(lease, first=True)
+            self._wake_workers()

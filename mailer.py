@@ -7,98 +7,85 @@ RFC 6531 (SMTPUTF8).
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from aiosmtplib import SMTPResponseException
-from marshmallow import ValidationError
 
-from config.address import envelope_address
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.message import Sender, compose, sender_of
-from mail.opening import Opener
+from mail.letter import Letter, Worker, letter_of, recipient_of, unwanted
+from mail.message import sender_of
+from mail.opening import PIPELINING_PAUSE, Opener
 from mail.pool import FAULTS, Pool
-from mail.replies import Outcome, SMTPFault, judge
+from mail.replies import Outcome, judge
 from mail.stops import Mail
 from mail.templates import Content
 from mail.verdicts import Stage, Verdict
-from mongo.owed import OwedEmail
-from mongo.suppression import Suppression
 from settings import Settings
 
 LATE: Final = 30.0
 """Seconds after which a message without a reply lets others go on."""
+SOON: Final = 1.0
+"""Seconds after which the e-mail whose commands went with that message is sent over another connection."""
+READY: Final = 0.02
+"""Seconds that a message may wait for the next e-mail to get ready."""
 
 SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
-MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
-READ: Final = Outcome(verdict=Verdict.READ, status="nothing to tell", stage=Stage.CONNECT)
-Render = Callable[[Lease], Awaitable[Content]]
-"""Returns what an e-mail says, after the look that brings what it tells. Its errors reach the caller of the mailer, so
-it must raise none of `FAULTS`."""
-
-
-async def _no_look(_: Lease) -> None:
-    return
 
 
 class Mailer:
     """Sends e-mails, each over one connection at a time. Connections are kept for the next e-mails.
 
-    Before MAIL it calls `look`, unless it is known that the user wants the e-mail; and `late` if the reply to the
-    message does not come soon. What happens is reported to `feedback`.
+    What happens is reported to `feedback`.
+
+    To a server that pipelines, a message travels in one write with the commands about the next one: the content may
+    come first in a group (RFC 2920, section 3.1). To these commands, only acceptance counts. Whatever else they are
+    answered, the next e-mail is sent anew, so that no reply is taken for that to another e-mail, and a server that
+    does not keep step is no longer sent anything ahead for some time.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        feedback: Feedback,
-        look: Callable[[Lease], Awaitable[None]] = _no_look,
-        late: Callable[[Lease], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, settings: Settings, feedback: Feedback, worker: Worker) -> None:
         self._feedback = feedback
-        self._look = look
-        self._late = late
-        self._settings = settings
+        self._worker = worker
         self._sender = sender_of(settings)
         self._opener = Opener(settings, self._sender.domain)
+        self._ahead: dict[Connection, Letter] = {}
+        """The e-mails whose commands were sent ahead."""
+        self._none_ahead_until = -math.inf
         self.pool = Pool(self._opener, feedback)
 
-    async def send(self, lease: Lease, render: Render) -> Outcome | None:
+    async def send(self, lease: Lease) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
-        Raises only what `render` raises, and when its task is cancelled.
+        If it is sent and has a `then`, that e-mail is begun, and must be sent next. Raises only what the worker raises,
+        and when its task is cancelled.
         """
-        if lease.email.ids and not await self._is_wanted(lease):  # what was read makes no dead letter
-            return _unwanted(lease)
-        address = lease.email.address
-        if not address:
-            return _unsendable("The user's document has no e-mail address.")
+        if lease.email.ids and not lease.connection and not await self._is_wanted(lease):
+            return unwanted(lease)  # what was read makes no dead letter
+        to = recipient_of(lease)
+        if isinstance(to, Outcome):
+            return to
         try:
-            to = envelope_address(address)
-        except ValidationError:
-            return _unsendable("The e-mail address in the user's document is not valid.")
-        suppression = lease.email.suppression
-        if suppression and suppression.covers(to, lease.email.at):
-            return _suppressed(suppression)
-        try:
-            return await self._send(lease, to, render)
+            return await self._send(lease, to)
         except FAULTS as exc:
             return judge(exc, Stage.CONNECT)
 
-    async def _send(self, lease: Lease, to: str, render: Render) -> Outcome | None:
+    async def _send(self, lease: Lease, to: str) -> Outcome | None:
         """Send over one connection, and at once over another if that one may be at fault. Raises `FAULTS`."""
         failed: dict[Connection, Outcome] = {}
         outcome: Outcome | None = None
         began = time.monotonic()
-        connection = await self.pool.take()
+        connection = lease.connection or await self.pool.take()
+        lease.connection = None
         try:
             while True:
                 proven = connection.messages > 0
-                outcome = await self._converse(connection, lease, to, render)
+                outcome = await self._converse(connection, lease, to)
                 # A third one is asked if one that has delivered and a new one have failed.
                 is_last = len(failed) > 1 or any(proven or not other.messages for other in failed)
                 if outcome is None or is_last:
@@ -139,25 +126,30 @@ class Mailer:
         if outcome and outcome.verdict is Verdict.AMBIGUOUS:
             await self.pool.ask_whether_the_server_lives()
 
-    async def _converse(self, connection: Connection, lease: Lease, to: str, render: Render) -> Outcome | None:
+    # --- a conversation ----------------------------------------------------------------------------
+
+    async def _converse(self, connection: Connection, lease: Lease, to: str) -> Outcome | None:
+        letter = self._ahead.pop(connection, None)
+        if letter and await self._has_accepted(connection, letter):
+            return await self._guard(connection, self._hand_over(connection, letter))
         if fault := await self._guard(connection, connection.begin()):
             return fault
         try:
-            content = await self._prepare(lease, render)
+            content = await self._prepare(lease)
         except BaseException:  # which says nothing about the connection
             self.pool.keep(connection)
             raise
         if content is None:
             self.pool.keep(connection)
-            return _unwanted(lease)
+            return unwanted(lease)
         return await self._guard(connection, self._hand_in(connection, lease, to, content))
 
     async def _is_wanted(self, lease: Lease) -> bool:
         if not lease.known:
-            await self._look(lease)
+            await self._worker.look(lease)
         return lease.held and lease.wanted and not lease.is_read
 
-    async def _prepare(self, lease: Lease, render: Render) -> Content | None:
+    async def _prepare(self, lease: Lease) -> Content | None:
         """Render what the last look has brought, and look again if that took long; `None` if nothing is to be sent."""
         content, told = None, lease.told
         while content is None or not lease.known:
@@ -165,7 +157,7 @@ class Mailer:
                 return None
             if content is None or lease.told != told:
                 told = lease.told
-                content = await render(lease)
+                content = await self._worker.content(lease)
         return content if lease.held else None
 
     async def _guard(self, connection: Connection, talk: Awaitable[Outcome | None]) -> Outcome | None:
@@ -189,28 +181,18 @@ class Mailer:
 
     async def _hand_in(self, connection: Connection, lease: Lease, to: str, content: Content) -> Outcome | None:
         """Hand a message to the server: MAIL, RCPT, DATA; `None` if its lease ends meanwhile."""
-        option = self._option(connection, to)
-        message = _as_bytes(lease.email, self._sender, to, content)
-        # If only the recipient needs an option, a refused MAIL concerns this e-mail.
-        first = Stage.RCPT if option and self._sender.is_ascii else Stage.MAIL
-        commands = {
-            f"MAIL FROM:<{self._sender.envelope}>{option}": (first, 2),
-            f"RCPT TO:<{to}>": (Stage.RCPT, 2),
-            "DATA": (Stage.DATA_COMMAND, 3),
-        }
-        connection.stage = first
-        connection.prepare(*commands, together=self._opener.pipelining)
-        for command, (stage, kind) in commands.items():
-            if not lease.held:
+        letter = letter_of(lease, self._sender, to, content, connection)
+        connection.stage = next(iter(letter.commands.values()))[0]
+        connection.prepare(*letter.commands, together=self._opener.pipelining)
+        await self._say(connection, letter)
+        return await self._hand_over(connection, letter)
+
+    async def _say(self, connection: Connection, letter: Letter) -> None:
+        for command, (stage, kind) in letter.commands.items():
+            if not letter.lease.held:
                 break
             await connection.say(command, stage, kind)
             self._feedback.reached()
-        if not lease.held:
-            self.pool.drop(connection)
-            return None
-        await self._hand_over(connection, message, lease)
-        self.pool.delivered(connection)
-        return SENT
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
         """Return how far a conversation had come that failed.
@@ -225,46 +207,93 @@ class Mailer:
             self._opener.pause_pipelining()
         return Stage.RCPT if kind is None and stage is Stage.MAIL else stage
 
-    async def _hand_over(self, connection: Connection, message: bytes, lease: Lease) -> None:
-        timer = asyncio.get_running_loop().call_later(LATE, self._let_others_go_on, connection, lease)
+    async def _hand_over(self, connection: Connection, letter: Letter) -> Outcome | None:
+        """Send the message, and with it the commands about the next one, if it is ready."""
+        lease, next_ = letter.lease, await self._next_letter(connection)
+        if next_:
+            self._ahead[connection] = next_
+        if not lease.held:
+            self._give_back(connection)
+            self.pool.drop(connection)
+            return None
+        call_later = asyncio.get_running_loop().call_later
+        timers = call_later(SOON, self._give_back, connection), call_later(LATE, self._replace, connection, lease)
         try:
-            await connection.hand_over(message)
+            await connection.hand_over(letter.message, *(next_.commands if next_ else ()))
+        except BaseException:
+            if self._give_back(connection):
+                self.pool.drop(connection)  # as it may wait for a message
+            raise
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
+        self._go_on(connection, lease)
+        return SENT
 
-    def _let_others_go_on(self, connection: Connection, lease: Lease) -> None:
-        self._late(lease)
+    def _go_on(self, connection: Connection, lease: Lease) -> None:
+        """Keep a connection on which a message was accepted, unless the next e-mail goes over it."""
+        self.pool.delivered(connection)
+        if next_ := self._ahead.get(connection):
+            lease.then, next_.lease.connection = next_.lease, connection
+        elif connection.protocol.expected:
+            self.pool.drop(connection)
+        else:
+            self.pool.keep(connection)
+
+    # --- the next e-mail ---------------------------------------------------------------------------
+
+    async def _next_letter(self, connection: Connection) -> Letter | None:
+        """Prepare the next e-mail, if there is one that can follow at once over this connection."""
+        if not (connection.together and connection.messages and self.pool.bears_another(connection)):
+            return None
+        if time.monotonic() < self._none_ahead_until or not (lease := self._worker.following()):
+            return None
+        letter = None
+        try:
+            async with asyncio.timeout(READY):
+                if isinstance(to := recipient_of(lease), str) and (content := await self._prepare(lease)):
+                    letter = letter_of(lease, self._sender, to, content, connection)
+        except Exception:  # noqa: BLE001 - a fault is met again, and told, when the e-mail is sent by itself
+            self._pause_ahead(SOON)  # or what takes long would be done twice for every e-mail
+        finally:
+            if letter is None:
+                self._worker.give_back(lease)
+        return letter
+
+    async def _has_accepted(self, connection: Connection, letter: Letter) -> bool:
+        """Return whether the server has accepted the commands sent ahead. Nothing else that they are answered counts.
+
+        That a recipient is refused is in order; whatever else is not accepted ends sending ahead for some time.
+        """
+        try:
+            async with asyncio.timeout(SOON):
+                await self._say(connection, letter)
+        except FAULTS as exc:
+            is_reply = isinstance(exc, SMTPResponseException) and exc.code // 100 in {4, 5}
+            if not (is_reply and connection.stage is Stage.RCPT):
+                self._pause_ahead()
+            if is_reply:
+                connection.refused = True
+            else:
+                self.pool.drop(connection)
+            return False
+        except BaseException:
+            self.pool.drop(connection)
+            raise
+        return True
+
+    def _give_back(self, connection: Connection) -> bool:
+        """Let the next e-mail be sent over another connection; return whether its commands were sent ahead."""
+        if letter := self._ahead.pop(connection, None):
+            self._pause_ahead()
+            self._worker.give_back(letter.lease)
+        return letter is not None
+
+    def _pause_ahead(self, seconds: float = PIPELINING_PAUSE) -> None:
+        self._none_ahead_until = max(self._none_ahead_until, time.monotonic() + seconds)
+
+    def _replace(self, connection: Connection, lease: Lease) -> None:
+        self._give_back(connection)
+        self._worker.late(lease)
         if lease.replaced:
             self.pool.leave(connection)
-
-    def _option(self, connection: Connection, to: str) -> str:
-        """Ask for SMTPUTF8 if an address needs it. Raises `SMTPFault` if the server lacks it (RFC 6531)."""
-        if self._sender.is_ascii and to.isascii():
-            return ""
-        if not connection.smtp.supports_extension("smtputf8"):
-            ours = not self._sender.is_ascii
-            verdict = Verdict.CONFIGURATION if ours else Verdict.PERMANENT
-            raise SMTPFault(verdict, "the server offers no SMTPUTF8, which the address needs")
-        return " SMTPUTF8"
-
-
-def _unwanted(lease: Lease) -> Outcome | None:
-    """Return the outcome of an e-mail that is not sent."""
-    return (READ if lease.wanted else MUTED) if lease.held else None
-
-
-def _as_bytes(email: OwedEmail, sender: Sender, to: str, content: Content) -> bytes:
-    """Make the message. Raises `SMTPFault` if that cannot be done, which says nothing about the server."""
-    try:
-        return compose(email, sender, to, content)
-    except ValueError as exc:
-        raise SMTPFault(Verdict.TRANSIENT, f"the message cannot be made: {type(exc).__name__}") from exc
-
-
-def _suppressed(suppression: Suppression) -> Outcome:
-    detail = f"Suppressed: no e-mail is sent to this address ({suppression.code})."
-    return Outcome(verdict=Verdict.SUPPRESSED, status="no attempt", detail=detail, stage=Stage.CONNECT)
-
-
-def _unsendable(detail: str) -> Outcome:
-    return Outcome(verdict=Verdict.PERMANENT, status="no address", detail=detail, stage=Stage.CONNECT)

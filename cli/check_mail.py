@@ -21,6 +21,7 @@ from cli.output import counted
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
+from mail.letter import Worker
 from mail.login import Token, Tokens
 from mail.message import sender_of
 from mail.opening import Opener
@@ -184,16 +185,17 @@ def _certificate(connection: Connection, settings: Settings) -> str:
     return f"certificate of {name}, {left}{'; renew it soon' if days < SOON else ''}"
 
 
-async def _say(_: Lease) -> Content:
-    return TEST
+class _Test(Worker):
+    async def content(self, _: Lease) -> Content:
+        return TEST
 
 
 async def _send(settings: Settings, to: str) -> str:
     """Send one e-mail as the service does."""
     now, id_ = datetime.now(UTC), f"{ObjectId()}"
     email = OwedEmail(document_id=None, user_id="", id=id_, key="check", at=now, tries=0, token=NO_TOKEN, address=to)
-    mailer = Mailer(settings, Feedback(settings))
-    outcome = await mailer.send(Lease(email, math.inf), _say)
+    mailer = Mailer(settings, Feedback(settings), _Test())
+    outcome = await mailer.send(Lease(email, math.inf))
     await mailer.pool.close_all()
     if outcome is None or outcome.verdict is not Verdict.SENT:
         raise StepFailed(f"The test e-mail was not sent: {outcome.detail if outcome else ''}", "smtp_test")

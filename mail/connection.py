@@ -50,21 +50,27 @@ class Protocol(SMTPProtocol):
         """Take a part of a reply. Discards an empty line before it."""
         if not self._buffer:
             data = data.lstrip(b"\r\n")
-        if self.expected > 1 and self._response_waiter and self._response_waiter.done():
+        is_read = bool(self._response_waiter and self._response_waiter.done())
+        if self.expected > is_read and (is_read or not self._response_pending):
             self._buffer.extend(data[:MAX_RESPONSE_LENGTH])  # which `next_reply` will read
         elif data:
             super().data_received(data)
 
-    def send(self, *commands: bytes) -> None:
-        """Send commands, for each of which `next_reply` returns the reply. Discards anything received earlier."""
+    def send(self, *commands: bytes, message: bytes | None = None) -> None:
+        """Send a message that the server asked for, if one is given, and commands, in one write.
+
+        `next_reply` returns the reply to each. Discards anything received earlier. The lines of the message end with
+        CRLF; a dot at the beginning of one is doubled (RFC 5321, section 4.5.2). The first line is a header.
+        """
         if any(COMMAND_INJECTION_REGEX.search(command) for command in commands):
             raise ValueError("a control character in a command")
         self._buffer.clear()
-        self.expected, self._response_pending = len(commands), True
-        self.write(b"\r\n".join((*commands, b"")))
+        self.expected, self._response_pending = len(commands) + (message is not None), True
+        before = b"" if message is None else message.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+        self.write(before + b"\r\n".join((*commands, b"")))
 
     async def next_reply(self, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - aiosmtplib's name
-        """Return the reply to the next of the commands."""
+        """Return the reply to the next of what was sent."""
         self._buffer[:] = self._buffer.lstrip(b"\r\n")
         response = self._read_response_from_buffer()  # it may have come with the one before, and be the last
         response = response or await self.read_response(timeout)
@@ -75,15 +81,6 @@ class Protocol(SMTPProtocol):
         """Send a command and return the reply to it. Discards anything received earlier."""
         self._buffer.clear()
         return await super().execute_command(*args, timeout=timeout)
-
-    async def execute_message(self, message: bytes, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - as above
-        """Send a message that the server asked for, and return the reply to it. Its lines end with CRLF.
-
-        A dot at the beginning of a line is doubled (RFC 5321, section 4.5.2). The first line is a header.
-        """
-        self._buffer.clear()
-        self.write(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
-        return await self.read_response(timeout)
 
 
 @dataclass(eq=False, slots=True)
@@ -152,11 +149,15 @@ class Connection:
             self.protocol.send(command.encode())
         _expect(kind, await self.protocol.next_reply(self.timeout))
 
-    async def hand_over(self, message: bytes) -> None:
-        """Send the message and its final dot. Any 2xx accepts it. Wait for the reply as long as RFC 5321 asks."""
+    async def hand_over(self, message: bytes, *ahead: str) -> None:
+        """Send the message and its final dot, and with it the commands about the next message.
+
+        Any 2xx accepts it. Wait for the reply as long as RFC 5321 asks.
+        """
+        self.protocol.send(*(command.encode() for command in ahead), message=message)
         self.stage = Stage.DATA
-        _expect(2, await self.protocol.execute_message(message, REPLY_TIMEOUT))
-        self.messages += 1
+        _expect(2, await self.protocol.next_reply(REPLY_TIMEOUT))
+        self.messages, self.used = self.messages + 1, time.monotonic()
 
     async def quit(self) -> None:
         """Say goodbye, then close."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from mail.connection import Connection
 from mail.stops import Mail
 from mongo.document import JSONObject
 from mongo.outbox import Outbox
@@ -32,7 +33,8 @@ class Lease:
     `wanted` is whether the user wants the e-mail, as far as is known until `known_until`. A `required` one counts as
     wanted. `told` are the notifications that one with `ids` speaks of, as far as is known.
 
-    `replaced` says that another worker goes on meanwhile, as the reply to the message does not come soon.
+    `replaced` says that another worker goes on meanwhile, as the reply to the message does not come soon. `then` is the
+    e-mail whose commands were sent together with the message, once that was accepted; it was sent over `connection`.
     """
 
     email: OwedEmail
@@ -42,6 +44,10 @@ class Lease:
     told: Sequence[JSONObject] = ()
     known_until: float = math.inf
     replaced: bool = False
+    began: float = 0.0
+    """When the e-mail was taken in order to be sent."""
+    then: Lease | None = None
+    connection: Connection | None = None
     mail: Mail = field(init=False)
     """The e-mail as evidence."""
 

@@ -20,7 +20,7 @@ log = logging.getLogger("notifier.delivery")
 
 VALID: Final = 0.05
 """Seconds for which a look holds. MAIL follows no later, so an opt-out counts from the look on."""
-AHEAD: Final = 16
+AHEAD: Final = 40
 """E-mails of the window that a look includes at the most."""
 
 
@@ -35,8 +35,9 @@ class Looks:
 
     async def __call__(self, lease: Lease) -> None:
         """Find out whether the user wants an e-mail, and whether the lease is held."""
-        future = self._asked.get(lease) or asyncio.get_running_loop().create_future()
-        self._asked[lease] = future
+        future = self._asked.get(lease)
+        if not future or future.done():  # whoever asked may have given up
+            future = self._asked[lease] = asyncio.get_running_loop().create_future()
         self._wake.set()
         await future
 

@@ -155,10 +155,13 @@ class Pool:
     # --- afterwards --------------------------------------------------------------------------------
 
     def delivered(self, connection: Connection) -> None:
-        """Note that a message was accepted; keep the connection for the next one."""
+        """Note that a message was accepted."""
         if connection.messages == 1:
             self._limits.proved(self._proven)
-        self.keep(connection)
+
+    def bears_another(self, connection: Connection) -> bool:
+        """Return whether another message may follow the one under way."""
+        return connection in self._open and connection.usable(self._limits.messages - 1)
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection for the next e-mail, unless another has taken its place."""

@@ -52,8 +52,9 @@ SPREAD: Final = (0.8, 1.2)
 """Factors between which a delay is spread: e-mails that failed together must not come back together."""
 PAUSE: Final = 0.005
 """Seconds for which what was sent waits for more. After a crash it is sent again."""
-UNSETTLED: Final = 14
-"""E-mails sent and not settled, per connection, before no other is begun. They are what a crash sends again."""
+UNSETTLED: Final = 13
+"""E-mails sent and not settled, per connection, before no other is begun. With two under way on each connection, they
+are what a crash sends again."""
 
 
 class Settlements:

@@ -12,11 +12,12 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import pymongo
 from bson import ObjectId
 from pymongo import UpdateMany
 
@@ -49,6 +50,8 @@ from mongo.writes import Writes
 
 log = logging.getLogger("notifier.delivery")
 
+T = TypeVar("T")
+
 NARROWEST: Final = 2
 WIDEST: Final = 16
 """Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
@@ -70,7 +73,12 @@ class Look:
 
 
 class Outbox:
-    """The outboxes of all users. `ranks` are the priorities of the kinds that this process knows."""
+    """The outboxes of all users. `ranks` are the priorities of the kinds that this process knows.
+
+    What is done for many e-mails at once goes through the shared client, whose calls need no thread. If a reply is
+    lost, the call is repeated, which is harmless: what a claim has leased is no longer due, and is then found by its
+    token; what a settlement has removed or given back no longer has that token; and an extension only sets a time.
+    """
 
     def __init__(self, users: Users, ranks: Mapping[str, str], windows: Windows) -> None:
         self.users = users
@@ -78,6 +86,7 @@ class Outbox:
         self.era = due_as_before(ranks)
         self._kinds = list(ranks)
         self.windows = windows
+        self._shared = users.shared
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users.collection, users.calls, users.patience.operation, free_requests=1)
@@ -112,7 +121,7 @@ class Outbox:
                     self._refused.add(id_, exc)
         read = {**self.users.team_fields, "notifier.outbox": 1, "notifier.suppression": 1}
         held = {"_id": {"$in": ids}, "notifier.outbox.token": token}
-        documents = await self.users.find(held, read, batch=len(ids) + 1)
+        documents = await self._find(held, read, len(ids))
         lost = len(documents) < len(ids)  # to other workers, which choose from the same
         self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
         emails = [email for user in documents for email in load_emails(user, token, self.users.settings)]
@@ -137,14 +146,8 @@ class Outbox:
         if band:
             end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
             condition |= {"notifier.due": IS_DATE | {"$gte": EDGES[band - 1]} | end}
-        documents = await self.users.find(
-            condition,
-            {"notifier.due": 1},
-            sort="notifier.due",
-            limit=limit,
-            batch=limit + 1,
-            hint=self.due.hint,
-        )
+        order = {"sort": {"notifier.due": 1}, "limit": limit, "hint": self.due.hint, "allow_disk_use": True}
+        documents = await self._find(condition, {"notifier.due": 1}, limit, **order)
         return [(user["_id"], band_of(user["notifier"]["due"])) for user in documents]
 
     async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
@@ -152,7 +155,7 @@ class Outbox:
         leased = {"token": token, "next_at": from_now(seconds)}
         change = {"$cond": [is_ours_to_send(self._kinds), leased, left_to_others("next_at")]}
         claimed = self.windows.claim(merged(OUTBOX, IS_DUE, change), leased)
-        await self.users.update_many(due, [claimed, SET_DUE])
+        await self._repeat(lambda: self._shared.update_many(due, [claimed, SET_DUE], collation=SIMPLE))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost."""
@@ -160,7 +163,8 @@ class Outbox:
         ids = [email.document_id for email in emails]
         is_leased = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
         held = {"_id": {"$in": ids}, **OURS, "notifier.outbox.token": {"$in": tokens}}
-        await self.users.update_many(held, rewrite(is_leased, {"next_at": from_now(lease)}))
+        change = rewrite(is_leased, {"next_at": from_now(lease)})
+        await self._repeat(lambda: self._shared.update_many(held, change, collation=SIMPLE))
 
     async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
         """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held."""
@@ -205,7 +209,7 @@ class Outbox:
         if about := [id_ for email in emails for id_ in email.ids]:
             is_told = {"$and": [{"$eq": ["$$this.is_new", True]}, {"$in": ["$$this.id", {"$literal": about}]}]}
             fields["told"] = only(self.users.inbox, is_told)
-        documents = await self.users.find(ids, fields, batch=len(emails) + 1)
+        documents = await self._find(ids, fields, len(emails))
         users = {repr(user["_id"]): user for user in documents}
         return [_look(users.get(repr(email.document_id), {}), email) for email in emails]
 
@@ -223,7 +227,24 @@ class Outbox:
             by_token.setdefault(email.token, []).append(email)
         updates = [_update(token, of_token, change) for token, of_token in by_token.items()]
         documents = len({(email.token, repr(email.document_id)) for email in emails})
-        return await self.users.update_each(updates) == documents
+        found = await self._repeat(lambda: self._shared.bulk_write(updates, ordered=False))
+        return found.matched_count == documents
+
+    async def _find(self, filter_: JSONObject, fields: JSONObject, most: int, **options: Any) -> list[JSONObject]:
+        """Return the documents that match, `most` of them at the most, which come with one reply."""
+        find = self._shared.find
+        return await self._repeat(
+            lambda: find(filter_, fields, collation=SIMPLE, batch_size=most + 1, **options).to_list()
+        )
+
+    async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call of the shared client until MongoDB confirms it."""
+
+        async def attempt(_: int) -> T:
+            with pymongo.timeout(self.users.patience.attempt):  # MongoDB ends the call then, too
+                return await call()
+
+        return await self.users.persist(attempt)
 
     async def _settle(self, email: OwedEmail, change: JSONObject | None, stage: JSONObject | None = None) -> bool:
         """Change or remove a leased e-mail. If the document is full, change only what must change."""

@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from pymongo import ReturnDocument, UpdateMany
+from pymongo import ReturnDocument
 
 from config.ids import named
 from mongo.connection import MAJORITY, Connection
@@ -70,22 +70,16 @@ class Documents:
         *,
         sort: str | None = None,
         limit: int = 0,
-        batch: int = 0,
         hint: str | None = None,
         majority: bool = False,
         deadline: float | None = None,
     ) -> list[JSONObject]:
-        """Return the documents that match, in the order of the field `sort`.
-
-        `batch` is how many at the most the first reply has, by default 101. `hint` names the index to use.
-        """
+        """Return the documents that match, in the order of the field `sort`. `hint` names the index to use."""
         collection = self.collection.with_options(read_concern=MAJORITY) if majority else self.collection
 
         async def attempt(_: int) -> list[JSONObject]:
             on_disk = True if sort else None
-            cursor = collection.find(
-                filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, batch_size=batch, hint=hint
-            )
+            cursor = collection.find(filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, hint=hint)
             return await (cursor.sort(sort) if sort else cursor).limit(limit).to_list(None)
 
         return await self.persist(attempt, deadline)
@@ -111,11 +105,6 @@ class Documents:
         """Return how many documents matched at the last attempt."""
         result = await self.persist(lambda _: self.collection.update_many(filter_, change, collation=SIMPLE))
         return int(result.matched_count)
-
-    async def update_each(self, updates: Sequence[UpdateMany]) -> int:
-        """Make several updates of many documents in one call; return how many documents they matched."""
-        found = await self.persist(lambda _: self.collection.bulk_write(updates, ordered=False))
-        return int(found.matched_count)
 
     async def delete(self, filter_: JSONObject) -> None:
         await self.persist(lambda _: self.collection.delete_many(filter_, collation=SIMPLE))

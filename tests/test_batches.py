@@ -200,7 +200,7 @@ async def test_a_notification_read_during_rendering_is_not_e_mailed(
     client: Client, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look is valid for 50 ms. If the templates take longer, another look is made, and its result is rendered."""
-    render, times = Delivery._content, 0
+    render, times = Delivery.content, 0
 
     async def slow(delivery: Delivery, lease: Lease) -> Content:
         nonlocal times
@@ -211,7 +211,7 @@ async def test_a_notification_read_during_rendering_is_not_e_mailed(
             await asyncio.sleep(2 * VALID)
         return content
 
-    monkeypatch.setattr(Delivery, "_content", slow)
+    monkeypatch.setattr(Delivery, "content", slow)
     for n in range(2):
         await told(client, "digest", data={"n": n})
     end(client, database)

@@ -15,7 +15,7 @@ import pytest
 
 from delivery import running_delivery
 from kinds import SPECIFIED
-from mongo.errors import Unavailable
+from mongo.errors import Patience, Unavailable
 from mongo.owed import OwedEmail
 from mongo.requests import Create
 from ops.metrics import Metrics
@@ -24,7 +24,8 @@ from store import open_store
 from tests.client import DB, OTHER, USER, assert_length, assert_nothing_owed, create, owed, settled, user
 from tests.fixtures import Start
 from tests.processes import running_service
-from tests.servers import MailServer
+from tests.proxy import FAULTS, Proxy
+from tests.servers import MailServer, Mongod
 from tests.smtp import raw_server
 from tests.waiting import eventually_async, slow_clock
 
@@ -195,3 +196,34 @@ async def test_i5_a_worker_frozen_past_its_lease_sends_nothing_later(
     assert len(set(mail.ids)) == 12
     assert len(mail.received) == sent <= 13  # only the one being sent may go out twice
     assert database.dead_mail.count_documents({}) == 0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("patience", [Patience(operation=3.5, attempt=0.4)])
+async def test_i4_i5_a_lost_reply_about_many_leases_does_no_harm(
+    settings: Settings, database: DB, mongod: Mongod, fault: str, patience: Patience
+) -> None:
+    """Each of these calls is repeated, and has the effect of one."""
+    users, proxy = [f"{n:024x}" for n in range(4)], Proxy(mongod.port)
+    async with proxy.running(), open_store(settings) as direct:
+        near = replace(settings, db_uri=f"mongodb://127.0.0.1:{proxy.port}/{database.name}?directConnection=true")
+        for user_id in users:
+            await direct.create(Create(user_id, SPECIFIED["registration"]))
+        async with open_store(near, patience=patience) as store:
+            proxy.break_next("update", fault)
+            emails = await store.outbox.claim(4, 60)
+            assert sorted(email.user_id for email in emails) == users
+            assert await direct.outbox.claim(4, 60) == []
+            proxy.break_next("find", fault)
+            assert [look and look.wanted for look in await store.outbox.look(emails)] == [True] * 4
+            before = max(item["next_at"] for item in owed(database))
+            proxy.break_next("update", fault)
+            await store.outbox.extend(emails, 120)
+            assert min(item["next_at"] for item in owed(database)) > before
+            proxy.break_next("update", fault)
+            await store.outbox.remove_together(emails[:2])
+            assert sorted(item["id"] for item in owed(database)) == sorted(email.id for email in emails[2:])
+            proxy.break_next("update", fault)
+            await store.outbox.release(emails[2:])
+            assert proxy.faults == 5
+        assert sorted(email.id for email in await direct.outbox.claim(4, 60)) == sorted(e.id for e in emails[2:])

@@ -209,6 +209,20 @@ async def test_one_look_is_for_many_and_holds_for_50_ms(settings: Settings, data
         run.cancel()
 
 
+async def test_a_look_that_nobody_awaits_any_more_can_be_asked_for_again(settings: Settings) -> None:
+    async with owing(settings, {USER: 1}) as direct:
+        (lease,) = (Lease(email, math.inf) for email in await direct.outbox.claim(1, 60))
+        looks = Looks(direct.outbox, Window())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(looks(lease), 0.01)
+        lease.wanted = False
+        again = asyncio.create_task(looks(lease))
+        run = asyncio.create_task(looks.run())
+        await again
+        assert lease.wanted
+        run.cancel()
+
+
 def finds(database: DB) -> int:
     """Return how often the users' collection was read."""
     total: int = database.client.admin.command("top")["totals"][f"{database.name}.users"]["queries"]["count"]

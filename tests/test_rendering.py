@@ -19,6 +19,7 @@ from cli.variables import SettingsError
 from mail import templates as module
 from mail.feedback import Feedback
 from mail.lease import Lease
+from mail.letter import Worker
 from mail.templates import Content, RenderError, RenderingEnded, Templates, TemplatesError
 from mail.verdicts import Verdict
 from mailer import Mailer
@@ -238,17 +239,19 @@ async def test_the_third_crash_of_rendering_makes_a_dead_letter(
 async def test_an_error_of_rendering_keeps_the_connection(
     settings: Settings, mail: MailServer, error: BaseException
 ) -> None:
-    mailer = Mailer(settings, Feedback(settings))
+    class FailsOnce(Worker):
+        failed = False
 
-    async def fail(_: Lease) -> Content:
-        raise error
+        async def content(self, _: Lease) -> Content:
+            if not self.failed:
+                self.failed = True
+                raise error
+            return Content("subject", "text")
 
-    async def say(_: Lease) -> Content:
-        return Content("subject", "text")
-
+    mailer = Mailer(settings, Feedback(settings), FailsOnce())
     with pytest.raises(type(error)):
-        await mailer.send(Lease(EMAIL, math.inf), fail)
-    outcome = await mailer.send(Lease(EMAIL, math.inf), say)
+        await mailer.send(Lease(EMAIL, math.inf))
+    outcome = await mailer.send(Lease(EMAIL, math.inf))
     assert (outcome and outcome.verdict, mail.ids, mail.connections) == (Verdict.SENT, [EMAIL.id], 1)
     await mailer.pool.close_all()
 

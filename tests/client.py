@@ -74,6 +74,15 @@ async def metric(client: Client, line: str) -> float:
     return float(found[1]) if found else 0.0
 
 
+async def counted(client: Client, line: str, value: float) -> None:
+    """Wait until a metric has this value. An e-mail is counted only after MongoDB has said that it is settled."""
+
+    async def is_counted() -> None:
+        assert await metric(client, line) == value
+
+    await eventually_async(is_counted)
+
+
 def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
     """Return a token for `USER`, valid for an hour. `claims` change that; those that are `None` are left out."""
     claims = {"sub": USER, "exp": int(time.time()) + 3600, **claims}

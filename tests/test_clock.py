@@ -73,7 +73,7 @@ async def test_services_with_different_clocks_share_emails_fairly(
                 client.post("/create", json={"user_id": f"{n:024x}", "key": "registration"}) as response,
             ):
                 assert response.status == 201
-        await settled(database, 10)
+        await settled(database)
         assert len(mail.ids) == len(set(mail.ids)) == 40
     finally:
         for service in services:
@@ -84,14 +84,14 @@ async def test_the_clock_is_mongodbs_after_every_reading(settings: Settings, mon
     async with open_store(settings) as store:
         clock: Clock = store.clock
         real = clock.now()
-        assert abs((real - datetime.now(UTC)).total_seconds()) < 1  # here both have the same
+        assert abs((real - datetime.now(UTC)).total_seconds()) < 60  # here both have the same
         clock._time += timedelta(hours=1)
         assert clock.now() - real >= timedelta(hours=1)
         await clock.sync()
-        assert abs((clock.now() - real).total_seconds()) < 2
+        assert abs((clock.now() - real).total_seconds()) < 60
         assert clock.seconds_since(clock.now() + timedelta(seconds=5)) == 0.0
-        monkeypatch.setattr(time, "monotonic", lambda original=time.monotonic: original() + 10)
-        assert 9 < clock.seconds_since(real) < 20
+        monkeypatch.setattr(time, "monotonic", lambda original=time.monotonic: original() + HOUR)
+        assert HOUR <= clock.seconds_since(real) < HOUR + 60
 
 
 # --- a clock of MongoDB that is set -----------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -242,20 +243,20 @@ def assert_some(database: DB) -> None:
     assert database.users.count_documents({})
 
 
-async def test_beside_single_creates_its_batches_are_small(client: Client, mongod: Mongod) -> None:
+async def test_beside_single_creates_its_batches_are_small(client: Client, updates: Callable[[], int]) -> None:
     users = [f"{n:024x}" for n in range(1000)]
-    before = mongod.updates()
+    before = updates()
     assert await send(client, users) == done(1000)
-    assert mongod.updates() - before == 16
+    assert updates() - before == 16
     await create(client, OTHER)
-    before = mongod.updates()
+    before = updates()
     sending = asyncio.create_task(send(client, users, repeat="again"))
     singles = 1
     while not sending.done():
         await create(client, OTHER)
         singles += 1
     assert await sending == done(1000)
-    assert mongod.updates() - before >= 50
+    assert updates() - before >= 50
     assert (await list_(client, OTHER))["elements"] == min(singles, 100)
 
 

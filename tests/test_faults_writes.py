@@ -207,8 +207,7 @@ async def test_i6_a_frozen_mongod_is_503_until_it_recovers(start: Start, tmp_pat
         assert {response.status for response in await asyncio.gather(*requests)} == {503}
         assert elapsed() < 4
     server.signal(signal.SIGCONT)
-    await asyncio.sleep(1)
-    await create(client)
+    await eventually_async(lambda: create(client))
     await client.close()
     server.kill()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from threading import Event, Thread
 
 from pymongo.errors import PyMongoError
@@ -56,6 +57,11 @@ class _SlowClock(Thread):
         """Count."""
         while not self.stopped.wait(TICK):
             self.ticks += 1
+
+
+def assert_pause(times: Sequence[float], seconds: float = 1.5) -> None:
+    """Check that there was a pause of this many seconds: what is tried less and less often has settled down."""
+    assert any(after - before >= seconds for before, after in pairwise(times))
 
 
 async def eventually_async(

@@ -144,7 +144,7 @@ class _Listener(asyncio.Protocol):
 @contextmanager
 def screen(server: Server) -> Iterator[Page]:
     """Open the demo page in Chromium."""
-    if not (path := shutil.which("chromium")):
+    if not (path := shutil.which("chromium") or shutil.which("chromium-headless-shell")):
         raise LoadError("Chromium, which shows the page, is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

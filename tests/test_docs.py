@@ -17,7 +17,7 @@ import yaml
 from cli.environment import read_settings
 from settings import grouped
 from tests.client import ROOT, USER
-from tests.processes import COMPLETE, VARIABLES, LocalRun, run
+from tests.processes import COMPLETE, VARIABLES, LocalRun, run_here
 from tests.programs import needed_by
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -171,7 +171,7 @@ def test_the_override_of_compose_mounts_what_settings_name() -> None:
 def test_the_example_of_an_env_file_is_a_complete_configuration(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".env.example", tmp_path)
     assert shell("cp .env.example .env", tmp_path).returncode == 0
-    done = run("preview", "new_login", cwd=tmp_path, **COMPLETE)
+    done = run_here("preview", "new_login", cwd=tmp_path, **COMPLETE)
     assert (done.returncode, done.stderr) == (0, "")
 
 

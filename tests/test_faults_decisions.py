@@ -24,7 +24,10 @@ from tests.waiting import eventually_async
 
 @pytest.fixture
 async def proxied(mongod: Mongod) -> AsyncIterator[tuple[Proxy, str, str]]:
-    """Return a proxy of MongoDB, and connection strings with and without it to a new database."""
+    """Return a proxy of MongoDB, and connection strings with and without it to a new database.
+
+    Asked for before `start`, it outlives the services, which could not give their leases back without it.
+    """
     name, proxy = f"decided_{ObjectId()}", Proxy(mongod.port)
     async with proxy.running():
         uris = [f"mongodb://127.0.0.1:{port}/{name}?directConnection=true" for port in (proxy.port, mongod.port)]
@@ -50,7 +53,7 @@ async def nothing_is_owed(client: Client) -> None:
 @pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
 @impatient
 async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
-    start: Start, proxied: Any, mail: MailServer, command: str, number: int, key: str | None
+    proxied: Any, start: Start, mail: MailServer, command: str, number: int, key: str | None
 ) -> None:
     """Its first attempt took effect and the reply was lost; before the next one, the user deletes."""
     proxy, uri, direct_uri = proxied
@@ -85,7 +88,7 @@ async def test_i11_a_create_repeated_after_the_deletion_brings_nothing_back(
 @pytest.mark.parametrize("selector", ["notification_id", "all"])
 @impatient
 async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
-    start: Start, proxied: Any, fault: str, selector: str
+    proxied: Any, start: Start, fault: str, selector: str
 ) -> None:
     proxy, uri, _ = proxied
     client = await start(db_uri=uri)
@@ -101,7 +104,7 @@ async def test_i11_a_deletion_whose_reply_is_lost_is_answered_200_and_done_once(
 
 
 @impatient
-async def test_i1_a_deletion_that_is_repeated_deletes_nothing_that_came_meanwhile(start: Start, proxied: Any) -> None:
+async def test_i1_a_deletion_that_is_repeated_deletes_nothing_that_came_meanwhile(proxied: Any, start: Start) -> None:
     proxy, uri, direct_uri = proxied
     client, other = await start(db_uri=uri), await start(db_uri=direct_uri)
     await create(client)
@@ -129,7 +132,7 @@ def kinds(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("fault", FAULTS)
 @impatient
 async def test_i12_an_opt_out_whose_reply_is_lost_is_answered_and_holds(
-    start: Start, proxied: Any, mail: MailServer, kinds: dict[str, Any], fault: str
+    proxied: Any, start: Start, mail: MailServer, kinds: dict[str, Any], fault: str
 ) -> None:
     proxy, uri, _ = proxied
     client = await start(db_uri=uri, **kinds)

@@ -16,9 +16,9 @@ async def arrived(*pages: Page) -> list[object]:
     return [number for page in pages for name, number in await events(page) if name == "notification"]
 
 
-async def listed(server: Server, times: int) -> None:
+async def listed(server: Server, least: int, most: int) -> None:
     """Check how often the list was asked for."""
-    assert await server.count(200, "/list") + await server.count(304, "/list") == times
+    assert least <= await server.count(200, "/list") + await server.count(304, "/list") <= most
 
 
 async def test_eight_tabs_share_a_stream_and_report_once(server: Server, site: Site, context: BrowserContext) -> None:
@@ -27,11 +27,12 @@ async def test_eight_tabs_share_a_stream_and_report_once(server: Server, site: S
     pages = [await open_page(context, site.origin)]
     await eventually_async(lambda: server.assert_streams_open(1))
     pages += [await open_page(context, site.origin) for _ in range(7)]
-    await eventually_async(lambda: listed(server, len(pages)))
+    await eventually_async(lambda: listed(server, len(pages), 2 * len(pages)))
     await server.create(data={"n": 1})
     for page in pages:
         await shows_new(page, 1)
-    await listed(server, 2 * len(pages))  # at the start, and when it changed
+    # At the start, when it changed, and where a tab heard the stream begin before it had its list.
+    await listed(server, 2 * len(pages), 3 * len(pages))
     first, *others = pages
     assert await arrived(*pages) == [1]
     assert await arrived(first) == [1]
@@ -91,7 +92,7 @@ async def test_a_tab_that_was_hidden_does_not_repeat_what_another_reported(
 ) -> None:
     site.embed(server.url)
     shown, hidden = [await open_page(context, site.origin) for _ in range(2)]
-    await eventually_async(lambda: listed(server, 2))
+    await eventually_async(lambda: listed(server, 2, 4))
     await set_visibility(hidden, hidden=True)
     await server.create(data={"n": 1})
     await shows_new(shown, 1)

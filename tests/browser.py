@@ -27,6 +27,11 @@ from tests.programs import needed
 from tests.streams import assert_streams_open, client_of
 from tests.waiting import eventually_async
 
+FRAMES = """{
+    const { requestAnimationFrame: draw, setTimeout: wait } = window; // a page's clock does not stop these
+    (function frame() { draw(() => wait(frame, 50)); })();
+}"""
+"""Has a page drawn again and again. The shell draws only where something changes, and calls no idle callback before."""
 EXPECT_TIMEOUT_MS = 20_000
 """Timeout of every expectation. What takes a moment on an idle machine takes longer on a busy one."""
 
@@ -43,6 +48,14 @@ async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         arguments = [] if os.geteuid() else ["--no-sandbox"]  # the sandbox refuses to run as root
         browser = await playwright.chromium.launch(executable_path=path, args=arguments)
+        new_context = browser.new_context
+
+        async def drawing(**options: Any) -> BrowserContext:
+            context = await new_context(**options)
+            await context.add_init_script(FRAMES)
+            return context
+
+        browser.new_context = drawing  # type: ignore[assignment]
         yield browser
         await browser.close()
 

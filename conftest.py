@@ -16,8 +16,8 @@ CASES = 3
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run tests: one more than there are cores, as many tests wait."""
-    return min(8, 1 + (os.cpu_count() or 1))
+    """Return how many processes run tests: twice as many as there are cores, as many tests wait."""
+    return min(8, 2 * (os.cpu_count() or 1))
 
 
 @pytest.hookimpl(tryfirst=True)

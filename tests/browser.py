@@ -55,7 +55,7 @@ async def browser() -> AsyncIterator[Browser]:
             await context.add_init_script(FRAMES)
             return context
 
-        browser.new_context = drawing  # type: ignore[assignment]
+        browser.new_context = drawing  # type: ignore[method-assign]
         yield browser
         await browser.close()
 

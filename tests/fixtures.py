@@ -36,6 +36,7 @@ from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, localho
 
 logging.getLogger("mail.log").setLevel(logging.ERROR)
 hypothesis.settings.register_profile("busy", deadline=None)  # the time of an example says how busy the machine is
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("busy")
 
 Start = Callable[..., Awaitable[Client]]

@@ -178,6 +178,7 @@ async def test_after_mongodbs_clock_was_set_back_no_email_is_late(moving: tuple[
     assert {email.id for email in again} == waiting
 
 
+@pytest.mark.ci
 async def test_a_start_corrects_what_is_known_to_be_from_the_future(
     moving: tuple[Store, Settings, Move],
 ) -> None:
@@ -193,6 +194,7 @@ async def test_a_start_corrects_what_is_known_to_be_from_the_future(
     assert [due[0] < 0, due[1] <= settings.mail_lease_seconds, due[2] <= 600] == [True] * 3, due
 
 
+@pytest.mark.ci
 async def test_after_mongodbs_clock_was_set_ahead_no_email_is_late(moving: tuple[Store, Settings, Move]) -> None:
     """What waits is due early, and what is put off from then on is due by the new clock."""
     store, settings, move = moving

@@ -93,7 +93,7 @@ async def test_i10_five_recipients_in_a_row_stop_the_line_and_one_that_gets_thro
         server.behave = refuse
         client = await start(smtp_port=server.port, **PLAIN)
         await owe(client, 40)
-        await eventually_async(lambda: assert_pause(tried))
+        await eventually_async(lambda: assert_pause(tried, 0.8))
         assert 5 <= len(tried) <= 20
         server.behave = None
         await settled(database, 30)

@@ -59,7 +59,7 @@ class _SlowClock(Thread):
             self.ticks += 1
 
 
-def assert_pause(times: Sequence[float], seconds: float = 1.5) -> None:
+def assert_pause(times: Sequence[float], seconds: float) -> None:
     """Check that there was a pause of this many seconds: what is tried less and less often has settled down."""
     assert any(after - before >= seconds for before, after in pairwise(times))
 

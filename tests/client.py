@@ -122,7 +122,7 @@ def assert_nothing_owed(database: DB) -> None:
     assert database.users.count_documents({"notifier.due": {"$exists": True}}) == 0
 
 
-async def settled(database: DB, within: float = 15.0) -> None:
+async def settled(database: DB, within: float = 30.0) -> None:
     """Wait until no e-mail is owed, for at most so many seconds."""
     await eventually_async(lambda: assert_nothing_owed(database), within)
 

@@ -18,7 +18,7 @@ TICK = 0.01
 """Seconds between two ticks of a slow clock."""
 
 
-def eventually(check: Callable[[], object], timeout: float = 15.0) -> None:
+def eventually(check: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until `check` passes. After `timeout` seconds, raise what it raises."""
     deadline = time.monotonic() + timeout
     while True:
@@ -66,7 +66,7 @@ def assert_pause(times: Sequence[float], seconds: float) -> None:
 
 async def eventually_async(
     check: Callable[[], Awaitable[object] | object],
-    timeout: float = 15.0,  # noqa: ASYNC109 - the last check is to raise, not to be cancelled
+    timeout: float = 30.0,  # noqa: ASYNC109 - the last check is to raise, not to be cancelled
 ) -> None:
     """Wait until `check`, a function or a coroutine function, passes. After `timeout` seconds, raise what it raises."""
     deadline = time.monotonic() + timeout

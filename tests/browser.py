@@ -20,6 +20,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 from settings import Settings
+from tests.bell import FRAMES
 from tests.client import KEY, USER, Client, create
 from tests.fixtures import Start
 from tests.processes import LocalRun, Service, running_service
@@ -27,11 +28,6 @@ from tests.programs import needed
 from tests.streams import assert_streams_open, client_of
 from tests.waiting import eventually_async
 
-FRAMES = """{
-    const { requestAnimationFrame: draw, setTimeout: wait } = window; // a page's clock does not stop these
-    (function frame() { draw(() => wait(frame, 50)); })();
-}"""
-"""Has a page drawn again and again. The shell draws only where something changes, and calls no idle callback before."""
 EXPECT_TIMEOUT_MS = 20_000
 """Timeout of every expectation. What takes a moment on an idle machine takes longer on a busy one."""
 

@@ -7,7 +7,7 @@ from playwright.async_api import BrowserContext, Page, expect
 
 from tests.bell import bell, shows_new
 from tests.browser import Server, Site, events, open_page, set_visibility
-from tests.client import OTHER, USER
+from tests.client import DB, OTHER, USER
 from tests.waiting import eventually_async
 
 
@@ -108,8 +108,9 @@ async def test_a_tab_that_was_hidden_does_not_repeat_what_another_reported(
 # --- the counts, and inboxes without a bell -----------------------------------------------------------
 
 
-async def test_a_page_hears_of_the_counts(server: Server, site: Site, context: BrowserContext) -> None:
+async def test_a_page_hears_of_the_counts(server: Server, site: Site, context: BrowserContext, database: DB) -> None:
     await server.create(data={"n": 1})
+    database.users.update_one({}, {"$inc": {"notifications.0.timestamp": -60}})  # what comes next is of a later second
     site.script = """
         window.counts = [];
         document.querySelector("notifier-inbox")["onnotifier-count"] = ({ detail }) => {

@@ -195,6 +195,11 @@ class Server:
         """Create a notification for the user."""
         await create(self._client, key=key, **fields)
 
+    async def read_all(self) -> None:
+        """Mark all notifications of the user as read."""
+        async with self._client.post(f"/read?user_id={USER}&all=true") as response:
+            assert response.status == 200
+
     async def assert_streams_open(self, count: int) -> None:
         """Check how many streams are open."""
         await assert_streams_open(self._client, count)

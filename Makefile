@@ -17,7 +17,7 @@ run: .venv/local  ## start the service; without a .env on an embedded MongoDB an
 	@$(BIN)/python notifier.py
 
 test: .venv/dev examples/bell/node_modules/.package-lock.json  ## run the tests, on a real MongoDB and a real SMTP server; ALL=1 also what only CI runs, FAILED=1 what failed, one at a time
-	$(BIN)/python -m pytest $(if $(FAILED),--last-failed --last-failed-no-failures none -x,-n auto --dist worksteal) $(if $(ALL),,-m "not ci")
+	$(BIN)/python -m pytest $(if $(FAILED),--last-failed --last-failed-no-failures none -x,-n auto --dist worksteal) $(if $(ALL),,-m "not ci" --hypothesis-profile quick)
 
 soak: .venv/dev  ## break everything at random for SECONDS on each topology, then check every promise
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)

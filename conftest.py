@@ -10,14 +10,14 @@ pytest_plugins = ["tests.programs", "tests.fixtures", "tests.browser", "tests.de
 
 COSTLY = ("browser", "tmp_path", "mongod", "any_mongod")
 """Fixtures of tests that take long, the longest first: most tests with a folder of their own start a process."""
-CASES = 4
+CASES = 3
 """Of more cases of such a test, so many are run everywhere, the first and the last among them, and the others in CI."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run tests: one more than there are cores, as many tests wait."""
-    return min(8, 1 + (os.cpu_count() or 1))
+    """Return how many processes run tests: twice as many as there are cores, as many tests wait."""
+    return min(8, 2 * (os.cpu_count() or 1))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -21,6 +21,7 @@ from bench.figures import median_ratio, percentile
 from bench.load import CREATE, LoadError, Server, Workload
 from bench.report import Row
 from bench.run import Bench
+from tests.bell import FRAMES
 from tests.waiting import eventually
 
 WATCHED: Final = "638f394d4b7243fc0399ea67"
@@ -144,12 +145,13 @@ class _Listener(asyncio.Protocol):
 @contextmanager
 def screen(server: Server) -> Iterator[Page]:
     """Open the demo page in Chromium."""
-    if not (path := shutil.which("chromium")):
+    if not (path := shutil.which("chromium") or shutil.which("chromium-headless-shell")):
         raise LoadError("Chromium, which shows the page, is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             page = browser.new_page(bypass_csp=True)  # so that RECORD_SHOWN may run
+            page.add_init_script(FRAMES)
             with page.expect_response(lambda response: "/stream" in response.url):  # then the bell is up to date
                 page.goto(f"http://127.0.0.1:{server.port}/")
             page.evaluate(RECORD_SHOWN)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from playwright.async_api import Locator, Page, expect
 
+FRAMES = """{
+    const { requestAnimationFrame: draw, setTimeout: wait } = window; // a page's clock does not stop these
+    (function frame() { draw(() => wait(frame, 50)); })();
+}"""
+"""Has a page drawn again and again. The shell draws only where something changes, and calls no idle callback before."""
+
 
 def bell(page: Page) -> Locator:
     return page.get_by_role("button", name="Notifications")

@@ -74,6 +74,15 @@ async def metric(client: Client, line: str) -> float:
     return float(found[1]) if found else 0.0
 
 
+async def counted(client: Client, line: str, value: float) -> None:
+    """Wait until a metric has this value. An e-mail is counted only after MongoDB has said that it is settled."""
+
+    async def is_counted() -> None:
+        assert await metric(client, line) == value
+
+    await eventually_async(is_counted)
+
+
 def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
     """Return a token for `USER`, valid for an hour. `claims` replace its claims; a claim that is `None` is left out."""
     claims = {"sub": USER, "exp": int(time.time()) + 3600, **claims}
@@ -113,7 +122,7 @@ def assert_nothing_owed(database: DB) -> None:
     assert database.users.count_documents({"notifier.due": {"$exists": True}}) == 0
 
 
-async def settled(database: DB, within: float = 15.0) -> None:
+async def settled(database: DB, within: float = 30.0) -> None:
     """Wait until no e-mail is owed, for at most this many seconds."""
     await eventually_async(lambda: assert_nothing_owed(database), within)
 

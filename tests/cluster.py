@@ -23,6 +23,7 @@ from pymongo.monitoring import (
 import mongo.connection
 from config.checks import DEAD_MAIL
 from mongo.lanes import PROBE
+from tests.client import DB
 
 BROKEN: Final = "breaks a rule of sharded clusters"
 """The form of a line of the program."""
@@ -36,10 +37,14 @@ class ClusterRules(CommandListener):
 
     def __init__(self) -> None:
         self.broken: list[str] = []
+        self.updated: list[str] = []
+        """The database of each update command."""
 
     def started(self, event: CommandStartedEvent) -> None:
         """Judge a command."""
         name, command = event.command_name, event.command
+        if name == "update":
+            self.updated.append(event.database_name)
         if fault := fault_of(name, command):
             self.broken.append(f"{name} {BROKEN}: {fault}: {shape(command)}")
 
@@ -142,8 +147,14 @@ def cluster_rules() -> Iterator[ClusterRules]:
 @pytest.fixture(autouse=True)
 def _held_to_cluster_rules(cluster_rules: ClusterRules) -> Iterator[None]:
     yield
-    broken, cluster_rules.broken = cluster_rules.broken, []
+    broken, cluster_rules.broken, cluster_rules.updated = cluster_rules.broken, [], []
     assert not broken
+
+
+@pytest.fixture
+def updates(cluster_rules: ClusterRules, database: DB) -> Callable[[], int]:
+    """Return a function that tells how many update commands the test's services have sent to their database."""
+    return lambda: cluster_rules.updated.count(database.name)
 
 
 class _Reported(ClusterRules):

@@ -179,5 +179,6 @@ async def engine(driver: Firefox | ClientSession) -> AsyncIterator[Engine]:
     await webkit.close()
 
 
-every_engine = pytest.mark.parametrize("driver", ["firefox", "webkit"], indirect=True, scope="session")
-"""Marks a test that each of them runs, where it is installed."""
+OTHERS = [pytest.param(name, marks=pytest.mark.ci) for name in ("firefox", "webkit")]
+every_engine = pytest.mark.parametrize("driver", OTHERS, indirect=True, scope="session")
+"""Marks a test that each of them runs, in CI and where its file is named."""

@@ -22,6 +22,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 import handlers
+import mongo.connection
 from api.server import OPTIONS
 from cli.environment import read_settings
 from config.checks import DEAD_MAIL
@@ -35,6 +36,7 @@ from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, localho
 
 logging.getLogger("mail.log").setLevel(logging.ERROR)
 hypothesis.settings.register_profile("busy", deadline=None)  # the time of an example says how busy the machine is
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("busy")
 
 Start = Callable[..., Awaitable[Client]]
@@ -192,7 +194,10 @@ async def start(settings: Settings, patience: Patience) -> AsyncIterator[Start]:
 
 @pytest.fixture(scope="session")
 async def shared_service(mongod: Mongod, server_tls: ssl.SSLContext, ca_file: Path) -> AsyncIterator[Start]:
-    """Return a function that returns a client of a service with some settings changed, which runs to the end."""
+    """Return a function that returns a client of a service with some settings changed, which runs to the end.
+
+    To MongoDB it has a name of its own, so that a fault for a test's own service is not spent on it.
+    """
     clients: dict[str, Client] = {}
     async with AsyncExitStack() as stack:
         mail = await stack.enter_async_context(smtp_server(server_tls))
@@ -200,7 +205,9 @@ async def shared_service(mongod: Mongod, server_tls: ssl.SSLContext, ca_file: Pa
         async def client_of(**changes: Any) -> Client:
             if (key := repr(changes)) not in clients:
                 settings = settings_for(mongod, f"shared_{len(clients)}", mail.port, ca_file)
-                clients[key] = await stack.enter_async_context(serving(replace(settings, **changes)))
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setitem(mongo.connection.OPTIONS, "appname", "shared")
+                    clients[key] = await stack.enter_async_context(serving(replace(settings, **changes)))
             return clients[key]
 
         yield client_of

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,14 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
         timeout=60,
         check=False,
     )
+
+
+def run_here(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Do what `run` does in this process, as it would take 0.6 s of CPU to start another: what ends without serving."""
+    environment = unconfigured() | {"START_TIMEOUT": "5"} | variables
+    with chdir(cwd), ThreadPoolExecutor(1) as thread:  # which has no event loop yet
+        code, out, err = thread.submit(_run_here, arguments, environment).result()
+    return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 def unconfigured() -> dict[str, str]:

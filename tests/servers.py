@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 import signal
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
@@ -27,6 +28,8 @@ from tests.waiting import eventually
 
 LOGIN: Final = "mailer@example.com"
 PASSWORD: Final = "correct horse"  # noqa: S105 - of the server below
+PROCESSES: Final = 64
+"""Processes of tests at the most, among which the ports are divided."""
 Script = Callable[[str, str], Awaitable[str | None]]
 """How an SMTP server behaves: see `MailServer`."""
 
@@ -42,11 +45,17 @@ def localhost() -> str:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of the loopback interface on which nothing listens.
+
+    It is below those that the kernel gives to connections, and each process of tests has ports of its own: nobody
+    takes it before the test does, nor where the test wants nobody to listen.
+    """
+    first = 10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PROCESSES
+    while True:
+        port = random.randrange(first, 32_000, PROCESSES)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Mongod:
@@ -113,12 +122,6 @@ class Mongod:
     def alive(self) -> bool:
         """Return whether its process runs."""
         return self._process is not None and self._process.poll() is None
-
-    def updates(self) -> int:
-        """Return how many update commands it has received."""
-        with self.client() as client:
-            total: int = client.admin.command("serverStatus")["metrics"]["commands"]["update"]["total"]
-            return total
 
     def kill(self) -> None:
         """Kill it, as a power failure would."""

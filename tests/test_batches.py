@@ -16,19 +16,7 @@ from mail.lease import Lease
 from mail.looks import VALID
 from mail.templates import Content
 from settings import Settings
-from tests.client import (
-    DB,
-    OTHER,
-    TARGET,
-    USER,
-    Client,
-    assert_length,
-    create,
-    list_,
-    metric,
-    ours,
-    settled,
-)
+from tests.client import DB, OTHER, TARGET, USER, Client, assert_length, counted, create, list_, metric, ours, settled
 from tests.faults import scripted
 from tests.fixtures import Start
 from tests.processes import command
@@ -70,11 +58,7 @@ async def read(client: Client, **selector: str) -> None:
 
 async def count_read(client: Client, count: int) -> None:
     """Wait until this many e-mails ended as read."""
-
-    async def is_counted() -> None:
-        assert await metric(client, READ) == count
-
-    await eventually_async(is_counted)
+    await counted(client, READ, count)
 
 
 def said(mail: MailServer) -> list[tuple[str, str]]:
@@ -277,7 +261,7 @@ async def test_an_email_about_many_obeys_opt_outs_and_suppression(
     await client.post("/preferences", params={"user_id": USER}, json={"digest": {"email": False}})
     end(client, database)
     await settled(database)
-    assert await metric(client, 'notifier_emails_total{outcome="muted",reason="muted"}') == 1
+    await counted(client, 'notifier_emails_total{outcome="muted",reason="muted"}', 1)
     await client.post("/suppress", params={"user_id": USER})
     await told(client, "comment")
     await read(client, all="true")

@@ -19,7 +19,7 @@ from settings import Security, Settings
 from tests.checking import check, failures, skipped
 from tests.client import DB
 from tests.faults import scripted
-from tests.processes import COMPLETE, command, run
+from tests.processes import COMPLETE, command, run_here
 from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, free_port, localhost, smtp_server
 from tests.smtp import HANG, raw_server
 
@@ -59,12 +59,12 @@ async def test_without_an_address_no_email_is_sent(settings: Settings, mail: Mai
 
 def test_a_wrong_configuration_is_code_2_also_as_json(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("no line\n")
-    done = run("check", "--json", cwd=tmp_path, **{**COMPLETE, "SMTP_HOST": "smtp://x"})
+    done = run_here("check", "--json", cwd=tmp_path, **{**COMPLETE, "SMTP_HOST": "smtp://x"})
     assert done.returncode == 2
     checks = json.loads(done.stdout)["checks"]
     assert [(step["check"], step["state"]) for step in checks] == [("configuration", "failed")] * 2
     assert [step["detail"].split(":")[0] for step in checks] == [".env, line 1", "SMTP_HOST"]
-    done = run("check", cwd=tmp_path)
+    done = run_here("check", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "failed   configuration  .env, line 1: Is not NAME=VALUE.\n")
 
 
@@ -297,7 +297,7 @@ async def test_check_warns_of_an_open_api(settings: Settings) -> None:
 
 
 def test_in_a_local_run_the_mail_server_is_not_checked(tmp_path: Path) -> None:
-    done = run("check", cwd=tmp_path)
+    done = run_here("check", cwd=tmp_path)
     assert done.returncode == 1
     assert "failed   mongodb        There is no local run in this folder." in done.stdout
     assert "skipped  smtp_login" in done.stdout

@@ -21,7 +21,7 @@ from settings import Security, Settings
 from tests.client import ROOT
 from tests.oauth import CLIENT as BY_TOKEN
 from tests.oauth import BearerServer, TokenServer, token_server
-from tests.processes import run
+from tests.processes import run_here
 from tests.servers import LOGIN, free_port, localhost, smtp_server
 from tests.smtp import raw_server
 
@@ -196,6 +196,6 @@ def test_the_steps_of_a_token_are_shown_where_one_is_used(tmp_path: Path) -> Non
         "SMTP_OAUTH_CLIENT_SECRET": "the-secret",
         "SMTP_OAUTH_TOKEN_URL": f"http://127.0.0.1:{free_port()}/token",
     }
-    done = run("check", "--json", cwd=tmp_path, **variables)
+    done = run_here("check", "--json", cwd=tmp_path, **variables)
     steps = [step["check"] for step in json.loads(done.stdout)["checks"]]
     assert (done.returncode, steps[-6:]) == (1, STEPS)

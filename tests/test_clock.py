@@ -73,7 +73,7 @@ async def test_services_with_different_clocks_share_emails_fairly(
                 client.post("/create", json={"user_id": f"{n:024x}", "key": "registration"}) as response,
             ):
                 assert response.status == 201
-        await settled(database, 10)
+        await settled(database)
         assert len(mail.ids) == len(set(mail.ids)) == 40
     finally:
         for service in services:
@@ -84,14 +84,14 @@ async def test_the_clock_is_mongodbs_after_every_reading(settings: Settings, mon
     async with open_store(settings) as store:
         clock: Clock = store.clock
         real = clock.now()
-        assert abs((real - datetime.now(UTC)).total_seconds()) < 1  # here both have the same
+        assert abs((real - datetime.now(UTC)).total_seconds()) < 60  # here both have the same
         clock._time += timedelta(hours=1)
         assert clock.now() - real >= timedelta(hours=1)
         await clock.sync()
-        assert abs((clock.now() - real).total_seconds()) < 2
+        assert abs((clock.now() - real).total_seconds()) < 60
         assert clock.seconds_since(clock.now() + timedelta(seconds=5)) == 0.0
-        monkeypatch.setattr(time, "monotonic", lambda original=time.monotonic: original() + 10)
-        assert 9 < clock.seconds_since(real) < 20
+        monkeypatch.setattr(time, "monotonic", lambda original=time.monotonic: original() + HOUR)
+        assert HOUR <= clock.seconds_since(real) < HOUR + 60
 
 
 # --- a clock of MongoDB that is set -----------------------------------------------------------------
@@ -178,6 +178,7 @@ async def test_after_mongodbs_clock_was_set_back_no_email_is_late(moving: tuple[
     assert {email.id for email in again} == waiting
 
 
+@pytest.mark.ci
 async def test_a_start_corrects_what_is_known_to_be_from_the_future(
     moving: tuple[Store, Settings, Move],
 ) -> None:
@@ -193,6 +194,7 @@ async def test_a_start_corrects_what_is_known_to_be_from_the_future(
     assert [due[0] < 0, due[1] <= settings.mail_lease_seconds, due[2] <= 600] == [True] * 3, due
 
 
+@pytest.mark.ci
 async def test_after_mongodbs_clock_was_set_ahead_no_email_is_late(moving: tuple[Store, Settings, Move]) -> None:
     """Waiting e-mails are due early, and e-mails put off later are due by the new clock."""
     store, settings, move = moving

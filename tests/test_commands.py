@@ -22,7 +22,7 @@ from settings import Settings
 from tests.client import DB, KEY, OTHER, PROTECTED, ROOT, SECRET, USER, Client, create, settled
 from tests.faults import scripted
 from tests.fixtures import Start
-from tests.processes import VARIABLES, command, command_process, run
+from tests.processes import VARIABLES, command, command_process, run_here
 from tests.servers import MailServer, free_port
 from tests.waiting import eventually_async
 
@@ -30,7 +30,7 @@ COMMANDS = ("check", "health", "status", "dead", "retry", "discard", "mail", "to
 
 
 def test_help_explains_every_variable(tmp_path: Path) -> None:
-    done = run("--help", cwd=tmp_path)
+    done = run_here("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert all(f"  {name} " in done.stdout for name in VARIABLES)
 
@@ -142,12 +142,12 @@ async def test_discard_owed_clears_a_copy_of_production(settings: Settings, data
 @pytest.mark.ci
 def test_help_explains_a_command_and_an_error_names_them_all(tmp_path: Path) -> None:
     for name in COMMANDS:
-        done = run(name, "--help", cwd=tmp_path)
+        done = run_here(name, "--help", cwd=tmp_path)
         usage, sentence, *_ = done.stdout.split("\n\n")
         assert usage.startswith(f"usage: notifier.py {name}")
         assert re.match("[A-Z].*\\.", sentence, re.DOTALL), name
         assert ("KIND" in usage) == (name in {"dead", "preview", "send"})
-    done = run("stauts", cwd=tmp_path)
+    done = run_here("stauts", cwd=tmp_path)
     assert done.returncode == 2
     assert "argument COMMAND: invalid choice: 'stauts' (choose from " in done.stderr
 

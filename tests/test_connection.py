@@ -103,7 +103,7 @@ async def test_the_log_says_what_timed_out(
         def failed() -> None:
             assert any(words in record.getMessage() for record in caplog.records), caplog.text
 
-        await eventually_async(failed, 5)
+        await eventually_async(failed)
     assert any(words.replace("421 at connect", "421 busy") in item["error"] for item in owed(database))
 
 
@@ -118,7 +118,7 @@ async def test_a_server_that_refuses_connections_is_named_in_no_log(
     def failed() -> None:
         assert "connect: ConnectionRefusedError: Connection refused" in caplog.text
 
-    await eventually_async(failed, 5)
+    await eventually_async(failed)
     assert not [record for record in caplog.records if "notifier" in record.name and "127.0" in record.getMessage()]
 
 

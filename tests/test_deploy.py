@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from handlers import ROUTES
 from settings import Settings
 from tests.client import ROOT, Client, create, read
-from tests.processes import VARIABLES, run
+from tests.processes import VARIABLES, run_here
 from tests.programs import needed
 from tests.servers import free_port
 
@@ -150,13 +150,13 @@ def mounted(folder: Path) -> dict[str, str]:
 def test_the_manifest_is_a_complete_configuration(tmp_path: Path) -> None:
     assert environment().keys() <= VARIABLES
     variables = mounted(tmp_path) | {"API_KEYS": "k" * 32}
-    done = run("preview", "order_shipped", "--data", '{"number": 4711}', cwd=tmp_path, **variables)
+    done = run_here("preview", "order_shipped", "--data", '{"number": 4711}', cwd=tmp_path, **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Subject: Order 4711 is on its way\n\nHello,")
 
 
 def test_with_the_key_of_the_example_the_service_does_not_start(tmp_path: Path) -> None:
-    done = run(cwd=tmp_path, **mounted(tmp_path) | {"PORT": str(free_port())})
+    done = run_here(cwd=tmp_path, **mounted(tmp_path) | {"PORT": str(free_port())})
     assert done.returncode == 2
     assert [line.split(":")[0].strip() for line in done.stderr.splitlines()[1:]] == ["API_KEYS"]
 

@@ -12,7 +12,7 @@ import pytest
 from cli.environment import read_settings
 from cli.variables import SettingsError
 from settings import Settings
-from tests.processes import COMPLETE, run
+from tests.processes import COMPLETE, run, run_here
 
 FILE = "".join(f"{name}={value}\n" for name, value in COMPLETE.items())
 
@@ -162,7 +162,7 @@ def test_the_api_key_of_a_client_stops_no_command(tmp_path: Path) -> None:
         done = run(*preview, cwd=tmp_path, API_KEY="hunter2", **COMPLETE, **variables)
         assert (done.returncode, "is API_KEYS meant?" in done.stderr) == (0, warned)
         assert "hunter2" not in done.stderr
-    done = run("check", cwd=tmp_path, API_KEY="hunter2")
+    done = run_here("check", cwd=tmp_path, API_KEY="hunter2")
     assert re.search("^ok +configuration +a local run.*API_KEY: .* is API_KEYS meant", done.stdout)
 
 

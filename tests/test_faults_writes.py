@@ -17,7 +17,7 @@ from kinds import SPECIFIED
 from settings import Settings
 from tests.client import DB, OTHER, USER, Client, create, ours, problem, settled, user
 from tests.combinations import pairwise
-from tests.faults import HEARTBEATS, failing, impatient
+from tests.faults import HEARTBEATS, failing, hasty, impatient
 from tests.fixtures import MONGODS, Start
 from tests.proxy import FAULTS, Proxy
 from tests.servers import MailServer, Mongod, initiate
@@ -149,7 +149,7 @@ async def test_i1_acknowledged_writes_survive_kill_9_of_mongod(
     ],
     ids=str,
 )
-@impatient
+@hasty
 async def test_i6_a_failing_database_is_503_and_a_retry_has_one_effect(
     start: Start, settings: Settings, mongod: Mongod, database: DB, fault: dict[str, Any]
 ) -> None:
@@ -168,12 +168,16 @@ async def test_i6_a_failing_database_is_503_and_a_retry_has_one_effect(
             assert (response.status, response.headers["Retry-After"]) == (503, "5")
             await problem(response)
     assert len((database.users.find_one() or {}).get("notifications", [])) <= 1
-    assert (await client.post("/create", json=body, headers=headers)).status == 201
+
+    async def is_created() -> None:
+        assert (await client.post("/create", json=body, headers=headers)).status == 201
+
+    await eventually_async(is_created)
     assert len(user(database)["notifications"]) == 1
     await settled(database)
 
 
-@impatient
+@hasty
 async def test_i6_a_step_down_reported_as_a_write_error_is_503(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server does so only in a race, which the soak found on a real replica set."""
 
@@ -207,8 +211,7 @@ async def test_i6_a_frozen_mongod_is_503_until_it_recovers(start: Start, tmp_pat
         assert {response.status for response in await asyncio.gather(*requests)} == {503}
         assert elapsed() < 4
     server.signal(signal.SIGCONT)
-    await asyncio.sleep(1)
-    await create(client)
+    await eventually_async(lambda: create(client))
     await client.close()
     server.kill()
 

@@ -6,7 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,14 +24,31 @@ from tests.client import ROOT
 OPERATIONS = operations(ROUTES, SPECIFIED, IdType.OBJECTID)
 
 
-def generate(*arguments: str) -> tuple[int, str]:
-    command = [sys.executable, str(ROOT / "docs/generate.py"), *arguments]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    return process.returncode, process.stdout + process.stderr
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the program that `make docs` runs."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return import_module("generate")
+
+
+Generate = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def generate(program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """Return a function that runs it with these arguments, in this process, and returns its code and output."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
+        return program.main(), capsys.readouterr().out
+
+    return run
 
 
 def test_the_pages_are_up_to_date() -> None:
-    assert generate("--check") == (0, "")
+    command = [sys.executable, str(ROOT / "docs/generate.py"), "--check"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
 @pytest.fixture
@@ -41,7 +61,7 @@ def pages(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_page_that_is_out_of_date_is_named_and_written(pages: Path) -> None:
+def test_a_page_that_is_out_of_date_is_named_and_written(pages: Path, generate: Generate) -> None:
     assert generate("--check", "--folder", str(pages)) == (1, "Out of date: configuration.md. Run `make docs`.\n")
     assert generate("--folder", str(pages)) == (0, "Written: configuration.md.\n")
     assert (pages / "configuration.md").read_text() == (ROOT / "docs/configuration.md").read_text()
@@ -56,10 +76,7 @@ def test_the_tables_are_complete() -> None:
     assert all(re.search(rf"^\| `{name}`[ ,]", configuration, re.MULTILINE) for name in VARIABLES)
 
 
-def test_every_table_has_its_place_in_a_page() -> None:
+def test_every_table_has_its_place_in_a_page(program: ModuleType) -> None:
     written = "".join(page.read_text() for page in ROOT.glob("docs/*.md"))
-    program = "import generate; print(*generate.BLOCKS)"
-    command = [sys.executable, "-c", program]
-    blocks = subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True).stdout.split()
-    assert {"errors", "scale_rates", "scale_users", "scale_bounds"} <= set(blocks)
-    assert all(f"<!-- end of {block} -->" in written for block in blocks)
+    assert {"errors", "scale_rates", "scale_users", "scale_bounds"} <= program.BLOCKS.keys()
+    assert all(f"<!-- end of {block} -->" in written for block in program.BLOCKS)

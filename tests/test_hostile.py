@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import gzip
 import json
-import signal
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -17,11 +16,10 @@ import pytest
 
 from settings import Settings
 from tests.bad_input import with_, with_data
-from tests.browser import local_run
 from tests.client import KEY, PROTECTED, USER, Client, problem
 from tests.demo import RunLocally
 from tests.fixtures import Start
-from tests.processes import LocalRun, running_service
+from tests.processes import running_service
 from tests.waiting import slow_clock
 
 BOMB = gzip.compress(b" " * 50_000_000)  # 50 KB
@@ -75,7 +73,7 @@ async def test_a_caller_without_a_key_is_refused_before_the_body(start: Start, h
             yield b" " * 1000
             await asyncio.sleep(0.01)
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):  # not for ever
         response = await client.post("/create", data=endless(), headers=headers)
         assert response.status == 401
         response = await client.post("/create", data=b"", headers={"Content-Length": f"{10**15}", **headers})
@@ -87,7 +85,7 @@ async def test_a_chunked_body_without_end_is_cut_off_at_the_limit(client: Client
         while True:
             yield b" " * 10_000
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await client.post("/create", data=endless())).status == 413
 
 
@@ -232,20 +230,20 @@ async def test_a_host_that_is_no_name_of_a_local_run_is_421(run_locally: RunLoca
     assert (await raw(local.port, host)).startswith(b"HTTP/1.1 421")
 
 
-NAMES = "Box.local,192.168.1.5,fd00:0::5,bücher.example"
+NAMES = ["Box.local", "192.168.1.5", "fd00:0::5", "bücher.example"]
 KNOWN = ["BOX.local", "box.local:1", "192.168.1.5:8080", "[fd00::5]:443", "xn--bcher-kva.example", "[::1]:80"]
 FOREIGN = ["local", "x.box.local", "box.local.", "192.168.1.50", "fd00::5", "[fd00::6]", "evil.example:8080"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-async def test_a_local_run_answers_to_its_local_names_and_to_no_other(tmp_path: Path, host: str) -> None:
-    async with local_run(tmp_path, LOCAL_NAMES=NAMES, HOST=host) as local:
-        for name in KNOWN:
-            assert (await raw(local.port, name)).startswith(b"HTTP/1.1 200"), name
-        for name in FOREIGN:
-            answer = await raw(local.port, name, "X-Forwarded-Host: box.local\r\n")
-            assert answer.startswith(b"HTTP/1.1 421"), name
-            assert b"LOCAL_NAMES" in answer
+async def test_a_local_run_answers_to_its_local_names_and_to_no_other(run_locally: RunLocally, host: str) -> None:
+    local = await run_locally(local_names=NAMES, host=host)
+    for name in KNOWN:
+        assert (await raw(local.port, name)).startswith(b"HTTP/1.1 200"), name
+    for name in FOREIGN:
+        answer = await raw(local.port, name, "X-Forwarded-Host: box.local\r\n")
+        assert answer.startswith(b"HTTP/1.1 421"), name
+        assert b"LOCAL_NAMES" in answer
 
 
 FORWARDED = {
@@ -258,22 +256,19 @@ FORWARDED = {
 
 
 @pytest.mark.parametrize("forwarder", FORWARDED)
-async def test_only_the_own_page_behind_a_forwarder_may_call(local_x: LocalRun, forwarder: str) -> None:
+async def test_only_the_own_page_behind_a_forwarder_may_call(run_locally: RunLocally, forwarder: str) -> None:
+    local = await run_locally(local_names=["x-8080.example"])
     headers = FORWARDED[forwarder] | {"X-Forwarded-Host": "x-8080.example"}
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{local_x.port}") as session:
-        for site, status in (("same-origin", 201), ("cross-site", 403)):
-            headers["Sec-Fetch-Site"] = site
-            assert (await session.post("/create", data=with_(), headers=headers)).status == status
+    for site, status in (("same-origin", 201), ("cross-site", 403)):
+        headers["Sec-Fetch-Site"] = site
+        assert (await local.client.post("/create", data=with_(), headers=headers)).status == status
 
 
-async def test_a_phone_on_plain_http_sends_only_its_origin(tmp_path: Path) -> None:
-    async with (
-        local_run(tmp_path, LOCAL_NAMES="192.168.1.5", HOST="0.0.0.0") as local,
-        aiohttp.ClientSession(f"http://127.0.0.1:{local.port}") as session,
-    ):
-        for origin, status in (("192.168.1.5:8080", 201), ("192.168.1.5:3000", 403)):
-            headers = {"Host": "192.168.1.5:8080", "Origin": f"http://{origin}"}
-            assert (await session.post("/create", data=with_(), headers=headers)).status == status
+async def test_a_phone_on_plain_http_sends_only_its_origin(run_locally: RunLocally) -> None:
+    local = await run_locally(local_names=["192.168.1.5"], host="0.0.0.0")
+    for origin, status in (("192.168.1.5:8080", 201), ("192.168.1.5:3000", 403)):
+        headers = {"Host": "192.168.1.5:8080", "Origin": f"http://{origin}"}
+        assert (await local.client.post("/create", data=with_(), headers=headers)).status == status
 
 
 @pytest.mark.parametrize("host", ["localhost:abc", "[::1", "a b", "%", "x" * 5000, "é"])
@@ -290,19 +285,3 @@ async def raw(port: int, host: str, more: str = "") -> bytes:
     answer = await reader.read()
     writer.close()
     return answer
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
-    """Run the service with nothing configured."""
-    run = LocalRun(tmp_path_factory.mktemp("local"))
-    yield run
-    run.end(signal.SIGTERM)
-
-
-@pytest.fixture(scope="module")
-def local_x(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
-    """Run the service with a forwarded port."""
-    run = LocalRun(tmp_path_factory.mktemp("local_x"), LOCAL_NAMES="x-8080.example")
-    yield run
-    run.end(signal.SIGTERM)

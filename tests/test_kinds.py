@@ -20,7 +20,7 @@ from schemas import CreateSchema, SelectionSchema
 from settings import Settings
 from tests.client import DB, PROTECTED, ROOT, TARGET, USER, Client, create, list_, owed, problem, settled, user
 from tests.fixtures import Start
-from tests.processes import COMPLETE, command, run
+from tests.processes import COMPLETE, command, run_here
 from tests.servers import MailServer, free_port
 from tests.templates import write
 from tests.windows import end_windows
@@ -131,7 +131,7 @@ def test_every_fault_of_a_kinds_file_is_named(
 
 def test_a_faulty_kinds_file_ends_the_start_with_2(tmp_path: Path) -> None:
     path = kinds_file(tmp_path, "[A]\n[b]\nmail = true")
-    done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path), PORT="0")
+    done = run_here(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path), PORT="0")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("The configuration is not valid:\n  KINDS_FILE: [A]: must be a table")
     assert "[b]: there is no setting 'mail'" in done.stderr
@@ -142,15 +142,15 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     latin = tmp_path / "latin.toml"
     latin.write_bytes("[a]\nlabel = 'Grüße'".encode("latin-1"))
     for path in (tmp_path / "missing.toml", tmp_path, latin):
-        done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path))
+        done = run_here(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(path))
         assert done.returncode == 2
         assert "KINDS_FILE: Cannot be read as TOML: " in done.stderr
-    assert "No such file or directory" in run(cwd=tmp_path, **COMPLETE, KINDS_FILE="missing.toml").stderr
+    assert "No such file or directory" in run_here(cwd=tmp_path, **COMPLETE, KINDS_FILE="missing.toml").stderr
 
 
 def test_a_template_of_no_kind_stops_the_start(tmp_path: Path) -> None:
     folder = write(tmp_path, {"order_shipped.de.subject.txt": "x", "new_post.txt": "x", "new_login.text.html": "x"})
-    done = run(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(SHOP), TEMPLATES_DIR=str(folder))
+    done = run_here(cwd=tmp_path, **COMPLETE, KINDS_FILE=str(SHOP), TEMPLATES_DIR=str(folder))
     assert done.returncode == 2
     for name in ("new_post.txt", "new_login.text.html"):
         assert f"{name}: not KEY.subject.txt, KEY.txt or KEY.html of a kind" in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -168,13 +168,13 @@ async def test_a_call_of_locked_documents_ends_in_time(database: DB, mongod: Mon
 
 
 async def test_one_repetition_tells_which_users_of_a_call_are_unknown(
-    database: DB, mongod: Mongod, counts: Any
+    database: DB, updates: Callable[[], int], counts: Any
 ) -> None:
     database.lanes.insert_many([{"_id": n} for n in range(0, 64, 2)])
     async with calls(database) as numbered:
-        before = mongod.updates()
+        before = updates()
         outcomes = await _run(numbered, [push(n, upsert=False) for n in range(64)])
-        assert mongod.updates() - before == 2
+        assert updates() - before == 2
     assert outcomes == [n % 2 == 0 for n in range(64)]
     assert counts() == dict.fromkeys(range(0, 64, 2), 1)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.client import DB, OTHER, USER, Client, create, metric, settled
+from tests.client import DB, OTHER, USER, Client, counted, create, metric, settled
 from tests.faults import failing, scripted
 from tests.fixtures import Start
 from tests.servers import MailServer, Mongod, free_port
+from tests.waiting import eventually_async
 
 
 async def test_metrics_count_requests_and_emails_and_name_nobody(
@@ -22,9 +22,8 @@ async def test_metrics_count_requests_and_emails_and_name_nobody(
     await settled(database)
     await client.get("/nothing/" + USER)
     await client.request("BREW", "/list")
-    assert await metric(client, 'notifier_emails_total{outcome="sent",reason="sent"}') == 1
-    assert await metric(client, 'notifier_emails_total{outcome="retried",reason="transient"}') == 1
-    assert await metric(client, 'notifier_emails_total{outcome="dead",reason="permanent"}') == 1
+    for outcome, reason in (("sent", "sent"), ("retried", "transient"), ("dead", "permanent")):
+        await counted(client, f'notifier_emails_total{{outcome="{outcome}",reason="{reason}"}}', 1)
     created = 'notifier_http_request_duration_seconds_count{method="POST",route="/create",status="201"}'
     assert await metric(client, created) == 2
     assert await metric(client, "notifier_email_delivery_seconds_count") == 1
@@ -41,10 +40,13 @@ async def test_metrics_show_how_many_emails_are_owed(start: Start, mongod: Mongo
     assert await metric(client, "notifier_emails_owed") == 0
     for _ in range(3):
         await create(client, key="registration")
-    await asyncio.sleep(1.1)
+    await counted(client, "notifier_smtp_breaker_open", 1)
+
+    async def is_old() -> None:
+        assert await metric(client, "notifier_oldest_email_owed_seconds") >= 1
+
+    await eventually_async(is_old)
     assert await metric(client, "notifier_emails_owed") == 3
-    assert await metric(client, "notifier_oldest_email_owed_seconds") >= 1
-    assert await metric(client, "notifier_smtp_breaker_open") == 1
     with failing(mongod, ["aggregate"], errorCode=91):
         text = await (await client.get("/metrics")).text()
     assert "notifier_emails_owed NaN" in text

@@ -9,7 +9,7 @@ import pytest
 
 from tests.client import KEY, TARGET
 from tests.links import SHOP
-from tests.processes import COMPLETE, run
+from tests.processes import COMPLETE, run_here
 from tests.templates import write
 
 
@@ -17,12 +17,12 @@ from tests.templates import write
 def test_preview_shows_an_email_and_needs_no_database(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.subject.txt": "Hi {{ data.n }}", "new_login.txt": "{{ target_id }}"})
     arguments = ("preview", "new_login", "--data", '{"n": "é\\r\\n"}', "--target-id", TARGET.upper())
-    done = run(*arguments, cwd=tmp_path, **COMPLETE, TEMPLATES_DIR=f"{folder}")
+    done = run_here(*arguments, cwd=tmp_path, **COMPLETE, TEMPLATES_DIR=f"{folder}")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"Subject: Hi é\n\n{TARGET}\n", "")
     write(tmp_path, {"new_login.html": "<b>{{ data.n }}</b>"})
-    done = run(*arguments, cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
+    done = run_here(*arguments, cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
     assert done.stdout.endswith("\n--- as HTML ---\n\n<b>é\n</b>\n")
-    done = run("preview", "new_login", cwd=tmp_path)
+    done = run_here("preview", "new_login", cwd=tmp_path)
     assert done.stdout == "Subject: new_login\n\nnew_login\n"
 
 
@@ -42,7 +42,7 @@ def test_preview_shows_an_email_and_needs_no_database(tmp_path: Path) -> None:
 )
 def test_preview_says_in_one_sentence_what_is_wrong(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     folder = write(tmp_path, {"new_login.txt": "\n{{ 1 / data.n }}"})
-    done = run("preview", *arguments, cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
+    done = run_here("preview", *arguments, cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
     code = 1 if "division" in sentence else 2  # which is for arguments that cannot be used
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
     assert done.stderr.startswith(sentence)
@@ -53,7 +53,7 @@ def test_preview_shows_the_language_and_the_link(tmp_path: Path, variables: dict
     folder = write(tmp_path, {"order_shipped.txt": "{{ language }}: {{ kind.label }} [{{ unsubscribe_url }}]"})
     shop = {"KINDS_FILE": f"{SHOP}", "TEMPLATES_DIR": f"{folder}"}
     arguments = ("order_shipped", "--language", "de_DE", "--data", '{"number": 7}')
-    done = run("preview", *arguments, cwd=tmp_path, **shop, **variables)
+    done = run_here("preview", *arguments, cwd=tmp_path, **shop, **variables)
     found = re.search(r"List-Unsubscribe: <(https://x\.example/u/[\w-]{60,})>\n", done.stdout)
     assert bool(found) == bool(variables)
     header, link = (found[0], found[1]) if found else ("", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -118,16 +117,11 @@ async def test_required_and_retried_emails_overtake_many_waiting_ones(
 ) -> None:
     """A message takes 50 ms, so the others would take 10 s. One of the first is asked to come back."""
     greylisted: list[str] = []
-    times: dict[str, float] = {}
 
     async def script(stage: str, recipient: str) -> str | None:
         if stage == "RCPT" and len(mail.received) == 10 and not greylisted:
             greylisted.append(recipient)
-            times["refused"] = time.monotonic()
             return "451 4.7.1 greylisted"
-        if stage == "RCPT":
-            times.setdefault(recipient, time.monotonic())
-            times[f"{recipient} last"] = time.monotonic()
         await asyncio.sleep(0.05 if stage == "DATA" else 0)
         return None
 
@@ -142,20 +136,12 @@ async def test_required_and_retried_emails_overtake_many_waiting_ones(
         assert greylisted
 
     await eventually_async(refused)
-    asked = time.monotonic()
+    before = len(mail.received)
     await create(client, USER, "code")
-
-    def arrived() -> None:
-        recipients = [to for to, _ in mail.received]
-        assert f"{USER}@b.example" in recipients
-        assert greylisted[0] in recipients
-
-    await eventually_async(arrived)
-    assert len(mail.received) < 150
-    assert times[f"{USER}@b.example"] - asked < 1.5
-    assert times[f"{greylisted[0]} last"] - times["refused"] < 3.5  # due after 0.3 s
-    mail.script = None
-    await settled(database)
+    await settled(database, 60)
+    recipients = [to for to, _ in mail.received]
+    assert recipients.index(f"{USER}@b.example") - before < 30
+    assert recipients.index(greylisted[0]) < 10 + 70  # due after 0.3 s
 
 
 def test_of_four_that_are_taken_one_is_not_urgent() -> None:

@@ -27,7 +27,7 @@ from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Settings
 from tests.client import DB, OTHER, USER, assert_length, create, owed, settled
 from tests.fixtures import Start
-from tests.processes import COMPLETE, run, running_service
+from tests.processes import COMPLETE, run, run_here, running_service
 from tests.servers import MailServer
 from tests.templates import write
 from tests.waiting import eventually_async
@@ -200,7 +200,7 @@ def test_a_fault_of_the_start_is_one_of_the_configuration(environment: Callable[
 
 def test_preview_says_that_an_email_takes_too_much(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.txt": GREEDY.replace("TIMES", "data.times or 0")})
-    done = run("preview", "new_login", "--data", '{"times": 40}', cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
+    done = run_here("preview", "new_login", "--data", '{"times": 40}', cwd=tmp_path, TEMPLATES_DIR=f"{folder}")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"{TOO_LARGE}; the e-mail would become a dead letter.\n"
 

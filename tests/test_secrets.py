@@ -13,7 +13,7 @@ import pytest
 from cli.environment import read_settings
 from cli.variables import SettingsError
 from settings import ALL_SCOPES, SECRETS, Scope, Settings
-from tests.processes import COMPLETE, run
+from tests.processes import COMPLETE, run_here
 
 KEY = "k" * 32
 LOGIN = ("SMTP_LOGIN", "SMTP_PASSWORD")
@@ -115,7 +115,7 @@ def test_a_value_and_a_file_are_one_too_many(environment: Callable[..., Settings
 
 
 def test_a_database_named_in_a_file_is_no_local_run(tmp_path: Path) -> None:
-    done = run(cwd=tmp_path, DB_URI_FILE="/nowhere")
+    done = run_here(cwd=tmp_path, DB_URI_FILE="/nowhere")
     assert done.returncode == 2
     assert [line.split(":")[0].strip() for line in done.stderr.splitlines()[1:]] == [
         "DB_URI_FILE",

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cli.variables import SettingsError
 from settings import Security, Settings
 from tests.client import ROOT
-from tests.processes import COMPLETE, VARIABLES, run
+from tests.processes import COMPLETE, VARIABLES, run_here
 
 BAD_HOSTS = [
     "smtp\n.example.com",
@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
             file.symlink_to("nowhere")
         case "binary":
             file.write_bytes(b"PORT=\xff")
-    done = run(cwd=tmp_path)
+    done = run_here(cwd=tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"The configuration is not valid:\n  \.env: [A-Z][^.]*\.\n", done.stderr)
 

@@ -15,10 +15,9 @@ from mail.verdicts import Stage
 from mongo.suppression import NO_INDEX, SHARED_LIMIT
 from settings import Settings, UnknownUsers
 from store import open_store
-from tests.client import DB, OTHER, PROTECTED, USER, Client, create, metric, ours, settled, token
+from tests.client import DB, OTHER, PROTECTED, USER, Client, counted, create, ours, settled, token
 from tests.fixtures import Start
 from tests.servers import MailServer
-from tests.waiting import eventually_async
 
 GONE = "550 5.1.1 <gone@example.com>: no such user"
 
@@ -112,11 +111,7 @@ async def test_after_a_bounce_emails_die_without_a_conversation(client: Client, 
     assert first["error"] == f"RCPT: {GONE}"
     assert second["error"] == "Suppressed: no e-mail is sent to this address (5.1.1)."
     assert (first["tries"], second["tries"]) == (1, 0)
-
-    async def is_counted() -> None:
-        assert await metric(client, 'notifier_emails_total{outcome="dead",reason="suppressed"}') == 1
-
-    await eventually_async(is_counted)
+    await counted(client, 'notifier_emails_total{outcome="dead",reason="suppressed"}', 1)
 
 
 async def test_a_refusal_for_policy_suppresses_nothing(client: Client, database: DB, mail: MailServer) -> None:

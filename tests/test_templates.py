@@ -16,7 +16,7 @@ from mail.templates import Content, RenderError, Templates, TemplatesError
 from mongo.owed import batch
 from settings import Settings
 from tests.client import ROOT, USER
-from tests.processes import COMPLETE, run
+from tests.processes import COMPLETE, run_here
 from tests.templates import Rendered, write
 
 EXAMPLES = ROOT / "examples/templates"
@@ -216,7 +216,7 @@ async def test_every_fault_is_reported_and_hidden_files_are_ignored(tmp_path: Pa
 
 def test_a_broken_template_stops_the_start_with_other_faults(tmp_path: Path) -> None:
     folder = write(tmp_path, {"new_login.html": "<p>\n{{ data.city }</p>"})
-    done = run(cwd=tmp_path, **COMPLETE, TEMPLATES_DIR=f"{folder}", PORT="0")
+    done = run_here(cwd=tmp_path, **COMPLETE, TEMPLATES_DIR=f"{folder}", PORT="0")
     assert done.returncode == 2
     assert "TEMPLATES_DIR: new_login.html, line 2: " in done.stderr
     assert "PORT: " in done.stderr

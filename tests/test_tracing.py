@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.client import DB, ROOT, USER, owed
+from tests.client import DB, ROOT, USER, settled
 from tests.faults import scripted
 from tests.fixtures import Start
 from tests.processes import VARIABLES
@@ -97,7 +97,7 @@ async def test_spans_say_what_failed_and_never_whose_words(
         assert "hunter2" not in str(spans)
 
     await eventually_async(check)
-    assert owed(database) == []
+    await settled(database)
 
 
 async def test_a_collector_that_is_gone_fails_no_request(start: Start, caplog: pytest.LogCaptureFixture) -> None:

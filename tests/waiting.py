@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from threading import Event, Thread
 
 from pymongo.errors import PyMongoError
@@ -17,7 +18,7 @@ TICK = 0.01
 """Seconds between two ticks of a slow clock."""
 
 
-def eventually(check: Callable[[], object], timeout: float = 15.0) -> None:
+def eventually(check: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until `check` passes. After `timeout` seconds, raise what it raises."""
     deadline = time.monotonic() + timeout
     while True:
@@ -58,9 +59,14 @@ class _SlowClock(Thread):
             self.ticks += 1
 
 
+def assert_pause(times: Sequence[float], seconds: float) -> None:
+    """Check that there was a pause of this many seconds: what is tried less and less often has settled down."""
+    assert any(after - before >= seconds for before, after in pairwise(times))
+
+
 async def eventually_async(
     check: Callable[[], Awaitable[object] | object],
-    timeout: float = 15.0,  # noqa: ASYNC109 - the last check is to raise, not to be cancelled
+    timeout: float = 30.0,  # noqa: ASYNC109 - the last check is to raise, not to be cancelled
 ) -> None:
     """Wait until `check`, a function or a coroutine function, passes. After `timeout` seconds, raise what it raises."""
     deadline = time.monotonic() + timeout

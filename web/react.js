@@ -1,5 +1,5 @@
-"use client";
 // The bell as a component of React, for pages with a bundler. See docs/bell.md.
+"use client";
 import { createElement, useEffect, useImperativeHandle, useLayoutEffect, useRef } from "react";
 
 /** @param {import("./react.d.ts").NotifierInboxProps} props */

@@ -226,7 +226,7 @@ async def test_an_email_begun_behind_a_slow_message_goes_over_another_connection
     plain: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailer.SOON", 0.1)
-    async with steps(odd={("dot", ODD): HANG}) as server:
+    async with steps(odd={("dot", ODD): HANG}, piece=8) as server:  # so that each reply comes by itself
         queue = Queue(addresses())
         mailer = Mailer(replace(plain, smtp_port=server.port), Feedback(plain), queue)
         slow: asyncio.Task[Outcome | None] | None = None

@@ -26,8 +26,8 @@ from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings
 from tests.client import DB, owed, settled
 from tests.fixtures import Start
+from tests.owing import ids, owing
 from tests.smtp import REPLIES
-from tests.test_many_emails import ids, owing
 
 ODD = "odd@example.com"
 DROP, HANG = b"drop", b"hang"
@@ -222,7 +222,7 @@ async def test_an_odd_reply_means_the_same_as_alone(
 # --- beside other workers -----------------------------------------------------------------------------
 
 
-async def test_an_email_begun_behind_a_slow_message_goes_over_another_connection(
+async def test_an_email_behind_a_slow_message_takes_another_connection(
     plain: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailer.SOON", 0.1)
@@ -279,7 +279,7 @@ async def test_the_service_sends_messages_with_the_next_commands(
     assert any(b"\r\n.\r\nMAIL FROM:" in data for data in server.read)
 
 
-async def test_a_stop_gives_back_what_hangs_and_what_was_begun_behind_it(
+async def test_a_stop_gives_back_what_hangs_and_what_follows_it(
     start: Start, settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("delivery.STOP_GRACE", 0.1)

@@ -6,15 +6,15 @@ import asyncio
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sized
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Sized
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from bson import ObjectId
 
-from kinds import SPECIFIED, Kind
+from kinds import SPECIFIED
 from mail.claimer import Window
 from mail.connection import Connection
 from mail.evidence import Evidence
@@ -25,35 +25,17 @@ from mail.replies import Outcome
 from mail.settlement import Settlements
 from mail.verdicts import Verdict
 from mongo.owed import NO_TOKEN, OwedEmail
-from mongo.requests import Create
 from ops.metrics import Metrics
 from settings import Settings
-from store import Store, open_store
 from tests.client import DB, OTHER, USER, create, owed, settled, user
 from tests.faults import failing
 from tests.fixtures import Start
+from tests.owing import ids, owing
 from tests.servers import MailServer, Mongod, free_port, smtp_server
 from tests.smtp import raw_server
 from tests.waiting import eventually_async, slow_clock
 
 pytestmark = pytest.mark.usefixtures("nobody_else")
-
-DIGEST = Kind(name="digest", email=True)
-
-
-@asynccontextmanager
-async def owing(settings: Settings, emails: Mapping[str, int], kind: Kind = DIGEST) -> AsyncIterator[Store]:
-    """Return a store in which this many e-mails are owed to each of these users."""
-    async with open_store(settings) as direct:
-        for user_id, count in emails.items():
-            for _ in range(count):
-                await direct.create(Create(user_id, kind))
-        yield direct
-
-
-def ids(count: int) -> list[str]:
-    return [f"{n:024x}" for n in range(count)]
-
 
 # --- sending ------------------------------------------------------------------------------------------
 
@@ -211,7 +193,7 @@ async def test_one_look_is_for_many_and_holds_for_50_ms(settings: Settings, data
         run.cancel()
 
 
-async def test_a_look_that_nobody_awaits_any_more_can_be_asked_for_again(settings: Settings) -> None:
+async def test_a_look_that_nobody_awaits_can_be_asked_for_again(settings: Settings) -> None:
     async with owing(settings, {USER: 1}) as direct:
         (lease,) = (Lease(email, math.inf) for email in await direct.outbox.claim(1, 60))
         looks = Looks(direct.outbox, Window())

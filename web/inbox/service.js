@@ -87,7 +87,7 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 	const link = { run: new AbortController(), fails: 0, streams: undefined, leads: false, start, post, leave };
 	// A framework hydrates what a server has rendered; then the page is idle.
 	const settled = new Promise((done) => {
-		const idle = () => (globalThis.requestIdleCallback ?? setTimeout)(done);
+		const idle = () => (globalThis.requestIdleCallback ?? ((next) => setTimeout(next)))(done, { timeout: 2000 });
 		if (document.readyState == "complete") idle();
 		else addEventListener("load", idle);
 	});

@@ -27,7 +27,6 @@ from settings import Security, Settings
 from tests.client import DB, owed, settled
 from tests.fixtures import Start
 from tests.smtp import REPLIES
-from tests.test_many_emails import ids, owing
 
 ODD = "odd@example.com"
 DROP, HANG = b"drop", b"hang"
@@ -279,15 +278,13 @@ async def test_the_service_sends_messages_with_the_next_commands(
     assert any(b"\r\n.\r\nMAIL FROM:" in data for data in server.read)
 
 
+@pytest.mark.usefixtures("twelve")
 async def test_a_stop_gives_back_what_hangs_and_what_was_begun_behind_it(
-    start: Start, settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("delivery.STOP_GRACE", 0.1)
     monkeypatch.setattr("mailer.SOON", 60.0)
-    async with (
-        steps(odd={("dot", "message 3"): HANG}) as server,
-        owing(settings, dict.fromkeys(ids(12), 1), SPECIFIED["registration"]),
-    ):
+    async with steps(odd={("dot", "message 3"): HANG}) as server:
         client = await start(smtp_port=server.port, **UNPROTECTED)
         await asyncio.wait_for(server.hanging.wait(), 15)
         await client.close()

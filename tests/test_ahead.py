@@ -23,7 +23,9 @@ from mail.templates import Content
 from mail.verdicts import Verdict
 from mailer import SENT, Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
+from mongo.requests import Create
 from settings import Security, Settings
+from store import open_store
 from tests.client import DB, owed, settled
 from tests.fixtures import Start
 from tests.smtp import REPLIES
@@ -268,10 +270,17 @@ async def test_a_message_does_not_wait_for_the_next_email_to_get_ready(plain: Se
 UNPROTECTED = {"smtp_connections": 1, "smtp_security": Security.NONE, "smtp_login": None, "smtp_password": None}
 
 
-async def test_the_service_sends_messages_with_the_next_commands(
-    start: Start, settings: Settings, database: DB
-) -> None:
-    async with steps() as server, owing(settings, dict.fromkeys(ids(12), 1), SPECIFIED["registration"]):
+@pytest.fixture
+async def twelve(settings: Settings) -> None:
+    """Owe twelve e-mails."""
+    async with open_store(settings) as direct:
+        for n in range(12):
+            await direct.create(Create(f"{n:024x}", SPECIFIED["registration"]))
+
+
+@pytest.mark.usefixtures("twelve")
+async def test_the_service_sends_commands_ahead(start: Start, database: DB) -> None:
+    async with steps() as server:
         await start(smtp_port=server.port, **UNPROTECTED)
         await settled(database)
     assert len(server.accepted) == 12

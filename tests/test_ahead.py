@@ -146,6 +146,13 @@ def email(address: str) -> OwedEmail:
     )
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no e-mail go another way because the machine is slow."""
+    monkeypatch.setattr("mailer.READY", 60.0)
+    monkeypatch.setattr("mailer.SOON", 60.0)
+
+
 @pytest.fixture
 def plain(settings: Settings) -> Settings:
     return replace(settings, smtp_security=Security.NONE, smtp_login=None, smtp_password=None, smtp_command_timeout=0.5)
@@ -249,7 +256,11 @@ async def test_an_email_behind_a_slow_message_takes_another_connection(
         await mailer.pool.close_all()
 
 
-async def test_a_message_does_not_wait_for_the_next_email_to_get_ready(plain: Settings) -> None:
+async def test_a_message_does_not_wait_for_the_next_email_to_get_ready(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailer.READY", 0.02)
+
     class Slow(Queue):
         async def look(self, _: Lease) -> None:
             await forever.wait()
@@ -269,25 +280,28 @@ async def test_a_message_does_not_wait_for_the_next_email_to_get_ready(plain: Se
 UNPROTECTED = {"smtp_connections": 1, "smtp_security": Security.NONE, "smtp_login": None, "smtp_password": None}
 
 
-async def test_the_service_sends_messages_with_the_next_commands(
-    start: Start, settings: Settings, database: DB
-) -> None:
-    async with steps() as server, owing(settings, dict.fromkeys(ids(12), 1), SPECIFIED["registration"]):
+@pytest.fixture
+async def twelve(settings: Settings) -> None:
+    """Owe twelve e-mails."""
+    async with owing(settings, dict.fromkeys(ids(12), 1), SPECIFIED["registration"]):
+        pass
+
+
+@pytest.mark.usefixtures("twelve")
+async def test_the_service_sends_commands_ahead(start: Start, database: DB) -> None:
+    async with steps() as server:
         await start(smtp_port=server.port, **UNPROTECTED)
         await settled(database)
     assert len(server.accepted) == 12
     assert any(b"\r\n.\r\nMAIL FROM:" in data for data in server.read)
 
 
+@pytest.mark.usefixtures("twelve")
 async def test_a_stop_gives_back_what_hangs_and_what_follows_it(
-    start: Start, settings: Settings, database: DB, monkeypatch: pytest.MonkeyPatch
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("delivery.STOP_GRACE", 0.1)
-    monkeypatch.setattr("mailer.SOON", 60.0)
-    async with (
-        steps(odd={("dot", "message 3"): HANG}) as server,
-        owing(settings, dict.fromkeys(ids(12), 1), SPECIFIED["registration"]),
-    ):
+    async with steps(odd={("dot", "message 3"): HANG}) as server:
         client = await start(smtp_port=server.port, **UNPROTECTED)
         await asyncio.wait_for(server.hanging.wait(), 15)
         await client.close()

@@ -32,6 +32,7 @@ from mail.templates import Content, RenderError, RenderingEnded, Templates, cont
 from mail.unsubscribe import Links
 from mail.verdicts import Stage, Verdict
 from mailer import Mailer
+from mongo.connection import end
 from mongo.owed import OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
@@ -147,8 +148,7 @@ class Delivery(Worker):
             async with asyncio.timeout(SETTLE_GRACE):
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self._settler.finish()
-        for task in self._helpers:
-            task.cancel()
+        await end(*self._helpers)
         await self._mailer.pool.close_all()
         await self._templates.aclose()
 

@@ -22,6 +22,7 @@ from aiohttp import web
 from api.body import ClientGone
 from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, encode
 from mongo.changes import Changes, NotReplicated
+from mongo.connection import end
 from mongo.errors import Unavailable
 from ops.metrics import Metrics
 
@@ -72,9 +73,7 @@ class Hub:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await end(*tasks)
 
     def close(self) -> None:
         """End every stream and refuse new ones, so that their clients turn to another process."""

@@ -36,6 +36,8 @@ DEFAULT_DATABASE: Final = "notifier"
 """The database, unless the connection string names another."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
+CANCEL_INTERVAL: Final = 0.1
+"""Seconds until a task that has not ended is cancelled again."""
 MAJORITY: Final = ReadConcern("majority")
 """For reads that must not show what only a deposed primary has seen."""
 OPTIONS: Final[dict[str, Any]] = {
@@ -126,6 +128,18 @@ async def within(seconds: float) -> AsyncIterator[None]:
         if scope.expired():
             raise TimeoutError from exc
         raise
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks that use the shared client, and wait until they have ended.
+
+    Before Python 3.12, `asyncio.wait_for` may ignore a cancellation (https://github.com/python/cpython/issues/86296),
+    and PyMongo calls it for everything that it sends. So the tasks are cancelled again until they end.
+    """
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=CANCEL_INTERVAL)
 
 
 @asynccontextmanager

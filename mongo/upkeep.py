@@ -13,7 +13,7 @@ from typing import Final
 from pymongo.errors import PyMongoError
 
 from mongo import recall
-from mongo.connection import Database
+from mongo.connection import Database, end
 from mongo.dead_mail import DeadMail
 from mongo.errors import PING_DEADLINE, StoreError, Unavailable, persist
 from mongo.indexes import Index
@@ -92,9 +92,7 @@ class Upkeep:
                     await self._looked.wait()
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await end(*tasks)
 
     async def _run(self) -> None:
         while True:

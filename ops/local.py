@@ -141,7 +141,7 @@ async def _running_mailbox() -> AsyncIterator[int]:
     from aiosmtpd.smtp import SMTP  # noqa: PLC0415 - only a local run has its package
 
     loop, handler = asyncio.get_running_loop(), _Handler()
-    logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd logs addresses
+    logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd logs addresses
 
     def protocol() -> SMTP:
         return SMTP(handler, hostname="localhost", enable_SMTPUTF8=True, loop=loop)

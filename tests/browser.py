@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, BrowserType, Page, async_playwright, expect
 
 from settings import Settings
 from tests.bell import FRAMES
@@ -34,17 +34,23 @@ EXPECT_TIMEOUT_MS = 20_000
 expect.set_options(timeout=EXPECT_TIMEOUT_MS)
 
 
+async def launch(chromium: BrowserType, path: str) -> Browser:
+    """Start a Chromium."""
+    arguments = [] if os.geteuid() else ["--no-sandbox"]  # the sandbox refuses to run as root
+    cacheless = ["--disable-back-forward-cache"]  # of Playwright's own: people's browsers have that cache
+    return await chromium.launch(executable_path=path, args=arguments, ignore_default_args=cacheless)
+
+
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Run Chromium, once for all tests of a process. Each test has a profile of its own.
 
     Its shell without windows takes less CPU; where that is missing, the whole browser does the same.
     """
-    path = shutil.which("chromium-headless-shell") or needed("chromium")
+    shell = "chromium-headless-shell"
+    path = shutil.which(shell) or shutil.which("chromium") or needed(shell)
     async with async_playwright() as playwright:
-        arguments = [] if os.geteuid() else ["--no-sandbox"]  # the sandbox refuses to run as root
-        kept = ["--disable-back-forward-cache"]  # of Playwright's own: people's browsers have that cache
-        browser = await playwright.chromium.launch(executable_path=path, args=arguments, ignore_default_args=kept)
+        browser = await launch(playwright.chromium, path)
         new_context = browser.new_context
 
         async def drawing(**options: Any) -> BrowserContext:

@@ -19,7 +19,8 @@ ALL_PROGRAMS: Final = "NOTIFIER_ALL_PROGRAMS"
 PACKAGES: Final = {
     "WebKitWebDriver": "webkit2gtk-driver",
     "Xvfb": "xvfb",
-    "chromium": "chromium-headless-shell",
+    "chromium": "chromium",
+    "chromium-headless-shell": "chromium-headless-shell",
     "curl": "curl",
     "docker-compose": "docker-compose",
     "faketime": "faketime",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import BrowserContext, FloatRect, Locator, Page, Route, expect
+from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Page, Route, expect
 
 from tests.bell import bell, panel, rows, shows_new
-from tests.browser import Server, Site, events, open_page
+from tests.browser import Server, Site, events, launch, open_page
+from tests.programs import needed
 from tests.waiting import eventually_async
 
 PLACE = "notifier-inbox { display: inline-block; min-width: 44px; min-height: 44px; vertical-align: middle; }"
@@ -170,9 +172,17 @@ async def test_another_document_adopts_the_bell_with_its_styles(
     await shows_new(page, 2)
 
 
-async def test_a_page_that_comes_back_is_up_to_date(server: Server, site: Site, context: BrowserContext) -> None:
+@pytest.fixture
+async def whole(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """Open a profile in the whole Chromium, which keeps pages for "back". Its shell without windows does not."""
+    chromium = await launch(browser.browser_type, needed("chromium"))
+    yield await chromium.new_context()
+    await chromium.close()
+
+
+async def test_a_page_that_comes_back_is_up_to_date(server: Server, site: Site, whole: BrowserContext) -> None:
     site.embed(server.url)
-    page = await open_page(context, site.origin)
+    page = await open_page(whole, site.origin)
     await page.evaluate("addEventListener('pageshow', ({ persisted }) => { window.kept = persisted; })")
     await eventually_async(lambda: server.assert_streams_open(1))
     await page.goto(f"{site.origin}/own.css")

@@ -14,7 +14,7 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, ExecutionTimeout
 
-from mongo.connection import connected, within
+from mongo.connection import connected, end, within
 from mongo.document import JSONObject
 from mongo.errors import PATIENCE, Patience, Unavailable
 from mongo.lanes import PROBE, Calls, Outcome, Write, keeps_numbers
@@ -289,3 +289,21 @@ async def test_a_drivers_lock_that_breaks_on_cancel_is_a_timeout(seconds: float,
     with pytest.raises(error):
         async with within(seconds):
             await call()
+
+
+async def test_a_task_that_ignores_a_cancellation_is_ended() -> None:
+    ignored = 0
+
+    async def stubborn() -> None:
+        nonlocal ignored
+        while ignored < 2:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                ignored += 1
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await end(task)
+    assert (task.cancelled(), ignored) == (True, 2)

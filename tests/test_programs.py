@@ -27,7 +27,7 @@ SOME = [
     "tests/test_unsubscribe.py::test_the_documented_command_does_what_a_mail_program_does",
 ]
 """Tests, of which one needs no program and the others need one or several."""
-SECOND = {"Xvfb", "node", "openssl"}
+SECOND = {"Xvfb", "chromium", "node", "openssl"}
 """Programs that are needed only together with another, which is reported as missing first."""
 
 

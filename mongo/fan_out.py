@@ -20,7 +20,7 @@ Outcome = Recorded | StoreError
 
 BATCHES_AT_ONCE: Final = 3
 """Batches under way in a process while there are no single creates. More would wait for MongoDB."""
-GENTLE_LIMIT: Final = 16
+GENTLE_LIMIT: Final = 8
 """Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
 CALM: Final = 1.0
 """After this many seconds without a single create, batches are large."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +33,7 @@ def tree_of(commit: str) -> Iterator[Tree]:
     """Check a commit out for the length of the block. Raises `LoadError`."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder, short = Path(name), _git("rev-parse", "--short=7", f"{commit}^{{commit}}").decode().strip()
-        with tarfile.open(fileobj=io.BytesIO(_git("archive", short))) as files:
-            files.extractall(folder, filter="data")
+        subprocess.run(["/usr/bin/env", "tar", "-x", "-C", name], input=_git("archive", short), check=True)
         of_old = any('"mail_due"' in path.read_text() for path in folder.glob("mongo/*.py"))
         yield Tree(short, folder, "against", BEFORE if of_old else OWN)
 

@@ -85,8 +85,9 @@ class BearerServer(MailServer):
 
     def hang_up(self) -> None:
         """Close all connections, so that the next e-mail needs a login."""
-        for transport in self.transports:
-            transport.abort()
+        while self.transports:
+            if not (transport := self.transports.pop()).is_closing():
+                transport.abort()
 
     async def auth_XOAUTH2(self, server: SMTP, arguments: list[str]) -> AuthResult:  # noqa: N802 - aiosmtpd's names
         return await self._judge(server, arguments, "user=(.*)\x01auth=Bearer (.*)\x01\x01", b"")

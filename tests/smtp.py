@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
+
+Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 DROP: Final = b"drop"
 """Close the connection instead of replying."""
@@ -127,22 +129,28 @@ async def raw_server(
 ) -> AsyncIterator[RawServer]:
     """Run a server that gives these replies, and the ordinary ones otherwise, without TLS."""
     state = RawServer(replies or {})
+    async with conversing(state.converse, host, port) as state.port:
+        yield state
+
+
+@asynccontextmanager
+async def conversing(converse: Converse, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
+    """Run a server that converses so on every connection, without TLS; yield its port."""
     tasks: set[asyncio.Task[None]] = set()
 
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
         tasks.add(task)
         try:
             with suppress(asyncio.CancelledError, asyncio.IncompleteReadError):
-                await state.converse(reader, writer)
+                await converse(reader, writer)
         finally:
             writer.transport.abort()
 
-    server = await asyncio.start_server(converse, host, port, limit=1 << 20)
-    state.port = server.sockets[0].getsockname()[1]
+    server = await asyncio.start_server(connected, host, port, limit=1 << 20)
     try:
-        yield state
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for task in tasks:

@@ -27,10 +27,9 @@ from settings import Security, Settings
 from tests.client import DB, owed, settled
 from tests.fixtures import Start
 from tests.owing import ids, owing
-from tests.smtp import REPLIES
+from tests.smtp import DROP, HANG, REPLIES, conversing
 
 ODD = "odd@example.com"
-DROP, HANG = b"drop", b"hang"
 COMMANDS = ("MAIL", "RCPT", "DATA")
 
 
@@ -95,27 +94,13 @@ class Steps:
 @asynccontextmanager
 async def steps(**script: object) -> AsyncIterator[Steps]:
     state = Steps(**script)  # type: ignore[arg-type] # as the tests name them
-    tasks: set[asyncio.Task[None]] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        tasks.add(task)
-        try:
-            with suppress(asyncio.CancelledError, ConnectionError):
-                await state.converse(reader, writer)
-        finally:
-            writer.transport.abort()
+        with suppress(ConnectionError):
+            await state.converse(reader, writer)
 
-    server = await asyncio.start_server(converse, "127.0.0.1", 0)
-    state.port = server.sockets[0].getsockname()[1]
-    try:
+    async with conversing(converse) as state.port:
         yield state
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks)
 
 
 class Queue(Worker):

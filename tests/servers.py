@@ -29,7 +29,7 @@ from tests.waiting import eventually
 LOGIN: Final = "mailer@example.com"
 PASSWORD: Final = "correct horse"  # noqa: S105 - of the server below
 PROCESSES: Final = 64
-"""Processes of tests at the most, among which the ports are divided."""
+"""Processes of tests at the most, among which the ports are divided. Soak and bench are such, too."""
 Script = Callable[[str, str], Awaitable[str | None]]
 """How an SMTP server behaves: see `MailServer`."""
 
@@ -50,7 +50,8 @@ def free_port() -> int:
     It is below those that the kernel gives to connections, and each process of tests has ports of its own: nobody
     takes it before the test does, nor where the test wants nobody to listen.
     """
-    first = 10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PROCESSES
+    number = os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw")
+    first = 10_000 + int(number) % PROCESSES
     while True:
         port = random.randrange(first, 32_000, PROCESSES)
         with socket.socket() as probe, suppress(OSError):

@@ -279,8 +279,7 @@ async def soak(topology: str, seconds: float) -> bool:
         finally:
             for worker in workers:
                 worker.kill()
-        with setup.client() as client:
-            documents, dead_mail = list(client[DATABASE].users.find()), list(client[DATABASE].dead_mail.find())
+        documents, dead_mail = await asyncio.to_thread(read_all, setup)
         users = [document for document in documents if document["_id"] not in odd]
         broken = {
             "I2 users still owed an e-mail": owed,
@@ -334,15 +333,25 @@ def count_overfull(setup: Setup) -> int:
 async def settle(setup: Setup, workers: list[Service]) -> int:
     """Wait until nothing is owed; return how many users are owed an e-mail after `SETTLE_TIMEOUT`."""
     deadline = time.monotonic() + SETTLE_TIMEOUT
+    owing = {"notifier.due": {"$exists": True}, "email": {"$exists": True}}  # odd documents have no address
+    left = -1  # unknown while the members still elect a primary
     with setup.client() as client:
-        while True:
+        while left and time.monotonic() < deadline:
             revive(workers)
-            owing = {"notifier.due": {"$exists": True}, "email": {"$exists": True}}  # odd documents have no address
-            left = await asyncio.to_thread(client[DATABASE].users.count_documents, owing)
+            with contextlib.suppress(PyMongoError):
+                left = await asyncio.to_thread(client[DATABASE].users.count_documents, owing)
             progress(f"settling: {left} users are still owed an e-mail")
-            if not left or time.monotonic() > deadline:
-                return left
             await asyncio.sleep(1)
+    return left
+
+
+def read_all(setup: Setup) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the documents of the users and the dead letters, read again when another member becomes the primary."""
+    read: list[list[dict[str, Any]]] = []
+    with setup.client() as client:
+        users, dead_mail = client[DATABASE].users, client[DATABASE].dead_mail
+        eventually(lambda: read.extend([list(users.find()), list(dead_mail.find())]))
+    return read[0], read[1]
 
 
 def progress(line: str) -> None:

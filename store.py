@@ -10,11 +10,11 @@ from operator import attrgetter
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
-from mongo.connection import Connection, connected, within
+from mongo.connection import Connection, connected
 from mongo.creation import Creates, Recorded
 from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE
-from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist
+from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist, within
 from mongo.fan_out import FanOut
 from mongo.inbox import EMPTY, Page, delete, erase, is_shared, kind_of_list, page_of, see
 from mongo.lanes import Write, keeps_numbers

@@ -34,7 +34,7 @@ from tests.client import ROOT
 from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
-from tests.soak_check import NO_ANSWER, Ledger, check, cluster_faults, logged_exceptions
+from tests.soak_check import NO_ANSWER, Ledger, check, cluster_faults, logged_exceptions, read_all
 from tests.soak_decide import KINDS, Decisions, check_decisions, decide_until
 from tests.soak_load import BUSY, USERS, create_until
 from tests.soak_poison import (
@@ -279,7 +279,8 @@ async def soak(topology: str, seconds: float) -> bool:
         finally:
             for worker in workers:
                 worker.kill()
-        documents, dead_mail = await asyncio.to_thread(read_all, setup)
+        with setup.client() as client:
+            documents, dead_mail = await asyncio.to_thread(read_all, client[DATABASE])
         users = [document for document in documents if document["_id"] not in odd]
         broken = {
             "I2 users still owed an e-mail": owed,
@@ -343,15 +344,6 @@ async def settle(setup: Setup, workers: list[Service]) -> int:
             progress(f"settling: {left} users are still owed an e-mail")
             await asyncio.sleep(1)
     return left
-
-
-def read_all(setup: Setup) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the documents of the users and the dead letters, read again when another member becomes the primary."""
-    read: list[list[dict[str, Any]]] = []
-    with setup.client() as client:
-        users, dead_mail = client[DATABASE].users, client[DATABASE].dead_mail
-        eventually(lambda: read.extend([list(users.find()), list(dead_mail.find())]))
-    return read[0], read[1]
 
 
 def progress(line: str) -> None:

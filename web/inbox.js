@@ -85,7 +85,7 @@ function bell(host) {
 		clearInterval(timer);
 		removed = undefined;
 		if (forGood) inbox.delete(item, user);
-		else inbox.hide(item, false);
+		else inbox.hide(item, false), say("");
 	}
 
 	function choose(unreadOnly) {

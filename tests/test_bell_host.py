@@ -21,14 +21,14 @@ SHORTCUTS = """
 STATUS = "notifier-inbox #status"
 
 
-async def opened(server: Server, site: Site, context: BrowserContext, content: str = "") -> Page:
-    """Return a page with one notification and an open panel."""
+async def opened(server: Server, site: Site, context: BrowserContext, *, content: str = "", count: int = 1) -> Page:
+    """Create a notification, which makes so many; return a page with an open panel."""
     await server.create()
     site.embed(server.url, content=content)
     page = await open_page(context, site.origin)
-    await shows_new(page, 1)
+    await shows_new(page, count)
     await bell(page).click()
-    await expect(rows(page)).to_have_count(1)
+    await expect(rows(page)).to_have_count(count)
     return page
 
 
@@ -60,6 +60,23 @@ async def test_a_page_takes_no_key_of_the_bell_for_a_shortcut(
     await page.keyboard.press("Escape")  # of a closed bell, a key is for the page
     await page.keyboard.press("Control+k")
     assert {"Escape", "k"} <= set(await page.evaluate("pressed"))
+
+
+async def test_a_page_with_a_scroll_of_its_own_leaves_the_list(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    """Libraries for smooth scrolling replace what the wheel does in the whole page."""
+    for n in range(19):
+        await server.create(data={"n": n})
+    site.script = "addEventListener('wheel', (event) => event.preventDefault(), { passive: false });"
+    page = await opened(server, site, context, count=20)
+    await rows(page).nth(1).hover()
+    await page.mouse.wheel(0, 300)
+    await eventually_async(lambda: assert_scrolled(page))
+
+
+async def assert_scrolled(page: Page) -> None:
+    assert await panel(page).evaluate("(panel) => panel.scrollTop") == 300
 
 
 async def test_a_bell_that_leaves_its_page_is_closed(server: Server, site: Site, context: BrowserContext) -> None:

@@ -107,6 +107,8 @@ export function view(host, text, act) {
 		if (isOwn) event.stopPropagation();
 	}
 	for (const type of ["keydown", "keypress", "keyup"]) root.addEventListener(type, keep);
+	// Libraries for smooth scrolling, which replace what the wheel does, would scroll the page instead of the panel.
+	for (const type of ["wheel", "touchmove"]) panel.addEventListener(type, (event) => event.stopPropagation(), { passive: true });
 
 	panel.onbeforetoggle = ({ newState }) => toggle(newState == "open");
 

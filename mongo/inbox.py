@@ -92,7 +92,7 @@ async def see(users: Users, user_id: str) -> None:
     An unknown user has nothing to see.
     """
     number = {"$cond": [{"$isNumber": "$$this.timestamp"}, "$$this.timestamp", None]}
-    long = {"$convert": {"input": {"$max": each(users.inbox, number)}, "to": "long", "onError": None}}
+    long = {"$convert": {"input": {"$ceil": {"$max": each(users.inbox, number)}}, "to": "long", "onError": None}}
     known = {"$convert": {"input": f"${SEEN_AT}", "to": "long", "onError": Int64(0), "onNull": Int64(0)}}
     seen = Write(users.key(user_id) | OURS, [{"$set": {SEEN_AT: {"$ifNull": [long, known]}}}])
     if not await users.persist(lambda n: users.writes.make(seen, attempt=n)):

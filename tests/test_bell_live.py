@@ -242,6 +242,25 @@ async def test_a_list_requested_before_it_was_opened_brings_no_badge(
     assert await page.evaluate("counts") == [[2, 2], [2, 0]]
 
 
+async def test_what_arrives_as_the_panel_closes_is_not_seen(
+    server: Server, site: Site, context: BrowserContext
+) -> None:
+    site.embed(server.url)
+    page = await open_page(context, site.origin)
+    await eventually_async(lambda: server.assert_streams_open(1))
+    await bell(page).click()
+    await expect(page.get_by_text("Nothing here yet.")).to_be_visible()
+    released = await hold_the_next_list(server, page)
+    await page.keyboard.press("Escape")
+    await expect(panel(page)).to_be_hidden()
+    released.set()
+    await shows_new(page, 1)
+    async with page.expect_response("**/list?*"):
+        await page.locator("notifier-inbox").evaluate("(inbox) => inbox.refresh()")
+    assert await server.count(200, "/seen") == 0  # it would have come before that list
+    await shows_new(page, 1)
+
+
 async def assert_listed(server: Server, times: int) -> None:
     assert await server.count(200, "/list") + await server.count(304, "/list") == times
 

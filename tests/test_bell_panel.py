@@ -190,16 +190,20 @@ async def test_the_panel_has_the_colour_scheme_of_its_page(server: Server, site:
         assert await style(page, "#panel", "backgroundColor") == "rgb(255, 255, 255)"
 
 
-async def test_the_badge_can_be_seen_in_forced_colours(server: Server, site: Site, browser: Browser) -> None:
+async def test_counts_can_be_seen_in_forced_colours(server: Server, site: Site, browser: Browser) -> None:
     await server.create()
     site.embed(server.url)
     async with await browser.new_context(forced_colors="active") as context:
         page = await open_page(context, site.origin)
         await shows_new(page, 1)
         behind = await page.evaluate("getComputedStyle(document.body).backgroundColor")
-        colours = {await style(page, "#badge", name) for name in ("color", "backgroundColor")}
-        assert len(colours) == 2
-        assert await style(page, "#badge", "backgroundColor") not in {behind, "rgba(0, 0, 0, 0)"}
+        await bell(page).click()
+        await expect(rows(page)).to_have_count(1)
+        for element in ("#badge", "#filter-all .count", ".arrived"):
+            colours = {await style(page, element, name) for name in ("color", "backgroundColor")}
+            assert len(colours) == 2
+            assert await style(page, element, "backgroundColor") not in {behind, "rgba(0, 0, 0, 0)"}
+        await expect(page.locator("notifier-inbox #filter-all")).to_have_css("border-bottom-width", "2px")
 
 
 async def test_the_badge_of_many_leaves_the_bell_to_be_seen(

@@ -71,11 +71,19 @@ async def test_two_bells_on_a_page_share_a_stream_and_report_once(
     assert await arrived(page) == [1, 2]
 
 
-@pytest.mark.parametrize("missing", ["Navigator.prototype.locks", "globalThis.BroadcastChannel"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "delete Navigator.prototype.locks;",
+        "delete globalThis.BroadcastChannel;",
+        "globalThis.BroadcastChannel = class { constructor() { throw new DOMException('', 'SecurityError'); } };",
+    ],
+    ids=["no locks", "no channels", "cookies blocked in Firefox"],
+)
 async def test_without_locks_or_channels_each_tab_is_on_its_own(
-    server: Server, site: Site, context: BrowserContext, missing: str
+    server: Server, site: Site, context: BrowserContext, script: str
 ) -> None:
-    await context.add_init_script(f"delete {missing};")
+    await context.add_init_script(script)
     site.embed(server.url)
     pages = [await open_page(context, site.origin) for _ in range(2)]
     for page in pages:

@@ -185,6 +185,18 @@ async def test_a_user_without_a_token_is_asked_to_sign_in(serve: Serve, site: Si
     await expect(page.get_by_text("Please sign in again.")).to_have_count(0)
 
 
+async def test_a_page_in_place_of_a_token_is_not_sent(serve: Serve, site: Site, context: BrowserContext) -> None:
+    """A request for a token may be redirected to the page where users sign in."""
+    server = await protected(serve)
+    site.embed(server.url)
+    site.script = "document.querySelector('notifier-inbox').getToken = async () => '<!DOCTYPE html>\\n<p>Sign in';"
+    page = await open_page(context, site.origin)
+    await bell(page).click()
+    await expect(panel(page).get_by_text("Please sign in again.")).to_be_visible()
+    assert ["notifier-unauthorized", None] in await events(page)
+    assert await server.count(401) == 0
+
+
 async def test_another_user_gets_a_token_of_their_own(serve: Serve, site: Site, context: BrowserContext) -> None:
     server = await protected(serve)
     await server.create()

@@ -46,6 +46,12 @@ async def test_unseen_ignores_clocks_and_hidden_notifications(start: Start, data
     assert (ours(database)["seen_at"], (await list_(client))["unseen"]) == (2**40, 0)
 
 
+async def test_fractions_of_a_second_are_seen_too(client: Client, database: DB) -> None:
+    database.users.insert_one({"_id": ObjectId(USER), "notifications": [STORED[0] | {"timestamp": 1.5}]})
+    assert await see(client) == 200
+    assert (await list_(client))["unseen"] == 0
+
+
 @pytest.mark.parametrize("stored", [[], [{"id": "x", "is_new": True, "timestamp": "then"}, None]], ids=["empty", "odd"])
 async def test_an_inbox_without_a_time_can_be_seen(client: Client, database: DB, stored: list[Any]) -> None:
     database.users.insert_one({"_id": ObjectId(USER), "notifications": stored})

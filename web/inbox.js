@@ -27,7 +27,7 @@ function bell(host) {
 		get getToken() { return host.getToken && (() => host.getToken()); },
 		unreadOnly: kept() == "unread",
 	});
-	const { show, part, say, adopted } = view(host, text, {
+	const { show, part, say, adopted, left } = view(host, text, {
 		select, settings: toggleSettings, toggled, undo: () => settle(false), delete: remove, close: () => part.panel.hidePopover(),
 		all: inbox.markAll, mark: (item) => inbox.mark(item, !item.is_new), more: inbox.more,
 		"filter-all": () => choose(false),
@@ -85,7 +85,7 @@ function bell(host) {
 		clearInterval(timer);
 		removed = undefined;
 		if (forGood) inbox.delete(item, user);
-		else inbox.hide(item, false);
+		else inbox.hide(item, false), say("");
 	}
 
 	function choose(unreadOnly) {
@@ -114,7 +114,7 @@ function bell(host) {
 			settle(true);
 		}
 		render();
-		inbox.seen();
+		if (open || inbox.state.unseen) inbox.seen(); // not what arrives as it closes
 		inbox.retry();
 	}
 
@@ -127,7 +127,7 @@ function bell(host) {
 		inbox.update(anew);
 	}
 
-	return { inbox, panel: part.panel, adopted, render, update, leave: () => settle(true) };
+	return { inbox, panel: part.panel, adopted, render, update, left, leave: () => settle(true) };
 }
 
 class NotifierInbox extends HTMLElement {
@@ -153,9 +153,11 @@ class NotifierInbox extends HTMLElement {
 	}
 	disconnectedCallback() {
 		this.#left.abort();
+		this.#bell.left();
 		this.#bell.leave();
 		this.#bell.inbox.stop();
 	}
+	connectedMoveCallback() {} // a move by `moveBefore` changes nothing
 	adoptedCallback() { this.#bell.adopted(); }
 	attributeChangedCallback(name, old, now) { this.#bell.update(name != "token" && old != now); }
 

@@ -187,6 +187,7 @@ export function createInbox(options) {
 			running = false;
 			removeEventListener("online", refresh);
 			removeEventListener("pagehide", link.leave);
+			document.removeEventListener("visibilitychange", start); // it would keep an element that has been removed
 			link.leave();
 		},
 		// The user looks at the inbox, so a broken connection is tried again.

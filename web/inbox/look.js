@@ -85,5 +85,7 @@ i{position:absolute;clip-path:inset(50%)}
 [role=switch]:checked{border-color:Highlight;background:Highlight}
 [role=switch]:checked:before{background:HighlightText}
 .new .main:before,[aria-pressed=true]{color:Highlight}
+[aria-pressed=true]{border-bottom:2px solid}
+.arrived,[aria-pressed=true] .count{forced-color-adjust:none;color:HighlightText;background:Highlight}
 }
 `;

@@ -22,6 +22,7 @@ border:1px solid #8886;border-radius:12px;box-shadow:0 8px 32px #0004}
 #panel:empty{height:220px}
 #window{position:fixed;inset:0;visibility:hidden}
 #status{position:fixed;clip-path:inset(50%)}
+@media print{:host{display:none!important}}
 @media(max-width:480px),(max-height:384px){#panel{inset:auto 0 0;width:auto;max-height:80vh}}
 @media(forced-colors:active){#badge{forced-color-adjust:none;color:HighlightText;background:Highlight}}
 `;
@@ -43,6 +44,7 @@ export function icon(d) {
 	return svg;
 }
 
+const SAID = 2e4, GLANCE = 250; // ms
 export const BELL = "M5 17c1-1 2-3 2-6a5 5 0 0 1 10 0c0 3 1 5 2 6zM10 20h4M12 3v3";
 
 const markup = () => make("div", { id: "root" },
@@ -73,7 +75,7 @@ export function view(host, text, act) {
 	root.append(markup());
 	const part = Object.fromEntries([...root.querySelectorAll("[id]")].map((element) => [element.id, element]));
 	const { bell, panel } = part;
-	let open, last, content, coming;
+	let open, last, content, coming, isOwn, said, placed, glances;
 
 	// A document takes no style sheets along from another one.
 	function dress() {
@@ -98,24 +100,40 @@ export function view(host, text, act) {
 	}
 	bell.onpointerenter = bell.onfocus = prepare;
 
-	panel.onbeforetoggle = ({ newState }) => {
-		open = newState == "open";
+	// A key is for the bell or for the page. A page sees only <notifier-inbox>, and would take it for one of its shortcuts.
+	function keep(event) {
+		const { type, key, ctrlKey, metaKey, altKey } = event;
+		if (type == "keydown") isOwn = key != "Tab" && !(ctrlKey || metaKey || altKey) && (open || /^( |Enter)$/.test(key));
+		if (isOwn) event.stopPropagation();
+	}
+	for (const type of ["keydown", "keypress", "keyup"]) root.addEventListener(type, keep);
+	// Libraries for smooth scrolling, which replace what the wheel does, would scroll the page instead of the panel.
+	for (const type of ["wheel", "touchmove"]) panel.addEventListener(type, (event) => event.stopPropagation(), { passive: true });
+
+	panel.onbeforetoggle = ({ newState }) => toggle(newState == "open");
+
+	function toggle(now) {
+		open = now;
 		if (open) requestAnimationFrame(place); // by then it is above the page, and can be measured
+		clearInterval(glances);
+		if (open) glances = setInterval(place, GLANCE); // a page that moves the bell does not say so
 		for (const type of ["scroll", "resize"]) (open ? addEventListener : removeEventListener)(type, place, true);
 		bell.ariaExpanded = open;
-		if (!open && root.activeElement) bell.focus();
+		if (!open && root.activeElement) bell.focus({ preventScroll: true });
 		act.toggled(open);
 		show(last);
-	};
+	}
 
 	// below the bell or above it, and towards the middle of the window
 	function place() {
 		if (!open) return;
 		const { top, bottom, left, right, width, height } = measure(panel, bell);
 		const below = height - bottom, down = below > Math.min(top, 400);
-		part.menu?.hidePopover();
-		panel.style = `--top:${down ? `${bottom}px` : "auto"};--bottom:${down ? "auto" : `${height - top}px`};--width:${width}px;`
+		const style = `--top:${down ? `${bottom}px` : "auto"};--bottom:${down ? "auto" : `${height - top}px`};--width:${width}px;`
 			+ `--x:${left + right < width ? `${left}px` : `${right}px - 384px`};--room:${(down ? below : top) - 8}px`;
+		if (style == placed) return;
+		panel.style = placed = style;
+		part.menu?.hidePopover();
 	}
 
 	function show(state) {
@@ -129,5 +147,16 @@ export function view(host, text, act) {
 		else content?.clear();
 	}
 
-	return { show, part, adopted: dress, say: (words) => { part.status.textContent = words; } };
+	// A screen reader hears only a bell that is rendered, and not the same text twice. What was said is not true for ever.
+	function say(words) {
+		const isHeard = (bell) => bell.shadowRoot && bell.checkVisibility();
+		const speaker = [host, ...document.querySelectorAll(host.localName)].find(isHeard) ?? host;
+		const status = speaker.shadowRoot.getElementById("status");
+		status.replaceChildren(...(words ? [make("div", {}, words)] : []));
+		clearTimeout(said);
+		if (words) said = setTimeout(say, SAID);
+	}
+
+	// An element that leaves its page is closed without an event.
+	return { show, part, say, adopted: dress, left: () => open && toggle(false) };
 }

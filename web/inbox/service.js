@@ -1,5 +1,6 @@
 // Requests to the service, with the user's token.
 const HOME = import.meta.url.replace(/[^/]*\/[^/]*$/, ""); // by `new URL("..")` a bundler would look for a file
+const TOKEN = /^\s*[!-\xff]+\s*$/; // a sign-in page is none
 const TIMEOUT = 15e3, MARGIN = 60e3, PAUSE = 5e3; // ms
 
 // ms; NaN if a token (RFC 7519) does not say
@@ -51,7 +52,8 @@ export function requests(options, refused) {
 		const known = given, sent = await token();
 		const url = at(`${path}?${new URLSearchParams({ ...query, user_id: user })}`);
 		const headers = sent ? { ...init.headers, Authorization: `Bearer ${sent}` } : init.headers;
-		const reply = options.getToken && !sent ? { status: 401 } : await fetch(url, { ...init, headers });
+		const isNone = sent ? !TOKEN.test(sent) : options.getToken;
+		const reply = isNone ? { status: 401 } : await fetch(url, { ...init, headers });
 		if (reply.ok) return reply;
 		if (/40[13]/.test(reply.status) && sent == (options.getToken ? given.token : options.token)) {
 			known.renew = 0;
@@ -113,8 +115,10 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 
 	function join(name) {
 		if (channel || !navigator.locks || !globalThis.BroadcastChannel) return;
-		channel = new BroadcastChannel(name);
-		channel.onmessage = listen;
+		try {
+			channel = new BroadcastChannel(name);
+			channel.onmessage = listen;
+		} catch {} // Firefox refuses where a user blocks cookies
 	}
 
 	function part() {
@@ -164,7 +168,8 @@ export function live(options, { at, call, changed, current, heard, learn, listed
 		const expect = () => signal.aborted || again(Math.min(SILENCE, renewsIn()));
 		let first = true;
 		expect();
-		const { body } = await call("stream", {}, { signal });
+		const { body, headers } = await call("stream", {}, { signal });
+		if (!/event-stream/.test(headers.get("Content-Type"))) throw { status: 404 }; // a proxy sends its own page
 		for await (const lines of linesOf(body)) {
 			retry = /^retry: ?(\d{3,})/m.exec(lines)?.[1] ?? retry;
 			link.fails = 0;

@@ -13,11 +13,11 @@ from mongo.changes import Changes
 from mongo.connection import Connection, connected, within
 from mongo.creation import Creates, Recorded
 from mongo.dead_mail import DeadMail
-from mongo.document import SIMPLE
+from mongo.document import SIMPLE, Write
 from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist
 from mongo.fan_out import FanOut
 from mongo.inbox import EMPTY, Page, delete, erase, is_shared, kind_of_list, page_of, see
-from mongo.lanes import Write, keeps_numbers
+from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
 from mongo.preferences import Preferences
 from mongo.requests import Create, CreateMany, ListQuery, Selection

@@ -12,6 +12,7 @@ from mongo.document import (
     WAITING,
     WITHOUT_EMPTY,
     JSONObject,
+    Write,
     absent_or_array,
     any_of,
     concat,
@@ -20,7 +21,6 @@ from mongo.document import (
     only,
     without,
 )
-from mongo.lanes import Write
 from mongo.owed import NO_TOKEN
 
 IS_REPLACED: Final = {"$in": ["$$this.id", "$$replaced"]}

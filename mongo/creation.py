@@ -22,12 +22,12 @@ from mongo.document import (
     RECENT_LIMIT,
     WAITING,
     JSONObject,
+    Write,
     append,
     elements,
     remember,
 )
 from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
-from mongo.lanes import Write
 from mongo.owed import first_due, new_element
 from mongo.requests import Create
 from mongo.users import REFUSING, Users, judge

@@ -9,13 +9,13 @@ from typing import Any, Final, TypeVar
 from pymongo import ReturnDocument
 
 from config.ids import named
+from mongo.batcher import Writes
 from mongo.connection import MAJORITY, Connection
 from mongo.connection import Collection as MotorCollection
 from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each, inbox
 from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
 from mongo.lanes import Calls
 from mongo.requests import Selection
-from mongo.writes import Writes
 from settings import Settings, UnknownUsers
 
 T = TypeVar("T")

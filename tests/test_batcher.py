@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from mongo.batcher import LATE, LATE_FACTOR, Batcher, QueueFull
+from mongo.batcher import LATE, LATE_FACTOR, Batcher
+from mongo.errors import Busy
 
 
 class Calls:
@@ -129,7 +130,7 @@ async def test_a_full_queue_refuses_items_until_it_has_room() -> None:
     await turn()
     found += tasks(batcher, 2, 4)
     await turn()
-    with pytest.raises(QueueFull):
+    with pytest.raises(Busy):
         await batcher(6)
     calls.go.set()
     assert await asyncio.gather(*found) == [0, 4, 8]

@@ -22,13 +22,12 @@ from api.stream import HEADERS as EVENT_STREAM
 from api.stream import Stopping
 from config.ids import named
 from kinds import describe_kinds
-from mongo.creation import Recorded
+from mongo.creation import Create, Recorded
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
-from mongo.inbox import Page
+from mongo.inbox import ListQuery, Page, Selection
 from mongo.overview import owed
 from mongo.preferences import wants_email
-from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.logs import Throttle
 from ops.metrics import CONTENT_TYPE, METRICS, Metrics
 from schemas import Schemas
@@ -56,7 +55,7 @@ async def create(request: web.Request, _: Caller) -> web.Response:
     if "user_ids" in body and "user_id" not in body:
         fields, key = load_both(schemas.create_many, body, schemas.create_many_headers, headers)
         user_ids = fields.pop("user_ids")
-        return await _create_many(request, CreateMany(user_ids, Create("", **fields, **key, origin=request[ORIGIN])))
+        return await _create_many(request, user_ids, Create("", **fields, **key, origin=request[ORIGIN]))
     fields, key = load_both(schemas.create, body, schemas.create_headers, headers)
     new = Create(**fields, **key, origin=request[ORIGIN])
     created = await request.app[STORE].create(new)
@@ -71,9 +70,9 @@ def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]
     request.app[METRICS].not_owed.inc(outcomes.count(Recorded.NOT_OWED))
 
 
-async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
-    outcomes = await request.app[STORE].create_many(many)
-    if many.each.kind.email:
+async def _create_many(request: web.Request, user_ids: Sequence[str], new: Create) -> web.Response:
+    outcomes = await request.app[STORE].create_many(user_ids, new)
+    if new.kind.email:
         _emails_owed(request, outcomes)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:

@@ -17,8 +17,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from mongo.connection import CLOSE_TIMEOUT, MAJORITY
 from mongo.document import JSONObject, any_of, concat, each
 from mongo.errors import StoreError, Unavailable, unavailable
-from mongo.inbox import EMPTY, Page, page_of
-from mongo.requests import ListQuery
+from mongo.inbox import EMPTY, ListQuery, Page, page_of
 from mongo.upkeep import Clock
 from mongo.users import Users
 

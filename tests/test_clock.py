@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pymongo.errors import PyMongoError
 
-from mongo.requests import Create
+from mongo.creation import Create
 from mongo.upkeep import Clock
 from settings import Settings
 from store import Store, open_store

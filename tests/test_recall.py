@@ -11,8 +11,8 @@ from bson import ObjectId
 from cli.emails import flush
 from kinds import SPECIFIED
 from mongo import recall
+from mongo.creation import Create
 from mongo.owed import ERAS_END, FLUSHED, OwedEmail
-from mongo.requests import Create
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, OTHER, USER, owed

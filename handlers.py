@@ -22,11 +22,11 @@ from api.stream import HEADERS as EVENT_STREAM
 from api.stream import Stopping
 from config.ids import named
 from kinds import describe_kinds
+from mongo.backlog import owed
 from mongo.creation import Create, Recorded
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
 from mongo.inbox import ListQuery, Page, Selection
-from mongo.overview import owed
 from mongo.preferences import wants_email
 from ops.logs import Throttle
 from ops.metrics import CONTENT_TYPE, METRICS, Metrics

@@ -10,7 +10,7 @@ from operator import attrgetter
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
-from mongo.connection import Connection, connected, within
+from mongo.connection import Clock, Connection, connected, within
 from mongo.creation import Create, Creates, Recorded
 from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE, Write
@@ -22,7 +22,7 @@ from mongo.outbox import Outbox
 from mongo.preferences import Preferences
 from mongo.start import must_suffice
 from mongo.suppression import Suppressions
-from mongo.upkeep import Clock, Upkeep
+from mongo.upkeep import Upkeep
 from mongo.users import Documents, Users
 from mongo.waiting import Windows
 from settings import Settings

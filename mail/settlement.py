@@ -21,7 +21,7 @@ from mail.replies import Outcome, bounce_code
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Stop
 from mail.verdicts import DONE, Stage, Verdict
-from mongo import recall
+from mongo import backlog
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
 from mongo.suppression import Bounce
@@ -168,7 +168,7 @@ class Settlements:
             tried = None
             if since is not None:
                 tried = self._clock.now() - timedelta(seconds=time.monotonic() - since + MARGIN)
-            await recall.lift(self._outbox, f"{group}", tried, group.value or None)
+            await backlog.lift(self._outbox, f"{group}", tried, group.value or None)
         except StoreError as exc:
             log.warning("e-mails that may be sent again wait until they are due: %s", exc)
 

@@ -1,21 +1,19 @@
-"""MongoDB's clock, and what runs beside serving: following it, making indexes, and expiring dead letters."""
+"""What runs beside serving: making indexes, following MongoDB's clock, and expiring dead letters."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pymongo.errors import PyMongoError
 
-from mongo import recall
-from mongo.connection import Database, end
+from mongo import backlog
+from mongo.connection import Clock, end
 from mongo.dead_mail import DeadMail
-from mongo.errors import PING_DEADLINE, StoreError, Unavailable, persist
+from mongo.errors import StoreError, Unavailable
 from mongo.indexes import Index
 from mongo.outbox import Outbox
 
@@ -31,32 +29,6 @@ SYNC_INTERVAL: Final = 10.0
 """Seconds between two readings of MongoDB's clock."""
 SET_BACK: Final = 20.0
 """Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
-
-
-class Clock:
-    """MongoDB's clock, the same for all processes: its last reading, and the monotonic time since then.
-
-    Until the first reading it is this machine's clock. It is behind by at most the time that a reply takes.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._read_at = time.monotonic()
-        self._time = datetime.now(UTC)
-
-    def now(self) -> datetime:
-        return self._time + timedelta(seconds=time.monotonic() - self._read_at)
-
-    def seconds_since(self, moment: datetime) -> float:
-        """Return the seconds since a moment that MongoDB's clock told; never negative."""
-        return max(0.0, (self.now() - moment).total_seconds())
-
-    async def sync(self, deadline: float | None = PING_DEADLINE) -> float:
-        """Read the clock (`localTime` in the reply to `hello`); return by how many seconds it was set back."""
-        expected, database = self.now(), self._database
-        hello = await persist(lambda _: database.command("hello", codec_options=database.codec_options), deadline)
-        self._time, self._read_at = hello["localTime"], time.monotonic()
-        return max(0.0, (expected - self._time).total_seconds())
 
 
 class Upkeep:
@@ -138,7 +110,7 @@ class Upkeep:
         if self._set_back is not None and not self._outbox.due.is_missing:
             seconds = self._set_back
             try:
-                await recall.set_back(self._outbox, seconds, self._lease)
+                await backlog.set_back(self._outbox, seconds, self._lease)
             except Unavailable:
                 raise
             except StoreError as exc:  # because of a single document

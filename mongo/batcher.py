@@ -37,7 +37,7 @@ QUEUE_LIMIT: Final = 4096
 LATE: Final = 0.05
 """Seconds after which a batch in flight stops holding back new ones."""
 LATE_FACTOR: Final = 4
-"""With late batches, up to this many times `calls_at_once` may be in flight."""
+"""With late batches, up to this many times `CALLS_AT_ONCE` may be in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +53,21 @@ class Batcher(Generic[Item, Result]):
     `run` sends a batch and returns one outcome for each of its items, in order: a result, or an exception for the
     caller of that item. An exception that it raises goes to every caller of the batch.
 
-    A batch holds at most `batch_limit` items. New batches leave while fewer than `calls_at_once` batches and fewer
-    than `free_items` items are in flight; batches in flight for longer than `LATE` are not counted. At most
-    `queue_limit` items wait, and none for longer than `patience` seconds.
+    New batches leave while fewer than `CALLS_AT_ONCE` batches and fewer than `free_items` items are in flight; batches
+    in flight for longer than `LATE` are not counted. No item waits for longer than `patience` seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - all but the first are keywords
+    def __init__(
         self,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         patience: float,
-        calls_at_once: int = CALLS_AT_ONCE,
         free_items: int = FREE_REQUESTS,
-        batch_limit: int = BATCH_LIMIT,
-        queue_limit: int | None = None,
         kind: Callable[[Item], Hashable] = lambda _: None,
     ) -> None:
         self._run = run
-        self._calls_at_once = calls_at_once
         self._free_items = free_items
-        self._batch_limit = batch_limit
-        self._free_places = QUEUE_LIMIT if queue_limit is None else queue_limit
+        self._free_places = QUEUE_LIMIT
         self._patience = patience
         self._kind = kind
         self._waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}
@@ -99,7 +93,7 @@ class Batcher(Generic[Item, Result]):
 
     def _may_send(self) -> bool:
         in_time = [items for items in self._in_flight.values() if items]
-        if len(in_time) >= self._calls_at_once or len(self._in_flight) >= LATE_FACTOR * self._calls_at_once:
+        if len(in_time) >= CALLS_AT_ONCE or len(self._in_flight) >= LATE_FACTOR * CALLS_AT_ONCE:
             return False
         return sum(in_time) < self._free_items
 
@@ -132,7 +126,7 @@ class Batcher(Generic[Item, Result]):
         """Take the first items of one kind from the queue. What is left of the kind goes behind the other kinds."""
         kind = next(iter(self._waiting))
         queue = self._waiting.pop(kind)
-        leaving = [queue.popleft() for _ in range(min(self._batch_limit, len(queue)))]
+        leaving = [queue.popleft() for _ in range(min(BATCH_LIMIT, len(queue)))]
         self._free_places += len(leaving)
         if queue:
             self._waiting[kind] = queue

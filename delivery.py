@@ -20,11 +20,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Final
 
-from mail.claimer import Claimer
+from mail.claimer import Claimer, Looks
 from mail.feedback import Feedback
 from mail.lease import Lease, Leases
-from mail.letter import Worker
-from mail.looks import Looks
+from mail.message import Worker
 from mail.replies import Outcome
 from mail.settlement import UNSETTLED, Settlements, Settler
 from mail.stops import Group, alarm

@@ -17,7 +17,7 @@ import pytest
 from kinds import SPECIFIED
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.letter import Worker
+from mail.message import Worker
 from mail.replies import Outcome
 from mail.templates import Content
 from mail.verdicts import Verdict

@@ -16,6 +16,7 @@ from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE, Write
 from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist
 from mongo.fan_out import FanOut
+from mongo.grouping import Windows
 from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, is_shared, kind_of_list, page_of, see, shown
 from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
@@ -24,7 +25,6 @@ from mongo.start import must_suffice
 from mongo.suppression import Suppressions
 from mongo.upkeep import Upkeep
 from mongo.users import Documents, Users
-from mongo.waiting import Windows
 from settings import Settings
 
 

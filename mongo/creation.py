@@ -14,7 +14,6 @@ from typing import Any, Final, cast
 from bson import ObjectId
 
 from kinds import Kind
-from mongo.collapse import collapsing
 from mongo.connection import MAJORITY
 from mongo.document import (
     HAS_ROOM,
@@ -32,9 +31,9 @@ from mongo.document import (
     remember,
 )
 from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
+from mongo.grouping import Windows, collapsing
 from mongo.owed import first_due, new_element
 from mongo.users import REFUSING, Users, judge
-from mongo.waiting import Windows
 
 EXPLAINING: Final = {
     "ids": "$notifications.id",

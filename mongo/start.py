@@ -17,11 +17,11 @@ from pymongo.errors import OperationFailure
 from mongo.connection import Connection, Database
 from mongo.document import SIMPLE
 from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
+from mongo.grouping import Windows
 from mongo.lanes import PROBE
 from mongo.outbox import HAS_DUE_EMAIL, Outbox
 from mongo.owed import new_element
 from mongo.users import Users
-from mongo.waiting import Windows
 
 T = TypeVar("T")
 

@@ -12,9 +12,19 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from api import openapi, pages, unsubscribe
-from api.answers import IN_FLIGHT, JSON_HEADERS, InFlight, is_large, json_bytes, revalidated, send
 from api.auth import GATE, Caller, Gate, Route, identify
-from api.body import load_both, read_object, single_values
+from api.bodies import (
+    IN_FLIGHT,
+    JSON_HEADERS,
+    InFlight,
+    is_large,
+    json_bytes,
+    load_both,
+    read_object,
+    revalidated,
+    send,
+    single_values,
+)
 from api.hub import HUB
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
@@ -111,35 +121,28 @@ def _listed(query: ListQuery, page: Page) -> bytes:
 
 async def read(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as read, or all that match."""
-    return await _mark(request, caller, is_new=False)
+    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=False))
 
 
 async def unread(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as unread, or all that match."""
-    return await _mark(request, caller, is_new=True)
-
-
-async def _mark(request: web.Request, caller: Caller, *, is_new: bool) -> web.Response:
-    selection = _selection(request, caller)
-    return _answer_found(selection, found=await request.app[STORE].mark(selection, is_new=is_new))
+    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=True))
 
 
 async def delete(request: web.Request, caller: Caller) -> web.Response:
     """Delete one notification, or all that match."""
-    selection = _selection(request, caller)
-    return _answer_found(selection, found=await request.app[STORE].delete(selection))
+    return await _change_selected(request, caller, request.app[STORE].delete)
 
 
-def _selection(request: web.Request, caller: Caller) -> Selection:
+async def _change_selected(
+    request: web.Request, caller: Caller, change: Callable[[Selection], Awaitable[bool]]
+) -> web.Response:
     values = request.app[SCHEMAS].selection.load(single_values(request.query))
     user_id = values.pop("user_id")
     caller.must_act_for(user_id)
     ((field, value),) = values.items()
-    return Selection(user_id) if field == "all" else Selection(user_id, field, value)
-
-
-def _answer_found(selection: Selection, *, found: bool) -> web.Response:
-    if not found and selection.field == "id":
+    selection = Selection(user_id) if field == "all" else Selection(user_id, field, value)
+    if not await change(selection) and field == "id":
         raise NoSuchNotification
     return _answer(SUCCESS)
 

@@ -19,7 +19,7 @@ import cli.main
 import handlers
 from api import pages, server, unsubscribe
 from api.auth import allow_cors
-from api.body import BODY_LIMIT
+from api.bodies import BODY_LIMIT
 from api.hub import HUB, Hub
 from api.middleware import middleware, own_name_only
 from config import descriptors

@@ -19,7 +19,7 @@ from typing import Final
 
 from aiohttp import web
 
-from api.body import ClientGone
+from api.bodies import ClientGone
 from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, encode
 from mongo.changes import Changes, NotReplicated
 from mongo.connection import end

@@ -16,8 +16,8 @@ from typing import Final
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
-from api.answers import json_line
 from api.auth import identify
+from api.bodies import json_line
 from api.openapi import DOCUMENT
 from ops.local import newest_emails, read_email
 from settings import Scope, Settings

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from api.answers import answer_before_body
+from api.bodies import answer_before_body
 from api.hub import HUB
 from api.middleware import DRAINING
 from api.problems import HEADER_LIMIT, TooManyConnections, render

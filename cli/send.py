@@ -19,7 +19,7 @@ from typing import Final
 from marshmallow import ValidationError
 from tqdm import tqdm
 
-from api.body import load_both, parse_json
+from api.bodies import load_both, parse_json
 from api.fields import USERS_LIMIT
 from api.problems import problem_of
 from cli.output import INTERRUPTED, BadInput, fail, fail_to_write, say

@@ -10,11 +10,11 @@ from operator import attrgetter
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
-from mongo.connection import Clock, Connection, connected, within
+from mongo.connection import Clock, Connection, connected
 from mongo.creation import Create, Creates, Recorded
 from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE, Write
-from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist
+from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist, within
 from mongo.fan_out import FanOut
 from mongo.grouping import Windows
 from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, is_shared, kind_of_list, page_of, see, shown

@@ -124,6 +124,13 @@ def user_document() -> str:
     return shape[0] if shape else ""
 
 
+def packages() -> str:
+    """Return the table of the packages that the service needs, each with its reason."""
+    lines = re.findall(r"^([\w-]+)==.*?  # (.+)$", (ROOT / "requirements.in").read_text(), re.MULTILINE)
+    reasons = dict(reversed(lines))  # of two lines for one package, the first
+    return table(["package", "what it does here"], ([name, reasons[name]] for name in sorted(reasons, key=str.lower)))
+
+
 def modules() -> str:
     """Return the table of all modules. Each is described by the first line of its own docstring or comment."""
     rows = [[f"`{path.name}`", _first_line(path)] for path in sorted(ROOT.glob("*.py")) if "test" not in path.name]
@@ -174,6 +181,7 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "bounces": bounces,
     "user_document": user_document,
     "metrics": metrics,
+    "packages": packages,
     "modules": modules,
     **{f"scale_{block.__name__}": block for block in scale.BLOCKS},
 }
@@ -196,8 +204,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the pages (default: that of this file)")
     options = parser.parse_args()
-    paths = [*options.folder.glob("*.md"), *options.folder.parent.glob(".env.example")]
-    pages = {path: path.read_text() for path in sorted(paths)}
+    paths = [*options.folder.glob("*.md"), *(options.folder.parent / name for name in ("README.md", ".env.example"))]
+    pages = {path: path.read_text() for path in sorted(paths) if path.exists()}
     stale = [path for path, text in pages.items() if renew(path, text) != text]
     if options.check and stale:
         print(f"Out of date: {', '.join(path.name for path in stale)}. Run `make docs`.")

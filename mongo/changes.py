@@ -5,7 +5,6 @@ Both read what a majority of MongoDB's members has (MongoDB manual, "Change Stre
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, suppress
 from datetime import datetime
@@ -16,7 +15,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo.connection import CLOSE_TIMEOUT, MAJORITY, Clock
 from mongo.document import JSONObject, any_of, concat, each
-from mongo.errors import StoreError, Unavailable, unavailable
+from mongo.errors import StoreError, Unavailable, unavailable, within
 from mongo.inbox import EMPTY, ListQuery, Page, page_of
 from mongo.users import Users
 
@@ -91,25 +90,25 @@ class Changes:
     async def _watch(self) -> AsyncGenerator[Change | None, None]:
         database, patience = self._collection.database, self._users.patience.attempt
         async with database.client.start_session() as session:
-            async with asyncio.timeout(patience):
+            async with within(patience):
                 stream = await self._collection.watch(CHANGES, max_await_time_ms=CHANGE_WAIT_MS, session=session)
             try:
                 # The stream begins behind everything applied, whether or not a majority has it. Its reply carries the
                 # time of what a majority has; the reply of a ping carries that of what is applied, and reads must
                 # wait for the latter.
-                async with asyncio.timeout(patience):
+                async with within(patience):
                     await database.command("ping", session=session)
                 event: Mapping[str, Any] | None = None
                 while True:
                     self._seen = session.operation_time
                     yield self._change(event) if event else None
-                    async with asyncio.timeout(patience):
+                    async with within(patience):
                         event = await stream.try_next()
                     if event and "documentKey" not in event:
                         raise Unavailable("The users' collection was dropped or renamed.")
             finally:
                 with suppress(TimeoutError, PyMongoError):  # MongoDB may hang
-                    async with asyncio.timeout(CLOSE_TIMEOUT):
+                    async with within(CLOSE_TIMEOUT):
                         await stream.close()
 
     def _change(self, event: Mapping[str, Any]) -> Change | None:
@@ -128,7 +127,7 @@ class Changes:
 
         async def attempt(_: int) -> list[dict[str, Any]]:
             client, patience = self._collection.database.client, self._users.patience.attempt
-            async with client.start_session(causal_consistency=True) as session, asyncio.timeout(patience):
+            async with client.start_session(causal_consistency=True) as session, within(patience):
                 if self._seen:
                     session.advance_operation_time(self._seen)
                 return await self._collection.find({"_id": {"$in": ids}}, newest, session=session).to_list()

@@ -25,7 +25,7 @@ from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
 from config import descriptors
-from mongo.errors import INVALID, PATIENCE, PING_DEADLINE, Patience, persist, unavailable
+from mongo.errors import INVALID, PATIENCE, PING_DEADLINE, Patience, persist, unavailable, within
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -141,28 +141,11 @@ class Clock:
         return max(0.0, (expected - self._time).total_seconds())
 
 
-@asynccontextmanager
-async def within(seconds: float) -> AsyncIterator[None]:
-    """Limit the time of a call of the shared client, as `asyncio.timeout` does. Raises `TimeoutError`.
-
-    Cancelled while it waits for a connection, PyMongo may raise a `RuntimeError` of its lock in place of the
-    `CancelledError`.
-    """
-    scope = asyncio.timeout(seconds)
-    try:
-        async with scope:
-            yield
-    except RuntimeError as exc:
-        if scope.expired():
-            raise TimeoutError from exc
-        raise
-
-
 async def end(*tasks: asyncio.Task[None]) -> None:
     """Cancel tasks that use the shared client, and wait until they have ended.
 
     Before Python 3.12, `asyncio.wait_for` may ignore a cancellation (https://github.com/python/cpython/issues/86296),
-    and PyMongo calls it for everything that it sends. So the tasks are cancelled again until they end.
+    and PyMongo calls it while it looks for a server. So the tasks are cancelled again until they end.
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:

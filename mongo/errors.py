@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -171,6 +171,22 @@ class Changed(StoreError):
     """The document changed between two steps of one attempt, which is then repeated."""
 
 
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Limit the time of a call of the shared client, as `asyncio.timeout` does. Raises `TimeoutError`.
+
+    Cancelled twice while it looks for a server, by two limits or by a stop, PyMongo raises a `RuntimeError` of its lock
+    in place of the `CancelledError`.
+    """
+    async with asyncio.timeout(seconds):
+        try:
+            yield
+        except RuntimeError as exc:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise asyncio.CancelledError from exc
+            raise
+
+
 async def persist(
     attempt: Callable[[int], Awaitable[T]], deadline: float | None = None, *, patience: Patience = PATIENCE
 ) -> T:
@@ -187,7 +203,8 @@ async def persist(
             n += 1
             # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
             # a timer for each request would cost as much as its log line.
-            async with nullcontext() if n == 0 and deadline is None else asyncio.timeout_at(ends):
+            left = ends - asyncio.get_running_loop().time()
+            async with nullcontext() if n == 0 and deadline is None else within(left):
                 try:
                     # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
                     # a deadline, its own timeout is short enough.

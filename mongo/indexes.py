@@ -16,7 +16,7 @@ from pymongo.errors import OperationFailure
 
 from mongo.connection import SharedCollection
 from mongo.document import SIMPLE, JSONObject
-from mongo.errors import REFUSED_US, means_unavailable, name_of
+from mongo.errors import REFUSED_US, means_unavailable, name_of, within
 
 log = logging.getLogger("notifier.mongo")
 
@@ -77,7 +77,7 @@ class Index:
 
     async def _make(self) -> str | None:
         """Make the index, and return a sentence about one that is in the way or does harm."""
-        async with asyncio.timeout(TIMEOUT):
+        async with within(TIMEOUT):
             indexes = await (await self.collection.list_indexes()).to_list()
         serving, names = self.serving(indexes), {index["name"] for index in indexes}
         if self.hint and serving is None:
@@ -118,7 +118,7 @@ class Index:
         It has no timeout, and a member of the replica set that is down does not hold it up (`commitQuorum`).
         """
         database = self.collection.database
-        async with asyncio.timeout(TIMEOUT):
+        async with within(TIMEOUT):
             hello = await database.command("hello")
         is_replicated = "setName" in hello or "msg" in hello
         quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a standalone server refuses it

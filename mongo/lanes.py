@@ -20,9 +20,9 @@ from typing import Any, Final
 from bson import Int64, ObjectId
 from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
 
-from mongo.connection import SharedClient, SharedCollection, SharedDatabase, within
+from mongo.connection import SharedClient, SharedCollection, SharedDatabase
 from mongo.document import SIMPLE, JSONObject, Write
-from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, write_error
+from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, within, write_error
 
 log = logging.getLogger("notifier.mongo")
 
@@ -227,7 +227,7 @@ async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
     lane.advance()
     statement = {"q": {"_id": id_}, "u": {"$inc": {"n": 1}}, "upsert": True, "collation": SIMPLE}
     try:
-        async with asyncio.timeout(patience.operation):
+        async with within(patience.operation):
             for _ in range(2):
                 await database.command(
                     "update",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -29,7 +30,7 @@ from tests.waiting import eventually
 LOGIN: Final = "mailer@example.com"
 PASSWORD: Final = "correct horse"  # noqa: S105 - of the server below
 PROCESSES: Final = 64
-"""Processes of tests at the most, among which the ports are divided."""
+"""Processes of tests at the most, among which the ports are divided. Soak and bench are such, too."""
 Script = Callable[[str, str], Awaitable[str | None]]
 """How an SMTP server behaves: see `MailServer`."""
 
@@ -47,15 +48,22 @@ def localhost() -> str:
 def free_port() -> int:
     """Return a port of the loopback interface on which nothing listens.
 
-    It is below those that the kernel gives to connections, and each process of tests has ports of its own: nobody
-    takes it before the test does, nor where the test wants nobody to listen.
+    It is below those that the kernel gives to connections, each process of tests has ports of its own, and gives none
+    again before all others: nobody takes it before the test does, nor where the test wants nobody to listen.
     """
-    first = 10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PROCESSES
     while True:
-        port = random.randrange(first, 32_000, PROCESSES)
+        port = next(_ports())
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    number = os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw")
+    ports = [*range(10_000 + int(number) % PROCESSES, 32_000, PROCESSES)]
+    random.shuffle(ports)
+    return itertools.cycle(ports)
 
 
 class Mongod:

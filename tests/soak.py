@@ -34,7 +34,7 @@ from tests.client import ROOT
 from tests.processes import Service
 from tests.proxy import Proxy
 from tests.servers import Drop, MailServer, Mongod, Script, initiate, smtp_server
-from tests.soak_check import NO_ANSWER, Ledger, check, cluster_faults, logged_exceptions
+from tests.soak_check import NO_ANSWER, Ledger, check, cluster_faults, logged_exceptions, read_all
 from tests.soak_decide import KINDS, Decisions, check_decisions, decide_until
 from tests.soak_load import BUSY, USERS, create_until
 from tests.soak_poison import (
@@ -280,7 +280,7 @@ async def soak(topology: str, seconds: float) -> bool:
             for worker in workers:
                 worker.kill()
         with setup.client() as client:
-            documents, dead_mail = list(client[DATABASE].users.find()), list(client[DATABASE].dead_mail.find())
+            documents, dead_mail = await asyncio.to_thread(read_all, client[DATABASE])
         users = [document for document in documents if document["_id"] not in odd]
         broken = {
             "I2 users still owed an e-mail": owed,
@@ -334,15 +334,16 @@ def count_overfull(setup: Setup) -> int:
 async def settle(setup: Setup, workers: list[Service]) -> int:
     """Wait until nothing is owed; return how many users are owed an e-mail after `SETTLE_TIMEOUT`."""
     deadline = time.monotonic() + SETTLE_TIMEOUT
+    owing = {"notifier.due": {"$exists": True}, "email": {"$exists": True}}  # odd documents have no address
+    left = -1  # unknown while the members still elect a primary
     with setup.client() as client:
-        while True:
+        while left and time.monotonic() < deadline:
             revive(workers)
-            owing = {"notifier.due": {"$exists": True}, "email": {"$exists": True}}  # odd documents have no address
-            left = await asyncio.to_thread(client[DATABASE].users.count_documents, owing)
+            with contextlib.suppress(PyMongoError):
+                left = await asyncio.to_thread(client[DATABASE].users.count_documents, owing)
             progress(f"settling: {left} users are still owed an e-mail")
-            if not left or time.monotonic() > deadline:
-                return left
             await asyncio.sleep(1)
+    return left
 
 
 def progress(line: str) -> None:

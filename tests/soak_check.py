@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pymongo.database import Database
+
 from tests.cluster import BROKEN
 from tests.servers import MailServer
+from tests.waiting import eventually
 
 Document = Mapping[str, Any]
 NO_ANSWER: Final = "no answer"
@@ -38,6 +41,13 @@ class Ledger:
     """How often a user was seen who was owed more e-mails than the limit."""
     statuses: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+
+
+def read_all(database: Database[dict[str, Any]]) -> tuple[Sequence[Document], Sequence[Document]]:
+    """Return the documents of the users and the dead letters, read again when another member becomes the primary."""
+    read: list[list[dict[str, Any]]] = []
+    eventually(lambda: read.extend([list(database.users.find()), list(database.dead_mail.find())]))
+    return read[0], read[1]
 
 
 def check(

@@ -74,9 +74,11 @@ def test_the_tables_are_complete() -> None:
     assert all(f"| `{route}` |" in security for route in OPERATIONS)
     assert all(f"| {problem.status} | {problem.meaning} |" in api for problem in PROBLEMS)
     assert all(re.search(rf"^\| `{name}`[ ,]", configuration, re.MULTILINE) for name in VARIABLES)
+    packages = re.findall(r"^([\w-]+)==", (ROOT / "requirements.in").read_text(), re.MULTILINE)
+    assert all(f"| {name} |" in (ROOT / "README.md").read_text() for name in packages)
 
 
 def test_every_table_has_its_place_in_a_page(program: ModuleType) -> None:
-    written = "".join(page.read_text() for page in ROOT.glob("docs/*.md"))
+    written = "".join(page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
     assert {"errors", "scale_rates", "scale_users", "scale_bounds"} <= program.BLOCKS.keys()
     assert all(f"<!-- end of {block} -->" in written for block in program.BLOCKS)

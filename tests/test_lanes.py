@@ -14,9 +14,9 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, ExecutionTimeout
 
-from mongo.connection import connected, end, within
+from mongo.connection import connected, end
 from mongo.document import JSONObject, Write
-from mongo.errors import PATIENCE, Patience, Unavailable
+from mongo.errors import PATIENCE, Patience, Unavailable, within
 from mongo.lanes import PROBE, Calls, Outcome, keeps_numbers
 from settings import Settings
 from tests.client import DB, create, user
@@ -289,6 +289,23 @@ async def test_a_drivers_lock_that_breaks_on_cancel_is_a_timeout(seconds: float,
     with pytest.raises(error):
         async with within(seconds):
             await call()
+
+
+async def test_a_drivers_lock_that_breaks_on_cancel_hides_no_cancel() -> None:
+    async def call() -> None:
+        async with within(60.0):
+            try:
+                started.set()
+                await asyncio.sleep(60)
+            finally:
+                raise RuntimeError("Lock is not acquired.")
+
+    started = asyncio.Event()
+    task = asyncio.create_task(call())
+    await started.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 async def test_a_task_that_ignores_a_cancellation_is_ended() -> None:

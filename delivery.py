@@ -24,12 +24,11 @@ from mail.claimer import Claimer, Looks
 from mail.feedback import Feedback
 from mail.lease import Lease, Leases
 from mail.message import Worker
-from mail.replies import Outcome
+from mail.replies import Outcome, Stage, Verdict
 from mail.settlement import UNSETTLED, Settlements, Settler
 from mail.stops import Group, alarm
 from mail.templates import Content, RenderError, RenderingEnded, Templates, content_of
 from mail.unsubscribe import Links
-from mail.verdicts import Stage, Verdict
 from mailer import Mailer
 from mongo.connection import end
 from mongo.owed import OwedEmail

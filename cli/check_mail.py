@@ -24,9 +24,8 @@ from mail.lease import Lease
 from mail.login import Token, Tokens
 from mail.message import Worker, sender_of
 from mail.opening import Opener
-from mail.replies import SMTPFault
+from mail.replies import SMTPFault, Verdict
 from mail.templates import Content
-from mail.verdicts import Verdict
 from mailer import Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings

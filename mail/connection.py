@@ -14,7 +14,7 @@ from typing import Final, cast
 from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
 from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
-from mail.verdicts import Stage
+from mail.replies import Stage
 
 CONNECTION_AGE: Final = 300.0
 """Seconds after which a connection is replaced: servers close old ones unasked."""

@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Final, TypeVar
 
-from mail.replies import Outcome
+from mail.replies import Outcome, Stage, Verdict
 from mail.stops import LINE, Clock, Group, Mail, Run, Stop
-from mail.verdicts import Stage, Verdict
 
 T = TypeVar("T")
 REMEMBERED: Final = 10_000

@@ -23,9 +23,8 @@ from marshmallow import ValidationError
 from config.address import envelope_address, mailbox
 from mail.connection import Connection
 from mail.lease import Lease
-from mail.replies import Outcome, SMTPFault
+from mail.replies import Outcome, SMTPFault, Stage, Verdict
 from mail.templates import Content
-from mail.verdicts import Stage, Verdict
 from mongo.owed import OwedEmail
 from settings import Settings
 

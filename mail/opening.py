@@ -21,8 +21,7 @@ from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloErr
 from config.address import domain
 from mail.connection import Address, Connection, Protocol, drop
 from mail.login import BY_PASSWORD, BY_TOKEN, Tokens, log_in
-from mail.replies import SMTPFault
-from mail.verdicts import Verdict
+from mail.replies import SMTPFault, Verdict
 from settings import Security, Settings
 
 ADDRESS_REST: Final = 60.0

@@ -17,10 +17,9 @@ from typing import Final
 from config.address import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
-from mail.replies import Outcome, bounce_code
+from mail.replies import DONE, Outcome, Stage, Verdict, bounce_code
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Stop
-from mail.verdicts import DONE, Stage, Verdict
 from mongo import backlog
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mail.replies import Outcome
-from mail.verdicts import Stage
+from mail.replies import Outcome, Stage
 
 log = logging.getLogger("notifier.delivery")
 

@@ -20,9 +20,8 @@ from mail.connection import Connection
 from mail.evidence import Evidence
 from mail.lease import Lease
 from mail.opening import Opener
-from mail.replies import Outcome
+from mail.replies import Outcome, Verdict
 from mail.settlement import Settlements
-from mail.verdicts import Verdict
 from mongo.owed import NO_TOKEN, OwedEmail
 from ops.metrics import Metrics
 from settings import Settings

@@ -25,7 +25,7 @@ from api.middleware import middleware, own_name_only
 from config import descriptors
 from delivery import Record, running_delivery
 from mongo.errors import PATIENCE, Patience
-from mongo.start import patiently
+from mongo.serving import patiently
 from ops.listening import announce, warn_if_open
 from ops.local import embedded
 from ops.metrics import METRICS

@@ -21,9 +21,8 @@ from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, is_sha
 from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
 from mongo.preferences import Preferences
-from mongo.start import must_suffice
+from mongo.serving import Upkeep, must_suffice
 from mongo.suppression import Suppressions
-from mongo.upkeep import Upkeep
 from mongo.users import Documents, Users
 from settings import Settings
 

@@ -17,7 +17,7 @@ from config.checks import DEAD_MAIL, value_at
 from config.ids import IdType
 from mongo.connection import Database, connected
 from mongo.errors import StoreError, persist
-from mongo.start import version_of
+from mongo.serving import version_of
 from mongo.suppression import address_index
 from mongo.users import REFUSING, Users, foreign_fields
 from ops.local import NoDatabase, with_database

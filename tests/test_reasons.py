@@ -12,7 +12,7 @@ import pytest
 
 from mongo.connection import Clock, connected
 from mongo.errors import Unavailable
-from mongo.start import patiently
+from mongo.serving import patiently
 from tests.servers import Mongod, free_port, initiate
 from tests.waiting import eventually_async
 

@@ -129,3 +129,8 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
         seconds=seconds,
         **request[ORIGIN],
     )
+
+
+async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+    """Leave out the header that tells the versions of Python and aiohttp."""
+    response.headers.pop("Server", None)

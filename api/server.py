@@ -142,11 +142,6 @@ async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
     return response
 
 
-async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
-    """Leave out the header that tells the versions of Python and aiohttp."""
-    response.headers.pop("Server", None)
-
-
 def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
     """Run the process that serves. Raises as `serve`."""
     gc.set_threshold(*GC_THRESHOLDS)

@@ -145,10 +145,10 @@ async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int
     status = {
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
-        "errors": [asdict(reason) for reason in await backlog.errors_of_owed(store.users)],
-        "held": [asdict(reason) for reason in await backlog.held(store.users)],
+        "errors": await backlog.errors_of_owed(store.users),
+        "held": await backlog.held(store.users),
         "dead_letters": await store.dead_mail.count(),
-        "dead": [asdict(reason) for reason in await backlog.errors_of_dead(store.dead_mail)],
+        "dead": await backlog.errors_of_dead(store.dead_mail),
         "suppressed_users": await store.suppressions.count(),
         "service": await _ask_service(settings),
     }

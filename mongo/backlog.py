@@ -47,14 +47,6 @@ class Owed:
     waiting: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """An error, or the part of it that many share, and how many e-mails have it."""
-
-    reason: str
-    count: int
-
-
 async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
     """Count over all users. Raises `Unavailable` while the index is missing."""
     if outbox.due.is_missing:
@@ -90,18 +82,18 @@ async def discard_all_owed(outbox: Outbox) -> Owed:
     return before
 
 
-async def errors_of_owed(users: Documents) -> Sequence[Reason]:
+async def errors_of_owed(users: Documents) -> Sequence[JSONObject]:
     return await _reasons(users, _of_owed(IS_EMAIL, "$$this.error"))
 
 
-async def held(users: Documents) -> Sequence[Reason]:
+async def held(users: Documents) -> Sequence[JSONObject]:
     """Return the stops that e-mails wait for, such as `kind invoice`."""
     waits = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
     stopped: JSONObject = {"$match": {"error": {"$regex": "^(line|kind|domain)"}}}
     return await _reasons(users, [*_of_owed(waits, "$$this.held"), stopped])
 
 
-async def errors_of_dead(dead_mail: DeadMail) -> Sequence[Reason]:
+async def errors_of_dead(dead_mail: DeadMail) -> Sequence[JSONObject]:
     """Return why dead letters died, the most frequent reason first."""
     return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
 
@@ -115,7 +107,8 @@ def _of_owed(condition: JSONObject, field: str) -> list[JSONObject]:
     ]
 
 
-async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[Reason]:
+async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[JSONObject]:
+    """Return each `reason`, an error or the part of it that many share, with the `count` of e-mails that have it."""
     code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
     pipeline: list[JSONObject] = [
         *stages,
@@ -123,8 +116,9 @@ async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[R
         {"$group": {"_id": {"$ifNull": [code, {"$substrCP": ["$error", 0, REASON_LENGTH]}]}, "count": {"$sum": 1}}},
         {"$sort": {"count": -1, "_id": 1}},
         {"$limit": REASONS},
+        {"$replaceWith": {"reason": "$_id", "count": "$count"}},
     ]
-    return [Reason(row["_id"], row["count"]) for row in await documents.aggregate(pipeline, DEADLINE)]
+    return await documents.aggregate(pipeline, DEADLINE)
 
 
 # --- due again --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from mongo.document import (
     OUTBOX,
     OUTBOX_LIMIT,
     RECENT_LIMIT,
+    SIMPLE,
     WAITING,
     WITHOUT_EMPTY,
     JSONObject,
@@ -129,7 +130,7 @@ class Windows:
         change: list[dict[str, Any]] = [{"$set": {"notifier.waiting": _unless_empty(inherited)}}, SET_DUE]
         full = self._users.key(user_id) | OURS | {f"notifier.waiting.{self.room - 1}": {"$exists": True}}
         update = self._users.collection.update_one
-        await self._users.persist_for(user_id, lambda _: update(full, change, collation={"locale": "simple"}))
+        await self._users.persist_for(user_id, lambda _: update(full, change, collation=SIMPLE))
         log.info("notifications that wait for their e-mail were pushed out of an inbox")
 
 

@@ -72,8 +72,6 @@ async def running_delivery(
 
 
 class Delivery(Worker):
-    """Delivers what is owed."""
-
     def __init__(
         self,
         store: Store,
@@ -115,7 +113,6 @@ class Delivery(Worker):
     # --- the life of the tasks ---------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to deliver."""
         self._claiming = asyncio.create_task(self._claimer.run())
         for _ in range(self._limit):
             self._run(self._work(), self._workers)

@@ -198,7 +198,6 @@ async def suppress(request: web.Request, _: Caller) -> web.Response:
 
 
 def _user(request: web.Request, caller: Caller) -> str:
-    """Return the user whom a request is about."""
     user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
     caller.must_act_for(user_id)
     return user_id

@@ -96,14 +96,12 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
 
 
 async def delivery(app: web.Application) -> AsyncIterator[None]:
-    """Deliver e-mails in the background."""
     app[handlers.EMAIL_OWED] = owed = asyncio.Event()
     async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], app[RECORD]):
         yield
 
 
 async def streams(app: web.Application) -> AsyncIterator[None]:
-    """Serve streams."""
     limit = min(app[SETTINGS].stream_limit, descriptors.for_streams())
     app[HUB] = hub = Hub(app[handlers.STORE].changes, app[METRICS], limit)
     async with hub.running():

@@ -63,11 +63,9 @@ class Problem:
 
     @property
     def title(self) -> str:
-        """The status in words."""
         return TITLES.get(self.status) or HTTPStatus(self.status).phrase
 
     def document(self) -> dict[str, Any]:
-        """Return the body of the answer."""
         document = {
             "success": False,
             "type": "about:blank",

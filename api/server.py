@@ -111,7 +111,6 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def abort(self) -> None:
-        """Break the connection."""
         self._admission.refusing.pop(self, None)
         if self.transport:
             self.transport.abort()

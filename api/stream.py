@@ -89,7 +89,6 @@ class Stream:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client has left."""
         return self._request.transport is None
 
     def offer(self, text: bytes, at: datetime | None) -> None:

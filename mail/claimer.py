@@ -62,7 +62,6 @@ class Window:
         """E-mails taken a second, between the last two times that it was filled."""
 
     def __len__(self) -> int:
-        """Return how many e-mails wait."""
         return len(self._urgent) + len(self._others)
 
     @property
@@ -105,7 +104,6 @@ class Window:
         return islice(chain(self._urgent, self._others), count)
 
     def clear(self) -> list[Lease]:
-        """Remove and return all e-mails."""
         leases = [*self._urgent, *self._others]
         self._urgent.clear()
         self._others.clear()
@@ -139,7 +137,6 @@ class Claimer:
         self._probed = -math.inf
 
     def stop(self) -> None:
-        """Claim nothing more."""
         self._stopped = True
         self.owed.set()
 

@@ -49,8 +49,6 @@ class Attempt:
 
 
 class Opener:
-    """Opens connections, as the settings say."""
-
     def __init__(self, settings: Settings, local_hostname: str) -> None:
         self._settings = settings
         self._local_hostname = domain(settings.smtp_helo) if settings.smtp_helo else local_hostname
@@ -89,7 +87,6 @@ class Opener:
         return await self._open_somewhere(tries, self._settings.smtp_password or "")
 
     async def close(self) -> None:
-        """Close what opening needs."""
         if self.tokens:
             await self.tokens.close()
 

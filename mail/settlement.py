@@ -57,8 +57,6 @@ are what a crash sends again."""
 
 
 class Settlements:
-    """Settles e-mails after an attempt."""
-
     def __init__(self, store: Store, settings: Settings, metrics: Metrics, evidence: Evidence) -> None:
         self._clock = store.clock
         self._outbox = store.outbox

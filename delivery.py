@@ -20,17 +20,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Final
 
-from mail.claimer import Claimer
+from mail.claimer import Claimer, Looks
 from mail.feedback import Feedback
 from mail.lease import Lease, Leases
-from mail.letter import Worker
-from mail.looks import Looks
-from mail.replies import Outcome
+from mail.message import Worker
+from mail.replies import Outcome, Stage, Verdict
 from mail.settlement import UNSETTLED, Settlements, Settler
 from mail.stops import Group, alarm
 from mail.templates import Content, RenderError, RenderingEnded, Templates, content_of
 from mail.unsubscribe import Links
-from mail.verdicts import Stage, Verdict
 from mailer import Mailer
 from mongo.connection import end
 from mongo.owed import OwedEmail
@@ -74,8 +72,6 @@ async def running_delivery(
 
 
 class Delivery(Worker):
-    """Delivers what is owed."""
-
     def __init__(
         self,
         store: Store,
@@ -117,7 +113,6 @@ class Delivery(Worker):
     # --- the life of the tasks ---------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to deliver."""
         self._claiming = asyncio.create_task(self._claimer.run())
         for _ in range(self._limit):
             self._run(self._work(), self._workers)

@@ -12,9 +12,19 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from api import openapi, pages, unsubscribe
-from api.answers import IN_FLIGHT, JSON_HEADERS, InFlight, is_large, json_bytes, revalidated, send
 from api.auth import GATE, Caller, Gate, Route, identify
-from api.body import load_both, read_object, single_values
+from api.bodies import (
+    IN_FLIGHT,
+    JSON_HEADERS,
+    InFlight,
+    is_large,
+    json_bytes,
+    load_both,
+    read_object,
+    revalidated,
+    send,
+    single_values,
+)
 from api.hub import HUB
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
@@ -22,13 +32,12 @@ from api.stream import HEADERS as EVENT_STREAM
 from api.stream import Stopping
 from config.ids import named
 from kinds import describe_kinds
-from mongo.creation import Recorded
+from mongo.backlog import owed
+from mongo.creation import Create, Recorded
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
-from mongo.inbox import Page
-from mongo.overview import owed
+from mongo.inbox import ListQuery, Page, Selection
 from mongo.preferences import wants_email
-from mongo.requests import Create, CreateMany, ListQuery, Selection
 from ops.logs import Throttle
 from ops.metrics import CONTENT_TYPE, METRICS, Metrics
 from schemas import Schemas
@@ -56,7 +65,7 @@ async def create(request: web.Request, _: Caller) -> web.Response:
     if "user_ids" in body and "user_id" not in body:
         fields, key = load_both(schemas.create_many, body, schemas.create_many_headers, headers)
         user_ids = fields.pop("user_ids")
-        return await _create_many(request, CreateMany(user_ids, Create("", **fields, **key, origin=request[ORIGIN])))
+        return await _create_many(request, user_ids, Create("", **fields, **key, origin=request[ORIGIN]))
     fields, key = load_both(schemas.create, body, schemas.create_headers, headers)
     new = Create(**fields, **key, origin=request[ORIGIN])
     created = await request.app[STORE].create(new)
@@ -71,9 +80,9 @@ def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]
     request.app[METRICS].not_owed.inc(outcomes.count(Recorded.NOT_OWED))
 
 
-async def _create_many(request: web.Request, many: CreateMany) -> web.Response:
-    outcomes = await request.app[STORE].create_many(many)
-    if many.each.kind.email:
+async def _create_many(request: web.Request, user_ids: Sequence[str], new: Create) -> web.Response:
+    outcomes = await request.app[STORE].create_many(user_ids, new)
+    if new.kind.email:
         _emails_owed(request, outcomes)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:
@@ -112,35 +121,28 @@ def _listed(query: ListQuery, page: Page) -> bytes:
 
 async def read(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as read, or all that match."""
-    return await _mark(request, caller, is_new=False)
+    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=False))
 
 
 async def unread(request: web.Request, caller: Caller) -> web.Response:
     """Mark one notification as unread, or all that match."""
-    return await _mark(request, caller, is_new=True)
-
-
-async def _mark(request: web.Request, caller: Caller, *, is_new: bool) -> web.Response:
-    selection = _selection(request, caller)
-    return _answer_found(selection, found=await request.app[STORE].mark(selection, is_new=is_new))
+    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=True))
 
 
 async def delete(request: web.Request, caller: Caller) -> web.Response:
     """Delete one notification, or all that match."""
-    selection = _selection(request, caller)
-    return _answer_found(selection, found=await request.app[STORE].delete(selection))
+    return await _change_selected(request, caller, request.app[STORE].delete)
 
 
-def _selection(request: web.Request, caller: Caller) -> Selection:
+async def _change_selected(
+    request: web.Request, caller: Caller, change: Callable[[Selection], Awaitable[bool]]
+) -> web.Response:
     values = request.app[SCHEMAS].selection.load(single_values(request.query))
     user_id = values.pop("user_id")
     caller.must_act_for(user_id)
     ((field, value),) = values.items()
-    return Selection(user_id) if field == "all" else Selection(user_id, field, value)
-
-
-def _answer_found(selection: Selection, *, found: bool) -> web.Response:
-    if not found and selection.field == "id":
+    selection = Selection(user_id) if field == "all" else Selection(user_id, field, value)
+    if not await change(selection) and field == "id":
         raise NoSuchNotification
     return _answer(SUCCESS)
 
@@ -196,7 +198,6 @@ async def suppress(request: web.Request, _: Caller) -> web.Response:
 
 
 def _user(request: web.Request, caller: Caller) -> str:
-    """Return the user whom a request is about."""
     user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
     caller.must_act_for(user_id)
     return user_id

@@ -18,14 +18,12 @@ from aiosmtplib import SMTPResponseException
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.letter import Letter, Worker, letter_of, recipient_of, unwanted
-from mail.message import sender_of
+from mail.message import Letter, Worker, letter_of, recipient_of, sender_of, unwanted
 from mail.opening import PIPELINING_PAUSE, Opener
 from mail.pool import FAULTS, Pool
-from mail.replies import Outcome, judge
+from mail.replies import Outcome, Stage, Verdict, judge
 from mail.stops import Mail
 from mail.templates import Content
-from mail.verdicts import Stage, Verdict
 from settings import Settings
 
 LATE: Final = 30.0

@@ -19,13 +19,13 @@ import cli.main
 import handlers
 from api import pages, server, unsubscribe
 from api.auth import allow_cors
-from api.body import BODY_LIMIT
+from api.bodies import BODY_LIMIT
 from api.hub import HUB, Hub
-from api.middleware import middleware, own_name_only
+from api.middleware import hide_versions, middleware, own_name_only
 from config import descriptors
 from delivery import Record, running_delivery
 from mongo.errors import PATIENCE, Patience
-from mongo.start import patiently
+from mongo.serving import patiently
 from ops.listening import announce, warn_if_open
 from ops.local import embedded
 from ops.metrics import METRICS
@@ -58,7 +58,7 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins, handlers.FOR_BROWSERS)
     app.cleanup_ctx.extend([mongodb, delivery, streams, watch])
-    app.on_response_prepare.append(server.hide_versions)
+    app.on_response_prepare.append(hide_versions)
     app.on_shutdown.append(end_streams)
     return app
 
@@ -96,14 +96,12 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
 
 
 async def delivery(app: web.Application) -> AsyncIterator[None]:
-    """Deliver e-mails in the background."""
     app[handlers.EMAIL_OWED] = owed = asyncio.Event()
     async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], app[RECORD]):
         yield
 
 
 async def streams(app: web.Application) -> AsyncIterator[None]:
-    """Serve streams."""
     limit = min(app[SETTINGS].stream_limit, descriptors.for_streams())
     app[HUB] = hub = Hub(app[handlers.STORE].changes, app[METRICS], limit)
     async with hub.running():

@@ -48,8 +48,6 @@ class QuerySchema(RequestSchema):
     """A query, or headers."""
 
     class Meta:
-        """Ignore unknown names."""
-
         unknown = EXCLUDE
 
 
@@ -128,8 +126,6 @@ class CreateManySchema(CreateSchema):
     """The body of `POST /create` for many users."""
 
     class Meta(RequestSchema.Meta):
-        """Leave out the single user."""
-
         exclude = ("user_id",)
 
     user_ids = IdsField(
@@ -180,7 +176,6 @@ class PreferencesSchema(RequestSchema):
         unknown = INCLUDE
 
     def check(self, original: Mapping[str, Any]) -> None:
-        """Check each kind and what is wanted of it."""
         faults = {name: fault for name, value in original.items() if (fault := self._fault(name, value))}
         if faults:
             raise ValidationError({name: [fault] for name, fault in islice(faults.items(), UNKNOWN_LIMIT)})

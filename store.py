@@ -10,22 +10,20 @@ from operator import attrgetter
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
-from mongo.connection import Connection, connected
-from mongo.creation import Creates, Recorded
+from mongo.connection import Clock, Connection, connected
+from mongo.creation import Create, Creates, Recorded
 from mongo.dead_mail import DeadMail
-from mongo.document import SIMPLE
+from mongo.document import SIMPLE, Write
 from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist, within
 from mongo.fan_out import FanOut
-from mongo.inbox import EMPTY, Page, delete, erase, is_shared, kind_of_list, page_of, see
-from mongo.lanes import Write, keeps_numbers
+from mongo.grouping import Windows
+from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, is_shared, kind_of_list, page_of, see, shown
+from mongo.lanes import keeps_numbers
 from mongo.outbox import Outbox
 from mongo.preferences import Preferences
-from mongo.requests import Create, CreateMany, ListQuery, Selection
-from mongo.start import must_suffice
+from mongo.serving import Upkeep, must_suffice
 from mongo.suppression import Suppressions
-from mongo.upkeep import Clock, Upkeep
 from mongo.users import Documents, Users
-from mongo.waiting import Windows
 from settings import Settings
 
 
@@ -84,11 +82,13 @@ class Store:
         outcome = await self._creates.record(creation)
         return Created(creation.replayed_id if outcome is Recorded.REPLAYED else creation.id, outcome)
 
-    async def create_many(self, many: CreateMany, *, gently: bool = False) -> Sequence[Recorded | StoreError]:
+    async def create_many(
+        self, user_ids: Sequence[str], new: Create, *, gently: bool = False
+    ) -> Sequence[Recorded | StoreError]:
         """Do the same as `create` for each of these users; return for each what it did, or its error."""
-        fingerprint, now = many.each.fingerprint(), self.clock.now()
-        each, prepare = replace(many.each, in_bulk=True), self._creates.prepare
-        creations = (prepare(replace(each, user_id=user_id), now, fingerprint) for user_id in many.user_ids)
+        fingerprint, now, prepare = new.fingerprint(), self.clock.now(), self._creates.prepare
+        each = (replace(new, user_id=user_id, in_bulk=True) for user_id in user_ids)
+        creations = (prepare(create, now, fingerprint) for create in each)
         return await self._fan_out(creations, gently=gently)
 
     async def list(self, query: ListQuery) -> Page:
@@ -117,10 +117,10 @@ class Store:
     async def mark(self, selection: Selection, *, is_new: bool) -> bool:
         """Mark the selected notifications as unread, or as read; return whether there are any."""
         users, matching = self.users, selection.matching()
-        shown = {"notifications": {"$elemMatch": matching}, **users.shown(selection)}
+        is_shown = {"notifications": {"$elemMatch": matching}, **shown(users, selection)}
         selected = [{f"selected.{name}": value for name, value in matching.items()}]
         change = {"$set": {"notifications.$[selected].is_new": is_new}}
-        mark = Write(users.key(selection.user_id) | shown, change, array_filters=selected)
+        mark = Write(users.key(selection.user_id) | is_shown, change, array_filters=selected)
         if await users.persist_for(selection.user_id, lambda n: users.writes.make(mark, attempt=n)):
             return True
         await users.must_admit(selection.user_id, ["notifications"])

@@ -16,7 +16,6 @@ from mongo.preferences import EVERY_KIND
 
 
 def ref(name: str) -> JSONObject:
-    """Return a reference to one of the schemas."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -99,7 +98,6 @@ PROBLEM: Final = {
 
 
 def id_schema(id_type: IdType) -> JSONObject:
-    """Return the schema of an id."""
     if id_type is IdType.OBJECTID:
         return {"type": "string", "pattern": f"^{OBJECT_ID}$", "minLength": 24, "maxLength": 24}
     return {"type": "string", "minLength": 1, "maxLength": STRING_LIMIT}
@@ -163,7 +161,6 @@ def component_schemas(id_type: IdType, created: JSONObject) -> Mapping[str, JSON
 
 
 def content(schema: object, examples: Mapping[str, object], media_type: str = "application/json") -> JSONObject:
-    """Return what a body contains."""
     return {media_type: {"schema": schema, "examples": {name: {"value": value} for name, value in examples.items()}}}
 
 

@@ -127,8 +127,6 @@ class IdsField(mf.List[str]):
 
 
 class KindNameField(mf.String):
-    """The name of a kind."""
-
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         kinds: Kinds = self.root.kinds  # type: ignore[union-attr]
         name = super()._deserialize(value, attr, data, **kwargs)

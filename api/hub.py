@@ -19,7 +19,7 @@ from typing import Final
 
 from aiohttp import web
 
-from api.body import ClientGone
+from api.bodies import ClientGone
 from api.stream import Stopping, Stream, TooManyOfProcess, TooManyOfUser, Unreadable, encode
 from mongo.changes import Changes, NotReplicated
 from mongo.connection import end
@@ -51,8 +51,6 @@ class Pending:
 
 
 class Hub:
-    """All streams of a process."""
-
     def __init__(self, changes: Changes, metrics: Metrics, limit: int) -> None:
         self._changes = changes
         self._metrics = metrics
@@ -68,7 +66,6 @@ class Hub:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve streams within the block."""
         tasks = [asyncio.create_task(_forever(turn)) for turn in (self._follow, self._read, self._drop_gone)]
         try:
             yield
@@ -194,7 +191,6 @@ class Hub:
                     stream.offer(events[user_id], pending.at)
 
     async def _drop_gone(self) -> None:
-        """Close the streams whose clients have gone."""
         await asyncio.sleep(GONE_INTERVAL)
         self._end((stream for stream in self._all() if stream.has_begun and stream.is_gone), ClientGone)
 

@@ -13,8 +13,8 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from api.answers import answer_before_body, is_large, send
 from api.auth import Refused
+from api.bodies import answer_before_body, is_large, send
 from api.problems import ForeignHost, problem_of, render
 from config.checks import LOOPBACK, in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
@@ -129,3 +129,8 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
         seconds=seconds,
         **request[ORIGIN],
     )
+
+
+async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+    """Leave out the header that tells the versions of Python and aiohttp."""
+    response.headers.pop("Server", None)

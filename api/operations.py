@@ -11,8 +11,7 @@ from marshmallow import Schema, ValidationError, validate
 from marshmallow import fields as mf
 
 from api import auth
-from api.answers import TooMuchInFlight
-from api.body import BODY_LIMIT, BodyTooSlow, Compressed, NotAnObject, NotJSON, NotUTF8, WrongCharset
+from api.bodies import BODY_LIMIT, BodyTooSlow, Compressed, NotAnObject, NotJSON, NotUTF8, TooMuchInFlight, WrongCharset
 from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, answer, ref
 from api.problems import NoSuchNotification
 from api.stream import KEEP_ALIVE, Stopping, TooManyOfProcess, TooManyOfUser, Unreadable

@@ -16,8 +16,8 @@ from typing import Final
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
-from api.answers import json_line
 from api.auth import identify
+from api.bodies import json_line
 from api.openapi import DOCUMENT
 from ops.local import newest_emails, read_email
 from settings import Scope, Settings
@@ -45,8 +45,6 @@ def page_headers(*, images: str = "'self'", frames: str = "'none'") -> Mapping[s
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file as it is served."""
-
     path: Path
     media_type: str
     headers: Mapping[str, str] = field(default_factory=lambda: OWN_ORIGIN_HEADERS)
@@ -88,12 +86,10 @@ def serve_files(files: Mapping[str, File]) -> Iterator[web.RouteDef]:
 
 
 async def docs(request: web.Request) -> web.Response:
-    """Return the page of Swagger UI."""
     return await serve(request, file=DOCS_PAGE)
 
 
 async def openapi(request: web.Request) -> web.Response:
-    """Return the OpenAPI document."""
     return web.json_response(request.app[DOCUMENT](), dumps=json_line)
 
 
@@ -197,7 +193,6 @@ class _Mailbox:
         return web.json_response({"success": True, "mails": mails}, headers=NO_STORE, dumps=json_line)
 
     async def html(self, request: web.Request) -> web.Response:
-        """Return the HTML of an e-mail."""
         secret = request.match_info["secret"].encode("utf-8", "surrogateescape")
         email = await asyncio.to_thread(read_email, request.match_info["name"])
         if not compare_digest(secret, self._secret.encode()) or email is None or email.html is None:

@@ -13,8 +13,8 @@ from typing import Any, Final
 from aiohttp import http_exceptions, web
 from marshmallow import ValidationError
 
-from api import answers, auth, body, hub, stream
-from api.answers import json_line
+from api import auth, bodies, hub, stream
+from api.bodies import json_line
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
@@ -63,11 +63,9 @@ class Problem:
 
     @property
     def title(self) -> str:
-        """The status in words."""
         return TITLES.get(self.status) or HTTPStatus(self.status).phrase
 
     def document(self) -> dict[str, Any]:
-        """Return the body of the answer."""
         document = {
             "success": False,
             "type": "about:blank",
@@ -100,19 +98,19 @@ PROBLEMS: Final = (
         "Is it a cookie, which the browser sends to every service of the host?",
     ),
     # --- the body
-    Problem(body.WrongCharset, 400, "The body must be JSON in UTF-8, but its Content-Type declares another charset."),
-    Problem(body.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
-    Problem(body.NotUTF8, 400, "The body is not valid UTF-8."),
-    Problem(body.NotJSON, 400, "The body is not JSON: {}.", example="NaN is not a number"),
-    Problem(body.NotAnObject, 400, "The body must be a JSON object."),
+    Problem(bodies.WrongCharset, 400, "The body must be JSON in UTF-8, but its Content-Type declares another charset."),
+    Problem(bodies.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
+    Problem(bodies.NotUTF8, 400, "The body is not valid UTF-8."),
+    Problem(bodies.NotJSON, 400, "The body is not JSON: {}.", example="NaN is not a number"),
+    Problem(bodies.NotAnObject, 400, "The body must be a JSON object."),
     Problem(
-        body.ClientGone,
+        bodies.ClientGone,
         400,
         "The client closed the connection too early.",
         "Only the log and the metrics have this answer.",
     ),
-    Problem(body.BodyTooSlow, 408, f"The body did not arrive within {body.BODY_TIMEOUT:.0f} s."),
-    Problem(web.HTTPRequestEntityTooLarge, 413, f"The body is larger than {body.BODY_LIMIT // 1024} KiB."),
+    Problem(bodies.BodyTooSlow, 408, f"The body did not arrive within {bodies.BODY_TIMEOUT:.0f} s."),
+    Problem(web.HTTPRequestEntityTooLarge, 413, f"The body is larger than {bodies.BODY_LIMIT // 1024} KiB."),
     # --- the caller
     Problem(
         auth.NoCredential, 401, "The request must have exactly one header Authorization: Bearer, with a key or token."
@@ -208,10 +206,10 @@ PROBLEMS: Final = (
         "The limit of open files (`ulimit -n`) sets how many.",
     ),
     Problem(
-        answers.TooMuchInFlight,
+        bodies.TooMuchInFlight,
         503,
         "Answers to this user wait to be read.",
-        f"At most {answers.LIMIT >> 20} MB of them may, each for {answers.SEND_TIMEOUT:.0f} s.",
+        f"At most {bodies.ANSWERS_LIMIT >> 20} MB of them may, each for {bodies.SEND_TIMEOUT:.0f} s.",
     ),
     # --- streams
     Problem(
@@ -268,7 +266,7 @@ def render(exc: Exception) -> web.Response:
         headers["X-Email"] = "not-owed"
     if isinstance(exc, web.HTTPMethodNotAllowed):
         headers["Allow"] = exc.headers["Allow"]
-    if isinstance(exc, body.Compressed):
+    if isinstance(exc, bodies.Compressed):
         headers["Accept-Encoding"] = "identity"  # RFC 9110, section 15.5.16
     if isinstance(exc, auth.Unauthenticated):
         error = f', error="{exc.error}"' if exc.error else ""

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from api.answers import answer_before_body
+from api.bodies import answer_before_body
 from api.hub import HUB
 from api.middleware import DRAINING
 from api.problems import HEADER_LIMIT, TooManyConnections, render
@@ -111,7 +111,6 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def abort(self) -> None:
-        """Break the connection."""
         self._admission.refusing.pop(self, None)
         if self.transport:
             self.transport.abort()
@@ -140,11 +139,6 @@ async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
     response = _closing(TooManyConnections())
     await answer_before_body(request, response)
     return response
-
-
-async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
-    """Leave out the header that tells the versions of Python and aiohttp."""
-    response.headers.pop("Server", None)
 
 
 def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:

@@ -21,7 +21,7 @@ import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from api.body import ClientGone
+from api.bodies import ClientGone
 from mongo.changes import NotReplicated
 from mongo.inbox import Page
 from ops.metrics import Metrics
@@ -89,7 +89,6 @@ class Stream:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client has left."""
         return self._request.transport is None
 
     def offer(self, text: bytes, at: datetime | None) -> None:

@@ -23,8 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from api.middleware import SPAN, route_of
-from mail.replies import Outcome
-from mail.verdicts import DONE
+from mail.replies import DONE, Outcome
 from mongo.owed import OwedEmail
 
 PROPAGATOR: Final = TraceContextTextMapPropagator()

@@ -134,7 +134,6 @@ PREFERENCES: Final = web.AppKey("PREFERENCES", Preferences)
 
 
 async def show_page(request: web.Request) -> web.Response:
-    """Show the page that a link leads to."""
     page = request.app[PAGE]
     user_id, kind = page.open(request)
     return page.show(request, kind, *await request.app[PREFERENCES].with_address(user_id))

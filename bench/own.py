@@ -22,8 +22,8 @@ from bench.frozen.writes import new_element as element_before
 from bench.load import DATA, TARGET
 from kinds import SPECIFIED
 from mongo.connection import Connection
+from mongo.creation import Create
 from mongo.owed import new_element
-from mongo.requests import Create
 from settings import Settings
 from store import Store
 

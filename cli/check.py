@@ -12,13 +12,14 @@ from cli.check_mail import Result, StepFailed, check_mail
 from cli.environment import read_settings
 from cli.output import counted, say
 from cli.variables import SettingsError
-from config.checks import DEAD_MAIL
+from config.address import is_address
+from config.checks import DEAD_MAIL, value_at
 from config.ids import IdType
-from mongo.connection import connected
+from mongo.connection import Database, connected
 from mongo.errors import StoreError, persist
-from mongo.overview import sample, topology
-from mongo.start import version_of
+from mongo.serving import version_of
 from mongo.suppression import address_index
+from mongo.users import REFUSING, Users, foreign_fields
 from ops.local import NoDatabase, with_database
 from settings import Settings
 from store import Store
@@ -33,6 +34,10 @@ NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "listIndex
 """Actions on the collections (MongoDB manual, "Privilege Actions"). The role readWrite has them, and changeStream."""
 DEADLINE: Final = 6.0
 """Seconds for each question."""
+SAMPLE: Final = 1000
+"""Users in a sample."""
+SAMPLE_DEADLINE: Final = 60.0
+"""Seconds for the query that takes it."""
 BSON_TYPES: Final[Mapping[IdType, str]] = {IdType.OBJECTID: "objectId", IdType.STRING: "string"}
 
 
@@ -81,8 +86,19 @@ async def _result(step: str, store: Store, settings: Settings) -> Result:
 
 
 async def _version(store: Store, _: Settings) -> str:
-    version = await version_of(store.database, DEADLINE)
-    return f"MongoDB {version}, {(await topology(store.database)).words}"
+    version, topology = await version_of(store.database, DEADLINE), await _topology(store.database)
+    return f"MongoDB {version}, {topology[0]}"
+
+
+async def _topology(database: Database) -> tuple[str, bool]:
+    """Return what kind of MongoDB this is, in words, and whether it has change streams."""
+    hello = await persist(lambda _: database.command("hello"), DEADLINE)
+    if hello.get("msg") == "isdbgrid":
+        return "a sharded cluster", True
+    if "setName" in hello:
+        members = len(hello.get("hosts", [])) + len(hello.get("passives", []))
+        return f"a replica set with {counted(members, 'member')}", True
+    return "a standalone server", False
 
 
 async def _rights(store: Store, settings: Settings) -> str:
@@ -134,7 +150,7 @@ async def _suppress(store: Store, settings: Settings) -> str:
 
 
 async def _streams(store: Store, settings: Settings) -> str:
-    if not (await topology(store.database)).streams:
+    if not (await _topology(store.database))[1]:
         return STANDALONE
     if lacking := await _lacking(store, ["changeStream"], settings.users_collection):
         raise StepFailed(f"The user of DB_URI may not {lacking[0]}: grant readWrite.")
@@ -144,7 +160,7 @@ async def _streams(store: Store, settings: Settings) -> str:
 async def _users(store: Store, settings: Settings) -> str:
     """Look whether the settings fit the users."""
     total = await store.users.persist(lambda _: store.users.collection.estimated_document_count(), DEADLINE)
-    if not (users := await sample(store.users)):
+    if not (users := await _sample(store.users)):
         return f"none in the collection {settings.users_collection}"
     types, addresses, foreign = zip(*users, strict=True)
     expected, some = BSON_TYPES[settings.id_type], f"Of {counted(len(users), 'user')} looked at"
@@ -156,6 +172,16 @@ async def _users(store: Store, settings: Settings) -> str:
         raise StepFailed(f"{some}, {sum(foreign)} {FOREIGN}.")
     fit = f"{types.count(expected)} have an _id of the type {expected}, and {sum(addresses)} have an address"
     return f"{counted(total, 'user')} in all. {some}, {fit}."
+
+
+async def _sample(users: Users) -> Sequence[tuple[str, bool, bool]]:
+    """Return for each user in a sample: the type of `_id`, whether there is an address, whether a field is foreign."""
+    path = users.settings.email_field
+    top = path.partition(".")[0]
+    read = {"_id": {"$type": "$_id"}, "address": f"${top}", **REFUSING}
+    rows = await users.aggregate([{"$sample": {"size": SAMPLE}}, {"$project": read}], SAMPLE_DEADLINE)
+    addresses = [value_at({top: row.get("address")}, path) for row in rows]
+    return [(row["_id"], is_address(at), bool(foreign_fields(row))) for row, at in zip(rows, addresses, strict=True)]
 
 
 async def _dead_mail(store: Store, _: Settings) -> str:

@@ -21,13 +21,11 @@ from cli.output import counted
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.letter import Worker
 from mail.login import Token, Tokens
-from mail.message import sender_of
+from mail.message import Worker, sender_of
 from mail.opening import Opener
-from mail.replies import SMTPFault
+from mail.replies import SMTPFault, Verdict
 from mail.templates import Content
-from mail.verdicts import Verdict
 from mailer import Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings

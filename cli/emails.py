@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.auth import status_token
 from cli.output import counted, fail, say
 from kinds import seconds
-from mongo import overview, recall
+from mongo import backlog
 from mongo.errors import Conflict, OutboxFull
 from mongo.owed import NO_TOKEN
 from settings import Settings
@@ -68,7 +68,7 @@ async def list_emails(store: Store, user_id: str) -> int:
 
 async def flush(store: Store, user_id: str | None) -> int:
     """Let all e-mails fall due, or those of a user. Those that are being sent are left alone."""
-    users = await recall.flush(store.outbox, user_id)
+    users = await backlog.flush(store.outbox, user_id)
     say(f"Due now: the e-mails of {counted(users, 'user')}.")
     return 0
 
@@ -120,7 +120,7 @@ async def discard_dead(store: Store, ids: list[str] | None) -> int:
 
 async def discard_owed(store: Store) -> int:
     """Delete all e-mails that are owed."""
-    discarded = await overview.discard_all_owed(store.outbox)
+    discarded = await backlog.discard_all_owed(store.outbox)
     say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
     if discarded.waiting:
         say(f"Nor will there be e-mails about {counted(discarded.waiting, 'notification')} that waited for theirs.")
@@ -141,14 +141,14 @@ def _report(failures: dict[str, str]) -> None:
 
 async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int:
     """Print the status. Raises `Unavailable`."""
-    owed = await overview.owed(store.outbox)
+    owed = await backlog.owed(store.outbox)
     status = {
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
-        "errors": [asdict(reason) for reason in await overview.errors_of_owed(store.users)],
-        "held": [asdict(reason) for reason in await overview.held(store.users)],
+        "errors": await backlog.errors_of_owed(store.users),
+        "held": await backlog.held(store.users),
         "dead_letters": await store.dead_mail.count(),
-        "dead": [asdict(reason) for reason in await overview.errors_of_dead(store.dead_mail)],
+        "dead": await backlog.errors_of_dead(store.dead_mail),
         "suppressed_users": await store.suppressions.count(),
         "service": await _ask_service(settings),
     }

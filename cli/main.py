@@ -96,7 +96,6 @@ def explain(exc: Exception) -> int:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="notifier.py",
         description="In-app notifications and e-mail for users in MongoDB, over HTTP. Without a command, it serves.",

@@ -19,18 +19,17 @@ from typing import Final
 from marshmallow import ValidationError
 from tqdm import tqdm
 
-from api.body import load_both, parse_json
+from api.bodies import load_both, parse_json
 from api.fields import USERS_LIMIT
 from api.problems import problem_of
 from cli.output import INTERRUPTED, BadInput, fail, fail_to_write, say
 from config.ids import IdType
 from mail.templates import Content, RenderError, RenderingEnded, Templates
 from mail.unsubscribe import Links
-from mongo.creation import Recorded
+from mongo.creation import Create, Recorded
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull, StoreError, Unavailable
 from mongo.owed import batch
-from mongo.requests import Create, CreateMany
 from ops.logs import printable
 from schemas import Schemas
 from settings import Settings
@@ -125,7 +124,7 @@ async def send(store: Store, users: UserList, new: Create) -> int:
     try:
         with tqdm(total=users.count, unit=" users", mininterval=interval, file=sys.stderr) as progress:
             for chunk in users.chunks():
-                outcomes = await store.create_many(CreateMany(chunk, new), gently=True)
+                outcomes = await store.create_many(chunk, new, gently=True)
                 recorded.update(outcome for outcome in outcomes if isinstance(outcome, Recorded))
                 failures = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
                 failed += len(failures)

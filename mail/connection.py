@@ -14,7 +14,7 @@ from typing import Final, cast
 from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
 from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
-from mail.verdicts import Stage
+from mail.replies import Stage
 
 CONNECTION_AGE: Final = 300.0
 """Seconds after which a connection is replaced: servers close old ones unasked."""
@@ -160,7 +160,6 @@ class Connection:
         self.messages, self.used = self.messages + 1, time.monotonic()
 
     async def quit(self) -> None:
-        """Say goodbye, then close."""
         with contextlib.suppress(SMTPException):
             await self.smtp.quit(timeout=QUIT_TIMEOUT)
         self.drop()
@@ -176,7 +175,6 @@ def _expect(kind: int, response: SMTPResponse) -> None:
 
 
 def drop(smtp: SMTP) -> None:
-    """Close at once."""
     if smtp.transport is not None:
         cast("asyncio.WriteTransport", smtp.transport).abort()
     smtp.close()

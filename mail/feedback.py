@@ -13,9 +13,8 @@ from dataclasses import replace
 from mail.evidence import Evidence
 from mail.limits import Limits
 from mail.pace import Pace
-from mail.replies import Outcome
+from mail.replies import Outcome, Stage, Verdict
 from mail.stops import LINE, Group, Mail, Stop
-from mail.verdicts import Stage, Verdict
 from settings import Settings
 
 

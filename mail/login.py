@@ -21,8 +21,7 @@ import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout
 from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPResponse
 
-from mail.replies import SMTPFault, describe
-from mail.verdicts import Verdict
+from mail.replies import SMTPFault, Verdict, describe
 from settings import Settings
 
 T = TypeVar("T")

@@ -21,8 +21,7 @@ from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloErr
 from config.address import domain
 from mail.connection import Address, Connection, Protocol, drop
 from mail.login import BY_PASSWORD, BY_TOKEN, Tokens, log_in
-from mail.replies import SMTPFault
-from mail.verdicts import Verdict
+from mail.replies import SMTPFault, Verdict
 from settings import Security, Settings
 
 ADDRESS_REST: Final = 60.0
@@ -50,8 +49,6 @@ class Attempt:
 
 
 class Opener:
-    """Opens connections, as the settings say."""
-
     def __init__(self, settings: Settings, local_hostname: str) -> None:
         self._settings = settings
         self._local_hostname = domain(settings.smtp_helo) if settings.smtp_helo else local_hostname
@@ -90,7 +87,6 @@ class Opener:
         return await self._open_somewhere(tries, self._settings.smtp_password or "")
 
     async def close(self) -> None:
-        """Close what opening needs."""
         if self.tokens:
             await self.tokens.close()
 

@@ -10,9 +10,8 @@ import math
 from collections import OrderedDict, deque
 from typing import Final
 
-from mail.replies import Outcome
+from mail.replies import Outcome, Stage, Verdict
 from mail.stops import Mail
-from mail.verdicts import Stage, Verdict
 
 SAME: Final = 5
 WITHIN: Final = 10.0

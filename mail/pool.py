@@ -13,8 +13,7 @@ from aiosmtplib import SMTPException
 from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.opening import Opener
-from mail.replies import SMTPFault, judge
-from mail.verdicts import Stage
+from mail.replies import SMTPFault, Stage, judge
 
 IDLE_INTERVAL: Final = 1.0
 """Seconds between two looks for kept connections that are not needed."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from mail.evidence import Evidence
-from mail.replies import Outcome
+from mail.replies import Outcome, Verdict
 from mail.stops import Mail, Stop
-from mail.verdicts import Verdict
 from mongo.owed import OwedEmail
 
 COPIES: Final = 3

@@ -17,11 +17,10 @@ from typing import Final
 from config.address import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
-from mail.replies import Outcome, bounce_code
+from mail.replies import DONE, Outcome, Stage, Verdict, bounce_code
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Stop
-from mail.verdicts import DONE, Stage, Verdict
-from mongo import recall
+from mongo import backlog
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
 from mongo.suppression import Bounce
@@ -58,8 +57,6 @@ are what a crash sends again."""
 
 
 class Settlements:
-    """Settles e-mails after an attempt."""
-
     def __init__(self, store: Store, settings: Settings, metrics: Metrics, evidence: Evidence) -> None:
         self._clock = store.clock
         self._outbox = store.outbox
@@ -168,7 +165,7 @@ class Settlements:
             tried = None
             if since is not None:
                 tried = self._clock.now() - timedelta(seconds=time.monotonic() - since + MARGIN)
-            await recall.lift(self._outbox, f"{group}", tried, group.value or None)
+            await backlog.lift(self._outbox, f"{group}", tried, group.value or None)
         except StoreError as exc:
             log.warning("e-mails that may be sent again wait until they are due: %s", exc)
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mail.replies import Outcome
-from mail.verdicts import Stage
+from mail.replies import Outcome, Stage
 
 log = logging.getLogger("notifier.delivery")
 
@@ -68,7 +67,6 @@ class Mail(NamedTuple):
 
     @property
     def domain(self) -> str:
-        """The recipient's domain."""
         return self.recipient.rpartition("@")[2].lower()
 
 
@@ -102,7 +100,6 @@ class Run:
         self._refusals: dict[int, Refusal] = {}
 
     def add(self, mail: Mail, outcome: Outcome, now: float) -> None:
-        """Add a refusal."""
         if not self._refusals:
             self.began = now
         greylisting = outcome.stage is Stage.RCPT and outcome.code // 100 == 4
@@ -184,7 +181,6 @@ class Stop:
 
     @property
     def clocks(self) -> tuple[Clock, Clock]:
-        """Both clocks."""
         return self.proven, self.others
 
     def wait(self, now: float) -> float:

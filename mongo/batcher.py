@@ -8,10 +8,18 @@ flight, and leave together. Under light load nothing waits.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
+
+from pymongo.errors import DuplicateKeyError
+
+from mongo.connection import Collection
+from mongo.document import SIMPLE, Write
+from mongo.errors import Busy, Conflict
+from mongo.lanes import Calls, Outcome
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,11 +37,7 @@ QUEUE_LIMIT: Final = 4096
 LATE: Final = 0.05
 """Seconds after which a batch in flight stops holding back new ones."""
 LATE_FACTOR: Final = 4
-"""With late batches, up to this many times `calls_at_once` may be in flight."""
-
-
-class QueueFull(Exception):
-    """The queue is full. The item was not sent."""
+"""With late batches, up to this many times `CALLS_AT_ONCE` may be in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +53,21 @@ class Batcher(Generic[Item, Result]):
     `run` sends a batch and returns one outcome for each of its items, in order: a result, or an exception for the
     caller of that item. An exception that it raises goes to every caller of the batch.
 
-    A batch holds at most `batch_limit` items. New batches leave while fewer than `calls_at_once` batches and fewer
-    than `free_items` items are in flight; batches in flight for longer than `LATE` are not counted. At most
-    `queue_limit` items wait, and none for longer than `patience` seconds.
+    New batches leave while fewer than `CALLS_AT_ONCE` batches and fewer than `free_items` items are in flight; batches
+    in flight for longer than `LATE` are not counted. No item waits for longer than `patience` seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - all but the first are keywords
+    def __init__(
         self,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         patience: float,
-        calls_at_once: int = CALLS_AT_ONCE,
         free_items: int = FREE_REQUESTS,
-        batch_limit: int = BATCH_LIMIT,
-        queue_limit: int | None = None,
         kind: Callable[[Item], Hashable] = lambda _: None,
     ) -> None:
         self._run = run
-        self._calls_at_once = calls_at_once
         self._free_items = free_items
-        self._batch_limit = batch_limit
-        self._free_places = QUEUE_LIMIT if queue_limit is None else queue_limit
+        self._free_places = QUEUE_LIMIT
         self._patience = patience
         self._kind = kind
         self._waiting: dict[Hashable, deque[_Waiting[Item, Result]]] = {}
@@ -79,10 +77,10 @@ class Batcher(Generic[Item, Result]):
     async def __call__(self, item: Item) -> Result:
         """Return the outcome of `item`. A cancelled caller leaves the queue, but not a batch in flight.
 
-        Raises `QueueFull`, `TimeoutError`, or the exception that `run` raised or returned for the item.
+        Raises `Busy` if the queue is full, `TimeoutError`, or the exception that `run` raised or returned for the item.
         """
         if not self._free_places:
-            raise QueueFull
+            raise Busy
         self._free_places -= 1
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -95,7 +93,7 @@ class Batcher(Generic[Item, Result]):
 
     def _may_send(self) -> bool:
         in_time = [items for items in self._in_flight.values() if items]
-        if len(in_time) >= self._calls_at_once or len(self._in_flight) >= LATE_FACTOR * self._calls_at_once:
+        if len(in_time) >= CALLS_AT_ONCE or len(self._in_flight) >= LATE_FACTOR * CALLS_AT_ONCE:
             return False
         return sum(in_time) < self._free_items
 
@@ -128,7 +126,7 @@ class Batcher(Generic[Item, Result]):
         """Take the first items of one kind from the queue. What is left of the kind goes behind the other kinds."""
         kind = next(iter(self._waiting))
         queue = self._waiting.pop(kind)
-        leaving = [queue.popleft() for _ in range(min(self._batch_limit, len(queue)))]
+        leaving = [queue.popleft() for _ in range(min(BATCH_LIMIT, len(queue)))]
         self._free_places += len(leaving)
         if queue:
             self._waiting[kind] = queue
@@ -150,3 +148,58 @@ class Batcher(Generic[Item, Result]):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+
+class Writes:
+    """Writes to single documents of a collection, which share a call with those that wait beside them."""
+
+    def __init__(
+        self, collection: Collection, calls: Calls, patience: float, *, free_requests: int = FREE_REQUESTS
+    ) -> None:
+        self._collection = collection
+        self._calls = calls
+        self.used_at = -math.inf
+        """When a write was last begun or done, by the clock of the event loop."""
+        self._batcher: Batcher[Write, Outcome] = Batcher(
+            self.together,
+            patience=patience,
+            free_items=free_requests,
+            kind=lambda write: write.numbered,
+        )
+
+    async def make(self, write: Write, *, attempt: int) -> bool:
+        """Update a document, or insert it if the write is an upsert; return whether the conditions held.
+
+        The first attempt (number 0) shares a call, later ones do not: one of the writes may have failed the whole call.
+        Raises `Conflict`, `Unavailable`, PyMongo's errors, or `TimeoutError`.
+        """
+        loop = asyncio.get_running_loop()
+        self.used_at = loop.time()
+        try:
+            outcome = None if attempt else await self._batcher(write)
+            return await self.alone(write) if outcome is None else bool(outcome)
+        except DuplicateKeyError as exc:
+            if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
+                raise Conflict("a unique index") from None  # on the address, say, which all new users share
+            # Either a condition failed, so that the server tried to insert, or another upsert inserted in between.
+            # Without upsert there is only one meaning left.
+            return await self.alone(replace(write, upsert=False))
+        finally:
+            self.used_at = loop.time()
+
+    async def together(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        """Make several writes in one call; return the outcome of each. Raises as `Calls.run`."""
+        return await self._calls.run(writes) if len(writes) > 1 else [await self.alone(writes[0])]
+
+    async def alone(self, write: Write) -> bool:
+        """Make one write, as the driver does it; return whether it found its document. Raises PyMongo's errors."""
+        conditions = write.conditions(guarded=True)
+        if write.upsert:
+            await self._collection.find_one_and_update(
+                conditions, write.update, {"_id": 1}, upsert=True, collation=SIMPLE
+            )
+            return True
+        result = await self._collection.update_one(
+            conditions, write.update, array_filters=write.array_filters, collation=SIMPLE
+        )
+        return bool(result.matched_count)

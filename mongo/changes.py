@@ -13,12 +13,10 @@ from typing import Any, Final, NamedTuple
 from bson.timestamp import Timestamp
 from pymongo.errors import OperationFailure, PyMongoError
 
-from mongo.connection import CLOSE_TIMEOUT, MAJORITY
+from mongo.connection import CLOSE_TIMEOUT, MAJORITY, Clock
 from mongo.document import JSONObject, any_of, concat, each
 from mongo.errors import StoreError, Unavailable, unavailable, within
-from mongo.inbox import EMPTY, Page, page_of
-from mongo.requests import ListQuery
-from mongo.upkeep import Clock
+from mongo.inbox import EMPTY, ListQuery, Page, page_of
 from mongo.users import Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
 
 from bson import ObjectId
 
-from mongo.collapse import collapsing
+from kinds import Kind
 from mongo.connection import MAJORITY
 from mongo.document import (
     HAS_ROOM,
     IS_FINDABLE,
     ONLY_OURS,
+    OPTIONAL_FIELDS,
     OUTBOX,
     OUTBOX_LIMIT,
     RECENT_LIMIT,
     WAITING,
     JSONObject,
+    Write,
     append,
     elements,
     remember,
 )
 from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
-from mongo.lanes import Write
+from mongo.grouping import Windows, collapsing
 from mongo.owed import first_due, new_element
-from mongo.requests import Create
 from mongo.users import REFUSING, Users, judge
-from mongo.waiting import Windows
 
 EXPLAINING: Final = {
     "ids": "$notifications.id",
@@ -43,6 +45,30 @@ EXPLAINING: Final = {
     **REFUSING,
 }
 """The projection that `Creation.explain` reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """What to create for a user; all values are valid. `origin` is kept with an e-mail; `in_bulk` e-mails go later."""
+
+    user_id: str
+    kind: Kind
+    target_id: str | None = None
+    data: JSONObject | None = None
+    idempotency_key: str | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+    in_bulk: bool = False
+
+    @property
+    def optional(self) -> JSONObject:
+        """Those of the `OPTIONAL_FIELDS` that the request has."""
+        return {name: value for name in OPTIONAL_FIELDS if (value := getattr(self, name)) is not None}
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything but the user. Bodies with the same meaning have the same one."""
+        values = [getattr(self, name) for name in OPTIONAL_FIELDS]
+        meaning = json.dumps([self.kind.name, *values], sort_keys=True)
+        return hashlib.blake2b(meaning.encode(), digest_size=16).hexdigest()
 
 
 class Recorded(enum.Enum):

@@ -26,7 +26,8 @@ Arrays may hold a `null` where somebody has unset an element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from random import randrange
 from typing import Any, Final
 
@@ -171,3 +172,27 @@ def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
 def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
     """Return the `$push` that remembers an idempotency key and forgets the oldest."""
     return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write to one document.
+
+    `filter` are the conditions that it always has. A write that is `numbered` may be given a number, which makes it
+    safe to repeat; without one, `guard` are the conditions that do. Other writes are safe by themselves.
+    """
+
+    filter: JSONObject
+    update: JSONObject | Sequence[JSONObject]
+    upsert: bool = False
+    guard: JSONObject = field(default_factory=dict)
+    numbered: bool = False
+    array_filters: Sequence[JSONObject] | None = None
+
+    def conditions(self, *, guarded: bool) -> JSONObject:
+        return self.filter | self.guard if guarded else self.filter
+
+    def statement(self, *, guarded: bool) -> JSONObject:
+        q = self.conditions(guarded=guarded)
+        statement: JSONObject = {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE}
+        return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})

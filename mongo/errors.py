@@ -28,8 +28,6 @@ from pymongo.errors import (
     WriteError,
 )
 
-from mongo.batcher import QueueFull
-
 T = TypeVar("T")
 
 UNAUTHORIZED: Final = 13
@@ -223,8 +221,6 @@ async def persist(
                 await asyncio.sleep(random.uniform(*RETRY_PAUSE))
     except TimeoutError as exc:
         raise unavailable(cause or exc) from (cause or exc)
-    except QueueFull as exc:
-        raise Busy from exc
     except DocumentTooLarge as exc:
         raise TooLarge from exc
     except OperationFailure as exc:

@@ -21,6 +21,7 @@ from mongo.document import (
     WITHOUT_EMPTY,
     WRITTEN,
     JSONObject,
+    Write,
     absent_or_array,
     any_of,
     concat,
@@ -30,15 +31,38 @@ from mongo.document import (
     without,
 )
 from mongo.errors import Changed, EmailUnderWay
-from mongo.lanes import Write
 from mongo.owed import IS_EMAIL, NO_TOKEN, SET_DUE
-from mongo.requests import ListQuery, Selection
 from mongo.users import Users
 
 SEEN_AT: Final = "notifier.seen_at"
 SHARED_LIMITS: Final = (0, 10, 50)
 """Lists share a query with those that round up to the same of these limits. A longer list is fetched alone, so that it
 delays no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """A page of a user's notifications. `is_new` selects only the unread, or only the read, and `key` one kind."""
+
+    user_id: str
+    skip: int
+    limit: int
+    is_new: bool | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Of a user's notifications those whose `field` has this value, or all without a field."""
+
+    user_id: str
+    field: str | None = None
+    value: str | None = None
+
+    def matching(self) -> JSONObject:
+        """Return the conditions of an element that is selected and the service's."""
+        own: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
+        return own | ({self.field: self.value} if self.field else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +123,14 @@ async def see(users: Users, user_id: str) -> None:
         await users.must_admit(user_id, ["notifier"])
 
 
+def shown(users: Users, selection: Selection) -> JSONObject:
+    """Return the condition that the inbox shows the notification with the selected id: hidden ones do not exist."""
+    if not (users.slack and selection.field == "id" and selection.value):
+        return {}
+    newest = {"$let": {"vars": {"newest": users.inbox}, "in": "$$newest.id"}}
+    return {"$expr": {"$in": [{"$literal": selection.value}, newest]}}
+
+
 async def delete(users: Users, selection: Selection) -> bool:
     """Delete the selected; return whether there are any, or were until lately.
 
@@ -118,7 +150,7 @@ async def delete(users: Users, selection: Selection) -> bool:
         "notifier.outbox": _without(is_owed, OUTBOX, "$notifier.outbox"),
         "notifications": _without(is_selected, newest, "$notifications"),
     }
-    is_shown = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **users.shown(selection)}
+    is_shown = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **shown(users, selection)}
     has_email = {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}, "ids": {"$exists": False}}}}
     filter_ = {**users.key(selection.user_id), **OURS, **ONLY_OURS, "$or": [is_shown, has_email]}
     deletion = Write(filter_, [{"$set": change}, SET_DUE])

@@ -22,11 +22,12 @@ from bson import ObjectId
 from pymongo import UpdateMany
 
 from config.checks import value_at
+from mongo.batcher import Writes
 from mongo.claims import EDGES, SHARE, Refused, band_of, shares
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, Write, any_of, elements, only
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
+from mongo.grouping import HAS_WINDOW_OVER, Windows
 from mongo.indexes import Index
-from mongo.lanes import Write
 from mongo.owed import (
     IS_DUE,
     IS_EMAIL,
@@ -45,8 +46,6 @@ from mongo.preferences import wants_email
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce, suppress
 from mongo.users import Users
-from mongo.waiting import HAS_WINDOW_OVER, Windows
-from mongo.writes import Writes
 
 log = logging.getLogger("notifier.delivery")
 

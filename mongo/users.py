@@ -9,13 +9,12 @@ from typing import Any, Final, TypeVar
 from pymongo import ReturnDocument
 
 from config.ids import named
+from mongo.batcher import Writes
 from mongo.connection import MAJORITY, Connection
 from mongo.connection import Collection as MotorCollection
 from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each, inbox
 from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
 from mongo.lanes import Calls
-from mongo.requests import Selection
-from mongo.writes import Writes
 from settings import Settings, UnknownUsers
 
 T = TypeVar("T")
@@ -131,13 +130,6 @@ class Users(Documents):
 
     def key(self, user_id: str) -> JSONObject:
         return {"_id": self.settings.id_type.to_bson(user_id)}
-
-    def shown(self, selection: Selection) -> JSONObject:
-        """Return the condition that the inbox shows the notification with the selected id: hidden ones do not exist."""
-        if not (self.slack and selection.field == "id" and selection.value):
-            return {}
-        newest = {"$let": {"vars": {"newest": self.inbox}, "in": "$$newest.id"}}
-        return {"$expr": {"$in": [{"$literal": selection.value}, newest]}}
 
     async def of(self, user_id: str, *paths: str) -> JSONObject:
         """Return these fields of a user's document, or `{}` if there is none."""

@@ -15,8 +15,8 @@ from marshmallow import ValidationError
 from pymongo import MongoClient
 
 import handlers
-from api import auth, body, stream
-from api.answers import IN_FLIGHT, LIMIT, TooMuchInFlight
+from api import auth, bodies, stream
+from api.bodies import ANSWERS_LIMIT, IN_FLIGHT, TooMuchInFlight
 from api.components import INVALID_REQUEST
 from api.hub import HUB, STREAMS_PER_USER
 from api.middleware import DRAINING
@@ -151,7 +151,7 @@ async def create_with_a_full_outbox(client: Client) -> ClientResponse:
 
 async def list_too_much(client: Client) -> ClientResponse:
     """Ask for a list while the user's clients have not read earlier answers."""
-    client.app[IN_FLIGHT].held[USER] = LIMIT
+    client.app[IN_FLIGHT].held[USER] = ANSWERS_LIMIT
     return await client.get("/list", params={"user_id": USER})
 
 
@@ -264,13 +264,13 @@ def bad_bodies(path: str) -> list[Case]:
         return await post(data=slow())(client)
 
     return [
-        Case(operation, body.WrongCharset, post(data=b"{}", headers={"Content-Type": "text/json;charset=x"})),
-        Case(operation, body.NotUTF8, post(data=b"\xff")),
-        Case(operation, body.NotJSON, post(data=b'{"a": NaN}')),
-        Case(operation, body.NotAnObject, post(data=b"[]")),
-        Case(operation, body.Compressed, post(data=b"text", headers={"Content-Encoding": "gzip"})),
-        Case(operation, body.BodyTooSlow, send_slowly, patches={"api.body.BODY_TIMEOUT": 0.1}),
-        Case(operation, web.HTTPRequestEntityTooLarge, post(data=b" " * (body.BODY_LIMIT + 1))),
+        Case(operation, bodies.WrongCharset, post(data=b"{}", headers={"Content-Type": "text/json;charset=x"})),
+        Case(operation, bodies.NotUTF8, post(data=b"\xff")),
+        Case(operation, bodies.NotJSON, post(data=b'{"a": NaN}')),
+        Case(operation, bodies.NotAnObject, post(data=b"[]")),
+        Case(operation, bodies.Compressed, post(data=b"text", headers={"Content-Encoding": "gzip"})),
+        Case(operation, bodies.BodyTooSlow, send_slowly, patches={"api.bodies.BODY_TIMEOUT": 0.1}),
+        Case(operation, web.HTTPRequestEntityTooLarge, post(data=b" " * (bodies.BODY_LIMIT + 1))),
     ]
 
 
@@ -359,7 +359,7 @@ CASES = [
     Case("POST /u/{token}", errors.TooLarge, with_full_document(follow("POST")), settings=LINKED),
     Case("GET /u/{token}", errors.Unavailable, while_mongodb_stops(follow("GET")), settings=LINKED, **NO_TIME),
     Case("POST /u/{token}", errors.Unavailable, while_mongodb_stops(follow("POST")), settings=LINKED, **NO_TIME),
-    Case("GET /list", TooMuchInFlight, list_too_much, patches={"api.answers.PATIENCE": 0.01}),
+    Case("GET /list", TooMuchInFlight, list_too_much, patches={"api.bodies.ANSWERS_PATIENCE": 0.01}),
     Case("GET /stream", 200, open_stream()),
     Case("GET /stream", ValidationError, ask("GET", "/stream", params=INVALID_REQUEST)),
     Case("GET /stream", stream.Unreadable, open_stream(), patches={"api.hub.encode": breaking}),

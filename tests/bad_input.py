@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.body import BODY_LIMIT
+from api.bodies import BODY_LIMIT
 from tests.client import TARGET, USER
 
 GOOD: Mapping[str, Any] = {"user_id": USER, "key": "new_login"}

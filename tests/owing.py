@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from kinds import Kind
-from mongo.requests import Create
+from mongo.creation import Create
 from settings import Settings
 from store import Store, open_store
 

@@ -15,8 +15,7 @@ from bson import ObjectId, encode
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from mail.replies import verdict_of
-from mail.verdicts import Stage, Verdict
+from mail.replies import Stage, Verdict, verdict_of
 from mongo.document import OUTBOX_LIMIT
 from mongo.owed import new_element
 from tests.servers import Drop, Mongod, Script

@@ -17,10 +17,9 @@ import pytest
 from kinds import SPECIFIED
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.letter import Worker
-from mail.replies import Outcome
+from mail.message import Worker
+from mail.replies import Outcome, Verdict
 from mail.templates import Content
-from mail.verdicts import Verdict
 from mailer import SENT, Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings

@@ -8,7 +8,7 @@ import socket
 import pytest
 from bson import ObjectId
 
-from api.answers import ELEMENT, IN_FLIGHT, InFlight, TooMuchInFlight
+from api.bodies import ELEMENT, IN_FLIGHT, InFlight, TooMuchInFlight
 from tests.client import DB, OTHER, USER, Client
 from tests.fixtures import Start
 from tests.streams import unsent_bytes
@@ -36,8 +36,8 @@ def deaf(client: Client) -> socket.socket:
 
 
 async def test_clients_that_do_not_read_are_cut_off(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.answers.SEND_TIMEOUT", 2.0)
-    monkeypatch.setattr("api.answers.PATIENCE", 0.5)
+    monkeypatch.setattr("api.bodies.SEND_TIMEOUT", 2.0)
+    monkeypatch.setattr("api.bodies.ANSWERS_PATIENCE", 0.5)
     connections = [deaf(client) for _ in range(40)]
     held = client.app[IN_FLIGHT].held
 
@@ -84,7 +84,7 @@ async def test_an_answer_waits_until_others_of_its_user_are_taken() -> None:
 
 
 async def test_an_answer_larger_than_all_room_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.answers.PATIENCE", 0.01)
+    monkeypatch.setattr("api.bodies.ANSWERS_PATIENCE", 0.01)
     in_flight = InFlight(longest=100, limit=10)
     await in_flight.take("ann", 100)
     with pytest.raises(TooMuchInFlight):

@@ -335,7 +335,7 @@ async def test_a_charset_other_than_utf_8_is_400(client: Client, database: DB, c
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.body.BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr("api.bodies.BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     assert (await reader.readline()).split()[1] == b"408"

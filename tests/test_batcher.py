@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from mongo.batcher import LATE, LATE_FACTOR, Batcher, QueueFull
+from mongo.batcher import LATE, LATE_FACTOR, Batcher
+from mongo.errors import Busy
 
 
 class Calls:
@@ -31,13 +32,19 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
+@pytest.fixture(autouse=True)
+def one_call_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mongo.batcher.CALLS_AT_ONCE", 1)
+
+
 def tasks(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
     return [asyncio.create_task(batcher(item)) for item in items]
 
 
-async def test_few_items_leave_at_once_and_waiting_ones_share_a_batch() -> None:
+async def test_few_items_leave_at_once_and_waiting_ones_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=8, free_items=3, batch_limit=100, queue_limit=100, patience=60)
+    monkeypatch.setattr("mongo.batcher.CALLS_AT_ONCE", 8)
+    batcher = Batcher(calls.run, free_items=3, patience=60)
     found = []
     for item in range(0, 20, 2):
         found += tasks(batcher, item)
@@ -50,7 +57,7 @@ async def test_few_items_leave_at_once_and_waiting_ones_share_a_batch() -> None:
 
 async def test_a_late_batch_delays_no_other_up_to_a_limit() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=2, batch_limit=100, queue_limit=100, patience=60)
+    batcher = Batcher(calls.run, free_items=2, patience=60)
     found = tasks(batcher, 0, 2, 4)
     await turn()
     found += tasks(batcher, 6, 8)
@@ -65,10 +72,11 @@ async def test_a_late_batch_delays_no_other_up_to_a_limit() -> None:
     assert calls.batches[LATE_FACTOR:] == [[14, 16]]
 
 
-async def test_concurrent_items_share_batches_of_limited_size() -> None:
+async def test_concurrent_items_share_batches_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls()
     calls.go.set()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=3, queue_limit=100, patience=60)
+    monkeypatch.setattr("mongo.batcher.BATCH_LIMIT", 3)
+    batcher = Batcher(calls.run, free_items=1, patience=60)
     assert await asyncio.gather(*tasks(batcher, 0, 2, 4, 6, 8)) == [0, 4, 8, 12, 16]
     assert calls.batches == [[0, 2, 4], [6, 8]]
 
@@ -85,7 +93,7 @@ async def test_the_next_batch_leaves_before_callers_go_on() -> None:
     async def call(item: int) -> None:
         events.append(f"answered {await batcher(item)}")
 
-    batcher = Batcher(run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100, patience=60)
+    batcher = Batcher(run, free_items=1, patience=60)
     callers = []
     for item in (1, 2):
         callers.append(asyncio.create_task(call(item)))
@@ -98,7 +106,7 @@ async def test_the_next_batch_leaves_before_callers_go_on() -> None:
 async def test_each_item_has_its_own_outcome_unless_the_batch_fails() -> None:
     calls = Calls()
     calls.go.set()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100, patience=60)
+    batcher = Batcher(calls.run, free_items=1, patience=60)
     two, three = await asyncio.gather(*tasks(batcher, 2, 3), return_exceptions=True)
     assert two == 4
     assert isinstance(three, ValueError)
@@ -109,7 +117,7 @@ async def test_each_item_has_its_own_outcome_unless_the_batch_fails() -> None:
 
 async def test_a_cancelled_item_leaves_the_queue_not_a_batch_in_flight() -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=100, queue_limit=100, patience=60)
+    batcher = Batcher(calls.run, free_items=1, patience=60)
     in_flight = tasks(batcher, 0, 2)
     await turn()
     waiting = tasks(batcher, 4, 6)
@@ -122,23 +130,27 @@ async def test_a_cancelled_item_leaves_the_queue_not_a_batch_in_flight() -> None
     assert in_flight[0].cancelled()
 
 
-async def test_a_full_queue_refuses_items_until_it_has_room() -> None:
+async def test_a_full_queue_refuses_items_until_it_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=1, queue_limit=2, patience=60)
+    monkeypatch.setattr("mongo.batcher.BATCH_LIMIT", 1)
+    monkeypatch.setattr("mongo.batcher.QUEUE_LIMIT", 2)
+    batcher = Batcher(calls.run, free_items=1, patience=60)
     found = tasks(batcher, 0)
     await turn()
     found += tasks(batcher, 2, 4)
     await turn()
-    with pytest.raises(QueueFull):
+    with pytest.raises(Busy):
         await batcher(6)
     calls.go.set()
     assert await asyncio.gather(*found) == [0, 4, 8]
     assert await batcher(6) == 12
 
 
-async def test_a_queue_of_cancelled_items_delays_no_other() -> None:
+async def test_a_queue_of_cancelled_items_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls()
-    batcher = Batcher(calls.run, calls_at_once=1, free_items=1, batch_limit=2, queue_limit=2, patience=60)
+    monkeypatch.setattr("mongo.batcher.BATCH_LIMIT", 2)
+    monkeypatch.setattr("mongo.batcher.QUEUE_LIMIT", 2)
+    batcher = Batcher(calls.run, free_items=1, patience=60)
     first = tasks(batcher, 0)
     await turn()
     cancelled = tasks(batcher, 2, 4)
@@ -151,17 +163,10 @@ async def test_a_queue_of_cancelled_items_delays_no_other() -> None:
     assert calls.batches == [[0], [6, 8]]
 
 
-async def test_a_batch_has_items_of_one_kind_and_the_kinds_take_turns() -> None:
+async def test_a_batch_has_items_of_one_kind_and_the_kinds_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls()
-    batcher = Batcher(
-        calls.run,
-        calls_at_once=1,
-        free_items=1,
-        batch_limit=2,
-        queue_limit=100,
-        patience=60,
-        kind=lambda item: item // 100,
-    )
+    monkeypatch.setattr("mongo.batcher.BATCH_LIMIT", 2)
+    batcher = Batcher(calls.run, free_items=1, patience=60, kind=lambda item: item // 100)
     found = tasks(batcher, 0)
     await turn()
     found += tasks(batcher, 100, 102, 104, 200, 106, 202)

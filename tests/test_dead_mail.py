@@ -13,10 +13,10 @@ from bson import ObjectId
 from pymongo.collation import Collation
 
 from kinds import SPECIFIED
+from mongo.backlog import errors_of_dead
+from mongo.creation import Create
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull, Patience
-from mongo.overview import errors_of_dead
-from mongo.requests import Create
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, owed

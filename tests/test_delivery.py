@@ -12,8 +12,8 @@ from pathlib import Path
 from bson import ObjectId
 
 from kinds import SPECIFIED
+from mongo.creation import Create
 from mongo.owed import NO_TOKEN
-from mongo.requests import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, create, list_, owed, settled, user

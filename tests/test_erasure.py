@@ -12,9 +12,9 @@ import pytest
 from bson import ObjectId
 
 from kinds import SPECIFIED
+from mongo.creation import Create
 from mongo.dead_mail import DeadMail
 from mongo.document import WRITTEN
-from mongo.requests import Create
 from settings import Settings
 from store import Store, open_store
 from tests.client import (

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mail.replies import Outcome, judge, verdict_of
+from mail.replies import Outcome, Stage, Verdict, judge, verdict_of
 from mail.stops import Mail
-from mail.verdicts import Stage, Verdict
 from tests.virtual import Letter, Line, World, delays, refusal
 
 HOUR, DAY = 3600.0, 86_400.0

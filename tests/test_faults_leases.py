@@ -16,9 +16,9 @@ import pytest
 
 from delivery import running_delivery
 from kinds import SPECIFIED
+from mongo.creation import Create
 from mongo.errors import Patience, Unavailable
 from mongo.owed import OwedEmail
-from mongo.requests import Create
 from ops.metrics import Metrics
 from settings import Security, Settings
 from store import open_store

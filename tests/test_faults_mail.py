@@ -12,9 +12,9 @@ import pytest
 from bson import ObjectId, encode
 
 from kinds import SPECIFIED
+from mongo.creation import Create
 from mongo.document import OUTBOX_LIMIT
 from mongo.owed import NO_TOKEN, OwedEmail, new_element
-from mongo.requests import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, USER, Client, assert_length, create, list_, owed, owing, settled, user

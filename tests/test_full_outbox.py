@@ -12,10 +12,10 @@ import pytest
 from bson import ObjectId
 
 from kinds import SPECIFIED
-from mongo.creation import Recorded
+from mongo.creation import Create, Recorded
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import RETRY_PAUSE, Patience
-from mongo.requests import Create, CreateMany, ListQuery, Selection
+from mongo.inbox import ListQuery, Selection
 from settings import Settings
 from store import open_store
 from tests.client import (
@@ -197,7 +197,7 @@ async def test_a_lost_reply_without_the_email_is_no_promise_of_one(
                 fill(direct[name], USER, OTHER)
                 proxy.break_next("findAndModify", "swallow", skip=2)
                 each = Create("", SPECIFIED["new_login"], idempotency_key="k")
-                outcomes = await store.create_many(CreateMany([USER, OTHER], each))
+                outcomes = await store.create_many([USER, OTHER], each)
                 assert (proxy.faults, outcomes) == (1, [Recorded.NOT_OWED] * 2)
                 assert [len(user(direct[name], id_)["notifications"]) for id_ in (USER, OTHER)] == [1, 1]
                 direct.drop_database(name)

@@ -75,7 +75,7 @@ async def test_a_long_build_holds_up_emails_and_nothing_else(
 async def test_a_build_goes_on_when_the_service_ends(
     settings: Settings, mongod: Mongod, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongo.upkeep.HEAD_START", 0.2)
+    monkeypatch.setattr("mongo.serving.HEAD_START", 0.2)
     database.users.insert_one({})
     with hanging_builds(mongod):
         async with asyncio.timeout(30), open_store(settings, serves=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from api.answers import json_bytes
+from api.bodies import json_bytes
 from config.checks import field_path
 from kinds import SETTINGS, SPECIFIED, describe_kinds, load_kinds
 from settings import Settings

@@ -7,9 +7,8 @@ import random
 import pytest
 
 from mail.limits import REFUSALS, Limits
-from mail.replies import Outcome
+from mail.replies import Outcome, Stage
 from mail.stops import Mail
-from mail.verdicts import Stage
 from tests.virtual import RTT, SENT, Line, World, broken, delays, refusal
 
 HOUR = 3600.0

@@ -15,15 +15,13 @@ import pytest
 from bson import ObjectId
 
 from kinds import SPECIFIED
-from mail.claimer import Window
+from mail.claimer import VALID, Looks, Window
 from mail.connection import Connection
 from mail.evidence import Evidence
 from mail.lease import Lease
-from mail.looks import VALID, Looks
 from mail.opening import Opener
-from mail.replies import Outcome
+from mail.replies import Outcome, Verdict
 from mail.settlement import Settlements
-from mail.verdicts import Verdict
 from mongo.owed import NO_TOKEN, OwedEmail
 from ops.metrics import Metrics
 from settings import Settings

@@ -18,8 +18,7 @@ from aiohttp import web
 from aiosmtplib import SMTPAuthenticationError
 
 from mail.login import RETRY, SOON, Tokens
-from mail.replies import SMTPFault
-from mail.verdicts import Verdict
+from mail.replies import SMTPFault, Verdict
 from settings import Settings
 from tests.oauth import CLIENT, TokenServer, token_server
 from tests.servers import free_port, localhost

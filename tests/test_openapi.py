@@ -21,8 +21,8 @@ from api import openapi
 from api.openapi import VERSION
 from config.ids import IdType
 from kinds import SPECIFIED
+from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS
-from mongo.requests import Create
 from schemas import CreateSchema
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS

@@ -12,7 +12,7 @@ from bson import ObjectId
 from pymongo.database import Database
 
 import handlers
-from api import auth, body, pages
+from api import auth, bodies, pages
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, TooManyConnections
 from mongo import changes
 from tests.asked import CASES, CONFLICTING, CREDENTIALS, FOREIGN, OPERATIONS, REFUSED, Case, open_stream
@@ -37,7 +37,7 @@ def test_every_route_is_described_and_nothing_else(client: Client) -> None:
 
 def test_every_problem_of_a_route_is_described() -> None:
     described = {exception for operation in OPERATIONS.values() for exception in operation.problems}
-    of_no_route = {web.HTTPNotFound, ForeignHost, body.ClientGone, Exception}
+    of_no_route = {web.HTTPNotFound, ForeignHost, bodies.ClientGone, Exception}
     of_no_route |= {http_exceptions.BadHttpMessage, http_exceptions.LineTooLong, TooManyConnections}
     assert described | of_no_route == BY_EXCEPTION.keys()
     assert not described & of_no_route

@@ -10,9 +10,9 @@ import pytest
 from api.components import NOTIFICATION
 from config.ids import IdType
 from kinds import SPECIFIED
+from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS
 from mongo.owed import load_emails, new_element
-from mongo.requests import Create
 from schemas import CreateSchema
 from settings import Settings
 from tests.client import USER

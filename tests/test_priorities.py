@@ -15,8 +15,8 @@ from bson import ObjectId
 from kinds import Kind
 from mail.claimer import Window
 from mail.lease import Lease
+from mongo.creation import Create
 from mongo.owed import OwedEmail
-from mongo.requests import Create, CreateMany
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, create, owed, settled
@@ -65,7 +65,7 @@ async def test_a_higher_priority_goes_before_a_lower_one_that_is_older(
 async def test_emails_of_fan_outs_come_after_those_of_single_requests(settings: Settings, database: DB) -> None:
     async with open_store(settings) as direct:
         for kind in ("low", "normal"):
-            await direct.create_many(CreateMany(ids("a", 2), Create(USER, KINDS[kind], idempotency_key=kind)))
+            await direct.create_many(ids("a", 2), Create(USER, KINDS[kind], idempotency_key=kind))
             await owe(direct, kind, ids("b", 2))
         by_age = [user["_id"] for user in database.users.aggregate(IN_ORDER)]
     assert [f"{id_}"[0] for id_ in by_age] == ["b", "b", "a", "a"] * 2

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mongo.connection import connected
+from mongo.connection import Clock, connected
 from mongo.errors import Unavailable
-from mongo.start import patiently
-from mongo.upkeep import Clock
+from mongo.serving import patiently
 from tests.servers import Mongod, free_port, initiate
 from tests.waiting import eventually_async
 

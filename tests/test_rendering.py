@@ -19,9 +19,9 @@ from cli.variables import SettingsError
 from mail import templates as module
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.letter import Worker
+from mail.message import Worker
+from mail.replies import Verdict
 from mail.templates import Content, RenderError, RenderingEnded, Templates, TemplatesError
-from mail.verdicts import Verdict
 from mailer import Mailer
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Settings

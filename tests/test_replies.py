@@ -7,8 +7,7 @@ import socket
 import pytest
 from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPResponseException, SMTPServerDisconnected
 
-from mail.replies import ROWS, judge, verdict_of
-from mail.verdicts import Stage, Verdict
+from mail.replies import ROWS, Stage, Verdict, judge, verdict_of
 
 LATIN_1 = "5.1.1 Empf\udce4nger unbekannt"
 """A reply that is not UTF-8, as aiosmtplib decodes it."""

@@ -22,8 +22,8 @@ from api.problems import BY_EXCEPTION
 from cli.send import UserList, send
 from config.ids import IdType
 from kinds import SPECIFIED
+from mongo.creation import Create
 from mongo.errors import Conflict, Patience, UnknownUser
-from mongo.requests import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, OTHER, ROOT, USER, Client, create, list_, settled

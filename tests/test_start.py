@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mongo.start import LOG_INTERVAL
+from mongo.serving import LOG_INTERVAL
 from tests.client import ROOT
 from tests.processes import Service, run
 from tests.servers import Mongod, free_port, initiate

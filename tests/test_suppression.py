@@ -10,8 +10,7 @@ from aiosmtplib import SMTPResponseException
 from bson import ObjectId
 
 from cli.emails import list_emails, retry_dead, show_status
-from mail.replies import BOUNCES, bounce_code, judge
-from mail.verdicts import Stage
+from mail.replies import BOUNCES, Stage, bounce_code, judge
 from mongo.suppression import NO_INDEX, SHARED_LIMIT
 from settings import Settings, UnknownUsers
 from store import open_store

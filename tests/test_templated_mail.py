@@ -14,7 +14,7 @@ from bson import ObjectId
 
 from kinds import SPECIFIED
 from mail.rendering import SUBJECT_LIMIT
-from mongo.requests import Create
+from mongo.creation import Create
 from settings import Settings
 from store import open_store
 from tests.client import DB, TARGET, USER, create, ours, settled, user

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from mongo.creation import Create
+from mongo.inbox import Selection
 from mongo.owed import NO_TOKEN, OwedEmail
-from mongo.requests import Create, CreateMany, Selection
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, OTHER, TARGET, USER, ours, owing, user
@@ -101,7 +102,7 @@ async def test_many_users_at_once(store: Store, settings: Settings, database: DB
     users = [f"{n:024x}" for n in range(70)]
     each = Create("", settings.kinds["answer"], TARGET, idempotency_key="k")
     for _ in range(2):
-        await store.create_many(CreateMany(users, each))
+        await store.create_many(users, each)
     assert [len(document["notifier"]["waiting"]) for document in database.users.find()] == [1] * 70
 
 

@@ -17,10 +17,9 @@ from aiosmtplib import SMTPResponseException, SMTPServerDisconnected
 
 from mail.feedback import Feedback
 from mail.pool import FIRST_TRIES
-from mail.replies import Outcome, judge
+from mail.replies import Outcome, Stage, Verdict, judge
 from mail.schedule import COPIES, Schedule
 from mail.stops import LINE, Group, Mail
-from mail.verdicts import Stage, Verdict
 from mongo.owed import OwedEmail
 from settings import Settings
 

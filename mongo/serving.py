@@ -1,27 +1,31 @@
-"""The start: waiting for MongoDB, so that services may start in any order, and a trial of what delivery needs."""
+"""What only the server needs of MongoDB: the wait at its start, a trial of what delivery does, and the upkeep."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from bson import ObjectId
-from pymongo.errors import OperationFailure
+from pymongo.errors import OperationFailure, PyMongoError
 
-from mongo.connection import Connection, Database
+from mongo import backlog
+from mongo.connection import Clock, Connection, Database, end
+from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE
 from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
+from mongo.grouping import Windows
+from mongo.indexes import Index
 from mongo.lanes import PROBE
 from mongo.outbox import HAS_DUE_EMAIL, Outbox
 from mongo.owed import new_element
 from mongo.users import Users
-from mongo.waiting import Windows
 
 T = TypeVar("T")
 
@@ -32,6 +36,16 @@ ATTEMPT: Final = 4.0
 """Seconds of one attempt to connect."""
 LOG_INTERVAL: Final = 5.0
 """Seconds between two log lines about the wait."""
+UPKEEP_INTERVAL: Final = 60.0
+"""Seconds between two checks. An index that delivery finds missing is made at once."""
+UPKEEP_PAUSE: Final = 2.0
+"""Seconds after a failure of MongoDB."""
+HEAD_START: Final = 1.0
+"""Seconds for which the start waits for the indexes: where there are few documents, they are there by then."""
+SYNC_INTERVAL: Final = 10.0
+"""Seconds between two readings of MongoDB's clock."""
+SET_BACK: Final = 20.0
+"""Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
 
 
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
@@ -124,3 +138,93 @@ async def _try_delivery(probe: Users) -> str | None:
     leased = await probe.find({**key, "notifier.outbox.token": token})
     await probe.delete(key)
     return None if due and leased else "it has no effect"
+
+
+# --- upkeep -----------------------------------------------------------------------------------------
+
+
+class Upkeep:
+    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`.
+
+    A lease lasts `lease` seconds.
+    """
+
+    def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail, lease: float, days: float | None) -> None:
+        self._clock = clock
+        self._outbox = outbox
+        self._dead_mail = dead_mail
+        self._lease = lease
+        self._days = days
+        letters = outbox.users.shared.database[dead_mail.letters.collection.name]
+        self._indexes = (
+            outbox.due,
+            Index(outbox.users.shared, "notifier.suppression.at", sparse=True),
+            Index(letters, "collection", "died_at"),
+            Index(letters, "user_id"),
+        )
+        self._set_back: float | None = 0.0
+        """Seconds by which the clock was set back since the last correction, else `None`. 0: unknown, at the start."""
+        self._looked = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        self._outbox.due.is_missing = True
+        tasks = [asyncio.create_task(run) for run in (self._run(), self._follow_clock())]
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEAD_START):
+                    await self._looked.wait()
+            yield
+        finally:
+            await end(*tasks)
+
+    async def _run(self) -> None:
+        while True:
+            pause = UPKEEP_INTERVAL
+            try:
+                for index in self._indexes:
+                    await index.make()
+                self._looked.set()
+                await self.correct()
+                if self._days is not None:
+                    await self._dead_mail.expire(self._days)
+            except (StoreError, PyMongoError, TimeoutError):
+                log.debug("MongoDB fails; its indexes are checked again soon")
+                pause = UPKEEP_PAUSE
+            except Exception:
+                log.exception("unexpected error: indexes are not checked")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._outbox.due.lost.wait()
+
+    async def _follow_clock(self) -> None:
+        """Read the clock again and again. While MongoDB cannot be reached, log why."""
+        told = ""
+        while True:
+            reason = ""
+            try:
+                await self.read_clock()
+            except StoreError as exc:
+                reason = f"{exc}"
+            if reason != told:
+                log.warning("%s", reason or "MongoDB answers again.")
+                told = reason
+            await asyncio.sleep(SYNC_INTERVAL)
+
+    async def read_clock(self) -> None:
+        if (seconds := await self._clock.sync()) > SET_BACK:
+            log.warning("MongoDB's clock was set back by %.0f s, so e-mails that wait are due now", seconds)
+            self._set_back = seconds + (self._set_back or 0.0)
+            self._outbox.due.lost.set()
+
+    async def correct(self) -> None:
+        """Correct the due times once after each setback of the clock, and once after the start."""
+        if self._set_back is not None and not self._outbox.due.is_missing:
+            seconds = self._set_back
+            try:
+                await backlog.set_back(self._outbox, seconds, self._lease)
+            except Unavailable:
+                raise
+            except StoreError as exc:  # because of a single document
+                log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
+            self._set_back = self._set_back - seconds or None

@@ -10,9 +10,9 @@ from bson import ObjectId
 
 from cli.emails import flush
 from kinds import SPECIFIED
-from mongo import recall
+from mongo import backlog
+from mongo.creation import Create
 from mongo.owed import ERAS_END, FLUSHED, OwedEmail
-from mongo.requests import Create
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, OTHER, USER, owed
@@ -49,13 +49,13 @@ async def test_flush_lets_everything_fall_due_but_what_is_leased(
     assert {email.id for email in again} == {first.id, second.id}
     assert {email.held for email in again} == {FLUSHED}
     assert {email.id: (email.tries, email.waited) for email in again}[first.id] == (1, 60.0)
-    assert await recall.flush(store.outbox) == 0
+    assert await backlog.flush(store.outbox) == 0
 
 
 async def test_flush_of_a_user_leaves_the_others_waiting(store: Store) -> None:
     for email in await claim(store):
         await store.outbox.retry(email, 3600, "later")
-    assert await recall.flush(store.outbox, USER) == 1
+    assert await backlog.flush(store.outbox, USER) == 1
     assert {email.user_id for email in await claim(store)} == {USER}
 
 
@@ -63,7 +63,7 @@ async def test_after_a_stop_only_emails_that_it_held_fall_due(store: Store, data
     emails = await claim(store)
     for email in emails:
         await store.outbox.hold(email, 3600, "stopped", held=f"kind {email.key}")
-    await recall.lift(store.outbox, "kind new_login")
+    await backlog.lift(store.outbox, "kind new_login")
     due = {item["key"]: item["next_at"] for item in owed(database) if item["next_at"] < ERAS_END}
     assert due.keys() == {"new_login"}
     assert {email.key for email in await claim(store)} == {"new_login"}
@@ -71,7 +71,7 @@ async def test_after_a_stop_only_emails_that_it_held_fall_due(store: Store, data
 
 async def test_all_pages_of_what_waits_fall_due(store: Store, database: DB, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of users who are owed something new as well, too, and however many fell due at the same moment."""
-    monkeypatch.setattr("mongo.recall.PAGE", 2)
+    monkeypatch.setattr("mongo.backlog.PAGE", 2)
     for n in range(9):
         await store.create(Create(f"{n:024x}", SPECIFIED["registration"]))
     emails = [email for _ in range(9) for email in await store.outbox.claim(3, 60)]
@@ -81,7 +81,7 @@ async def test_all_pages_of_what_waits_fall_due(store: Store, database: DB, monk
     same = {"notifier.due": last["notifier"]["due"]}
     database.users.update_many({"_id": {"$gte": ObjectId(f"{4:024x}")}}, {"$set": same})
     await store.create(Create(f"{0:024x}", SPECIFIED["registration"]))
-    await recall.lift(store.outbox, "line")
+    await backlog.lift(store.outbox, "line")
     assert {item["next_at"] < ERAS_END for item in owed(database)} == {True}
     assert len(owed(database)) == len(emails) + 1
 
@@ -91,7 +91,7 @@ async def test_emails_tried_since_a_stop_began_fall_due(store: Store, key: str |
     for email in await claim(store):
         await store.outbox.retry(email, 3600, "554", tries=0)
     began = store.clock.now()
-    await recall.lift(store.outbox, "line", began + timedelta(seconds=60), key)
+    await backlog.lift(store.outbox, "line", began + timedelta(seconds=60), key)
     assert await claim(store) == []
-    await recall.lift(store.outbox, "line", began - timedelta(seconds=60), key)
+    await backlog.lift(store.outbox, "line", began - timedelta(seconds=60), key)
     assert {email.key for email in await claim(store)} == ({key} if key else set(KINDS))

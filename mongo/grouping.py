@@ -1,29 +1,39 @@
-"""Windows: notifications whose e-mail waits, so that it tells only what is still unread, and many at once.
+"""Notifications that belong together: windows, whose e-mails tell many at once, and kinds that collapse.
 
-A create pushes an element into `notifier.waiting`. Once the first of a group is due, the claim turns the group into one
-e-mail of the outbox, which has their ids.
+While its window is open, an e-mail waits, so that it tells only what is still unread. A create pushes an element into
+`notifier.waiting`. Once the first of a group is due, the claim turns the group into one e-mail of the outbox, which has
+their ids.
+
+Of a kind that collapses, a new notification takes the place of the user's unread one of the same key and target.
 """
 
 from __future__ import annotations
 
 import logging
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from kinds import Kinds
 from mongo.document import (
+    DELETED,
     OURS,
     OUTBOX,
     OUTBOX_LIMIT,
     RECENT_LIMIT,
+    SIMPLE,
     WAITING,
+    WITHOUT_EMPTY,
     JSONObject,
+    Write,
+    absent_or_array,
     any_of,
+    concat,
     each,
+    inbox,
     only,
     without,
 )
-from mongo.owed import IS_WAITING, SET_DUE, is_ours_to_send, left_to_others, merged
+from mongo.owed import IS_WAITING, NO_TOKEN, SET_DUE, is_ours_to_send, left_to_others, merged
 from mongo.users import Users
 
 log = logging.getLogger("notifier.mongo")
@@ -38,6 +48,7 @@ HAS_WINDOW_OVER: Final = {
     ]
 }
 """Whether a window has ended that the claim can turn into an e-mail."""
+IS_REPLACED: Final = {"$in": ["$$this.id", "$$replaced"]}
 
 
 class Windows:
@@ -119,7 +130,7 @@ class Windows:
         change: list[dict[str, Any]] = [{"$set": {"notifier.waiting": _unless_empty(inherited)}}, SET_DUE]
         full = self._users.key(user_id) | OURS | {f"notifier.waiting.{self.room - 1}": {"$exists": True}}
         update = self._users.collection.update_one
-        await self._users.persist_for(user_id, lambda _: update(full, change, collation={"locale": "simple"}))
+        await self._users.persist_for(user_id, lambda _: update(full, change, collation=SIMPLE))
         log.info("notifications that wait for their e-mail were pushed out of an inbox")
 
 
@@ -127,3 +138,88 @@ def _unless_empty(array: JSONObject) -> JSONObject:
     """Return the expression of an array, removed if it is empty. A field that is no array stays as it is."""
     left = {"$cond": [{"$eq": [array, []]}, "$$REMOVE", array]}
     return {"$cond": [{"$isArray": "$notifier.waiting"}, left, "$notifier.waiting"]}
+
+
+# --- kinds that collapse ----------------------------------------------------------------------------
+
+
+def collapsing(write: Write, limit: int) -> Write:
+    """Return the write of a create as a pipeline that replaces the unread notifications of the same key and target.
+
+    The ids of these count as deleted, and their `count`s add up. A pipeline would overwrite values that classic
+    operators refuse, so its filter refuses them. It creates no user, because it cannot recognise a new document.
+    """
+    update = cast("JSONObject", write.update)
+    pushes: dict[str, Any] = update["$push"]
+    (new,) = pushes["notifications"]["$each"]
+    newest = inbox(limit)
+    replaced = only(newest, _is_same(new))
+    counts = each(replaced, {"$cond": [{"$isNumber": "$$this.count"}, "$$this.count", 1]})
+    merged = {"$mergeObjects": [{"$literal": new}, {"count": {"$add": [1, {"$sum": counts}]}}]}
+    gone = {"$slice": [concat(DELETED, "$$replaced"), -max(limit, RECENT_LIMIT)]}
+    change: JSONObject = {
+        "notifications": {"$slice": [concat(without(newest, IS_REPLACED), [merged]), -limit]},
+        "notifier.deleted": {"$cond": [{"$eq": ["$$replaced", []]}, "$notifier.deleted", gone]},
+        **{name: _pushed(name, push) for name, push in pushes.items() if name != "notifications"},
+    }
+    if "$min" in update:
+        change["notifier.due"] = {"$min": ["$notifier.due", {"$literal": update["$min"]["notifier.due"]}]}
+    if "notifier.waiting" in pushes:
+        change |= _passed_on(new["id"], pushes["notifier.waiting"], change["notifier.due"])
+    ids = each(replaced, "$$this.id")
+    fields = {name: {"$let": {"vars": {"replaced": ids}, "in": value}} for name, value in change.items()}
+    arrays = [absent_or_array(name) for name in (*pushes, "notifier.outbox")]
+    filter_ = write.filter | OURS | {"$and": arrays}
+    return Write(filter_, [{"$set": fields}, WITHOUT_EMPTY], guard=write.guard, numbered=write.numbered)
+
+
+def _is_same(new: JSONObject) -> JSONObject:
+    target = {"$ifNull": ["$$this.target_id", None]}
+    same = [["$$this.is_new", True], ["$$this.key", {"$literal": new["key"]}]]
+    return {"$and": [*({"$eq": pair} for pair in same), {"$eq": [target, {"$literal": new.get("target_id")}]}]}
+
+
+def _pushed(name: str, push: JSONObject) -> JSONObject:
+    """Return the expression that does what `$push` does."""
+    array = {"$ifNull": [f"${name}", []]}
+    if "$each" in push:
+        return {"$slice": [concat(array, {"$literal": push["$each"]}), push["$slice"]]}
+    return concat(array, [{"$literal": push}])
+
+
+def _passed_on(id_: str, element: JSONObject, due: JSONObject) -> JSONObject:
+    """Return the changes by which a waiting e-mail tells the new notification in place of the replaced ones.
+
+    While it waits, it keeps its due time. Once it is due and not leased, it tells the new one. If it may be in its
+    conversation, the new notification gets an e-mail of its own.
+    """
+    passing = only(WAITING, IS_REPLACED)
+    passed = {
+        "$mergeObjects": [
+            {"$first": passing},
+            {"id": id_, "due": {"$min": each(passing, "$$this.due")}},
+        ]
+    }
+    told = {"$cond": [{"$isArray": "$$this.ids"}, {"$setIntersection": ["$$this.ids", "$$replaced"]}, []]}
+    is_free = {"$and": [{"$eq": ["$$this.token", NO_TOKEN]}, {"$ne": [told, []]}]}
+    renamed = {"$mergeObjects": ["$$this", {"ids": concat({"$setDifference": ["$$this.ids", "$$replaced"]}, [id_])}]}
+    waits, is_owed = {"$ne": [passing, []]}, any_of(OUTBOX, is_free)
+
+    def choose(if_waiting: object, if_owed: object, otherwise: object) -> JSONObject:
+        return {
+            "$switch": {
+                "branches": [{"case": waits, "then": if_waiting}, {"case": is_owed, "then": if_owed}],
+                "default": otherwise,
+            }
+        }
+
+    speaking = each(OUTBOX, {"$cond": [is_free, renamed, "$$this"]})
+    return {
+        "notifier.waiting": choose(
+            concat(without(WAITING, IS_REPLACED), [passed]),
+            "$notifier.waiting",
+            concat(WAITING, [{"$literal": element}]),
+        ),
+        "notifier.outbox": choose("$notifier.outbox", speaking, "$notifier.outbox"),
+        "notifier.due": choose("$notifier.due", "$notifier.due", due),
+    }

@@ -226,7 +226,7 @@ def test_a_listener_that_is_about_to_close_admits_no_more() -> None:
             assert accepted.recv(1) == b"x"
         with pytest.raises(TimeoutError):
             socket.create_connection(listener.getsockname(), 0.2)
-        listener.setblocking(False)
+        listener.settimeout(0)
         with pytest.raises(BlockingIOError):
             listener.accept()
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import aiohttp_cors
@@ -156,12 +157,13 @@ def _claims(token: bytes, secrets: Sequence[str], name: str) -> Mapping[str, Any
     for secret in secrets:
         try:
             claims = jwt.decode(token, secret, [ALGORITHM], OPTIONS, leeway=LEEWAY)
+            datetime.fromtimestamp(float(claims["exp"]), UTC)  # raises ValueError beyond the year 9999
             return {**claims, "exp": float(claims["exp"])}
         except jwt.InvalidSignatureError:
             continue
         except jwt.ExpiredSignatureError:
             raise TokenExpired(name) from None
-        except (jwt.InvalidTokenError, OverflowError):  # `exp` is infinite
+        except (jwt.InvalidTokenError, ValueError, OverflowError):  # `exp` is in milliseconds, or infinite
             raise BadCredential(name) from None
     return None
 

@@ -45,7 +45,7 @@ class Tracing:
 
     async def sending(self, _: web.Application) -> AsyncIterator[None]:
         """Send spans while the application runs. At its end, send what is left if that is quick."""
-        exporter = OTLPSpanExporter(f"{self._endpoint.rstrip('/')}/v1/traces")
+        exporter = OTLPSpanExporter(f"{self._endpoint.rstrip('/').removesuffix('/v1/traces')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         yield
         with suppress(TimeoutError):

@@ -57,7 +57,7 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
     values = {**(LOCAL_DEFAULTS if local else {}), **parsed}
     login = values.get("smtp_login") or ""
     settings = Settings(**{"smtp_from": login if is_address(login) else values.get("email", ""), **values})
-    faults = {**variables.faults, **wrong}
+    faults = {**wrong, **variables.faults}
     if not local:
         missing = NOT_LOCAL.format(" and ".join(variables.not_local))
         faults |= {name: [missing] for name in REQUIRED - variables.present}

@@ -21,6 +21,11 @@ NOT_SECRET: Final = f"{UNKNOWN}: a file is read only for {', '.join(SECRETS)}."
 TWICE: Final = "{} is set as well: set only one of the two."
 EXPANDED: Final = "Docker Compose would expand the $ in {}; put the value in single quotes."
 CUT: Final = "The value of {} ends before the #, which begins a comment; put the value in single quotes."
+QUOTED: Final = (
+    "Is in quotes, which belong to the value: `docker run --env-file` and Compose's `- NAME=VALUE` keep them."
+)
+IN_QUOTES: Final = re.compile(r"\s*(['\"]).*\1\s*", re.DOTALL)
+AGAIN: Final = "{} is in line {} as well; the later line counts."
 OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")
 """Variables that Kubernetes sets for each Service of a namespace, whatever its name."""
 LIKENESS: Final = 0.8
@@ -63,6 +68,8 @@ class Variables:
                 self.faults[name] = [f"{slip} (in line {line} of {env_file})"]
         for name in SECRET_FILES.keys() & self.values.keys():
             self._read_secret(name, SECRET_FILES[name])
+        quoted = (name for name in NAMES & os.environ.keys() if IN_QUOTES.fullmatch(os.environ[name]))
+        self.faults |= {name: [QUOTED] for name in quoted}
 
     def _read(self, env_file: Path) -> Mapping[str, str]:
         """Return the values of a file, which need not exist. Raises `SettingsError`."""
@@ -80,6 +87,8 @@ class Variables:
             if binding.error or (binding.key and binding.value is None):
                 self.faults[place] = ["Is not NAME=VALUE."]
             elif binding.key and binding.value is not None:
+                if binding.key in values:
+                    self.warnings.append(f"{place}: {AGAIN.format(binding.key, self._lines[binding.key])}")
                 values[binding.key], self._lines[binding.key] = binding.value, _line(binding)
                 if misread := _misread(binding):
                     self.warnings.append(f"{place}: {misread.format(binding.key)}")

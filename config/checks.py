@@ -44,7 +44,9 @@ COLLECTION: Final = validate.Regexp(
 )
 """MongoDB manual, "Restrictions on Collection Names"."""
 LEVEL: Final = validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}.")
-COLLECTOR: Final = validate.URL(schemes={"http", "https"}, require_tld=False)
+COLLECTOR: Final = validate.URL(
+    schemes={"http", "https"}, require_tld=False, error="Not an address such as http://collector:4318."
+)
 
 
 def host(value: str) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 import time
+import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 # Motor reads this when it is imported. It starts threads only as it needs them, by default up to 5 a core, and each
 # call that waits for a locked document holds one.
@@ -18,7 +20,7 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "128")
 
 import pymongo
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo import AsyncMongoClient, ReadPreference, WriteConcern, uri_parser
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConfigurationError
@@ -36,6 +38,8 @@ SharedCollection = AsyncCollection[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"
 """The database, unless the connection string names another."""
+OWN_DATABASES: Final = frozenset({"admin", "config", "local"})
+"""MongoDB's own databases. Accounts are in the first, and no change of the last is replicated."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that closing the connection may take."""
 CANCEL_INTERVAL: Final = 0.1
@@ -76,17 +80,16 @@ def uri_fault(uri: str) -> str | None:
     try:
         if scheme not in {"mongodb", "mongodb+srv"}:
             raise ConfigurationError  # the driver takes a text without a scheme for the name of a host
-        if scheme == "mongodb+srv":  # DNS names its hosts, and is asked at the start
-            rest = re.sub("srv(ServiceName|MaxHosts)=[^&]*&?", "", rest, flags=re.IGNORECASE)
-            uri_parser.parse_uri(f"mongodb://{rest.rstrip('&')}", warn=False)
-            return None
-        uri_parser.parse_uri(uri, warn=False)
-        pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # checks the options together, too
-    except OSError:
-        return "A file that the MongoDB connection string names cannot be read."
-    except INVALID as exc:
+        with warnings.catch_warnings(action="error", category=UserWarning):  # of an option that it ignores
+            pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # asks no DNS yet
+    except OSError as exc:
+        return f"A file that the MongoDB connection string names cannot be read: {exc.strerror}."
+    except (*INVALID, UserWarning) as exc:
         return _explain(rest, f"{exc}")
-    return None
+    database = rest.rpartition("@")[2].partition("?")[0].partition("/")[2]
+    if database in OWN_DATABASES:
+        return f"{database} is MongoDB's own database. Name that of your users; authSource names that of the account."
+    return "The name of a database has no dot; the driver would leave out what follows." if "." in database else None
 
 
 def _explain(rest: str, message: str) -> str:
@@ -97,9 +100,20 @@ def _explain(rest: str, message: str) -> str:
             "The user name or the password of the MongoDB connection string has a character that must be escaped: "
             "@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25."
         )
-    options = re.findall(r"(?:^|&)([A-Za-z]+)=", rest.partition("?")[2])
-    if named := next((name for name in options if name.lower() in message.lower()), None):
-        return f"The MongoDB connection string has an option that is unknown, or whose value is not valid: {named}."
+    if account and not re.fullmatch("[^:]+:.+", account):
+        return "The MongoDB connection string has a user name without a password, or a password without a user name."
+    options = parse_qsl(rest.partition("?")[2])
+    named = {item.lower(): name for name, value in options for item in value.split(",")}
+    named |= {name.lower(): name for name, _ in options}
+    if words := [word for word in re.findall(r"\w+", message.lower()) if word in named]:
+        return (
+            "The MongoDB connection string has an option that is unknown, needs a package, or whose value is "
+            f"not valid: {named[words[0]]}."
+        )
+    if "mongodb+srv" in message:
+        return "A mongodb+srv:// connection string has one host name and no port: DNS names the servers."
+    if "certificate" in message:
+        return "tlsCertificateKeyFile is not a certificate and its private key, or needs tlsCertificateKeyFilePassword."
     return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
 import socket
+import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -20,6 +23,18 @@ LISTEN_BACKLOG: Final = 4096
 """Connections that may wait to be accepted. A further client waits a second before it tries again."""
 ACCEPTED_AT_ONCE: Final = 16
 """Connections accepted, and errors of accept(2) met, in one turn of the event loop."""
+HANDSHAKE: Final = 0.01
+"""Seconds in which a handshake that has begun is completed."""
+SO_ATTACH_FILTER: Final = 26
+"""An option of Linux sockets (socket(7)), on all processors that Python's packages are built for."""
+DROP_SYN: Final = (
+    (0x30, 0, 0, 13),  # load the flags of the TCP segment
+    (0x54, 0, 0, 0x12),  # of these SYN and ACK
+    (0x15, 0, 1, 0x02),  # if there is only SYN,
+    (0x06, 0, 0, 0),  # drop it;
+    (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
+)
+"""A program of the Linux kernel's socket filter ("Linux Socket Filtering aka Berkeley Packet Filter")."""
 WARNING_INTERVAL: Final = 3600.0
 """Seconds."""
 Protocols = Callable[[], asyncio.BaseProtocol]
@@ -79,10 +94,28 @@ def announce(settings: Settings) -> None:
         log.info("listening on %s port %d", settings.host, settings.port)
 
 
+def admit_no_more(listener: socket.socket) -> None:
+    """Let the kernel drop every request for a further connection. Its client repeats it after a second.
+
+    Handshakes that have begun are completed. Only Linux can do this.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *statement) for statement in DROP_SYN))
+        with suppress(OSError):
+            filter_ = struct.pack("HP", len(DROP_SYN), ctypes.addressof(program))
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
+
+
 async def cease(server: asyncio.Server, protocols: Protocols) -> None:
-    """Stop listening. Accept the waiting connections first: closing the socket would reset them."""
+    """Stop listening. Accept the waiting connections first: closing the socket would reset them.
+
+    Meanwhile no other may be made, as it would be reset, too, perhaps after its client has sent a request.
+    """
     loop, waiting = asyncio.get_running_loop(), []
     listeners = [own.dup() for own in server.sockets]  # asyncio's own sockets do not let others accept
+    for listener in listeners:
+        admit_no_more(listener)
+    await asyncio.sleep(HANDSHAKE)
     server.close()
     for listener in listeners:
         with listener, suppress(OSError):  # until none is left

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache, partial
-from typing import Final
+from typing import Any, Final, cast
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.values import MultiProcessValue, MutexValue
 
 LAG_INTERVAL: Final = 0.5
 """Seconds between two measurements of the event loop."""
@@ -21,16 +22,23 @@ STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 REPLIES: Final = 100
 """Most replies shown as labels: each label stays as long as the process lives."""
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the directory of the workers' metrics (prometheus_client, "Multiprocess Mode")."""
+WORKER: Final = "NOTIFIER_WORKER"
+"""The variable that has a worker's number, which names its files. A worker that replaces another continues them."""
 
 
 class Metrics:
     """The instruments of one application, in a registry of its own. Times are in seconds.
 
-    With several workers (`PROMETHEUS_MULTIPROC_DIR`) each of them shows the sum of all.
+    With several workers each of them shows the sum of all.
     """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        # By default, each process leaves files with its id behind, in any directory that `FOLDER` happens to name.
+        shared, worker = cast("Any", MultiProcessValue), os.environ.get(WORKER)
+        values.ValueClass = shared(lambda: worker) if worker else MutexValue
         counter, histogram = partial(Counter, registry=self._registry), partial(Histogram, registry=self._registry)
         latest, greatest, total = (
             partial(Gauge, registry=self._registry, multiprocess_mode=mode)
@@ -110,7 +118,7 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""
         self._update()
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if WORKER in os.environ:
             with suppress(ValueError, OSError):  # without its directory each worker shows its own
                 MultiProcessCollector(registry := CollectorRegistry())  # type: ignore[no-untyped-call]
                 return generate_latest(registry)

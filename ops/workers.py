@@ -20,6 +20,7 @@ from typing import Final
 from prometheus_client.multiprocess import mark_process_dead
 
 from ops.listening import bind
+from ops.metrics import FOLDER, WORKER
 from settings import Settings
 
 log = logging.getLogger("notifier.workers")
@@ -30,8 +31,6 @@ STARTING_PERIOD: Final = 30.0
 """Seconds beyond `START_TIMEOUT` for which a worker counts as starting."""
 STOP_TIMEOUT: Final = 9.0
 """Seconds for a worker to drain. It needs less, and Docker waits for 10."""
-METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names the directory of the workers' metrics (prometheus_client, "Multiprocess Mode")."""
 
 
 async def supervise(settings: Settings) -> int:
@@ -44,9 +43,9 @@ async def supervise(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with TemporaryDirectory(prefix="notifier-metrics-", ignore_cleanup_errors=True) as folder:
-        environment = {**os.environ, METRICS_FOLDER: folder}
+        environments = [{**os.environ, FOLDER: folder, WORKER: f"{number}"} for number in range(settings.workers)]
         starting = settings.start_timeout + STARTING_PERIOD
-        return max(await asyncio.gather(*(_tend(environment, stop, starting) for _ in range(settings.workers))))
+        return max(await asyncio.gather(*(_tend(environment, stop, starting) for environment in environments)))
 
 
 async def _tend(environment: Mapping[str, str], stop: asyncio.Event, starting: float) -> int:
@@ -82,12 +81,12 @@ async def _run_worker(environment: Mapping[str, str], stopped: asyncio.Task[bool
         worker.kill()
     code = await ended
     with suppress(OSError):  # somebody may have cleaned /tmp
-        mark_process_dead(worker.pid, environment[METRICS_FOLDER])  # type: ignore[no-untyped-call]
+        mark_process_dead(environment[WORKER], environment[FOLDER])  # type: ignore[no-untyped-call]
     return code
 
 
 async def _start(environment: Mapping[str, str]) -> Process:
-    os.makedirs(environment[METRICS_FOLDER], mode=0o700, exist_ok=True)  # noqa: PTH103 - as above; not slow in /tmp
+    os.makedirs(environment[FOLDER], mode=0o700, exist_ok=True)  # noqa: PTH103 - as above; not slow in /tmp
     command = [sys.executable, sys.argv[0], "--worker"]
     return await asyncio.create_subprocess_exec(
         *command,

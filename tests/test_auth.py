@@ -47,6 +47,7 @@ CREDENTIALS: dict[str, str | Callable[[], str] | None] = {
     "token signed with another secret": f"Bearer {token(secret='t' * 32)}",
     "token signed with the older secret": f"Bearer {token(secret=OLD_SECRET)}",
     "token that ends after a number without end": f"Bearer {token(exp=int('9' * 400))}",
+    "token that ends in milliseconds": f"Bearer {token(exp=(NOW + 600) * 1000)}",
     "key for the metrics": f"Bearer {METRICS_KEY}",
     "token of `status`": lambda: f"Bearer {status_token(Settings(api_keys=PROTECTED['api_keys']))}",  # for a minute
     "token of `status` made with another key": lambda: f"Bearer {status_token(Settings(api_keys=(SUPPRESS_KEY,)))}",

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from ops.listening import bind, cease, listen
+from ops.listening import admit_no_more, bind, cease, listen
 from settings import Settings
 from tests.client import ROOT, USER
 from tests.faults import scripted
@@ -213,6 +214,21 @@ async def test_connections_waiting_to_be_accepted_are_still_served() -> None:
         writer.write(b"x")
         assert await reader.readexactly(1) == b"x"
         writer.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do this")
+def test_a_listener_that_is_about_to_close_admits_no_more() -> None:
+    """A connection made between the last accept(2) and close(2) would be reset, after nginx has sent a POST on it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as early:
+        admit_no_more(listener)
+        early.sendall(b"x")
+        with listener.accept()[0] as accepted:
+            assert accepted.recv(1) == b"x"
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), 0.2)
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_sigterm_interrupts_the_start(tmp_path: Path) -> None:

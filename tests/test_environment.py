@@ -92,7 +92,7 @@ def test_the_line_end_of_a_value_is_stripped(environment: Callable[..., Settings
                     ".x",
                     "-x.example",
                 ),
-                *("-x.example", "user@x", "[::1]", "::g", "x" * 64, f"{'x.' * 127}xx", '"x"', "\udcff", ".", "x\x00"),
+                *("-x.example", "user@x", "[::1]", "::g", "x" * 64, f"{'x.' * 127}xx", "\udcff", ".", "x\x00"),
             )
         ),
         ("", {**COMPLETE, "HOST": "http://0.0.0.0"}, {"HOST": "Not a host name or an address."}),

@@ -84,7 +84,7 @@ async def test_spans_say_what_failed_and_never_whose_words(
     start: Start, collector: Collector, mail: MailServer, database: DB
 ) -> None:
     mail.script = scripted({"RCPT": ["550 5.1.1 <secret@example.com> no"]})
-    client = await start(otel_exporter_otlp_endpoint=collector.url)
+    client = await start(otel_exporter_otlp_endpoint=f"{collector.url}/v1/traces")  # as other programs want it
     await client.post("/create", json={"user_id": USER, "key": "registration"})
     await client.get("/hunter2?user_id=hunter2")
 

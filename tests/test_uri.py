@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import uuid
 import warnings
 from typing import Any
@@ -107,6 +108,45 @@ def test_an_impossible_connection_string_is_a_fault(uri: str) -> None:
     assert fault
     assert "ter2" not in fault
     assert "nowhere" not in fault
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("mongodb+srv://u:hunter2@a.b.example:27017/x", "one host name and no port"),
+        ("mongodb+srv://u:hunter2@a.b.example,c.b.example/x", "one host name and no port"),
+        ("mongodb+srv://u:hunter2@a.b.example/x?tlsCAFile=/nowhere", "cannot be read: No such file"),
+        ("mongodb+srv://u:hunter2@a.b.example/x?tlsCAFile=/dev/null", "cannot be read: .*NO_CERTIFICATE"),
+        ("mongodb://u:hunter2@x/?tlsCertificateKeyFile=/dev/null", "needs tlsCertificateKeyFilePassword"),
+        ("mongodb://u:hunter2@x/y?ssl=true&ssl_ca_certs=a.pem&replicaSet=r", ": ssl_ca_certs[.]$"),
+        ("mongodb://u:hunter2@x/y?readConcernLevel=majority&w=majority&j=true", ": j[.]$"),
+        ("mongodb://u:hunter2@x/y?maxPoolSize=5&useNewUrlParser=true", ": useNewUrlParser[.]$"),
+        ("mongodb://u:hunter2@x/y?compressors=snappy", ": compressors[.]$"),
+        ("mongodb://u:@x/y", "a user name without a password"),
+        ("mongodb://u@x/y", "a user name without a password"),
+        ("mongodb://:hunter2@x/y", "a password without a user name"),
+        ("mongodb://u:hunter2@x/admin", "^admin is MongoDB's own database"),
+        ("mongodb://x/local?w=1", "^local is MongoDB's own database"),
+        ("mongodb://x/shop.users", "has no dot"),
+    ],
+)
+def test_a_fault_of_the_connection_string_is_named(uri: str, said: str) -> None:
+    fault = uri_fault(uri) or ""
+    assert re.search(said, fault), fault
+    assert "hunter2" not in fault
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb+srv://x.example/db?srvMaxHosts=2&srvServiceName=db&srvAllowedHostsSuffix=example",
+        "mongodb+srv://u:p%40@a.b.example/?authSource=admin&retryWrites=true&w=majority&appName=Cluster0",
+        "mongodb://CN=me@x/y?authMechanism=MONGODB-X509&tls=true",
+        "mongodb://u:hunter2@x,y:27018,[::1]:27019/shop?replicaSet=rs0&authSource=admin&compressors=zlib",
+    ],
+)
+def test_a_good_connection_string_is_accepted_without_dns(uri: str) -> None:
+    assert uri_fault(uri) is None
 
 
 @pytest.mark.ci

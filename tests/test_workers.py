@@ -57,8 +57,13 @@ async def counted(service: Service) -> int:
     return int(found[1]) if found else 0
 
 
+def metrics_files(folder: Path) -> set[Path]:
+    """Return the files of the workers' metrics below a folder."""
+    return set(folder.glob("notifier-metrics-*/*.db"))
+
+
 async def test_workers_share_a_port_and_a_dead_one_is_replaced(settings: Settings, tmp_path: Path) -> None:
-    service = await running_service(settings, tmp_path, WORKERS=3)
+    service = await running_service(settings, tmp_path, WORKERS=3, TMPDIR=tmp_path)
 
     def all_listen() -> None:
         assert len(children(service.process.pid)) == 3
@@ -67,16 +72,18 @@ async def test_workers_share_a_port_and_a_dead_one_is_replaced(settings: Setting
     await eventually_async(all_listen)
     await asyncio.gather(*(fetch(service, f"/list?user_id={USER}") for _ in range(60)))
     assert [await counted(service) for _ in range(5)] == [60] * 5
-    before = children(service.process.pid)
+    before, files = children(service.process.pid), metrics_files(tmp_path)
     os.kill(before[0], signal.SIGKILL)
 
     def replaced() -> None:
         now = children(service.process.pid)
         assert len(now) == 3
         assert before[0] not in now
+        assert service.log().count("listening on") == 4
 
     await eventually_async(replaced)
     assert await counted(service) == 60
+    assert metrics_files(tmp_path) == files  # a worker that died leaves none behind
     second = await asyncio.to_thread(run, cwd=tmp_path, **service.environment)
     assert second.returncode == 1
     assert (

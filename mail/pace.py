@@ -23,6 +23,8 @@ LONGEST_PAUSE: Final = 16.0
 """Seconds until the relay is asked again. They double each time that it refuses."""
 BACK: Final = 0.9
 """Factor of the pace when it is too fast again."""
+SLOWEST: Final = 0.25
+"""Messages a second to which feedback slows down. At a slower relay, the pauses suffice."""
 STEP: Final = 30
 GROWTH: Final = 0.02
 """After each `STEP` acceptances, the pace grows by this part, then by twice as much, and so on."""
@@ -65,6 +67,7 @@ class Pace:
         self._same: OrderedDict[str, deque[tuple[float, int, str]]] = OrderedDict()
         self._own: OrderedDict[str, float] = OrderedDict()
         self._suspects: OrderedDict[str, int] = OrderedDict()
+        self._suspect = ""
         self._taken = 0
         self._again_refused = 0
         self._again_accepted = 0
@@ -77,6 +80,16 @@ class Pace:
     def explains(self, reply: str) -> bool:
         """Return whether a refusal is no surprise: the relay is being asked again, or said so before of the pace."""
         return self._pause > 0 or (self.limited and reply == self.reply)
+
+    def place(self, mail: Mail) -> int | None:
+        """Return the place in the queue of an e-mail that was refused for speed; `None`, the last.
+
+        The one that began a pause is tried again first: if it was speed, it is accepted now. If it is not, it follows
+        the next one: if that is accepted, and it is refused once more, the reply is its own.
+        """
+        if mail.id != self._suspect:
+            return None
+        return int(self._pause > 2 * FIRST_PAUSE)
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next message may begin."""
@@ -114,10 +127,9 @@ class Pace:
     def _go_on(self, now: float) -> None:
         """Set the pace to what was accepted in the burst, the first time and after long pauses; else slow it down."""
         measured = self._accepted / max(now - self._burst_began, 0.001)
-        if self.rate == math.inf or not self.limited:
-            self.rate = min(self._limit, measured)
-        else:
-            self.rate = min(BACK * self.rate, measured) if self._pause > 2 * FIRST_PAUSE else BACK * self.rate
+        if self.limited:
+            measured = min(BACK * self.rate, measured) if self._pause > 2 * FIRST_PAUSE else BACK * self.rate
+        self.rate = min(self._limit, max(measured, SLOWEST))
         self._pause, self._burst_began, self._accepted, self._at_first = 0.0, now, 0, 0
         self._since_growth, self._growth, self._next = 0, GROWTH, now + 1 / self.rate
 
@@ -138,6 +150,7 @@ class Pace:
         if not known and self._is_its_own(mail, reply, now):
             return False
         self.reply = reply
+        self._suspect = self._suspect if self._pause else mail.id
         self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
         self._paused_at, self._resume_at = now, now + self._pause
         return True

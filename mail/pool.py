@@ -156,6 +156,7 @@ class Pool:
 
     def delivered(self, connection: Connection) -> None:
         """Note that a message was accepted."""
+        self._limits.bore(connection.messages)
         if connection.messages == 1:
             self._limits.proved(self._proven)
 

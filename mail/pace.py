@@ -18,6 +18,8 @@ SAME: Final = 5
 WITHIN: Final = 10.0
 ENOUGH: Final = 5
 """So many recipients in a row refused with the same 4xx within so many seconds, after so many acceptances: too fast."""
+KNOWN: Final = 2
+"""So many if the words are known to be about the pace, after any number of acceptances."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 16.0
 """Seconds until the relay is asked again. They double each time that it refuses."""
@@ -142,12 +144,12 @@ class Pace:
     def refused(self, mail: Mail, outcome: Outcome, began: float, now: float) -> bool:
         """Note a 4xx; return whether it was for speed."""
         self.finish()
-        known, reply = outcome.verdict is Verdict.TOO_FAST, outcome.status
-        if not (known or self._is_speed(mail, outcome, now)):
+        reply = outcome.status
+        if not self._is_speed(mail, outcome, now):
             return False
         if began <= self._paused_at:  # it was under way already
             return True
-        if not known and self._is_its_own(mail, reply, now):
+        if self._is_its_own(mail, reply, now):
             return False
         self.reply = reply
         self._suspect = self._suspect if self._pause else mail.id
@@ -156,11 +158,13 @@ class Pace:
         return True
 
     def _is_speed(self, mail: Mail, outcome: Outcome, now: float) -> bool:
-        """Return whether others got the same reply, after many were accepted.
+        """Return whether others got the same reply, after many were accepted; or one other, if the words say so.
 
-        At RCPT it may be greylisting: of all first attempts, or of those to a domain.
+        At RCPT it may be greylisting: of all first attempts, or of those to a domain. One recipient alone may get any
+        words from its own server.
         """
         at_rcpt, reply = outcome.stage is Stage.RCPT, outcome.status
+        known = outcome.verdict is Verdict.TOO_FAST
         if self._own.get(reply, -math.inf) > now:
             return False
         if self.explains(reply) and reply == self.reply:
@@ -173,8 +177,8 @@ class Pace:
         recent = [(who, domain) for at, who, domain in seen if now - at <= WITHIN]
         if at_rcpt and len({domain for _, domain in recent}) == 1:
             return False
-        enough = (self._at_first if at_rcpt else self._accepted) >= ENOUGH
-        if not enough or len({who for who, _ in recent}) < SAME:
+        enough = known or (self._at_first if at_rcpt else self._accepted) >= ENOUGH
+        if not enough or len({who for who, _ in recent}) < (KNOWN if known else SAME):
             return False
         self.misjudged_since = now - WITHIN
         return True

@@ -150,6 +150,19 @@ def test_what_every_other_email_gets_is_not_about_the_pace(monkeypatch: pytest.M
     assert (max(delays(world.letters)) < HOUR, world.dead) == (True, [])
 
 
+@pytest.mark.parametrize("stage", [Stage.RCPT, Stage.DATA])
+def test_a_limit_of_one_recipient_slows_nobody_else(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    """A relay may pass on what the recipient's own server says."""
+    flooded = "flooded@d1.example"
+    reply = refusal(stage, 450, "4.7.1 rate limit exceeded")
+    world = World(monkeypatch, lambda mail, *_: reply if mail.user == flooded else None)
+    for n in range(600):
+        world.owe(recipient(n) if n % 10 else flooded, at=START + n / 5)
+    world.run(HOUR)
+    late = delays(letter for letter in world.letters if letter.owed.address != flooded)
+    assert (late[-1] < 1, world.dead, world.stops) == (True, [], set())
+
+
 def test_a_pace_that_is_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, accept, rate=14)
     world.owe_all(recipient(n) for n in range(280))

@@ -167,7 +167,7 @@ class Delivery(Worker):
         if outcome is None:
             self._leases.discard(lease)
         elif outcome.verdict in AGAIN and lease.held and not (self._stopped or self._evidence.line(time.monotonic())):
-            self._claimer.put(lease)  # behind the others, which may be accepted
+            self._claimer.put(lease, self._feedback.pace.place(lease.mail))
         else:
             self._settler.put(lease, outcome)
 
@@ -290,5 +290,5 @@ class Delivery(Worker):
         if self._stopped:
             self._settler.put(lease, STOPPED)
         else:
-            self._claimer.put(lease, first=True)
+            self._claimer.put(lease, 0)
             self._wake_workers()

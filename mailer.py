@@ -113,7 +113,7 @@ class Mailer:
         if outcome and outcome.verdict is Verdict.SENT:
             for connection, fault in failed.items():
                 if fault.code or not connection.messages:  # else the server had closed it
-                    await self.pool.blame(connection)
+                    self.pool.blame(connection)
         elif failed:
             ambiguous = outcome and outcome.verdict is Verdict.AMBIGUOUS  # a third copy has its time
             if not ambiguous and not any(connection.messages for connection in (*failed, last)):

@@ -79,10 +79,10 @@ class Window:
         self._taken, self._filled_at = 0, now
         return max(0, self._size - len(self))
 
-    def put(self, lease: Lease, *, urgent: bool, first: bool = False) -> None:
-        """Add an e-mail, as the last one or as the first."""
+    def put(self, lease: Lease, *, urgent: bool, place: int | None = None) -> None:
+        """Add an e-mail at a place among those of its priority, by default the last."""
         leases = self._urgent if urgent else self._others
-        (leases.appendleft if first else leases.append)(lease)
+        leases.insert(len(leases) if place is None else place, lease)
 
     def take(self) -> Lease:
         """Remove the next e-mail: the oldest urgent one, but every fourth time the oldest of the others."""
@@ -194,11 +194,11 @@ class Claimer:
             return
         self.put(lease)
 
-    def put(self, lease: Lease, *, first: bool = False) -> None:
-        """Let an e-mail be sent."""
+    def put(self, lease: Lease, place: int | None = None) -> None:
+        """Let an e-mail be sent. `place` is its place in the queue, by default the last."""
         kind = self._kinds.get(lease.email.key)
         lease.known_until, lease.required = 0.0, bool(kind and kind.required)
-        self.window.put(lease, urgent=bool(kind and kind.rank == "high"), first=first)
+        self.window.put(lease, urgent=bool(kind and kind.rank == "high"), place=place)
 
     async def _give_back(self) -> None:
         """Give back the e-mails that nobody has begun, so that another process can send them."""

@@ -119,6 +119,8 @@ class Feedback:
             outcome = replace(outcome, verdict=Verdict.TOO_FAST)
         else:
             self.pace.finish()
+            if outcome.verdict is Verdict.TOO_FAST:  # for this recipient only
+                outcome = replace(outcome, verdict=Verdict.DEFERRED)
             outcome = self._doubt(mail, outcome, now)
             self.evidence.refused(mail, outcome, now)
         if waited or self._others_wait(now):

@@ -38,6 +38,7 @@ class Limits:
         self.open = 0
         self.opening = 0
         self.messages = MESSAGES
+        self._most_borne = 0
         self._borne = 0
         self._worked = False
         self._refused = 0
@@ -104,8 +105,16 @@ class Limits:
             self.found, self.allowed = False, min(AT_ONCE, self._most)
         self._refused, self._pause, self._too_many = 0, 0.0, math.inf
 
+    def bore(self, messages: int) -> None:
+        """Note that a connection has borne so many messages, so that fewer are no limit."""
+        self._most_borne = max(self._most_borne, messages)
+
     def worn_out(self, messages: int) -> None:
-        """Note that a connection refused a message that another took at once, after it had borne so many."""
-        if messages == self._borne:
-            self.messages = min(self.messages, messages)
+        """Note that a connection refused a message that another took at once, after it had borne so many.
+
+        That is the limit if it happens twice in a row, and no connection has borne more. Some servers refuse any
+        message now and then.
+        """
+        if messages == self._borne == self._most_borne:
+            self.messages = messages
         self._borne = messages

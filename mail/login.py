@@ -57,18 +57,19 @@ FAULTS: Final[Mapping[object, str]] = {
 """What Microsoft's numbers mean, and the words of RFC 6749, section 5.2."""
 
 
+async def _plain(smtp: SMTP, login: str, password: str) -> None:
+    _expect_success(await _respond(smtp, b"PLAIN", f"\0{login}\0{password}"))
+
+
 async def _login(smtp: SMTP, login: str, password: str) -> None:
-    """Send the name with the command, and again to a server that ignores or refuses it there."""
-    name = b64encode(login.encode())
-    response = await smtp.execute_command(b"AUTH", b"LOGIN", name)
-    asks_for_name = _challenge(response).lower().startswith("user")
-    if response.code in {501, 535}:  # the draft sends no name there
-        response = await smtp.execute_command(b"AUTH", b"LOGIN")
-        asks_for_name = response.code == CHALLENGE
-    if asks_for_name:
-        response = await smtp.execute_command(name)
-    if response.code == CHALLENGE:
-        response = await smtp.execute_command(b64encode(password.encode()))
+    """Send the name and the password, each when it is asked for.
+
+    Not every server takes the name with the command. What it says when it asks may be anything.
+    """
+    response = await smtp.execute_command(b"AUTH", b"LOGIN")
+    for answer in (login, password):
+        if response.code == CHALLENGE:
+            response = await smtp.execute_command(b64encode(answer.encode()))
     _expect_success(response)
 
 
@@ -83,11 +84,22 @@ async def _oauthbearer(smtp: SMTP, login: str, token: str) -> None:
 
 async def _present(smtp: SMTP, mechanism: bytes, token: str, end: bytes) -> None:
     """Present a token. A server that refuses it says why in a challenge, and replies to AUTH only after `end`."""
-    response = await smtp.execute_command(b"AUTH", mechanism, b64encode(token.encode()))
+    response = await _respond(smtp, mechanism, token)
     if reason := _challenge(response):
         code, message = await smtp.execute_command(end)
         response = SMTPResponse(code, f"{message} {reason}")
     _expect_success(response)
+
+
+async def _respond(smtp: SMTP, mechanism: bytes, answer: str) -> SMTPResponse:
+    """Send an answer with the command, or after it to a server that refuses or ignores it there."""
+    encoded = b64encode(answer.encode())
+    response = await smtp.execute_command(b"AUTH", mechanism, encoded)
+    if response.code in {500, 501}:  # which long tokens may get
+        response = await smtp.execute_command(b"AUTH", mechanism)
+    if response.code == CHALLENGE and not response.message:
+        response = await smtp.execute_command(encoded)
+    return response
 
 
 def _challenge(response: SMTPResponse) -> str:
@@ -102,7 +114,7 @@ def _expect_success(response: SMTPResponse) -> None:
         raise SMTPAuthenticationError(response.code, response.message)
 
 
-BY_PASSWORD: Final[Mapping[str, Mechanism]] = {"plain": SMTP.auth_plain, "login": _login, "cram-md5": SMTP.auth_crammd5}
+BY_PASSWORD: Final[Mapping[str, Mechanism]] = {"plain": _plain, "login": _login, "cram-md5": SMTP.auth_crammd5}
 BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": _oauthbearer}
 
 

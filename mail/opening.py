@@ -136,7 +136,7 @@ class Opener:
         connected = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
         attempt.address = connected.getpeername()[:2]
         smtp = SMTP(
-            hostname=settings.smtp_host,  # the name that the certificate must have
+            hostname=settings.smtp_host.removesuffix("."),  # the name that the certificate must have
             port=None,
             sock=connected,
             use_tls=security is Security.TLS,

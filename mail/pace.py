@@ -17,11 +17,15 @@ SAME: Final = 5
 WITHIN: Final = 10.0
 ENOUGH: Final = 5
 """So many recipients in a row refused with the same 4xx within so many seconds, after so many acceptances: too fast."""
+KNOWN: Final = 2
+"""So many if the words are known to be about the pace, after any number of acceptances."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 16.0
 """Seconds until the relay is asked again. They double each time that it refuses."""
 BACK: Final = 0.9
 """Factor of the pace when it is too fast again."""
+SLOWEST: Final = 0.25
+"""Messages a second to which feedback slows down. At a slower relay, the pauses suffice."""
 STEP: Final = 30
 GROWTH: Final = 0.02
 """After each `STEP` acceptances, the pace grows by this part, then by twice as much, and so on."""
@@ -64,6 +68,7 @@ class Pace:
         self._same: OrderedDict[str, deque[tuple[float, int, str]]] = OrderedDict()
         self._own: OrderedDict[str, float] = OrderedDict()
         self._suspects: OrderedDict[str, int] = OrderedDict()
+        self._suspect = ""
         self._taken = 0
         self._again_refused = 0
         self._again_accepted = 0
@@ -76,6 +81,16 @@ class Pace:
     def explains(self, reply: str) -> bool:
         """Return whether a refusal is no surprise: the relay is being asked again, or said so before of the pace."""
         return self._pause > 0 or (self.limited and reply == self.reply)
+
+    def place(self, mail: Mail) -> int | None:
+        """Return the place in the queue of an e-mail that was refused for speed; `None`, the last.
+
+        The one that began a pause is tried again first: if it was speed, it is accepted now. If it is not, it follows
+        the next one: if that is accepted, and it is refused once more, the reply is its own.
+        """
+        if mail.id != self._suspect:
+            return None
+        return int(self._pause > 2 * FIRST_PAUSE)
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next message may begin."""
@@ -113,10 +128,9 @@ class Pace:
     def _go_on(self, now: float) -> None:
         """Set the pace to what was accepted in the burst, the first time and after long pauses; else slow it down."""
         measured = self._accepted / max(now - self._burst_began, 0.001)
-        if self.rate == math.inf or not self.limited:
-            self.rate = min(self._limit, measured)
-        else:
-            self.rate = min(BACK * self.rate, measured) if self._pause > 2 * FIRST_PAUSE else BACK * self.rate
+        if self.limited:
+            measured = min(BACK * self.rate, measured) if self._pause > 2 * FIRST_PAUSE else BACK * self.rate
+        self.rate = min(self._limit, max(measured, SLOWEST))
         self._pause, self._burst_began, self._accepted, self._at_first = 0.0, now, 0, 0
         self._since_growth, self._growth, self._next = 0, GROWTH, now + 1 / self.rate
 
@@ -129,24 +143,27 @@ class Pace:
     def refused(self, mail: Mail, outcome: Outcome, began: float, now: float) -> bool:
         """Note a 4xx; return whether it was for speed."""
         self.finish()
-        known, reply = outcome.verdict is Verdict.TOO_FAST, outcome.status
-        if not (known or self._is_speed(mail, outcome, now)):
+        reply = outcome.status
+        if not self._is_speed(mail, outcome, now):
             return False
         if began <= self._paused_at:  # it was under way already
             return True
-        if not known and self._is_its_own(mail, reply, now):
+        if self._is_its_own(mail, reply, now):
             return False
         self.reply = reply
+        self._suspect = self._suspect if self._pause else mail.id
         self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
         self._paused_at, self._resume_at = now, now + self._pause
         return True
 
     def _is_speed(self, mail: Mail, outcome: Outcome, now: float) -> bool:
-        """Return whether others got the same reply, after many were accepted.
+        """Return whether others got the same reply, after many were accepted; or one other, if the words say so.
 
-        At RCPT it may be greylisting: of all first attempts, or of those to a domain.
+        At RCPT it may be greylisting: of all first attempts, or of those to a domain. One recipient alone may get any
+        words from its own server.
         """
         at_rcpt, reply = outcome.stage is Stage.RCPT, outcome.status
+        known = outcome.verdict is Verdict.TOO_FAST
         if self._own.get(reply, -math.inf) > now:
             return False
         if self.explains(reply) and reply == self.reply:
@@ -159,8 +176,8 @@ class Pace:
         recent = [(who, domain) for at, who, domain in seen if now - at <= WITHIN]
         if at_rcpt and len({domain for _, domain in recent}) == 1:
             return False
-        enough = (self._at_first if at_rcpt else self._accepted) >= ENOUGH
-        if not enough or len({who for who, _ in recent}) < SAME:
+        enough = known or (self._at_first if at_rcpt else self._accepted) >= ENOUGH
+        if not enough or len({who for who, _ in recent}) < (KNOWN if known else SAME):
             return False
         self.misjudged_since = now - WITHIN
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 from aiosmtplib import SMTPException
@@ -34,7 +34,7 @@ class Pool:
         self._kept: list[Connection] = []
         self._aside: set[Connection] = set()
         """Those that have refused a message which another is asked to take."""
-        self._openings: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
     @property
@@ -110,17 +110,22 @@ class Pool:
         async def open_and_keep() -> None:
             self.keep(await self._open_counted())
 
-        def opened(opening: asyncio.Task[None]) -> None:
-            self._openings.discard(opening)
-            self._changed.set()
-            if not opening.cancelled():
-                opening.exception()  # which whoever started it may no longer need
-
         self._limits.opening += 1
-        opening = asyncio.create_task(open_and_keep())
-        self._openings.add(opening)
-        opening.add_done_callback(opened)
-        return opening
+        return self._run(open_and_keep())
+
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Do something for which nobody may be waiting when it is done."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._changed.set()
+            if not task.cancelled():
+                task.exception()  # which whoever started it may no longer need
+
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(done)
+        return task
 
     async def connect(self) -> Connection:
         """Open a connection. Raises `FAULTS`."""
@@ -155,6 +160,7 @@ class Pool:
 
     def delivered(self, connection: Connection) -> None:
         """Note that a message was accepted."""
+        self._limits.bore(connection.messages)
         if connection.messages == 1:
             self._limits.proved(self._proven)
 
@@ -172,10 +178,13 @@ class Pool:
         self._kept.append(connection)
         self._changed.set()
 
-    async def blame(self, connection: Connection) -> None:
-        """Close a connection that has refused a message which another took at once."""
+    def blame(self, connection: Connection) -> None:
+        """Close a connection that has refused a message which another took at once.
+
+        Whoever sent it need not wait: the message must be settled.
+        """
         self._feedback.blame(connection.messages, self._proven)
-        await self.close(connection)
+        self._run(self.close(connection))
 
     def leave(self, connection: Connection) -> None:
         """Let another connection take the place of one that waits for a late reply."""
@@ -191,11 +200,12 @@ class Pool:
 
     async def close(self, *connections: Connection) -> None:
         """Say goodbye on connections that nobody uses, and close them."""
-        if connections:
-            self._kept = [connection for connection in self._kept if connection not in connections]
+        self._kept = [connection for connection in self._kept if connection not in connections]
+        try:
             await asyncio.gather(*(connection.quit() for connection in connections))
-        for connection in connections:
-            self.drop(connection)
+        finally:
+            for connection in connections:
+                self.drop(connection)
 
     async def close_idle(self) -> None:
         """Close the kept connections that will not be used again, or that other processes may need, for ever."""
@@ -208,7 +218,7 @@ class Pool:
 
     async def close_all(self) -> None:
         """Close every kept connection, and what opening needs."""
-        for opening in self._openings:
-            opening.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.close(*self._kept)
         await self._opener.close()

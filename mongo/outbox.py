@@ -181,8 +181,11 @@ class Outbox:
         return await self._put_back(email, from_now(delay), error, **changes)
 
     async def put_back(self, email: OwedEmail, error: str | None) -> bool:
-        """Give the lease back without an attempt. The e-mail is due at once, as before. Otherwise as `remove`."""
-        return await self._put_back(email, self.era, error)
+        """Give the lease back without an attempt. The e-mail is due at once, as before. Otherwise as `remove`.
+
+        A message of it may have been lost on another connection just before.
+        """
+        return await self._put_back(email, self.era, error, copies=email.copies)
 
     async def _put_back(self, email: OwedEmail, when: JSONObject, error: str | None, **changes: object) -> bool:
         kept = {name: value for name, value in changes.items() if value or getattr(email, name)}

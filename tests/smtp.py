@@ -21,7 +21,6 @@ REPLIES: Final[Mapping[str, bytes]] = {
     "EHLO": EHLO,
     "HELO": b"250 here\r\n",
     "AUTH PLAIN": b"235 in\r\n",
-    "AUTH LOGIN": b"334 UGFzc3dvcmQ6\r\n",
     "AUTH LOGIN alone": b"334 VXNlcm5hbWU6\r\n",
     "name": b"334 UGFzc3dvcmQ6\r\n",
     "password": b"235 in\r\n",
@@ -100,17 +99,17 @@ class RawServer:
                 words = line.split(" ")
                 command = " ".join(words[:2]).upper() if words[0].upper() == "AUTH" else words[0].upper()
                 self._note(command, line)
-                if line.upper() == "AUTH LOGIN":
+                if command == line.upper() and words[0].upper() == "AUTH":
                     command += " alone"
                 if command == "RCPT":
                     recipient = line.partition("<")[2].rstrip(">")
                 self.commands.append(command)
                 reply = reply_to(command, words[-1] if command == "MAIL" else recipient)
                 await self._say(writer, reply)
+                asked = ["password", "name"] if command == "AUTH LOGIN alone" else ["password"]
                 while reply[0].startswith(b"334"):
-                    asked = "name" if b"user" in base64.b64decode(reply[0][4:]).lower() else "password"
                     self.passwords.append(base64.b64decode(await reader.readline()).decode())
-                    reply = self._reply(asked)
+                    reply = self._reply(asked.pop())
                     await self._say(writer, reply)
                 if b"".join(reply).startswith(b"354"):
                     message = await reader.readuntil(b"\r\n.\r\n")

@@ -26,7 +26,7 @@ from settings import Security, Settings
 from tests.client import DB, owed, settled
 from tests.fixtures import Start
 from tests.owing import ids, owing
-from tests.smtp import DROP, HANG, REPLIES, conversing
+from tests.smtp import DROP, HANG, REPLIES, conversing, raw_server
 
 ODD = "odd@example.com"
 COMMANDS = ("MAIL", "RCPT", "DATA")
@@ -258,6 +258,21 @@ async def test_a_message_does_not_wait_for_the_next_email_to_get_ready(
             assert await mailer.send(queue.waiting.pop(0)) == SENT
         assert queue.given_back == [ODD]
         assert not any(b"\r\n.\r\nMAIL FROM:" in data for data in server.read)
+        await mailer.pool.close_all()
+
+
+async def test_an_accepted_message_waits_for_no_goodbye(plain: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stopped the worker meanwhile would have it sent again."""
+    monkeypatch.setattr("mail.connection.QUIT_TIMEOUT", 60.0)
+
+    def worn_out(command: str, number: int, messages: int) -> bytes | None:
+        return {"MAIL": b"452 4.4.5 no more\r\n", "QUIT": HANG}.get(command) if number == 1 == messages else None
+
+    async with raw_server() as server:
+        server.behave = worn_out
+        mailer = Mailer(replace(plain, smtp_port=server.port), Feedback(plain), Queue([]))
+        for lease in Queue(addresses()).waiting[:2]:
+            assert await asyncio.wait_for(mailer.send(lease), 15) == SENT
         await mailer.pool.close_all()
 
 

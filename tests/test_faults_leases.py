@@ -68,6 +68,15 @@ async def test_i4_i5_only_the_holder_of_a_lease_changes_anything(settings: Setti
     assert_nothing_owed(database)
 
 
+async def test_an_email_that_is_put_back_keeps_the_count_of_copies(settings: Settings, database: DB) -> None:
+    async with open_store(settings) as direct:
+        await direct.create(Create(USER, SPECIFIED["registration"]))
+        (email,) = await direct.outbox.claim(1, 60)
+        assert await direct.outbox.put_back(replace(email, copies=1), "connect: no reply in time")
+    (item,) = owed(database)
+    assert item["copies"] == 1
+
+
 def lease_end(database: DB) -> datetime:
     """Return when the lease of the only e-mail ends."""
     (email,) = owed(database)

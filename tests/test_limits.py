@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mail.limits import REFUSALS, Limits
+from mail.limits import MESSAGES, REFUSALS, Limits
 from mail.replies import Outcome, Stage
 from mail.stops import Mail
 from tests.virtual import RTT, SENT, Line, World, broken, delays, refusal
@@ -64,6 +64,15 @@ def test_a_limit_of_messages_is_remembered(monkeypatch: pytest.MonkeyPatch) -> N
     assert (world.refused <= 30, world.feedback.limits.messages) == (True, 10)
 
 
+def test_refusals_now_and_then_are_no_limit_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each message would need a connection and a login of its own."""
+    odd = refusal(Stage.DATA_COMMAND, 451, "4.3.0 quux")
+    world = World(monkeypatch, lambda _, __, line: odd if line.messages and random.random() < 0.05 else None)
+    world.owe_all(recipient(n) for n in range(3000))
+    world.run(60)
+    assert (world.last() - START <= 10, world.feedback.limits.messages) == (True, MESSAGES)
+
+
 class Bucket:
     """A relay that accepts this many messages a second, and `size` at once."""
 
@@ -78,18 +87,19 @@ class Bucket:
         return taken
 
 
-class Minute:
-    """A relay that takes thirty messages a minute."""
+class Quota:
+    """A relay that takes this many messages in so many seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, messages: int, seconds: float) -> None:
+        self._messages, self._seconds = messages, seconds
         self._began, self._count = START, 0
 
     def takes(self, now: float) -> bool:
         """Return whether it takes a message now."""
-        if now - self._began >= 60:
+        if now - self._began >= self._seconds:
             self._began, self._count = now, 0
         self._count += 1
-        return self._count <= 30
+        return self._count <= self._messages
 
 
 @pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA])
@@ -108,12 +118,48 @@ def test_fourteen_a_second_take_their_own_time(
 
 @pytest.mark.parametrize("words", ["4.7.1 Error: too much mail from [192.0.2.1]", "4.0.0 mumble"])
 def test_thirty_a_minute_take_their_own_time(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
-    relay = Minute()
+    relay = Quota(30, 60)
     world = World(monkeypatch, lambda _, now, __: None if relay.takes(now) else refusal(Stage.MAIL, 450, words))
     world.owe_all(recipient(n) for n in range(1500))
     world.run(2 * HOUR)
     assert world.last() - START <= 1.3 * 49 * 60
     assert (world.refused <= 105, world.dead) == (True, [])
+
+
+def test_a_quota_of_an_hour_takes_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = Quota(200, HOUR)
+    world = World(monkeypatch, lambda _, now, __: None if relay.takes(now) else refusal(Stage.RCPT, 451, "4.0.0 quux"))
+    world.owe_all(recipient(n) for n in range(1000))
+    world.run(10 * HOUR)
+    assert (world.last() - START <= 1.3 * 4 * HOUR, world.dead, world.stops) == (True, [], set())
+
+
+def test_what_every_other_email_gets_is_not_about_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter greylists for five minutes after the text, in words that could be about the pace."""
+    seen: dict[str, float] = {}
+
+    def relay(mail: Mail, now: float, _line: Line) -> Outcome | None:
+        known = int(mail.id) % 2 or now - seen.setdefault(mail.id, now) >= 300
+        return None if known else refusal(Stage.DATA, 451, "4.7.1 Try again later")
+
+    world = World(monkeypatch, relay)
+    for n in range(600):
+        world.owe(recipient(n), at=START + n / 2)
+    world.run(10 * HOUR)
+    assert (max(delays(world.letters)) < HOUR, world.dead) == (True, [])
+
+
+@pytest.mark.parametrize("stage", [Stage.RCPT, Stage.DATA])
+def test_a_limit_of_one_recipient_slows_nobody_else(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    """A relay may pass on what the recipient's own server says."""
+    flooded = "flooded@d1.example"
+    reply = refusal(stage, 450, "4.7.1 rate limit exceeded")
+    world = World(monkeypatch, lambda mail, *_: reply if mail.user == flooded else None)
+    for n in range(600):
+        world.owe(recipient(n) if n % 10 else flooded, at=START + n / 5)
+    world.run(HOUR)
+    late = delays(letter for letter in world.letters if letter.owed.address != flooded)
+    assert (late[-1] < 1, world.dead, world.stops) == (True, [], set())
 
 
 def test_a_pace_that_is_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from typing import Any
 
 import pytest
 from bson import ObjectId
@@ -10,7 +12,7 @@ from bson import ObjectId
 from settings import Security
 from tests.client import DB, USER, Client, create, settled, user
 from tests.fixtures import Start
-from tests.servers import MailServer, smtp_server
+from tests.servers import MailServer, localhost, smtp_server
 
 
 async def test_the_message_carries_the_key_to_the_users_address(client: Client, database: DB, mail: MailServer) -> None:
@@ -72,3 +74,19 @@ async def test_starttls_is_used_before_the_login(
         await create(client, key="registration")
         await settled(database)
         assert (len(mail.received), mail.logins) == (1, 1)
+
+
+async def test_a_host_may_end_with_a_dot(
+    start: Start, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a dot, the resolver tries no search domains. Certificates have none."""
+    resolve = asyncio.BaseEventLoop.getaddrinfo
+
+    async def getaddrinfo(loop: asyncio.BaseEventLoop, host: str, *args: Any, **options: Any) -> Any:
+        return await resolve(loop, host.removesuffix("."), *args, **options)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    client = await start(smtp_host=f"{localhost()}.")
+    await create(client, key="registration")
+    await settled(database)
+    assert len(mail.received) == 1

@@ -103,7 +103,7 @@ class World:
         self.feedback = Feedback(settings, again=self._lift_soon, doubted=self._revive)
         self.schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._ready: list[tuple[bool, float, int, Letter]] = []
+        self._ready: list[tuple[bool, float, float, Letter]] = []
         self._order = count()
         self._busy = 0
         self.lines: list[Line] = []
@@ -137,6 +137,14 @@ class World:
             heapq.heappush(
                 self._ready, (letter.owed.tries > 0, max(letter.born, letter.born_again), next(self._order), letter)
             )
+
+    def _put(self, letter: Letter, place: int | None) -> None:
+        """Let an e-mail be sent again: as the next one, as the one after it, or as the last."""
+        if place is None or not self._ready:
+            return self._wait(letter, 0.0)
+        letter.due = self.now
+        tried, born, order, _ = self._ready[0]
+        return heapq.heappush(self._ready, (tried, born, order - 0.5 + place, letter))
 
     def _wait(self, letter: Letter, delay: float) -> None:
         letter.due = due = self.now + delay
@@ -267,6 +275,7 @@ class World:
             self.feedback.reached()
         if outcome is None:
             line.messages += 1
+            self.feedback.limits.bore(line.messages)
             if line.messages == 1:
                 self.feedback.limits.proved(self._proven)
         elif (
@@ -338,7 +347,7 @@ class World:
             letter.delivered = self.now
         elif judged.verdict in UNTRIED:
             letter.born_again = self.now
-            self._wait(letter, 0.0)
+            self._put(letter, self.feedback.pace.place(letter.mail))
         elif judged.verdict is Verdict.PERMANENT:
             letter.died, letter.first_refusal = judged.detail, letter.owed.waited == 0
         else:

@@ -124,8 +124,10 @@ class Settlements:
                     await self.settle(lease, outcome)
                 return
             else:
+                if not held and len(leases) > 1:  # the reply does not tell which
+                    log.info("of %d e-mails, some lost their leases, or were settled before", len(leases))
                 for lease, outcome in leases:
-                    self._report(lease.email, outcome, outcome.verdict.value, held=held)
+                    self._report(lease.email, outcome, outcome.verdict.value, held=held or len(leases) > 1)
                 return
 
     def _settlement(self, lease: Lease, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -12,6 +13,11 @@ COSTLY = ("browser", "tmp_path", "mongod", "any_mongod")
 """Fixtures of tests that take long, the longest first: most tests with a folder of their own start a process."""
 CASES = 3
 """Of more cases of such a test, so many are run everywhere, the first and the last among them, and the others in CI."""
+
+
+def pytest_configure() -> None:
+    """Let the processes that tests start be interrupted: a shell's background job ignores SIGINT, and so would they."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -86,8 +86,8 @@ async def _result(step: str, store: Store, settings: Settings) -> Result:
 
 
 async def _version(store: Store, _: Settings) -> str:
-    version, topology = await version_of(store.database, DEADLINE), await _topology(store.database)
-    return f"MongoDB {version}, {topology[0]}"
+    topology, _has_streams = await _topology(store.database)
+    return f"MongoDB {await version_of(store.database, DEADLINE)}, {topology}"
 
 
 async def _topology(database: Database) -> tuple[str, bool]:
@@ -150,7 +150,8 @@ async def _suppress(store: Store, settings: Settings) -> str:
 
 
 async def _streams(store: Store, settings: Settings) -> str:
-    if not (await _topology(store.database))[1]:
+    _words, has_streams = await _topology(store.database)
+    if not has_streams:
         return STANDALONE
     if lacking := await _lacking(store, ["changeStream"], settings.users_collection):
         raise StepFailed(f"The user of DB_URI may not {lacking[0]}: grant readWrite.")

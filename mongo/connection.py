@@ -81,6 +81,7 @@ def uri_fault(uri: str) -> str | None:
         if scheme not in {"mongodb", "mongodb+srv"}:
             raise ConfigurationError  # the driver takes a text without a scheme for the name of a host
         with warnings.catch_warnings(action="error", category=UserWarning):  # of an option that it ignores
+            warnings.filterwarnings("ignore", "You appear to be connected to")  # DocumentDB or Cosmos DB: no fault
             pymongo.MongoClient(uri, connect=False, **OPTIONS).close()  # asks no DNS yet
     except OSError as exc:
         return f"A file that the MongoDB connection string names cannot be read: {exc.strerror}."

@@ -197,14 +197,14 @@ async def persist(
     """
     cause: Exception | None = None
     limit = patience.operation if deadline is None else deadline
-    n, ends = -1, asyncio.get_running_loop().time() + limit
+    loop = asyncio.get_running_loop()
+    n, ends = -1, loop.time() + limit
     try:
         while True:
             n += 1
             # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
             # a timer for each request would cost as much as its log line.
-            left = ends - asyncio.get_running_loop().time()
-            async with nullcontext() if n == 0 and deadline is None else within(left):
+            async with nullcontext() if n == 0 and deadline is None else within(ends - loop.time()):
                 try:
                     # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
                     # a deadline, its own timeout is short enough.

@@ -143,6 +143,9 @@ def test_a_fault_of_the_connection_string_is_named(uri: str, said: str) -> None:
         "mongodb+srv://u:p%40@a.b.example/?authSource=admin&retryWrites=true&w=majority&appName=Cluster0",
         "mongodb://CN=me@x/y?authMechanism=MONGODB-X509&tls=true",
         "mongodb://u:hunter2@x,y:27018,[::1]:27019/shop?replicaSet=rs0&authSource=admin&compressors=zlib",
+        "mongodb://u:p@a.cluster-b.us-east-1.docdb.amazonaws.com:27017/shop?tls=true&replicaSet=rs0&retryWrites=false",
+        "mongodb://a:p@a.mongo.cosmos.azure.com:10255/shop?ssl=true&replicaSet=globaldb&retrywrites=false&appName=@a@",
+        "mongodb+srv://u:p@a.mongocluster.cosmos.azure.com/shop?tls=true&authMechanism=SCRAM-SHA-256",
     ],
 )
 def test_a_good_connection_string_is_accepted_without_dns(uri: str) -> None:

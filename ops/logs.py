@@ -164,6 +164,7 @@ def configure_logging(level: str) -> None:
     handler = LineHandler() if sys.stderr else logging.NullHandler()  # it may be closed
     handler.setFormatter(TextFormatter(TEXT) if sys.stderr and sys.stderr.isatty() else JSONFormatter())
     logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(capture=True)  # those of libraries are lines of the log, too
     logging.getLogger("pymongo").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs the contents of malformed requests
     # No line shows the place in the code, the thread or the process (Logging HOWTO, "Optimization").

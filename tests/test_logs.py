@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,13 +69,16 @@ async def test_malformed_requests_and_hang_ups_are_not_logged(settings: Settings
 
 
 @pytest.fixture
-def own_logging(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
+def own_logging(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], list[Any]]]:
     """Configure logging as the service does; return a function that returns the lines written since its last call."""
     for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
         monkeypatch.setattr(logging, name, getattr(logging, name))  # undone at the end of the test
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     configure_logging("INFO")
-    return lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    yield lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    logging.captureWarnings(capture=False)
 
 
 async def test_logs_are_json_unless_they_go_to_a_terminal(own_logging: Callable[[], list[Any]]) -> None:
@@ -97,6 +101,15 @@ async def test_logs_are_json_unless_they_go_to_a_terminal(own_logging: Callable[
 def test_log_text_cannot_control_the_terminal() -> None:
     said = {"msg": "key %s", "args": ("a\x1b[2J\nb",), "levelname": "INFO", "name": "notifier"}
     assert TextFormatter(TEXT).format(logging.makeLogRecord(said)).endswith(" INFO notifier: key a?[2J?b")
+
+
+def test_warnings_of_libraries_are_lines_of_the_log(own_logging: Callable[[], list[Any]]) -> None:
+    with warnings.catch_warnings(action="default"):
+        warnings.warn("You appear to be connected to another database.", stacklevel=1)
+    logging.getLogger().handlers[0].close()
+    (line,) = own_logging()
+    assert line["levelname"] == "WARNING"
+    assert "You appear to be connected to another database." in line["message"]
 
 
 def test_closing_writes_the_waiting_lines(own_logging: Callable[[], list[Any]]) -> None:

@@ -10,20 +10,20 @@ from operator import attrgetter
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
 from mongo.changes import Changes
-from mongo.connection import Clock, Connection, connected
+from mongo.connection import Connection, connected
 from mongo.creation import Create, Creates, Recorded
 from mongo.dead_mail import DeadMail
-from mongo.document import SIMPLE, Write
-from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, persist, within
+from mongo.document import SIMPLE
+from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, within
 from mongo.fan_out import FanOut
 from mongo.grouping import Windows
 from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, is_shared, kind_of_list, page_of, see, shown
-from mongo.lanes import keeps_numbers
+from mongo.lanes import Write, keeps_numbers
 from mongo.outbox import Outbox
 from mongo.preferences import Preferences
 from mongo.serving import Upkeep, must_suffice
 from mongo.suppression import Suppressions
-from mongo.users import Documents, Users
+from mongo.users import Clock, Documents, Users, persist
 from settings import Settings
 
 

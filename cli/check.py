@@ -16,10 +16,10 @@ from config.address import is_address
 from config.checks import DEAD_MAIL, value_at
 from config.ids import IdType
 from mongo.connection import Database, connected
-from mongo.errors import StoreError, persist
+from mongo.errors import StoreError
 from mongo.serving import version_of
 from mongo.suppression import address_index
-from mongo.users import REFUSING, Users, foreign_fields
+from mongo.users import REFUSING, Users, foreign_fields, persist
 from ops.local import NoDatabase, with_database
 from settings import Settings
 from store import Store

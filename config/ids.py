@@ -43,10 +43,6 @@ class IdType(enum.Enum):
             return None
         return text.lower() if self is IdType.OBJECTID else text
 
-    def to_bson(self, id_: str) -> ObjectId | str:
-        """Return the `_id` of a parsed id."""
-        return ObjectId(id_) if self is IdType.OBJECTID else id_
-
     def from_bson(self, value: object) -> str | None:
         """Return the id, or `None` if `_id` has another type: the document is then another program's."""
         kind = ObjectId if self is IdType.OBJECTID else str

@@ -17,9 +17,9 @@ from typing import Final, Generic, TypeVar
 from pymongo.errors import DuplicateKeyError
 
 from mongo.connection import Collection
-from mongo.document import SIMPLE, Write
+from mongo.document import SIMPLE
 from mongo.errors import Busy, Conflict
-from mongo.lanes import Calls, Outcome
+from mongo.lanes import Calls, Outcome, Write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -193,7 +193,7 @@ class Writes:
 
     async def alone(self, write: Write) -> bool:
         """Make one write, as the driver does it; return whether it found its document. Raises PyMongo's errors."""
-        conditions = write.conditions(guarded=True)
+        conditions = write.filter | write.guard
         if write.upsert:
             await self._collection.find_one_and_update(
                 conditions, write.update, {"_id": 1}, upsert=True, collation=SIMPLE

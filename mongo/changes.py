@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 from bson.timestamp import Timestamp
 from pymongo.errors import OperationFailure, PyMongoError
 
-from mongo.connection import CLOSE_TIMEOUT, MAJORITY, Clock
+from mongo.connection import CLOSE_TIMEOUT, MAJORITY
 from mongo.document import JSONObject, any_of, concat, each
 from mongo.errors import StoreError, Unavailable, unavailable, within
 from mongo.inbox import EMPTY, ListQuery, Page, page_of
-from mongo.users import Users
+from mongo.users import Clock, Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
 CHANGE_WAIT_MS: Final = 500

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import time
 import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -27,7 +25,7 @@ from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
 from config import descriptors
-from mongo.errors import INVALID, PATIENCE, PING_DEADLINE, Patience, persist, unavailable, within
+from mongo.errors import INVALID, PATIENCE, Patience, unavailable, within
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -128,32 +126,6 @@ class Connection:
 
     database: Database
     shared: SharedDatabase
-
-
-class Clock:
-    """MongoDB's clock, the same for all processes: its last reading, and the monotonic time since then.
-
-    Until the first reading it is this machine's clock. It is behind by at most the time that a reply takes.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._read_at = time.monotonic()
-        self._time = datetime.now(UTC)
-
-    def now(self) -> datetime:
-        return self._time + timedelta(seconds=time.monotonic() - self._read_at)
-
-    def seconds_since(self, moment: datetime) -> float:
-        """Return the seconds since a moment that MongoDB's clock told; never negative."""
-        return max(0.0, (self.now() - moment).total_seconds())
-
-    async def sync(self, deadline: float | None = PING_DEADLINE) -> float:
-        """Read the clock (`localTime` in the reply to `hello`); return by how many seconds it was set back."""
-        expected, database = self.now(), self._database
-        hello = await persist(lambda _: database.command("hello", codec_options=database.codec_options), deadline)
-        self._time, self._read_at = hello["localTime"], time.monotonic()
-        return max(0.0, (expected - self._time).total_seconds())
 
 
 async def end(*tasks: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from random import randrange
 from typing import Any, Final, cast
 
 from bson import ObjectId
@@ -25,13 +26,12 @@ from mongo.document import (
     RECENT_LIMIT,
     WAITING,
     JSONObject,
-    Write,
-    append,
     elements,
     remember,
 )
 from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
 from mongo.grouping import Windows, collapsing
+from mongo.lanes import Write
 from mongo.owed import first_due, new_element
 from mongo.users import REFUSING, Users, judge
 
@@ -45,6 +45,8 @@ EXPLAINING: Final = {
     **REFUSING,
 }
 """The projection that `Creation.explain` reads."""
+SLACK_PART: Final = 4
+"""With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class Creates:
             }
             filter_ |= {} if filter_["_id"] in self.users.judged else ONLY_OURS
             guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
-            pushes["notifications"] = append(notification, self.users.limit, self.users.slack)
+            pushes["notifications"] = self._append(notification)
         if kind.window is not None:
             due = now + timedelta(seconds=kind.window)
             filter_ |= self._windows.has_room() | IS_FINDABLE
@@ -191,6 +193,16 @@ class Creates:
             pushes["notifier.recent"] = remember(key, fingerprint, id_)
         write = Write(filter_, update, upsert=self.users.profile is not None, guard=guard, numbered=True)
         return Creation(new.user_id, id_, key, fingerprint, write, kind.collapse)
+
+    def _append(self, notification: JSONObject) -> JSONObject:
+        """Return the `$push` that adds a notification to an inbox.
+
+        A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So with
+        slack, only some trim to the inbox, at random, and the others bound the array.
+        """
+        limit, slack = self.users.limit, self.users.slack
+        trims = not slack or randrange(slack) < SLACK_PART
+        return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
 
     def sent(self, creation: Creation) -> Write:
         return collapsing(creation.write, self.users.limit) if creation.collapses else creation.write

@@ -18,12 +18,12 @@ from mongo.document import (
     OPTIONAL_FIELDS,
     SIMPLE,
     JSONObject,
-    Write,
     optional_fields,
     origin_of,
     remember,
 )
 from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
+from mongo.lanes import Write
 from mongo.outbox import Outbox
 from mongo.owed import OwedEmail, ids_of, new_element
 from mongo.suppression import FIELD as SUPPRESSION

@@ -26,9 +26,7 @@ Arrays may hold a `null` where somebody has unset an element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from random import randrange
+from collections.abc import Mapping
 from typing import Any, Final
 
 JSONObject = dict[str, Any]
@@ -59,8 +57,6 @@ OPTIONAL_FIELDS: Final[Mapping[str, type]] = {"target_id": str, "data": dict}
 """A notification, an e-mail owed and a dead letter have these, of these types, only when the request had them."""
 ORIGIN_FIELDS: Final = ("request_id", "traceparent")
 """The request that an e-mail comes from. The e-mail owed, its dead letter and its log lines have them."""
-SLACK_PART: Final = 4
-"""With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
 OBJECT, DATE = 3, 9
@@ -150,16 +146,6 @@ def marked(notifications: JSONObject, *, is_new: bool) -> JSONObject:
     return only(notifications, is_unread if is_new else {"$not": is_unread})
 
 
-def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
-    """Return the `$push` that adds a notification to an inbox of `limit`.
-
-    A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So with
-    slack, only some trim to the inbox, at random, and the others bound the array.
-    """
-    trims = not slack or randrange(slack) < SLACK_PART
-    return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
-
-
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:
     """Return the `OPTIONAL_FIELDS` of an item. A value of another type is another program's."""
     return {name: item[name] for name, kind in OPTIONAL_FIELDS.items() if isinstance(item.get(name), kind)}
@@ -172,27 +158,3 @@ def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
 def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
     """Return the `$push` that remembers an idempotency key and forgets the oldest."""
     return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A write to one document.
-
-    `filter` are the conditions that it always has. A write that is `numbered` may be given a number, which makes it
-    safe to repeat; without one, `guard` are the conditions that do. Other writes are safe by themselves.
-    """
-
-    filter: JSONObject
-    update: JSONObject | Sequence[JSONObject]
-    upsert: bool = False
-    guard: JSONObject = field(default_factory=dict)
-    numbered: bool = False
-    array_filters: Sequence[JSONObject] | None = None
-
-    def conditions(self, *, guarded: bool) -> JSONObject:
-        return self.filter | self.guard if guarded else self.filter
-
-    def statement(self, *, guarded: bool) -> JSONObject:
-        q = self.conditions(guarded=guarded)
-        statement: JSONObject = {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE}
-        return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})

@@ -6,29 +6,23 @@ The names of the codes are those of src/mongo/base/error_codes.yml of MongoDB 8;
 from __future__ import annotations
 
 import asyncio
-import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import pymongo
 from dns.exception import DNSException
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
-    DocumentTooLarge,
     DuplicateKeyError,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
-    ServerSelectionTimeoutError,
     WriteConcernError,
     WriteError,
 )
-
-T = TypeVar("T")
 
 UNAUTHORIZED: Final = 13
 REFUSED_US: Final[Mapping[int, str]] = {
@@ -185,47 +179,6 @@ async def within(seconds: float) -> AsyncIterator[None]:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise asyncio.CancelledError from exc
             raise
-
-
-async def persist(
-    attempt: Callable[[int], Awaitable[T]], deadline: float | None = None, *, patience: Patience = PATIENCE
-) -> T:
-    """Repeat an operation that MongoDB could not do or confirm, until the deadline in seconds.
-
-    `attempt` is given the number of the attempt, from 0 on. The operation must be safe to repeat after it took effect
-    and its reply was lost.
-    """
-    cause: Exception | None = None
-    limit = patience.operation if deadline is None else deadline
-    loop = asyncio.get_running_loop()
-    n, ends = -1, loop.time() + limit
-    try:
-        while True:
-            n += 1
-            # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
-            # a timer for each request would cost as much as its log line.
-            async with nullcontext() if n == 0 and deadline is None else within(ends - loop.time()):
-                try:
-                    # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
-                    # a deadline, its own timeout is short enough.
-                    with nullcontext() if deadline is None else pymongo.timeout(max(limit - 0.8, limit / 2)):
-                        return await attempt(n)
-                except (Changed, TimeoutError) as exc:
-                    cause = exc
-                except PyMongoError as exc:
-                    if not means_unavailable(exc):
-                        raise
-                    # After a refusal, the driver takes the server for unknown for a while.
-                    if not (isinstance(cause, OperationFailure) and isinstance(exc, ServerSelectionTimeoutError)):
-                        cause = exc
-                await asyncio.sleep(random.uniform(*RETRY_PAUSE))
-    except TimeoutError as exc:
-        raise unavailable(cause or exc) from (cause or exc)
-    except DocumentTooLarge as exc:
-        raise TooLarge from exc
-    except OperationFailure as exc:
-        # Without the server's own sentence: it may hold an address, and would end in the log.
-        raise refusal(exc) from None
 
 
 def refusal(exc: OperationFailure) -> StoreError:

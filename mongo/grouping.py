@@ -24,7 +24,6 @@ from mongo.document import (
     WAITING,
     WITHOUT_EMPTY,
     JSONObject,
-    Write,
     absent_or_array,
     any_of,
     concat,
@@ -33,6 +32,7 @@ from mongo.document import (
     only,
     without,
 )
+from mongo.lanes import Write
 from mongo.owed import IS_WAITING, NO_TOKEN, SET_DUE, is_ours_to_send, left_to_others, merged
 from mongo.users import Users
 

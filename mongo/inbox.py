@@ -21,7 +21,6 @@ from mongo.document import (
     WITHOUT_EMPTY,
     WRITTEN,
     JSONObject,
-    Write,
     absent_or_array,
     any_of,
     concat,
@@ -31,6 +30,7 @@ from mongo.document import (
     without,
 )
 from mongo.errors import Changed, EmailUnderWay
+from mongo.lanes import Write
 from mongo.owed import IS_EMAIL, NO_TOKEN, SET_DUE
 from mongo.users import Users
 

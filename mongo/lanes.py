@@ -15,13 +15,14 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bson import Int64, ObjectId
 from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
 
 from mongo.connection import SharedClient, SharedCollection, SharedDatabase
-from mongo.document import SIMPLE, JSONObject, Write
+from mongo.document import SIMPLE, JSONObject
 from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, within, write_error
 
 log = logging.getLogger("notifier.mongo")
@@ -40,6 +41,27 @@ ONE_TIMEOUT: Final = 0.25
 
 Outcome = bool | Exception | None
 """What became of a write: whether its conditions held, its error, or `None` if the reply does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write to one document.
+
+    `filter` are the conditions that it always has. A write that is `numbered` may be given a number, which makes it
+    safe to repeat; without one, `guard` are the conditions that do. Other writes are safe by themselves.
+    """
+
+    filter: JSONObject
+    update: JSONObject | Sequence[JSONObject]
+    upsert: bool = False
+    guard: JSONObject = field(default_factory=dict)
+    numbered: bool = False
+    array_filters: Sequence[JSONObject] | None = None
+
+    def statement(self, *, guarded: bool) -> JSONObject:
+        q = self.filter | self.guard if guarded else self.filter
+        filters = {"arrayFilters": self.array_filters} if self.array_filters else {}
+        return {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE, **filters}
 
 
 class Unclear(Exception):

@@ -24,10 +24,11 @@ from pymongo import UpdateMany
 from config.checks import value_at
 from mongo.batcher import Writes
 from mongo.claims import EDGES, SHARE, Refused, band_of, shares
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, Write, any_of, elements, only
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
 from mongo.grouping import HAS_WINDOW_OVER, Windows
 from mongo.indexes import Index
+from mongo.lanes import Write
 from mongo.owed import (
     IS_DUE,
     IS_EMAIL,

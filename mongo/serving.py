@@ -16,16 +16,16 @@ from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo import backlog
-from mongo.connection import Clock, Connection, Database, end
+from mongo.connection import Connection, Database, end
 from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE
-from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
+from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable
 from mongo.grouping import Windows
 from mongo.indexes import Index
 from mongo.lanes import PROBE
 from mongo.outbox import HAS_DUE_EMAIL, Outbox
 from mongo.owed import new_element
-from mongo.users import Users
+from mongo.users import Clock, Users, persist
 
 T = TypeVar("T")
 

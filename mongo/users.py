@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
+import random
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+import pymongo
+from bson import ObjectId
 from pymongo import ReturnDocument
+from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from config.ids import named
+from config.ids import IdType, named
 from mongo.batcher import Writes
-from mongo.connection import MAJORITY, Connection
+from mongo.connection import MAJORITY, Connection, Database
 from mongo.connection import Collection as MotorCollection
 from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each, inbox
-from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
+from mongo.errors import (
+    PATIENCE,
+    PING_DEADLINE,
+    RETRY_PAUSE,
+    Changed,
+    Conflict,
+    Patience,
+    TooLarge,
+    UnknownError,
+    UnknownUser,
+    WrongType,
+    means_unavailable,
+    refusal,
+    unavailable,
+    within,
+)
 from mongo.lanes import Calls
 from settings import Settings, UnknownUsers
 
@@ -47,6 +70,73 @@ class Judged:
     def add(self, id_: object) -> None:
         fingerprint = hash(id_) & FINGERPRINT
         self._table[fingerprint % JUDGED] = fingerprint
+
+
+async def persist(
+    attempt: Callable[[int], Awaitable[T]], deadline: float | None = None, *, patience: Patience = PATIENCE
+) -> T:
+    """Repeat an operation that MongoDB could not do or confirm, until the deadline in seconds.
+
+    `attempt` is given the number of the attempt, from 0 on. The operation must be safe to repeat after it took effect
+    and its reply was lost.
+    """
+    cause: Exception | None = None
+    limit = patience.operation if deadline is None else deadline
+    loop = asyncio.get_running_loop()
+    n, ends = -1, loop.time() + limit
+    try:
+        while True:
+            n += 1
+            # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
+            # a timer for each request would cost as much as its log line.
+            async with nullcontext() if n == 0 and deadline is None else within(ends - loop.time()):
+                try:
+                    # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
+                    # a deadline, its own timeout is short enough.
+                    with nullcontext() if deadline is None else pymongo.timeout(max(limit - 0.8, limit / 2)):
+                        return await attempt(n)
+                except (Changed, TimeoutError) as exc:
+                    cause = exc
+                except PyMongoError as exc:
+                    if not means_unavailable(exc):
+                        raise
+                    # After a refusal, the driver takes the server for unknown for a while.
+                    if not (isinstance(cause, OperationFailure) and isinstance(exc, ServerSelectionTimeoutError)):
+                        cause = exc
+                await asyncio.sleep(random.uniform(*RETRY_PAUSE))
+    except TimeoutError as exc:
+        raise unavailable(cause or exc) from (cause or exc)
+    except DocumentTooLarge as exc:
+        raise TooLarge from exc
+    except OperationFailure as exc:
+        # Without the server's own sentence: it may hold an address, and would end in the log.
+        raise refusal(exc) from None
+
+
+class Clock:
+    """MongoDB's clock, the same for all processes: its last reading, and the monotonic time since then.
+
+    Until the first reading it is this machine's clock. It is behind by at most the time that a reply takes.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._read_at = time.monotonic()
+        self._time = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return self._time + timedelta(seconds=time.monotonic() - self._read_at)
+
+    def seconds_since(self, moment: datetime) -> float:
+        """Return the seconds since a moment that MongoDB's clock told; never negative."""
+        return max(0.0, (self.now() - moment).total_seconds())
+
+    async def sync(self, deadline: float | None = PING_DEADLINE) -> float:
+        """Read the clock (`localTime` in the reply to `hello`); return by how many seconds it was set back."""
+        expected, database = self.now(), self._database
+        hello = await persist(lambda _: database.command("hello", codec_options=database.codec_options), deadline)
+        self._time, self._read_at = hello["localTime"], time.monotonic()
+        return max(0.0, (expected - self._time).total_seconds())
 
 
 class Documents:
@@ -116,6 +206,7 @@ class Users(Documents):
         super().__init__(connection.database[settings.users_collection], patience)
         self.settings = settings
         self.shared = connection.shared[settings.users_collection]
+        self._to_bson = ObjectId if settings.id_type is IdType.OBJECTID else str
         self.calls = Calls(self.shared, patience)
         self.writes = Writes(self.collection, self.calls, patience.operation)
         self.judged = Judged()
@@ -129,7 +220,7 @@ class Users(Documents):
         """The projection of those of the team's fields that an e-mail needs."""
 
     def key(self, user_id: str) -> JSONObject:
-        return {"_id": self.settings.id_type.to_bson(user_id)}
+        return {"_id": self._to_bson(user_id)}
 
     async def of(self, user_id: str, *paths: str) -> JSONObject:
         """Return these fields of a user's document, or `{}` if there is none."""

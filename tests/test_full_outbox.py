@@ -188,7 +188,7 @@ async def test_a_lost_reply_without_the_email_is_no_promise_of_one(
     settings: Settings, standalone: Mongod, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is done again after its turn has ended, by when the notification is there, and its e-mail is not."""
-    monkeypatch.setattr("mongo.errors.RETRY_PAUSE", (patience.shared_call, patience.shared_call))
+    monkeypatch.setattr("mongo.users.RETRY_PAUSE", (patience.shared_call, patience.shared_call))
     name, proxy = f"lost_{ObjectId()}", Proxy(standalone.port)
     async with proxy.running():
         uri = f"mongodb://127.0.0.1:{proxy.port}/{name}"

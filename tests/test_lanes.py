@@ -15,9 +15,9 @@ from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, ExecutionTimeout
 
 from mongo.connection import connected, end
-from mongo.document import JSONObject, Write
+from mongo.document import JSONObject
 from mongo.errors import PATIENCE, Patience, Unavailable, within
-from mongo.lanes import PROBE, Calls, Outcome, keeps_numbers
+from mongo.lanes import PROBE, Calls, Outcome, Write, keeps_numbers
 from settings import Settings
 from tests.client import DB, create, user
 from tests.faults import failing

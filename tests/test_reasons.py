@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mongo.connection import Clock, connected
+from mongo.connection import connected
 from mongo.errors import Unavailable
 from mongo.serving import patiently
+from mongo.users import Clock
 from tests.servers import Mongod, free_port, initiate
 from tests.waiting import eventually_async
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Final
 
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
@@ -17,14 +18,16 @@ from mongo.document import SIMPLE
 from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, within
 from mongo.fan_out import FanOut
 from mongo.grouping import Windows
-from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, is_shared, kind_of_list, page_of, see, shown
+from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, page_of, see
 from mongo.lanes import Write, keeps_numbers
 from mongo.outbox import Outbox
 from mongo.preferences import Preferences
 from mongo.serving import Upkeep, must_suffice
 from mongo.suppression import Suppressions
-from mongo.users import Clock, Documents, Users, persist
+from mongo.users import Clock, Documents, Users
 from settings import Settings
+
+SHARED_LIMIT: Final = 50  # a longer list is fetched alone, so that it delays no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class Store:
         self.suppressions = Suppressions(users)
         self.changes = Changes(users, self.clock)
         self._fan_out = FanOut(self._creates)
-        self._lists: Batcher[ListQuery, Page] = Batcher(self._fetch, patience=patience.operation, kind=kind_of_list)
+        self._lists: Batcher[ListQuery, Page] = Batcher(
+            self._fetch, patience=patience.operation, kind=attrgetter("skip", "limit", "is_new", "key")
+        )
 
     async def create(self, new: Create) -> Created:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
@@ -93,17 +98,16 @@ class Store:
 
     async def list(self, query: ListQuery) -> Page:
         """Return a page and the counts, all from one read. An unknown user's are empty."""
-        is_short = is_shared(query)
 
         async def attempt(n: int) -> Page:
-            return await self._lists(query) if is_short and not n else (await self._fetch([query]))[0]
+            return (await self._fetch([query]))[0] if n or query.limit > SHARED_LIMIT else await self._lists(query)
 
         return await self.users.persist(attempt)
 
     async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
-        """Fetch pages that differ only in their users and limits, with one query."""
+        """Fetch pages that differ only in their users with one query."""
         ids = {self.users.key(query.user_id)["_id"] for query in queries}
-        projection = page_of(max(queries, key=attrgetter("limit")), self.users)
+        projection = page_of(queries[0], self.users)
         if len(ids) == 1:
             user = await self.users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
             documents = [user] if user else []
@@ -112,15 +116,15 @@ class Store:
             async with within(self.users.patience.shared_call):
                 documents = await cursor.to_list()
         pages = {str(user.pop("_id")): Page(**user) for user in documents}
-        return [pages.get(query.user_id, EMPTY).first(query.limit) for query in queries]
+        return [pages.get(query.user_id, EMPTY) for query in queries]
 
     async def mark(self, selection: Selection, *, is_new: bool) -> bool:
         """Mark the selected notifications as unread, or as read; return whether there are any."""
         users, matching = self.users, selection.matching()
-        is_shown = {"notifications": {"$elemMatch": matching}, **shown(users, selection)}
+        has_some = {"notifications": {"$elemMatch": matching}, **selection.is_shown(users)}
         selected = [{f"selected.{name}": value for name, value in matching.items()}]
         change = {"$set": {"notifications.$[selected].is_new": is_new}}
-        mark = Write(users.key(selection.user_id) | is_shown, change, array_filters=selected)
+        mark = Write(users.key(selection.user_id) | has_some, change, array_filters=selected)
         if await users.persist_for(selection.user_id, lambda n: users.writes.make(mark, attempt=n)):
             return True
         await users.must_admit(selection.user_id, ["notifications"])
@@ -139,4 +143,4 @@ class Store:
         await self.dead_mail.discard_of_user(user_id)
 
     async def ping(self) -> None:
-        await persist(lambda _: self.database.command("ping"), PING_DEADLINE)
+        await self.users.persist(lambda _: self.database.command("ping"), PING_DEADLINE)

@@ -189,7 +189,7 @@ async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str
         seen: list[object] = []
         while True:
             rest = {"notifier.due": IS_DATE | after | end, "_id": {"$nin": seen}}
-            page = await users.find(rest, {"notifier.due": 1}, sort="notifier.due", limit=PAGE, hint=outbox.due.hint)
+            page = await users.find(rest, {"notifier.due": 1}, sort=["notifier.due"], limit=PAGE, hint=outbox.due.hint)
             if page:
                 number += await _update(outbox, condition | {"_id": {"$in": [user["_id"] for user in page]}}, *changes)
             if len(page) < PAGE:

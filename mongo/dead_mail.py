@@ -30,7 +30,7 @@ from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce
 from mongo.users import Documents
 
-OLDEST_FIRST: Final = "died_at"
+OLDEST_FIRST: Final = ["died_at"]
 UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"
 """The error of an e-mail that died at its first refusal."""
 DISCARDED_AT_ONCE: Final = 1000

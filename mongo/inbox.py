@@ -4,9 +4,7 @@ Deleting removes notifications and the e-mails that tell only them, and remember
 the service holds of a user; the profile stays, because it is the team's.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from bson import Int64
@@ -25,7 +23,6 @@ from mongo.document import (
     any_of,
     concat,
     each,
-    marked,
     only,
     without,
 )
@@ -35,9 +32,6 @@ from mongo.owed import IS_EMAIL, NO_TOKEN, SET_DUE
 from mongo.users import Users
 
 SEEN_AT: Final = "notifier.seen_at"
-SHARED_LIMITS: Final = (0, 10, 50)
-"""Lists share a query with those that round up to the same of these limits. A longer list is fetched alone, so that it
-delays no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +58,13 @@ class Selection:
         own: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
         return own | ({self.field: self.value} if self.field else {})
 
+    def is_shown(self, users: Users) -> JSONObject:
+        """Return the condition that the inbox shows the notification with the selected id: hidden ones do not exist."""
+        if not (users.slack and self.field == "id" and self.value):
+            return {}
+        newest = {"$let": {"vars": {"newest": users.inbox}, "in": "$$newest.id"}}
+        return {"$expr": {"$in": [{"$literal": self.value}, newest]}}
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -77,34 +78,26 @@ class Page:
     list: list[JSONObject]
     unseen: int | None = None
 
-    def first(self, limit: int) -> Page:
-        return replace(self, list=self.list[:limit]) if len(self.list) > limit else self
-
 
 EMPTY: Final = Page(0, 0, [])
 
 
-def is_shared(query: ListQuery) -> bool:
-    return not query.skip and query.limit <= SHARED_LIMITS[-1]
-
-
-def kind_of_list(query: ListQuery) -> tuple[bool | None, str | None, int]:
-    return query.is_new, query.key, min(limit for limit in SHARED_LIMITS if query.limit <= limit)
-
-
 def page_of(query: ListQuery, users: Users) -> JSONObject:
     """Return the projection that makes a `Page` of a user's document."""
-    newest = users.inbox
-    listed = newest if query.is_new is None else marked(newest, is_new=query.is_new)
+    is_unread = {"$eq": ["$$this.is_new", True]}
+    newest = listed = users.inbox
+    unread = only(newest, is_unread)
+    if query.is_new is not None:
+        listed = unread if query.is_new else without(newest, is_unread)
     if query.key:
         listed = only(listed, {"$eq": ["$$this.key", query.key]})
     skip = min(query.skip, users.limit)
     end = {"$slice": [listed, -(skip + query.limit)]}  # newest last, like the array
     is_later = {"$and": [{"$isNumber": "$$this.timestamp"}, {"$gt": ["$$this.timestamp", f"${SEEN_AT}"]}]}
-    unseen = {"$size": only(marked(newest, is_new=True), is_later)}
+    unseen = {"$size": only(unread, is_later)}
     return {
         "elements": {"$size": newest},
-        "new": {"$size": marked(newest, is_new=True)},
+        "new": {"$size": unread},
         "list": {"$slice": [{"$reverseArray": end}, skip, query.limit]} if query.limit else {"$literal": []},
         "unseen": {"$cond": [{"$eq": [{"$type": f"${SEEN_AT}"}, "long"]}, unseen, "$$REMOVE"]},
     }
@@ -121,14 +114,6 @@ async def see(users: Users, user_id: str) -> None:
     seen = Write(users.key(user_id) | OURS, [{"$set": {SEEN_AT: {"$ifNull": [long, known]}}}])
     if not await users.persist(lambda n: users.writes.make(seen, attempt=n)):
         await users.must_admit(user_id, ["notifier"])
-
-
-def shown(users: Users, selection: Selection) -> JSONObject:
-    """Return the condition that the inbox shows the notification with the selected id: hidden ones do not exist."""
-    if not (users.slack and selection.field == "id" and selection.value):
-        return {}
-    newest = {"$let": {"vars": {"newest": users.inbox}, "in": "$$newest.id"}}
-    return {"$expr": {"$in": [{"$literal": selection.value}, newest]}}
 
 
 async def delete(users: Users, selection: Selection) -> bool:
@@ -150,9 +135,9 @@ async def delete(users: Users, selection: Selection) -> bool:
         "notifier.outbox": _without(is_owed, OUTBOX, "$notifier.outbox"),
         "notifications": _without(is_selected, newest, "$notifications"),
     }
-    is_shown = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **shown(users, selection)}
+    is_kept = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **selection.is_shown(users)}
     has_email = {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}, "ids": {"$exists": False}}}}
-    filter_ = {**users.key(selection.user_id), **OURS, **ONLY_OURS, "$or": [is_shown, has_email]}
+    filter_ = {**users.key(selection.user_id), **OURS, **ONLY_OURS, "$or": [is_kept, has_email]}
     deletion = Write(filter_, [{"$set": change}, SET_DUE])
     is_deleted: bool = await users.persist(lambda n: users.writes.make(deletion, attempt=n)) if ids else False
     if is_deleted:
@@ -166,11 +151,11 @@ async def delete(users: Users, selection: Selection) -> bool:
 
 async def _ids(users: Users, selection: Selection) -> list[str]:
     """Return the one id, or those of the selected that are in the inbox."""
-    field, value = selection.field, {"$literal": selection.value}
-    if field == "id" and selection.value:
-        return [selection.value]
+    field, value = selection.field, selection.value
+    if field == "id" and value:
+        return [value]
     is_string = {"$eq": [{"$type": "$$this.id"}, "string"]}
-    matches = {"$and": [is_string, *([{"$eq": [f"$$this.{field}", value]}] if field else ())]}
+    matches = {"$and": [is_string, *([{"$eq": [f"$$this.{field}", {"$literal": value}]}] if field else ())]}
     user = await users.find_one(users.key(selection.user_id), {"selected": only(users.inbox, matches)})
     return [item["id"] for item in user["selected"]] if user else []
 
@@ -189,9 +174,9 @@ async def erase(users: Users, user_id: str) -> None:
     is_leased = {"$and": [IS_EMAIL, {"$ne": ["$$this.token", NO_TOKEN]}, {"$gt": ["$$this.next_at", "$$NOW"]}]}
     any_leased = any_of(OUTBOX, is_leased)
     erasable = {**key, **OURS, **absent_or_array("notifications"), **ONLY_OURS, "$expr": {"$not": [any_leased]}}
+    change = [{"$unset": WRITTEN}, WITHOUT_EMPTY]
 
     async def attempt(_: int) -> None:
-        change = [{"$unset": WRITTEN}, WITHOUT_EMPTY]
         if (await users.collection.update_one(erasable, change, collation=SIMPLE)).matched_count:
             return
         await users.must_admit(user_id, ["notifications", "notifier"])

@@ -133,7 +133,7 @@ async def _try_delivery(probe: Users) -> str | None:
 
     if not await probe.persist(owe):
         return None
-    due = await probe.find({**key, **HAS_DUE_EMAIL}, sort="notifier.due")
+    due = await probe.find({**key, **HAS_DUE_EMAIL}, sort=["notifier.due"])
     await outbox.lease([id_], token, 1.0)
     leased = await probe.find({**key, "notifier.outbox.token": token})
     await probe.delete(key)

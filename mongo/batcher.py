@@ -5,13 +5,12 @@ SIGMOD 1984, section 5.2). While little is in flight, an item leaves at once; ot
 flight, and leave together. Under light load nothing waits.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
 from pymongo.errors import DuplicateKeyError
@@ -24,20 +23,16 @@ from mongo.lanes import Calls, Outcome, Write
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CALLS_AT_ONCE: Final = 8
-"""Shared calls in flight, without those that are late. Under light load each holds one request, sent at once."""
+CALLS_AT_ONCE: Final = 8  # in flight, without those that are late; under light load each holds one request
 FREE_REQUESTS: Final = 32
 """While fewer requests than this are in flight, a new one starts at once. A lower limit makes many small calls, which
 cost more CPU in total; with the largest possible, MongoDB and this process would wait for each other in turn."""
 BATCH_LIMIT: Final = 64
 """Requests in one shared call. 16 KiB of JSON become at most 80 KiB of BSON, twice that with an e-mail: this many stay
 below MongoDB's limit of 16 MiB a command."""
-QUEUE_LIMIT: Final = 4096
-"""Requests that may wait for a shared call."""
-LATE: Final = 0.05
-"""Seconds after which a batch in flight stops holding back new ones."""
-LATE_FACTOR: Final = 4
-"""With late batches, up to this many times `CALLS_AT_ONCE` may be in flight."""
+QUEUE_LIMIT: Final = 4096  # requests that may wait for a shared call
+LATE: Final = 0.05  # seconds after which a batch in flight stops holding back new ones
+LATE_FACTOR: Final = 4  # with late batches, up to this many times `CALLS_AT_ONCE` may be in flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +153,9 @@ class Writes:
     ) -> None:
         self._collection = collection
         self._calls = calls
-        self.used_at = -math.inf
-        """When a write was last begun or done, by the clock of the event loop."""
+        self.used_at = -math.inf  # when a write was last begun or done, by the clock of the event loop
         self._batcher: Batcher[Write, Outcome] = Batcher(
-            self.together,
-            patience=patience,
-            free_items=free_requests,
-            kind=lambda write: write.numbered,
+            self.together, patience=patience, free_items=free_requests, kind=attrgetter("numbered")
         )
 
     async def make(self, write: Write, *, attempt: int) -> bool:
@@ -193,13 +184,9 @@ class Writes:
 
     async def alone(self, write: Write) -> bool:
         """Make one write, as the driver does it; return whether it found its document. Raises PyMongo's errors."""
-        conditions = write.filter | write.guard
+        conditions, update, collection = write.filter | write.guard, write.update, self._collection
         if write.upsert:
-            await self._collection.find_one_and_update(
-                conditions, write.update, {"_id": 1}, upsert=True, collation=SIMPLE
-            )
+            await collection.find_one_and_update(conditions, update, {"_id": 1}, upsert=True, collation=SIMPLE)
             return True
-        result = await self._collection.update_one(
-            conditions, write.update, array_filters=write.array_filters, collation=SIMPLE
-        )
+        result = await collection.update_one(conditions, update, array_filters=write.array_filters, collation=SIMPLE)
         return bool(result.matched_count)

@@ -1,7 +1,5 @@
 """The connection to MongoDB: everything the service relies on is set here, whatever the connection string says."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -34,17 +32,12 @@ SharedClient = AsyncMongoClient[dict[str, Any]]
 SharedDatabase = AsyncDatabase[dict[str, Any]]
 SharedCollection = AsyncCollection[dict[str, Any]]
 
-DEFAULT_DATABASE: Final = "notifier"
-"""The database, unless the connection string names another."""
-OWN_DATABASES: Final = frozenset({"admin", "config", "local"})
-"""MongoDB's own databases. Accounts are in the first, and no change of the last is replicated."""
-CLOSE_TIMEOUT: Final = 0.5
-"""Seconds that closing the connection may take."""
-CANCEL_INTERVAL: Final = 0.1
-"""Seconds until a task that has not ended is cancelled again."""
-MAJORITY: Final = ReadConcern("majority")
-"""For reads that must not show what only a deposed primary has seen."""
-OPTIONS: Final[dict[str, Any]] = {
+DEFAULT_DATABASE: Final = "notifier"  # unless the connection string names another
+OWN_DATABASES: Final = frozenset({"admin", "config", "local"})  # of MongoDB itself
+CLOSE_TIMEOUT: Final = 0.5  # seconds
+CANCEL_INTERVAL: Final = 0.1  # seconds until a task that has not ended is cancelled again
+MAJORITY: Final = ReadConcern("majority")  # for reads that must not show what only a deposed primary has seen
+OPTIONS: Final[dict[str, Any]] = {  # they take precedence over those of the connection string
     "appname": "notifier",
     # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
     "w": "majority",
@@ -65,11 +58,8 @@ OPTIONS: Final[dict[str, Any]] = {
     "retryWrites": False,
     "max_adaptive_retries": 0,
 }
-"""Options that take precedence over those of the connection string."""
-POOL: Final[dict[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
-"""The pool of the shared client, for batches of writes and lists, and the change stream."""
-POOL_PART: Final = 8
-"""If few descriptors are allowed, each of the two pools may use an eighth of them."""
+POOL: Final[dict[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}  # of the shared client
+POOL_PART: Final = 8  # if few descriptors are allowed, each of the two pools may use an eighth of them
 
 
 def uri_fault(uri: str) -> str | None:

@@ -1,7 +1,5 @@
 """A create: one atomic write to the user's document, and the explanation if its condition fails."""
 
-from __future__ import annotations
-
 import enum
 import hashlib
 import json
@@ -35,7 +33,7 @@ from mongo.lanes import Write
 from mongo.owed import first_due, new_element
 from mongo.users import REFUSING, Users, judge
 
-EXPLAINING: Final = {
+EXPLAINING: Final = {  # the projection that `Creation.explain` reads
     "ids": "$notifications.id",
     "owed": "$notifier.outbox.id",
     "deleted": "$notifier.deleted",
@@ -44,9 +42,7 @@ EXPLAINING: Final = {
     "is_full": {"$gte": [{"$size": OUTBOX}, OUTBOX_LIMIT]},
     **REFUSING,
 }
-"""The projection that `Creation.explain` reads."""
-SLACK_PART: Final = 4
-"""With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
+SLACK_PART: Final = 4  # with slack, one push in `slack / SLACK_PART` trims the array to the inbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +71,8 @@ class Create:
 
 class Recorded(enum.Enum):
     CREATED = enum.auto()
-    REPLAYED = enum.auto()
-    """Nothing: an earlier request had the same key."""
-    NOT_OWED = enum.auto()
-    """The notification is kept, and the e-mail is not owed, as the outbox is full."""
+    REPLAYED = enum.auto()  # nothing: an earlier request had the same key
+    NOT_OWED = enum.auto()  # the notification is kept, and the e-mail is not owed, as the outbox is full
 
 
 @dataclass(slots=True)
@@ -124,30 +118,31 @@ class Creation:
         push["$slice"] = -limit
         return True
 
-    def outcome(self, user: Mapping[str, Any]) -> Recorded | None:
+    def outcome(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
         """Explain by the user's document why the condition failed: an earlier attempt, or an earlier request.
 
-        Return `None` if it was neither. Raises `KeyReused`.
+        Return `None` if it was neither.
         """
         if any(isinstance(ids := user.get(name), list) and self.id in ids for name in ("ids", "owed", "deleted")):
             return Recorded.CREATED
         for item in elements(user, "recent"):
             if self.key and item.get("k") == self.key and isinstance(item.get("h"), str):
                 if item["h"] != self.fingerprint:
-                    raise KeyReused
+                    return KeyReused()
                 self.replayed_id = f"{item.get('id')}"
                 return Recorded.CREATED if self.replayed_id == self.id else Recorded.REPLAYED
         return None
 
     def explain(self, user: Mapping[str, Any]) -> Recorded:
         """Return the outcome, or raise why the document refuses the write; `Changed` if it would not by now."""
-        if outcome := self.outcome(user):
+        outcome = self.outcome(user)
+        if isinstance(outcome, Recorded):
             return outcome
+        if outcome:
+            raise outcome
         fields = [*self.update["$push"], *self.update.get("$min", ())]
         judge(user, [*fields, "notifier"] if any("." in field for field in fields) else fields)
-        if "notifier.outbox" in fields and user["is_full"]:
-            raise OutboxFull
-        raise Changed
+        raise OutboxFull if "notifier.outbox" in fields and user["is_full"] else Changed
 
 
 class Creates:
@@ -180,8 +175,9 @@ class Creates:
             pushes["notifications"] = self._append(notification)
         if kind.window is not None:
             due = now + timedelta(seconds=kind.window)
-            filter_ |= self._windows.has_room() | IS_FINDABLE
-            pushes["notifier.waiting"] = self._windows.new_element(id_, kind.name, due, new.target_id)
+            filter_ |= self._windows.has_room | IS_FINDABLE
+            target = {"target_id": new.target_id} if new.target_id else {}
+            pushes["notifier.waiting"] = {"id": id_, "key": kind.name, **target, "due": due}
             update["$min"] = {"notifier.due": due}
         elif kind.email:
             due = first_due(kind.rank, in_bulk=new.in_bulk)

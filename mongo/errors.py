@@ -3,8 +3,6 @@
 The names of the codes are those of src/mongo/base/error_codes.yml of MongoDB 8; hosted services where noted.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -16,29 +14,23 @@ from dns.exception import DNSException
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
-    DuplicateKeyError,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
     WriteConcernError,
-    WriteError,
 )
 
 UNAUTHORIZED: Final = 13
-REFUSED_US: Final[Mapping[int, str]] = {
+REFUSED_US: Final[Mapping[int, str]] = {  # what is corrected at MongoDB or in `DB_URI`
     UNAUTHORIZED: "does not give the user of DB_URI the rights it needs: the role readWrite on the database",
     18: "refuses the user name or password of DB_URI; authSource may have to name another database",
     334: "does not offer the authMechanism of DB_URI",
     13297: "has a database whose name differs from that in DB_URI only in case, and admits no second one",
 }
-"""Unauthorized, AuthenticationFailed, MechanismUnavailable and DatabaseDifferCase. They are corrected at MongoDB or in
-`DB_URI`."""
-ATLAS: Final = 8000
-"""Atlas has one code for all its own errors, such as that the storage quota is used up."""
-ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do action": 13}
-"""Parts of its messages, and the codes that MongoDB itself has for them."""
-TOO_LARGE: Final = frozenset({10334, 17419, 17420})
-"""BSONObjectTooLarge, and the codes of an update that would make such a document."""
+ATLAS: Final = 8000  # Atlas's only code for its own errors, such as that the storage quota is used up
+ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do action": UNAUTHORIZED}
+"""Parts of Atlas's messages, and the codes that MongoDB itself has for them."""
+TOO_LARGE: Final = frozenset({10334, 17419, 17420})  # also of an update that would make such a document
 WRONG_TYPE: Final = frozenset({2, 14, 28, 16837, 40400})
 """BadValue (a push into something other than an array), TypeMismatch, PathNotViable, an update operator on a value that
 it cannot change, and `$mergeObjects` with something other than an object."""
@@ -46,13 +38,12 @@ DUPLICATE_KEY: Final = 11000
 INDEX_CODES: Final = (67, 171, 201, 13026, 13027, 13068, 16755, 16766, 16804, 17261, 17262, 17280)
 """A team's index has no key for the document (expression_keys_private.cpp, fts_spec.cpp and btree_key_generator.cpp of
 MongoDB 6.0)."""
-CONFLICTS: Final[Mapping[int, str]] = {
+CONFLICTS: Final[Mapping[int, str]] = {  # refusals by the team's collection, which last until somebody changes it
     DUPLICATE_KEY: "a unique index",
     121: "a validator of the collection",  # DocumentValidationFailure
     166: "a view in place of the collection",  # CommandNotSupportedOnView
     **dict.fromkeys(INDEX_CODES, "an index of the collection that has no key for the document"),
 }
-"""Refusals by the team's collection, which last until somebody changes it."""
 FIRST_PLACE: Final = 1000
 """Codes from here on name a place in MongoDB's source at which it refused a statement or a document. Nearly every lower
 code names a state of the server, which may pass."""
@@ -75,8 +66,10 @@ Amazon DocumentDB's "Feature not supported"."""
 NO_ANSWER: Final = "MongoDB does not answer in time."
 INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
 """What the driver raises for a connection string that is not valid or contradicts itself."""
-DEADLINE: Final = 10.0
-"""Seconds for which an operation is repeated before it is `Unavailable`."""
+DEADLINE: Final = 10.0  # seconds for which an operation is repeated before it is `Unavailable`
+PING_DEADLINE: Final = 2.0  # the same for a read whose answer is worthless when it is late
+RETRY_PAUSE: Final = (0.05, 0.25)  # shortest and longest pause, in seconds, between two attempts
+RETRYABLE: Final = ("RetryableWriteError", "RetryableError", "SystemOverloadedError", "TransientTransactionError")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +87,6 @@ class Patience:
 
 
 PATIENCE: Final = Patience()
-PING_DEADLINE: Final = 2.0
-"""Seconds for which a read is repeated whose answer is worthless when it is late."""
-RETRY_PAUSE: Final = (0.05, 0.25)
-"""Shortest and longest pause, in seconds, between two attempts."""
-RETRYABLE_LABELS: Final = (
-    "RetryableWriteError",
-    "RetryableError",
-    "SystemOverloadedError",
-    "TransientTransactionError",
-)
 
 
 class StoreError(Exception):
@@ -194,7 +177,7 @@ def refusal(exc: OperationFailure) -> StoreError:
 
 def means_unavailable(exc: PyMongoError) -> bool:
     """Return whether the same operation may succeed later."""
-    if any(exc.has_error_label(label) for label in RETRYABLE_LABELS):
+    if any(exc.has_error_label(label) for label in RETRYABLE):
         return True
     if not isinstance(exc, OperationFailure):
         return isinstance(exc, ConnectionFailure | ConfigurationError)
@@ -230,9 +213,3 @@ def _refused_us(exc: OperationFailure) -> int | None:
     if exc.code == ATLAS:
         return next((code for text, code in ATLAS_REFUSED_US.items() if text in f"{exc}"), None)
     return exc.code if exc.code in REFUSED_US else None
-
-
-def write_error(error: Mapping[str, Any]) -> PyMongoError:
-    """Return the exception that the driver raises for a single write with this element of `writeErrors`."""
-    kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
-    return kind(error["errmsg"], error["code"], error)

@@ -1,7 +1,5 @@
 """Creates for many users: batches of the same writes that single creates make, each with an outcome of its own."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -10,20 +8,17 @@ from typing import Final
 
 from pymongo.errors import PyMongoError
 
-from mongo.batcher import BATCH_LIMIT, CALLS_AT_ONCE
+from mongo.batcher import BATCH_LIMIT
 from mongo.creation import EXPLAINING, Creates, Creation, Recorded
 from mongo.document import JSONObject
-from mongo.errors import NO_ANSWER, KeyReused, StoreError, Unavailable
+from mongo.errors import NO_ANSWER, StoreError, Unavailable
 
 Outcome = Recorded | StoreError
 
-
-BATCHES_AT_ONCE: Final = 3
-"""Batches under way in a process while there are no single creates. More would wait for MongoDB."""
+BATCHES_AT_ONCE: Final = 3  # in a process while there are no single creates; more would wait for MongoDB
 GENTLE_LIMIT: Final = 8
 """Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
-CALM: Final = 1.0
-"""After this many seconds without a single create, batches are large."""
+CALM: Final = 1.0  # after this many seconds without a single create, batches are large
 
 
 class Incomplete(Exception):
@@ -75,14 +70,15 @@ class FanOut:
                     outcomes.update(await self._together(batch, deadline - loop.time()))
                     more = bool(batch)
 
-        def unsettled() -> list[Creation]:
-            return [c for c in begun if c.id not in outcomes or type(outcomes[c.id]) is Unavailable]
-
         await asyncio.gather(*(work() for _ in range(BATCHES_AT_ONCE)))
-        while (rest := unsettled()) and loop.time() < deadline:
-            for start in range(0, len(rest), GENTLE_LIMIT):
+        while loop.time() < deadline:
+            unsettled = [c for c in begun if c.id not in outcomes or type(outcomes[c.id]) is Unavailable]
+            if not unsettled:
+                break
+            for start in range(0, len(unsettled), GENTLE_LIMIT):
+                few = unsettled[start : start + GENTLE_LIMIT]
                 async with self._turn(gently=gently):
-                    outcomes.update(await self._one_by_one(rest[start : start + GENTLE_LIMIT], deadline))
+                    await asyncio.gather(*(self._finish(creation, outcomes, deadline) for creation in few))
         return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in begun]
 
     @asynccontextmanager
@@ -109,30 +105,18 @@ class FanOut:
             unclear = [creation for creation in batch if creation.id not in outcomes]
             users = await self._find(unclear)
             for creation in unclear:
-                try:
-                    outcome = creation.outcome(users.get(creation.write.filter["_id"], {}))
-                except KeyReused as exc:
-                    outcomes[creation.id] = exc
-                else:
-                    outcomes |= {creation.id: outcome} if outcome else {}
+                if outcome := creation.outcome(users.get(creation.write.filter["_id"], {})):
+                    outcomes[creation.id] = outcome
         return outcomes
 
-    async def _one_by_one(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, Outcome]:
-        """Make each remaining creation in a brief call of its own: another program may have locked its document."""
-        loop, few = asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE)
-        outcomes: dict[str, Outcome] = {}
-
-        async def finish(creation: Creation) -> None:
-            async with few:
-                if (left := deadline - loop.time()) > 0:
-                    try:
-                        brief = min(left, self._users.patience.shared_call)
-                        outcomes[creation.id] = await self._creates.record(creation, brief, alone=True)
-                    except StoreError as exc:
-                        outcomes[creation.id] = exc
-
-        await asyncio.gather(*map(finish, batch))
-        return outcomes
+    async def _finish(self, creation: Creation, outcomes: dict[str, Outcome], deadline: float) -> None:
+        """Make a creation in a brief call of its own: another program may have locked its document."""
+        if (left := deadline - asyncio.get_running_loop().time()) > 0:
+            try:
+                brief = min(left, self._users.patience.shared_call)
+                outcomes[creation.id] = await self._creates.record(creation, brief, alone=True)
+            except StoreError as exc:
+                outcomes[creation.id] = exc
 
     async def _find(self, creations: Sequence[Creation]) -> Mapping[object, JSONObject]:
         """Read by `_id` what explains failed conditions, from a majority."""

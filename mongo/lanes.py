@@ -8,22 +8,20 @@ before, and MongoDB finds the document by `_id` alone, which is its fastest way.
 Only servers that keep numbers have lanes: `keeps_numbers` tries it. On others every attempt has all its conditions.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bson import Int64, ObjectId
-from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError, WriteConcernError, WriteError
 
 from mongo.connection import SharedClient, SharedCollection, SharedDatabase
 from mongo.document import SIMPLE, JSONObject
-from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, within, write_error
+from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, means_unavailable, unavailable, within
 
 log = logging.getLogger("notifier.mongo")
 
@@ -31,13 +29,9 @@ PROBE: Final = "notifier_probe"
 """The collection in which a start tries whether the server keeps numbers. Its document is deleted at once."""
 EXPIRED: Final = 50
 """MaxTimeMSExpired: the call has ended on the server, and the statements before the slow one are done."""
-TOO_OLD: Final = 225
-"""TransactionTooOld: the session has seen a higher number."""
-SERVER_PART: Final = 0.75
-"""Part of a call's timeout that the server is given, so that it ends the call before we do."""
-ONE_TIMEOUT: Final = 0.25
-"""Timeout in seconds of each write, once their shared call took too long."""
-
+TOO_OLD: Final = 225  # TransactionTooOld: the session has seen a higher number
+SERVER_PART: Final = 0.75  # part of a call's timeout that the server is given, so that it ends the call before we do
+ONE_TIMEOUT: Final = 0.25  # seconds for each write, once their shared call took too long
 
 Outcome = bool | Exception | None
 """What became of a write: whether its conditions held, its error, or `None` if the reply does not say."""
@@ -91,8 +85,7 @@ class Calls:
         self._users = users
         self._patience = patience
         self._free: list[Lane] = []
-        self.numbered = False
-        """Whether the server keeps numbers. Set once that is known."""
+        self.numbered = False  # until it is known that the server keeps numbers
 
     async def run(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         """Make writes in one call, or in several until their outcome is known; return one outcome for each.
@@ -100,7 +93,7 @@ class Calls:
         Raises `Unavailable` if numbered writes may still take effect, otherwise PyMongo's errors and `TimeoutError`.
         """
         if not (self.numbered and writes[0].numbered):
-            return outcomes_of(writes, await self._send(writes))
+            return outcomes_of(writes, await self.send(writes))
         deadline = asyncio.get_running_loop().time() + self._patience.operation - self._patience.shared_call
         lane = self._free.pop() if self._free else Lane(self._users.database.client)
         try:
@@ -111,7 +104,7 @@ class Calls:
     async def _numbered(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
         lane.advance()
         try:
-            reply = await self._send(writes, lane)
+            reply = await self.send(writes, lane)
         except Unclear:
             return await self._repeat(lane, writes, deadline)
         except OperationFailure as exc:
@@ -133,7 +126,7 @@ class Calls:
         """
         settled = list(outcomes) or [None] * len(writes)
         try:
-            reply = await self._send(writes, lane)
+            reply = await self.send(writes, lane)
         except (Unclear, PyMongoError):
             log.debug("a shared call is unclear after its repetition")
         else:
@@ -155,7 +148,7 @@ class Calls:
         while True:
             lane.advance()
             try:
-                return outcomes_of(writes, await self._send(writes, lane, guarded=True))
+                return outcomes_of(writes, await self.send(writes, lane, guarded=True))
             except Unclear as exc:
                 if asyncio.get_running_loop().time() > deadline:
                     raise unavailable(exc.cause) from exc.cause
@@ -177,7 +170,7 @@ class Calls:
                 continue
             lane.advance()
             try:
-                outcomes += outcomes_of([write], await self._send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
+                outcomes += outcomes_of([write], await self.send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
             except Unclear:
                 outcomes += await self._fenced(lane, [write], deadline)
             except OperationFailure as exc:
@@ -186,13 +179,13 @@ class Calls:
 
     async def _without_number(self, writes: Sequence[Write], refusal: OperationFailure) -> Sequence[Outcome]:
         """Repeat writes with conditions in place of a number, after a refusal. Raises any further one."""
-        outcomes = outcomes_of(writes, await self._send(writes, guarded=True))
+        outcomes = outcomes_of(writes, await self.send(writes, guarded=True))
         if self.numbered:
             log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", refusal.code)
             self.numbered = False
         return outcomes
 
-    async def _send(
+    async def send(
         self, writes: Sequence[Write], lane: Lane | None = None, *, guarded: bool = False, seconds: float | None = None
     ) -> Mapping[str, Any]:
         """Send one `update` command. Raises `Unclear` if it has a number, and its outcome is not known."""
@@ -230,7 +223,8 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
     if concern := reply.get("writeConcernError"):
         outcomes = [WriteConcernError(concern["errmsg"], concern["code"])] * len(writes)
     for error in errors:
-        outcomes[error["index"]] = write_error(error)
+        kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
+        outcomes[error["index"]] = kind(error["errmsg"], error["code"], error)
     if reply["n"] + len(errors) < len(writes):
         # Some found nothing, and the reply does not say which. An upsert either finds, inserts or fails.
         for n, write in enumerate(writes):
@@ -244,24 +238,16 @@ async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
 
     A standalone server does not, nor does one that only looks like MongoDB; nor is it known without the right to write.
     """
-    probe, id_ = database[PROBE], ObjectId()
-    lane = Lane(database.client)
+    probe, key, lane = database[PROBE], {"_id": ObjectId()}, Lane(database.client)
+    calls = Calls(probe, replace(patience, shared_call=patience.operation))
+    increment = Write(key, {"$inc": {"n": 1}}, upsert=True)
     lane.advance()
-    statement = {"q": {"_id": id_}, "u": {"$inc": {"n": 1}}, "upsert": True, "collation": SIMPLE}
     try:
         async with within(patience.operation):
             for _ in range(2):
-                await database.command(
-                    "update",
-                    PROBE,
-                    updates=[statement],
-                    session=lane.session,
-                    txnNumber=Int64(lane.number),
-                    writeConcern=probe.write_concern.document,
-                )
-            document = await probe.find_one({"_id": id_}, collation=SIMPLE)
-            await probe.delete_one({"_id": id_}, collation=SIMPLE)
-    except (PyMongoError, TimeoutError) as exc:
+                await calls.send([increment], lane)
+            document = await probe.find_one_and_delete(key, collation=SIMPLE)
+    except (Unclear, PyMongoError, TimeoutError) as exc:
         log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
         return False
     return bool(document and document["n"] == 1)

@@ -283,7 +283,7 @@ async def test_i6_a_locked_document_delays_nobody_but_its_user(
 async def test_notifications_beyond_the_inbox_make_room(
     start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongo.document.randrange", lambda limit: limit - 1)  # no create trims by chance
+    monkeypatch.setattr("mongo.creation.randrange", lambda limit: limit - 1)  # no create trims by chance
     held = [{"id": f"{n}", "is_new": False, "data": {"x": "x" * 1_100_000}} for n in range(14)]
     for user_id in (USER, OTHER):
         database.users.insert_one({"_id": ObjectId(user_id), "notifications": held, "own": "x" * 1_370_000})

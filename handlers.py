@@ -36,8 +36,7 @@ from mongo.backlog import owed
 from mongo.creation import Create, Recorded
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
-from mongo.inbox import ListQuery, Page, Selection
-from mongo.preferences import wants_email
+from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
 from ops.metrics import CONTENT_TYPE, METRICS, Metrics
 from schemas import Schemas

@@ -30,7 +30,7 @@ from api.fields import (
 from config.ids import IdType
 from kinds import Kinds
 from mongo.document import RECENT_LIMIT
-from mongo.preferences import EVERY_KIND
+from mongo.inbox import EVERY_KIND
 
 PAGE_LIMIT: Final = 1000
 """Notifications in one page."""

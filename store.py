@@ -18,10 +18,9 @@ from mongo.document import SIMPLE
 from mongo.errors import PATIENCE, PING_DEADLINE, Patience, StoreError, within
 from mongo.fan_out import FanOut
 from mongo.grouping import Windows
-from mongo.inbox import EMPTY, ListQuery, Page, Selection, delete, erase, page_of, see
+from mongo.inbox import EMPTY, ListQuery, Page, Preferences, Selection, delete, erase, page_of, see
 from mongo.lanes import Write, keeps_numbers
 from mongo.outbox import Outbox
-from mongo.preferences import Preferences
 from mongo.serving import Upkeep, must_suffice
 from mongo.suppression import Suppressions
 from mongo.users import Clock, Documents, Users
@@ -76,12 +75,8 @@ class Store:
     async def create(self, new: Create) -> Created:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
 
-        It is one atomic upsert, on disk on a majority when this returns. A request whose key is among the user's last
-        `RECENT_LIMIT` is a replay and has no further effect. If the outbox is full, a notification is kept all the
-        same, by a second write under the same id and key.
-
-        Raises `OutboxFull`, `KeyReused`, `UnknownUser`, `TooLarge`, `Conflict` or `Unavailable`. Only after the last
-        of these may the write have taken effect.
+        It is one atomic upsert, on disk on a majority when this returns. If the outbox is full, a notification is kept
+        all the same, by a second write under the same id and key. Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
         """
         creation = self._creates.prepare(new, self.clock.now())
         outcome = await self._creates.record(creation)

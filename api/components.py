@@ -11,8 +11,7 @@ from api.stream import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from kinds import SETTINGS, TOLD, Kinds
 from mongo.document import OUTBOX_LIMIT, JSONObject
-from mongo.inbox import Page
-from mongo.preferences import EVERY_KIND
+from mongo.inbox import EVERY_KIND, Page
 
 
 def ref(name: str) -> JSONObject:

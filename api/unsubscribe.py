@@ -21,7 +21,7 @@ from config.address import is_address
 from config.languages import accepted, translated
 from kinds import Kind
 from mail.unsubscribe import Links, NoSuchLink
-from mongo.preferences import EVERY_KIND, Preferences, wants_email
+from mongo.inbox import EVERY_KIND, Preferences, wants_email
 from settings import Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
@@ -147,6 +147,6 @@ async def unsubscribe(request: web.Request) -> web.Response:
         raise NoSuchLink
     concerns_all = choice.endswith("all")
     if concerns_all or not kind.required:
-        change = preferences.resubscribe if choice.startswith("undo") else preferences.unsubscribe
-        await change(user_id, None if concerns_all else kind.name)
+        of_kind = None if concerns_all else kind.name
+        await preferences.choose(user_id, of_kind, wanted=choice.startswith("undo"))
     return await show_page(request)

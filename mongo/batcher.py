@@ -137,12 +137,11 @@ class Batcher(Generic[Item, Result]):
             del self._in_flight[asyncio.current_task()]
             self._send()
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if (future := waiting.future).done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            if not waiting.future.done():
+                if isinstance(outcome, Exception):
+                    waiting.future.set_exception(outcome)
+                else:
+                    waiting.future.set_result(outcome)
 
 
 class Writes:

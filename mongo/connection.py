@@ -99,8 +99,6 @@ def _explain(rest: str, message: str) -> str:
             "The MongoDB connection string has an option that is unknown, needs a package, or whose value is "
             f"not valid: {named[words[0]]}."
         )
-    if "mongodb+srv" in message:
-        return "A mongodb+srv:// connection string has one host name and no port: DNS names the servers."
     if "certificate" in message:
         return "tlsCertificateKeyFile is not a certificate and its private key, or needs tlsCertificateKeyFilePassword."
     return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
@@ -108,21 +106,17 @@ def _explain(rest: str, message: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The database through both of PyMongo's asyncio interfaces.
+    """The database through both of PyMongo's asyncio interfaces."""
 
-    `database` is Motor's, for the calls of a single request. `shared` serves calls that several requests share and the
-    change stream; Motor would switch threads for each.
-    """
-
-    database: Database
-    shared: SharedDatabase
+    database: Database  # Motor's, for the calls of a single request
+    shared: SharedDatabase  # for calls that several requests share and the change stream; Motor would switch threads
 
 
 async def end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks that use the shared client, and wait until they have ended.
+    """Cancel tasks that use the shared client until they have ended.
 
     Before Python 3.12, `asyncio.wait_for` may ignore a cancellation (https://github.com/python/cpython/issues/86296),
-    and PyMongo calls it while it looks for a server. So the tasks are cancelled again until they end.
+    and PyMongo calls it while it looks for a server.
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
@@ -134,8 +128,7 @@ async def end(*tasks: asyncio.Task[None]) -> None:
 async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
     """Return the database that a connection string names, and close the connection at the end.
 
-    The first operation makes the connection itself. Raises `Unavailable` if DNS does not resolve a mongodb+srv://
-    string.
+    The first operation connects. Raises `Unavailable` if DNS does not resolve a mongodb+srv:// string.
     """
     limit = descriptors.limit()
     attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)

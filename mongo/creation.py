@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import randrange
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from bson import ObjectId
 
@@ -27,7 +27,7 @@ from mongo.document import (
     elements,
     remember,
 )
-from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
+from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, UnknownUser
 from mongo.grouping import Windows, collapsing
 from mongo.lanes import Write
 from mongo.owed import first_due, new_element
@@ -47,7 +47,7 @@ SLACK_PART: Final = 4  # with slack, one push in `slack / SLACK_PART` trims the 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """What to create for a user; all values are valid. `origin` is kept with an e-mail; `in_bulk` e-mails go later."""
+    """What to create for a user. `origin` is kept with an e-mail; `in_bulk` e-mails go later."""
 
     user_id: str
     kind: Kind
@@ -79,9 +79,8 @@ class Recorded(enum.Enum):
 class Creation:
     """One create. Its `write` uses classic operators; if it collapses, it is sent as a pipeline.
 
-    A repetition must not record it twice: either `write` has a number, or its guard requires that `id` and `key` are
-    not there yet. `not_owed` says that the e-mail was left out; `replayed_id` is the id that an earlier request with
-    the same key recorded.
+    A repetition must not record it twice: either `write` has a number, or its conditions require that `id` and `key`
+    are not there yet. `replayed_id` is the id that an earlier request with the same key recorded.
     """
 
     user_id: str
@@ -90,39 +89,25 @@ class Creation:
     fingerprint: str
     write: Write
     collapses: bool = False
-    not_owed: bool = False
+    not_owed: bool = False  # the e-mail was left out
     replayed_id: str = ""
-
-    @property
-    def update(self) -> JSONObject:
-        return cast("JSONObject", self.write.update)
 
     def leave_out_email(self) -> bool:
         """Drop the e-mail from the write; return `False` if that leaves no notification.
 
         This is final: once an attempt without the e-mail may have taken effect, no other may promise it.
         """
-        pushes = {name: push for name, push in self.update["$push"].items() if name != "notifier.outbox"}
+        old = self.write.update
+        pushes = {name: push for name, push in old["$push"].items() if name != "notifier.outbox"}
         if "notifications" not in pushes:
             return False
         conditions = {name: value for name, value in self.write.filter.items() if name not in HAS_ROOM | IS_FINDABLE}
-        update = {"$setOnInsert": self.update["$setOnInsert"], "$push": pushes}
+        update = {"$setOnInsert": old["$setOnInsert"], "$push": pushes}
         self.write, self.not_owed = replace(self.write, filter=conditions, update=update), True
         return True
 
-    def trim(self, limit: int) -> bool:
-        """Let the write trim the inbox to its limit; return whether it would not have done so anyway."""
-        push = self.update["$push"].get("notifications")
-        if push is None or push["$slice"] == -limit:
-            return False
-        push["$slice"] = -limit
-        return True
-
     def outcome(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
-        """Explain by the user's document why the condition failed: an earlier attempt, or an earlier request.
-
-        Return `None` if it was neither.
-        """
+        """Return what an earlier attempt, or an earlier request, did according to the document, or `None`."""
         if any(isinstance(ids := user.get(name), list) and self.id in ids for name in ("ids", "owed", "deleted")):
             return Recorded.CREATED
         for item in elements(user, "recent"):
@@ -140,14 +125,12 @@ class Creation:
             return outcome
         if outcome:
             raise outcome
-        fields = [*self.update["$push"], *self.update.get("$min", ())]
+        fields = [*self.write.update["$push"], *self.write.update.get("$min", ())]
         judge(user, [*fields, "notifier"] if any("." in field for field in fields) else fields)
         raise OutboxFull if "notifier.outbox" in fields and user["is_full"] else Changed
 
 
 class Creates:
-    """Makes creates. A new user's document has the `profile`; there are no new ones if it is `None`."""
-
     def __init__(self, users: Users, windows: Windows) -> None:
         self.users = users
         self._windows = windows
@@ -208,16 +191,7 @@ class Creates:
 
         Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
         """
-        try:
-            outcome = await self._upsert(creation, deadline, alone=alone)
-        except OutboxFull:
-            if not creation.leave_out_email():
-                raise
-            # Alone, and so with its conditions: an attempt at the version before may still be on its way.
-            outcome = await self._upsert(creation, deadline, alone=True)
-        return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 
-    async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
         async def attempt(n: int) -> Recorded:
             if await self.users.writes.make(self.sent(creation), attempt=n + alone):
                 self.mark_judged(creation)
@@ -225,15 +199,17 @@ class Creates:
             return await self._explain(creation)
 
         try:
-            return await self.users.persist_for(creation.user_id, attempt, deadline)
-        except TooLarge:
-            if not creation.trim(self.users.limit):  # what nobody sees any more makes room
+            outcome = await self.users.persist_for(creation.user_id, attempt, deadline)
+        except OutboxFull:
+            if not creation.leave_out_email():
                 raise
-            return await self._upsert(creation, deadline, alone=True)
+            alone = True  # and so with its conditions: an attempt at the version before may still be on its way
+            outcome = await self.users.persist_for(creation.user_id, attempt, deadline)
+        return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 
     def mark_judged(self, creation: Creation) -> None:
         """Remember that the document has passed the condition on `notifications`, if the write had it."""
-        if "notifications" in creation.update["$push"]:
+        if "notifications" in creation.write.update["$push"]:
             self.users.judged.add(creation.write.filter["_id"])
 
     async def _explain(self, creation: Creation) -> Recorded:

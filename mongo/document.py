@@ -64,16 +64,9 @@ IS_FINDABLE: Final = {"notifier.due": _absent_or(9)}
 """Condition of a write that owes an e-mail: if `due` were anything but a date, nobody would find the e-mail."""
 HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}  # for another e-mail
 IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}  # MongoDB counts an array of dates as a date, too
-ONLY_OURS: Final[JSONObject] = {
-    "$nor": [
-        {
-            "notifications": {
-                "$elemMatch": {"$or": [{"id": {"$not": {"$type": "string"}}}, {"is_new": {"$not": {"$type": "bool"}}}]}
-            }
-        },
-        {"notifications": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}},
-    ]
-}
+_OTHER: Final = {"$or": [{"id": {"$not": {"$type": "string"}}}, {"is_new": {"$not": {"$type": "bool"}}}]}
+_SCALAR: Final = {"$not": {"$type": ["object", "null"]}}
+ONLY_OURS: Final[JSONObject] = {"$nor": [{"notifications": {"$elemMatch": odd}} for odd in (_OTHER, _SCALAR)]}
 """Condition that every notification is the service's or `null`. `$push` itself checks that the field is an array."""
 IS_OURS: Final = {  # the same as an expression, of one notification
     "$or": [

@@ -74,26 +74,20 @@ RETRYABLE: Final = ("RetryableWriteError", "RetryableError", "SystemOverloadedEr
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long MongoDB may take, in seconds.
+    """How long MongoDB may take, in seconds. A request that stalls a shared call delays the others only once."""
 
-    `operation` bounds an operation with all its attempts, and `attempt` one call of the driver: if its reply never
-    comes, time is left for another. `shared_call` bounds a call that several requests share. A request that stalls one
-    is retried alone, so it delays the others only once.
-    """
-
-    operation: float = DEADLINE
-    attempt: float = 4.0
-    shared_call: float = 2.0
+    operation: float = DEADLINE  # with all its attempts
+    attempt: float = 4.0  # one call of the driver: if its reply never comes, time is left for another
+    shared_call: float = 2.0  # a call that several requests share
 
 
 PATIENCE: Final = Patience()
 
 
 class StoreError(Exception):
-    """Base of all errors that MongoDB or a user's document causes.
+    """Base of all errors that MongoDB or a user's document causes. All but `Unavailable` mean that nothing was written.
 
-    Every operation may raise `Unavailable`, and every write `Conflict` and `TooLarge`. Docstrings name only further
-    errors.
+    Every operation may raise `Unavailable`, and every write `Conflict` and `TooLarge`: docstrings name only others.
     """
 
 

@@ -8,7 +8,7 @@ Of a kind that collapses, a new notification takes the place of the user's unrea
 """
 
 import logging
-from typing import Final, cast
+from typing import Final
 
 from kinds import Kinds
 from mongo.document import (
@@ -137,8 +137,7 @@ def collapsing(write: Write, limit: int) -> Write:
     Their ids count as deleted, and their `count`s add up. A pipeline would overwrite values that classic operators
     refuse, so its filter refuses them. It creates no user, because it cannot recognise a new document.
     """
-    update = cast("JSONObject", write.update)
-    pushes: JSONObject = update["$push"]
+    pushes: JSONObject = write.update["$push"]
     (new,) = pushes["notifications"]["$each"]
     newest, target = inbox(limit), {"$ifNull": ["$$this.target_id", None]}
     same = [("$$this.is_new", True), ("$$this.key", new["key"]), (target, new.get("target_id"))]
@@ -151,8 +150,8 @@ def collapsing(write: Write, limit: int) -> Write:
         "notifier.deleted": {"$cond": [{"$eq": ["$$replaced", []]}, "$notifier.deleted", gone]},
         **{name: _pushed(name, push) for name, push in pushes.items() if name != "notifications"},
     }
-    if "$min" in update:
-        change["notifier.due"] = {"$min": ["$notifier.due", {"$literal": update["$min"]["notifier.due"]}]}
+    if "$min" in write.update:
+        change["notifier.due"] = {"$min": ["$notifier.due", {"$literal": write.update["$min"]["notifier.due"]}]}
     if "notifier.waiting" in pushes:
         change |= _passed_on(new["id"], pushes["notifier.waiting"], change["notifier.due"])
     ids = each(replaced, "$$this.id")

@@ -1,14 +1,13 @@
-"""What a user does with the inbox: a page of it with its counts, `/seen` and `/delete`; and `/erase`.
+"""What a user decides: a page of the inbox with its counts, `/seen`, `/delete`, the preferences, and `/erase`."""
 
-Deleting removes notifications and the e-mails that tell only them, and remembers their ids. Erasing removes everything
-the service holds of a user; the profile stays, because it is the team's.
-"""
-
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from bson import Int64
 
+from config.checks import value_at
 from mongo.document import (
     DELETED,
     ONLY_OURS,
@@ -26,12 +25,15 @@ from mongo.document import (
     only,
     without,
 )
-from mongo.errors import Changed, EmailUnderWay
+from mongo.errors import Changed, EmailUnderWay, UnknownUser
 from mongo.lanes import Write
 from mongo.owed import IS_EMAIL, NO_TOKEN, SET_DUE
 from mongo.users import Users
 
 SEEN_AT: Final = "notifier.seen_at"
+PREFERENCES: Final = "notifier.preferences"
+"""Only differences from the default, which is that every e-mail is sent: `{"invoice_ready": {"email": false}}`."""
+EVERY_KIND: Final = "*"  # the entry of every kind without one of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +106,7 @@ def page_of(query: ListQuery, users: Users) -> JSONObject:
 
 
 async def see(users: Users, user_id: str) -> None:
-    """Note that the whole inbox has been seen, by the `timestamp` of the newest notification. No clock is read.
-
-    An unknown user has nothing to see.
-    """
+    """Note that the whole inbox has been seen, by the `timestamp` of the newest notification. No clock is read."""
     number = {"$cond": [{"$isNumber": "$$this.timestamp"}, "$$this.timestamp", None]}
     long = {"$convert": {"input": {"$ceil": {"$max": each(users.inbox, number)}}, "to": "long", "onError": None}}
     known = {"$convert": {"input": f"${SEEN_AT}", "to": "long", "onError": Int64(0), "onNull": Int64(0)}}
@@ -117,14 +116,11 @@ async def see(users: Users, user_id: str) -> None:
 
 
 async def delete(users: Users, selection: Selection) -> bool:
-    """Delete the selected; return whether there are any, or were until lately.
+    """Delete the selected, and the e-mails that tell only them; return whether there are any, or were until lately.
 
     They are selected once, by id, so that a repetition deletes nothing newer. Their ids are remembered, because a
     create whose reply was lost may be repeated afterwards. Hidden notifications (NOTIFICATIONS_SLACK) go too, or they
-    would move up into the inbox.
-
-    An owed e-mail is taken back up to the look before it is sent. If it has no notification in the inbox, its own id
-    selects it.
+    would move up into the inbox. The id of an e-mail alone selects it as well.
     """
     ids = await _ids(users, selection)
     newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
@@ -166,9 +162,9 @@ def _without(condition: JSONObject, array: JSONObject, stored: str) -> JSONObjec
 
 
 async def erase(users: Users, user_id: str) -> None:
-    """Remove everything the service keeps in the user's document, if there is one. Raises `EmailUnderWay`.
+    """Remove everything the service keeps in the user's document. Raises `EmailUnderWay`.
 
-    Names in `notifier` that this version does not know stay.
+    The profile is the team's and stays, as do names in `notifier` that this version does not know.
     """
     key = users.key(user_id)
     is_leased = {"$and": [IS_EMAIL, {"$ne": ["$$this.token", NO_TOKEN]}, {"$gt": ["$$this.next_at", "$$NOW"]}]}
@@ -186,3 +182,65 @@ async def erase(users: Users, user_id: str) -> None:
             raise Changed
 
     await users.persist(attempt)
+
+
+def wants_email(preferences: object, kind: str) -> bool:
+    """Return whether a user wants e-mails of a kind. Values of other programs are ignored."""
+    for name in (kind, EVERY_KIND):
+        entry = preferences.get(name) if isinstance(preferences, dict) else None
+        if isinstance(entry, dict) and isinstance(wanted := entry.get("email"), bool):
+            return wanted
+    return True
+
+
+class Preferences:
+    def __init__(self, users: Users) -> None:
+        self._users = users
+
+    async def of_user(self, user_id: str) -> object:
+        return value_at(await self._users.of(user_id, PREFERENCES), PREFERENCES)
+
+    async def with_address(self, user_id: str) -> tuple[object, object]:
+        """Return a user's address and preferences as the document has them. An unknown user gets nothing."""
+        user = await self._users.of(user_id, *self._users.team_fields, PREFERENCES)
+        address = value_at(user, self._users.settings.email_field)
+        return address, value_at(user, PREFERENCES) if user else {EVERY_KIND: {"email": False}}
+
+    async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
+        """Set whether e-mails of these kinds are wanted, `None` for the default; return the new preferences.
+
+        Raises `UnknownUser`.
+        """
+        update = _changed(changes)
+        try:
+            user = await self._users.change(user_id, update, PREFERENCES)
+        except UnknownUser:
+            if self._users.profile is None:
+                raise
+            await self._users.create(user_id)
+            user = await self._users.change(user_id, update, PREFERENCES)
+        return value_at(user, PREFERENCES)
+
+    async def choose(self, user_id: str, kind: str | None, *, wanted: bool) -> None:
+        """Stop e-mails of this kind, or of all kinds that are not required, or undo that. Ignores an unknown user."""
+        keeps_wanted = wanted or kind is not None
+        with suppress(UnknownUser):
+            await self._users.change(user_id, _changed({kind or EVERY_KIND: wanted}, keep_wanted=keeps_wanted))
+
+
+def _changed(changes: Mapping[str, bool | None], *, keep_wanted: bool = True) -> list[JSONObject]:
+    """Return the update that merges the changes, and drops entries that do not differ from the default.
+
+    A kind that is wanted differs only while `*` is not; without `keep_wanted`, it is dropped even then.
+    """
+    stored = f"${PREFERENCES}"
+    entries = {name: {"email": value} for name, value in changes.items()}  # `None` differs from nothing
+    every = {"$getField": {"field": {"$literal": EVERY_KIND}, "input": stored}}
+    is_exception = [{"$eq": ["$$this.v.email", True]}, {"$eq": ["$$every.email", False]}]
+    differs = {"$or": [{"$eq": ["$$this.v.email", False]}, *([{"$and": is_exception}] if keep_wanted else ())]}
+    pairs = only({"$objectToArray": stored}, differs)
+    return [
+        {"$set": {PREFERENCES: {"$mergeObjects": [stored, {"$literal": entries}]}}},
+        {"$set": {PREFERENCES: {"$arrayToObject": {"$let": {"vars": {"every": every}, "in": pairs}}}}},
+        {"$set": {PREFERENCES: {"$cond": [{"$eq": [stored, {}]}, "$$REMOVE", stored]}}},
+    ]

@@ -4,8 +4,6 @@ MongoDB remembers the statements of a session's last number (MongoDB manual, "Re
 sent again under the same number, a statement that took effect is not repeated, also if the first sending arrives late.
 A call with a lower number than the last is refused. So a create needs no condition that tells whether it was done
 before, and MongoDB finds the document by `_id` alone, which is its fastest way.
-
-Only servers that keep numbers have lanes: `keeps_numbers` tries it. On others every attempt has all its conditions.
 """
 
 import asyncio
@@ -25,8 +23,7 @@ from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, means_unavailable
 
 log = logging.getLogger("notifier.mongo")
 
-PROBE: Final = "notifier_probe"
-"""The collection in which a start tries whether the server keeps numbers. Its document is deleted at once."""
+PROBE: Final = "notifier_probe"  # the collection in which a start tries whether the server keeps numbers
 EXPIRED: Final = 50
 """MaxTimeMSExpired: the call has ended on the server, and the statements before the slow one are done."""
 TOO_OLD: Final = 225  # TransactionTooOld: the session has seen a higher number
@@ -39,14 +36,14 @@ Outcome = bool | Exception | None
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A write to one document.
+    """A write to one document, if the conditions in `filter` hold.
 
-    `filter` are the conditions that it always has. A write that is `numbered` may be given a number, which makes it
-    safe to repeat; without one, `guard` are the conditions that do. Other writes are safe by themselves.
+    One that is `numbered` may be given a number, which makes it safe to repeat. Without one, it needs the conditions in
+    `guard`, too. Other writes are safe by themselves.
     """
 
     filter: JSONObject
-    update: JSONObject | Sequence[JSONObject]
+    update: Any  # operators or a pipeline
     upsert: bool = False
     guard: JSONObject = field(default_factory=dict)
     numbered: bool = False
@@ -110,7 +107,11 @@ class Calls:
         except OperationFailure as exc:
             if exc.code == EXPIRED:
                 return await self._one_by_one(lane, writes, deadline)
-            return await self._without_number(writes, exc)
+            reply = await self.send(writes, guarded=True)  # conditions in place of the number that was refused
+            if self.numbered:
+                log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", exc.code)
+                self.numbered = False
+            return outcomes_of(writes, reply)
         if "retriedStmtIds" in reply:  # the number was used before, so nothing of this took effect
             return await self._fenced(lane, writes, deadline)
         outcomes = outcomes_of(writes, reply)
@@ -175,14 +176,6 @@ class Calls:
                 outcomes += await self._fenced(lane, [write], deadline)
             except OperationFailure as exc:
                 outcomes.append(exc)
-        return outcomes
-
-    async def _without_number(self, writes: Sequence[Write], refusal: OperationFailure) -> Sequence[Outcome]:
-        """Repeat writes with conditions in place of a number, after a refusal. Raises any further one."""
-        outcomes = outcomes_of(writes, await self.send(writes, guarded=True))
-        if self.numbered:
-            log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", refusal.code)
-            self.numbered = False
         return outcomes
 
     async def send(

@@ -27,6 +27,7 @@ from mongo.claims import EDGES, SHARE, Refused, band_of, shares
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
 from mongo.grouping import HAS_WINDOW_OVER, Windows
+from mongo.inbox import wants_email
 from mongo.indexes import Index
 from mongo.lanes import Write
 from mongo.owed import (
@@ -43,7 +44,6 @@ from mongo.owed import (
     merged,
     rewrite,
 )
-from mongo.preferences import wants_email
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.suppression import Bounce, suppress
 from mongo.users import Users

@@ -39,8 +39,7 @@ async def persist(
 ) -> T:
     """Repeat an operation that MongoDB could not do or confirm, until the deadline in seconds.
 
-    `attempt` is given the number of the attempt, from 0 on. The operation must be safe to repeat after it took effect
-    and its reply was lost.
+    `attempt` is given its number, from 0 on. It must be safe to repeat after it took effect and its reply was lost.
     """
     cause: Exception | None = None
     limit = patience.operation if deadline is None else deadline
@@ -76,10 +75,7 @@ async def persist(
 
 
 class Clock:
-    """MongoDB's clock, the same for all processes: its last reading, and the monotonic time since then.
-
-    Until the first reading it is this machine's clock. It is behind by at most the time that a reply takes.
-    """
+    """MongoDB's clock: its last reading, and the monotonic time since. It is behind by the time that a reply takes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -104,9 +100,8 @@ class Clock:
 class Judged:
     """The documents whose `notifications` are known to be the service's, so that writes need not ask again.
 
-    It is a fixed table of fingerprints of `_id`s, in which a later entry may replace an earlier one. The kernel
-    provides the memory only as the table fills, 8 MB at most. Two ids with the same 64 bits are no likelier than a
-    memory fault.
+    It is a table of 64-bit fingerprints of `_id`s, in which a later entry may replace an earlier one. The kernel
+    provides the memory only as the table fills, 8 MB at most.
     """
 
     def __init__(self) -> None:
@@ -179,7 +174,7 @@ class Documents:
 
 
 class Users(Documents):
-    """The users' documents, as the settings describe them. If `profile` is `None`, the service creates none."""
+    """The users' documents. If `profile`, the content of a new one, is `None`, the service creates none."""
 
     def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
         super().__init__(connection.database[settings.users_collection], patience)
@@ -204,10 +199,7 @@ class Users(Documents):
         return await self.find_one(self.key(user_id), dict.fromkeys(paths, 1)) or {}
 
     async def change(self, user_id: str, pipeline: Sequence[JSONObject], *paths: str) -> JSONObject:
-        """Change the `notifier` of a user's document by a pipeline; return these fields after the change.
-
-        Raises `UnknownUser`.
-        """
+        """Change a user's `notifier` by a pipeline; return these fields after the change. Raises `UnknownUser`."""
         update, key, read = self.collection.find_one_and_update, self.key(user_id), dict.fromkeys(paths or ("_id",), 1)
         user: JSONObject | None = await self.persist_for(
             user_id,

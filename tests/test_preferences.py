@@ -11,7 +11,7 @@ from bson import ObjectId
 
 from mail.connection import Connection
 from mail.opening import Opener
-from mongo.preferences import wants_email
+from mongo.inbox import wants_email
 from settings import UnknownUsers
 from tests.client import (
     DB,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 from config.checks import DEAD_MAIL
 from mongo.batcher import Batcher
@@ -29,8 +29,7 @@ from settings import Settings
 SHARED_LIMIT: Final = 50  # a longer list is fetched alone, so that it delays no other
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
+class Created(NamedTuple):
     """What a create did, and the notification's id. A replay has the id of the request that it repeats."""
 
     id: str
@@ -85,7 +84,6 @@ class Store:
     async def create_many(
         self, user_ids: Sequence[str], new: Create, *, gently: bool = False
     ) -> Sequence[Recorded | StoreError]:
-        """Do the same as `create` for each of these users; return for each what it did, or its error."""
         fingerprint, now, prepare = new.fingerprint(), self.clock.now(), self._creates.prepare
         each = (replace(new, user_id=user_id, in_bulk=True) for user_id in user_ids)
         creations = (prepare(create, now, fingerprint) for create in each)
@@ -126,14 +124,12 @@ class Store:
         return False
 
     async def delete(self, selection: Selection) -> bool:
-        """Delete the selected notifications and their e-mails; return whether there are, or were, any."""
         return await delete(self.users, selection)
 
     async def see(self, user_id: str) -> None:
         await see(self.users, user_id)
 
     async def erase(self, user_id: str) -> None:
-        """Remove everything the service holds of a user. Raises `EmailUnderWay`."""
         await erase(self.users, user_id)
         await self.dead_mail.discard_of_user(user_id)
 

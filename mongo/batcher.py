@@ -9,9 +9,9 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from pymongo.errors import DuplicateKeyError
 
@@ -35,8 +35,7 @@ LATE: Final = 0.05  # seconds after which a batch in flight stops holding back n
 LATE_FACTOR: Final = 4  # with late batches, up to this many times `CALLS_AT_ONCE` may be in flight
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting(Generic[Item, Result]):
+class _Waiting(NamedTuple, Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Result]
     since: float
@@ -178,7 +177,6 @@ class Writes:
             self.used_at = loop.time()
 
     async def together(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        """Make several writes in one call; return the outcome of each. Raises as `Calls.run`."""
         return await self._calls.run(writes) if len(writes) > 1 else [await self.alone(writes[0])]
 
     async def alone(self, write: Write) -> bool:

@@ -6,8 +6,7 @@ import re
 import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 # Motor reads this when it is imported. It starts threads only as it needs them, by default up to 5 a core, and each
@@ -85,27 +84,20 @@ def _explain(rest: str, message: str) -> str:
     """Return why the driver refuses a connection string. Its message names the option, and may quote the password."""
     account = rest.rpartition("@")[0]
     if re.search(r"[@/?#\[\]]|:.*:|%(?![0-9A-Fa-f]{2})", account):
-        return (
-            "The user name or the password of the MongoDB connection string has a character that must be escaped: "
-            "@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25."
-        )
+        return "The user name or password has a character to escape, such as @ (%40), : (%3A), / (%2F) or % (%25)."
     if account and not re.fullmatch("[^:]+:.+", account):
-        return "The MongoDB connection string has a user name without a password, or a password without a user name."
+        return "The connection string has a user name without a password, or a password without a user name."
     options = parse_qsl(rest.partition("?")[2])
     named = {item.lower(): name for name, value in options for item in value.split(",")}
     named |= {name.lower(): name for name, _ in options}
     if words := [word for word in re.findall(r"\w+", message.lower()) if word in named]:
-        return (
-            "The MongoDB connection string has an option that is unknown, needs a package, or whose value is "
-            f"not valid: {named[words[0]]}."
-        )
+        return f"The option {named[words[0]]} is unknown, needs a package, or has a value that is not valid."
     if "certificate" in message:
         return "tlsCertificateKeyFile is not a certificate and its private key, or needs tlsCertificateKeyFilePassword."
     return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(NamedTuple):
     """The database through both of PyMongo's asyncio interfaces."""
 
     database: Database  # Motor's, for the calls of a single request

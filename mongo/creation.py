@@ -25,7 +25,6 @@ from mongo.document import (
     WAITING,
     JSONObject,
     elements,
-    remember,
 )
 from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, UnknownUser
 from mongo.grouping import Windows, collapsing
@@ -59,7 +58,6 @@ class Create:
 
     @property
     def optional(self) -> JSONObject:
-        """Those of the `OPTIONAL_FIELDS` that the request has."""
         return {name: value for name in OPTIONAL_FIELDS if (value := getattr(self, name)) is not None}
 
     def fingerprint(self) -> str:
@@ -128,6 +126,11 @@ class Creation:
         fields = [*self.write.update["$push"], *self.write.update.get("$min", ())]
         judge(user, [*fields, "notifier"] if any("." in field for field in fields) else fields)
         raise OutboxFull if "notifier.outbox" in fields and user["is_full"] else Changed
+
+
+def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
+    """Return the `$push` that remembers an idempotency key and forgets the oldest."""
+    return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}
 
 
 class Creates:

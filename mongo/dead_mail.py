@@ -10,7 +10,7 @@ from typing import Final
 
 from bson import ObjectId
 
-from mongo.creation import Creates, Creation
+from mongo.creation import Creates, Creation, remember
 from mongo.document import (
     HAS_ROOM,
     IS_DATE,
@@ -20,7 +20,6 @@ from mongo.document import (
     JSONObject,
     optional_fields,
     origin_of,
-    remember,
 )
 from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
 from mongo.lanes import Write

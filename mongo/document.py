@@ -130,8 +130,3 @@ def optional_fields(item: Mapping[str, Any]) -> JSONObject:
 
 def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
     return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}
-
-
-def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
-    """Return the `$push` that remembers an idempotency key and forgets the oldest."""
-    return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}

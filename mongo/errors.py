@@ -144,10 +144,9 @@ class Changed(StoreError):
 
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
-    """Limit the time of a call of the shared client, as `asyncio.timeout` does. Raises `TimeoutError`.
+    """Limit the time of a call of the shared client, as `asyncio.timeout` does.
 
-    Cancelled twice while it looks for a server, by two limits or by a stop, PyMongo raises a `RuntimeError` of its lock
-    in place of the `CancelledError`.
+    Cancelled twice while it looks for a server, PyMongo raises a `RuntimeError` of its lock, not a `CancelledError`.
     """
     async with asyncio.timeout(seconds):
         try:

@@ -62,13 +62,12 @@ class FanOut:
         outcomes: dict[str, Outcome] = {}
 
         async def work() -> None:
-            more = True
-            while more:
+            while True:
                 async with self._turn(gently=gently) as limit:
-                    batch = list(islice(waiting, limit))
+                    if not (batch := list(islice(waiting, limit))):
+                        return
                     begun.extend(batch)
-                    outcomes.update(await self._together(batch, deadline - loop.time()))
-                    more = bool(batch)
+                    outcomes.update(await self._together(batch, deadline))
 
         await asyncio.gather(*(work() for _ in range(BATCHES_AT_ONCE)))
         while loop.time() < deadline:
@@ -89,14 +88,14 @@ class FanOut:
             async with nullcontext() if calm else self._one:
                 yield BATCH_LIMIT if calm else GENTLE_LIMIT
 
-    async def _together(self, batch: Sequence[Creation], timeout: float) -> Mapping[str, Outcome]:  # noqa: ASYNC109 - MongoDB's
+    async def _together(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, Outcome]:
         """Write a batch with one call; return the known outcomes by `id`, replays included."""
         outcomes: dict[str, Outcome] = {}
-        if not batch or timeout <= 0:
+        if asyncio.get_running_loop().time() >= deadline:
             return outcomes
         # Whatever stays unclear has the condition on its key, so it is safe to do it alone.
         with suppress(PyMongoError, TimeoutError, Unavailable):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 written = await self._users.writes.together([self._creates.sent(creation) for creation in batch])
             for creation, is_written in zip(batch, written, strict=True):
                 if is_written is True:
@@ -119,7 +118,6 @@ class FanOut:
                 outcomes[creation.id] = exc
 
     async def _find(self, creations: Sequence[Creation]) -> Mapping[object, JSONObject]:
-        """Read by `_id` what explains failed conditions, from a majority."""
         if not creations:
             return {}
         condition = {"_id": {"$in": [creation.write.filter["_id"] for creation in creations]}}

@@ -56,7 +56,6 @@ class Selection:
     value: str | None = None
 
     def matching(self) -> JSONObject:
-        """Return the conditions of an element that is selected and the service's."""
         own: JSONObject = {"id": {"$type": "string"}, "is_new": {"$type": "bool"}}
         return own | ({self.field: self.value} if self.field else {})
 
@@ -85,7 +84,6 @@ EMPTY: Final = Page(0, 0, [])
 
 
 def page_of(query: ListQuery, users: Users) -> JSONObject:
-    """Return the projection that makes a `Page` of a user's document."""
     is_unread = {"$eq": ["$$this.is_new", True]}
     newest = listed = users.inbox
     unread = only(newest, is_unread)

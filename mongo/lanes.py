@@ -76,8 +76,6 @@ class Lane:
 
 
 class Calls:
-    """Makes shared calls to the users' collection. Numbered ones have a lane each."""
-
     def __init__(self, users: SharedCollection, patience: Patience) -> None:
         self._users = users
         self._patience = patience

@@ -139,14 +139,9 @@ class Documents:
         **options: Any,
     ) -> list[JSONObject]:
         """Return the documents that match; with `majority`, as a majority has them. `options` are the driver's."""
-        collection = self.collection.with_options(read_concern=MAJORITY) if majority else self.collection
-        disk = True if "sort" in options else None
-
-        async def attempt(_: int) -> list[JSONObject]:
-            cursor = collection.find(filter_, projection, collation=SIMPLE, allow_disk_use=disk, **options)
-            return await cursor.to_list(None)
-
-        return await self.persist(attempt, deadline)
+        find = (self.collection.with_options(read_concern=MAJORITY) if majority else self.collection).find
+        options |= {"collation": SIMPLE, "allow_disk_use": True if "sort" in options else None}
+        return await self.persist(lambda _: find(filter_, projection, **options).to_list(None), deadline)
 
     async def find_one(
         self, filter_: Mapping[str, Any], projection: Mapping[str, Any] | None = None, **options: Any
@@ -157,12 +152,8 @@ class Documents:
     async def aggregate(
         self, pipeline: Sequence[JSONObject], deadline: float | None = None, hint: str | None = None
     ) -> list[JSONObject]:
-        hinted = {"hint": hint} if hint else {}
-
-        async def attempt(_: int) -> list[JSONObject]:
-            return await self.collection.aggregate(pipeline, collation=SIMPLE, **hinted).to_list(None)
-
-        return await self.persist(attempt, deadline)
+        hinted, aggregate = {"hint": hint} if hint else {}, self.collection.aggregate
+        return await self.persist(lambda _: aggregate(pipeline, collation=SIMPLE, **hinted).to_list(None), deadline)
 
     async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> int:
         """Return how many documents matched at the last attempt."""

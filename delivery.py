@@ -20,9 +20,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Final
 
-from mail.claimer import Claimer, Looks
+from mail.claimer import Claimer
 from mail.feedback import Feedback
-from mail.lease import Lease, Leases
+from mail.lease import Lease, Leases, Looks
 from mail.message import Worker
 from mail.replies import Outcome, Stage, Verdict
 from mail.settlement import UNSETTLED, Settlements, Settler
@@ -93,7 +93,7 @@ class Delivery(Worker):
         self._limit = settings.smtp_connections
         self._settler = Settler(self._settlements, self._leases, UNSETTLED * self._limit, self._wake_workers)
         parts = (self._leases, self._evidence, self._settlements, self._settler)
-        self._claimer = Claimer(store, self._kinds, owed, *parts, self._wake_workers)
+        self._claimer = Claimer(store.outbox, self._kinds, owed, *parts, self._wake_workers)
         self._window = self._claimer.window
         self._looks = Looks(store.outbox, self._window)
         self._mailer = Mailer(settings, self._feedback, self)
@@ -260,7 +260,7 @@ class Delivery(Worker):
 
     async def content(self, lease: Lease) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
-        email, fields = lease.email, lease.email.fields(lease.told)
+        email, fields = lease.email, lease.fields()
         link = self._links.url(email.user_id, email.key)
         try:
             return await self._templates.render(fields, email.language, link)

@@ -3,8 +3,6 @@
 What was sent is settled together: the e-mails of some milliseconds in one update.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random
@@ -18,7 +16,7 @@ from config.address import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
 from mail.replies import DONE, Outcome, Stage, Verdict, bounce_code
-from mail.schedule import COPIES, Schedule
+from mail.schedule import COPIES, Next, Schedule
 from mail.stops import LINE, Group, Stop
 from mongo import backlog
 from mongo.errors import StoreError, Unavailable
@@ -30,27 +28,20 @@ from store import Store
 
 log = logging.getLogger("notifier.delivery")
 
-REFUSED: Final = (
-    *(Verdict.TRANSIENT, Verdict.DEFERRED, Verdict.TOO_FAST, Verdict.UNCLEAR),
-    *(Verdict.OVERSIZED, Verdict.DOUBTED, Verdict.AMBIGUOUS),
-)
+PUT_BACK: Final = frozenset({Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.TOO_FAST})  # as though never claimed
+FATAL: Final = frozenset({Verdict.PERMANENT, Verdict.SUPPRESSED})
 RESULTS: Final = {
-    "sent": (Verdict.SENT,),
-    "retried": (*REFUSED, Verdict.UNRENDERED),
-    "dead": (Verdict.PERMANENT, Verdict.SUPPRESSED, Verdict.HELD, Verdict.UNRENDERED, *REFUSED),
-    "waiting": (Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.HELD),
-    "muted": (Verdict.MUTED,),
-    "read": (Verdict.READ,),
+    **{verdict.value: {verdict} for verdict in DONE},
+    "waiting": PUT_BACK | {Verdict.HELD},
+    "retried": frozenset(Verdict) - DONE - PUT_BACK - FATAL - {Verdict.HELD},
+    "dead": frozenset(Verdict) - DONE - PUT_BACK,
 }
 """What becomes of an e-mail after an attempt, and by which verdicts."""
-MARGIN: Final = 1.0
-"""Seconds by which MongoDB's clock may be read late."""
-REVIVED: Final = timedelta(days=1)
-"""Age of the dead letters that are owed again if their reason turns out to be doubtful."""
+MARGIN: Final = 1.0  # seconds by which MongoDB's clock may be read late
+REVIVED: Final = timedelta(days=1)  # age of the dead letters that are owed again if their reason proves doubtful
 SPREAD: Final = (0.8, 1.2)
 """Factors between which a delay is spread: e-mails that failed together must not come back together."""
-PAUSE: Final = 0.005
-"""Seconds for which what was sent waits for more. After a crash it is sent again."""
+PAUSE: Final = 0.005  # seconds for which what was sent waits for more; after a crash it is sent again
 UNSETTLED: Final = 13
 """E-mails sent and not settled, per connection, before no other is begun. With two under way on each connection, they
 are what a crash sends again."""
@@ -100,64 +91,78 @@ class Settlements:
         """Settle until MongoDB confirms it. Token and id make that safe however often and late it happens."""
         email = lease.email
         result, settle = self._settlement(lease, outcome)
-        while True:
-            try:
-                held = await settle()
-            except Unavailable:
-                log.warning("e-mail %s: MongoDB is unavailable, so it cannot be settled yet", email.id)
-            except Exception:
-                log.exception("e-mail %s: unexpected error; it stays leased until its lease ends", email.id)
-                return
-            else:
-                self._report(email, outcome, result, held=held)
-                return
+        try:
+            held = await _confirmed(settle, f"e-mail {email.id}")
+        except Exception:
+            log.exception("e-mail %s: unexpected error; it stays leased until its lease ends", email.id)
+        else:
+            self._report(email, outcome, result, held=held)
 
     async def settle_together(self, leases: Sequence[tuple[Lease, Outcome]]) -> None:
         """Settle what was sent or is not wanted, in shared updates; otherwise as `settle`."""
-        while True:
-            try:
-                held = await self._outbox.remove_together([lease.email for lease, _ in leases])
-            except Unavailable:
-                log.warning("%d e-mails: MongoDB is unavailable, so they cannot be settled yet", len(leases))
-            except Exception:  # noqa: BLE001 - because of one of them
-                for lease, outcome in leases:
-                    await self.settle(lease, outcome)
-                return
-            else:
-                if not held and len(leases) > 1:  # the reply does not tell which
-                    log.info("of %d e-mails, some lost their leases, or were settled before", len(leases))
-                for lease, outcome in leases:
-                    self._report(lease.email, outcome, outcome.verdict.value, held=held or len(leases) > 1)
-                return
+        emails = [lease.email for lease, _ in leases]
+        try:
+            held = await _confirmed(lambda: self._outbox.remove_together(emails), f"{len(leases)} e-mails")
+        except Exception:  # noqa: BLE001 - because of one of them
+            for lease, outcome in leases:
+                await self.settle(lease, outcome)
+            return
+        if not held and len(leases) > 1:  # the reply does not tell which
+            log.info("of %d e-mails, some lost their leases, or were settled before", len(leases))
+        for lease, outcome in leases:
+            self._report(lease.email, outcome, outcome.verdict.value, held=held or len(leases) > 1)
 
     def _settlement(self, lease: Lease, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
         """Return the result for the e-mail, one of `RESULTS`, and the function that settles it."""
-        outbox, email, error = self._outbox, lease.email, outcome.detail
-        age = self._clock.seconds_since(email.at)
-        match outcome.verdict:
-            case Verdict.SENT | Verdict.MUTED | Verdict.READ:
-                lift = outcome.verdict is Verdict.SENT and _was_suppressed(email)
-                return outcome.verdict.value, lambda: outbox.remove(email, lift=lift)
-            case Verdict.PERMANENT | Verdict.SUPPRESSED:
-                tries = email.tries + (outcome.verdict is Verdict.PERMANENT)
-                return "dead", lambda: self._bury(email, tries, error, _bounce(email, outcome))
-            case Verdict.CONNECTION | Verdict.CONFIGURATION | Verdict.TOO_FAST:
-                return "waiting", lambda: outbox.put_back(email, error)
-            case Verdict.UNRENDERED:
-                after = self._schedule.after_crash(email, error)
-            case Verdict.HELD:
-                after = self._schedule.hold(lease.mail, email, age, time.monotonic())
-            case _:
-                after = self._schedule.after_refusal(lease.mail, email, outcome, age, time.monotonic())
-        crashes = email.crashes + (outcome.verdict is Verdict.UNRENDERED)
+        outbox, email, verdict, error = self._outbox, lease.email, outcome.verdict, outcome.detail
+        if verdict in DONE:
+            lift = verdict is Verdict.SENT and _was_suppressed(email)
+            return verdict.value, lambda: outbox.remove(email, lift=lift)
+        if verdict in PUT_BACK:
+            return "waiting", lambda: outbox.hold(email, None, error)
+        if verdict in FATAL:
+            tries = email.tries + (verdict is Verdict.PERMANENT)
+            return "dead", lambda: self._bury(email, outcome, tries, error)
+        after = self._after(lease, outcome)
+        crashes = email.crashes + (verdict is Verdict.UNRENDERED)
         if after.given_up is not None:
-            tries, bounce = max(email.tries + outcome.tried, crashes), _bounce(email, outcome)
-            return "dead", lambda: self._bury(email, tries, after.given_up, bounce)
+            tries = max(email.tries + outcome.tried, crashes)
+            return "dead", lambda: self._bury(email, outcome, tries, after.given_up)
         changes = {"waited": after.waited, "held": after.held, "copies": after.copies, "crashes": crashes}
-        if outcome.verdict is Verdict.HELD:
+        if verdict is Verdict.HELD:
             return "waiting", lambda: outbox.hold(email, after.delay, error, **changes)
         delay = after.delay * random.uniform(*SPREAD)
-        return "retried", lambda: outbox.retry(email, delay, error, tries=email.tries, **changes)
+        return "retried", lambda: outbox.retry(email, delay, error, **changes)
+
+    def _after(self, lease: Lease, outcome: Outcome) -> Next:
+        email, age, now = lease.email, self._clock.seconds_since(lease.email.at), time.monotonic()
+        match outcome.verdict:
+            case Verdict.UNRENDERED:
+                return self._schedule.after_crash(email, outcome.detail)
+            case Verdict.HELD:
+                return self._schedule.hold(lease.mail, email, age, now)
+        return self._schedule.after_refusal(lease.mail, email, outcome, age, now)
+
+    def _bury(self, email: OwedEmail, outcome: Outcome, tries: int, error: str | None) -> Awaitable[bool]:
+        code = bounce_code(outcome.verdict, outcome.reply)
+        bounce = Bounce(envelope_address(email.address), code) if code else None
+        return self._dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
+
+    def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:
+        """Count and log an outcome, without the address and the server's words, which may hold one."""
+        reason = outcome.verdict.value
+        self._metrics.emails.labels(result, reason).inc()
+        if outcome.verdict is Verdict.SENT:
+            self._metrics.delivery.observe(self._clock.seconds_since(email.at))
+        if outcome.verdict in {Verdict.CONFIGURATION, Verdict.HELD}:  # which the alarm tells
+            return
+        log.log(
+            logging.INFO if outcome.verdict in DONE else logging.WARNING,
+            "e-mail %s %s: %s, %s (%s)%s",
+            *(email.id, email.key, result, reason, outcome.status),
+            "" if held else "; the lease was lost, or it was settled before",
+            extra={"email_id": email.id, "outcome": result, "reason": reason, **email.origin},
+        )
 
     # --- when a stop is over, or a doubt arises ----------------------------------------------------
 
@@ -182,28 +187,23 @@ class Settlements:
         else:
             log.warning("%d dead letters of the last day are owed again", revived)
 
-    def _bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> Awaitable[bool]:
-        return self._dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
 
-    def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:
-        """Count and log an outcome, without the address and the server's words, which may hold one."""
-        self._metrics.emails.labels(result, outcome.verdict.value).inc()
-        if outcome.verdict is Verdict.SENT:
-            self._metrics.delivery.observe(self._clock.seconds_since(email.at))
-        if outcome.verdict in {Verdict.CONFIGURATION, Verdict.HELD}:  # which the alarm tells
-            return
-        log.log(
-            logging.INFO if outcome.verdict in DONE else logging.WARNING,
-            "e-mail %s %s: %s, %s (%s)%s",
-            *(email.id, email.key, result, outcome.verdict.value, outcome.status),
-            "" if held else "; the lease was lost, or it was settled before",
-            extra={
-                "email_id": email.id,
-                "outcome": result,
-                "reason": outcome.verdict.value,
-                **email.origin,
-            },
-        )
+async def _confirmed(settle: Callable[[], Awaitable[bool]], what: str) -> bool:
+    """Settle until MongoDB confirms it; return what it says."""
+    while True:
+        try:
+            return await settle()
+        except Unavailable:
+            log.warning("%s: MongoDB is unavailable, so it cannot be settled yet", what)
+
+
+def _was_suppressed(email: OwedEmail) -> bool:
+    """Return whether an e-mail was sent to an address whose suppression was provisional."""
+    return email.suppression is not None and email.suppression.address == envelope_address(email.address)
+
+
+def _without(verdict: Verdict, status: str, detail: str) -> Outcome:
+    return Outcome(verdict=verdict, status=status, detail=detail, stage=Stage.CONNECT)
 
 
 class Settler:
@@ -257,8 +257,7 @@ class Settler:
                 await self._settlements.settle_together(batch)
             finally:
                 self._in_flight = 0
-                for lease, _ in batch:
-                    self._leases.discard(lease)
+                self._leases.difference_update(lease for lease, _ in batch)
                 self._settled()
 
     async def settled(self) -> None:
@@ -274,17 +273,3 @@ class Settler:
         finally:
             for task in self._tasks:
                 task.cancel()
-
-
-def _bounce(email: OwedEmail, outcome: Outcome) -> Bounce | None:
-    code = bounce_code(outcome.verdict, outcome.reply)
-    return Bounce(envelope_address(email.address), code) if code else None
-
-
-def _was_suppressed(email: OwedEmail) -> bool:
-    """Return whether an e-mail was sent to an address whose suppression was provisional."""
-    return email.suppression is not None and email.suppression.address == envelope_address(email.address)
-
-
-def _without(verdict: Verdict, status: str, detail: str) -> Outcome:
-    return Outcome(verdict=verdict, status=status, detail=detail, stage=Stage.CONNECT)

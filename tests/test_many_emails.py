@@ -15,10 +15,9 @@ import pytest
 from bson import ObjectId
 
 from kinds import SPECIFIED
-from mail.claimer import VALID, Looks, Window
 from mail.connection import Connection
 from mail.evidence import Evidence
-from mail.lease import Lease
+from mail.lease import VALID, Lease, Looks, Window
 from mail.opening import Opener
 from mail.replies import Outcome, Verdict
 from mail.settlement import Settlements

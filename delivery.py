@@ -260,7 +260,7 @@ class Delivery(Worker):
 
     async def content(self, lease: Lease) -> Content:
         """Render the templates. If one fails, the e-mail is what it would be without any."""
-        email, fields = lease.email, lease.fields()
+        email, fields = lease.email, lease.email.fields(lease.told)
         link = self._links.url(email.user_id, email.key)
         try:
             return await self._templates.render(fields, email.language, link)

@@ -14,10 +14,10 @@ from typing import Final
 
 from mail.connection import Connection
 from mail.stops import Mail
-from mongo.document import OPTIONAL_FIELDS, JSONObject
+from mongo.document import JSONObject
 from mongo.errors import StoreError, Unavailable
 from mongo.outbox import Outbox
-from mongo.owed import FLUSHED, OwedEmail, batch
+from mongo.owed import FLUSHED, OwedEmail
 
 log = logging.getLogger("notifier.delivery")
 
@@ -77,13 +77,6 @@ class Lease:
     def is_read(self) -> bool:
         """Whether nothing is left to tell: what the e-mail was to speak of is read, deleted or pushed out."""
         return bool(self.email.ids) and not self.told
-
-    def fields(self) -> JSONObject:
-        """Return what templates may read: the fields of the notification, or of those it tells, and of the user."""
-        email = self.email
-        named = {"id": email.id, "user_id": email.user_id, "key": email.key, "timestamp": int(email.at.timestamp())}
-        named |= {"user": email.user, **dict.fromkeys(OPTIONAL_FIELDS), **email.optional}
-        return named | batch(self.told) if self.told else named
 
     def lose(self) -> None:
         """Note that the e-mail is another worker's, or that nothing of it can be known. It will be left alone."""

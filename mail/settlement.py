@@ -21,7 +21,6 @@ from mail.stops import LINE, Group, Stop
 from mongo import backlog
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
-from mongo.suppression import Bounce
 from ops.metrics import Metrics
 from settings import Settings
 from store import Store
@@ -144,8 +143,7 @@ class Settlements:
         return self._schedule.after_refusal(lease.mail, email, outcome, age, now)
 
     def _bury(self, email: OwedEmail, outcome: Outcome, tries: int, error: str | None) -> Awaitable[bool]:
-        code = bounce_code(outcome.verdict, outcome.reply)
-        bounce = Bounce(envelope_address(email.address), code) if code else None
+        bounce = bounce_code(outcome.verdict, outcome.reply)
         return self._dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
 
     def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:

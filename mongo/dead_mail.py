@@ -9,23 +9,11 @@ from typing import Final
 from bson import ObjectId
 
 from mongo.creation import Creates, Creation
-from mongo.document import (
-    HAS_ROOM,
-    IS_DATE,
-    IS_FINDABLE,
-    OPTIONAL_FIELDS,
-    SIMPLE,
-    JSONObject,
-    Write,
-    optional_fields,
-    origin_of,
-    remember,
-)
+from mongo.document import HAS_ROOM, IS_DATE, IS_FINDABLE, OPTIONAL_FIELDS, SIMPLE, JSONObject, Write, remember
 from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
 from mongo.outbox import Outbox
-from mongo.owed import OwedEmail, ids_of, new_element
+from mongo.owed import OwedEmail, owed_again
 from mongo.suppression import FIELD as SUPPRESSION
-from mongo.suppression import Bounce
 from mongo.users import Documents
 
 OLDEST_FIRST: Final = "died_at"
@@ -50,13 +38,13 @@ class DeadMail:
         is_old = {"$expr": {"$lt": ["$died_at", {"$subtract": ["$$NOW", round(days * 86_400_000)]}]}}
         await self.letters.delete({**self.own, "died_at": IS_DATE, **is_old})
 
-    async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
+    async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: str | None = None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
 
-        There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, and its address
-        suppressed after a bounce; its letter is written; the e-mail is removed. Whoever claims an e-mail that is marked
-        buries it again, to the same effect. A worker that freezes between the first two may wake after its user was
-        erased, and must leave no letter.
+        There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, which suppresses
+        its address if `bounce`, the code of a refusal, is given; its letter is written; the e-mail is removed. Whoever
+        claims an e-mail that is marked buries it again, to the same effect. A worker that freezes between the first two
+        may wake after its user was erased, and must leave no letter.
         """
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
@@ -117,9 +105,10 @@ class DeadMail:
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
         # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
-        letters = [letter["_id"] for letter in await self.find(ids)]
+        letters = await self.letters.find(self._of(ids), {"_id": 1}, deadline=LONG_DEADLINE)
         for start in range(0, len(letters), DISCARDED_AT_ONCE):
-            await self.letters.delete({"_id": {"$in": letters[start : start + DISCARDED_AT_ONCE]}})
+            some = [letter["_id"] for letter in letters[start : start + DISCARDED_AT_ONCE]]
+            await self.letters.delete({"_id": {"$in": some}})
         return len(letters)
 
     def _of(self, ids: Sequence[str] | None) -> JSONObject:
@@ -144,8 +133,7 @@ class DeadMail:
         user_id = users.settings.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
-        element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
-        element |= {"ids": ids} if (ids := ids_of(letter)) else {}
+        element = owed_again(letter)
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}

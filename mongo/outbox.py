@@ -19,33 +19,19 @@ import pymongo
 from bson import ObjectId
 from pymongo import UpdateMany
 
+from config.address import envelope_address
 from config.checks import value_at
 from config.ids import named
+from mongo import owed
 from mongo.batcher import Writes
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, Write, any_of, elements, only
 from mongo.errors import Conflict, StoreError, TooLarge, UnknownError, WrongType
 from mongo.grouping import HAS_WINDOW_OVER, Windows
 from mongo.indexes import Index
-from mongo.owed import (
-    EDGES,
-    IS_DUE,
-    IS_EMAIL,
-    NO_TOKEN,
-    SET_DUE,
-    OwedEmail,
-    band_of,
-    due_as_before,
-    from_now,
-    is_ours_to_send,
-    left_to_others,
-    load_emails,
-    merged,
-    rewrite,
-    shares,
-)
+from mongo.owed import OwedEmail
 from mongo.preferences import wants_email
 from mongo.suppression import FIELD as SUPPRESSION
-from mongo.suppression import Bounce, suppress
+from mongo.suppression import suppress
 from mongo.users import Users
 
 log = logging.getLogger("notifier.delivery")
@@ -61,7 +47,7 @@ OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})  # what 
 DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
-    "$expr": {"$and": [DUE, {"$or": [any_of(OUTBOX, IS_DUE), HAS_WINDOW_OVER]}]},
+    "$expr": {"$and": [DUE, {"$or": [any_of(OUTBOX, owed.IS_DUE), HAS_WINDOW_OVER]}]},
 }
 
 
@@ -83,7 +69,7 @@ class Outbox:
     def __init__(self, users: Users, ranks: Mapping[str, str], windows: Windows) -> None:
         self.users = users
         self.due = Index(users.shared, "notifier.due", sparse=True, waiting="Until it is there, e-mails wait.")
-        self.era = due_as_before(ranks)
+        self.era = owed.due_as_before(ranks)
         self.windows = windows
         self._kinds = list(ranks)
         self._unknown: set[str] = set()
@@ -116,7 +102,7 @@ class Outbox:
         documents = await self._find(held, read, len(ids))
         lost = len(documents) < len(ids)  # to other workers, which choose from the same
         self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
-        emails = [email for user in documents for email in load_emails(user, token, self.users.settings)]
+        emails = [email for user in documents for email in owed.load_emails(user, token, self.users.settings)]
         for kind in {email.key for email in emails if not email.dead} - self._unknown.union(self._kinds):
             self._unknown.add(kind)
             log.warning("this process does not know the kind %s, nor does another: it is sent without a template", kind)
@@ -145,8 +131,8 @@ class Outbox:
             return random.sample([id_ for id_, _ in due], min(users, len(due)))
         share = max(1, users // SHARE)
         # These leave out what is due after the last of them.
-        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, due[-1][1]), len(EDGES) + 1)]
-        return shares([*due, *chain.from_iterable(await asyncio.gather(*later))], users, share)
+        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, due[-1][1]), len(owed.EDGES) + 1)]
+        return owed.shares([*due, *chain.from_iterable(await asyncio.gather(*later))], users, share)
 
     async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
         now = time.monotonic()
@@ -154,26 +140,26 @@ class Outbox:
         refused = [id_ for id_, _ in self._refused.values()]
         condition = HAS_DUE_EMAIL | ({"_id": {"$nin": refused}} if refused else {})
         if band:
-            end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
-            condition |= {"notifier.due": IS_DATE | {"$gte": EDGES[band - 1]} | end}
+            end = {"$lt": owed.EDGES[band]} if band < len(owed.EDGES) else {}
+            condition |= {"notifier.due": IS_DATE | {"$gte": owed.EDGES[band - 1]} | end}
         order = {"sort": {"notifier.due": 1}, "limit": limit, "hint": self.due.hint, "allow_disk_use": True}
         documents = await self._find(condition, {"notifier.due": 1}, limit, **order)
-        return [(user["_id"], band_of(user["notifier"]["due"])) for user in documents]
+        return [(user["_id"], owed.band_of(user["notifier"]["due"])) for user in documents]
 
     async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
-        leased = {"token": token, "next_at": from_now(seconds)}
-        change = {"$cond": [is_ours_to_send(self._kinds), leased, left_to_others("next_at")]}
-        claimed = self.windows.claim(merged(OUTBOX, IS_DUE, change), leased)
-        await self._repeat(lambda: self.users.shared.update_many(due, [claimed, SET_DUE], collation=SIMPLE))
+        leased = {"token": token, "next_at": owed.from_now(seconds)}
+        change = {"$cond": [owed.is_ours_to_send(self._kinds), leased, owed.left_to_others("next_at")]}
+        claimed = self.windows.claim(owed.merged(OUTBOX, owed.IS_DUE, change), leased)
+        await self._repeat(lambda: self.users.shared.update_many(due, [claimed, owed.SET_DUE], collation=SIMPLE))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
         """Let the leases of these e-mails end `lease` seconds from now, unless they were lost."""
         tokens = list({email.token for email in emails})
         ids = [email.document_id for email in emails]
-        is_leased = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
+        is_leased = {"$and": [owed.IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
         held = {"_id": {"$in": ids}, **OURS, "notifier.outbox.token": {"$in": tokens}}
-        change = rewrite(is_leased, {"next_at": from_now(lease)})
+        change = owed.rewrite(is_leased, {"next_at": owed.from_now(lease)})
         await self._repeat(lambda: self.users.shared.update_many(held, change, collation=SIMPLE))
 
     async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
@@ -192,14 +178,14 @@ class Outbox:
         """
         changes = {"copies": email.copies, **changes}
         kept = {name: value for name, value in changes.items() if value or getattr(email, name)}
-        when = self.era if delay is None else from_now(delay)
-        change = {"token": NO_TOKEN, "next_at": when, "tries": email.tries, "error": {"$literal": error}}
+        when = self.era if delay is None else owed.from_now(delay)
+        change = {"token": owed.NO_TOKEN, "next_at": when, "tries": email.tries, "error": {"$literal": error}}
         return await self._settle(email, change | kept)
 
-    async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
-        """Let the next claimer make it a dead letter, and suppress a bounce's address; otherwise as `remove`."""
+    async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: str | None = None) -> bool:
+        """Let the next claimer bury the e-mail; `bounce` is a code that suppresses its address. Returns as `remove`."""
         change = {"dead": True, "tries": tries, "error": {"$literal": error}}
-        return await self._settle(email, change, suppress(bounce) if bounce else None)
+        return await self._settle(email, change, suppress(envelope_address(email.address), bounce) if bounce else None)
 
     async def holds(self, email: OwedEmail) -> bool:
         """Return whether the e-mail is still owed and still leased by us."""
@@ -221,7 +207,7 @@ class Outbox:
 
     async def release(self, emails: Sequence[OwedEmail]) -> None:
         """Give back the leases of untried e-mails. They are due at once, as before."""
-        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": self.era})
+        await self._settle_together(emails, {"token": owed.NO_TOKEN, "next_at": self.era})
 
     async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
         by_token: dict[str, list[OwedEmail]] = {}
@@ -249,7 +235,7 @@ class Outbox:
     async def _settle(self, email: OwedEmail, change: JSONObject | None, stage: JSONObject | None = None) -> bool:
         """Change or remove a leased e-mail. If the document is full, change only what must change."""
         is_this = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
-        settlement = Write(_held(email), [*rewrite(is_this, change), *([stage] if stage else ())])
+        settlement = Write(_held(email), [*owed.rewrite(is_this, change), *([stage] if stage else ())])
         try:
             return await self.users.persist(lambda n: self._settlements.make(settlement, attempt=n))
         except TooLarge:
@@ -280,4 +266,4 @@ def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) 
     pairs = [[email.document_id, email.id] for email in emails]
     is_one = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
     held = {"_id": {"$in": [email.document_id for email in emails]}, **OURS, "notifier.outbox.token": token}
-    return UpdateMany(held, rewrite(is_one, change), collation=SIMPLE)
+    return UpdateMany(held, owed.rewrite(is_one, change), collation=SIMPLE)

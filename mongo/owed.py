@@ -106,6 +106,12 @@ class OwedEmail:
     user: JSONObject | None = None  # the fields of TEMPLATE_FIELDS
     ids: Sequence[str] = ()  # notifications: the e-mail tells those that are unread when it is sent
 
+    def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
+        """Return what templates may read: the fields of its notification, or of those it tells, and of its user."""
+        named = {"id": self.id, "user_id": self.user_id, "key": self.key, "timestamp": int(self.at.timestamp())}
+        named |= {"user": self.user, **dict.fromkeys(OPTIONAL_FIELDS), **self.optional}
+        return named | batch(told) if told else named
+
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
     """Return the fields of an e-mail about many: the newest notification's, the list, and the number of events."""
@@ -169,6 +175,12 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
     }
 
 
+def owed_again(letter: JSONObject) -> JSONObject:
+    """Make an element of the outbox from a dead letter."""
+    element = new_element(letter["_id"], letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
+    return element | ({"ids": ids} if (ids := _ids_of(letter)) else {})
+
+
 def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject]:
     """Merge `change` into the elements that meet a condition, or remove them, and set `due` to the earliest one left.
 
@@ -222,7 +234,7 @@ def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequ
             waited=_number(item.get("waited")),
             origin=origin_of(item),
             optional=optional_fields(item),
-            ids=ids_of(item),
+            ids=_ids_of(item),
         )
         for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
@@ -244,8 +256,8 @@ def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
     return told
 
 
-def ids_of(item: Mapping[str, Any]) -> list[str]:
-    """Return the `ids` of an e-mail or a dead letter; empty if it tells a single notification."""
+def _ids_of(item: Mapping[str, Any]) -> list[str]:
+    """Return the `ids` of an e-mail or a dead letter that tells many notifications."""
     ids = item.get("ids")
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 

@@ -1,11 +1,8 @@
 """What only the server needs of MongoDB: the wait at its start, a trial of what delivery does, and the upkeep."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -32,18 +29,13 @@ T = TypeVar("T")
 log = logging.getLogger("notifier.mongo")
 
 OLDEST_VERSION: Final = (5, 0)
-ATTEMPT: Final = 4.0
-"""Seconds of one attempt to connect."""
-LOG_INTERVAL: Final = 5.0
-"""Seconds between two log lines about the wait."""
-UPKEEP_INTERVAL: Final = 60.0
-"""Seconds between two checks. An index that delivery finds missing is made at once."""
-UPKEEP_PAUSE: Final = 2.0
-"""Seconds after a failure of MongoDB."""
+ATTEMPT: Final = 4.0  # seconds of one attempt to connect
+LOG_INTERVAL: Final = 5.0  # seconds between two log lines about the wait
+UPKEEP_INTERVAL: Final = 60.0  # seconds between two checks; an index that delivery finds missing is made at once
+UPKEEP_PAUSE: Final = 2.0  # seconds after a failure of MongoDB
 HEAD_START: Final = 1.0
 """Seconds for which the start waits for the indexes: where there are few documents, they are there by then."""
-SYNC_INTERVAL: Final = 10.0
-"""Seconds between two readings of MongoDB's clock."""
+SYNC_INTERVAL: Final = 10.0  # seconds between two readings of MongoDB's clock
 SET_BACK: Final = 20.0
 """Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
 
@@ -51,23 +43,19 @@ SET_BACK: Final = 20.0
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
     """Call `open_` until it succeeds, each time with the seconds it may take; return its result.
 
-    After `timeout` seconds, raises `Unavailable` with the cause that lasted longest, because the last attempt may have
-    been too short to find one. Raises `Misconfigured` and other errors at once.
+    No attempt is shorter than that, or its error would not tell the cause. After `timeout` seconds, raises
+    `Unavailable`. Raises `Misconfigured` and other errors at once.
     """
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
-    held: Counter[str] = Counter()
     while True:
-        began = time.monotonic()
         try:
-            return await open_(min(ATTEMPT, max(ends - began, 0.1)))
+            return await open_(ATTEMPT)
+        except Misconfigured:
+            raise
         except Unavailable as exc:
-            if isinstance(exc, Misconfigured):
-                raise
             now = time.monotonic()
-            held[f"{exc}"] += round(1000 * (now - began))
             if now >= ends:
-                ((cause, _),) = held.most_common(1)
-                raise Unavailable(f"{cause} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
+                raise Unavailable(f"{exc} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
             if now - logged >= LOG_INTERVAL:
                 logged = now
                 log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)
@@ -95,8 +83,8 @@ async def _deleting(users: Users) -> str | None:
 async def must_suffice(users: Users, connection: Connection) -> None:
     """Try what delivery does on a document made for this. Raises `Misconfigured`.
 
-    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. A user of `DB_URI` without
-    the right to write that document skips the trial.
+    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
+    that document, the trial is skipped.
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
@@ -144,10 +132,7 @@ async def _try_delivery(probe: Users) -> str | None:
 
 
 class Upkeep:
-    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`.
-
-    A lease lasts `lease` seconds.
-    """
+    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`."""
 
     def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail, lease: float, days: float | None) -> None:
         self._clock = clock
@@ -162,8 +147,7 @@ class Upkeep:
             Index(letters, "collection", "died_at"),
             Index(letters, "user_id"),
         )
-        self._set_back: float | None = 0.0
-        """Seconds by which the clock was set back since the last correction, else `None`. 0: unknown, at the start."""
+        self._set_back: float | None = 0.0  # seconds since the last correction, or `None`; 0 at the start: unknown
         self._looked = asyncio.Event()
 
     @asynccontextmanager

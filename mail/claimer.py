@@ -13,7 +13,7 @@ from typing import Final
 from kinds import Kinds
 from mail.evidence import Evidence
 from mail.lease import REFILL, Lease, Leases, Window
-from mail.settlement import Settlements, Settler
+from mail.settlement import Settler
 from mongo.errors import StoreError
 from mongo.outbox import Outbox
 
@@ -37,7 +37,6 @@ class Claimer:
     owed: asyncio.Event
     leases: Leases
     evidence: Evidence
-    settlements: Settlements
     settler: Settler
     claimed: Callable[[], None]
     window: Window = field(default_factory=Window)
@@ -82,7 +81,6 @@ class Claimer:
         return POLL * random.uniform(*POLL_SPREAD)
 
     async def _claim(self, users: int) -> int:
-        """Claim e-mails of so many users; return how many e-mails there were."""
         end = self.leases.end()  # from before the request, so never later than MongoDB's
         try:
             emails = await self.outbox.claim(users, self.leases.seconds)
@@ -91,9 +89,9 @@ class Claimer:
             return 0
         now = time.monotonic()
         for email in emails:
-            lease = Lease(self.settlements.count(email, now), end)
+            lease = Lease(self.settler.count(email, now), end)
             self.leases.add(lease)
-            if outcome := self.settlements.without_attempt(lease.email, now):
+            if outcome := self.settler.without_attempt(lease.email, now):
                 self.settler.put(lease, outcome)
             else:
                 self.put(lease)

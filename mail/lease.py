@@ -53,15 +53,9 @@ class Lease:
 
     def __post_init__(self) -> None:
         email = self.email
-        self.mail = Mail(
-            email.id,
-            email.key,
-            email.user_id,
-            f"{email.address}",
-            fresh=email.tried is None,
-            counted=email.tries > 0,
-            urged=email.held == FLUSHED,
-        )
+        fresh, counted, urged = email.tried is None, email.tries > 0, email.held == FLUSHED
+        about = email.id, email.key, email.user_id, f"{email.address}"
+        self.mail = Mail(*about, fresh=fresh, counted=counted, urged=urged)
 
     @property
     def held(self) -> bool:
@@ -70,7 +64,6 @@ class Lease:
 
     @property
     def known(self) -> bool:
-        """Whether it is known if the user wants the e-mail."""
         return time.monotonic() < self.known_until
 
     @property
@@ -134,7 +127,6 @@ class Window:
 
     @property
     def low(self) -> bool:
-        """Whether it is time to fill it."""
         return len(self) < self._size / 2
 
     def room(self) -> int:
@@ -203,11 +195,9 @@ class Looks:
             self._wake.set()
 
     def _ahead(self) -> int:
-        """Return how many e-mails will be begun while a look holds."""
         return min(AHEAD, round(self._window.pace * VALID))
 
     async def run(self) -> None:
-        """Look whenever it is needed, for ever."""
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
@@ -46,17 +46,27 @@ UNSETTLED: Final = 13
 are what a crash sends again."""
 
 
-class Settlements:
-    def __init__(self, store: Store, settings: Settings, metrics: Metrics, evidence: Evidence) -> None:
-        self._clock = store.clock
-        self._outbox = store.outbox
-        self._dead_mail = store.dead_mail
-        self._metrics = metrics
-        self._evidence = evidence
-        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, evidence)
+@dataclass(eq=False)
+class Settler:
+    """Settles the e-mails of all workers. `made_room` is called when more may be sent."""
+
+    store: Store
+    settings: Settings
+    metrics: Metrics
+    evidence: Evidence
+    leases: Leases
+    made_room: Callable[[], None]
+    _waiting: list[tuple[Lease, Outcome]] = field(default_factory=list)
+    _in_flight: int = 0
+    _together: asyncio.Task[None] | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.evidence)
         for result, verdicts in RESULTS.items():
             for verdict in verdicts:
-                metrics.emails.labels(result, verdict.value)  # each series begins at 0, so that a first burst shows
+                self.metrics.emails.labels(result, verdict.value)  # each series begins at 0: a first burst shows
 
     # --- before an attempt -------------------------------------------------------------------------
 
@@ -67,53 +77,96 @@ class Settlements:
     def _has_witness(self, email: OwedEmail, now: float) -> bool:
         if email.tried is None:
             return False
-        return self._evidence.accepted_since(now - self._clock.seconds_since(email.tried), email.user_id)
+        return self.evidence.accepted_since(now - self.store.clock.seconds_since(email.tried), email.user_id)
 
     def without_attempt(self, email: OwedEmail, now: float) -> Outcome | None:
         """Return what becomes of an e-mail that must not be sent now; `None` if it may be."""
         if email.dead:  # its worker died before it was buried
             return _without(Verdict.PERMANENT, "dead", email.error or "")
-        if reason := self._schedule.too_old(email, self._clock.seconds_since(email.at)):
+        if reason := self._schedule.too_old(email, self.store.clock.seconds_since(email.at)):
             return _without(Verdict.PERMANENT, "14 days old", reason)
         if email.copies >= COPIES - 1 and not self._has_witness(email, now):
             return _without(Verdict.HELD, "nobody else's e-mail was accepted yet", email.error or "")
         return None
 
     def hold(self, stop: Stop) -> Outcome:
-        """Return what becomes of an e-mail that must wait for a stop."""
         status = f"{stop.group.name} stopped: {stop.reply}"
         return _without(Verdict.HELD, status, status)
 
     # --- settling ----------------------------------------------------------------------------------
 
-    async def settle(self, lease: Lease, outcome: Outcome) -> None:
+    @property
+    def has_room(self) -> bool:
+        return len(self._waiting) + self._in_flight < UNSETTLED * self.settings.smtp_connections
+
+    def put(self, lease: Lease, outcome: Outcome) -> None:
+        """Settle an e-mail soon. Its lease is extended until then."""
+        if outcome.verdict not in DONE or lease.email.suppression:
+            self._start(self._settle(lease, outcome))
+            return
+        self._waiting.append((lease, outcome))
+        if self._together is None or self._together.done():
+            self._together = self._start(self._settle_together())
+
+    def _start(self, settlement: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(settlement)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _settle(self, lease: Lease, outcome: Outcome) -> None:
         """Settle until MongoDB confirms it. Token and id make that safe however often and late it happens."""
         email = lease.email
-        result, settle = self._settlement(lease, outcome)
         try:
-            held = await _confirmed(settle, f"e-mail {email.id}")
+            result, settle = self._settlement(lease, outcome)
+            self._report(email, outcome, result, held=await _confirmed(settle, f"e-mail {email.id}"))
         except Exception:
             log.exception("e-mail %s: unexpected error; it stays leased until its lease ends", email.id)
-        else:
-            self._report(email, outcome, result, held=held)
+        finally:
+            self.leases.discard(lease)
 
-    async def settle_together(self, leases: Sequence[tuple[Lease, Outcome]]) -> None:
-        """Settle what was sent or is not wanted, in shared updates; otherwise as `settle`."""
-        emails = [lease.email for lease, _ in leases]
+    async def _settle_together(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(PAUSE)
+            batch, self._waiting = self._waiting, []
+            self._in_flight = len(batch)
+            try:
+                await self._remove(batch)
+            finally:
+                self._in_flight = 0
+                self.leases.difference_update(lease for lease, _ in batch)
+                self.made_room()
+
+    async def _remove(self, batch: Sequence[tuple[Lease, Outcome]]) -> None:
+        emails = [lease.email for lease, _ in batch]
         try:
-            held = await _confirmed(lambda: self._outbox.remove_together(emails), f"{len(leases)} e-mails")
+            held = await _confirmed(lambda: self.store.outbox.remove_together(emails), f"{len(batch)} e-mails")
         except Exception:  # noqa: BLE001 - because of one of them
-            for lease, outcome in leases:
-                await self.settle(lease, outcome)
+            for lease, outcome in batch:
+                await self._settle(lease, outcome)
             return
-        if not held and len(leases) > 1:  # the reply does not tell which
-            log.info("of %d e-mails, some lost their leases, or were settled before", len(leases))
-        for lease, outcome in leases:
-            self._report(lease.email, outcome, outcome.verdict.value, held=held or len(leases) > 1)
+        if not held and len(batch) > 1:  # the reply does not tell which
+            log.info("of %d e-mails, some lost their leases, or were settled before", len(batch))
+        for lease, outcome in batch:
+            self._report(lease.email, outcome, outcome.verdict.value, held=held or len(batch) > 1)
+
+    async def settled(self) -> None:
+        """Wait until what has been put until now is settled."""
+        if tasks := set(self._tasks):
+            await asyncio.wait(tasks)
+
+    async def finish(self) -> None:
+        """Wait until all is settled. If this is cancelled, give up."""
+        try:
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
 
     def _settlement(self, lease: Lease, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
         """Return the result for the e-mail, one of `RESULTS`, and the function that settles it."""
-        outbox, email, verdict, error = self._outbox, lease.email, outcome.verdict, outcome.detail
+        outbox, email, verdict, error = self.store.outbox, lease.email, outcome.verdict, outcome.detail
         if verdict in DONE:
             lift = verdict is Verdict.SENT and _was_suppressed(email)
             return verdict.value, lambda: outbox.remove(email, lift=lift)
@@ -134,7 +187,7 @@ class Settlements:
         return "retried", lambda: outbox.retry(email, delay, error, **changes)
 
     def _after(self, lease: Lease, outcome: Outcome) -> Next:
-        email, age, now = lease.email, self._clock.seconds_since(lease.email.at), time.monotonic()
+        email, age, now = lease.email, self.store.clock.seconds_since(lease.email.at), time.monotonic()
         match outcome.verdict:
             case Verdict.UNRENDERED:
                 return self._schedule.after_crash(email, outcome.detail)
@@ -144,33 +197,30 @@ class Settlements:
 
     def _bury(self, email: OwedEmail, outcome: Outcome, tries: int, error: str | None) -> Awaitable[bool]:
         bounce = bounce_code(outcome.verdict, outcome.reply)
-        return self._dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
+        return self.store.dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
 
     def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:
         """Count and log an outcome, without the address and the server's words, which may hold one."""
         reason = outcome.verdict.value
-        self._metrics.emails.labels(result, reason).inc()
+        self.metrics.emails.labels(result, reason).inc()
         if outcome.verdict is Verdict.SENT:
-            self._metrics.delivery.observe(self._clock.seconds_since(email.at))
+            self.metrics.delivery.observe(self.store.clock.seconds_since(email.at))
         if outcome.verdict in {Verdict.CONFIGURATION, Verdict.HELD}:  # which the alarm tells
             return
-        log.log(
-            logging.INFO if outcome.verdict in DONE else logging.WARNING,
-            "e-mail %s %s: %s, %s (%s)%s",
-            *(email.id, email.key, result, reason, outcome.status),
-            "" if held else "; the lease was lost, or it was settled before",
-            extra={"email_id": email.id, "outcome": result, "reason": reason, **email.origin},
-        )
+        level = logging.INFO if outcome.verdict in DONE else logging.WARNING
+        lost = "" if held else "; the lease was lost, or it was settled before"
+        extra = {"email_id": email.id, "outcome": result, "reason": reason, **email.origin}
+        words = email.id, email.key, result, reason, outcome.status, lost
+        log.log(level, "e-mail %s %s: %s, %s (%s)%s", *words, extra=extra)
 
     # --- when a stop is over, or a doubt arises ----------------------------------------------------
 
     async def lift(self, group: Group, since: float | None) -> None:
         """Let the e-mails fall due at once that waited for a stop, and those of its group that were tried since."""
+        now, clock = time.monotonic(), self.store.clock.now()
+        tried = None if since is None else clock - timedelta(seconds=now - since + MARGIN)
         try:
-            tried = None
-            if since is not None:
-                tried = self._clock.now() - timedelta(seconds=time.monotonic() - since + MARGIN)
-            await backlog.lift(self._outbox, f"{group}", tried, group.value or None)
+            await backlog.lift(self.store.outbox, f"{group}", tried, group.value or None)
         except StoreError as exc:
             log.warning("e-mails that may be sent again wait until they are due: %s", exc)
 
@@ -179,7 +229,7 @@ class Settlements:
         where = "the mail server" if group == LINE else "a domain"
         log.error("%s calls so many mailboxes unknown that it is doubtful: such e-mails wait, and none is lost", where)
         try:
-            revived = await self._dead_mail.revive(group.value, self._clock.now() - REVIVED)
+            revived = await self.store.dead_mail.revive(group.value, self.store.clock.now() - REVIVED)
         except StoreError as exc:
             log.warning("dead letters cannot be owed again: %s", exc)
         else:
@@ -187,7 +237,6 @@ class Settlements:
 
 
 async def _confirmed(settle: Callable[[], Awaitable[bool]], what: str) -> bool:
-    """Settle until MongoDB confirms it; return what it says."""
     while True:
         try:
             return await settle()
@@ -196,78 +245,9 @@ async def _confirmed(settle: Callable[[], Awaitable[bool]], what: str) -> bool:
 
 
 def _was_suppressed(email: OwedEmail) -> bool:
-    """Return whether an e-mail was sent to an address whose suppression was provisional."""
+    """Return whether an e-mail that was sent went to an address whose suppression was provisional."""
     return email.suppression is not None and email.suppression.address == envelope_address(email.address)
 
 
 def _without(verdict: Verdict, status: str, detail: str) -> Outcome:
     return Outcome(verdict=verdict, status=status, detail=detail, stage=Stage.CONNECT)
-
-
-class Settler:
-    """Settles the e-mails of all workers. `limit` is how many may be sent and unsettled before `has_room` is false.
-
-    `settled` is called when there is room again.
-    """
-
-    def __init__(self, settlements: Settlements, leases: Leases, limit: int, settled: Callable[[], None]) -> None:
-        self._settlements = settlements
-        self._leases = leases
-        self._limit = limit
-        self._settled = settled
-        self._waiting: list[tuple[Lease, Outcome]] = []
-        self._in_flight = 0
-        self._together: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another e-mail may be sent."""
-        return len(self._waiting) + self._in_flight < self._limit
-
-    def put(self, lease: Lease, outcome: Outcome) -> None:
-        """Settle an e-mail soon. Its lease is extended until then."""
-        if outcome.verdict not in DONE or lease.email.suppression:
-            self._start(self._settle(lease, outcome))
-            return
-        self._waiting.append((lease, outcome))
-        if self._together is None or self._together.done():
-            self._together = self._start(self._settle_together())
-
-    def _start(self, settlement: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(settlement)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _settle(self, lease: Lease, outcome: Outcome) -> None:
-        try:
-            await self._settlements.settle(lease, outcome)
-        finally:
-            self._leases.discard(lease)
-
-    async def _settle_together(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(PAUSE)
-            batch, self._waiting = self._waiting, []
-            self._in_flight = len(batch)
-            try:
-                await self._settlements.settle_together(batch)
-            finally:
-                self._in_flight = 0
-                self._leases.difference_update(lease for lease, _ in batch)
-                self._settled()
-
-    async def settled(self) -> None:
-        """Wait until what has been put until now is settled."""
-        if tasks := set(self._tasks):
-            await asyncio.wait(tasks)
-
-    async def finish(self) -> None:
-        """Wait until all is settled. If this is cancelled, give up."""
-        try:
-            while self._tasks:
-                await asyncio.wait(self._tasks)
-        finally:
-            for task in self._tasks:
-                task.cancel()

@@ -18,10 +18,6 @@ REASONS: Final = 10  # that are told, the most frequent ones
 REASON_LENGTH: Final = 100  # characters that are compared of an error without a code
 CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
 """The part of an error that many e-mails share: `RCPT: 550 5.1.1 user@host is unknown` without its words."""
-WITHOUT_EMAILS: Final[list[JSONObject]] = [
-    {"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]},
-    WITHOUT_EMPTY,
-]
 IS_OWED: Final = {"notifier.due": {"$exists": True}}
 IS_LATER: Final = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
 IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
@@ -29,17 +25,14 @@ IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due.
-
-    `waiting` counts notifications that wait for their e-mail.
-    """
+    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due."""
 
     owed: int = 0
     due: int = 0
     leased: int = 0
     oldest_seconds: int | None = None
     next_attempt: datetime | None = None
-    waiting: int = 0
+    waiting: int = 0  # notifications that wait for their e-mail
 
 
 async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
@@ -72,8 +65,9 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
 async def discard_all_owed(outbox: Outbox) -> Owed:
     """Remove all e-mails owed, also those being sent and those that only wait; return the counts before."""
     before, users = await owed(outbox), outbox.users
+    change = [{"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]}, WITHOUT_EMPTY]
     while page := await users.find(IS_OWED | OURS, {"_id": 1}, limit=PAGE, deadline=DEADLINE):
-        await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, WITHOUT_EMAILS)
+        await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, change)
     return before
 
 

@@ -106,7 +106,6 @@ class Changes:
                         await stream.close()
 
     def _change(self, event: Mapping[str, Any]) -> Change | None:
-        """Return the change that an event reports, or `None` if the `_id` is not a user's but another program's."""
         user_id = self._users.settings.id_type.from_bson(event["documentKey"]["_id"])
         return Change(user_id, event.get("wallTime")) if user_id else None
 

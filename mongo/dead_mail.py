@@ -34,7 +34,6 @@ class DeadMail:
         self.own: JSONObject = {"collection": {"$in": [self._users, None]}}  # older letters name none
 
     async def expire(self, days: float) -> None:
-        """Delete older letters, by MongoDB's clock."""
         is_old = {"$expr": {"$lt": ["$died_at", {"$subtract": ["$$NOW", round(days * 86_400_000)]}]}}
         await self.letters.delete({**self.own, "died_at": IS_DATE, **is_old})
 
@@ -48,18 +47,10 @@ class DeadMail:
         """
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
-        letter = {
-            "collection": self._users,
-            "user_id": email.user_id,
-            "email": email.address[:ADDRESS_SHOWN] if isinstance(email.address, str) else None,
-            "key": email.key,
-            "at": email.at,
-            "tries": tries,
-            "error": error,
-            **email.origin,
-            **email.optional,
-            **({"ids": list(email.ids)} if email.ids else {}),
-        }
+        address = email.address[:ADDRESS_SHOWN] if isinstance(email.address, str) else None
+        letter: JSONObject = {"collection": self._users, "user_id": email.user_id, "email": address, "key": email.key}
+        letter |= {"at": email.at, "tries": tries, "error": error, **email.origin, **email.optional}
+        letter |= {"ids": list(email.ids)} if email.ids else {}
         try:
             await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here

@@ -46,7 +46,6 @@ class Index:
         self.lost = asyncio.Event()
 
     def lose(self) -> None:
-        """Note that an index is gone that was there."""
         log.warning("%s: the index %s was dropped, and is made again", self.collection.name, self.hint)
         self.hint, self.is_missing = None, True
         self.lost.set()
@@ -68,7 +67,6 @@ class Index:
             self._told = ""
 
     async def _make(self) -> str | None:
-        """Make the index, and return a sentence about one that is in the way or does harm."""
         async with within(TIMEOUT):
             indexes = await (await self.collection.list_indexes()).to_list()
         serving, names = self.serving(indexes), {index["name"] for index in indexes}

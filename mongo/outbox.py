@@ -22,7 +22,7 @@ from pymongo import UpdateMany
 from config.address import envelope_address
 from config.checks import value_at
 from config.ids import named
-from mongo import owed
+from mongo import owed, suppression
 from mongo.batcher import Writes
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, Write, any_of, elements, only
 from mongo.errors import Conflict, StoreError, TooLarge, UnknownError, WrongType
@@ -30,8 +30,6 @@ from mongo.grouping import HAS_WINDOW_OVER, Windows
 from mongo.indexes import Index
 from mongo.owed import OwedEmail
 from mongo.preferences import wants_email
-from mongo.suppression import FIELD as SUPPRESSION
-from mongo.suppression import suppress
 from mongo.users import Users
 
 log = logging.getLogger("notifier.delivery")
@@ -75,7 +73,7 @@ class Outbox:
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users.collection, users.calls, users.patience.operation, free_requests=1)
-        self._refused: dict[str, tuple[object, float]] = {}  # by its name, the `_id` of a document, and until when
+        self._refused: list[tuple[object, float]] = []  # documents that are left alone, by `_id`, and until when
         self._spread: float = NARROWEST
 
     async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
@@ -121,7 +119,7 @@ class Outbox:
 
     def _leave_alone(self, id_: object, reason: StoreError) -> None:
         log.error("%s: MongoDB does not let its outbox be changed: %s", named(repr(id_)), reason)
-        self._refused[repr(id_)] = id_, time.monotonic() + REFUSED_FOR
+        self._refused.append((id_, time.monotonic() + REFUSED_FOR))
 
     async def _choose(self, users: int) -> list[object]:
         """Return the `_id`s of some users who are owed due e-mails, a share of each band."""
@@ -135,10 +133,8 @@ class Outbox:
         return owed.shares([*due, *chain.from_iterable(await asyncio.gather(*later))], users, share)
 
     async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
-        now = time.monotonic()
-        self._refused = {name: entry for name, entry in self._refused.items() if entry[1] > now}
-        refused = [id_ for id_, _ in self._refused.values()]
-        condition = HAS_DUE_EMAIL | ({"_id": {"$nin": refused}} if refused else {})
+        self._refused = [(id_, until) for id_, until in self._refused if until > time.monotonic()]
+        condition = HAS_DUE_EMAIL | ({"_id": {"$nin": [id_ for id_, _ in self._refused]}} if self._refused else {})
         if band:
             end = {"$lt": owed.EDGES[band]} if band < len(owed.EDGES) else {}
             condition |= {"notifier.due": IS_DATE | {"$gte": owed.EDGES[band - 1]} | end}
@@ -164,7 +160,7 @@ class Outbox:
 
     async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
         """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held."""
-        return await self._settle(email, None, {"$unset": SUPPRESSION} if lift else None)
+        return await self._settle(email, None, {"$unset": suppression.FIELD} if lift else None)
 
     async def retry(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
         """Give the lease back after an attempt; otherwise as `hold`."""
@@ -185,10 +181,10 @@ class Outbox:
     async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: str | None = None) -> bool:
         """Let the next claimer bury the e-mail; `bounce` is a code that suppresses its address. Returns as `remove`."""
         change = {"dead": True, "tries": tries, "error": {"$literal": error}}
-        return await self._settle(email, change, suppress(envelope_address(email.address), bounce) if bounce else None)
+        suppress = suppression.suppress(envelope_address(email.address), bounce) if bounce else None
+        return await self._settle(email, change, suppress)
 
     async def holds(self, email: OwedEmail) -> bool:
-        """Return whether the e-mail is still owed and still leased by us."""
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
     async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
@@ -224,7 +220,6 @@ class Outbox:
         return await self._repeat(lambda: self.users.shared.find(filter_, fields, **options).to_list())
 
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call of the shared client until MongoDB confirms it."""
 
         async def attempt(_: int) -> T:
             with pymongo.timeout(self.users.patience.attempt):  # MongoDB ends the call then, too

@@ -161,22 +161,11 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
     id_: str, key: str, at: datetime, optional: JSONObject, origin: Mapping[str, str], next_at: datetime | None = None
 ) -> JSONObject:
     """Make an element of the outbox that is due at once. `at` is when it was first owed, by MongoDB's clock."""
-    return {
-        "id": id_,
-        "key": key,
-        "at": at,
-        "next_at": next_at or first_due("normal"),
-        "tries": 0,
-        "token": NO_TOKEN,
-        "error": None,
-        "dead": False,
-        **optional,
-        **origin,
-    }
+    element = {"id": id_, "key": key, "at": at, "next_at": next_at or first_due("normal"), "tries": 0}
+    return element | {"token": NO_TOKEN, "error": None, "dead": False, **optional, **origin}
 
 
 def owed_again(letter: JSONObject) -> JSONObject:
-    """Make an element of the outbox from a dead letter."""
     element = new_element(letter["_id"], letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
     return element | ({"ids": ids} if (ids := _ids_of(letter)) else {})
 
@@ -257,7 +246,6 @@ def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
 
 
 def _ids_of(item: Mapping[str, Any]) -> list[str]:
-    """Return the `ids` of an e-mail or a dead letter that tells many notifications."""
     ids = item.get("ids")
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 

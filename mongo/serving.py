@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
@@ -33,11 +33,9 @@ ATTEMPT: Final = 4.0  # seconds of one attempt to connect
 LOG_INTERVAL: Final = 5.0  # seconds between two log lines about the wait
 UPKEEP_INTERVAL: Final = 60.0  # seconds between two checks; an index that delivery finds missing is made at once
 UPKEEP_PAUSE: Final = 2.0  # seconds after a failure of MongoDB
-HEAD_START: Final = 1.0
-"""Seconds for which the start waits for the indexes: where there are few documents, they are there by then."""
+HEAD_START: Final = 1.0  # seconds for which the start waits for the indexes: enough where there are few documents
 SYNC_INTERVAL: Final = 10.0  # seconds between two readings of MongoDB's clock
-SET_BACK: Final = 20.0
-"""Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
+SET_BACK: Final = 20.0  # seconds by which the clock may be set back, and e-mails be late, without a correction
 
 
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
@@ -69,17 +67,6 @@ async def version_of(database: Database, deadline: float | None = None) -> str:
     return f"{info['version']}"
 
 
-async def _deleting(users: Users) -> str | None:
-    """Return the name of an index by which MongoDB deletes users once a date of the service has passed."""
-    with suppress(Misconfigured):  # the user of DB_URI may not list them
-        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
-        for name, index in indexes.items():
-            field, _ = index["key"][0]
-            if "expireAfterSeconds" in index and field.startswith(("notifier.", "notifications.")):
-                return f"{name}"
-    return None
-
-
 async def must_suffice(users: Users, connection: Connection) -> None:
     """Try what delivery does on a document made for this. Raises `Misconfigured`.
 
@@ -92,8 +79,7 @@ async def must_suffice(users: Users, connection: Connection) -> None:
     try:
         # It changes nothing, and needs the right to change users.
         await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
-        if index := await _deleting(users):
-            raise Misconfigured(f"The index {index} makes MongoDB delete users (expireAfterSeconds): drop it.")
+        await _must_keep(users)
         fault = await _try_delivery(probe)
     except Unavailable:
         raise
@@ -104,15 +90,25 @@ async def must_suffice(users: Users, connection: Connection) -> None:
         raise Misconfigured(f"MongoDB {version} does not do what delivery needs ({fault}): {needed}")
 
 
+async def _must_keep(users: Users) -> None:
+    """Raise `Misconfigured` if MongoDB deletes users, by an index, once a date of the service has passed."""
+    indexes: Mapping[str, Any] = {}
+    with suppress(Misconfigured):  # the user of DB_URI may not list them
+        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
+    for name, index in indexes.items():
+        if "expireAfterSeconds" in index and index["key"][0][0].startswith(("notifier.", "notifications.")):
+            raise Misconfigured(f"The index {name} makes MongoDB delete users (expireAfterSeconds): drop it.")
+
+
 async def _try_delivery(probe: Users) -> str | None:
+    """Owe and lease an e-mail; return a fault, if there is one."""
     outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
-    email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
-    owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}
-    key = {"_id": id_}
+    email, key = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {}), {"_id": id_}
+    notifier = {"outbox": [email], "due": email["next_at"]}
 
     async def owe(_: int) -> bool:
         try:
-            await probe.collection.update_one(key, owed, upsert=True, collation=SIMPLE)
+            await probe.collection.update_one(key, {"$set": {"notifier": notifier}}, upsert=True, collation=SIMPLE)
         except OperationFailure as exc:
             if exc.code == UNAUTHORIZED:
                 return False
@@ -203,12 +199,12 @@ class Upkeep:
 
     async def correct(self) -> None:
         """Correct the due times once after each setback of the clock, and once after the start."""
-        if self._set_back is not None and not self._outbox.due.is_missing:
-            seconds = self._set_back
-            try:
-                await backlog.set_back(self._outbox, seconds, self._lease)
-            except Unavailable:
-                raise
-            except StoreError as exc:  # because of a single document
-                log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
-            self._set_back = self._set_back - seconds or None
+        if (seconds := self._set_back) is None or self._outbox.due.is_missing:
+            return
+        try:
+            await backlog.set_back(self._outbox, seconds, self._lease)
+        except Unavailable:
+            raise
+        except StoreError as exc:  # because of a single document
+            log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
+        self._set_back = (self._set_back or 0.0) - seconds or None

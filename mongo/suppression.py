@@ -26,8 +26,6 @@ EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - earlier than any date that
 
 
 class Suppression(NamedTuple):
-    """The suppressed address, the code of the refusal, when that was, and whether it was confirmed."""
-
     address: str
     code: str
     at: datetime
@@ -75,9 +73,9 @@ class Suppressions:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users who have this address. The index's collation decides whether case matters.
+        """Return the users who have this address, by an index, whose collation decides whether case matters.
 
-        Raises `ValidationError` if there is no index or too many users.
+        Raises `ValidationError` if there is none, or for too many users.
         """
         if not (index := await address_index(self._users)):
             raise ValidationError({"user_id": [NO_INDEX]})

@@ -178,17 +178,9 @@ class Upkeep:
                     await self._outbox.due.lost.wait()
 
     async def _follow_clock(self) -> None:
-        """Read the clock again and again. While MongoDB cannot be reached, log why."""
-        told = ""
         while True:
-            reason = ""
-            try:
+            with suppress(StoreError):  # the log has the reason from the next claim
                 await self.read_clock()
-            except StoreError as exc:
-                reason = f"{exc}"
-            if reason != told:
-                log.warning("%s", reason or "MongoDB answers again.")
-                told = reason
             await asyncio.sleep(SYNC_INTERVAL)
 
     async def read_clock(self) -> None:

@@ -20,12 +20,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Final
 
-from mail.claimer import Claimer, Looks
+from mail.claimer import Claimer
 from mail.feedback import Feedback
-from mail.lease import Lease, Leases
+from mail.lease import Lease, Leases, Looks
 from mail.message import Worker
 from mail.replies import Outcome, Stage, Verdict
-from mail.settlement import UNSETTLED, Settlements, Settler
+from mail.settlement import Settler
 from mail.stops import Group, alarm
 from mail.templates import Content, RenderError, RenderingEnded, Templates, content_of
 from mail.unsubscribe import Links
@@ -89,11 +89,10 @@ class Delivery(Worker):
         self._leases = Leases(store.outbox, settings.mail_lease_seconds)
         self._feedback = Feedback(settings, self._changed, self._lift, self._revive)
         self._evidence = self._feedback.evidence
-        self._settlements = Settlements(store, settings, metrics, self._evidence)
         self._limit = settings.smtp_connections
-        self._settler = Settler(self._settlements, self._leases, UNSETTLED * self._limit, self._wake_workers)
-        parts = (self._leases, self._evidence, self._settlements, self._settler)
-        self._claimer = Claimer(store, self._kinds, owed, *parts, self._wake_workers)
+        self._settler = Settler(store, settings, metrics, self._evidence, self._leases, self._wake_workers)
+        parts = (self._leases, self._evidence, self._settler)
+        self._claimer = Claimer(store.outbox, self._kinds, owed, *parts, self._wake_workers)
         self._window = self._claimer.window
         self._looks = Looks(store.outbox, self._window)
         self._mailer = Mailer(settings, self._feedback, self)
@@ -191,7 +190,7 @@ class Delivery(Worker):
         if not lease.held:
             self._leases.discard(lease)  # this process was frozen, or MongoDB was
         elif stop := self._evidence.admit(lease.mail, now):
-            self._settler.put(lease, self._settlements.hold(stop))
+            self._settler.put(lease, self._settler.hold(stop))
         else:
             self._feedback.pace.take(now)
             lease.began = now
@@ -249,11 +248,11 @@ class Delivery(Worker):
         while self._lifts:
             await self._settler.settled()  # or those under way would be missed
             group, since = self._lifts.popitem()
-            await self._settlements.lift(group, since)
+            await self._settler.lift(group, since)
             self._owed.set()
 
     def _revive(self, group: Group) -> None:
-        self._run(self._settlements.revive(group), self._helpers)
+        self._run(self._settler.revive(group), self._helpers)
 
     async def look(self, lease: Lease) -> None:
         await self._looks(lease)

@@ -1,11 +1,9 @@
 """The e-mails owed to all users together: how many, why they wait, or died; discarding them, and making them due."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from mongo.dead_mail import DeadMail
 from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, any_of, each, only
@@ -14,37 +12,27 @@ from mongo.outbox import Outbox
 from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, IS_WAITING, NO_TOKEN, from_now, has_type, rewrite
 from mongo.users import Documents
 
-DEADLINE: Final = 60.0
-"""Deadline of a query over all users, in seconds."""
-WITHOUT_EMAILS: Final[list[JSONObject]] = [
-    {"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]},
-    WITHOUT_EMPTY,
-]
-REASONS: Final = 10
-"""How many reasons are told, the most frequent ones."""
+DEADLINE: Final = 60.0  # of a query over all users, in seconds
+PAGE: Final = 1000  # users whose e-mails are changed by one update
+REASONS: Final = 10  # that are told, the most frequent ones
+REASON_LENGTH: Final = 100  # characters that are compared of an error without a code
 CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
 """The part of an error that many e-mails share: `RCPT: 550 5.1.1 user@host is unknown` without its words."""
-REASON_LENGTH: Final = 100
-"""Characters that are compared of an error without a code."""
-PAGE: Final = 1000
-"""Users whose e-mails are changed by one update."""
+IS_OWED: Final = {"notifier.due": {"$exists": True}}
 IS_LATER: Final = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
 IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due.
-
-    `waiting` counts notifications that wait for their e-mail.
-    """
+    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due."""
 
     owed: int = 0
     due: int = 0
     leased: int = 0
     oldest_seconds: int | None = None
     next_attempt: datetime | None = None
-    waiting: int = 0
+    waiting: int = 0  # notifications that wait for their e-mail
 
 
 async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
@@ -54,7 +42,7 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
     due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
     later = only("$emails", {"$not": [{"$or": [due, leased]}]})
     pipeline: list[JSONObject] = [
-        {"$match": {"notifier.due": {"$exists": True}}},
+        {"$match": IS_OWED},
         {"$project": {"emails": only(OUTBOX, IS_EMAIL), "waiting": {"$size": only(WAITING, IS_WAITING)}}},
         {
             "$group": {
@@ -76,9 +64,10 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
 
 async def discard_all_owed(outbox: Outbox) -> Owed:
     """Remove all e-mails owed, also those being sent and those that only wait; return the counts before."""
-    before, users, due = await owed(outbox), outbox.users, {"notifier.due": {"$exists": True}, **OURS}
-    while page := await users.find(due, {"_id": 1}, limit=PAGE, deadline=DEADLINE):
-        await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, WITHOUT_EMAILS)
+    before, users = await owed(outbox), outbox.users
+    change = [{"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]}, WITHOUT_EMPTY]
+    while page := await users.find(IS_OWED | OURS, {"_id": 1}, limit=PAGE, deadline=DEADLINE):
+        await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, change)
     return before
 
 
@@ -88,20 +77,18 @@ async def errors_of_owed(users: Documents) -> Sequence[JSONObject]:
 
 async def held(users: Documents) -> Sequence[JSONObject]:
     """Return the stops that e-mails wait for, such as `kind invoice`."""
-    waits = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
     stopped: JSONObject = {"$match": {"error": {"$regex": "^(line|kind|domain)"}}}
-    return await _reasons(users, [*_of_owed(waits, "$$this.held"), stopped])
+    return await _reasons(users, [*_of_owed(IS_LATER, "$$this.held"), stopped])
 
 
 async def errors_of_dead(dead_mail: DeadMail) -> Sequence[JSONObject]:
-    """Return why dead letters died, the most frequent reason first."""
     return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
 
 
 def _of_owed(condition: JSONObject, field: str) -> list[JSONObject]:
     """Return the stages that yield a field, as `error`, of the e-mails owed that meet a condition."""
     return [
-        {"$match": {"notifier.due": {"$exists": True}}},
+        {"$match": IS_OWED},
         {"$project": {"error": each(only(OUTBOX, condition), field)}},
         {"$unwind": "$error"},
     ]
@@ -133,13 +120,15 @@ async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: s
     if since:
         of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
         conditions.append({"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]})
-    await _make_due(outbox, {"$or": conditions}, {})
+    await _make_due(outbox, {"$or": conditions})
 
 
 async def flush(outbox: Outbox, user_id: str | None = None) -> int:
     """Make all e-mails due that are not leased, or those of one user; return how many users have any."""
-    key = outbox.users.key(user_id) if user_id else {}
-    return await _make_due(outbox, {}, {"held": FLUSHED}, key)
+    try:
+        return await _make_due(outbox, {}, user_id, held=FLUSHED)
+    except TooLarge:  # a document has no room for that
+        return await _make_due(outbox, {}, user_id)
 
 
 async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
@@ -150,35 +139,25 @@ async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
     in the future are known to be affected.
     """
     is_future = {"$and": [has_type("tried", "date"), {"$gt": ["$$this.tried", "$$NOW"]}]}
-    await _make_due(outbox, {} if seconds else is_future, {})
+    await _make_due(outbox, {} if seconds else is_future)
     too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", from_now(lease)]}, {"$not": [IS_FREE]}]}
-    await _change(outbox, _having(OUTBOX, too_long), rewrite(too_long, {"next_at": from_now(lease)}))
+    await _change(outbox, any_of(OUTBOX, too_long), rewrite(too_long, {"next_at": from_now(lease)}))
     condition, change = outbox.windows.set_back(seconds)
-    await _change(outbox, _having(WAITING, condition), change)
+    await _change(outbox, any_of(WAITING, condition), change)
 
 
-async def _make_due(outbox: Outbox, condition: JSONObject, change: JSONObject, key: JSONObject | None = None) -> int:
+async def _make_due(outbox: Outbox, condition: JSONObject, user_id: str | None = None, **changes: str) -> int:
     """Make the e-mails due that meet a condition and are not leased; return how many users have any."""
-    waits, due = {"$and": [IS_LATER, IS_FREE, condition]}, {"next_at": outbox.era}
-    owed, changes = _having(OUTBOX, waits), (rewrite(waits, due | change), rewrite(waits, due))
-    return await (_update(outbox, key | owed, *changes) if key else _change(outbox, owed, *changes))
+    waits = {"$and": [IS_LATER, IS_FREE, condition]}
+    change = rewrite(waits, {"next_at": outbox.era, **changes})
+    if user_id:
+        has_any = {**outbox.users.key(user_id), **OURS, "$expr": any_of(OUTBOX, waits)}
+        return await outbox.users.update_many(has_any, change)
+    return await _change(outbox, any_of(OUTBOX, waits), change)
 
 
-def _having(array: JSONObject, condition: JSONObject) -> JSONObject:
-    """Return the condition of documents whose array has such elements."""
-    return {**OURS, "$expr": any_of(array, condition)}
-
-
-async def _update(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
-    """Change these documents; return how many there are. If one has no room for the first change, all get the last."""
-    try:
-        return await outbox.users.update_many(condition, changes[0])
-    except TooLarge:
-        return await outbox.users.update_many(condition, changes[-1])
-
-
-async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
-    """Change the documents that meet a condition, a page at a time; return how many there are.
+async def _change(outbox: Outbox, condition: JSONObject, change: list[JSONObject]) -> int:
+    """Change the documents that meet the condition, an expression, a page at a time; return how many there are.
 
     Pages follow the index, and a changed document moves to an earlier page, so each is read once. Documents to which
     nothing new is owed come first.
@@ -191,7 +170,8 @@ async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str
             rest = {"notifier.due": IS_DATE | after | end, "_id": {"$nin": seen}}
             page = await users.find(rest, {"notifier.due": 1}, sort=["notifier.due"], limit=PAGE, hint=outbox.due.hint)
             if page:
-                number += await _update(outbox, condition | {"_id": {"$in": [user["_id"] for user in page]}}, *changes)
+                ids = {"_id": {"$in": [user["_id"] for user in page]}}
+                number += await users.update_many({**ids, **OURS, "$expr": condition}, change)
             if len(page) < PAGE:
                 break
             last = page[-1]["notifier"]["due"]

@@ -3,8 +3,6 @@
 Both read what a majority of MongoDB's members has (MongoDB manual, "Change Streams" and "Causal Consistency").
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, suppress
 from datetime import datetime
@@ -20,8 +18,7 @@ from mongo.inbox import EMPTY, ListQuery, Page, page_of
 from mongo.users import Clock, Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
-CHANGE_WAIT_MS: Final = 500
-"""Milliseconds for which a change stream waits for a change."""
+CHANGE_WAIT_MS: Final = 500  # for which a change stream waits for a change
 
 UPDATED: Final = each({"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}, "$$this.k")
 """The paths that an update set, for example `notifications.3.is_new` or `notifier.outbox`."""
@@ -33,19 +30,16 @@ def _has(paths: JSONObject, regex: str) -> JSONObject:
     return any_of(paths, {"$regexMatch": {"input": "$$this", "regex": regex}})
 
 
+IS_OF_AN_INBOX: Final = {
+    "$or": [
+        {"$ne": ["$operationType", "update"]},
+        _has(concat(UPDATED, REMOVED, TRUNCATED), r"^(notifications(\.|$)|notifier\.seen_at$)"),
+        _has(REMOVED, "^notifier$"),
+        {"$ne": [{"$type": "$updateDescription.updatedFields.notifier.seen_at"}, "missing"]},
+    ]
+}
 CHANGES: Final[list[JSONObject]] = [
-    {
-        "$match": {
-            "$expr": {
-                "$or": [
-                    {"$ne": ["$operationType", "update"]},
-                    _has(concat(UPDATED, REMOVED, TRUNCATED), r"^(notifications(\.|$)|notifier\.seen_at$)"),
-                    _has(REMOVED, "^notifier$"),
-                    {"$ne": [{"$type": "$updateDescription.updatedFields.notifier.seen_at"}, "missing"]},
-                ]
-            }
-        }
-    },
+    {"$match": {"$expr": IS_OF_AN_INBOX}},
     {"$project": {"documentKey": 1, "wallTime": 1}},  # the event of a push that trims holds the whole array
 ]
 """Keeps the changes that can change an inbox, and of these only the user and the time."""
@@ -112,7 +106,6 @@ class Changes:
                         await stream.close()
 
     def _change(self, event: Mapping[str, Any]) -> Change | None:
-        """Return the change that an event reports, or `None` if the `_id` is not a user's but another program's."""
         user_id = self._users.settings.id_type.from_bson(event["documentKey"]["_id"])
         return Change(user_id, event.get("wallTime")) if user_id else None
 

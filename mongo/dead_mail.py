@@ -1,7 +1,5 @@
 """Dead letters: the e-mails that could not be delivered, with the reason, in a collection of their own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,36 +9,23 @@ from typing import Final
 from bson import ObjectId
 
 from mongo.creation import Creates, Creation, remember
-from mongo.document import (
-    HAS_ROOM,
-    IS_DATE,
-    IS_FINDABLE,
-    OPTIONAL_FIELDS,
-    SIMPLE,
-    JSONObject,
-    optional_fields,
-    origin_of,
-)
+from mongo.document import HAS_ROOM, IS_DATE, IS_FINDABLE, OPTIONAL_FIELDS, SIMPLE, JSONObject
 from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
 from mongo.lanes import Write
 from mongo.outbox import Outbox
-from mongo.owed import OwedEmail, ids_of, new_element
+from mongo.owed import OwedEmail, owed_again
 from mongo.suppression import FIELD as SUPPRESSION
-from mongo.suppression import Bounce
 from mongo.users import Documents
 
 OLDEST_FIRST: Final = ["died_at"]
-UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"
-"""The error of an e-mail that died at its first refusal."""
+UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"  # the error of an e-mail that died at its first refusal
 DISCARDED_AT_ONCE: Final = 1000
-LONG_DEADLINE: Final = 60.0
-"""Deadline in seconds of a query over all dead letters."""
-ADDRESS_SHOWN: Final = 1000
-"""A dead letter keeps at most this many characters of an address."""
+LONG_DEADLINE: Final = 60.0  # seconds for a query over all dead letters
+ADDRESS_SHOWN: Final = 1000  # characters that a dead letter keeps of an address
 
 
 class DeadMail:
-    """The dead letters of all users. Another service may keep those of another collection of users beside them."""
+    """The dead letters of all users. Beside them may be those of another service, of another collection of users."""
 
     def __init__(self, outbox: Outbox, creates: Creates, letters: Documents) -> None:
         self._outbox = outbox
@@ -50,34 +35,23 @@ class DeadMail:
         self.own: JSONObject = {"collection": {"$in": [self._users, None]}}  # older letters name none
 
     async def expire(self, days: float) -> None:
-        """Delete the letters that are older, by MongoDB's clock."""
         is_old = {"$expr": {"$lt": ["$died_at", {"$subtract": ["$$NOW", round(days * 86_400_000)]}]}}
         await self.letters.delete({**self.own, "died_at": IS_DATE, **is_old})
 
-    async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
+    async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: str | None = None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
 
-        After a bounce, nothing more is sent to its address.
-
-        There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, its letter is
-        written, the e-mail is removed. Whoever claims an e-mail that is marked buries it again, to the same effect.
-
-        A worker that freezes between the first two may wake after its user was erased, and must leave no letter.
+        There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, which suppresses
+        its address if `bounce`, the code of a refusal, is given; its letter is written; the e-mail is removed. Whoever
+        claims an e-mail that is marked buries it again, to the same effect. A worker that freezes between the first two
+        may wake after its user was erased, and must leave no letter.
         """
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
-        letter = {
-            "collection": self._users,
-            "user_id": email.user_id,
-            "email": _shown(email.address),
-            "key": email.key,
-            "at": email.at,
-            "tries": tries,
-            "error": error,
-            **email.origin,
-            **email.optional,
-            **({"ids": list(email.ids)} if email.ids else {}),
-        }
+        address = email.address[:ADDRESS_SHOWN] if isinstance(email.address, str) else None
+        letter: JSONObject = {"collection": self._users, "user_id": email.user_id, "email": address, "key": email.key}
+        letter |= {"at": email.at, "tries": tries, "error": error, **email.origin, **email.optional}
+        letter |= {"ids": list(email.ids)} if email.ids else {}
         try:
             await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
@@ -90,17 +64,19 @@ class DeadMail:
 
     async def _write(self, email: OwedEmail, letter: JSONObject) -> None:
         """Write a letter. It tells the tokens of all who have done so, however often each did."""
-        tokens, now = {"tokens": email.token}, {"died_at": True}
-        update = {"$setOnInsert": letter, "$addToSet": tokens, "$currentDate": now}
-        collection, by_id = self.letters.collection, {"_id": email.id}
-        await self.letters.persist(lambda _: collection.update_one(by_id, update, upsert=True, collation=SIMPLE))
+        update = {
+            "$setOnInsert": letter,
+            "$addToSet": {"tokens": email.token},
+            "$currentDate": {"died_at": True},
+        }
+        write, by_id = self.letters.collection.update_one, {"_id": email.id}
+        await self.letters.persist(lambda _: write(by_id, update, upsert=True, collation=SIMPLE))
 
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
     ) -> Sequence[JSONObject]:
         """Return these dead letters, or all, oldest first; of one kind only, or since a time."""
-        condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
-        condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
+        condition = self._of(ids) | ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def revive(self, domain: str, since: datetime) -> int:
@@ -120,12 +96,15 @@ class DeadMail:
         return revived
 
     async def discard(self, ids: Sequence[str] | None = None) -> int:
-        condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
         # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
-        letters = [letter["_id"] for letter in await self.letters.find(condition, {"_id": 1}, deadline=LONG_DEADLINE)]
+        letters = await self.letters.find(self._of(ids), {"_id": 1}, deadline=LONG_DEADLINE)
         for start in range(0, len(letters), DISCARDED_AT_ONCE):
-            await self.letters.delete({"_id": {"$in": letters[start : start + DISCARDED_AT_ONCE]}})
+            some = [letter["_id"] for letter in letters[start : start + DISCARDED_AT_ONCE]]
+            await self.letters.delete({"_id": {"$in": some}})
         return len(letters)
+
+    def _of(self, ids: Sequence[str] | None) -> JSONObject:
+        return self.own | ({} if ids is None else {"_id": {"$in": ids}})
 
     async def discard_of_user(self, user_id: str) -> None:
         await self.letters.delete({"user_id": user_id, **self.own})
@@ -138,17 +117,15 @@ class DeadMail:
         return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:
-        """Owe the e-mail of a dead letter again, starting with its first attempt; return `False` if its user is gone.
+        """Owe the e-mail of a dead letter again, as a new one, and lift the suppression of its user's address.
 
-        Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. Lifts the suppression of the
-        user's address. Raises `OutboxFull`.
+        Return `False` if the user is gone, or the id no longer matches ID_TYPE. Raises `OutboxFull`.
         """
         users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
         user_id = users.settings.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
-        element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
-        element |= {"ids": ids} if (ids := ids_of(letter)) else {}
+        element = owed_again(letter)
         # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
         # whose reply was lost is repeated.
         absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
@@ -164,8 +141,3 @@ class DeadMail:
             return False
         await self.letters.delete({"_id": id_, "died_at": letter.get("died_at")})  # it may have died again meanwhile
         return True
-
-
-def _shown(address: object) -> str | None:
-    """Return an address as a dead letter keeps it. What is in the user's document may be of any type and size."""
-    return address[:ADDRESS_SHOWN] if isinstance(address, str) else None

@@ -5,8 +5,6 @@ MongoDB also lists indexes that it is still making. Only a query with the name a
 (MongoDB manual, "Index Builds on Populated Collections").
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +18,8 @@ from mongo.errors import REFUSED_US, means_unavailable, name_of, within
 
 log = logging.getLogger("notifier.mongo")
 
-LIMIT: Final = 64
-"""Indexes of a collection (MongoDB manual, "MongoDB Limits and Thresholds")."""
-TIMEOUT: Final = 4.0
-"""Seconds to wait for the answer to a question."""
-TELL_AFTER: Final = 3.0
-"""Seconds after which the log says that MongoDB is making an index."""
+TIMEOUT: Final = 4.0  # seconds to wait for the answer to a question
+TELL_AFTER: Final = 3.0  # seconds after which the log says that MongoDB is making an index
 DROP: Final = "drop it; the service makes its own."
 FAULTS: Final[Mapping[str, str]] = {
     "expireAfterSeconds": f"deletes documents (expireAfterSeconds): {DROP}",
@@ -42,10 +36,8 @@ class Index:
 
     def __init__(self, collection: SharedCollection, *fields: str, sparse: bool = False, waiting: str = "") -> None:
         self.collection = collection
-        self.hint: str | None = None
-        """The name of the index, once it is there."""
-        self.is_missing = False
-        """Whether it is known to be missing. Commands do not check, and work without it."""
+        self.hint: str | None = None  # its name, once it is there
+        self.is_missing = False  # as far as is known: commands do not check, and work without it
         self._key = dict.fromkeys(fields, 1)
         self._name = "_".join(f"{field}_1" for field in fields)
         self._sparse = {"sparse": True} if sparse else {}
@@ -54,7 +46,6 @@ class Index:
         self.lost = asyncio.Event()
 
     def lose(self) -> None:
-        """Note that an index is gone that was there."""
         log.warning("%s: the index %s was dropped, and is made again", self.collection.name, self.hint)
         self.hint, self.is_missing = None, True
         self.lost.set()
@@ -76,7 +67,6 @@ class Index:
             self._told = ""
 
     async def _make(self) -> str | None:
-        """Make the index, and return a sentence about one that is in the way or does harm."""
         async with within(TIMEOUT):
             indexes = await (await self.collection.list_indexes()).to_list()
         serving, names = self.serving(indexes), {index["name"] for index in indexes}
@@ -100,13 +90,11 @@ class Index:
 
     def fault(self, indexes: Sequence[Mapping[str, Any]]) -> str | None:
         """Return a sentence about an index that is in the way or does harm, or `None`."""
-        serves, collection = bool(self.serving(indexes)), self.collection.name
+        serves = bool(self.serving(indexes))
         for index in self._alike(indexes):
-            option = next((option for option in FAULTS if option in index), None)
-            if option and not (serves and option == "hidden"):
-                return f"The index {index['name']} of {collection} {FAULTS[option]}"
-        if not serves and len(indexes) >= LIMIT:
-            return f"The collection {collection} has {LIMIT} indexes, and MongoDB admits no more: drop one."
+            for option, words in FAULTS.items():
+                if option in index and not (serves and option == "hidden"):
+                    return f"The index {index['name']} of {self.collection.name} {words}"
         return None
 
     def _alike(self, indexes: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

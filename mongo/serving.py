@@ -1,16 +1,13 @@
 """What only the server needs of MongoDB: the wait at its start, a trial of what delivery does, and the upkeep."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
@@ -32,42 +29,31 @@ T = TypeVar("T")
 log = logging.getLogger("notifier.mongo")
 
 OLDEST_VERSION: Final = (5, 0)
-ATTEMPT: Final = 4.0
-"""Seconds of one attempt to connect."""
-LOG_INTERVAL: Final = 5.0
-"""Seconds between two log lines about the wait."""
-UPKEEP_INTERVAL: Final = 60.0
-"""Seconds between two checks. An index that delivery finds missing is made at once."""
-UPKEEP_PAUSE: Final = 2.0
-"""Seconds after a failure of MongoDB."""
-HEAD_START: Final = 1.0
-"""Seconds for which the start waits for the indexes: where there are few documents, they are there by then."""
-SYNC_INTERVAL: Final = 10.0
-"""Seconds between two readings of MongoDB's clock."""
-SET_BACK: Final = 20.0
-"""Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
+ATTEMPT: Final = 4.0  # seconds of one attempt to connect
+LOG_INTERVAL: Final = 5.0  # seconds between two log lines about the wait
+UPKEEP_INTERVAL: Final = 60.0  # seconds between two checks; an index that delivery finds missing is made at once
+UPKEEP_PAUSE: Final = 2.0  # seconds after a failure of MongoDB
+HEAD_START: Final = 1.0  # seconds for which the start waits for the indexes: enough where there are few documents
+SYNC_INTERVAL: Final = 10.0  # seconds between two readings of MongoDB's clock
+SET_BACK: Final = 20.0  # seconds by which the clock may be set back, and e-mails be late, without a correction
 
 
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
     """Call `open_` until it succeeds, each time with the seconds it may take; return its result.
 
-    After `timeout` seconds, raises `Unavailable` with the cause that lasted longest, because the last attempt may have
-    been too short to find one. Raises `Misconfigured` and other errors at once.
+    No attempt is shorter than that, or its error would not tell the cause. After `timeout` seconds, raises
+    `Unavailable`. Raises `Misconfigured` and other errors at once.
     """
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
-    held: Counter[str] = Counter()
     while True:
-        began = time.monotonic()
         try:
-            return await open_(min(ATTEMPT, max(ends - began, 0.1)))
+            return await open_(ATTEMPT)
+        except Misconfigured:
+            raise
         except Unavailable as exc:
-            if isinstance(exc, Misconfigured):
-                raise
             now = time.monotonic()
-            held[f"{exc}"] += round(1000 * (now - began))
             if now >= ends:
-                ((cause, _),) = held.most_common(1)
-                raise Unavailable(f"{cause} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
+                raise Unavailable(f"{exc} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
             if now - logged >= LOG_INTERVAL:
                 logged = now
                 log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)
@@ -81,22 +67,11 @@ async def version_of(database: Database, deadline: float | None = None) -> str:
     return f"{info['version']}"
 
 
-async def _deleting(users: Users) -> str | None:
-    """Return the name of an index by which MongoDB deletes users once a date of the service has passed."""
-    with suppress(Misconfigured):  # the user of DB_URI may not list them
-        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
-        for name, index in indexes.items():
-            field, _ = index["key"][0]
-            if "expireAfterSeconds" in index and field.startswith(("notifier.", "notifications.")):
-                return f"{name}"
-    return None
-
-
 async def must_suffice(users: Users, connection: Connection) -> None:
     """Try what delivery does on a document made for this. Raises `Misconfigured`.
 
-    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. A user of `DB_URI` without
-    the right to write that document skips the trial.
+    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
+    that document, the trial is skipped.
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
@@ -104,8 +79,7 @@ async def must_suffice(users: Users, connection: Connection) -> None:
     try:
         # It changes nothing, and needs the right to change users.
         await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
-        if index := await _deleting(users):
-            raise Misconfigured(f"The index {index} makes MongoDB delete users (expireAfterSeconds): drop it.")
+        await _must_keep(users)
         fault = await _try_delivery(probe)
     except Unavailable:
         raise
@@ -116,15 +90,25 @@ async def must_suffice(users: Users, connection: Connection) -> None:
         raise Misconfigured(f"MongoDB {version} does not do what delivery needs ({fault}): {needed}")
 
 
+async def _must_keep(users: Users) -> None:
+    """Raise `Misconfigured` if MongoDB deletes users, by an index, once a date of the service has passed."""
+    indexes: Mapping[str, Any] = {}
+    with suppress(Misconfigured):  # the user of DB_URI may not list them
+        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
+    for name, index in indexes.items():
+        if "expireAfterSeconds" in index and index["key"][0][0].startswith(("notifier.", "notifications.")):
+            raise Misconfigured(f"The index {name} makes MongoDB delete users (expireAfterSeconds): drop it.")
+
+
 async def _try_delivery(probe: Users) -> str | None:
+    """Owe and lease an e-mail; return a fault, if there is one."""
     outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
-    email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
-    owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}
-    key = {"_id": id_}
+    email, key = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {}), {"_id": id_}
+    notifier = {"outbox": [email], "due": email["next_at"]}
 
     async def owe(_: int) -> bool:
         try:
-            await probe.collection.update_one(key, owed, upsert=True, collation=SIMPLE)
+            await probe.collection.update_one(key, {"$set": {"notifier": notifier}}, upsert=True, collation=SIMPLE)
         except OperationFailure as exc:
             if exc.code == UNAUTHORIZED:
                 return False
@@ -144,10 +128,7 @@ async def _try_delivery(probe: Users) -> str | None:
 
 
 class Upkeep:
-    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`.
-
-    A lease lasts `lease` seconds.
-    """
+    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`."""
 
     def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail, lease: float, days: float | None) -> None:
         self._clock = clock
@@ -162,8 +143,7 @@ class Upkeep:
             Index(letters, "collection", "died_at"),
             Index(letters, "user_id"),
         )
-        self._set_back: float | None = 0.0
-        """Seconds by which the clock was set back since the last correction, else `None`. 0: unknown, at the start."""
+        self._set_back: float | None = 0.0  # seconds since the last correction, or `None`; 0 at the start: unknown
         self._looked = asyncio.Event()
 
     @asynccontextmanager
@@ -198,17 +178,9 @@ class Upkeep:
                     await self._outbox.due.lost.wait()
 
     async def _follow_clock(self) -> None:
-        """Read the clock again and again. While MongoDB cannot be reached, log why."""
-        told = ""
         while True:
-            reason = ""
-            try:
+            with suppress(StoreError):  # the log has the reason from the next claim
                 await self.read_clock()
-            except StoreError as exc:
-                reason = f"{exc}"
-            if reason != told:
-                log.warning("%s", reason or "MongoDB answers again.")
-                told = reason
             await asyncio.sleep(SYNC_INTERVAL)
 
     async def read_clock(self) -> None:
@@ -219,12 +191,12 @@ class Upkeep:
 
     async def correct(self) -> None:
         """Correct the due times once after each setback of the clock, and once after the start."""
-        if self._set_back is not None and not self._outbox.due.is_missing:
-            seconds = self._set_back
-            try:
-                await backlog.set_back(self._outbox, seconds, self._lease)
-            except Unavailable:
-                raise
-            except StoreError as exc:  # because of a single document
-                log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
-            self._set_back = self._set_back - seconds or None
+        if (seconds := self._set_back) is None or self._outbox.due.is_missing:
+            return
+        try:
+            await backlog.set_back(self._outbox, seconds, self._lease)
+        except Unavailable:
+            raise
+        except StoreError as exc:  # because of a single document
+            log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
+        self._set_back = (self._set_back or 0.0) - seconds or None

@@ -12,8 +12,7 @@ from bson import ObjectId
 
 import handlers
 from delivery import Delivery
-from mail.claimer import VALID
-from mail.lease import Lease
+from mail.lease import VALID, Lease
 from mail.templates import Content
 from settings import Settings
 from tests.client import DB, OTHER, TARGET, USER, Client, assert_length, counted, create, list_, metric, ours, settled

@@ -72,7 +72,7 @@ async def test_an_email_that_is_put_back_keeps_the_count_of_copies(settings: Set
     async with open_store(settings) as direct:
         await direct.create(Create(USER, SPECIFIED["registration"]))
         (email,) = await direct.outbox.claim(1, 60)
-        assert await direct.outbox.put_back(replace(email, copies=1), "connect: no reply in time")
+        assert await direct.outbox.hold(replace(email, copies=1), None, "connect: no reply in time")
     (item,) = owed(database)
     assert item["copies"] == 1
 
@@ -101,7 +101,7 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
         await direct.create(Create(USER, SPECIFIED["registration"]))
         outbox = direct.outbox
         async with running_delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
-            await eventually_async(lambda: assert_length(delivery._leases.held, 1))
+            await eventually_async(lambda: assert_length(delivery._leases, 1))
             for _ in range(2):
                 end = lease_end(database)
                 await eventually_async(lambda end=end: assert_later(lease_end(database), end))  # type: ignore[misc]
@@ -166,7 +166,7 @@ async def test_i5_a_lease_ending_mid_conversation_stops_the_message(
         monkeypatch.setattr(direct.outbox, "extend", unreachable)
         async with running_delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
             await eventually_async(lambda: assert_in("RCPT", server.commands))
-            await eventually_async(lambda: assert_length(delivery._leases.held, 0))
+            await eventually_async(lambda: assert_length(delivery._leases, 0))
         assert server.received == []
     assert len(owed(database)) == 1
 

@@ -302,11 +302,6 @@ async def test_every_fault_of_a_bad_body_is_named(
     assert direct[client.app[STORE].database.name].users.count_documents({}) == 0
 
 
-async def test_every_fault_of_data_is_named(client: Client) -> None:
-    response = await client.post("/create", data=with_(data={"$a": 2**63, "b\0": "\ud800"}))
-    assert len((await problem(response))["errors"]["data"]) == 4
-
-
 async def test_data_may_be_as_deep_and_as_large_as_its_limits(client: Client) -> None:
     deep: dict[str, Any] = {}
     for _ in range(31):
@@ -359,7 +354,6 @@ async def test_a_compressed_body_is_415(client: Client, database: DB) -> None:
         ("GET", f"/list?user_id={USER}&skip=9223372036854775808", {"skip"}),
         ("GET", f"/list?user_id={USER}&skip={'9' * 5000}", {"skip"}),
         ("GET", f"/list?user_id={USER}&skip=1.5&limit=", {"skip", "limit"}),
-        ("GET", f"/list?user_id={USER}&skip=1_0&limit=%201", {"skip", "limit"}),
         ("GET", f"/list?user_id={USER}&limit=-0x1", {"limit"}),
         ("POST", "/read", {"user_id", "notification_id"}),
         ("GET", f"/list?user_id={USER}&is_new=1", {"is_new"}),

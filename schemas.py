@@ -78,17 +78,16 @@ class QuerySchema(RequestSchema):
         unknown = EXCLUDE
 
 
-class CreateHeaders(QuerySchema):
-    """The headers of `POST /create` (draft-ietf-httpapi-idempotency-key-header; its quotes are optional here).
+# OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
+KEY: Final = validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters.")
 
-    With `user_ids` a key is required, as the request must be safe to repeat.
-    """
+
+class CreateHeaders(QuerySchema):
+    """The headers of `POST /create` (draft-ietf-httpapi-idempotency-key-header; its quotes are optional here)."""
 
     idempotency_key = mf.String(
         data_key="Idempotency-Key",
-        required=True,
-        # OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
-        validate=validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters."),
+        validate=KEY,
         metadata={
             "description": "A new one for every notification. Repeating one of the user's last "
             f"{RECENT_LIMIT} keys with the same body has no further effect."
@@ -96,10 +95,22 @@ class CreateHeaders(QuerySchema):
     )
 
 
+class CreateManyHeaders(QuerySchema):
+    """The headers of a `POST /create` for many users, which must be safe to repeat."""
+
+    idempotency_key = mf.String(data_key="Idempotency-Key", required=True, validate=KEY)
+
+
 class UserSchema(QuerySchema):
     """The query of a request about one user."""
 
     user_id = IdField(required=True, metadata=USER_ID)
+
+
+class SuppressedUserSchema(QuerySchema):
+    """The query of `POST /suppress` whose body has an address."""
+
+    user_id = IdField(metadata=USER_ID)
 
 
 class ListSchema(UserSchema):
@@ -199,12 +210,12 @@ class Schemas:
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         self.kinds = kinds
         self.create = CreateSchema(id_type, kinds)
-        self.create_headers = CreateHeaders(id_type, kinds, partial=True)
+        self.create_headers = CreateHeaders(id_type, kinds)
         self.create_many = CreateManySchema(id_type, kinds)
-        self.create_many_headers = CreateHeaders(id_type, kinds)
+        self.create_many_headers = CreateManyHeaders(id_type, kinds)
         self.list = ListSchema(id_type, kinds)
         self.selection = SelectionSchema(id_type, kinds)
         self.user = UserSchema(id_type, kinds)
         self.preferences = PreferencesSchema(id_type, kinds)
         self.suppression = SuppressionSchema(id_type, kinds)
-        self.suppressed_user = UserSchema(id_type, kinds, partial=True)
+        self.suppressed_user = SuppressedUserSchema(id_type, kinds)

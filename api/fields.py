@@ -30,8 +30,8 @@ class RequestSchema(Schema):
     class Meta:
         unknown = RAISE  # so that a typo does not pass
 
-    def __init__(self, id_type: IdType, kinds: Kinds, *, partial: bool = False) -> None:
-        super().__init__(partial=partial)
+    def __init__(self, id_type: IdType, kinds: Kinds) -> None:
+        super().__init__()
         self.id_type = id_type
         self.kinds = kinds
         self._fast = [
@@ -61,8 +61,6 @@ class RequestSchema(Schema):
         values = {}
         for key, name, field in self._fast:
             value = data.get(key, missing)
-            if value is missing and self.partial:
-                continue
             if value is missing or value is None:
                 value = field.deserialize(value, key, data)
             else:

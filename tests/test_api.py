@@ -316,17 +316,9 @@ async def test_data_may_be_as_deep_and_as_large_as_its_limits(client: Client) ->
 
 async def test_the_body_is_json_whatever_media_type_it_claims(client: Client) -> None:
     body = json.dumps({"user_id": USER, "key": "new_message"})
-    for content_type in ("application/x-www-form-urlencoded", "text/plain; charset=UTF-8", "image/png"):
+    for content_type in ("application/x-www-form-urlencoded", "text/plain; charset=nonsense", "image/png"):
         response = await client.post("/create", data=body, headers={"Content-Type": content_type})
         assert response.status == 201
-
-
-@pytest.mark.parametrize("content_type", ["application/json; charset=nonsense", "text/plain; charset=utf-16"])
-async def test_a_charset_other_than_utf_8_is_400(client: Client, database: DB, content_type: str) -> None:
-    response = await client.post("/create", data=with_(), headers={"Content-Type": content_type})
-    assert "charset" in (await problem(response))["detail"]
-    assert response.status == 400
-    assert database.users.count_documents({}) == 0
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,15 +22,15 @@ VALID: Mapping[type[RequestSchema], Mapping[str, Any]] = {
     schemas.CreateSchema: {"user_id": USER, "target_id": OTHER.upper(), "key": "new_post", "data": {"a": [1, "b"]}},
     schemas.CreateManySchema: {"user_ids": [USER, OTHER], "key": "new_post", "data": {"a": [1, "b"]}},
     schemas.CreateHeaders: {"Idempotency-Key": "k"},
+    schemas.CreateManyHeaders: {"Idempotency-Key": "k"},
     schemas.ListSchema: {"user_id": USER, "skip": "3", "is_new": "true", "key": "new_post"},
     schemas.SelectionSchema: {"user_id": USER, "key": "new_post", "other": "x"},
     schemas.UserSchema: {"user_id": USER},
     schemas.PreferencesSchema: {"new_login": {"email": True}, "*": {"email": False}, "registration": None},
     schemas.SuppressionSchema: {"suppressed": False, "address": "Ann <ann@example.com>", "code": "5.1.1"},
+    schemas.SuppressedUserSchema: {"user_id": USER},
 }
-PARTIAL = [schemas.CreateHeaders, schemas.UserSchema]
 SCHEMAS = [schema(id_type, SPECIFIED) for schema in VALID for id_type in IdType]
-SCHEMAS += [schema(IdType.OBJECTID, SPECIFIED, partial=True) for schema in PARTIAL]
 
 TEXTS = st.sampled_from([USER, *SPECIFIED, "", "true", "false", "0", "10", "-1", "1_0", f"{INT64_MAX + 1}", "a\nb"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=4) | TEXTS

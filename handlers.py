@@ -1,7 +1,5 @@
 """The HTTP API: the list of routes, and a handler for each: parse, act, answer."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,25 +9,13 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from api import openapi, pages, unsubscribe
+from api import bodies, openapi, pages, unsubscribe
 from api.auth import GATE, Caller, Gate, Route, identify
-from api.bodies import (
-    IN_FLIGHT,
-    JSON_HEADERS,
-    InFlight,
-    is_large,
-    json_bytes,
-    load_both,
-    read_object,
-    revalidated,
-    send,
-    single_values,
-)
-from api.hub import HUB
+from api.bodies import IN_FLIGHT, json_bytes, load_both, read_object, single_values
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
-from api.stream import HEADERS as EVENT_STREAM
-from api.stream import Stopping
+from api.streams import HEADERS as EVENT_STREAM
+from api.streams import HUB, Stopping
 from config.ids import named
 from kinds import describe_kinds
 from mongo.backlog import owed
@@ -47,8 +33,6 @@ STORE: Final = web.AppKey("STORE", Store)
 EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
 """Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
 SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
-KINDS_BODY: Final = web.AppKey("KINDS_BODY", bytes)
-"""The body of `GET /kinds`."""
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.CREATED: {},
@@ -100,10 +84,10 @@ async def list_(request: web.Request, caller: Caller) -> web.Response:
     try:
         body = _listed(query, await request.app[STORE].list(query))
         size = in_flight.give(query.user_id, size, keep=len(body))
-        response = revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
-        if is_large(response):
+        response = bodies.revalidated(request, body, "private, no-cache")  # kept, and revalidated at each use
+        if bodies.is_large(response):
             complete(request, response)
-            await send(request, response)
+            await bodies.send(request, response)
     finally:
         in_flight.give(query.user_id, size)
     return response
@@ -152,6 +136,12 @@ async def seen(request: web.Request, caller: Caller) -> web.Response:
     return _answer(SUCCESS)
 
 
+def _user(request: web.Request, caller: Caller) -> str:
+    user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
+    caller.must_act_for(user_id)
+    return user_id
+
+
 async def preferences(request: web.Request, caller: Caller) -> web.Response:
     """Return which e-mails a user wants."""
     user_id = _user(request, caller)
@@ -160,8 +150,7 @@ async def preferences(request: web.Request, caller: Caller) -> web.Response:
 
 async def change_preferences(request: web.Request, caller: Caller) -> web.Response:
     """Set which e-mails a user wants, and return the same."""
-    schemas = request.app[SCHEMAS]
-    body = await read_object(request)
+    schemas, body = request.app[SCHEMAS], await read_object(request)
     wanted, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
     caller.must_act_for(user["user_id"])
     changes = {name: value and value["email"] for name, value in wanted.items()}
@@ -196,12 +185,6 @@ async def suppress(request: web.Request, _: Caller) -> web.Response:
     return _answer(json_bytes({"success": True, "data": {"suppressed": any(are_suppressed)}}))
 
 
-def _user(request: web.Request, caller: Caller) -> str:
-    user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
-    caller.must_act_for(user_id)
-    return user_id
-
-
 async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
     """Send a user's inbox, and again after each change, as an event stream."""
     async with request.app[HUB].listen(_user(request, caller), request) as listener:
@@ -213,7 +196,8 @@ async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
 
 async def kinds(request: web.Request) -> web.Response:
     """Return the kinds of notification, or 304 to a client that has them already."""
-    response = revalidated(request, request.app[KINDS_BODY], "public, max-age=60")
+    body = json_bytes(describe_kinds(request.app[SCHEMAS].kinds))
+    response = bodies.revalidated(request, body, "public, max-age=60")
     response.headers["Access-Control-Allow-Origin"] = "*"  # for the bell in any page; it is no secret
     return response
 
@@ -273,9 +257,8 @@ def setup(app: web.Application, settings: Settings) -> None:
     kinds, id_type = settings.kinds, settings.id_type
     app[GATE], app[METRICS], app[THROTTLE] = Gate(settings), Metrics(), Throttle()
     app[DRAINING] = asyncio.Event()
-    app[IN_FLIGHT] = InFlight(settings.notifications_limit)
+    app[IN_FLIGHT] = bodies.InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
-    app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
     app[openapi.DOCUMENT] = openapi.described_once(ROUTES, kinds, id_type)
     app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
     for method, path, handler, scope in ROUTES:
@@ -293,4 +276,4 @@ def _guarded(handler: Callable[..., Awaitable[web.StreamResponse]], scope: Scope
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
+    return web.Response(body=body, status=status, headers={**bodies.JSON_HEADERS, **(headers or {})})

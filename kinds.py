@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -115,7 +116,7 @@ def _setting(rule: Rule, description: str, default: Any = None, name: str | None
     return field(default=default, metadata={"rule": rule, "schema": schema, "name": name})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """What the service does with a notification of this kind, and what the bell says of it.
 
@@ -143,7 +144,7 @@ class Kind:
         """The priority of its e-mails: the one in the file, or else what `required` implies."""
         return self.priority or ("high" if self.required else "normal")
 
-    @property
+    @cached_property
     def window(self) -> float | None:
         """Seconds that an e-mail waits, or `None` if it is due at once."""
         return seconds(self.email_after) if self.email_after else None

@@ -20,8 +20,8 @@ import handlers
 from api import pages, server, unsubscribe
 from api.auth import allow_cors
 from api.bodies import BODY_LIMIT
-from api.hub import HUB, Hub
-from api.middleware import hide_versions, middleware, own_name_only
+from api.middleware import middleware, own_name_only
+from api.streams import HUB, Hub
 from config import descriptors
 from delivery import Record, running_delivery
 from mongo.errors import PATIENCE, Patience
@@ -58,7 +58,6 @@ def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Applica
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins, handlers.FOR_BROWSERS)
     app.cleanup_ctx.extend([mongodb, delivery, streams, watch])
-    app.on_response_prepare.append(hide_versions)
     app.on_shutdown.append(end_streams)
     return app
 

@@ -4,8 +4,6 @@ A key in `API_KEYS` allows what its scopes say, for every user, or everything if
 `USER_TOKEN_SECRETS` allows what concerns the user in its `sub`. Without `API_KEYS`, anyone may do everything.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import math
@@ -24,14 +22,10 @@ from settings import ALL_SCOPES, Scope, Scopes, Settings
 
 ALGORITHM: Final = "HS256"
 OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
-LEEWAY: Final = 30
-"""Seconds by which the clocks of the signer and of this machine may differ."""
-OF_STATUS: Final = "notifier: status"
-"""What the key that signs the tokens of `status` is derived for, and their `sub`."""
-STATUS_TTL: Final = 60
-"""Seconds."""
-PREFLIGHT_AGE: Final = 7200
-"""Seconds for which a browser may remember the answer. Chrome remembers it no longer than this."""
+LEEWAY: Final = 30  # seconds by which the clocks of the signer and of this machine may differ
+OF_STATUS: Final = "notifier: status"  # what the key that signs the tokens of `status` is derived for, and their `sub`
+STATUS_TTL: Final = 60  # seconds
+PREFLIGHT_AGE: Final = 7200  # seconds for which a browser may remember the answer; Chrome remembers it no longer
 
 
 class Refused(Exception):
@@ -39,9 +33,7 @@ class Refused(Exception):
 
 
 class Unauthenticated(Refused):
-    """Base of the reasons why a caller is unknown. `error` is RFC 6750's code for `WWW-Authenticate`."""
-
-    error = ""
+    """Base of the reasons why a caller is unknown."""
 
 
 class NoCredential(Unauthenticated):
@@ -51,31 +43,21 @@ class NoCredential(Unauthenticated):
 class BadCredential(Unauthenticated):
     """The key or token is not valid."""
 
-    error = "invalid_token"
-
 
 class TokenExpired(BadCredential):
     """The token's `exp` is past."""
 
 
-class TokenWithoutUser(BadCredential):
-    """The token's `sub` is not a user's id."""
-
-
-class BackendOnly(Refused):
-    """The caller is a user, and only a backend may do this."""
-
-
 class OutOfScope(Refused):
-    """The caller is a backend whose key is not for this."""
-
-
-class ForeignPage(Exception):
-    """A page of another site calls from a browser, and no key protects the service."""
+    """The caller's key or token is not for this."""
 
 
 class OtherUser(Refused):
     """The caller is another user."""
+
+
+class ForeignPage(Exception):
+    """A page of another site calls from a browser, and no key protects the service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +72,6 @@ class Caller:
     user_id: str | None = None
     until: float = math.inf
 
-    def must_have(self, scope: Scope) -> None:
-        """Raise `BackendOnly` or `OutOfScope` unless the caller may do this for some user."""
-        if scope not in self.scopes:
-            raise (OutOfScope if self.user_id is None else BackendOnly)(self.name)
-
     def must_act_for(self, user_id: str) -> None:
         """Raise `OtherUser` unless the caller may act for this user."""
         if self.user_id not in {None, user_id}:
@@ -107,7 +84,7 @@ ANYONE: Final = Caller("anyone, as API_KEYS is not set")
 
 
 class Gate:
-    """Identifies callers by the configured keys and secret."""
+    """Identifies callers by the configured keys and secrets."""
 
     def __init__(self, settings: Settings) -> None:
         self._callers = [(key.encode(), Caller(_name(key.encode()), scopes)) for key, scopes in settings.scopes.items()]
@@ -145,7 +122,7 @@ class Gate:
         if claims := _claims(token, self._secrets, name):
             user_id = self._id_type.parse(claims["sub"])
             if user_id is None:
-                raise TokenWithoutUser(name)
+                raise BadCredential(name)
             return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
         if _claims(token, self._status_secrets, name):
             return Caller(name, OF_THE_METRICS)
@@ -196,7 +173,8 @@ def identify(request: web.Request, scope: Scope) -> Caller:
     gate = request.app[GATE]
     gate.must_be_own_page(request.headers, request.host)
     caller = gate.identify(request.headers.getall("Authorization", []))
-    caller.must_have(scope)
+    if scope not in caller.scopes:
+        raise OutOfScope(caller.name)
     return caller
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from api.fields import INT64_MAX
 from api.middleware import REQUEST_ID_PATTERN
-from api.stream import COMMENT, RETRY_MS, encode
+from api.streams import COMMENT, RETRY_MS, encode
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from kinds import SETTINGS, TOLD, Kinds
 from mongo.document import OUTBOX_LIMIT, JSONObject

@@ -11,10 +11,10 @@ from marshmallow import Schema, ValidationError, validate
 from marshmallow import fields as mf
 
 from api import auth
-from api.bodies import BODY_LIMIT, BodyTooSlow, Compressed, NotAnObject, NotJSON, NotUTF8, TooMuchInFlight, WrongCharset
+from api.bodies import BODY_LIMIT, BodyTooSlow, Compressed, NotJSON, TooMuchInFlight
 from api.components import CREATED_HEADERS, ETAG, EVENTS, PAGE, SUCCESS, USER, answer, ref
 from api.problems import NoSuchNotification
-from api.stream import KEEP_ALIVE, Stopping, TooManyOfProcess, TooManyOfUser, Unreadable
+from api.streams import KEEP_ALIVE, Stopping, TooManyOfProcess, TooManyOfUser, Unreadable
 from api.unsubscribe import CHOICES
 from config.ids import IdType
 from kinds import Kinds, describe_kinds
@@ -45,8 +45,8 @@ CHOICE: Final = Schema.from_dict(
         )
     }
 )
-OF_CALLERS: Final = (auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.TokenWithoutUser, auth.OutOfScope)
-OF_BODIES: Final = (Compressed, WrongCharset, NotUTF8, NotJSON, NotAnObject, BodyTooSlow, web.HTTPRequestEntityTooLarge)
+OF_CALLERS: Final = (auth.ForeignPage, auth.NoCredential, auth.BadCredential, auth.TokenExpired, auth.OutOfScope)
+OF_BODIES: Final = (Compressed, NotJSON, BodyTooSlow, web.HTTPRequestEntityTooLarge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +77,10 @@ class Operation:
     @property
     def problems(self) -> tuple[type[Exception], ...]:
         """The exceptions that it may answer with."""
-        of_callers = (*OF_CALLERS, auth.ForeignPage, auth.OtherUser if "token" in self.callers else auth.BackendOnly)
         return (
             web.HTTPMethodNotAllowed,
-            *(of_callers if self.callers else ()),
+            *(OF_CALLERS if self.callers else ()),
+            *((auth.OtherUser,) if "token" in self.callers else ()),
             *(OF_BODIES if self.bodies else ()),
             *((ValidationError, Unavailable) if self.callers and (self.query or self.bodies) else ()),
             *self.raises,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiohttp import http_exceptions, web
 from marshmallow import ValidationError
 
-from api import auth, bodies, hub, stream
+from api import auth, bodies, streams
 from api.bodies import json_line
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
@@ -98,11 +98,8 @@ PROBLEMS: Final = (
         "Is it a cookie, which the browser sends to every service of the host?",
     ),
     # --- the body
-    Problem(bodies.WrongCharset, 400, "The body must be JSON in UTF-8, but its Content-Type declares another charset."),
     Problem(bodies.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
-    Problem(bodies.NotUTF8, 400, "The body is not valid UTF-8."),
-    Problem(bodies.NotJSON, 400, "The body is not JSON: {}.", example="NaN is not a number"),
-    Problem(bodies.NotAnObject, 400, "The body must be a JSON object."),
+    Problem(bodies.NotJSON, 400, "The body is not a JSON object in UTF-8: {}.", example="NaN is not a number"),
     Problem(
         bodies.ClientGone,
         400,
@@ -115,12 +112,15 @@ PROBLEMS: Final = (
     Problem(
         auth.NoCredential, 401, "The request must have exactly one header Authorization: Bearer, with a key or token."
     ),
-    Problem(auth.BadCredential, 401, "This key or token is not valid."),
-    Problem(auth.TokenExpired, 401, "The token has expired."),
-    Problem(auth.TokenWithoutUser, 401, "The token's `sub` is not the id of a user."),
-    Problem(auth.BackendOnly, 403, "Only a backend with a key may do this."),
     Problem(
-        auth.OutOfScope, 403, "This key is not for this.", "A key with scopes in `API_KEYS` may do only what they say."
+        auth.BadCredential, 401, "This key or token is not valid.", "The `sub` of a token must be the id of a user."
+    ),
+    Problem(auth.TokenExpired, 401, "The token has expired."),
+    Problem(
+        auth.OutOfScope,
+        403,
+        "This key or token is not for this.",
+        "A key with scopes in `API_KEYS` may do only what they say; a token, what concerns its user.",
     ),
     Problem(
         auth.ForeignPage,
@@ -219,20 +219,22 @@ PROBLEMS: Final = (
         "One member is enough: start mongod with `--replSet rs0` and call `rs.initiate()` once. "
         "Until then, poll `/list`.",
     ),
-    Problem(stream.TooManyOfUser, 429, f"The user has {hub.STREAMS_PER_USER} streams open in this process already."),
     Problem(
-        stream.TooManyOfProcess,
+        streams.TooManyOfUser, 429, f"The user has {streams.STREAMS_PER_USER} streams open in this process already."
+    ),
+    Problem(
+        streams.TooManyOfProcess,
         503,
         "This process has as many streams open as it may.",
         "The limit of open files (`ulimit -n`) sets how many, up to 10,000.",
     ),
     Problem(
-        stream.Unreadable,
+        streams.Unreadable,
         409,
         "The user's notifications cannot be sent. The service's log says why.",
         "Another program has stored something in `notifications` that JSON cannot express.",
     ),
-    Problem(stream.Stopping, 503, "The service is stopping."),
+    Problem(streams.Stopping, 503, "The service is stopping."),
     # --- everything else
     Problem(
         Exception,
@@ -269,11 +271,11 @@ def render(exc: Exception) -> web.Response:
     if isinstance(exc, bodies.Compressed):
         headers["Accept-Encoding"] = "identity"  # RFC 9110, section 15.5.16
     if isinstance(exc, auth.Unauthenticated):
-        error = f', error="{exc.error}"' if exc.error else ""
+        error = ', error="invalid_token"' if isinstance(exc, auth.BadCredential) else ""  # RFC 6750
         headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'
     response = web.json_response(
         problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE, dumps=json_line
     )
-    if isinstance(exc, stream.TooManyOfProcess):
+    if isinstance(exc, streams.TooManyOfProcess):
         response.force_close()  # its connection would take one from another client
     return response

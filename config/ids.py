@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 from typing import Final
 
 from bson import ObjectId
@@ -28,7 +29,9 @@ class IdType(enum.Enum):
     def __init__(self, name: str) -> None:
         self.pattern = OBJECT_ID if name == "objectid" else STRING
         """The regular expression of a whole id."""
-        self._match = re.compile(self.pattern).fullmatch
+        self.matches = re.compile(self.pattern).fullmatch
+        self.canonical: Callable[[str], str] = str.lower if name == "objectid" else str
+        """Makes the canonical form of an id that matches: an ObjectId in lower case."""
 
     @property
     def fault(self) -> str:
@@ -38,10 +41,8 @@ class IdType(enum.Enum):
         return f"Not 1 to {STRING_LIMIT} characters without control characters."
 
     def parse(self, text: str) -> str | None:
-        """Return an id in its canonical form, an ObjectId in lower case, or `None` if it is not valid."""
-        if not self._match(text):
-            return None
-        return text.lower() if self is IdType.OBJECTID else text
+        """Return an id in its canonical form, or `None` if it is not valid."""
+        return self.canonical(text) if self.matches(text) else None
 
     def from_bson(self, value: object) -> str | None:
         """Return the id, or `None` if `_id` has another type: the document is then another program's."""

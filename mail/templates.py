@@ -13,7 +13,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,7 +70,8 @@ class Templates:
     """
 
     def __init__(self, settings: Settings) -> None:
-        folder, kinds, user = settings.templates_dir, settings.kinds, bool(settings.template_fields)
+        folder, user = settings.templates_dir, bool(settings.template_fields)
+        kinds = {name: asdict(kind) for name, kind in settings.kinds.items()}
         self._sources = _read(folder, kinds) if folder else {}
         self._keys = {name.partition(".")[0] for name in self._sources}
         self._setup = orjson.dumps({"sources": self._sources, "kinds": kinds, "user": user}) + b"\n"

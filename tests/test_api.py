@@ -306,11 +306,6 @@ async def test_every_fault_of_a_bad_body_is_named(
     assert direct[client.app[STORE].database.name].users.count_documents({}) == 0
 
 
-async def test_every_fault_of_data_is_named(client: Client) -> None:
-    response = await client.post("/create", data=with_(data={"$a": 2**63, "b\0": "\ud800"}))
-    assert len((await problem(response))["errors"]["data"]) == 4
-
-
 async def test_data_may_be_as_deep_and_as_large_as_its_limits(client: Client) -> None:
     deep: dict[str, Any] = {}
     for _ in range(31):
@@ -325,17 +320,9 @@ async def test_data_may_be_as_deep_and_as_large_as_its_limits(client: Client) ->
 
 async def test_the_body_is_json_whatever_media_type_it_claims(client: Client) -> None:
     body = json.dumps({"user_id": USER, "key": "new_message"})
-    for content_type in ("application/x-www-form-urlencoded", "text/plain; charset=UTF-8", "image/png"):
+    for content_type in ("application/x-www-form-urlencoded", "text/plain; charset=nonsense", "image/png"):
         response = await client.post("/create", data=body, headers={"Content-Type": content_type})
         assert response.status == 201
-
-
-@pytest.mark.parametrize("content_type", ["application/json; charset=nonsense", "text/plain; charset=utf-16"])
-async def test_a_charset_other_than_utf_8_is_400(client: Client, database: DB, content_type: str) -> None:
-    response = await client.post("/create", data=with_(), headers={"Content-Type": content_type})
-    assert "charset" in (await problem(response))["detail"]
-    assert response.status == 400
-    assert database.users.count_documents({}) == 0
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_408(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +350,6 @@ async def test_a_compressed_body_is_415(client: Client, database: DB) -> None:
         ("GET", f"/list?user_id={USER}&skip=9223372036854775808", {"skip"}),
         ("GET", f"/list?user_id={USER}&skip={'9' * 5000}", {"skip"}),
         ("GET", f"/list?user_id={USER}&skip=1.5&limit=", {"skip", "limit"}),
-        ("GET", f"/list?user_id={USER}&skip=1_0&limit=%201", {"skip", "limit"}),
         ("GET", f"/list?user_id={USER}&limit=-0x1", {"limit"}),
         ("POST", "/read", {"user_id", "notification_id"}),
         ("GET", f"/list?user_id={USER}&is_new=1", {"is_new"}),

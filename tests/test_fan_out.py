@@ -101,7 +101,7 @@ async def test_everyone_is_sent_one_email(client: Client, database: DB, mail: Ma
 @pytest.mark.parametrize(
     ("users", "errors"),
     [
-        ([USER, "x", 5, OTHER], {"1": ["Not a valid ObjectId."], "2": ["Not a valid string."]}),
+        ([USER, "x", 5, OTHER], {"1": ["Not a valid ObjectId."], "2": ["Not a valid ObjectId."]}),
         ([USER, OTHER, USER.upper(), OTHER], {"2": ["Is in the list already."], "3": ["Is in the list already."]}),
         ([], ["Not 1 to 1000 ids."]),
         ([f"{n:024x}" for n in range(1001)], ["Not 1 to 1000 ids."]),
@@ -119,14 +119,14 @@ async def test_everything_is_validated_before_anything_is_written(
     found = (await problem(response))["errors"]
     assert (response.status, found.keys()) == (422, {"user_ids", "key", "x", "Idempotency-Key"})
     assert found["user_ids"] == errors
-    assert found["Idempotency-Key"] == ["user_ids need one."]
+    assert found["Idempotency-Key"] == ["Missing data for required field."]
     assert database.users.count_documents({}) == 0
 
 
 async def test_one_user_or_many_must_be_given(client: Client) -> None:
     body = {"user_ids": [USER], "user_id": USER, "key": "new_post"}
     response = await client.post("/create", json=body, headers={"Idempotency-Key": "k"})
-    assert (await problem(response))["errors"] == {"user_ids": ["Give either user_id or user_ids."]}
+    assert (await problem(response))["errors"] == {"user_ids": ["Unknown field."]}
 
 
 @pytest.mark.parametrize("count", [1, 150])

@@ -167,7 +167,7 @@ async def test_few_of_thousands_of_unknown_names_are_named(client: Client) -> No
 
 async def test_a_number_of_5000_digits_is_refused_in_plain_words(client: Client) -> None:
     response = await client.post("/create", data=with_data("9" * 5000))
-    assert (await problem(response))["detail"].endswith(": a number has too many digits.")
+    assert (await problem(response))["detail"].endswith(": value has 5000 digits.")
 
 
 # --- pages of other sites ---------------------------------------------------------------------------

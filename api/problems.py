@@ -3,8 +3,6 @@
 The middleware uses it, and the OpenAPI document and the table in `docs/api.md` are generated from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -21,39 +19,30 @@ from mongo.document import OUTBOX_LIMIT
 from mongo.fan_out import Incomplete, NotYetComplete
 
 MEDIA_TYPE: Final = "application/problem+json"
-HEADER_LIMIT: Final = 32 * 1024
-"""Bytes of a header, and of the address."""
+HEADER_LIMIT: Final = 32 * 1024  # bytes of a header, and of the address
 RETRY: Final = (
     "Ask again after `Retry-After` seconds. A `POST /create` with an `Idempotency-Key` cannot take effect twice."
 )
-TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""Names of RFC 9110 that Python 3.11 does not have yet."""
+TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # Python 3.11 has those before RFC 9110
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """How an exception is answered.
-
-    `{}` in `detail` stands for the exception's own message, such as `example`. `advice` is for the documentation: what
-    to do, where the detail does not say it. `pause` is in seconds, for problems that pass by themselves.
-    """
+    """How an exception is answered."""
 
     exception: type[Exception]
     status: int
-    detail: str
-    advice: str = ""
-    example: str = ""
+    detail: str  # `{}` in it stands for the exception's own message
+    advice: str = ""  # for the documentation: what to do, where the detail does not say it
     errors: Mapping[str, Any] | None = None
-    pause: int = 5
+    pause: int = 5  # seconds, for problems that pass by themselves
 
     @property
     def name(self) -> str:
-        """The exception's name, without aiohttp's prefix."""
         return self.exception.__name__.removeprefix("HTTP")
 
     @property
     def retry_after(self) -> int | None:
-        """Seconds after which to try again, for a problem that passes by itself."""
         return self.pause if self.status in {429, 503} else None
 
     @property
@@ -61,15 +50,12 @@ class Problem:
         """The detail as the documentation shows it."""
         return self.detail.replace("{}.", "…")
 
-    @property
-    def title(self) -> str:
-        return TITLES.get(self.status) or HTTPStatus(self.status).phrase
-
     def document(self) -> dict[str, Any]:
+        title = TITLES.get(self.status) or HTTPStatus(self.status).phrase
         document = {
             "success": False,
             "type": "about:blank",
-            "title": self.title,
+            "title": title,
             "status": self.status,
             "detail": self.detail,
         }
@@ -99,7 +85,7 @@ PROBLEMS: Final = (
     ),
     # --- the body
     Problem(bodies.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
-    Problem(bodies.NotJSON, 400, "The body is not a JSON object in UTF-8: {}.", example="NaN is not a number"),
+    Problem(bodies.NotJSON, 400, "The body is not a JSON object in UTF-8: {}."),
     Problem(
         bodies.ClientGone,
         400,

@@ -23,8 +23,7 @@ sys.path.insert(0, str(ROOT))
 import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
-from api.components import INVALID_REQUEST  # noqa: E402
-from api.operations import Operation, operations  # noqa: E402
+from api.openapi import INVALID_REQUEST, callers  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
@@ -33,7 +32,7 @@ from mail.replies import BOUNCES  # noqa: E402
 from mongo import document  # noqa: E402
 from ops.metrics import Metrics  # noqa: E402
 from schemas import ListSchema  # noqa: E402
-from settings import default_of, grouped  # noqa: E402
+from settings import Scope, default_of, grouped  # noqa: E402
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -65,19 +64,15 @@ def errors() -> str:
 
 def access() -> str:
     """Return the table of who may call which route."""
-    rows = [
-        [f"`{route}`", *_callers(operation)]
-        for route, operation in operations(ROUTES, SPECIFIED, IdType.OBJECTID).items()
-    ]
+    rows = [[f"`{route.method} {route.path}`", *_callers(route.scope)] for route in ROUTES]
     return table(["route", "anyone", "page of another site", "backend with a key", "user with a token"], rows)
 
 
-def _callers(operation: Operation) -> Iterable[str]:
-    if not operation.callers:
+def _callers(scope: Scope | None) -> Iterable[str]:
+    if scope is None:
         return "yes", "yes", "yes", "yes"
-    of_token = "for their own inbox" if "token" in operation.callers else "no"
-    of_key = "yes" if "key" in operation.callers else "no"
-    return "only while `API_KEYS` is unset", "only of `CORS_ORIGINS`", of_key, of_token
+    of_token = "for their own inbox" if "token" in callers(scope) else "no"
+    return "only while `API_KEYS` is unset", "only of `CORS_ORIGINS`", "yes", of_token
 
 
 def settings() -> str:

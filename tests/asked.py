@@ -17,13 +17,10 @@ from pymongo import MongoClient
 import handlers
 from api import auth, bodies, streams
 from api.bodies import ANSWERS_LIMIT, IN_FLIGHT, TooMuchInFlight
-from api.components import INVALID_REQUEST
 from api.middleware import DRAINING
-from api.operations import operations
+from api.openapi import INVALID_REQUEST
 from api.problems import NoSuchNotification
 from api.streams import HUB, STREAMS_PER_USER
-from config.ids import IdType
-from kinds import SPECIFIED
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT, SIMPLE, JSONObject
@@ -32,10 +29,10 @@ from mongo.fan_out import Incomplete, NotYetComplete
 from notifier import SETTINGS
 from settings import UnknownUsers
 from tests.client import METRICS_KEY, OTHER, TARGET, USER, Client, token
+from tests.description import DESCRIBED, outcomes
 from tests.links import link_path
 from tests.servers import free_port
 
-OPERATIONS = operations(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
 Ask = Callable[[Client], Awaitable[ClientResponse]]
 DOCUMENT_LIMIT = 16 * 1024 * 1024
 CONFLICTING = "0" * 24
@@ -382,10 +379,5 @@ CREDENTIALS: Mapping[type[Exception], Callable[[], str]] = {
     auth.OtherUser: lambda: f"Bearer {token(sub=OTHER)}",
 }
 """Values of `Authorization`. Tokens are made when they are used, because they would expire during a long run."""
-FOREIGN = [(name, auth.ForeignPage) for name, operation in OPERATIONS.items() if operation.callers]
-REFUSED = [
-    (name, exception)
-    for name, operation in OPERATIONS.items()
-    for exception in operation.problems
-    if exception in CREDENTIALS
-]
+FOREIGN = [(name, auth.ForeignPage) for name, operation in DESCRIBED.items() if "security" in operation]
+REFUSED = [(name, exception) for name in DESCRIBED for exception in CREDENTIALS if exception in outcomes(name)]

@@ -18,8 +18,7 @@ from config.address import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
 from mail.replies import DONE, Outcome, Stage, Verdict, bounce_code
-from mail.schedule import COPIES, Schedule
-from mail.stops import LINE, Group, Stop
+from mail.stops import COPIES, LINE, Group, Schedule, Stop
 from mongo import backlog
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
@@ -63,7 +62,7 @@ class Settlements:
         self._dead_mail = store.dead_mail
         self._metrics = metrics
         self._evidence = evidence
-        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, evidence)
+        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, evidence.stops_of)
         for result, verdicts in RESULTS.items():
             for verdict in verdicts:
                 metrics.emails.labels(result, verdict.value)  # each series begins at 0, so that a first burst shows

@@ -13,7 +13,7 @@ All of it is in memory, bounded, and harmless to lose.
 """
 
 from collections import OrderedDict, deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from mail.replies import Outcome, Stage, Verdict
 from mail.stops import LINE, Clock, Group, Mail, Stop
@@ -24,14 +24,6 @@ RUN_LIMIT: Final = 64  # recipients that a run remembers
 OF_DOMAIN: Final = (10, 3)  # of a domain's last 10 different recipients, 3 must be unknown to raise a doubt
 OF_RELAY: Final = (5, 5)  # the same for the last recipients at any domain
 DOUBT_LASTS: Final = 3600.0  # seconds after its last cause
-
-
-class Refusal(NamedTuple):
-    """What a recipient got."""
-
-    domain: str
-    at_mail: bool
-    may_be_greylisting: bool
 
 
 class Cohort:
@@ -46,7 +38,7 @@ class Cohort:
         self.accepted = False  # ever
         self.proven = False  # whether the last outcome was an acceptance
         self.began = 0.0  # the run
-        self._refusals: dict[int, Refusal] = {}
+        self._refusals: dict[int, tuple[str, Stage, int]] = {}  # by recipient: domain, stage, and class of the code
         self._unknown: dict[int, bool] = {}  # the last recipients, and whether each was unknown
         self._doubtful_until = 0.0
 
@@ -59,9 +51,8 @@ class Cohort:
     def refuse(self, mail: Mail, outcome: Outcome, now: float) -> None:
         if not self._refusals:
             self.began = now
-        greylisting = outcome.stage is Stage.RCPT and outcome.code // 100 == 4
         if len(self._refusals) < RUN_LIMIT:
-            self._refusals[hash(mail.user)] = Refusal(mail.domain, outcome.stage is Stage.MAIL, greylisting)
+            self._refusals[hash(mail.user)] = mail.domain, outcome.stage, outcome.code // 100
 
     @property
     def long(self) -> bool:
@@ -71,17 +62,17 @@ class Cohort:
     @property
     def wide(self) -> bool:
         """Whether it also has recipients at two domains or more."""
-        return self.long and len({refusal.domain for refusal in self._refusals.values()}) > 1
+        return self.long and len({domain for domain, _, _ in self._refusals.values()}) > 1
 
     @property
     def at_mail(self) -> bool:
         """Whether the server refused enough of them before it knew the recipient."""
-        return sum(refusal.at_mail for refusal in self._refusals.values()) >= RUN
+        return sum(stage is Stage.MAIL for _, stage, _ in self._refusals.values()) >= RUN
 
     @property
     def may_be_greylisting(self) -> bool:
         """Whether 4xx at RCPT is what nearly all of them got."""
-        return sum(not refusal.may_be_greylisting for refusal in self._refusals.values()) < RUN
+        return sum(refusal[1:] != (Stage.RCPT, 4) for refusal in self._refusals.values()) < RUN
 
     def doubtful(self, now: float) -> bool:
         return now < self._doubtful_until
@@ -175,7 +166,7 @@ class Evidence:
     def abandon(self, mail: Mail) -> None:
         """Withdraw an attempt that showed nothing."""
         for _, clock in self._probes_of(mail):
-            clock.probe = None
+            clock.abandon()
 
     def _probes_of(self, mail: Mail) -> list[tuple[Stop, Clock]]:
         return [(stop, clock) for stop in self.stops_of(mail) for clock in stop.clocks if clock.probe == mail.id]
@@ -208,11 +199,11 @@ class Evidence:
         if stop is None:
             stop = self.stops[LINE] = Stop(group=LINE, began=now, reply=reply, unreachable=True)
         for clock in stop.clocks:
-            if clock.due <= now:  # several that fail together are one fault
+            if clock.probe or clock.due <= now:  # several that fail together are one fault
                 stop.refuse(clock, hard=hard, witnessed=False, now=now)
 
     def unknown(self, mail: Mail, now: float) -> tuple[bool, Group | None]:
-        """Note that a mailbox is called unknown; return whether that is in doubt, and the group where the doubt is new."""
+        """Note that a mailbox is called unknown; return if that is in doubt, and the group where the doubt is new."""
         line, _, domain = self._cohorts_of(mail)
         raised = [cohort.group for cohort in (domain, line) if cohort.sample(mail, unknown=True, now=now)]
         return line.doubtful(now) or domain.doubtful(now), raised[-1] if raised else None

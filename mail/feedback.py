@@ -3,7 +3,6 @@
 They are pure; here they get the time.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +36,6 @@ class Feedback:
         self._again = again
         self._doubted = doubted
         self._unproven_since: float | None = None
-        self._accepted_at = -math.inf
 
     def wait(self, now: float) -> float:
         """Return the seconds until an e-mail may be sent, if there is a connection for it."""
@@ -138,7 +136,7 @@ class Feedback:
         """
         if not mail.fresh:
             return
-        if self._accepted_at > began:
+        if self.evidence.accepted_since(began, mail.user):
             self._again(LINE, began)
         else:
             self._unproven_since = self._unproven_since or time.monotonic()
@@ -146,7 +144,6 @@ class Feedback:
     def _accept(self, mail: Mail, began: float, now: float) -> None:
         self.pace.accepted(mail, began, now)
         self.limits.accepted()
-        self._accepted_at = now
         if self._unproven_since is not None:
             self._again(LINE, self._unproven_since)
             self._unproven_since = None

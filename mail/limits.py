@@ -82,8 +82,8 @@ class Limits:
             self._one_more, self._retry_at = True, now + self._pause
 
     def accepted(self) -> None:
-        if self.growing:
-            self.allowed += 1
+        if not self.found:
+            self.allowed = min(self.allowed + 1, self._most)
 
     def proved(self, number: int) -> None:
         """Note that the first message on a connection was accepted, the last of so many that have delivered."""
@@ -92,7 +92,7 @@ class Limits:
             self.found, self._pause, self._too_many = False, 0.0, math.inf
             self._enough = min(2 * self._enough, MOST_REFUSALS)
         elif number > self.allowed:
-            self.allowed, self._pause = min(number, self._most), 0.0
+            self.allowed, self._pause = number, 0.0
 
     def refused(self, number: int, now: float) -> None:
         """Note that a connection was refused before it had proved itself, so that there are not so many."""

@@ -80,20 +80,20 @@ class Mail:
 
 @dataclass(slots=True)
 class Clock:
-    """When the next probe may be sent. The outcome of the last one is awaited until `busy_until`."""
+    """When the next probe may be sent: `due`, or earlier if the one under way shows nothing."""
 
     due: float = 0.0
     pause: float = 0.0
     probe: str | None = None
-    busy_until: float = 0.0
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next probe."""
-        return max(0.0, self.busy_until - now if self.probe else 0.0, self.due - now)
+        return max(0.0, self.due - now)
 
     def start(self, mail: Mail, now: float) -> None:
-        """Note that an e-mail is the probe."""
-        self.probe, self.busy_until = mail.id, now + PATIENCE
+        self.probe, self.due = mail.id, now + PATIENCE
+
+    def abandon(self) -> None:
+        self.probe, self.due = None, 0.0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,16 +3,12 @@
 They are pure; here they get the time.
 """
 
-from __future__ import annotations
-
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from mail.evidence import Evidence
-from mail.limits import Limits
-from mail.pace import Pace
+from mail.limits import WITHIN, Limits, Pace
 from mail.replies import Outcome, Stage, Verdict
 from mail.stops import LINE, Group, Mail, Stop
 from settings import Settings
@@ -40,7 +36,6 @@ class Feedback:
         self._again = again
         self._doubted = doubted
         self._unproven_since: float | None = None
-        self._accepted_at = -math.inf
 
     def wait(self, now: float) -> float:
         """Return the seconds until an e-mail may be sent, if there is a connection for it."""
@@ -75,15 +70,16 @@ class Feedback:
         Servers close connections unasked, and limit connections, and messages on each, in odd words. One that is not
         `proven`, as nothing was accepted on it yet, may lead to a broken machine.
         """
-        if outcome.broken and (proven or outcome.stage is Stage.CONNECT):
-            return outcome.worth_a_new_connection
+        ambiguous, stage = outcome.verdict is Verdict.AMBIGUOUS, outcome.stage
+        if outcome.broken and (proven or stage is Stage.CONNECT):
+            return not ambiguous and (stage is Stage.MAIL or not outcome.timed_out)
         if self.evidence.stops_of(mail):
             return False
-        if outcome.verdict is Verdict.AMBIGUOUS:
+        if ambiguous:
             return not copies and not outcome.timed_out
         if outcome.broken:  # at RCPT, it is probably the recipient, unless the server is silent
-            return outcome.stage is not Stage.RCPT or outcome.timed_out
-        return outcome.worth_another_connection and not self.pace.explains(outcome.status)
+            return stage is not Stage.RCPT or outcome.timed_out
+        return outcome.worth_another_connection and not (self.pace.paused or self.pace.knows(outcome.status))
 
     def blame(self, messages: int, proven: int) -> None:
         """Note that a connection which has borne so many messages did not take one that another took at once.
@@ -118,11 +114,7 @@ class Feedback:
             self.evidence.abandon(mail)
             outcome = replace(outcome, verdict=Verdict.TOO_FAST)
         else:
-            self.pace.finish()
-            if outcome.verdict is Verdict.TOO_FAST:  # for this recipient only
-                outcome = replace(outcome, verdict=Verdict.DEFERRED)
-            outcome = self._doubt(mail, outcome, now)
-            self.evidence.refused(mail, outcome, now)
+            outcome = self._refuse(mail, outcome, now)
         if waited or self._others_wait(now):
             self._changed()
         return outcome
@@ -144,7 +136,7 @@ class Feedback:
         """
         if not mail.fresh:
             return
-        if self._accepted_at > began:
+        if self.evidence.accepted_since(began, mail.user):
             self._again(LINE, began)
         else:
             self._unproven_since = self._unproven_since or time.monotonic()
@@ -152,7 +144,6 @@ class Feedback:
     def _accept(self, mail: Mail, began: float, now: float) -> None:
         self.pace.accepted(mail, began, now)
         self.limits.accepted()
-        self._accepted_at = now
         if self._unproven_since is not None:
             self._again(LINE, self._unproven_since)
             self._unproven_since = None
@@ -166,16 +157,20 @@ class Feedback:
     def _is_too_fast(self, mail: Mail, outcome: Outcome, began: float, now: float) -> bool:
         if outcome.code // 100 != 4 or outcome.verdict is Verdict.DEFERRED:
             return False
+        is_news = not self.pace.knows(outcome.status)
         too_fast = self.pace.refused(mail, outcome, began, now)
-        if (since := self.pace.misjudged_since) is not None:
-            self.pace.misjudged_since = None
-            self._again(LINE, since)
+        if too_fast and is_news:  # so the refusals before were misjudged
+            self._again(LINE, now - WITHIN)
         return too_fast
 
-    def _doubt(self, mail: Mail, outcome: Outcome, now: float) -> Outcome:
-        if outcome.verdict is not Verdict.PERMANENT or not outcome.code:
-            return outcome
-        doubts = self.evidence.doubts
-        if raised := doubts.add(mail, unknown=True, now=now):
-            self._doubted(raised)
-        return replace(outcome, verdict=Verdict.DOUBTED) if doubts.doubtful(mail, now) else outcome
+    def _refuse(self, mail: Mail, outcome: Outcome, now: float) -> Outcome:
+        self.pace.finish()
+        if outcome.verdict is Verdict.TOO_FAST:  # for this recipient only
+            outcome = replace(outcome, verdict=Verdict.DEFERRED)
+        if outcome.verdict is Verdict.PERMANENT and outcome.code:
+            doubtful, raised = self.evidence.unknown(mail, now)
+            if raised:
+                self._doubted(raised)
+            outcome = replace(outcome, verdict=Verdict.DOUBTED) if doubtful else outcome
+        self.evidence.refused(mail, outcome, now)
+        return outcome

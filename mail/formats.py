@@ -1,7 +1,5 @@
 """Numbers, amounts and moments in the user's language, for templates and labels. The bell writes them with `Intl`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -19,10 +17,8 @@ from config.languages import forms_of
 
 NUMBER: Final = re.compile(r"-?\d{1,30}(\.\d{1,30})?")
 DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
-MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d\S*)?")
-"""ISO 8601."""
-DECIMALS: Final = 9
-"""Maximum digits after the point. Sums of floats have many more."""
+MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d\S*)?")  # ISO 8601
+DECIMALS: Final = 9  # maximum digits after the point; sums of floats have many more
 LARGEST: Final = 10**19
 """Larger numbers are written as they are: with `DECIMALS`, they may have more than the 28 digits of `Decimal`."""
 

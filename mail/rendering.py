@@ -7,8 +7,6 @@ The authors of templates are trusted; the `data` that clients send is not. So th
 takes more time or memory than the limits here. The process has no secrets of the service, and imports little.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import resource
@@ -33,22 +31,14 @@ PARTS: Final = ("subject.txt", "txt", "html")
 VARIABLES: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"}) | {
     *("notifications", "count", "kind", "language", "unsubscribe_url")
 }
-CPU_SECONDS: Final = 2.0
-"""Limit for one e-mail. Time in which the machine runs other programs does not count."""
-MEMORY: Final = 64 * 1024 * 1024
-"""Bytes that the process may need beyond what it has before its first e-mail."""
-OUT_OF_MEMORY: Final = 3
-"""Exit code of a process that needed more."""
-READY: Final = "ready"
-RENDERED_LIMIT: Final = 256 * 1024
-"""Bytes of UTF-8 in one rendered part. Some mailboxes accept only a few MiB."""
-SUBJECT_LIMIT: Final = 250
-"""Characters of a subject. No mailbox shows more."""
-MESSAGE_LIMIT: Final = 500
-"""Characters of an error message that are reported."""
+CPU_SECONDS: Final = 2.0  # for one e-mail; time in which the machine runs other programs does not count
+MEMORY: Final = 64 * 1024 * 1024  # bytes that the process may need beyond what it has before its first e-mail
+OUT_OF_MEMORY: Final = 3  # exit code of a process that needed more
+RENDERED_LIMIT: Final = 256 * 1024  # bytes of UTF-8 in one rendered part; some mailboxes accept only a few MiB
+SUBJECT_LIMIT: Final = 250  # characters; no mailbox shows more
+MESSAGE_LIMIT: Final = 500  # characters of an error message that are reported
 REFERENCES: Final[tuple[type[Any], ...]] = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
-CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters except tab and newline. Some servers refuse messages that contain them."""
+CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and newline; some servers refuse the others
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -191,7 +181,7 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end when the service is gone
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole group may get it, and the service still sends some e-mails
     rendering = Rendering(**orjson.loads(sys.stdin.buffer.readline()))
-    _say(READY)
+    _say("ready")
     if base := _memory():
         resource.setrlimit(resource.RLIMIT_AS, (base + MEMORY, base + MEMORY))
     for line in sys.stdin.buffer:

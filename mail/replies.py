@@ -9,8 +9,6 @@ Sources: RFC 1870, 3463, 5321, 7293 and 7505, and the replies of Exim, Postfix, 
 mail.ru and cPanel.
 """
 
-from __future__ import annotations
-
 import enum
 import errno
 import os
@@ -19,64 +17,43 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from aiosmtplib import SMTPResponseException, SMTPTimeoutError
 
 
 class Stage(enum.Enum):
-    CONNECT = "connect"
-    """Greeting, TLS and login."""
+    CONNECT = "connect"  # greeting, TLS and login
     MAIL = "MAIL"
     RCPT = "RCPT"
-    DATA_COMMAND = "DATA command"
-    """Until the server asks for the message. It cannot have accepted the message yet."""
-    DATA = "DATA"
-    """The message, and the reply to it."""
+    DATA_COMMAND = "DATA command"  # until the server asks for the message; it cannot have accepted the message yet
+    DATA = "DATA"  # the message, and the reply to it
 
 
 class Verdict(enum.Enum):
     SENT = "sent"
-    TRANSIENT = "transient"
-    """Refused with 4xx, or the conversation broke."""
-    DEFERRED = "deferred"
-    """Refused with 4xx for a reason that is known to be the recipient's."""
-    TOO_FAST = "too fast"
-    """Refused because of the pace. It is sent soon, more slowly."""
-    UNCLEAR = "unclear"
-    """Refused with 5xx for a reason that may be ours."""
-    OVERSIZED = "oversized"
-    """Refused with 5xx because of the message itself."""
-    PERMANENT = "permanent"
-    """Refused with 5xx for a reason that is known to be the recipient's."""
-    DOUBTED = "doubted"
-    """The same, but too many other e-mails to the domain or through the relay are refused like this."""
-    AMBIGUOUS = "ambiguous"
-    """The connection broke while the server had the message, so the server may have accepted it."""
-    CONNECTION = "connection"
-    """No connection could be opened. That says nothing about the e-mail."""
-    CONFIGURATION = "configuration"
-    """The server refuses the login, or cannot be used as the settings say. That says nothing about it either."""
+    TRANSIENT = "transient"  # refused with 4xx, or the conversation broke
+    DEFERRED = "deferred"  # refused with 4xx for a reason that is known to be the recipient's
+    TOO_FAST = "too fast"  # refused because of the pace; it is sent soon, more slowly
+    UNCLEAR = "unclear"  # refused with 5xx for a reason that may be ours
+    OVERSIZED = "oversized"  # refused with 5xx because of the message itself
+    PERMANENT = "permanent"  # refused with 5xx for a reason that is known to be the recipient's
+    DOUBTED = "doubted"  # the same, but too many other e-mails to the domain or through the relay are refused like this
+    AMBIGUOUS = "ambiguous"  # the connection broke while the server had the message, so it may have accepted it
+    CONNECTION = "connection"  # no connection could be opened, which says nothing about the e-mail
+    CONFIGURATION = "configuration"  # the server refuses the login, or cannot be used as the settings say: likewise
     HELD = "held"
     """Not sent: its kind or domain has stopped, or two copies are under way and nobody else's e-mail gets through."""
-    SUPPRESSED = "suppressed"
-    """Not sent: an earlier e-mail to the address was refused for good."""
-    UNRENDERED = "unrendered"
-    """Not sent: its templates took too much time or memory. It is tried again like a transient one, but seldom."""
-    MUTED = "muted"
-    """Not sent: the user has opted out."""
-    READ = "read"
-    """Not sent: the notifications that it was to speak of are read, deleted or pushed out."""
+    SUPPRESSED = "suppressed"  # not sent: an earlier e-mail to the address was refused for good
+    UNRENDERED = "unrendered"  # not sent: its templates took too much time or memory; tried again, but seldom
+    MUTED = "muted"  # not sent: the user has opted out
+    READ = "read"  # not sent: the notifications that it was to speak of are read, deleted or pushed out
 
 
-DONE: Final = frozenset({Verdict.SENT, Verdict.MUTED, Verdict.READ})
-"""How an e-mail ends without a fault."""
-DETAIL_LIMIT: Final = 500
-"""Characters kept of a server's reply."""
-WORDS_LIMIT: Final = 200
-"""Characters of a reply that are logged."""
-CLOSING: Final = 421
-"""Code of the reply with which a server closes the connection."""
+DONE: Final = frozenset({Verdict.SENT, Verdict.MUTED, Verdict.READ})  # how an e-mail ends without a fault
+DETAIL_LIMIT: Final = 500  # characters kept of a server's reply
+WORDS_LIMIT: Final = 200  # characters of a reply that are logged
+CLOSING: Final = 421  # code of the reply with which a server closes the connection
 REPLY: Final = re.compile(r"([245]\d\d)[ -]?(?:([245]\.\d{1,3}\.\d{1,3})\b)?(.*)", re.DOTALL)
 NAMES: Final = re.compile(r"<[^>]*>|\S+@\S+|[\w-]+(?:\.[\w-]+)+|\[[\d.:a-f]+\]", re.IGNORECASE)
 """Addresses, hosts and codes. They say nothing about the reason, whatever words they contain."""
@@ -116,30 +93,22 @@ BOUNCES: Final[Mapping[str, tuple[str, str]]] = {
 """The enhanced codes that suppress an address, what they say, and their sources. `docs/bounces.md` has this table."""
 
 
-class Reply(NamedTuple):
-    """A refusal: its code, its enhanced status code (RFC 3463), and its words without names. Each may be empty."""
-
-    code: str
-    enhanced: str
-    words: str
-
-
-def parse(reply: str) -> Reply:
-    """Parse a reply such as `550 5.1.1 User unknown`."""
+def parse(reply: str) -> tuple[str, str, str]:
+    """Return the code, the enhanced code (RFC 3463) and the words, without names. Each may be empty."""
     match = REPLY.match(reply)
     code, enhanced, words = match.groups(default="") if match else ("", "", reply)
-    return Reply(code, enhanced, " ".join(NAMES.sub("…", words).split()))
+    return code, enhanced, " ".join(NAMES.sub("…", words).split())
 
 
 def verdict_of(reply: str, stage: Stage) -> Verdict:
     """Return what a 4xx or 5xx reply means, as far as it can be known from the reply alone."""
-    refusal = parse(reply)
-    is_final = refusal.code.startswith("5")
+    refusal = code, _, words = parse(reply)
+    is_final = code.startswith("5")
     if stage is Stage.CONNECT:
         return Verdict.CONFIGURATION if is_final else Verdict.CONNECTION
     text = " ".join(refusal)
     verdict = next((known for row, known in ROWS.items() if re.match(row, text, re.IGNORECASE)), None)
-    is_doubtful = verdict is Verdict.PERMANENT and ABOUT_US.search(refusal.words)
+    is_doubtful = verdict is Verdict.PERMANENT and ABOUT_US.search(words)
     if verdict and not is_doubtful and (stage is not Stage.MAIL or verdict in AT_MAIL):
         return verdict
     return Verdict.UNCLEAR if is_final else Verdict.TRANSIENT
@@ -152,9 +121,9 @@ def bounce_code(verdict: Verdict, reply: str) -> str | None:
     quota does not mean that, even with such a code.
     """
     _, enhanced, words = parse(reply)
-    if verdict not in {Verdict.PERMANENT, Verdict.DOUBTED} or enhanced not in BOUNCES:
+    if verdict not in {Verdict.PERMANENT, Verdict.DOUBTED} or ABOUT_US.search(words) or FULL.search(words):
         return None
-    return None if ABOUT_US.search(words) or FULL.search(words) else enhanced
+    return enhanced if enhanced in BOUNCES else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +131,7 @@ class Outcome:
     """What became of an attempt to send an e-mail. `status` is for logs and has no address; `detail` may have one.
 
     `stage` is how far the conversation came. If a reply refused the e-mail, `code` is its code, else 0, and `reply` is
-    all of it. `broken` says that the conversation ended without a reply or with one that closes the connection, and
-    `timed_out` that no reply came in time.
+    all of it.
     """
 
     verdict: Verdict
@@ -172,24 +140,18 @@ class Outcome:
     stage: Stage = Stage.DATA
     code: int = 0
     reply: str = ""
-    broken: bool = False
-    timed_out: bool = False
+    broken: bool = False  # the conversation ended without a reply, or with one that closes the connection
+    timed_out: bool = False  # no reply came in time
 
     @property
     def quote(self) -> str:
         """The status and the words of the reply without addresses and hosts, for an alarm."""
-        return f"{self.status} {parse(self.reply).words[:WORDS_LIMIT]}".rstrip()
+        return f"{self.status} {parse(self.reply)[-1][:WORDS_LIMIT]}".rstrip()
 
     @property
     def tried(self) -> bool:
         """Whether the server was asked to take this e-mail."""
         return self.stage is not Stage.CONNECT
-
-    @property
-    def worth_a_new_connection(self) -> bool:
-        """Whether only the kept connection may have been at fault: servers close idle ones without notice."""
-        is_slow_reply = self.timed_out and self.stage is not Stage.MAIL
-        return self.broken and not is_slow_reply and self.verdict is not Verdict.AMBIGUOUS
 
     @property
     def worth_another_connection(self) -> bool:
@@ -213,21 +175,15 @@ def judge(exc: Exception, stage: Stage) -> Outcome:
         return Outcome(verdict=exc.verdict, status=f"{exc}", detail=f"{exc}", stage=stage, broken=broken)
     if isinstance(exc, SMTPResponseException):
         return _judge_reply(exc, stage)
+    broken, verdict = True, _verdict_of_break(exc, stage)
     if isinstance(exc, ValueError) and not isinstance(exc, OSError):
         # A login, a host or a sender that does not fit into a command; from RCPT on, an address that does not.
+        broken = False
         verdict = Verdict.CONFIGURATION if stage in {Stage.CONNECT, Stage.MAIL} else Verdict.TRANSIENT
-        status = f"{stage.value}: {type(exc).__name__}"
-        return Outcome(verdict=verdict, status=status, detail=f"{status}: {exc}"[:DETAIL_LIMIT], stage=stage)
     status = f"{stage.value}: {describe(exc)}"
     timed_out = isinstance(exc, SMTPTimeoutError | TimeoutError)
-    return Outcome(
-        verdict=_verdict_of_break(exc, stage),
-        status=status,
-        detail=status if timed_out else f"{status}: {exc}"[:DETAIL_LIMIT].rstrip(": "),
-        stage=stage,
-        broken=True,
-        timed_out=timed_out,
-    )
+    detail = status if timed_out else f"{status}: {exc}"[:DETAIL_LIMIT].rstrip(": ")
+    return Outcome(verdict=verdict, status=status, detail=detail, stage=stage, broken=broken, timed_out=timed_out)
 
 
 def describe(exc: Exception) -> str:

@@ -16,8 +16,7 @@ from config.address import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
 from mail.replies import DONE, Outcome, Stage, Verdict, bounce_code
-from mail.schedule import COPIES, Next, Schedule
-from mail.stops import LINE, Group, Stop
+from mail.stops import COPIES, LINE, Group, Next, Schedule, Stop
 from mongo import backlog
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
@@ -63,7 +62,7 @@ class Settler:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.evidence)
+        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.evidence.stops_of)
         for result, verdicts in RESULTS.items():
             for verdict in verdicts:
                 self.metrics.emails.labels(result, verdict.value)  # each series begins at 0: a first burst shows

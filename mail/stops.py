@@ -1,73 +1,45 @@
-"""What can stop (the line, a kind, a domain): refusals that stop it, probes that start it again, and alarms."""
+"""What can stop (the line, a kind, a domain), the probes that start it again, and when an e-mail is tried again.
 
-from __future__ import annotations
+Pure, but for the alarm: the clock is an argument.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple
 
-from mail.replies import Outcome, Stage
+from mail.replies import Outcome, Verdict
+from mongo.owed import OwedEmail
 
 log = logging.getLogger("notifier.delivery")
 
-RUN: Final = 5
-"""Different recipients refused in a row, after which a group stops."""
-RUN_LIMIT: Final = 64
-"""Recipients that a run remembers."""
-LONGEST: Final = {"line": 25.0, "kind": 300.0, "domain": 4 * 3600.0}
-"""Longest pause in seconds between two probes of a group."""
-SOFT: Final = (0.25, 1.3)
-"""First pause in seconds after 4xx and breaks, and the factor by which it grows."""
-HARD: Final = (1.0, 2.0)
-"""The same after 5xx, and after refused logins: servers lock accounts that fail often."""
-PATIENCE: Final = 30.0
-"""Seconds to wait for the outcome of a probe before another is sent."""
-SHORTEST_HOLD: Final = 30.0
-LONGEST_HOLD: Final = 3600.0
+LONGEST: Final = {"line": 25.0, "kind": 300.0, "domain": 4 * 3600.0}  # seconds between two probes of a group, at most
+SOFT: Final = (0.25, 1.3)  # seconds of the first pause after 4xx and breaks, and the factor by which it grows
+HARD: Final = (1.0, 2.0)  # the same after 5xx, and after refused logins: servers lock accounts that fail often
+PATIENCE: Final = 30.0  # seconds to wait for the outcome of a probe before another is sent
+HOLD: Final = (30.0, 3600.0)
 """Seconds for which e-mails are put aside, except for the one that will be the next probe: as long as the stop has
 lasted, or until the next probe but one. When it is over, they fall due at once."""
-GREYLISTING: Final = 900.0
-"""Seconds after which 4xx at RCPT to everybody are not greylisting."""
-DEATH_PROBES: Final = 10
-"""Refused probes after which a domain that stopped lets its e-mails die."""
-DEATH_WITNESSES: Final = 3
-"""So many of them must have come after an acceptance elsewhere."""
-ALARM_INTERVAL: Final = 0.5
-"""Seconds between two looks at what has stopped."""
-ALARM_AFTER: Final = 5.0
-"""Seconds after which a stop is no passing trouble. One by 5xx never is."""
-OFTEN: Final = 60.0
-SELDOM: Final = 3600.0
-"""Seconds between two alarms about the same stop, in its first hour and later."""
+GREYLISTING: Final = 900.0  # seconds after which 4xx at RCPT to everybody are not greylisting
+DEATH_PROBES: Final = 10  # refused probes after which a domain that stopped lets its e-mails die
+DEATH_WITNESSES: Final = 3  # so many of them must have come after an acceptance elsewhere
+COPIES: Final = 3  # messages at the most that the server may have accepted of one e-mail, without having said so
+CRASHES: Final = 3  # how often the rendering of one e-mail may end the process that renders for all
+COUNTED: Final = 3
+"""Attempts that must count before an e-mail dies for an unknown reason: others got through after each of them."""
+LONGEST_LIFE: Final = 14 * 86_400.0  # seconds after which an e-mail dies that was tried, even without any evidence
+ALARM_INTERVAL: Final = 0.5  # seconds between two looks at what has stopped
+ALARM_AFTER: Final = 5.0  # seconds after which a stop is no passing trouble; one by 5xx never is
+OFTEN: Final = 60.0  # seconds between two alarms about the same stop
+SELDOM: Final = 3600.0  # the same after its first hour
 CONSEQUENCES: Final = {
     "line": "no e-mail gets through, so all wait, and none is lost; see the SMTP settings and the account",
     "kind": "no e-mail of this kind gets through, so they wait, and none is lost; see its template",
     "domain": "no e-mail to a domain gets through, so those to it wait",
 }
-
-
-class Mail(NamedTuple):
-    """An e-mail, as far as it is evidence.
-
-    `user` tells recipients apart, even if several have the same address. `fresh` is whether it has never been tried;
-    `counted`, whether it was refused before while others got through; `urged`, whether an operator wants it to be tried
-    now, whatever has stopped.
-    """
-
-    id: str
-    kind: str
-    user: str
-    recipient: str
-    fresh: bool = True
-    counted: bool = False
-    urged: bool = False
-
-    @property
-    def domain(self) -> str:
-        return self.recipient.rpartition("@")[2].lower()
 
 
 class Group(NamedTuple):
@@ -84,75 +56,44 @@ class Group(NamedTuple):
 LINE: Final = Group("line")
 
 
-class Refusal(NamedTuple):
-    """What a recipient got."""
+@dataclass(frozen=True)
+class Mail:
+    """An e-mail, as far as it is evidence. `user` tells recipients apart, even if several have the same address."""
 
-    domain: str
-    at_mail: bool
-    may_be_greylisting: bool
+    id: str
+    kind: str
+    user: str
+    recipient: str
+    fresh: bool = True  # whether it has never been tried
+    counted: bool = False  # whether it was refused before while others got through
+    urged: bool = False  # whether an operator wants it to be tried now, whatever has stopped
 
+    @cached_property
+    def domain(self) -> str:
+        return self.recipient.rpartition("@")[2].lower()
 
-class Run:
-    """The different recipients refused since the last acceptance."""
-
-    def __init__(self) -> None:
-        self.began = 0.0
-        self._refusals: dict[int, Refusal] = {}
-
-    def add(self, mail: Mail, outcome: Outcome, now: float) -> None:
-        if not self._refusals:
-            self.began = now
-        greylisting = outcome.stage is Stage.RCPT and outcome.code // 100 == 4
-        if len(self._refusals) < RUN_LIMIT:
-            self._refusals[hash(mail.user)] = Refusal(mail.domain, outcome.stage is Stage.MAIL, greylisting)
-
-    def clear(self) -> None:
-        """Begin again, as there was an acceptance."""
-        self._refusals.clear()
-
-    @property
-    def long(self) -> bool:
-        """Whether it has enough recipients to stop a group."""
-        return len(self._refusals) >= RUN
-
-    @property
-    def wide(self) -> bool:
-        """Whether it also has recipients at two domains or more."""
-        return self.long and len({refusal.domain for refusal in self._refusals.values()}) > 1
-
-    @property
-    def at_mail(self) -> bool:
-        """Whether the server refused enough of them before it knew the recipient."""
-        return sum(refusal.at_mail for refusal in self._refusals.values()) >= RUN
-
-    @property
-    def may_be_greylisting(self) -> bool:
-        """Whether 4xx at RCPT is what nearly all of them got."""
-        return sum(not refusal.may_be_greylisting for refusal in self._refusals.values()) < RUN
+    @cached_property
+    def groups(self) -> tuple[Group, Group, Group]:
+        """The line, its kind and its domain."""
+        return LINE, Group("kind", self.kind), Group("domain", self.domain)
 
 
 @dataclass(slots=True)
 class Clock:
-    """When the next probe may be sent. The outcome of the last one is awaited until `busy_until`."""
+    """When the next probe may be sent: `due`, or earlier if the one under way shows nothing."""
 
     due: float = 0.0
     pause: float = 0.0
     probe: str | None = None
-    busy_until: float = 0.0
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next probe."""
-        return max(0.0, self.busy_until - now if self.probe else 0.0, self.due - now)
+        return max(0.0, self.due - now)
 
     def start(self, mail: Mail, now: float) -> None:
-        """Note that an e-mail is the probe."""
-        self.probe, self.busy_until = mail.id, now + PATIENCE
+        self.probe, self.due = mail.id, now + PATIENCE
 
-    def slow_down(self, longest: float, *, hard: bool, now: float) -> None:
-        """Note that the probe was refused."""
-        first, factor = HARD if hard else SOFT
-        self.pause = min(max(first, self.pause * factor), longest)
-        self.due, self.probe = now + self.pause, None
+    def abandon(self) -> None:
+        self.probe, self.due = None, 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,14 +107,11 @@ class Stop:
     group: Group
     began: float
     reply: str
-    unreachable: bool = False
-    """Whether no connection could be opened, so that it is over as soon as MAIL is accepted."""
-    greylisting: bool = False
-    """Whether it may be that: 4xx at RCPT for nearly all."""
+    unreachable: bool = False  # no connection could be opened, so it is over as soon as MAIL is accepted
+    greylisting: bool = False  # it may be that: 4xx at RCPT for nearly all
+    firm: bool = False  # e-mails were refused by 5xx, or the login was
     proven: Clock = field(default_factory=Clock)
     others: Clock = field(default_factory=Clock)
-    firm: bool = False
-    """Whether e-mails were refused by 5xx, or the login was."""
     probes: int = 0
     witnessed: int = 0
     last_refused: float = 0.0
@@ -204,7 +142,8 @@ class Stop:
         if now >= self._scout_until:
             self._scout_until = now + wait + 1
             return wait
-        return max(SHORTEST_HOLD, 2 * wait, min(now - self.began, LONGEST_HOLD))
+        shortest, longest = HOLD
+        return max(shortest, 2 * wait, min(now - self.began, longest))
 
     def refuse(self, clock: Clock, *, hard: bool, witnessed: bool, now: float) -> None:
         """Note that a probe was refused; `witnessed`, if others were accepted since the one before."""
@@ -212,7 +151,9 @@ class Stop:
         self.firm = self.firm or hard
         self.witnessed += witnessed
         self.last_refused = now
-        clock.slow_down(LONGEST[self.group.name], hard=hard, now=now)
+        first, factor = HARD if hard else SOFT
+        clock.pause = min(max(first, clock.pause * factor), LONGEST[self.group.name])
+        clock.due, clock.probe = now + clock.pause, None
 
     @property
     def condemned(self) -> bool:
@@ -234,3 +175,88 @@ async def alarm(stops: Mapping[Group, Stop]) -> None:
                 words = "%s stopped %.0f s ago: %s: %s; next probe in %.0f s"
                 log.error(words, what, age, CONSEQUENCES[group.name], stop.reply, stop.wait(now))
         await asyncio.sleep(ALARM_INTERVAL)
+
+
+class Next(NamedTuple):
+    """What follows: the seconds until the next attempt, and what the e-mail then knows. `given_up`: none follows."""
+
+    delay: float = 0.0
+    waited: float = 0.0
+    copies: int = 0
+    held: str | None = None
+    given_up: str | None = None
+
+
+class Schedule:
+    """When an e-mail is tried again, and when it is given up. `stops_of` returns the stops that concern it.
+
+    `minutes` are those before each further attempt (RFC 5321, section 4.5.4.1); the last value repeats.
+    """
+
+    def __init__(
+        self, minutes: Sequence[float], give_up_hours: float, stops_of: Callable[[Mail], Sequence[Stop]]
+    ) -> None:
+        self._minutes = minutes
+        self._give_up = 3600 * give_up_hours
+        self._stops_of = stops_of
+
+    def delay(self, waited: float) -> float:
+        """Return the seconds to the next attempt, after so many of the schedule."""
+        for minutes in self._minutes:
+            if waited < 60 * minutes - 0.001:
+                return 60 * minutes
+            waited -= 60 * minutes
+        return 60 * self._minutes[-1]
+
+    def too_old(self, email: OwedEmail, age: float) -> str | None:
+        """Return why an e-mail is given up that nobody's acceptance has ever spoken against."""
+        if not email.error or age <= LONGEST_LIFE:
+            return None
+        return probably(email.copies, email.error) if email.copies else f"Given up after 14 days: {email.error}"
+
+    def hold(self, mail: Mail, email: OwedEmail, age: float, now: float) -> Next:
+        """Return what follows without an attempt. `age` is the e-mail's, in seconds."""
+        stop = self._stop_of(mail)
+        if stop is None:
+            return Next(self.delay(email.waited), email.waited, email.copies)
+        if self._is_lost(stop, age, now):
+            return Next(given_up=f"Given up: the domain refuses all e-mails: {stop.reply}")
+        return Next(stop.hold(now), email.waited, email.copies, f"{stop.group}")
+
+    def after_refusal(self, mail: Mail, email: OwedEmail, outcome: Outcome, age: float, now: float) -> Next:
+        """Return what follows after an attempt. While the line, its kind or its domain is stopped, none counts."""
+        stop, delay = self._stop_of(mail), self.delay(email.waited)
+        copies = email.copies + (outcome.verdict is Verdict.AMBIGUOUS)
+        over = self._is_lost(stop, age, now) if stop else self._is_over(email, delay)
+        if copies >= COPIES or (over and copies):
+            return Next(given_up=probably(copies, outcome.detail))
+        if over:
+            return Next(given_up=f"Given up: {outcome.detail}")
+        if outcome.verdict is Verdict.OVERSIZED and email.tries:
+            return Next(given_up=outcome.detail)
+        counts = stop is None or stop.soft(now)
+        return Next(delay, email.waited + delay * counts, copies, f"{stop.group}" if stop else None)
+
+    def after_crash(self, email: OwedEmail, error: str) -> Next:
+        """Return what follows when the rendering of an e-mail has ended the process that renders."""
+        if email.crashes + 1 >= CRASHES:
+            return Next(given_up=f"Given up: {error}")
+        delay = self.delay(email.waited)
+        return Next(delay, email.waited + delay, email.copies)
+
+    def _is_over(self, email: OwedEmail, delay: float) -> bool:
+        """Return whether an e-mail was tried long and often enough, while others got through."""
+        return email.tries >= COUNTED and email.waited + delay > self._give_up
+
+    def _is_lost(self, stop: Stop, age: float, now: float) -> bool:
+        """Return whether an e-mail's domain has refused everything for as long as any e-mail is tried."""
+        return stop.condemned and min(age, now - stop.began) > self._give_up
+
+    def _stop_of(self, mail: Mail) -> Stop | None:
+        return next(iter(self._stops_of(mail)), None)
+
+
+def probably(copies: int, error: str) -> str:
+    """Say of how many copies nobody knows whether they were accepted."""
+    times = f"{copies} times" if copies > 1 else "once"
+    return f"Probably delivered: the server had the message {times}, and did not say that it accepted it. {error}"

@@ -22,14 +22,11 @@ import orjson
 from config.languages import LANGUAGE
 from settings import Settings
 
-ANSWER_LIMIT: Final = 4 * 1024 * 1024
-"""Bytes of an answer. Three parts of 256 KiB, written as JSON, have less."""
-PATIENCE: Final = 60.0
-"""Seconds to wait for an answer. The process ends after 2 s of CPU time, but one that was stopped uses none."""
+ANSWER_LIMIT: Final = 4 * 1024 * 1024  # bytes of an answer; three parts of 256 KiB, written as JSON, have less
+PATIENCE: Final = 60.0  # seconds to wait for an answer: a process that was stopped never uses its 2 s of CPU time
 INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONTZPATH", "PYTHONDONTWRITEBYTECODE")
 """The variables that Python itself may need. Others may be secrets."""
-ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}
-"""What an exit code of the process means."""
+ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}  # by exit code
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ which needs no nonce and gives an e-mail the same link at every attempt. Its key
 (RFC 5869) for this purpose alone.
 """
 
-from __future__ import annotations
-
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from contextlib import suppress
 from typing import Final
@@ -20,8 +18,7 @@ from kinds import NAME
 from settings import Settings
 
 PURPOSE: Final = b"notifier: links to unsubscribe"
-KEY_LENGTH: Final = 64
-"""Bytes: AES-256, with a second key for the MAC."""
+KEY_LENGTH: Final = 64  # bytes: AES-256, with a second key for the MAC
 
 
 class NoSuchLink(Exception):

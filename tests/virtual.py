@@ -18,8 +18,7 @@ from aiosmtplib import SMTPResponseException, SMTPServerDisconnected
 from mail.feedback import Feedback
 from mail.pool import FIRST_TRIES
 from mail.replies import Outcome, Stage, Verdict, judge
-from mail.schedule import COPIES, Schedule
-from mail.stops import LINE, Group, Mail
+from mail.stops import COPIES, LINE, Group, Mail, Schedule
 from mongo.owed import OwedEmail
 from settings import Settings
 
@@ -101,7 +100,9 @@ class World:
         self.patch.setattr("mail.feedback.time", SimpleNamespace(monotonic=lambda: self.now))
         settings = Settings(smtp_connections=self.connections, smtp_rate=self.rate)
         self.feedback = Feedback(settings, again=self._lift_soon, doubted=self._revive)
-        self.schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence)
+        self.schedule = Schedule(
+            settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence.stops_of
+        )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ready: list[tuple[bool, float, float, Letter]] = []
         self._order = count()

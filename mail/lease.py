@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from config.address import parse_address
 from mail.connection import Connection
 from mail.stops import Mail
 from mongo.document import JSONObject
@@ -57,7 +58,7 @@ class Lease:
             email.id,
             email.key,
             email.user_id,
-            f"{email.address}",
+            parse_address(email.address) or "",
             fresh=email.tried is None,
             counted=email.tries > 0,
             urged=email.held == FLUSHED,

@@ -33,14 +33,12 @@ from store import Store
 
 log = logging.getLogger("notifier.delivery")
 
-Record = Callable[[OwedEmail, Outcome, int], None]
-"""Takes an e-mail, the outcome of an attempt to send it, and when that began, in ns."""
+Record = Callable[[OwedEmail, Outcome, int], None]  # of an attempt to send an e-mail; the last is its begin, in ns
 
 PROBE_POLL: Final = 0.25  # seconds between two looks for a probe
 STOP_GRACE: Final = 2.5  # seconds that conversations are given to end when the process stops
 SETTLE_GRACE: Final = 1.0  # seconds that the e-mails are then given to be settled
-AGAIN: Final = frozenset({Verdict.TOO_FAST, Verdict.CONNECTION})
-"""What becomes of an e-mail that is sent as soon as the pace, or the number of connections, allows it."""
+AGAIN: Final = frozenset({Verdict.TOO_FAST, Verdict.CONNECTION})  # sent as soon as pace or connections allow it
 STOPPED: Final = Outcome(
     verdict=Verdict.CONNECTION, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT
 )
@@ -84,8 +82,8 @@ class Delivery(Worker):
     async def __aenter__(self) -> Self:
         for run in (self._claimer.run(), *(self._work() for _ in range(self._limit))):
             self._run(run, self._workers)
-        pool, stops = self._mailer.pool, self._evidence.stops
-        for run in (self._looks.run(), self._leases.keep(), pool.close_idle(), alarm(stops)):
+        helpers = self._looks.run(), self._leases.keep(), self._mailer.pool.close_idle(), alarm(self._evidence.stops)
+        for run in helpers:
             self._run(run, self._helpers)
         return self
 
@@ -129,15 +127,14 @@ class Delivery(Worker):
     async def _next(self) -> Lease | None:
         """Wait for the next e-mail that may be sent; `None` when this process stops."""
         while not self._stopped:
-            if (wait := self._wait()) is None or wait:
+            wait = self._wait()
+            lease = self._take() if wait == 0 else None
+            if lease and self._may_begin(lease):
+                return lease
+            if lease is None:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
+                    async with asyncio.timeout(PROBE_POLL if wait == 0 else wait):
                         await self._news.wait()
-            elif lease := self._take():
-                if self._may_begin(lease):
-                    return lease
-            else:
-                await asyncio.sleep(PROBE_POLL)
         return None
 
     def _wait(self) -> float | None:

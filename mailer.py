@@ -64,8 +64,7 @@ class Mailer:
     async def send(self, lease: Lease) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
-        If it is sent and has a `then`, that e-mail is begun, and must be sent next. Raises only what writing the letter
-        raises, and when its task is cancelled.
+        If it has a `then`, that e-mail is begun, and must be sent next. Raises only what `Letters.content` raises.
         """
         if lease.email.ids and not lease.connection and not await self._letters.is_wanted(lease):
             return unwanted(lease)  # what was read makes no dead letter
@@ -243,17 +242,12 @@ class Mailer:
             async with asyncio.timeout(SOON):
                 await self._say(connection, letter)
         except FAULTS as exc:
-            is_reply = isinstance(exc, SMTPResponseException) and exc.code // 100 in {4, 5}
-            if not (is_reply and connection.stage is Stage.RCPT):
+            connection.refused = isinstance(exc, SMTPResponseException) and exc.code // 100 in {4, 5}
+            if not (connection.refused and connection.stage is Stage.RCPT):
                 self._pause_ahead()
-            if is_reply:
-                connection.refused = True
-            else:
+            if not connection.refused:
                 self.pool.drop(connection)
             return False
-        except BaseException:
-            self.pool.drop(connection)
-            raise
         return True
 
     def _give_back(self, connection: Connection) -> bool:

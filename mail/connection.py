@@ -78,8 +78,7 @@ class Protocol(SMTPProtocol):
 class Connection:
     """One conversation with the server, for one message after another. Commands time out after `timeout` seconds.
 
-    What talks to the server raises `SMTPResponseException` for a reply of another class than the one that goes on, and
-    aiosmtplib's other errors.
+    Methods raise `SMTPResponseException` for a reply that refuses, and aiosmtplib's other errors.
     """
 
     smtp: SMTP
@@ -127,10 +126,7 @@ class Connection:
         _expect(kind, await self.protocol.next_reply(self.timeout))
 
     async def hand_over(self, message: bytes, ahead: Sequence[bytes]) -> None:
-        """Send the message and its final dot, and with it the commands about the next message.
-
-        Any 2xx accepts it. Wait for the reply as long as RFC 5321 asks.
-        """
+        """Send the message and its final dot, and with it the commands about the next message. Any 2xx accepts it."""
         self.protocol.send(*ahead, message=message)
         self.stage = Stage.DATA
         _expect(2, await self.protocol.next_reply(REPLY_TIMEOUT))

@@ -23,7 +23,7 @@ from mail.replies import SMTPFault, Verdict, describe
 from settings import Settings
 
 T = TypeVar("T")
-Mechanism = Callable[[SMTP, str, str], Awaitable[object]]
+Mechanism = Callable[[SMTP, str, str], Awaitable[SMTPResponse]]
 
 log = logging.getLogger("notifier.mail")
 
@@ -46,35 +46,35 @@ FAULTS: Final[Mapping[str, tuple[object, ...]]] = {
 """Causes, and the numbers by which Microsoft names them, or the words of RFC 6749, section 5.2."""
 
 
-async def _plain(smtp: SMTP, login: str, password: str) -> None:
-    _expect_success(await _respond(smtp, b"PLAIN", f"\0{login}\0{password}"))
+async def _plain(smtp: SMTP, login: str, password: str) -> SMTPResponse:
+    return await _respond(smtp, b"PLAIN", f"\0{login}\0{password}")
 
 
-async def _login(smtp: SMTP, login: str, password: str) -> None:
+async def _login(smtp: SMTP, login: str, password: str) -> SMTPResponse:
     """Send the name and the password, each when asked: not every server takes the name with the command."""
     response = await smtp.execute_command(b"AUTH", b"LOGIN")
     for answer in (login, password):
         if response.code == CHALLENGE:
             response = await smtp.execute_command(b64encode(answer.encode()))
-    _expect_success(response)
+    return response
 
 
-async def _xoauth2(smtp: SMTP, login: str, token: str) -> None:
-    await _present(smtp, b"XOAUTH2", f"user={login}\x01auth=Bearer {token}\x01\x01", b"")
+async def _xoauth2(smtp: SMTP, login: str, token: str) -> SMTPResponse:
+    return await _present(smtp, b"XOAUTH2", f"user={login}\x01auth=Bearer {token}\x01\x01", b"")
 
 
-async def _oauthbearer(smtp: SMTP, login: str, token: str) -> None:
+async def _oauthbearer(smtp: SMTP, login: str, token: str) -> SMTPResponse:
     name = login.replace("=", "=3D").replace(",", "=2C")  # RFC 5801, section 4
-    await _present(smtp, b"OAUTHBEARER", f"n,a={name},\x01auth=Bearer {token}\x01\x01", b64encode(b"\x01"))
+    return await _present(smtp, b"OAUTHBEARER", f"n,a={name},\x01auth=Bearer {token}\x01\x01", b64encode(b"\x01"))
 
 
-async def _present(smtp: SMTP, mechanism: bytes, token: str, end: bytes) -> None:
+async def _present(smtp: SMTP, mechanism: bytes, token: str, end: bytes) -> SMTPResponse:
     """Present a token. A server that refuses it says why in a challenge, and replies to AUTH only after `end`."""
     response = await _respond(smtp, mechanism, token)
     if reason := _challenge(response):
         code, message = await smtp.execute_command(end)
         response = SMTPResponse(code, f"{message} {reason}")
-    _expect_success(response)
+    return response
 
 
 async def _respond(smtp: SMTP, mechanism: bytes, answer: str) -> SMTPResponse:
@@ -95,31 +95,24 @@ def _challenge(response: SMTPResponse) -> str:
         return response.message
 
 
-def _expect_success(response: SMTPResponse) -> None:
-    if response.code // 100 != 2:
-        raise SMTPAuthenticationError(response.code, response.message)
-
-
 BY_PASSWORD: Final[Mapping[str, Mechanism]] = {"plain": _plain, "login": _login, "cram-md5": SMTP.auth_crammd5}
 BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": _oauthbearer}
 
 
 async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, Mechanism]) -> None:
-    """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts.
-
-    Raises `SMTPFault` and the errors of aiosmtplib.
-    """
+    """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts."""
     known = ", ".join(name.upper() for name in mechanisms)
     fault: Exception = SMTPFault(Verdict.CONFIGURATION, f"the server offers no AUTH that we know ({known})")
     for name in (name for name in mechanisms if name in smtp.server_auth_methods):
         try:
-            await mechanisms[name](smtp, login, secret)
-        except SMTPAuthenticationError as exc:
-            if exc.code not in MISSING:
-                raise
-            fault = exc
-        else:
+            code, message = await mechanisms[name](smtp, login, secret)
+        except SMTPAuthenticationError as exc:  # of aiosmtplib's own mechanism
+            code, message = exc.code, exc.message
+        if code // 100 == 2:
             return
+        fault = SMTPAuthenticationError(code, message)
+        if code not in MISSING:
+            break
     raise fault
 
 

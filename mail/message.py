@@ -32,8 +32,6 @@ Look = Callable[[Lease], Awaitable[None]]
 
 log = logging.getLogger("notifier.delivery")
 
-MUTED: Final = Outcome(verdict=Verdict.MUTED, status="opted out", stage=Stage.CONNECT)
-READ: Final = Outcome(verdict=Verdict.READ, status="nothing to tell", stage=Stage.CONNECT)
 CRLF: Final = b"\r\n"
 LINE_LIMIT: Final = 998  # octets of a line, without CRLF (RFC 5322, section 2.1.1)
 LINE_LENGTH: Final = 76  # characters of a line with encoded words (RFC 2047, section 2)
@@ -135,7 +133,8 @@ def unsendable(lease: Lease) -> Outcome | None:
 
 def unwanted(lease: Lease) -> Outcome | None:
     """Return the outcome of an e-mail that is not to be sent; `None` if its lease has ended."""
-    return (READ if lease.wanted else MUTED) if lease.held else None
+    verdict, status = (Verdict.READ, "nothing to tell") if lease.wanted else (Verdict.MUTED, "opted out")
+    return Outcome(verdict=verdict, status=status, stage=Stage.CONNECT) if lease.held else None
 
 
 def fields_of(email: OwedEmail, told: Sequence[JSONObject] = ()) -> JSONObject:

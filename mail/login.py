@@ -189,7 +189,7 @@ class Tokens:
 
     async def _post(self) -> tuple[int, Mapping[str, Any]]:
         """Ask the token server; return the status and the object of its answer, empty if it has none."""
-        settings, timeout = self._settings, ClientTimeout(self._settings.smtp_connect_timeout)
+        settings = self._settings
         form = {
             "grant_type": self.grant,
             "client_id": settings.smtp_oauth_client_id,
@@ -197,9 +197,10 @@ class Tokens:
             "refresh_token": self._refresh_token,
             "scope": settings.smtp_oauth_scope,
         }
-        url, data = f"{settings.smtp_oauth_token_url}", {name: value for name, value in form.items() if value}
+        url = f"{settings.smtp_oauth_token_url}"
+        data = {name: value for name, value in form.items() if value}
         try:
-            async with ClientSession(timeout=timeout) as session:
+            async with ClientSession(timeout=ClientTimeout(settings.smtp_connect_timeout)) as session:
                 # A redirect would carry the secret to another place.
                 response = await session.post(url, data=data, ssl=self._tls, allow_redirects=False)
                 body = await response.read()

@@ -72,22 +72,22 @@ class Opener:
         self._resting[address] = time.monotonic() + ADDRESS_REST
 
     async def _open_somewhere(self, tries: int, secret: str) -> Connection:
-        for _ in range(ADDRESSES):
+        left = ADDRESSES
+        while True:
             self.last = attempt = Attempt()
             try:
                 return await self._open_in_time(attempt, secret)
             except SMTPAuthenticationError:  # another address would refuse the login as well
                 raise
             except (SMTPException, SMTPFault, OSError) as exc:
-                if attempt.address is None:
+                if attempt.address is None or not left:
                     raise
+                left -= 1
                 self.rest(attempt.address)
                 if all(map(self._rests, await self._addresses())):
                     tries -= 1
                     if not tries or isinstance(exc, SMTPFault):
                         raise
-        self.last = Attempt()
-        return await self._open_in_time(self.last, secret)
 
     def _rests(self, info: AddressInfo) -> float:
         """Return the seconds for which an address is still tried last."""

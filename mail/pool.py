@@ -43,8 +43,6 @@ class Pool:
         # One that is worn out makes room for another.
         return 0.0 if self._kept else self._limits.wait(time.monotonic())
 
-    # --- for an e-mail -----------------------------------------------------------------------------
-
     async def take(self) -> Connection:
         """Return the usable connection that was used last, or a new one, whichever is there first. Raises `FAULTS`."""
         opening = None
@@ -98,8 +96,6 @@ class Pool:
         """Wait until a connection is given back, opened or closed."""
         self._changed.clear()
         await self._changed.wait()
-
-    # --- opening -----------------------------------------------------------------------------------
 
     async def _connect(self) -> Connection:
         self._limits.opening += 1

@@ -23,7 +23,7 @@ from api.bodies import BODY_LIMIT
 from api.middleware import middleware, own_name_only
 from api.streams import HUB, Hub
 from config import descriptors
-from delivery import Record, running_delivery
+from delivery import Delivery, Record
 from mongo.errors import PATIENCE, Patience
 from mongo.serving import patiently
 from ops.listening import announce, warn_if_open
@@ -96,7 +96,7 @@ async def mongodb(app: web.Application) -> AsyncIterator[None]:
 
 async def delivery(app: web.Application) -> AsyncIterator[None]:
     app[handlers.EMAIL_OWED] = owed = asyncio.Event()
-    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], app[RECORD]):
+    async with Delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], app[RECORD]):
         yield
 
 

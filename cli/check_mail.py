@@ -22,11 +22,11 @@ from mail.connection import Connection
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.login import Token, Tokens
-from mail.message import Worker, sender_of
+from mail.message import Letters, Sender
 from mail.opening import Opener
 from mail.replies import SMTPFault, Verdict
 from mail.templates import Content
-from mailer import Mailer
+from mailer import Mailer, Worker
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings
 
@@ -83,7 +83,7 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
 
 async def _walk(settings: Settings, to: str | None) -> AsyncIterator[tuple[str, str]]:
     """Yield each step that succeeds, and what to say of it. Raises `StepFailed`."""
-    opener = Opener(settings, sender_of(settings).domain)
+    opener = Opener(settings, Sender(settings).domain)
     try:
         if opener.tokens:
             yield "oauth_token", await _token(opener.tokens)
@@ -119,7 +119,7 @@ async def _session(opener: Opener, settings: Settings) -> AsyncIterator[tuple[st
     try:
         connection = await opener.open()
     except (SMTPException, SMTPFault, OSError, ValueError) as exc:
-        failure = _failure(exc, opener.step, settings)
+        failure = _failure(exc, opener.last.step, settings)
         if failure.step == "smtp_ehlo" and settings.security is not Security.TLS:
             del said["smtp_tls"]  # STARTTLS comes after EHLO
         for step in takewhile(lambda step: step != failure.step, said):
@@ -183,7 +183,7 @@ def _certificate(connection: Connection, settings: Settings) -> str:
     return f"certificate of {name}, {left}{'; renew it soon' if days < SOON else ''}"
 
 
-class _Test(Worker):
+class _Test(Letters):
     async def content(self, _: Lease) -> Content:
         return TEST
 
@@ -192,7 +192,7 @@ async def _send(settings: Settings, to: str) -> str:
     """Send one e-mail as the service does."""
     now, id_ = datetime.now(UTC), f"{ObjectId()}"
     email = OwedEmail(document_id=None, user_id="", id=id_, key="check", at=now, tries=0, token=NO_TOKEN, address=to)
-    mailer = Mailer(settings, Feedback(settings), _Test())
+    mailer = Mailer(settings, Feedback(settings), _Test(settings), Worker())
     outcome = await mailer.send(Lease(email, math.inf))
     await mailer.pool.close_all()
     if outcome is None or outcome.verdict is not Verdict.SENT:

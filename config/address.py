@@ -50,13 +50,16 @@ def envelope_address(value: object) -> str:
     return f"{local}@{domain(host)}"
 
 
-def is_address(value: object) -> bool:
-    """Return whether `envelope_address` accepts a value."""
+def parse_address(value: object) -> str | None:
+    """Return the `envelope_address` of a value, or `None` if it has none."""
     try:
-        envelope_address(value)
+        return envelope_address(value)
     except ValidationError:
-        return False
-    return True
+        return None
+
+
+def is_address(value: object) -> bool:
+    return parse_address(value) is not None
 
 
 def domain(value: str) -> str:

@@ -3,11 +3,10 @@
 Sources: RFC 5321 (SMTP), RFC 2920 (PIPELINING).
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -16,14 +15,9 @@ from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SM
 
 from mail.replies import Stage
 
-CONNECTION_AGE: Final = 300.0
-"""Seconds after which a connection is replaced: servers close old ones unasked."""
-CONNECTION_IDLE: Final = 30.0
-"""Seconds without a message after which a connection is closed, for the same reason."""
-SPARE_IDLE: Final = 2.0
-"""Seconds without a message after which a connection is closed that another process may need."""
-QUIT_TIMEOUT: Final = 0.5
-"""Seconds to wait for the reply to QUIT."""
+CONNECTION_AGE: Final = 300.0  # seconds after which a connection is replaced: servers close old ones unasked
+CONNECTION_IDLE: Final = 30.0  # seconds without a message after which it is closed, for the same reason
+QUIT_TIMEOUT: Final = 0.5  # seconds to wait for the reply to QUIT
 REPLY_TIMEOUT: Final = 600.0
 """Seconds to wait for the reply to a message (RFC 5321, section 4.5.3.2.6). To give up earlier is to send the e-mail
 again although the server may have accepted it."""
@@ -31,10 +25,7 @@ Address = tuple[str, int]
 
 
 class Protocol(SMTPProtocol):
-    """Pairs commands with replies, whatever the server says unasked: an empty line, or a reply twice.
-
-    Several commands may travel together, and their replies too (RFC 2920).
-    """
+    """Pairs commands with replies, which may travel together (RFC 2920), whatever the server says unasked."""
 
     def __init__(self, smtp: SMTP) -> None:
         super().__init__(asyncio.get_running_loop(), lambda _: smtp.close())
@@ -87,45 +78,30 @@ class Protocol(SMTPProtocol):
 class Connection:
     """One conversation with the server, for one message after another. Commands time out after `timeout` seconds.
 
-    What talks to the server raises `SMTPResponseException` for a reply of another class than the one that goes on, and
-    aiosmtplib's other errors.
+    Methods raise `SMTPResponseException` for a reply that refuses, and aiosmtplib's other errors.
     """
 
     smtp: SMTP
     protocol: Protocol
     timeout: float
-    pipelines: bool = False
-    address: Address | None = None
-    """That of the server's addresses to which it leads."""
+    pipelines: bool
+    address: Address  # the one of the server's addresses to which it leads
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
-    messages: int = 0
-    """Messages that the server has accepted."""
-    stage: Stage = Stage.CONNECT
-    """How far the conversation about the current message has come."""
-    together: bool = False
-    """Whether its commands were sent together."""
-    refused: bool = False
-    """Whether the last message was refused, so that its transaction must be left first."""
+    messages: int = 0  # that the server has accepted
+    stage: Stage = Stage.CONNECT  # of the conversation about the current message
+    together: bool = False  # whether its commands were sent together
+    refused: bool = False  # whether the last message was refused, so that its transaction must be left first
 
     def usable(self, messages: int) -> bool:
         """Return whether the server can be expected to still listen, and to bear another of so many messages."""
         now = time.monotonic()
-        return (
-            self.smtp.is_connected
-            and self.messages < messages
-            and now - self.opened < CONNECTION_AGE
-            and now - self.used < CONNECTION_IDLE
-        )
-
-    @property
-    def idle(self) -> bool:
-        """Whether it has not been needed for a while."""
-        return time.monotonic() - self.used > SPARE_IDLE
+        is_young = now - self.opened < CONNECTION_AGE and now - self.used < CONNECTION_IDLE
+        return is_young and self.messages < messages and self.smtp.is_connected
 
     async def begin(self) -> None:
         """Begin a conversation about another message. If the last one was refused, leave its transaction by RSET."""
-        self.stage = Stage.CONNECT
+        self.stage, self.together = Stage.CONNECT, False
         if not self.refused:
             return
         while self.protocol.expected:
@@ -136,25 +112,22 @@ class Connection:
             raise SMTPServerDisconnected("the server does not leave a transaction")
         self.refused = False
 
-    def prepare(self, *commands: str, together: bool) -> None:
-        """Say these commands next: all at once, if `together` and the server pipelines (RFC 2920)."""
-        self.together = together and self.pipelines
+    def prepare(self, commands: Sequence[bytes], stage: Stage, *, together: bool) -> None:
+        """Say these commands next, all at once if `together` and the server pipelines. The first is at this stage."""
+        self.stage, self.together = stage, together and self.pipelines
         if self.together:
-            self.protocol.send(*(command.encode() for command in commands))
+            self.protocol.send(*commands)
 
-    async def say(self, command: str, stage: Stage, kind: int) -> None:
+    async def say(self, command: bytes, stage: Stage, kind: int) -> None:
         """Say a command. Any reply of this kind accepts it, such as 252 (RFC 5321, section 4.2.1)."""
         self.stage = stage
         if not self.together:
-            self.protocol.send(command.encode())
+            self.protocol.send(command)
         _expect(kind, await self.protocol.next_reply(self.timeout))
 
-    async def hand_over(self, message: bytes, *ahead: str) -> None:
-        """Send the message and its final dot, and with it the commands about the next message.
-
-        Any 2xx accepts it. Wait for the reply as long as RFC 5321 asks.
-        """
-        self.protocol.send(*(command.encode() for command in ahead), message=message)
+    async def hand_over(self, message: bytes, ahead: Sequence[bytes]) -> None:
+        """Send the message and its final dot, and with it the commands about the next message. Any 2xx accepts it."""
+        self.protocol.send(*ahead, message=message)
         self.stage = Stage.DATA
         _expect(2, await self.protocol.next_reply(REPLY_TIMEOUT))
         self.messages, self.used = self.messages + 1, time.monotonic()
@@ -162,10 +135,6 @@ class Connection:
     async def quit(self) -> None:
         with contextlib.suppress(SMTPException):
             await self.smtp.quit(timeout=QUIT_TIMEOUT)
-        self.drop()
-
-    def drop(self) -> None:
-        """Close at once. The closing handshake of a server that hangs would hang too."""
         drop(self.smtp)
 
 
@@ -175,6 +144,7 @@ def _expect(kind: int, response: SMTPResponse) -> None:
 
 
 def drop(smtp: SMTP) -> None:
+    """Close at once. The closing handshake of a server that hangs would hang too."""
     if smtp.transport is not None:
         cast("asyncio.WriteTransport", smtp.transport).abort()
     smtp.close()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final
 
+from config.address import parse_address
 from mail.connection import Connection
 from mail.stops import Mail
 from mongo.document import JSONObject
@@ -54,7 +55,7 @@ class Lease:
     def __post_init__(self) -> None:
         email = self.email
         fresh, counted, urged = email.tried is None, email.tries > 0, email.held == FLUSHED
-        about = email.id, email.key, email.user_id, f"{email.address}"
+        about = email.id, email.key, email.user_id, parse_address(email.address) or ""
         self.mail = Mail(*about, fresh=fresh, counted=counted, urged=urged)
 
     @property

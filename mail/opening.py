@@ -3,8 +3,6 @@
 Sources: RFC 5321 (SMTP), RFC 8305 (happy eyeballs), RFC 8314 (implicit TLS), RFC 3207 (STARTTLS).
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import socket
@@ -24,20 +22,14 @@ from mail.login import BY_PASSWORD, BY_TOKEN, Tokens, log_in
 from mail.replies import SMTPFault, Verdict
 from settings import Security, Settings
 
-ADDRESS_REST: Final = 60.0
-"""Seconds for which an address of the server is tried last after a connection to it has failed."""
-ATTEMPT_DELAY: Final = 0.25
-"""Seconds before the server's next address is tried as well (RFC 8305, section 5)."""
-PIPELINING_PAUSE: Final = 600.0
-"""Seconds without pipelining after commands sent together got the wrong replies."""
-NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})
-"""Replies to a command that the server does not implement (RFC 5321, section 4.2.4)."""
-SILENT_STEP: Final = "the greeting"
-ADDRESSES: Final = 4
-"""Addresses of the server that are tried for one connection, after the first."""
 AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+ADDRESS_REST: Final = 60.0  # seconds for which an address is tried last after a connection to it has failed
+ADDRESSES: Final = 4  # addresses that are tried for one connection, after the first
+ATTEMPT_DELAY: Final = 0.25  # seconds before the server's next address is tried as well (RFC 8305, section 5)
+NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})  # replies to an unknown command (RFC 5321, section 4.2.4)
+SILENT_STEP: Final = "the greeting"  # at which a server that expects TLS waits for the client to begin
 EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
-"""Such a server waits silently for the client to begin (SMTPS on a port other than 465)."""
+NO_STARTTLS: Final = "the server offers no STARTTLS, and SMTP_SECURITY requires it: only none logs in without TLS"
 
 
 @dataclass(slots=True)
@@ -58,23 +50,8 @@ class Opener:
         if settings.smtp_client_cert:
             self._tls.load_cert_chain(settings.smtp_client_cert)
         self.tokens = Tokens(settings, self._tls) if settings.smtp_oauth_token_url else None
-        self._last = Attempt()
+        self.last = Attempt()
         self._resting: dict[Address, float] = {}
-        self._one_by_one_until = -math.inf
-
-    @property
-    def step(self) -> str:
-        """How far the last connection came."""
-        return self._last.step
-
-    @property
-    def pipelining(self) -> bool:
-        """Whether commands may be sent together to a server that offers it."""
-        return time.monotonic() > self._one_by_one_until
-
-    def pause_pipelining(self) -> None:
-        """Send commands one by one for some time, so that each reply is known to belong to its command."""
-        self._one_by_one_until = time.monotonic() + PIPELINING_PAUSE
 
     async def open(self, tries: int = 1) -> Connection:
         """Open a connection. If that fails, try the server's other addresses, unless they have failed lately.
@@ -90,27 +67,27 @@ class Opener:
         if self.tokens:
             await self.tokens.close()
 
-    def rest(self, address: Address | None) -> None:
+    def rest(self, address: Address) -> None:
         """Try an address of the server last for some time, as its machine may be broken."""
-        if address:
-            self._resting[address] = time.monotonic() + ADDRESS_REST
+        self._resting[address] = time.monotonic() + ADDRESS_REST
 
     async def _open_somewhere(self, tries: int, secret: str) -> Connection:
-        for _ in range(ADDRESSES):
-            attempt = Attempt()
+        left = ADDRESSES
+        while True:
+            self.last = attempt = Attempt()
             try:
                 return await self._open_in_time(attempt, secret)
             except SMTPAuthenticationError:  # another address would refuse the login as well
                 raise
             except (SMTPException, SMTPFault, OSError) as exc:
-                if attempt.address is None:
+                if attempt.address is None or not left:
                     raise
+                left -= 1
                 self.rest(attempt.address)
                 if all(map(self._rests, await self._addresses())):
                     tries -= 1
                     if not tries or isinstance(exc, SMTPFault):
                         raise
-        return await self._open_in_time(Attempt(), secret)
 
     def _rests(self, info: AddressInfo) -> float:
         """Return the seconds for which an address is still tried last."""
@@ -121,7 +98,7 @@ class Opener:
         return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
     async def _open_in_time(self, attempt: Attempt, secret: str) -> Connection:
-        self._last, timeout = attempt, self._settings.smtp_connect_timeout
+        timeout = self._settings.smtp_connect_timeout
         try:
             async with asyncio.timeout(timeout):
                 return await self._open(attempt, secret)
@@ -151,7 +128,7 @@ class Opener:
             protocol = Protocol(smtp)
             await self._greet(attempt, smtp)
             if security in {Security.AUTO, Security.STARTTLS}:
-                await self._upgrade(attempt, smtp, required=security is Security.STARTTLS)
+                await self._upgrade(attempt, smtp)
             if settings.smtp_login:
                 attempt.step = "the login"
                 await log_in(smtp, settings.smtp_login, secret, BY_TOKEN if self.tokens else BY_PASSWORD)
@@ -171,15 +148,11 @@ class Opener:
                 raise
             await smtp.helo()
 
-    async def _upgrade(self, attempt: Attempt, smtp: SMTP, *, required: bool) -> None:
+    async def _upgrade(self, attempt: Attempt, smtp: SMTP) -> None:
+        settings = self._settings
         if smtp.supports_extension("starttls"):
             attempt.step = "STARTTLS"
             await smtp.starttls()
             await self._greet(attempt, smtp)
-        elif required:
-            raise SMTPFault(Verdict.CONFIGURATION, "the server offers no STARTTLS, and SMTP_SECURITY requires it")
-        elif self._settings.smtp_login or self._settings.smtp_client_cert:
-            raise SMTPFault(
-                Verdict.CONFIGURATION,
-                "the server offers no STARTTLS, and without TLS a login needs SMTP_SECURITY=none",
-            )
+        elif settings.security is Security.STARTTLS or settings.smtp_login or settings.smtp_client_cert:
+            raise SMTPFault(Verdict.CONFIGURATION, NO_STARTTLS)

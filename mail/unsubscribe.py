@@ -37,12 +37,12 @@ class Links:
     def url(self, user_id: str, kind: str) -> str | None:
         """Return the link of an e-mail, or `None` if `PUBLIC_URL` is not set or the kind is required.
 
-        A kind that has left the file is not required. An e-mail that another program owes may have an invalid kind or
-        user.
+        A kind that has left the file is not required.
         """
         known = self._kinds.get(kind)
-        is_ours = NAME.fullmatch(kind) and self._id_type.parse(user_id) == user_id
-        if not self._ciphers or not is_ours or (known and known.required):
+        if not self._ciphers or (known and known.required):
+            return None
+        if not NAME.fullmatch(kind) or self._id_type.parse(user_id) != user_id:  # which another program has owed
             return None
         sealed = self._ciphers[0].encrypt(f"{kind}\0{user_id}".encode(), None)
         return f"{self._url}/u/{_encode(sealed)}"

@@ -106,12 +106,6 @@ class OwedEmail:
     user: JSONObject | None = None  # the fields of TEMPLATE_FIELDS
     ids: Sequence[str] = ()  # notifications: the e-mail tells those that are unread when it is sent
 
-    def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
-        """Return what templates may read: the fields of its notification, or of those it tells, and of its user."""
-        named = {"id": self.id, "user_id": self.user_id, "key": self.key, "timestamp": int(self.at.timestamp())}
-        named |= {"user": self.user, **dict.fromkeys(OPTIONAL_FIELDS), **self.optional}
-        return named | batch(told) if told else named
-
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
     """Return the fields of an e-mail about many: the newest notification's, the list, and the number of events."""

@@ -120,7 +120,7 @@ async def test_check_explains_a_refused_token_request_in_a_sentence(
 
 def test_the_page_about_logins_explains_every_fault() -> None:
     page = (ROOT / "docs/logins.md").read_text()
-    for words in FAULTS.values():
+    for words in FAULTS:
         assert f"| {words.partition(':')[0].format(grant='client_credentials')} |" in page
 
 

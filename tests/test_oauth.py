@@ -276,8 +276,8 @@ async def test_check_says_if_the_token_server_hangs_or_is_deaf(server: TokenServ
     [
         (-10, 10, True, None),
         (-10, 10, False, "certificate is refused: unable to get local issuer certificate"),
-        (-10, -5, True, "certificate has expired; is the clock of this machine right?"),
-        (5, 10, True, "certificate is not yet valid; is the clock of this machine right?"),
+        (-10, -5, True, "certificate has expired"),
+        (5, 10, True, "certificate is not yet valid"),
     ],
 )
 async def test_the_token_servers_certificate_is_verified(

@@ -9,6 +9,7 @@ import pytest
 
 from config.ids import IdType
 from kinds import SPECIFIED
+from mail.message import fields_of
 from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS
 from mongo.owed import load_emails, new_element
@@ -51,4 +52,4 @@ def test_a_replay_with_another_optional_field_is_another(name: str) -> None:
 def test_an_email_brings_all_optional_fields_to_its_template() -> None:
     element = new_element("1" * 24, "new_login", datetime.now(UTC), created(**VALUES).optional, {})
     (email,) = load_emails({"_id": 1, "notifier": {"outbox": [element]}}, element["token"], Settings())
-    assert {name: email.fields()[name] for name in OPTIONAL_FIELDS} == VALUES
+    assert {name: fields_of(email)[name] for name in OPTIONAL_FIELDS} == VALUES

@@ -3,8 +3,6 @@
 `KINDS_FILE` is a TOML file with a table for each kind. Without it there are the four kinds of the specification.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -29,11 +27,9 @@ ICON: Final = re.compile(r"https://[^\s\\]+|/(?!/)[^\s\\]*|[0-9#*]?[^\w\s\x00-\x
 """An https address, a path on the page's own origin, or an emoji, which may consist of several symbols."""
 SPAN: Final = re.compile("([1-9][0-9]{0,6})([smhd])")
 SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-TEXT_LIMIT: Final = 500
-"""Maximum length of a text in the file."""
+TEXT_LIMIT: Final = 500  # characters of a text in the file
+VALUE_LIMIT: Final = 200  # characters of a notification's field that a label shows
 STRING: Final[Mapping[str, object]] = {"type": "string"}
-VALUE_LIMIT: Final = 200
-"""Characters of a notification's field that a label shows."""
 
 Write = Callable[[object, str | None, str | None], str]
 """Formats a value: `mail.formats.write`, which only the process that renders e-mails loads."""
@@ -53,11 +49,9 @@ class Rule(NamedTuple):
 
     def wrong(self, value: object) -> Sequence[str]:
         """Return where the value is something else: `""`, or languages such as `".de"`."""
-        if not self.by_language:
-            return () if self.holds(value) else ("",)
-        if not isinstance(value, dict):
-            return ("",)
-        return [f".{tag}" for tag, text in value.items() if not LANGUAGE.fullmatch(tag) or not self.holds(text)]
+        if self.by_language and isinstance(value, dict):
+            return [f".{tag}" for tag, text in value.items() if not LANGUAGE.fullmatch(tag) or not self.holds(text)]
+        return [] if self.holds(value) and not self.by_language else [""]
 
 
 def _one_of(*values: str) -> Rule:
@@ -70,7 +64,7 @@ def _by_language(rule: Rule) -> Rule:
 
 
 def seconds(span: object) -> float:
-    """Return the seconds of a span such as `10m`, and infinity for anything else."""
+    """Return the seconds of a span such as `10m`, or infinity for anything else."""
     match = SPAN.fullmatch(f"{span}")
     return int(match[1]) * SECONDS[match[2]] if match else math.inf
 
@@ -150,8 +144,8 @@ class Kind:
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in `GET /kinds`: `TOLD`, and any other setting that is not the default."""
-        values = {setting: (getattr(self, f.name), f.default) for setting, f in SETTINGS.items()}
-        return {name: value for name, (value, default) in values.items() if name in TOLD or value != default}
+        values = {setting: getattr(self, f.name) for setting, f in SETTINGS.items()}
+        return {name: value for name, value in values.items() if name in TOLD or value != SETTINGS[name].default}
 
     def say(self, language: str | None, notification: Mapping[str, Any], write: Write) -> str:
         """Return the label in a language, filled in from a notification; "…" stands for a missing field."""
@@ -181,10 +175,8 @@ class Kind:
         return [rule for rule, holds in rules.items() if not holds]
 
 
-SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}
-"""The settings in the order of the class, by the name that the file gives them."""
-TOLD: Final = frozenset({"in_app", "email", "required"})
-"""Settings that `GET /kinds` always has."""
+SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}  # by their name in the file
+TOLD: Final = frozenset({"in_app", "email", "required"})  # what `GET /kinds` always has
 
 Kinds = Mapping[str, Kind]
 
@@ -222,7 +214,9 @@ def _load(name: str, table: object, faults: list[str]) -> Kind:
     for setting, value in table.items() if isinstance(table, dict) else ():
         if setting not in SETTINGS:
             faults.append(f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(SETTINGS)}.")
-        elif wrong := (rule := SETTINGS[setting].metadata["rule"]).wrong(value):
+            continue
+        rule = SETTINGS[setting].metadata["rule"]
+        if wrong := rule.wrong(value):
             faults += [f"[{name}]: {setting}{where} must be {rule.words}." for where in wrong]
         else:
             values[SETTINGS[setting].name] = value

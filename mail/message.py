@@ -20,7 +20,7 @@ from typing import Final
 
 from marshmallow import ValidationError
 
-from config.address import envelope_address, mailbox
+from config.checks import envelope_address, mailbox
 from mail.connection import Connection
 from mail.lease import Lease
 from mail.replies import Outcome, SMTPFault, Stage, Verdict

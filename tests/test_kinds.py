@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 
 import handlers
 from api import openapi
-from cli.variables import SettingsError
+from cli.environment import SettingsError
 from config.ids import IdType
 from kinds import SPECIFIED, Kind, load_kinds
 from mail import formats

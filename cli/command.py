@@ -32,17 +32,6 @@ def on_store(command: Callable[[Store, argparse.Namespace], Awaitable[int]]) -> 
     return lambda options, settings: asyncio.run(run(options, settings))
 
 
-def number(limit: int) -> Callable[[str], int]:
-    """Return a type of argument: a number from 1 to this limit."""
-
-    def number(text: str) -> int:
-        if int(text) not in range(1, limit + 1):
-            raise argparse.ArgumentTypeError(f"not 1 to {limit}")
-        return int(text)
-
-    return number
-
-
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 connection`, `2 connections`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -5,7 +5,6 @@ import difflib
 import enum
 import os
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -30,7 +29,6 @@ LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {
     "kinds_file": Path(__file__).parent.parent / "web/demo.toml",
 }
 SECRET_FILES: Final = {f"{name}_FILE": name for name in SECRETS}
-SECRET_FILE_LIMIT: Final = 64 * 1024  # bytes
 NAMES: Final = VARIABLES.keys() | SECRET_FILES.keys()
 UNKNOWN: Final = "No variable of the service has this name"
 MISREAD: Final = (
@@ -130,16 +128,21 @@ class _Variables:
         return values
 
     def _read_secret(self, name: str, secret: str) -> None:
-        """Take the value of a secret from the file that a variable names."""
+        """Take the value of a secret from the file that a variable names, without its final newline."""
+        path = Path(self._values[name])
+        where = f" ({path})" if path.is_absolute() else ""  # else it may be the secret itself
         if secret in self._values:
             self.fault(name, f"{secret} is set as well: set only one of the two.")
             return
-        path = Path(self._values[name])
-        where = f" ({path})" if path.is_absolute() else ""  # else it may be the secret itself
         try:
-            self._values[secret] = _secret_in(path)
+            value = path.read_text("utf-8-sig").removesuffix("\n")
         except (OSError, ValueError) as exc:  # a UnicodeDecodeError, or a name with a NUL
             self.fault(name, f"Cannot be read: {_reason(exc)}{where}.")
+            return
+        if value.strip():
+            self._values[secret] = value
+        else:
+            self.fault(name, f"Is empty{where}.")
 
     @property
     def not_local(self) -> Sequence[str]:
@@ -162,15 +165,6 @@ class _Variables:
                 items = texts.items() if isinstance(texts, dict) else ()  # of a list, by the index of each item
                 self.fault(name, *[f"Item {index + 1}: {' '.join(each)}" for index, each in items] or texts)
         return {VARIABLES[name].name: value for name, value in values.items() if name not in self.faults}
-
-
-def _secret_in(path: Path) -> str:
-    """Return the text of a file without its final newline. Raises `OSError` or `ValueError`."""
-    if not stat.S_ISREG((status := path.stat()).st_mode) or status.st_size > SECRET_FILE_LIMIT:
-        raise OSError(0, f"not a file of at most {SECRET_FILE_LIMIT // 1024} KiB")
-    if not (text := re.sub(r"\r?\n\Z", "", path.read_bytes().decode("utf-8-sig"))).strip():
-        raise OSError(0, "it is empty")
-    return text
 
 
 def _reason(exc: Exception) -> str:

@@ -15,7 +15,7 @@ from api.auth import sign_token
 from api.openapi import VERSION
 from cli import emails, send
 from cli.check import run_check
-from cli.command import INTERRUPTED, BadInput, Run, fail, fail_to_write, number, say
+from cli.command import INTERRUPTED, BadInput, Run, fail, fail_to_write, say
 from cli.environment import SettingsError, read_settings
 from cli.health import check_health
 from mongo.errors import Misconfigured, StoreError, Unavailable
@@ -122,13 +122,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     check.add_argument("--json", action="store_true", help="one JSON object")
     add("health", "say by the exit code, 0 or 1, whether the service on this machine answers", _check_health)
     emails.add_commands(add)
-    token = add(
-        "token", "print a user's token, signed with the first of USER_TOKEN_SECRETS, for trying the API", _print_token
-    )
+    signed = "print a user's token, signed with the first of USER_TOKEN_SECRETS, for trying the API"
+    token = add("token", signed, _print_token)
     token.add_argument("user_id", metavar="USER_ID")
-    token.add_argument(
-        "--ttl", metavar="SECONDS", type=number(31_536_000), default=3600, help="its lifetime (default 3600)"
-    )
+    token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600, help="its lifetime (default 3600)")
     send.add_commands(add)
     return parser.parse_args(arguments)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from api.bodies import load_both, parse_json
 from api.fields import USERS_LIMIT
 from api.problems import problem_of
-from cli.command import INTERRUPTED, Add, BadInput, fail, fail_to_write, number, on_store, say
+from cli.command import INTERRUPTED, Add, BadInput, fail, fail_to_write, on_store, say
 from config.ids import IdType
 from mail.templates import Content, RenderError, RenderingEnded, Templates
 from mail.unsubscribe import Links
@@ -38,21 +38,13 @@ FAULTS_SHOWN: Final = 20
 
 def add_commands(add: Add) -> None:
     sending = add("send", "create a notification for the users of a list of any length", send_list)
-    sending.add_argument(
-        "--users",
-        metavar="FILE",
-        required=True,
-        help="a user's id in each line, or a JSON object with `user_id` or `_id`; - for standard input",
-    )
+    lines = "a user's id in each line, or a JSON object with `user_id` or `_id`; - for standard input"
+    sending.add_argument("--users", metavar="FILE", required=True, help=lines)
     sending.add_argument("--idempotency-key", metavar="KEY", help="default: made of the notification and the list")
     showing = add("preview", "show the e-mail that the templates make of a notification", preview)
     showing.add_argument("--language", metavar="LANGUAGE", help="the user's language, such as de")
-    showing.add_argument(
-        "--count",
-        metavar="N",
-        type=number(9999),
-        help="how many notifications the e-mail is about, of a kind with email_batch",
-    )
+    about = "how many notifications the e-mail is about, of a kind with email_batch"
+    showing.add_argument("--count", metavar="N", type=int, default=1, help=about)
     for of_a_kind in (sending, showing):
         of_a_kind.add_argument("key", metavar="KIND", help="one of the kinds of notification")
         of_a_kind.add_argument("--data", metavar="JSON", default="null", help="the `data` of POST /create")
@@ -187,11 +179,11 @@ def preview(options: Namespace, settings: Settings) -> int:
     """
     new = notification(options, settings)
     kind = new.kind
-    if options.count and not kind.email_batch:
+    if options.count > 1 and not kind.email_batch:
         raise BadInput(f"--count: [{kind.name}] has no email_batch, so each notification has an e-mail of its own.")
     fields = asdict(new) | {"key": kind.name, "id": "0" * 24, "timestamp": int(time.time())}
     if kind.window is not None:
-        fields |= batch([{**fields, "is_new": True}] * (options.count or 1))
+        fields |= batch([{**fields, "is_new": True}] * max(1, options.count))
     link = Links(settings).url(new.user_id, kind.name)
     try:
         content = asyncio.run(_render(settings, fields, options.language, link))

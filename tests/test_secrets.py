@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,11 @@ def test_only_one_newline_is_taken_away_from_a_file(environment: Callable[..., S
     ("kind", "said"),
     [
         ("missing", "Cannot be read: No such file or directory ({})."),
-        ("directory", "Cannot be read: not a file of at most 64 KiB ({})."),
-        ("device", "Cannot be read: not a file of at most 64 KiB (/dev/zero)."),
-        ("pipe", "Cannot be read: not a file of at most 64 KiB ({})."),  # nobody may ever write to it
-        ("large", "Cannot be read: not a file of at most 64 KiB ({})."),
+        ("directory", "Cannot be read: Is a directory ({})."),
         ("loop", "Cannot be read: Too many levels of symbolic links ({})."),
         ("below a file", "Cannot be read: Not a directory ({}/x)."),
         ("not UTF-8", "Cannot be read: not UTF-8 ({})."),
-        ("empty", "Cannot be read: it is empty ({})."),
+        ("empty", "Is empty ({})."),
         ("relative", "Cannot be read: No such file or directory."),  # it may be the secret itself
     ],
 )
@@ -92,17 +88,13 @@ def test_a_file_that_cannot_be_read_never_leaves_the_api_open(
     match kind:
         case "directory":  # as Docker makes of a file that is not there
             path.mkdir()
-        case "pipe":
-            os.mkfifo(path)
-        case "large":
-            path.write_bytes(b"k" * 65_537)
         case "loop":
             path.symlink_to(path)
         case "not UTF-8":
             path.write_bytes(b"\xff" * 40)
         case "below a file" | "empty":
             path.write_bytes(b"\n")
-    given = {"device": "/dev/zero", "below a file": f"{path}/x", "relative": "hunter2"}.get(kind, f"{path}")
+    given = {"below a file": f"{path}/x", "relative": "hunter2"}.get(kind, f"{path}")
     assert faults_of(environment, **COMPLETE, API_KEYS_FILE=given) == {"API_KEYS_FILE": said.format(path)}
 
 

@@ -3,8 +3,6 @@
 `cli/environment.py` reads them. `--help`, `.env.example` and the page of the documentation are made from `grouped`.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -15,25 +13,20 @@ from typing import Any, Final
 from marshmallow import ValidationError, validate
 
 from config import checks
-from config.address import envelope_address, mailbox
+from config.checks import envelope_address, mailbox
 from config.ids import IdType
 from kinds import Kinds, load_kinds
 
-ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
-"""What listens on every address of this machine, and the one by which the machine reaches itself."""
+LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 RETRY_MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0)
 
 
 class UnknownUsers(enum.Enum):
-    """What a request about a user without a document does."""
-
     CREATE = "create"
     REFUSE = "refuse"
 
 
 class Security(enum.Enum):
-    """How the SMTP connection is secured."""
-
     AUTO = "auto"
     TLS = "tls"
     STARTTLS = "starttls"
@@ -198,7 +191,7 @@ class Settings:
     @property
     def url(self) -> str:
         """The service's address for programs on this machine, without a path."""
-        return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
+        return f"http://{checks.in_url(LOOPBACK_OF.get(self.host, self.host))}:{self.port}"
 
     @cached_property
     def kinds(self) -> Kinds:
@@ -217,9 +210,7 @@ class Settings:
 
 
 VARIABLES: Final[Mapping[str, Field[Any]]] = {f.name.upper(): f for f in fields(Settings) if "help" in f.metadata}
-"""The environment variables, in the order in which they are described."""
-SECRETS: Final = tuple(name for name, f in VARIABLES.items() if f.metadata["secret"])
-"""The variables whose value may also stand in a file that `NAME_FILE` names."""
+SECRETS: Final = tuple(name for name, f in VARIABLES.items() if f.metadata["secret"])  # `NAME_FILE` may have the value
 
 
 def grouped() -> Mapping[str, Mapping[str, Field[Any]]]:

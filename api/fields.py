@@ -8,7 +8,7 @@ import orjson
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, missing, validates_schema
 from marshmallow import fields as mf
 
-from config.address import mailbox
+from config.checks import mailbox
 from config.ids import IdType
 from kinds import Kind, Kinds
 from mongo.document import JSONObject

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from api.middleware import RENDER_FAILURE
 from api.problems import render
-from config.address import is_address
+from config.checks import is_address
 from config.languages import accepted, translated
 from kinds import Kind
 from mail.unsubscribe import Links, NoSuchLink

@@ -1,10 +1,9 @@
 """The commands about e-mails: what is owed and why it waits, and dead letters."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.auth import status_token
-from cli.output import counted, fail, say
+from cli.command import Add, counted, fail, on_store, say
 from kinds import seconds
 from mongo import backlog
 from mongo.errors import Conflict, OutboxFull
@@ -25,7 +24,32 @@ from store import Store
 HEAD: Final = (
     "id                        died (UTC)        user_id                   key           tries  address, reason"
 )
+LETTER: Final = "{_id:24}  {died_at:%Y-%m-%d %H:%M}  {user_id:24}  {key:12}  {tries:>5}  {email}  {error}"
 ANSWER_TIMEOUT: Final = aiohttp.ClientTimeout(total=3)
+
+
+def add_commands(add: Add) -> None:
+    status = add("status", "show what is owed and why it waits, and why e-mails died", on_store(show_status))
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    dead = add("dead", "list the e-mails that could not be delivered, and why", on_store(list_dead))
+    dead.add_argument("--json", action="store_true", help="one JSON object a line")
+    dead.add_argument("--key", metavar="KIND", help="only those of this kind")
+    dead.add_argument(
+        "--since", metavar="TIME", type=since, help="only those that died since: 2026-11-25T10:00 (UTC), 30m, 2h or 3d"
+    )
+    retry = add("retry", "owe the e-mails of dead letters again", on_store(retry_dead))
+    discard = add(
+        "discard", "delete dead letters, or the e-mails that are owed; nothing brings them back", on_store(discard_dead)
+    )
+    retried, discarded = (which.add_mutually_exclusive_group(required=True) for which in (retry, discard))
+    for letters in (retried, discarded):
+        letters.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
+        letters.add_argument("--all", action="store_true", help="every dead letter")
+    discarded.add_argument("--owed", action="store_true", help="every e-mail owed, for example on a copy of production")
+    due = add("flush", "try what is owed now, whatever it waits for", on_store(flush))
+    due.add_argument("--user", dest="user_id", metavar="USER_ID", help="only what this user is owed")
+    mail = add("mail", "show the e-mails that a user is owed, and the user's dead letters", on_store(list_emails))
+    mail.add_argument("user_id", metavar="USER_ID")
 
 
 def since(text: str) -> datetime:
@@ -41,10 +65,13 @@ def since(text: str) -> datetime:
         ) from None
 
 
-async def list_emails(store: Store, user_id: str) -> int:
+async def list_emails(store: Store, options: Namespace) -> int:
     """Print the e-mails that a user is owed, the user's dead letters, and whether the address is suppressed."""
-    (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
-    suppression = await store.suppressions.of_user(user_id)
+    owed, waiting = await store.outbox.of_user(options.user_id)
+    dead, suppression = (
+        await store.dead_mail.of_user(options.user_id),
+        await store.suppressions.of_user(options.user_id),
+    )
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
         when = "now" if email["next_at"] <= store.clock.now() else f"{email['next_at']:%F %T} UTC"
@@ -66,60 +93,52 @@ async def list_emails(store: Store, user_id: str) -> int:
     return 0
 
 
-async def flush(store: Store, user_id: str | None) -> int:
+async def flush(store: Store, options: Namespace) -> int:
     """Let all e-mails fall due, or those of a user. Those that are being sent are left alone."""
-    users = await backlog.flush(store.outbox, user_id)
+    users = await backlog.flush(store.outbox, options.user_id)
     say(f"Due now: the e-mails of {counted(users, 'user')}.")
     return 0
 
 
-async def list_dead(store: Store, key: str | None, died_since: datetime | None, *, as_json: bool) -> int:
+async def list_dead(store: Store, options: Namespace) -> int:
     """Print the dead letters, oldest first: all, or those of a kind, or those that died since a time."""
-    letters = await store.dead_mail.find(key=key, since=died_since)
-    if as_json:
-        for letter in letters:
-            say(json.dumps(letter, default=str))
-    elif letters:
-        row = "{_id:24}  {died_at:%Y-%m-%d %H:%M}  {user_id:24}  {key:12}  {tries:>5}  {email}  {error}"
-        say(HEAD)
-        for letter in letters:
-            say(row.format(**letter | {"email": letter["email"] or "-"}))
-    else:
-        say("There are no such dead letters." if key or died_since else "There are no dead letters.")
+    letters = await store.dead_mail.find(key=options.key, since=options.since)
+    if not options.json:
+        chosen = "such " if options.key or options.since else ""
+        say(HEAD if letters else f"There are no {chosen}dead letters.")
+    for letter in letters:
+        row = LETTER.format(**letter | {"email": letter["email"] or "-"})
+        say(json.dumps(letter, default=str) if options.json else row)
     return 0
 
 
-async def retry_dead(store: Store, ids: list[str] | None) -> int:
+async def retry_dead(store: Store, options: Namespace) -> int:
     """Owe the e-mails of these dead letters again, or of all."""
-    letters = await store.dead_mail.find(ids)
-    known = {letter["_id"] for letter in letters}
-    failures = _unknown(ids, known)
+    failures, owed_again = {}, 0
+    letters = await store.dead_mail.find(None if options.all else options.ids)
     for letter in letters:
         try:
-            if not await store.dead_mail.owe_again(letter):
+            if await store.dead_mail.owe_again(letter):
+                owed_again += 1
+            else:
                 failures[letter["_id"]] = "its user no longer exists"
         except OutboxFull:
             failures[letter["_id"]] = "its user is owed too many e-mails already; try again later"
         except Conflict as exc:
             failures[letter["_id"]] = f"the users' collection does not admit it: {exc}"
-    _report(failures)
-    say(f"Owed again: {len(known - failures.keys())}.")
-    return 1 if failures else 0
+    return _report(f"Owed again: {owed_again}.", options.ids, letters, failures)
 
 
-async def discard_dead(store: Store, ids: list[str] | None) -> int:
-    """Delete these dead letters, or all."""
-    failures = {}
-    if ids is not None:
-        failures = _unknown(ids, {letter["_id"] for letter in await store.dead_mail.find(ids)})
-    discarded = await store.dead_mail.discard(ids)
-    _report(failures)
-    say(f"Discarded: {discarded}.")
-    return 1 if failures else 0
+async def discard_dead(store: Store, options: Namespace) -> int:
+    """Delete these dead letters, or all, or all e-mails that are owed."""
+    if options.owed:
+        return await _discard_owed(store)
+    letters = await store.dead_mail.find(options.ids)
+    discarded = await store.dead_mail.discard(None if options.all else options.ids)
+    return _report(f"Discarded: {discarded}.", options.ids, letters, {})
 
 
-async def discard_owed(store: Store) -> int:
-    """Delete all e-mails that are owed."""
+async def _discard_owed(store: Store) -> int:
     discarded = await backlog.discard_all_owed(store.outbox)
     say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
     if discarded.waiting:
@@ -127,21 +146,20 @@ async def discard_owed(store: Store) -> int:
     return 0
 
 
-def _unknown(ids: list[str] | None, known: set[str]) -> dict[str, str]:
-    return dict.fromkeys(set(ids or ()) - known, "there is no such dead letter")
-
-
-def _report(failures: dict[str, str]) -> None:
-    for id_, reason in sorted(failures.items()):
+def _report(done: str, ids: Sequence[str], letters: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> int:
+    """Print what was done with the letters that there are, and why not with others; return the exit code."""
+    unknown = dict.fromkeys({*ids} - {letter["_id"] for letter in letters}, "there is no such dead letter")
+    for id_, reason in sorted({**unknown, **failures}.items()):
         fail(f"{id_}: {reason}.")
+    say(done)
+    return 1 if unknown or failures else 0
 
 
 # --- status -----------------------------------------------------------------------------------------
 
 
-async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int:
-    """Print the status. Raises `Unavailable`."""
-    owed = await backlog.owed(store.outbox)
+async def show_status(store: Store, options: Namespace) -> int:
+    owed, settings = await backlog.owed(store.outbox), store.users.settings
     status = {
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
@@ -152,11 +170,8 @@ async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int
         "suppressed_users": await store.suppressions.count(),
         "service": await _ask_service(settings),
     }
-    if as_json:
-        say(json.dumps(status, default=str))
-    else:
-        for name, text in _lines(status, settings.port):
-            say(f"{name:18}{text}")
+    lines = [f"{name:18}{text}" for name, text in _lines(status, settings.port)]
+    say(*([json.dumps(status, default=str)] if options.json else lines))
     return 0
 
 

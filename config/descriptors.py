@@ -1,19 +1,13 @@
 """File descriptors: every connection takes one, and the service needs some for its own work."""
 
-from __future__ import annotations
-
 import resource
 from contextlib import suppress
 from typing import Final
 
-KEPT: Final = 256
-"""Descriptors reserved for MongoDB, the mail server and DNS; half of all descriptors if there are few."""
-FEW: Final = 1024
-"""With a lower limit, the pools of connections to MongoDB are smaller, too."""
-USED: Final = 64
-"""Descriptors of an idle service."""
-STREAMS_PART: Final = 0.75
-"""Share of the other descriptors that streams may take, as they hold them for long."""
+KEPT: Final = 256  # for MongoDB, the mail server and DNS; half of all descriptors if there are few
+FEW: Final = 1024  # with a lower limit, the pools of connections to MongoDB are smaller, too
+USED: Final = 64  # by an idle service
+STREAMS_PART: Final = 0.75  # of the other descriptors, as streams hold them for long
 
 
 def raise_limit() -> None:

@@ -1,7 +1,5 @@
 """Users' ids: as callers write them, and as the `_id` of the user's document."""
 
-from __future__ import annotations
-
 import enum
 import re
 from collections.abc import Callable
@@ -10,8 +8,7 @@ from typing import Final
 from bson import ObjectId
 
 OBJECT_ID: Final = "[0-9a-fA-F]{24}"
-STRING_LIMIT: Final = 128
-"""Characters of an id that is a string."""
+STRING_LIMIT: Final = 128  # characters
 STRING: Final = rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{STRING_LIMIT}}}"
 
 
@@ -27,15 +24,13 @@ class IdType(enum.Enum):
     STRING = "string"
 
     def __init__(self, name: str) -> None:
-        self.pattern = OBJECT_ID if name == "objectid" else STRING
-        """The regular expression of a whole id."""
-        self.matches = re.compile(self.pattern).fullmatch
+        self.matches = re.compile(OBJECT_ID if name == "objectid" else STRING).fullmatch
         self.canonical: Callable[[str], str] = str.lower if name == "objectid" else str
         """Makes the canonical form of an id that matches: an ObjectId in lower case."""
 
     @property
     def fault(self) -> str:
-        """The message about an id that does not match the pattern."""
+        """The message about an id that is not valid."""
         if self is IdType.OBJECTID:
             return "Not a valid ObjectId."
         return f"Not 1 to {STRING_LIMIT} characters without control characters."

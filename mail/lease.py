@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final
 
-from config.address import parse_address
+from config.checks import parse_address
 from mail.connection import Connection
 from mail.stops import Mail
 from mongo.document import JSONObject

@@ -18,7 +18,7 @@ from email.utils import format_datetime
 from hashlib import blake2b
 from typing import Final
 
-from config.address import envelope_address, mailbox
+from config.checks import envelope_address, mailbox
 from mail.connection import Connection
 from mail.lease import Lease
 from mail.replies import Outcome, SMTPFault, Stage, Verdict

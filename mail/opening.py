@@ -16,7 +16,7 @@ from typing import Any, Final
 from aiohappyeyeballs import start_connection
 from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloError
 
-from config.address import domain
+from config.checks import domain
 from mail.connection import Address, Connection, Protocol, drop
 from mail.login import BY_PASSWORD, BY_TOKEN, Tokens, log_in
 from mail.replies import SMTPFault, Verdict

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
-from config.address import envelope_address
+from config.checks import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
 from mail.replies import DONE, Outcome, Stage, Verdict, bounce_code

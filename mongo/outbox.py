@@ -19,8 +19,7 @@ import pymongo
 from bson import ObjectId
 from pymongo import UpdateMany
 
-from config.address import envelope_address
-from config.checks import value_at
+from config.checks import envelope_address, value_at
 from config.ids import named
 from mongo import owed, suppression
 from mongo.batcher import Writes

@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from marshmallow import ValidationError
 
-from config.address import envelope_address
-from config.checks import value_at
+from config.checks import envelope_address, value_at
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import PING_DEADLINE, UnknownUser
 from mongo.users import Users

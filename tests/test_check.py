@@ -161,8 +161,8 @@ async def test_check_says_if_the_server_starts_tls_otherwise_or_never(
     ("replies", "step", "words"),
     [
         ({"greeting": b"554 5.7.1 your address is blocked\r\n"}, "smtp_ehlo", "refuses us: 554 5.7.1 your address is"),
-        ({"greeting": HANG}, "smtp_ehlo", "the greeting timed out after 2 s"),
-        ({"EHLO": b"250 here\r\n"}, "smtp_login", "the server offers no AUTH that we know"),
+        ({"greeting": HANG}, "smtp_ehlo", "The greeting timed out after 2 s"),
+        ({"EHLO": b"250 here\r\n"}, "smtp_login", "The server offers no AUTH that we know"),
         ({"MAIL": b"550 5.7.1 sender \x1b[31m refused\r\n"}, "smtp_test", "MAIL: 550 5.7.1 sender"),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from config.address import envelope_address
+from config.checks import envelope_address
 from mail.message import Sender, compose
 from mail.templates import Content
 from mongo.owed import OwedEmail

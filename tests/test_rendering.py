@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from cli.variables import SettingsError
+from cli.environment import SettingsError
 from mail import templates as module
 from mail.feedback import Feedback
 from mail.lease import Lease

@@ -28,11 +28,10 @@ from cli.send import UserList, notification, preview, send
 from cli.variables import SettingsError
 from config.address import envelope_address
 from mongo.errors import Misconfigured, StoreError, Unavailable
-from ops.listening import CannotListen
+from ops.listening import CannotListen, supervise
 from ops.local import NoDatabase, with_database
 from ops.logs import configure_logging
 from ops.mongod import LocalRunError
-from ops.workers import supervise
 from settings import SECRETS, Settings, default_of, grouped
 from store import open_store
 
@@ -105,7 +104,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"notifier {VERSION}")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/workers.py
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/listening.py
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def command(name: str, does: str) -> argparse.ArgumentParser:

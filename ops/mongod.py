@@ -101,8 +101,7 @@ async def running_mongod() -> AsyncIterator[str]:
         yield _uri(port)
     finally:
         ended.remove_done_callback(_end_the_run)
-        was_running = process.returncode is None
-        with suppress(ProcessLookupError):
+        if was_running := process.returncode is None:
             process.terminate()
         await asyncio.wait({ended}, timeout=STOP_TIMEOUT)  # if it hangs, it is killed when this process ends
     if not was_running:

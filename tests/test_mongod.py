@@ -39,9 +39,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("carried")
-def test_the_libraries_of_packages_come_before_those_of_the_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_libraries_of_packages_come_before_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", "/of/the/system")
     path = mongod_environment(tmp_path / "lib")["LD_LIBRARY_PATH"].split(":")
     assert (tmp_path / "lib" / ABSENT).is_symlink()

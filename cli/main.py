@@ -19,11 +19,10 @@ from cli.command import INTERRUPTED, BadInput, Run, fail, fail_to_write, say
 from cli.environment import SettingsError, read_settings
 from cli.health import check_health
 from mongo.errors import Misconfigured, StoreError, Unavailable
-from ops.listening import CannotListen
+from ops.listening import CannotListen, supervise
 from ops.local import NoDatabase
 from ops.logs import configure_logging
 from ops.mongod import LocalRunError
-from ops.workers import supervise
 from settings import SECRETS, Settings, default_of, grouped
 
 log = logging.getLogger("notifier")
@@ -109,7 +108,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"notifier {VERSION}")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/workers.py
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # for ops/listening.py
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, does: str, run: Run | None = None) -> argparse.ArgumentParser:

@@ -3,8 +3,6 @@
 The first line of each page links to the others, in the order of the table in the README.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json
@@ -36,20 +34,17 @@ from settings import Scope, default_of, grouped  # noqa: E402
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown."""
     names = list(head)
-    lines = [names, ["---"] * len(names), *(row for row in rows)]
+    lines = [names, ["---"] * len(names), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def invalid() -> str:
-    """Return the answer to an invalid request."""
     problem = problem_of(ValidationError(ListSchema(IdType.OBJECTID, SPECIFIED).validate(INVALID_REQUEST)))
     return f"```json\n{json.dumps(problem.document(), indent=2)}\n```"
 
 
 def errors() -> str:
-    """Return the table of all problems, by status."""
     rows = [
         [
             f"{problem.status}",
@@ -63,7 +58,6 @@ def errors() -> str:
 
 
 def access() -> str:
-    """Return the table of who may call which route."""
     rows = [[f"`{route.method} {route.path}`", *_callers(route.scope)] for route in ROUTES]
     return table(["route", "anyone", "page of another site", "backend with a key", "user with a token"], rows)
 
@@ -102,7 +96,6 @@ def env_example(text: str) -> str:
 
 
 def bounces() -> str:
-    """Return the table of the codes that suppress an address."""
     return table(["code", "what it says", "source"], [[code, *said] for code, said in BOUNCES.items()])
 
 
@@ -114,7 +107,6 @@ def metrics() -> str:
 
 
 def user_document() -> str:
-    """Return the shape of the user's document, as its module describes it."""
     shape = re.search(r"^```\n.*?^```$", document.__doc__ or "", re.DOTALL | re.MULTILINE)
     return shape[0] if shape else ""
 
@@ -186,7 +178,6 @@ MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end
 
 
 def renew(path: Path, text: str) -> str:
-    """Return the text of a page with its blocks made anew."""
     if path.name == ".env.example":
         return env_example(text)
     text = NAVIGATION.sub(lambda _: navigation(path), text)

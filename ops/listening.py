@@ -1,20 +1,29 @@
-"""The service's port: bound, listened on, announced, and closed without losing a waiting connection."""
+"""The service's port: bound, listened on, and closed without losing a connection; and the workers that share it.
 
-from __future__ import annotations
+Workers are several processes of the service, for a machine with several cores and no orchestrator. They share only the
+port (SO_REUSEPORT, socket(7): the kernel distributes the connections) and a directory for the metrics. Each holds one
+end of a pipe to the supervisor, and drains when the other end closes, however that happens.
+"""
 
 import asyncio
 import ctypes
 import errno
 import logging
 import os
+import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from asyncio.subprocess import PIPE
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 from typing import Final
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from ops.local import banner
+from ops.metrics import FOLDER, WORKER
 from settings import Settings
 
 log = logging.getLogger("notifier")
@@ -23,10 +32,8 @@ LISTEN_BACKLOG: Final = 4096
 """Connections that may wait to be accepted. A further client waits a second before it tries again."""
 ACCEPTED_AT_ONCE: Final = 16
 """Connections accepted, and errors of accept(2) met, in one turn of the event loop."""
-HANDSHAKE: Final = 0.01
-"""Seconds in which a handshake that has begun is completed."""
-SO_ATTACH_FILTER: Final = 26
-"""An option of Linux sockets (socket(7)), on all processors that Python's packages are built for."""
+HANDSHAKE: Final = 0.01  # seconds in which a handshake that has begun is completed
+SO_ATTACH_FILTER: Final = 26  # socket(7), on all processors that Python's packages are built for
 DROP_SYN: Final = (
     (0x30, 0, 0, 13),  # load the flags of the TCP segment
     (0x54, 0, 0, 0x12),  # of these SYN and ACK
@@ -35,8 +42,9 @@ DROP_SYN: Final = (
     (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
 )
 """A program of the Linux kernel's socket filter ("Linux Socket Filtering aka Berkeley Packet Filter")."""
-WARNING_INTERVAL: Final = 3600.0
-"""Seconds."""
+WARNING_INTERVAL: Final = 3600.0  # seconds
+RESTART_PAUSE: Final = 2.0  # seconds before a worker that died is started again
+STARTING_PERIOD: Final = 30.0  # seconds beyond `START_TIMEOUT` for which a worker counts as starting
 Protocols = Callable[[], asyncio.BaseProtocol]
 """Makes the protocol of a connection."""
 
@@ -124,3 +132,61 @@ async def cease(server: asyncio.Server, protocols: Protocols) -> None:
     for connection in waiting:
         with suppress(OSError):  # it was reset meanwhile
             await loop.connect_accepted_socket(protocols, connection)
+
+
+# --- workers ------------------------------------------------------------------------------------------
+
+
+async def supervise(settings: Settings) -> int:
+    """Keep `settings.workers` processes running until SIGTERM or SIGINT, and return the exit code.
+
+    A worker that dies is started again. If one cannot start at all, the others end. Raises `CannotListen`.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    (await bind(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with TemporaryDirectory(prefix="notifier-metrics-", ignore_cleanup_errors=True) as folder:
+        environments = [{**os.environ, FOLDER: folder, WORKER: f"{number}"} for number in range(settings.workers)]
+        starting = settings.start_timeout + STARTING_PERIOD
+        return max(await asyncio.gather(*(_tend(environment, stop, starting) for environment in environments)))
+
+
+async def _tend(environment: Mapping[str, str], stop: asyncio.Event, starting: float) -> int:
+    """Keep one worker running; return 0 once stopped, or the exit code of a worker that never started."""
+    loop, stopped, first = asyncio.get_running_loop(), asyncio.create_task(stop.wait()), True
+    while not stop.is_set():
+        began = loop.time()
+        try:
+            code = await _run_worker(environment, stopped)
+        except OSError as exc:  # for lack of memory, say
+            log.error("a worker cannot be started: %s", exc.strerror)  # noqa: TRY400 - the reason is enough
+            code = 1
+        if stop.is_set():
+            break
+        if first and code > 0 and loop.time() - began < starting:  # the worker has said why
+            stop.set()
+            return code
+        first = False
+        log.error("a worker ended with exit code %d; it is started again in %.0f s", code, RESTART_PAUSE)
+        await asyncio.wait({stopped}, timeout=RESTART_PAUSE)
+    return 0
+
+
+async def _run_worker(environment: Mapping[str, str], stopped: asyncio.Task[bool]) -> int:
+    """Run a worker until it ends, or is told to; return its exit code."""
+    os.makedirs(environment[FOLDER], mode=0o700, exist_ok=True)  # noqa: PTH103 - somebody may have cleaned /tmp
+    command = [sys.executable, sys.argv[0], "--worker"]
+    worker = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for the supervisor
+    )
+    ended = asyncio.create_task(worker.wait())
+    await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if worker.returncode is None:
+        worker.terminate()  # it ends in time, whatever hangs
+    code = await ended
+    mark_process_dead(environment[WORKER], environment[FOLDER])  # type: ignore[no-untyped-call]
+    return code

@@ -21,24 +21,11 @@ from settings import Security, Settings, UnknownUsers
 if TYPE_CHECKING:
     from aiosmtpd.smtp import SMTP, Envelope, Session
 
-log = logging.getLogger("notifier.local")
-
 MAILBOX: Final = FOLDER / "mail"
-DB_URI_FILE: Final = FOLDER / "db_uri"
-"""Where commands find the MongoDB of the local run."""
+DB_URI_FILE: Final = FOLDER / "db_uri"  # where commands find the MongoDB of the local run
 NOTHING_CONFIGURED: Final = (
     "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST. A local run needs requirements-local.txt."
 )
-LOCAL_RUN: Final = """\
-This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
-Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
-
-{commands}
-"""
-WITH_KEYS: Final = ", where API_KEY is one of API_KEYS"
-HEADER: Final = '-H "Authorization: Bearer $API_KEY" '
-USER: Final = "638f394d4b7243fc0399ea67"
-"""The user of the commands."""
 STORE_USER_FIRST: Final = 'UNKNOWN_USERS is refuse, so store that user first: docs/configuration.md, "A test user".\n'
 
 
@@ -55,22 +42,11 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
     if not importlib.util.find_spec("aiosmtpd"):
         raise NoDatabase(NOTHING_CONFIGURED)
     FOLDER.mkdir(mode=0o700, exist_ok=True)
-    FOLDER.chmod(0o700)  # an older version left it open to every user of the machine
     for folder in (DATABASE, MAILBOX):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
     async with running_mongod() as db_uri, _running_mailbox() as smtp_port:
-        log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
-        log.info("MongoDB, at %s, keeps its data in %s", db_uri, DATABASE)
         DB_URI_FILE.write_text(db_uri)
-        yield replace(
-            settings,
-            db_uri=db_uri,
-            smtp_host="127.0.0.1",
-            smtp_port=smtp_port,
-            smtp_login=None,
-            smtp_password=None,
-            smtp_security=Security.NONE,
-        )
+        yield replace(settings, db_uri=db_uri, smtp_host="127.0.0.1", smtp_port=smtp_port, smtp_security=Security.NONE)
 
 
 def with_database(settings: Settings) -> Settings:
@@ -87,16 +63,20 @@ def with_database(settings: Settings) -> Settings:
 
 def banner(settings: Settings) -> str:
     """Return what a newcomer reads first: commands to paste."""
-    header, where = (HEADER, WITH_KEYS) if settings.api_keys else ("", "")
+    url, user = settings.url, "638f394d4b7243fc0399ea67"
     kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
-    commands = [
-        f'curl {header}-d \'{{"user_id": "{USER}", "key": "{kind}"}}\' {settings.url}/create',
-        f"curl {header}'{settings.url}/list?user_id={USER}'",
-        "ls .notifier/mail/",
-    ]
-    lines = "\n".join(f"  {line}" for line in commands)
-    refused = STORE_USER_FIRST if settings.unknown_users is UnknownUsers.REFUSE else ""
-    return LOCAL_RUN.format(url=settings.url, where=where, commands=lines) + refused
+    where, header = "", ""
+    if settings.api_keys:
+        where, header = ", where API_KEY is one of API_KEYS", '-H "Authorization: Bearer $API_KEY" '
+    return f"""\
+This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
+Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
+
+  curl {header}-d '{{"user_id": "{user}", "key": "{kind}"}}' {url}/create
+  curl {header}'{url}/list?user_id={user}'
+  ls .notifier/mail/
+
+{STORE_USER_FIRST if settings.unknown_users is UnknownUsers.REFUSE else ""}"""
 
 
 # --- the mailbox --------------------------------------------------------------------------------------
@@ -152,11 +132,8 @@ async def _running_mailbox() -> AsyncIterator[int]:
 
 class _Handler:
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
-        part = MAILBOX / f"{name}.part"  # so that nobody reads half an e-mail
-        try:
-            part.write_bytes(envelope.original_content or b"")
-        except OSError:
-            return "452 4.3.1 The mailbox has no room"
-        part.rename(MAILBOX / name)
+        path = MAILBOX / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
+        part = path.with_suffix(".part")  # so that nobody reads half an e-mail
+        part.write_bytes(envelope.original_content or b"")
+        part.rename(path)
         return "250 OK"

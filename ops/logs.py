@@ -1,8 +1,5 @@
 """Logs on standard error: text on a terminal, otherwise one JSON object a line."""
 
-from __future__ import annotations
-
-import contextlib
 import json
 import logging
 import math
@@ -12,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from select import PIPE_BUF
 from typing import Final
@@ -21,20 +19,13 @@ import orjson
 TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
 """Attributes that are not `extra`."""
-QUEUE_LIMIT: Final = 5000
-"""Lines that wait to be written."""
+THROTTLE_INTERVAL: Final = 60.0  # seconds
+QUEUE_LIMIT: Final = 5000  # lines that wait to be written
 GATHERING: Final = 0.005
 """Seconds for which lines gather before they are written: each wake of the thread costs the event loop a switch."""
-END: Final = b""
-"""Ends the writer of lines."""
-CLOSE_TIMEOUT: Final = 0.5
-"""Seconds given to the reader for the last lines when the process ends."""
-DROPPED: Final = {
-    "name": "notifier",
-    "levelno": logging.WARNING,
-    "levelname": "WARNING",
-    "msg": "%d log lines were dropped, as nothing read them",
-}
+END: Final = b""  # ends the writer of lines
+CLOSE_TIMEOUT: Final = 0.5  # seconds given to the reader for the last lines when the process ends
+DROPPED: Final = "%d log lines were dropped, as nothing read them"
 
 
 class JSONFormatter(logging.Formatter):
@@ -44,7 +35,6 @@ class JSONFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line without a newline."""
         extra = {name: value for name, value in record.__dict__.items() if name not in OF_EVERY_RECORD}
         if record.exc_info:
             extra["exc_info"] = self.formatException(record.exc_info)
@@ -55,7 +45,6 @@ class TextFormatter(logging.Formatter):
     """Formats a record for a terminal. Characters that could control it are replaced."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's
-        """Return the line, without a traceback."""
         record.message = printable(record.message)
         return super().formatMessage(record)
 
@@ -77,16 +66,14 @@ def json_line(created: float, level: str, name: str, message: str, extra: Mappin
 class Throttle:
     """Lets each reason through once an interval, so that a fault of every request does not fill the log."""
 
-    def __init__(self, interval: float = 60.0) -> None:
-        self._interval = interval
+    def __init__(self) -> None:
         self._last: dict[str, float] = {}
 
     def allows(self, reason: str) -> bool:
-        """Return whether the reason was not let through within the interval, in seconds."""
         now = time.monotonic()
-        if now - self._last.get(reason, -math.inf) < self._interval:
+        if now - self._last.get(reason, -math.inf) < THROTTLE_INTERVAL:
             return False
-        self._last = {known: at for known, at in self._last.items() if now - at < self._interval} | {reason: now}
+        self._last = {known: at for known, at in self._last.items() if now - at < THROTTLE_INTERVAL} | {reason: now}
         return True
 
 
@@ -105,7 +92,6 @@ class LineHandler(logging.Handler):
         self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the line of a record."""
         try:
             line = self.format(record)
         except Exception:  # noqa: BLE001 - as every handler does
@@ -119,24 +105,27 @@ class LineHandler(logging.Handler):
             self._dropped += 1
             return
         if self._dropped:
-            count = logging.makeLogRecord({**DROPPED, "args": (self._dropped,)})
-            self._dropped = 0
-            self._lines.put(f"{self.format(count)}\n".encode())
+            args, self._dropped = (self._dropped,), 0
+            self.emit(logging.LogRecord("notifier", logging.WARNING, "", 0, DROPPED, args, None))
         self._lines.put(line + b"\n")
 
     def _write(self) -> None:
         """Write what waits in pieces that a pipe accepts whole, as other workers write too (pipe(7))."""
-        line: bytes | None = self._lines.get()
-        while line:
-            piece, line = line, None
-            with contextlib.suppress(queue.Empty):
-                while (line := self._lines.get_nowait()) and len(piece) + len(line) <= PIPE_BUF:
-                    piece, line = piece + line, None
-            with contextlib.suppress(OSError):  # no log line could report it
-                os.write(self._file, piece)
-            if line is None:
-                line = self._lines.get()
+        piece = b""
+        while (line := self._lines.get()) != END:
+            if len(piece) + len(line) > PIPE_BUF:
+                self._write_piece(piece)
+                piece = b""
+            piece += line
+            if self._lines.empty():
+                self._write_piece(piece)
+                piece = b""
                 time.sleep(GATHERING)
+        self._write_piece(piece)
+
+    def _write_piece(self, piece: bytes) -> None:
+        with suppress(OSError):  # no log line could report it
+            os.write(self._file, piece)
 
     def close(self) -> None:
         """Write the waiting lines, if they are read within `CLOSE_TIMEOUT`."""

@@ -44,6 +44,7 @@ DROP_SYN: Final = (
 """A program of the Linux kernel's socket filter ("Linux Socket Filtering aka Berkeley Packet Filter")."""
 WARNING_INTERVAL: Final = 3600.0  # seconds
 RESTART_PAUSE: Final = 2.0  # seconds before a worker that died is started again
+STOP_TIMEOUT: Final = 9.0  # seconds for a worker to drain, which takes less; Docker waits for 10
 STARTING_PERIOD: Final = 30.0  # seconds beyond `START_TIMEOUT` for which a worker counts as starting
 Protocols = Callable[[], asyncio.BaseProtocol]
 """Makes the protocol of a connection."""
@@ -186,7 +187,10 @@ async def _run_worker(environment: Mapping[str, str], stopped: asyncio.Task[bool
     ended = asyncio.create_task(worker.wait())
     await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if worker.returncode is None:
-        worker.terminate()  # it ends in time, whatever hangs
+        worker.terminate()
+        await asyncio.wait({ended}, timeout=STOP_TIMEOUT)
+    if worker.returncode is None:
+        worker.kill()
     code = await ended
     mark_process_dead(environment[WORKER], environment[FOLDER])  # type: ignore[no-untyped-call]
     return code

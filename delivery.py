@@ -107,8 +107,6 @@ class Delivery(Worker):
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    # --- the workers -------------------------------------------------------------------------------
-
     async def _work(self) -> None:
         """Send one e-mail after another, until stopped or replaced."""
         lease = await self._next()
@@ -210,8 +208,6 @@ class Delivery(Worker):
         else:
             self._claimer.put(lease, 0)
             self._wake_workers()
-
-    # --- what evidence brings about ----------------------------------------------------------------
 
     def _wake_workers(self) -> None:
         self._news.set()

@@ -121,8 +121,6 @@ class Mailer:
         if is_ambiguous:
             await self.pool.ask_whether_the_server_lives()
 
-    # --- a conversation ----------------------------------------------------------------------------
-
     async def _converse(self, connection: Connection, lease: Lease) -> Outcome | None:
         """Hand an e-mail to the server over a connection, and keep that if it is sound. Raises what writing raises."""
         try:

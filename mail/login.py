@@ -116,9 +116,6 @@ async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, M
     raise fault
 
 
-# --- tokens ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token, when to renew it and when it ends (monotonic), and its scope, as far as the token server says."""

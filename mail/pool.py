@@ -138,7 +138,6 @@ class Pool:
         return task
 
     def delivered(self, connection: Connection) -> None:
-        """Note that a message was accepted."""
         self._limits.bore(connection.messages)
         if connection.messages == 1:
             self._limits.proved(self._proven)
@@ -175,7 +174,6 @@ class Pool:
         self._feedback.disconnected(len(self._open))
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection at once."""
         drop(connection.smtp)
         self.leave(connection)
 

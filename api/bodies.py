@@ -26,8 +26,6 @@ SEND_BUFFER: Final = 128 * 1024  # bytes of a large answer that the kernel may b
 ANSWERS_LIMIT: Final = 8 << 20  # bytes of memory for all answers to one user
 ANSWERS_PATIENCE: Final = 10.0  # seconds for which an answer waits until the user's other answers have been sent
 ELEMENT: Final = 17 * 1024  # upper bound for the bytes of a notification in a list
-LINGER: Final = 2.0  # seconds for which an unwanted body is read after the answer, so that the client gets the answer
-LINGER_PAUSE: Final = 0.2  # seconds between two such reads of about 100 KiB, so that an endless body costs little
 
 
 class Compressed(Exception):
@@ -192,22 +190,6 @@ async def send(request: web.Request, response: web.StreamResponse) -> None:
     except TimeoutError:
         if request.transport:
             request.transport.abort()
-
-
-async def answer_before_body(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Answer a request whose body has not fully arrived, and let its connection be closed.
-
-    Closing it at once would reset it, and the client might lose the answer (RFC 9112, section 9.6). aiohttp would go on
-    reading as fast as the client sends.
-    """
-    response.force_close()
-    with suppress(ConnectionError, web.RequestPayloadError, TimeoutError):
-        await response.prepare(request)
-        await response.write_eof()
-        async with asyncio.timeout(LINGER):
-            while not request.content.is_eof():
-                await request.content.readany()
-                await asyncio.sleep(LINGER_PAUSE)
 
 
 IN_FLIGHT: Final = web.AppKey("IN_FLIGHT", InFlight)

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from api.auth import Refused
-from api.bodies import answer_before_body, is_large, send
+from api.bodies import is_large, send
 from api.problems import ForeignHost, problem_of, render
 from config.checks import LOOPBACK, in_url
 from mongo.errors import Conflict, Unavailable, UnknownError
@@ -70,9 +70,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         response = request.get(RENDER_FAILURE, render)(exc)
     if not response.prepared:  # a stream was completed when it began
         complete(request, response)
-        if not request.content.is_eof():
-            await answer_before_body(request, response)
-        elif is_large(response):
+        if is_large(response):
             await send(request, response)
     return response
 
@@ -108,8 +106,8 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
     seconds, status, origin = perf_counter() - request[STARTED], response.status, request[ORIGIN]
     response.headers["X-Request-ID"] = origin["request_id"]
     response.headers["Server"] = SERVER
-    if request.app[DRAINING].is_set():
-        response.force_close()  # the client's next request should reach another process
+    if request.app[DRAINING].is_set() or not request.content.is_eof():
+        response.force_close()  # the next request should reach another process, or stands behind a body
     if request.headers.get("Origin"):
         response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out
     method, route = route_of(request)

@@ -16,7 +16,6 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from api.bodies import answer_before_body
 from api.middleware import DRAINING, SERVER
 from api.problems import HEADER_LIMIT, TooManyConnections, render
 from api.streams import HUB
@@ -29,7 +28,7 @@ log = logging.getLogger("notifier.http")
 
 OPTIONS: Final[Mapping[str, Any]] = {  # how aiohttp is to treat bodies and headers
     "auto_decompress": False,  # a small body may inflate to any size
-    "lingering_time": 0,  # see `answer_before_body`
+    "lingering_time": 2.0,  # seconds for which an unwanted body is read, so that its client gets the answer
     "max_line_size": HEADER_LIMIT,
     "max_field_size": HEADER_LIMIT,  # a browser sends every cookie of the site in one
 }
@@ -94,13 +93,7 @@ class Connection(web.RequestHandler):
         if self.transport:
             self.transport.abort()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
+    def handle_error(self, request: web.BaseRequest, status: int = 500, exc: Any = None, message: Any = None) -> Any:
         """Return the answer. Raises `ConnectionError` if another has begun."""
         super().handle_error(request, status, exc, message)
         return _closing(exc if isinstance(exc, Exception) else Exception())
@@ -114,10 +107,8 @@ def _closing(exc: Exception) -> web.Response:
     return response
 
 
-async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
-    response = _closing(TooManyConnections())
-    await answer_before_body(request, response)
-    return response
+async def _refuse(_: web.BaseRequest) -> web.StreamResponse:
+    return _closing(TooManyConnections())
 
 
 def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:

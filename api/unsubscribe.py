@@ -4,8 +4,6 @@ Showing it changes nothing, as programs follow links too. Its buttons post, and 
 need no page. What is asked for is in the query, so that no body is read. Either way, the page tells the present state.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -26,11 +24,9 @@ from settings import Settings
 
 FOLDER: Final = Path(__file__).parent.parent / "web"
 DEFAULT_LANGUAGE: Final = "en"
-POLICY: Final = (
-    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"  # no scripts
-)
 HEADERS: Final = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'",  # no scripts
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
     "X-Robots-Tag": "noindex",
@@ -63,53 +59,45 @@ FAILED: Final = View("failed", "later")
 
 def view_of(kind: Kind, preferences: object, *, has_chosen: bool) -> View:
     """Return what there is to say to a user with these preferences, whose link is about this kind."""
-    if not wants_email(preferences, EVERY_KIND) and (kind.required or not wants_email(preferences, kind.name)):
+    wants_this, wants_others = wants_email(preferences, kind.name), wants_email(preferences, EVERY_KIND)
+    if not wants_others and (kind.required or not wants_this):
         return UNSUBSCRIBED_FROM_ALL
     if kind.required:
         return REQUIRED
-    if not wants_email(preferences, kind.name):
+    if not wants_this:
         return UNSUBSCRIBED
     return SUBSCRIBED if has_chosen else ASK
 
 
 def masked(address: object) -> str:
     """Return an address as its owner still knows it, `a•••@example.com`, or nothing if it is not an address."""
-    text = f"{address}"
-    return f"{text.strip()[0]}•••@{text.rpartition('@')[2].strip()}" if is_address(address) else ""
+    text = f"{address}".strip()
+    return f"{text[0]}•••@{text.rpartition('@')[2]}" if is_address(address) else ""
 
 
 class UnsubscribePage:
-    """Opens links, and renders the page."""
-
     def __init__(self, settings: Settings) -> None:
         self._links = Links(settings)
         self._kinds = settings.kinds
-        self._sender = settings.smtp_from
+        self.sender = settings.smtp_from
 
     def open(self, request: web.Request) -> tuple[str, Kind]:
         """Return the user's id and the kind of a link. Failures become pages for a browser. Raises `NoSuchLink`."""
-        request[RENDER_FAILURE] = lambda exc: self._failure(request, exc)
+        request[RENDER_FAILURE] = lambda exc: _failure(request, exc)
         user_id, kind = self._links.open(request.match_info["token"])
         return user_id, self._kinds.get(kind) or Kind(name=kind)
 
-    def show(self, request: web.Request, kind: Kind, address: object, preferences: object) -> web.Response:
-        """Return the page for a user with this address and these preferences."""
-        view = view_of(kind, preferences, has_chosen=request.method == "POST")
-        text = _render(request, view, kind, sender=self._sender, recipient=masked(address))
-        return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
-    def _failure(self, request: web.Request, exc: Exception) -> web.Response:
-        response = render(exc)
-        if "text/html" in request.headers.get("Accept", ""):
-            response.text = _render(request, INVALID if isinstance(exc, NoSuchLink) else FAILED)
-            response.content_type = "text/html"
-        response.headers.update(HEADERS)
-        return response
+def _failure(request: web.Request, exc: Exception) -> web.Response:
+    response = render(exc)
+    if "text/html" in request.headers.get("Accept", ""):
+        response.text = _page(request, INVALID if isinstance(exc, NoSuchLink) else FAILED)
+        response.content_type = "text/html"
+    response.headers.update(HEADERS)
+    return response
 
 
-def _render(
-    request: web.Request, view: View, kind: Kind | None = None, *, sender: str = "", recipient: str = ""
-) -> str:
+def _page(request: web.Request, view: View, kind: Kind | None = None, sender: str = "", recipient: str = "") -> str:
     wanted = accepted(request.headers.get("Accept-Language", ""))
     language = next((tag for tag in wanted if translated(_texts(), tag)), DEFAULT_LANGUAGE)
     label = kind.called(language) if kind and view.of_kind else ""
@@ -136,7 +124,10 @@ PREFERENCES: Final = web.AppKey("PREFERENCES", Preferences)
 async def show_page(request: web.Request) -> web.Response:
     page = request.app[PAGE]
     user_id, kind = page.open(request)
-    return page.show(request, kind, *await request.app[PREFERENCES].with_address(user_id))
+    address, preferences = await request.app[PREFERENCES].with_address(user_id)
+    view = view_of(kind, preferences, has_chosen=request.method == "POST")
+    text = _page(request, view, kind, page.sender, masked(address))
+    return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
 
 async def unsubscribe(request: web.Request) -> web.Response:

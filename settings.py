@@ -98,9 +98,7 @@ class Settings:
     unknown_users: UnknownUsers = _setting("create or refuse users without a document", UnknownUsers.CREATE)
     notifications_limit: int = _setting("notifications kept for each user", 100, validate.Range(1, 10_000))
     notifications_slack: int = _setting("hidden ones beyond these, to trim less often", 0, validate.Range(0, 10_000))
-    kinds_file: Path | None = _setting(
-        "TOML file of the kinds of notification; by default the four built-in ones, in a local run one more"
-    )
+    kinds_file: Path | None = _setting("TOML file of the kinds; else the four built-in, in a local run one more")
 
     api_keys: Sequence[str] = _setting(
         f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {SCOPE_NAMES}",

@@ -1,9 +1,8 @@
 """The commands about e-mails: what is owed and why it waits, and dead letters."""
 
-import argparse
 import json
 import math
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -60,18 +59,13 @@ def since(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(
-            "not a time such as 2026-11-25T10:00, nor a span such as 30m, 2h or 3d"
-        ) from None
+        raise ArgumentTypeError("not a time such as 2026-11-25T10:00, nor a span such as 30m, 2h or 3d") from None
 
 
 async def list_emails(store: Store, options: Namespace) -> int:
     """Print the e-mails that a user is owed, the user's dead letters, and whether the address is suppressed."""
-    owed, waiting = await store.outbox.of_user(options.user_id)
-    dead, suppression = (
-        await store.dead_mail.of_user(options.user_id),
-        await store.suppressions.of_user(options.user_id),
-    )
+    user_id = options.user_id
+    (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
         when = "now" if email["next_at"] <= store.clock.now() else f"{email['next_at']:%F %T} UTC"
@@ -82,12 +76,10 @@ async def list_emails(store: Store, options: Namespace) -> int:
     for letter in dead:
         row = f"{letter['_id']}  {letter['key']:12}  {letter['tries']} tries, died {letter['died_at']:%F %H:%M} UTC"
         say(f"{row}  request {letter.get('request_id') or '-'}  {letter['error']}")
-    if suppression:
-        say(
-            f"Suppressed: {suppression.address} gets no e-mails since {suppression.at:%F %H:%M} UTC "
-            f"({suppression.code}), until `retry` or POST /suppress lifts that"
-            f"{'' if suppression.confirmed else ', or an e-mail owed two days later is accepted'}."
-        )
+    if found := await store.suppressions.of_user(user_id):
+        until = "" if found.confirmed else ", or an e-mail owed two days later is accepted"
+        told = f"{found.at:%F %H:%M} UTC ({found.code}), until `retry` or POST /suppress lifts that{until}"
+        say(f"Suppressed: {found.address} gets no e-mails since {told}.")
     if not (owed or waiting or dead):
         say("The user is owed no e-mail and has no dead letter.")
     return 0
@@ -114,19 +106,17 @@ async def list_dead(store: Store, options: Namespace) -> int:
 
 async def retry_dead(store: Store, options: Namespace) -> int:
     """Owe the e-mails of these dead letters again, or of all."""
-    failures, owed_again = {}, 0
+    failures = {}
     letters = await store.dead_mail.find(None if options.all else options.ids)
     for letter in letters:
         try:
-            if await store.dead_mail.owe_again(letter):
-                owed_again += 1
-            else:
+            if not await store.dead_mail.owe_again(letter):
                 failures[letter["_id"]] = "its user no longer exists"
         except OutboxFull:
             failures[letter["_id"]] = "its user is owed too many e-mails already; try again later"
         except Conflict as exc:
             failures[letter["_id"]] = f"the users' collection does not admit it: {exc}"
-    return _report(f"Owed again: {owed_again}.", options.ids, letters, failures)
+    return _report(f"Owed again: {len(letters) - len(failures)}.", options.ids, letters, failures)
 
 
 async def discard_dead(store: Store, options: Namespace) -> int:
@@ -186,20 +176,14 @@ async def _ask_service(settings: Settings) -> Mapping[str, Any] | None:
         ):
             families = text_string_to_metric_families(await response.text())
             samples = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
-        return {
-            "connections": int(samples["notifier_smtp_connections",]),
-            "pace": samples["notifier_smtp_pace",],
-            "stopped": [
-                {
-                    "group": labels[0],
-                    "reply": labels[1],
-                    "seconds": seconds,
-                    "next_probe": samples.get(("notifier_mail_next_probe_seconds", labels[0]), 0.0),
-                }
-                for (name, *labels), seconds in samples.items()
-                if name == "notifier_mail_stopped_seconds" and seconds
-            ],
-        }
+        stopped = []
+        for (name, *labels), age in samples.items():
+            if name == "notifier_mail_stopped_seconds" and age:
+                group, reply = labels
+                probe = samples.get(("notifier_mail_next_probe_seconds", group), 0.0)
+                stopped.append({"group": group, "reply": reply, "seconds": age, "next_probe": probe})
+        connections, pace = samples["notifier_smtp_connections",], samples["notifier_smtp_pace",]
+        return {"connections": int(connections), "pace": pace, "stopped": stopped}
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):  # another program may have the port
         return None
 

@@ -110,7 +110,9 @@ class _Variables:
         except (OSError, UnicodeDecodeError) as exc:
             if isinstance(exc, FileNotFoundError) and not env_file.is_symlink():
                 return {}
-            raise SettingsError({f"{env_file}": [f"Cannot be read: {_reason(exc)}."]}) from None
+            raise SettingsError(
+                {f"{env_file}": [f"Cannot be read: {getattr(exc, 'strerror', 'not UTF-8')}."]}
+            ) from None
         values = {}
         for binding in bindings:
             name, value, line = binding.key, binding.value, _line(binding)
@@ -119,9 +121,7 @@ class _Variables:
                 self.fault(place, "Is not NAME=VALUE.")
             elif name and value is not None:
                 if name in values:
-                    self.warnings[place].append(
-                        f"{name} is in line {self._lines[name]} as well; the later line counts."
-                    )
+                    self.warnings[place].append(f"{name} is in line {self._lines[name]}, too; the later one counts.")
                 if _is_misread(binding):
                     self.warnings[place].append(MISREAD.format(name))
                 values[name], self._lines[name] = value, line
@@ -131,18 +131,17 @@ class _Variables:
         """Take the value of a secret from the file that a variable names, without its final newline."""
         path = Path(self._values[name])
         where = f" ({path})" if path.is_absolute() else ""  # else it may be the secret itself
-        if secret in self._values:
-            self.fault(name, f"{secret} is set as well: set only one of the two.")
-            return
         try:
             value = path.read_text("utf-8-sig").removesuffix("\n")
+            fault = "" if value.strip() else f"Is empty{where}."
         except (OSError, ValueError) as exc:  # a UnicodeDecodeError, or a name with a NUL
-            self.fault(name, f"Cannot be read: {_reason(exc)}{where}.")
-            return
-        if value.strip():
-            self._values[secret] = value
+            value, fault = "", f"Cannot be read: {getattr(exc, 'strerror', 'not UTF-8')}{where}."
+        if secret in self._values:
+            fault = f"{secret} is set as well: set only one of the two."
+        if fault:
+            self.fault(name, fault)
         else:
-            self.fault(name, f"Is empty{where}.")
+            self._values[secret] = value
 
     @property
     def not_local(self) -> Sequence[str]:
@@ -165,10 +164,6 @@ class _Variables:
                 items = texts.items() if isinstance(texts, dict) else ()  # of a list, by the index of each item
                 self.fault(name, *[f"Item {index + 1}: {' '.join(each)}" for index, each in items] or texts)
         return {VARIABLES[name].name: value for name, value in values.items() if name not in self.faults}
-
-
-def _reason(exc: Exception) -> str:
-    return f"{getattr(exc, 'strerror', 'not UTF-8')}"
 
 
 def _line(binding: Binding) -> int:

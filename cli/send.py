@@ -6,7 +6,6 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -67,25 +66,11 @@ def notification(options: Namespace, settings: Settings) -> Create:
     return Create(**fields, **idempotency)
 
 
-class UserList:
-    """Users' ids, each with a newline: as strings, a long list would take three times the memory."""
+def read_users(path: str, id_type: IdType) -> bytes:
+    """Return the users of a file, or of standard input for `-`, each with a newline: a list may be long.
 
-    def __init__(self, ids: bytes) -> None:
-        self._ids = ids
-        self.count = ids.count(b"\n")
-        self.digest = hashlib.blake2b(ids, digest_size=16).hexdigest()
-
-    def chunks(self) -> Iterator[list[str]]:
-        """Yield the users in lists of at most `USERS_LIMIT`."""
-        users = BytesIO(self._ids)
-        while chunk := list(islice(users, USERS_LIMIT)):
-            yield [line[:-1].decode() for line in chunk]
-
-
-def read_users(path: str, id_type: IdType) -> UserList:
-    """Read a file, or standard input for `-`. Raises `BadInput`, which names the lines that are not users.
-
-    A line has an id, or a JSON object with `user_id` or `_id`, as `mongoexport` writes it.
+    A line has an id, or a JSON object with `user_id` or `_id`, as `mongoexport` writes it. Raises `BadInput`, which
+    names the other lines.
     """
     ids, wrong = bytearray(), []
     try:
@@ -103,7 +88,7 @@ def read_users(path: str, id_type: IdType) -> UserList:
         faults.append(f"{path}: {len(wrong) - FAULTS_SHOWN} more lines like these.")
     if faults or not ids:
         raise BadInput("\n".join(faults) or f"{path}: names no user.")
-    return UserList(bytes(ids))
+    return bytes(ids)
 
 
 def _user_of(line: bytes, id_type: IdType) -> str | None:
@@ -124,30 +109,30 @@ def send_list(options: Namespace, settings: Settings) -> int:
     return on_store(lambda store, _: send(store, users, new))(options, settings)
 
 
-async def send(store: Store, users: UserList, new: Create) -> int:
-    """Create the notification for every user of the list, once; return the exit code.
+async def send(store: Store, users: bytes, new: Create) -> int:
+    """Create the notification for every one of `read_users`, once; return the exit code.
 
     Without an idempotency key, one is made of the notification and the list, so that the same command goes on where
     it was interrupted.
     """
-    key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{users.digest}".encode()).hexdigest()[:32]
-    new = replace(new, idempotency_key=key)
+    digest = hashlib.blake2b(users, digest_size=16).hexdigest()
+    key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{digest}".encode()).hexdigest()[:32]
+    new, total, lines = replace(new, idempotency_key=key), users.count(b"\n"), BytesIO(users)
     recorded, failed = Counter[Recorded](), Counter[type[StoreError]]()
     again = f"To go on, run the command again with --idempotency-key {key}: nobody is notified twice."
     interval = 0.5 if sys.stderr.isatty() else 10
     try:
-        with tqdm(total=users.count, unit=" users", mininterval=interval, file=sys.stderr) as progress:
-            for chunk in users.chunks():
+        with tqdm(total=total, unit=" users", mininterval=interval, file=sys.stderr) as progress:
+            while chunk := [line[:-1].decode() for line in islice(lines, USERS_LIMIT)]:
                 outcomes = await store.create_many(chunk, new, gently=True)
                 recorded.update(outcome for outcome in outcomes if isinstance(outcome, Recorded))
-                failures = [
-                    (user, exc) for user, exc in zip(chunk, outcomes, strict=True) if isinstance(exc, StoreError)
-                ]
-                failed.update(type(exc) for _, exc in failures)
-                for user_id, exc in failures:
-                    progress.write(printable(_failure(user_id, exc)), file=sys.stderr)
+                failures = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
+                failed.update(map(type, failures))
+                for user_id, outcome in zip(chunk, outcomes, strict=True):
+                    if isinstance(outcome, StoreError):
+                        progress.write(printable(_failure(user_id, outcome)), file=sys.stderr)
                 progress.update(len(chunk))
-                if len(failures) == len(chunk) and all(_means_no_answer(exc) for _, exc in failures):
+                if len(failures) == len(chunk) and all(map(_means_no_answer, failures)):
                     break
     except asyncio.CancelledError:
         return fail(f"Interrupted. {again}", INTERRUPTED)
@@ -157,7 +142,7 @@ async def send(store: Store, users: UserList, new: Create) -> int:
     say(f"Created: {recorded.total() - before}. Created before: {before}. Failed: {failed.total()}.")
     if not_owed:
         say(f"Created without the e-mail, as the user is owed {OUTBOX_LIMIT} already: {not_owed}.")
-    if left := users.count - recorded.total() - failed.total():
+    if left := total - recorded.total() - failed.total():
         fail(f"Not tried, as MongoDB does not answer: {left}.")
     if left or any(issubclass(kind, Unavailable) for kind in failed):
         fail(again)

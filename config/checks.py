@@ -84,10 +84,8 @@ def public_url(value: str) -> None:
     """Accept an http or https address in ASCII, with or without a path."""
     parts = re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[a-z0-9._~%-]+)*/?", value, re.IGNORECASE)
     if not parts or not value.isascii() or len(value) > PUBLIC_URL_LENGTH or int((parts[2] or ":0")[1:]) >= 1 << 16:
-        raise ValidationError(
-            "Not an address such as https://notifications.example.com or https://example.com/notifications, "
-            f"of at most {PUBLIC_URL_LENGTH} characters."
-        )
+        limit = f"of at most {PUBLIC_URL_LENGTH} characters"
+        raise ValidationError(f"Not an address such as https://example.com/notifications, {limit}.")
     host(parts[1].strip("[]"))
 
 

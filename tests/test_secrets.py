@@ -147,7 +147,7 @@ def test_a_line_that_repeats_a_variable_is_warned_about(environment: Callable[..
     (tmp_path / ".env").write_text(f"API_KEYS={'a' * 32}\n\nAPI_KEYS={'b' * 32}\n")
     settings, warnings = read_settings(tmp_path / ".env")
     assert settings.api_keys == ["b" * 32]
-    assert warnings == [f"{tmp_path / '.env'}, line 3: API_KEYS is in line 1 as well; the later line counts."]
+    assert warnings == [f"{tmp_path / '.env'}, line 3: API_KEYS is in line 1, too; the later one counts."]
 
 
 @pytest.mark.parametrize("quote", ["'", '"'])

@@ -27,7 +27,6 @@ class IdType(enum.Enum):
 
     @property
     def fault(self) -> str:
-        """The message about an id that is not valid."""
         if self is IdType.OBJECTID:
             return "Not a valid ObjectId."
         return f"Not 1 to {STRING_LIMIT} characters without control characters."
@@ -39,7 +38,6 @@ class IdType(enum.Enum):
         return text.lower() if self is IdType.OBJECTID else text
 
     def to_bson(self, id_: str) -> ObjectId | str:
-        """Return the `_id` of a parsed id."""
         return ObjectId(id_) if self is IdType.OBJECTID else id_
 
     def from_bson(self, value: object) -> str | None:

@@ -57,7 +57,7 @@ class CreateSchema(RequestSchema):
 class CreateManySchema(CreateSchema):
     """The body of `POST /create` for many users."""
 
-    class Meta(RequestSchema.Meta):
+    class Meta:
         exclude = ("user_id",)
 
     user_ids = IdsField(

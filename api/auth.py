@@ -62,12 +62,9 @@ class ForeignPage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds).
+    """A backend, which may act for everyone, or one user, until `until` (Unix seconds)."""
 
-    `name` is for the log, and contains no credential.
-    """
-
-    name: str
+    name: str  # for the log: contains no credential
     scopes: Scopes = ALL_SCOPES
     user_id: str | None = None
     until: float = math.inf
@@ -106,7 +103,7 @@ class Gate:
             raise ForeignPage
 
     def identify(self, authorization: Sequence[str]) -> Caller:
-        """Return the caller that sends these `Authorization` headers. Raises `Unauthenticated`."""
+        """Return who sends these `Authorization` headers. Raises `Unauthenticated`."""
         if not self._callers:
             return ANYONE
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")

@@ -32,15 +32,11 @@ class Refused(Exception):
     """Base of the reasons to refuse a caller. The message is the caller's name for the log."""
 
 
-class Unauthenticated(Refused):
-    """Base of the reasons why a caller is unknown."""
-
-
-class NoCredential(Unauthenticated):
+class NoCredential(Refused):
     """There is not exactly one header `Authorization: Bearer ...`."""
 
 
-class BadCredential(Unauthenticated):
+class BadCredential(Refused):
     """The key or token is not valid."""
 
 
@@ -103,7 +99,7 @@ class Gate:
             raise ForeignPage
 
     def identify(self, authorization: Sequence[str]) -> Caller:
-        """Return who sends these `Authorization` headers. Raises `Unauthenticated`."""
+        """Return who sends these `Authorization` headers. Raises `NoCredential` or `BadCredential`."""
         if not self._callers:
             return ANYONE
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")

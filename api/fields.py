@@ -31,9 +31,7 @@ class RequestSchema(Schema):
         super().__init__()
         self.id_type = id_type
         self.kinds = kinds
-        self._fast = [
-            (field.data_key or name, field.attribute or name, field) for name, field in self.load_fields.items()
-        ]
+        self._fast = [(f.data_key or name, f.attribute or name, f) for name, f in self.load_fields.items()]
         self._known = {key for key, _, _ in self._fast}
 
     def check(self, original: Mapping[str, Any]) -> None:

@@ -187,7 +187,7 @@ class Creates:
         return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
 
     def sent(self, creation: Creation) -> Write:
-        return collapsing(creation.write, self.users.limit) if creation.collapses else creation.write
+        return collapsing(creation.write, self.users) if creation.collapses else creation.write
 
     async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
         """Write until the outcome is known, in calls of its own if `alone`.

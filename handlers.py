@@ -29,8 +29,7 @@ from settings import Scope, Settings
 from store import Store
 
 STORE: Final = web.AppKey("STORE", Store)
-EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
-"""Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
+EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)  # set so that the delivery need not wait for its next poll
 SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {

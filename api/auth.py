@@ -72,7 +72,6 @@ class Caller:
 
 
 OF_A_USER: Final = frozenset({Scope.INBOX})
-OF_THE_METRICS: Final = frozenset({Scope.METRICS})
 ANYONE: Final = Caller("anyone, as API_KEYS is not set")
 
 
@@ -113,12 +112,10 @@ class Gate:
     def _identify_by_token(self, token: bytes) -> Caller:
         name = _name(token)
         if claims := _claims(token, self._secrets, name):
-            user_id = self._id_type.parse(claims["sub"])
-            if user_id is None:
-                raise BadCredential(name)
-            return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
-        if _claims(token, self._status_secrets, name):
-            return Caller(name, OF_THE_METRICS)
+            if user_id := self._id_type.parse(claims["sub"]):
+                return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
+        elif _claims(token, self._status_secrets, name):
+            return Caller(name, frozenset({Scope.METRICS}))
         raise BadCredential(name)
 
 

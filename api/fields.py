@@ -100,8 +100,6 @@ class KindNameField(TextField):
 
 
 class KindField(KindNameField):
-    """A kind, by its name."""
-
     def parse(self, text: str) -> Kind:
         return self.root.kinds[super().parse(text)]
 

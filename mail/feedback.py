@@ -151,8 +151,7 @@ class Feedback:
             self._go_on(stop)
 
     def _go_on(self, stop: Stop) -> None:
-        if not stop.soft(time.monotonic()):
-            self._again(stop.group, None if stop.group.name == "domain" else stop.began)
+        self._again(stop.group, None if stop.group.name == "domain" else stop.began)
 
     def _is_too_fast(self, mail: Mail, outcome: Outcome, began: float, now: float) -> bool:
         if outcome.code // 100 != 4 or outcome.verdict is Verdict.DEFERRED:

@@ -12,7 +12,6 @@ from mail.stops import Mail
 
 AT_ONCE: Final = 5  # connections opened without waiting for acceptances, once a first login has worked
 REFUSALS: Final = 8  # refused connections in a row, while others are open, that count as the limit
-MOST_REFUSALS: Final = 20  # the same after mistakes, each of which doubles them
 ONE_MORE: Final = (0.5, 60.0)  # seconds until one connection more than the limit is tried; they double up to the second
 SPARE: Final = 2  # idle connections kept for long, unless the server admits no more than are open
 MESSAGES: Final = 100  # on a connection, unless the server bears fewer
@@ -52,7 +51,6 @@ class Limits:
         self.messages = MESSAGES
         self._most_borne = self._borne = 0
         self._refused = 0
-        self._enough = REFUSALS
         self._too_many = math.inf
         self._pause = self._retry_at = 0.0
         self._one_more = False
@@ -90,7 +88,6 @@ class Limits:
         self._refused = 0
         if number >= self._too_many:  # it was no limit
             self.found, self._pause, self._too_many = False, 0.0, math.inf
-            self._enough = min(2 * self._enough, MOST_REFUSALS)
         elif number > self.allowed:
             self.allowed, self._pause = number, 0.0
 
@@ -98,7 +95,7 @@ class Limits:
         """Note that a connection was refused before it had proved itself, so that there are not so many."""
         self._refused += 1
         self._too_many = min(self._too_many, number)
-        if not self.found and self._refused < self._enough:
+        if not self.found and self._refused < REFUSALS:
             return
         self.found, self.allowed = True, max(1, number - 1)
         if now >= self._retry_at or self._one_more:  # else it was under way already

@@ -23,7 +23,6 @@ PATIENCE: Final = 30.0  # seconds to wait for the outcome of a probe before anot
 HOLD: Final = (30.0, 3600.0)
 """Seconds for which e-mails are put aside, except for the one that will be the next probe: as long as the stop has
 lasted, or until the next probe but one. When it is over, they fall due at once."""
-GREYLISTING: Final = 900.0  # seconds after which 4xx at RCPT to everybody are not greylisting
 DEATH_PROBES: Final = 10  # refused probes after which a domain that stopped lets its e-mails die
 DEATH_WITNESSES: Final = 3  # so many of them must have come after an acceptance elsewhere
 COPIES: Final = 3  # messages at the most that the server may have accepted of one e-mail, without having said so
@@ -96,7 +95,7 @@ class Clock:
         self.probe, self.due = None, 0.0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Stop:
     """A group that has stopped: since when, why, and its probes.
 
@@ -108,7 +107,6 @@ class Stop:
     began: float
     reply: str
     unreachable: bool = False  # no connection could be opened, so it is over as soon as MAIL is accepted
-    greylisting: bool = False  # it may be that: 4xx at RCPT for nearly all
     firm: bool = False  # e-mails were refused by 5xx, or the login was
     proven: Clock = field(default_factory=Clock)
     others: Clock = field(default_factory=Clock)
@@ -128,10 +126,6 @@ class Stop:
     def clock_of(self, *, proven: bool) -> Clock:
         """Return the clock of an e-mail to a proven domain, or to another."""
         return self.proven if proven and self.group.name != "domain" else self.others
-
-    def soft(self, now: float) -> bool:
-        """Return whether e-mails go on, though no attempt counts. Greylisting asks for a second one of each."""
-        return self.greylisting and now - self.began < GREYLISTING
 
     def hold(self, now: float) -> float:
         """Return the seconds for which to put an e-mail aside.
@@ -234,8 +228,9 @@ class Schedule:
             return Next(given_up=f"Given up: {outcome.detail}")
         if outcome.verdict is Verdict.OVERSIZED and email.tries:
             return Next(given_up=outcome.detail)
-        counts = stop is None or stop.soft(now)
-        return Next(delay, email.waited + delay * counts, copies, f"{stop.group}" if stop else None)
+        if stop:
+            return Next(delay, email.waited, copies, f"{stop.group}")
+        return Next(delay, email.waited + delay, copies)
 
     def after_crash(self, email: OwedEmail, error: str) -> Next:
         """Return what follows when the rendering of an e-mail has ended the process that renders."""

@@ -65,9 +65,13 @@ class Cohort:
 
     @property
     def wide(self) -> bool:
-        """Whether the run has recipients at two domains or more, or the server refused enough before it knew them."""
-        at_mail = sum(stage is Stage.MAIL for _, stage, _ in self._refusals.values())
-        return at_mail >= RUN or len({domain for domain, _, _ in self._refusals.values()}) > 1
+        """Whether the run has recipients at two domains or more."""
+        return len({domain for domain, _, _ in self._refusals.values()}) > 1
+
+    @property
+    def at_mail(self) -> bool:
+        """Whether the server refused enough of them before it knew the recipient."""
+        return sum(stage is Stage.MAIL for _, stage, _ in self._refusals.values()) >= RUN
 
     def doubtful(self, now: float) -> bool:
         return now < self._doubtful_until
@@ -216,7 +220,7 @@ class Evidence:
         if self._is_witness(mail, domain, outcome):
             line.refuse(mail, outcome, now)
             kind.refuse(mail, outcome, now)
-        if line.long(now) and (line.wide or self._is_the_only_one(domain)):
+        if line.long(now) and (line.wide or line.at_mail or self._is_the_only_one(domain)):
             self._stop(line, outcome, now)
         elif kind.long(now) and kind.wide:
             self._stop(kind, outcome, now)

@@ -118,7 +118,6 @@ class Evidence:
 
     @property
     def line(self) -> Stop | None:
-        """The stop of the line, if there is one."""
         return self.stops.get(LINE)
 
     def wait(self, now: float) -> float:
@@ -160,7 +159,6 @@ class Evidence:
     # --- what happened -----------------------------------------------------------------------------
 
     def abandon(self, mail: Mail) -> None:
-        """Withdraw an attempt that showed nothing."""
         for _, clock in self._probes_of(mail):
             clock.abandon()
 
@@ -205,7 +203,7 @@ class Evidence:
         return line.doubtful(now) or domain.doubtful(now), raised[-1] if raised else None
 
     def refused(self, mail: Mail, outcome: Outcome, now: float) -> None:
-        """Note that an e-mail was refused, or that its conversation broke."""
+        """Note that an e-mail was refused, or that its conversation broke. That may stop a group."""
         hard = outcome.code // 100 == 5
         for stop, clock in self._probes_of(mail):
             witnessed = any(at > stop.last_refused for at, _ in self._acceptances)

@@ -92,7 +92,7 @@ class Limits:
             self.allowed, self._pause = number, 0.0
 
     def refused(self, number: int, now: float) -> None:
-        """Note that a connection was refused before it had proved itself, so that there are not so many."""
+        """Note that a connection, the last of so many, was refused before it had proved itself."""
         self._refused += 1
         self._too_many = min(self._too_many, number)
         if not self.found and self._refused < REFUSALS:
@@ -104,8 +104,7 @@ class Limits:
             self._retry_at = now + self._pause
 
     def forget(self) -> None:
-        """Note that the server cannot be reached at all: what looked like its limit was an outage."""
-        if self.found:
+        if self.found:  # it was an outage
             self.found, self.allowed = False, min(AT_ONCE, self._most)
         self._refused, self._pause, self._too_many = 0, 0.0, math.inf
 
@@ -148,7 +147,6 @@ class Pace:
 
     @property
     def limited(self) -> bool:
-        """Whether the relay has been refusing for speed."""
         return self.rate < self._limit
 
     @property
@@ -157,7 +155,6 @@ class Pace:
         return self._pause > 0
 
     def knows(self, reply: str) -> bool:
-        """Return whether the relay has said this of the pace."""
         return reply == self._reply and (self.paused or self.limited)
 
     def place(self, mail: Mail) -> int | None:
@@ -268,7 +265,6 @@ class Pace:
         return True
 
     def _forget(self) -> None:
-        """Go on as before the first refusal."""
         self.rate, self._pause, self._resume_at, self._next = self._limit, 0.0, -math.inf, -math.inf
         self._again_refused = self._again_accepted = 0
         self._suspects.clear()

@@ -48,7 +48,6 @@ class Group(NamedTuple):
     value: str = ""
 
     def __str__(self) -> str:
-        """Return its name for operators."""
         return f"{self.name} {self.value}".rstrip()
 
 
@@ -120,11 +119,9 @@ class Stop:
         return self.proven, self.others
 
     def wait(self, now: float) -> float:
-        """Return the seconds until some probe may be sent."""
         return min(clock.wait(now) for clock in self.clocks)
 
     def clock_of(self, *, proven: bool) -> Clock:
-        """Return the clock of an e-mail to a proven domain, or to another."""
         return self.proven if proven and self.group.name != "domain" else self.others
 
     def hold(self, now: float) -> float:
@@ -221,7 +218,8 @@ class Schedule:
         """Return what follows after an attempt. While the line, its kind or its domain is stopped, none counts."""
         stop, delay = self._stop_of(mail), self.delay(email.waited)
         copies = email.copies + (outcome.verdict is Verdict.AMBIGUOUS)
-        over = self._is_lost(stop, age, now) if stop else self._is_over(email, delay)
+        long_enough = email.tries >= COUNTED and email.waited + delay > self._give_up
+        over = self._is_lost(stop, age, now) if stop else long_enough
         if copies >= COPIES or (over and copies):
             return Next(given_up=probably(copies, outcome.detail))
         if over:
@@ -238,10 +236,6 @@ class Schedule:
             return Next(given_up=f"Given up: {error}")
         delay = self.delay(email.waited)
         return Next(delay, email.waited + delay, email.copies)
-
-    def _is_over(self, email: OwedEmail, delay: float) -> bool:
-        """Return whether an e-mail was tried long and often enough, while others got through."""
-        return email.tries >= COUNTED and email.waited + delay > self._give_up
 
     def _is_lost(self, stop: Stop, age: float, now: float) -> bool:
         """Return whether an e-mail's domain has refused everything for as long as any e-mail is tried."""

@@ -74,7 +74,7 @@ class Delivery(Worker):
         self._helpers: set[asyncio.Task[None]] = set()
         pool, pace = self._mailer.pool, self._feedback.pace
         metrics.watch(metrics.connections, lambda: pool.connections)
-        metrics.watch(metrics.breaker, lambda: self._evidence.line(time.monotonic()) is not None)
+        metrics.watch(metrics.breaker, lambda: self._evidence.line is not None)
         metrics.watch(metrics.pace, lambda: 0 if pace.rate == math.inf else pace.rate)
         metrics.watch_stops(lambda: self._evidence.shown(time.monotonic()))
 
@@ -143,7 +143,7 @@ class Delivery(Worker):
 
     def _take(self) -> Lease | None:
         """Take the next e-mail from the window; while the line has stopped, the best one for a probe, if any."""
-        if self._evidence.line(time.monotonic()):
+        if self._evidence.line:
             return self._window.take_best(lambda lease: self._evidence.suitability(lease.mail, time.monotonic()))
         lease = self._window.take()
         if self._window.low:
@@ -179,7 +179,7 @@ class Delivery(Worker):
     def _settle(self, lease: Lease, outcome: Outcome | None) -> None:
         if outcome is None:
             self._leases.discard(lease)
-        elif outcome.verdict in AGAIN and lease.held and not (self._stopped or self._evidence.line(time.monotonic())):
+        elif outcome.verdict in AGAIN and lease.held and not (self._stopped or self._evidence.line):
             self._claimer.put(lease, self._feedback.pace.place(lease.mail))
         else:
             self._settler.put(lease, outcome)

@@ -44,10 +44,7 @@ class TemplatesError(Exception):
 
 
 class RenderError(Exception):
-    """A template failed on these fields. The message is its file and line.
-
-    `kind` is the type of the error, and `reason` its message, which may quote data.
-    """
+    """A template failed on these fields, in this file and line. `kind` is the error's type; `reason` may quote data."""
 
     def __init__(self, place: str, kind: str, reason: str) -> None:
         super().__init__(place)
@@ -114,8 +111,6 @@ class Templates:
         if process := self._process:
             await self._end(process, kill=True)
 
-    # --- the process -------------------------------------------------------------------------------
-
     async def _ask(self, question: object) -> Any:
         """Return the answer. Questions may be asked at the same time, and are answered in order.
 
@@ -160,7 +155,7 @@ class Templates:
         raise OSError(f"the process that renders templates does not start ({await self._end(process)})")
 
     async def _answer(self, process: Process) -> tuple[int, Any]:
-        """Return the number of a question and its answer, or 0 if the process ended, but not over a question."""
+        """Return a question's number and its answer, or 0 if the process ended, but not over a question."""
         if line := await self._read_line(process):
             number, answer = orjson.loads(line)
             return number, answer

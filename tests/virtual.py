@@ -208,7 +208,7 @@ class World:
             self._at(when, lambda: None)
 
     def _take(self) -> Letter | None:
-        if not self.feedback.evidence.line(self.now):
+        if not self.feedback.evidence.line:
             return heapq.heappop(self._ready)[-1]
         ranked = []
         for entry in heapq.nsmallest(8, self._ready):

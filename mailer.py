@@ -56,7 +56,7 @@ class Mailer:
         self._feedback = feedback
         self._letters = letters
         self._worker = worker
-        self.pool = Pool(settings, letters.sender.domain, feedback)
+        self.pool = Pool(settings, feedback)
         self._ahead: dict[Connection, Letter] = {}  # those whose commands were sent ahead
         self._none_ahead_until = -math.inf
         self._one_by_one_until = -math.inf

@@ -8,9 +8,8 @@ from typing import Final
 
 from aiosmtplib import SMTPException
 
-from mail.connection import Connection, drop
+from mail.connection import Connection, Opener, drop
 from mail.feedback import Feedback
-from mail.opening import Opener
 from mail.replies import SMTPFault, Stage, judge
 from settings import Settings
 
@@ -23,8 +22,8 @@ FAULTS: Final = (SMTPException, SMTPFault, OSError, ValueError)  # what ends a c
 class Pool:
     """Opens connections, and keeps those that nobody uses now."""
 
-    def __init__(self, settings: Settings, local_hostname: str, feedback: Feedback) -> None:
-        self._opener = Opener(settings, local_hostname)
+    def __init__(self, settings: Settings, feedback: Feedback) -> None:
+        self._opener = Opener(settings)
         self._feedback = feedback
         self._limits = feedback.limits
         self._open: set[Connection] = set()

@@ -25,7 +25,7 @@ from settings import Settings
 RTT: Final = 0.02
 """Seconds for a conversation."""
 WORKERS: Final = 20
-SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
+SENT: Final = Outcome(verdict=Verdict.SENT, status="250", stage=Stage.DATA)
 UNTRIED: Final = (Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.TOO_FAST)
 
 

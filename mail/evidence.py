@@ -163,8 +163,7 @@ class Evidence:
 
     def reached(self) -> Stop | None:
         """Note that MAIL was accepted. If the server could not be reached before, that is over: return the stop."""
-        stop = self.stops.get(LINE)
-        return self.stops.pop(LINE) if stop and stop.unreachable else None
+        return self.stops.pop(LINE) if self.line and self.line.unreachable else None
 
     def accepted(self, mail: Mail, now: float) -> list[Stop]:
         """Note that an e-mail was accepted; return the stops that are over."""

@@ -104,12 +104,12 @@ class Evidence:
 
     def _cohort(self, group: Group) -> Cohort:
         """Return what is known of a group, and forget the one used longest ago if there are too many."""
-        if group not in self._cohorts:
-            self._cohorts[group] = Cohort(group)
-            if len(self._cohorts) > REMEMBERED:
-                self._cohorts.popitem(last=False)
-        self._cohorts.move_to_end(group)
-        return self._cohorts[group]
+        if cohort := self._cohorts.get(group):
+            self._cohorts.move_to_end(group)
+            return cohort
+        if len(self._cohorts) >= REMEMBERED:
+            self._cohorts.popitem(last=False)
+        return self._cohorts.setdefault(group, Cohort(group))
 
     def _is_proven(self, mail: Mail) -> bool:
         return self._cohort(mail.groups[-1]).proven
@@ -119,10 +119,6 @@ class Evidence:
     @property
     def line(self) -> Stop | None:
         return self.stops.get(LINE)
-
-    def wait(self, now: float) -> float:
-        """Return the seconds until an e-mail may be sent, whichever it is."""
-        return self.line.wait(now) if self.line else 0.0
 
     def suitability(self, mail: Mail, now: float) -> int | None:
         """Return how good a probe of the line an e-mail would be: the lower, the better; `None`, not now.
@@ -167,8 +163,7 @@ class Evidence:
 
     def reached(self) -> Stop | None:
         """Note that MAIL was accepted. If the server could not be reached before, that is over: return the stop."""
-        stop = self.stops.get(LINE)
-        return self.stops.pop(LINE) if stop and stop.unreachable else None
+        return self.stops.pop(LINE) if self.line and self.line.unreachable else None
 
     def accepted(self, mail: Mail, now: float) -> list[Stop]:
         """Note that an e-mail was accepted; return the stops that are over."""
@@ -176,8 +171,8 @@ class Evidence:
         if self._acceptances and self._acceptances[-1][1] == user:
             self._acceptances.pop()
         self._acceptances.append((now, user))
-        for cohort in self._cohorts_of(mail):
-            cohort.accept(mail, now)
+        for group in mail.groups:
+            self._cohort(group).accept(mail, now)
         over = self.stops_of(mail)
         for stop in over:
             del self.stops[stop.group]

@@ -39,7 +39,8 @@ class Feedback:
 
     def wait(self, now: float) -> float:
         """Return the seconds until an e-mail may be sent, if there is a connection for it."""
-        return max(self.evidence.wait(now), self.pace.wait(now))
+        line = self.evidence.line
+        return max(line.wait(now) if line else 0.0, self.pace.wait(now))
 
     # --- connections -------------------------------------------------------------------------------
 

@@ -104,7 +104,8 @@ class Limits:
             self._retry_at = now + self._pause
 
     def forget(self) -> None:
-        if self.found:  # it was an outage
+        """Begin anew, as the server cannot be reached at all: what looked like its limit was an outage."""
+        if self.found:
             self.found, self.allowed = False, min(AT_ONCE, self._most)
         self._refused, self._pause, self._too_many = 0, 0.0, math.inf
 
@@ -138,7 +139,7 @@ class Pace:
         self._accepted = self._at_first = 0  # in this burst, and of these at the first attempt
         self._since_growth, self._growth = 0, GROWTH
         self._pause = 0.0
-        self._paused_at = self._resume_at = self._asked_until = -math.inf
+        self._paused_at = self._asked_until = -math.inf
         self._refusals: deque[tuple[str, float, Mail]] = deque(maxlen=REMEMBERED)  # since the last acceptance
         self._own: dict[str, float] = {}
         self._suspects: OrderedDict[str, int] = OrderedDict()
@@ -171,7 +172,7 @@ class Pace:
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next message may begin."""
-        return max(0.0, self._next - now, self._resume_at - now, self._asked_until - now)
+        return max(0.0, self._next - now, self._paused_at + self._pause - now, self._asked_until - now)
 
     def take(self, now: float) -> None:
         """Begin a message."""
@@ -232,7 +233,7 @@ class Pace:
         self._reply = reply
         self._suspect = self._suspect if self._pause else mail.id
         self._pause = _doubled(self._pause, *PAUSE)
-        self._paused_at, self._resume_at = now, now + self._pause
+        self._paused_at = now
         return True
 
     def _is_speed(self, mail: Mail, outcome: Outcome, now: float) -> bool:
@@ -265,7 +266,7 @@ class Pace:
         return True
 
     def _forget(self) -> None:
-        self.rate, self._pause, self._resume_at, self._next = self._limit, 0.0, -math.inf, -math.inf
+        self.rate, self._pause, self._next = self._limit, 0.0, -math.inf
         self._again_refused = self._again_accepted = 0
         self._suspects.clear()
 

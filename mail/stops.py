@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Final, NamedTuple
 
 from mail.replies import Outcome, Verdict
@@ -54,8 +53,7 @@ class Group(NamedTuple):
 LINE: Final = Group("line")
 
 
-@dataclass(frozen=True)
-class Mail:
+class Mail(NamedTuple):
     """An e-mail, as far as it is evidence. `user` tells recipients apart, even if several have the same address."""
 
     id: str
@@ -66,11 +64,11 @@ class Mail:
     counted: bool = False  # whether it was refused before while others got through
     urged: bool = False  # whether an operator wants it to be tried now, whatever has stopped
 
-    @cached_property
+    @property
     def domain(self) -> str:
         return self.recipient.rpartition("@")[2].lower()
 
-    @cached_property
+    @property
     def groups(self) -> tuple[Group, Group, Group]:
         """The line, its kind and its domain."""
         return LINE, Group("kind", self.kind), Group("domain", self.domain)

@@ -3,8 +3,6 @@
 This module reads them, and starts, asks and replaces the process that renders them (`mail/rendering.py`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

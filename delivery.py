@@ -66,7 +66,6 @@ class Delivery(Worker):
         self._letters = Letters(settings, self._looks)
         self._mailer = Mailer(settings, self._feedback, self._letters, self)
         self._pool = self._mailer.pool
-        self._replaced = 0
         self._stopped = False
         self._lifts: dict[Group, float | None] = {}  # whose e-mails are to fall due, and since when they were tried
         self._workers: set[asyncio.Task[None]] = set()
@@ -114,7 +113,6 @@ class Delivery(Worker):
                 self._record(lease.email, outcome, started)
             self._settle(lease, outcome)
             if lease.replaced:
-                self._replaced -= 1
                 return
             lease = lease.then or await self._next()
 
@@ -183,8 +181,7 @@ class Delivery(Worker):
 
     def late(self, lease: Lease) -> None:
         """Let another worker go on meanwhile, unless as many wait as there are workers."""
-        if self._replaced < self._limit and not self._stopped:
-            self._replaced += 1
+        if len(self._workers) <= 2 * self._limit and not self._stopped:  # the claimer is one of these tasks
             lease.replaced = True
             self._run(self._work(), self._workers)
         self._feedback.abandon(lease.mail)

@@ -103,7 +103,6 @@ class Connection:
     smtp: SMTP
     protocol: Protocol
     timeout: float  # seconds for each command
-    pipelines: bool
     address: Address  # the one of the server's addresses to which it leads
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
@@ -133,7 +132,7 @@ class Connection:
 
     def prepare(self, commands: Sequence[bytes], stage: Stage, *, together: bool) -> None:
         """Say these commands all at once, if the server pipelines. The first is at this stage."""
-        self.stage, self.together = stage, together and self.pipelines
+        self.stage, self.together = stage, together and self.smtp.supports_extension("pipelining")
         if self.together:
             self.protocol.send(*commands)
 
@@ -253,7 +252,6 @@ class Opener:
         attempt.address = connected.getpeername()[:2]
         smtp = SMTP(
             hostname=settings.smtp_host.removesuffix("."),  # the name that the certificate must have
-            port=None,
             sock=connected,
             use_tls=security is Security.TLS,
             start_tls=False,  # decided in _upgrade
@@ -274,8 +272,7 @@ class Opener:
         except BaseException:
             drop(smtp)
             raise
-        pipelines = smtp.supports_extension("pipelining")
-        return Connection(smtp, protocol, settings.smtp_command_timeout, pipelines, attempt.address)
+        return Connection(smtp, protocol, settings.smtp_command_timeout, attempt.address)
 
     async def _greet(self, attempt: Attempt, smtp: SMTP) -> None:
         """Say EHLO, or HELO to a server that does not know EHLO (RFC 5321, section 3.2)."""

@@ -20,12 +20,11 @@ from cli.command import counted, fail, say
 from cli.environment import SettingsError, read_settings
 from config.checks import DEAD_MAIL, is_address, value_at
 from config.ids import IdType
-from mail.connection import Connection
+from mail.connection import Connection, Opener
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.login import Token
-from mail.message import Letters, Sender
-from mail.opening import Opener
+from mail.message import Letters
 from mail.replies import SMTPFault, Verdict
 from mail.templates import Content
 from mailer import Mailer, Worker
@@ -224,7 +223,7 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
 
 async def _deliver(settings: Settings, to: str | None, said: dict[str, str]) -> Result | None:
     """Take each step, and add to what is said of it. Return the first failure."""
-    opener = Opener(settings, Sender(settings).domain)
+    opener = Opener(settings)
     try:
         if opener.tokens:
             said["oauth_token"] = _about_token(await opener.tokens.get(), opener.tokens.grant)

@@ -1,12 +1,12 @@
 """Claims the e-mails that are next, a window at a time, and gives back those that nobody has begun."""
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,10 +21,8 @@ log = logging.getLogger("notifier.delivery")
 
 POLL: Final = 1.0  # seconds between two looks for e-mails that fell due or that another process owes
 POLL_SPREAD: Final = (0.8, 1.2)  # factors between which the polls are spread, so that workers do not look all at once
-CLAIM_PAUSE: Final = 0.02
-"""Seconds between two claims when one found less than it asked for. What is owed meanwhile shares the next."""
-PROBE_INTERVAL: Final = 5.0
-"""Seconds between two searches for an e-mail that would be a good probe, while others would not do."""
+CLAIM_PAUSE: Final = 0.02  # seconds after a claim that found too little; what is owed meanwhile shares the next
+PROBE_INTERVAL: Final = 5.0  # seconds between two searches for an e-mail that would be a good probe
 PROBES: Final = 8  # users of whose e-mails the best is chosen as a probe
 
 
@@ -48,7 +46,6 @@ class Claimer:
         self.owed.set()
 
     async def run(self) -> None:
-        """Claim until stopped, then give back what nobody has begun."""
         while not self._stopped:
             self.owed.clear()
             try:
@@ -56,7 +53,7 @@ class Claimer:
             except Exception:
                 log.exception("unexpected error: e-mails wait")
                 pause = POLL
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self.owed.wait()
         await self._give_back()
@@ -99,13 +96,11 @@ class Claimer:
         return len(emails)
 
     def put(self, lease: Lease, place: int | None = None) -> None:
-        """Let an e-mail be sent. `place` is its place in the queue, by default the last."""
         kind = self.kinds.get(lease.email.key)
         lease.known_until, lease.required = 0.0, bool(kind and kind.required)
         self.window.put(lease, urgent=bool(kind and kind.rank == "high"), place=place)
 
     async def _give_back(self) -> None:
-        """Give back the e-mails that nobody has begun, so that another process can send them."""
         leases = self.window.clear()
         held = [lease.email for lease in leases if lease.held]
         try:

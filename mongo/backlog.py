@@ -118,7 +118,7 @@ async def flush(outbox: Outbox, user_id: str | None = None) -> int:
         return await _make_due(outbox, {}, user_id)
 
 
-async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
+async def set_back(outbox: Outbox, seconds: float) -> None:
     """Correct due times that were written while MongoDB's clock was ahead by `seconds`.
 
     Waiting e-mails become due at once, as an early attempt does no harm. If `seconds` is 0, nobody saw the clock being
@@ -126,8 +126,9 @@ async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
     """
     is_future = {"$and": [has_type("tried", "date"), {"$gt": ["$$this.tried", "$$NOW"]}]}
     await _make_due(outbox, {} if seconds else is_future)
-    too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", from_now(lease)]}, {"$not": [IS_FREE]}]}
-    await _change(outbox, any_of(OUTBOX, too_long), rewrite(too_long, {"next_at": from_now(lease)}))
+    latest = from_now(outbox.users.settings.mail_lease_seconds)
+    too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", latest]}, {"$not": [IS_FREE]}]}
+    await _change(outbox, any_of(OUTBOX, too_long), rewrite(too_long, {"next_at": latest}))
     condition, change = outbox.windows.set_back(seconds)
     await _change(outbox, any_of(WAITING, condition), change)
 

@@ -43,14 +43,14 @@ UNSETTLED: Final = 13  # e-mails sent and not settled, per connection, before no
 
 @dataclass(eq=False)
 class Settler:
-    """Settles the e-mails of all workers. `made_room` is called when more may be sent."""
+    """Settles the e-mails of all workers. `wake_workers` is called when more may be sent."""
 
     store: Store
     settings: Settings
     metrics: Metrics
     evidence: Evidence
     leases: Leases
-    made_room: Callable[[], None]
+    wake_workers: Callable[[], None]
     _waiting: list[tuple[Lease, Outcome]] = field(default_factory=list)
     _in_flight: int = 0
     _together: asyncio.Task[None] | None = None
@@ -126,7 +126,7 @@ class Settler:
             finally:
                 self._in_flight = 0
                 self.leases.difference_update(lease for lease, _ in batch)
-                self.made_room()
+                self.wake_workers()
 
     async def _remove(self, batch: Sequence[tuple[Lease, Outcome]]) -> None:
         emails = [lease.email for lease, _ in batch]

@@ -193,10 +193,13 @@ class Outbox:
         await self._settle_together(emails, {"token": owed.NO_TOKEN, "next_at": self.era})
 
     async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
-        by_token: dict[str, list[OwedEmail]] = {}
-        for email in emails:
-            by_token.setdefault(email.token, []).append(email)
-        updates = [_update(token, of_token, change) for token, of_token in by_token.items()]
+        updates = []
+        for token in dict.fromkeys(email.token for email in emails):
+            of_token = [[email.document_id, email.id] for email in emails if email.token == token]
+            is_one = {"$in": [["$_id", "$$this.id"], {"$literal": of_token}]}  # two users' e-mails may have the same id
+            held = {"_id": {"$in": [id_ for id_, _ in of_token]}, **OURS, "notifier.outbox.token": token}
+            settle = owed.rewrite({"$and": [{"$eq": ["$$this.token", token]}, is_one]}, change)
+            updates.append(UpdateMany(held, settle, collation=SIMPLE))
         documents = len({(email.token, repr(email.document_id)) for email in emails})
         found = await self._repeat(lambda: self.users.shared.bulk_write(updates, ordered=False))
         return found.matched_count == documents
@@ -240,10 +243,3 @@ def _look(user: Mapping[str, Any], email: OwedEmail) -> Look | None:
         return None
     told = [item for item in user.get("told", ()) if item["id"] in email.ids]
     return Look(wants_email(value_at(notifier, "preferences"), email.key), told)
-
-
-def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> UpdateMany:
-    pairs = [[email.document_id, email.id] for email in emails]  # two users' e-mails may have the same id
-    is_one = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
-    held = {"_id": {"$in": [email.document_id for email in emails]}, **OURS, "notifier.outbox.token": token}
-    return UpdateMany(held, owed.rewrite(is_one, change), collation=SIMPLE)

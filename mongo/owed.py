@@ -13,18 +13,8 @@ from typing import Any, Final
 import orjson
 
 from config.checks import value_at
-from mongo.document import (
-    OPTIONAL_FIELDS,
-    OUTBOX,
-    WAITING,
-    JSONObject,
-    each,
-    elements,
-    only,
-    optional_fields,
-    origin_of,
-    without,
-)
+from mongo import document
+from mongo.document import OUTBOX, WAITING, JSONObject, each, only, without
 from mongo.suppression import Suppression, load_suppression
 from settings import Settings
 
@@ -106,7 +96,7 @@ class OwedEmail:
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
     """Return the fields of an e-mail about many: the newest notification's, the list, and a count."""
-    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
+    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *document.OPTIONAL_FIELDS)}
     return newest | {"notifications": told, "count": sum(max(1, int(_number(item.get("count")))) for item in told)}
 
 
@@ -150,7 +140,8 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
 
 
 def owed_again(letter: JSONObject) -> JSONObject:
-    element = new_element(letter["_id"], letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
+    optional, origin = document.optional_fields(letter), document.origin_of(letter)
+    element = new_element(letter["_id"], letter["key"], letter["at"], optional, origin)
     return element | ({"ids": ids} if (ids := _ids_of(letter)) else {})
 
 
@@ -201,11 +192,11 @@ def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequ
             tried=_typed(item.get("tried"), datetime),
             dead=item.get("dead") is True,
             waited=_number(item.get("waited")),
-            origin=origin_of(item),
-            optional=optional_fields(item),
+            origin=document.origin_of(item),
+            optional=document.optional_fields(item),
             ids=_ids_of(item),
         )
-        for item in elements(user.get("notifier"), "outbox")
+        for item in document.elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
 

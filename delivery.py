@@ -59,8 +59,7 @@ class Delivery(Worker):
         self._feedback = Feedback(settings, self._changed, self._lift, self._revive)
         self._evidence = self._feedback.evidence
         self._settler = Settler(store, settings, metrics, self._evidence, self._leases, self._wake_workers)
-        parts = (self._leases, self._evidence, self._settler)
-        self._claimer = Claimer(store.outbox, settings.kinds, owed, *parts, self._wake_workers)
+        self._claimer = Claimer(self._settler, owed)
         self._window = self._claimer.window
         self._looks = Looks(store.outbox, self._window)
         self._letters = Letters(settings, self._looks)

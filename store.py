@@ -60,9 +60,7 @@ class Store:
         self.outbox = Outbox(users, {name: kind.rank for name, kind in settings.kinds.items()}, windows)
         self._creates = Creates(users, windows)
         self.dead_mail = DeadMail(self.outbox, self._creates, Documents(database[DEAD_MAIL], patience))
-        self.upkeep = Upkeep(
-            self.clock, self.outbox, self.dead_mail, settings.mail_lease_seconds, settings.dead_mail_days
-        )
+        self.upkeep = Upkeep(self.clock, self.outbox, self.dead_mail)
         self.preferences = Preferences(users)
         self.suppressions = Suppressions(users)
         self.changes = Changes(users, self.clock)

@@ -119,9 +119,8 @@ async def retry_dead(store: Store, options: Namespace) -> int:
 async def discard_dead(store: Store, options: Namespace) -> int:
     if options.owed:
         return await _discard_owed(store)
-    letters = await store.dead_mail.find(options.ids)
-    discarded = await store.dead_mail.discard(None if options.all else options.ids)
-    return _report(f"Discarded: {discarded}.", options.ids, letters, {})
+    letters = await store.dead_mail.discard(None if options.all else options.ids)
+    return _report(f"Discarded: {len(letters)}.", options.ids, letters, {})
 
 
 async def _discard_owed(store: Store) -> int:

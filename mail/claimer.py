@@ -1,44 +1,33 @@
 """Claims the e-mails that are next, a window at a time, and gives back those that nobody has begun."""
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from kinds import Kinds
-from mail.evidence import Evidence
-from mail.lease import REFILL, Lease, Leases, Window
+from mail.lease import REFILL, Lease, Window
 from mail.settlement import Settler
 from mongo.errors import StoreError
-from mongo.outbox import Outbox
 
 log = logging.getLogger("notifier.delivery")
 
 POLL: Final = 1.0  # seconds between two looks for e-mails that fell due or that another process owes
 POLL_SPREAD: Final = (0.8, 1.2)  # factors between which the polls are spread, so that workers do not look all at once
-CLAIM_PAUSE: Final = 0.02
-"""Seconds between two claims when one found less than it asked for. What is owed meanwhile shares the next."""
-PROBE_INTERVAL: Final = 5.0
-"""Seconds between two searches for an e-mail that would be a good probe, while others would not do."""
+CLAIM_PAUSE: Final = 0.02  # seconds after a claim that found too little; what is owed meanwhile shares the next
+PROBE_INTERVAL: Final = 5.0  # seconds between two searches for an e-mail that would be a good probe
 PROBES: Final = 8  # users of whose e-mails the best is chosen as a probe
 
 
 @dataclass(eq=False)
 class Claimer:
-    """Keeps a window filled. Set `owed` when there may be something to claim; `claimed` is called when there was."""
+    """Keeps a window filled. Set `owed` when there may be something to claim."""
 
-    outbox: Outbox
-    kinds: Kinds
-    owed: asyncio.Event
-    leases: Leases
-    evidence: Evidence
     settler: Settler
-    claimed: Callable[[], None]
+    owed: asyncio.Event
     window: Window = field(default_factory=Window)
     _stopped: bool = False
     _probed: float = -math.inf
@@ -48,7 +37,6 @@ class Claimer:
         self.owed.set()
 
     async def run(self) -> None:
-        """Claim until stopped, then give back what nobody has begun."""
         while not self._stopped:
             self.owed.clear()
             try:
@@ -56,7 +44,7 @@ class Claimer:
             except Exception:
                 log.exception("unexpected error: e-mails wait")
                 pause = POLL
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self.owed.wait()
         await self._give_back()
@@ -64,7 +52,7 @@ class Claimer:
     async def _claim_if_needed(self) -> float:
         """Claim e-mails if the window has room; return the seconds to wait unless something happens."""
         users, now = self.window.room(), time.monotonic()
-        if line := self.evidence.line:
+        if line := self.settler.evidence.line:
             # A domain that accepted lately may be among those claimed, so it is looked for more often.
             wait = min(line.others.wait(now), max(line.proven.wait(now), self._probed + PROBE_INTERVAL - now))
             if wait > 0:
@@ -76,42 +64,40 @@ class Claimer:
         claimed = await self._claim(users)
         if 0 < claimed < users:
             await asyncio.sleep(CLAIM_PAUSE)
-        if claimed and self.window.low and not self.evidence.line:
+        if claimed and self.window.low and not self.settler.evidence.line:
             self.owed.set()
         return POLL * random.uniform(*POLL_SPREAD)
 
     async def _claim(self, users: int) -> int:
-        end = self.leases.end()  # from before the request, so never later than MongoDB's
+        end = self.settler.leases.end()  # from before the request, so never later than MongoDB's
         try:
-            emails = await self.outbox.claim(users, self.leases.seconds)
+            emails = await self.settler.store.outbox.claim(users, self.settler.leases.seconds)
         except StoreError as exc:
             log.warning("no e-mails can be claimed: %s", exc)
             return 0
         now = time.monotonic()
         for email in emails:
             lease = Lease(self.settler.count(email, now), end)
-            self.leases.add(lease)
+            self.settler.leases.add(lease)
             if outcome := self.settler.without_attempt(lease.email, now):
                 self.settler.put(lease, outcome)
             else:
                 self.put(lease)
-        self.claimed()
+        self.settler.wake_workers()
         return len(emails)
 
     def put(self, lease: Lease, place: int | None = None) -> None:
-        """Let an e-mail be sent. `place` is its place in the queue, by default the last."""
-        kind = self.kinds.get(lease.email.key)
+        kind = self.settler.settings.kinds.get(lease.email.key)
         lease.known_until, lease.required = 0.0, bool(kind and kind.required)
         self.window.put(lease, urgent=bool(kind and kind.rank == "high"), place=place)
 
     async def _give_back(self) -> None:
-        """Give back the e-mails that nobody has begun, so that another process can send them."""
         leases = self.window.clear()
         held = [lease.email for lease in leases if lease.held]
         try:
             if held:
-                await self.outbox.release(held)
+                await self.settler.store.outbox.release(held)
         except StoreError as exc:
             log.warning("some e-mails could not be given back, so they wait until their leases end: %s", exc)
         finally:
-            self.leases.difference_update(leases)
+            self.settler.leases.difference_update(leases)

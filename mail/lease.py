@@ -69,11 +69,11 @@ class Lease:
 
     @property
     def is_read(self) -> bool:
-        """Whether nothing is left to tell: what the e-mail was to speak of is read, deleted or pushed out."""
+        """Whether all that the e-mail was to speak of is read, deleted or pushed out."""
         return bool(self.email.ids) and not self.told
 
     def lose(self) -> None:
-        """Note that the e-mail is another worker's, or that nothing of it can be known. It will be left alone."""
+        """Note that the e-mail may be another worker's, so that it is left alone."""
         self.ends = -math.inf
 
 
@@ -86,11 +86,10 @@ class Leases(set[Lease]):
         self.seconds = seconds
 
     def end(self) -> float:
-        """Return when a lease taken now ends for us, which is sooner than for others."""
+        """Return when a lease taken now ends for us: sooner than for others."""
         return time.monotonic() + SENDING_PART * self.seconds
 
     async def keep(self) -> None:
-        """Extend the leases long before they end, for ever."""
         pause = self.seconds * EXTENSION_PART
         while True:
             await asyncio.sleep(pause)
@@ -152,7 +151,7 @@ class Window:
         return (self._others if is_their_turn else self._urgent).popleft()
 
     def take_best(self, rank: Callable[[Lease], int | None]) -> Lease | None:
-        """Remove the first e-mail of the lowest rank; leave those that have none."""
+        """Remove the first e-mail of the lowest rank, if any has one."""
         ranks = {lease: of_lease for lease in self.next(LARGEST) if (of_lease := rank(lease)) is not None}
         if not ranks:
             return None
@@ -161,7 +160,6 @@ class Window:
         return best
 
     def next(self, count: int) -> Iterator[Lease]:
-        """Return about those e-mails that will be taken next."""
         return islice(chain(self._urgent, self._others), count)
 
     def clear(self) -> list[Lease]:
@@ -174,7 +172,7 @@ class Window:
 class Looks:
     """Looks at users' documents: whether a lease is still held, and whether the user still wants the e-mail.
 
-    One look is for many e-mails: those that workers are about to send, and the next ones of the window.
+    One look is for many: the e-mails that workers are about to send, and the next ones of the window.
     """
 
     def __init__(self, outbox: Outbox, window: Window) -> None:
@@ -185,7 +183,6 @@ class Looks:
         self._looked = asyncio.Event()  # of those who have asked
 
     async def __call__(self, lease: Lease) -> None:
-        """Find out whether the user wants an e-mail, and whether the lease is held."""
         self._asked.append(lease)
         self._wake.set()
         await self._looked.wait()

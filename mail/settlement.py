@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
-from config.checks import envelope_address
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
 from mail.replies import DONE, Outcome, Verdict, bounce_code
@@ -37,24 +36,21 @@ RESULTS: Final = {
 """What becomes of an e-mail after an attempt, and by which verdicts."""
 MARGIN: Final = 1.0  # seconds by which MongoDB's clock may be read late
 REVIVED: Final = timedelta(days=1)  # age of the dead letters that are owed again if their reason proves doubtful
-SPREAD: Final = (0.8, 1.2)
-"""Factors between which a delay is spread: e-mails that failed together must not come back together."""
+SPREAD: Final = (0.8, 1.2)  # factors of a delay: e-mails that failed together must not come back together
 PAUSE: Final = 0.005  # seconds for which what was sent waits for more; after a crash it is sent again
-UNSETTLED: Final = 13
-"""E-mails sent and not settled, per connection, before no other is begun. With two under way on each connection, they
-are what a crash sends again."""
+UNSETTLED: Final = 13  # e-mails sent and not settled, per connection, before no other is begun: a crash repeats them
 
 
 @dataclass(eq=False)
 class Settler:
-    """Settles the e-mails of all workers. `made_room` is called when more may be sent."""
+    """Settles the e-mails of all workers. `wake_workers` is called when more may be sent."""
 
     store: Store
     settings: Settings
     metrics: Metrics
     evidence: Evidence
     leases: Leases
-    made_room: Callable[[], None]
+    wake_workers: Callable[[], None]
     _waiting: list[tuple[Lease, Outcome]] = field(default_factory=list)
     _in_flight: int = 0
     _together: asyncio.Task[None] | None = None
@@ -67,10 +63,8 @@ class Settler:
             for verdict in verdicts:
                 self.metrics.emails.labels(result, verdict.value)  # each series begins at 0: a first burst shows
 
-    # --- before an attempt -------------------------------------------------------------------------
-
     def count(self, email: OwedEmail, now: float) -> OwedEmail:
-        """Count the last attempt if somebody else's e-mail was accepted after it. What is not known does not count."""
+        """Count the last attempt if somebody else's e-mail was accepted after it."""
         return replace(email, tries=email.tries + 1) if self._has_witness(email, now) else email
 
     def _has_witness(self, email: OwedEmail, now: float) -> bool:
@@ -93,8 +87,6 @@ class Settler:
         status = f"{stop.group.name} stopped: {stop.reply}"
         return Outcome(verdict=Verdict.HELD, status=status, detail=status)
 
-    # --- settling ----------------------------------------------------------------------------------
-
     @property
     def has_room(self) -> bool:
         return len(self._waiting) + self._in_flight < UNSETTLED * self.settings.smtp_connections
@@ -115,7 +107,7 @@ class Settler:
         return task
 
     async def _settle(self, lease: Lease, outcome: Outcome) -> None:
-        """Settle until MongoDB confirms it. Token and id make that safe however often and late it happens."""
+        """Settle until MongoDB confirms it, which token and id make safe however often and late it happens."""
         email = lease.email
         try:
             result, settle = self._settlement(lease, outcome)
@@ -135,7 +127,7 @@ class Settler:
             finally:
                 self._in_flight = 0
                 self.leases.difference_update(lease for lease, _ in batch)
-                self.made_room()
+                self.wake_workers()
 
     async def _remove(self, batch: Sequence[tuple[Lease, Outcome]]) -> None:
         emails = [lease.email for lease, _ in batch]
@@ -167,19 +159,15 @@ class Settler:
     def _settlement(self, lease: Lease, outcome: Outcome) -> tuple[str, Callable[[], Awaitable[bool]]]:
         """Return the result for the e-mail, one of `RESULTS`, and the function that settles it."""
         outbox, email, verdict, error = self.store.outbox, lease.email, outcome.verdict, outcome.detail
-        if verdict in DONE:
-            lift = verdict is Verdict.SENT and _was_suppressed(email)
-            return verdict.value, lambda: outbox.remove(email, lift=lift)
+        if verdict in DONE:  # one sent to a suppressed address shows that it takes mail
+            lifts = email.suppression is not None and email.suppression.address == lease.mail.recipient
+            return verdict.value, lambda: outbox.remove(email, lift=lifts and verdict is Verdict.SENT)
         if verdict in PUT_BACK:
             return "waiting", lambda: outbox.hold(email, None, error)
-        if verdict in FATAL:
-            tries = email.tries + (verdict is Verdict.PERMANENT)
-            return "dead", lambda: self._bury(email, outcome, tries, error)
         after = self._after(lease, outcome)
         crashes = email.crashes + (verdict is Verdict.UNRENDERED)
         if after.given_up is not None:
-            tries = max(email.tries + outcome.tried, crashes)
-            return "dead", lambda: self._bury(email, outcome, tries, after.given_up)
+            return "dead", lambda: self._bury(email, outcome, crashes, after.given_up)
         changes = {"waited": after.waited, "held": after.held, "copies": after.copies, "crashes": crashes}
         if verdict is Verdict.HELD:
             return "waiting", lambda: outbox.hold(email, after.delay, error, **changes)
@@ -189,13 +177,16 @@ class Settler:
     def _after(self, lease: Lease, outcome: Outcome) -> Next:
         email, age, now = lease.email, self.store.clock.seconds_since(lease.email.at), time.monotonic()
         match outcome.verdict:
+            case Verdict.PERMANENT | Verdict.SUPPRESSED:
+                return Next(given_up=outcome.detail)
             case Verdict.UNRENDERED:
                 return self._schedule.after_crash(email, outcome.detail)
             case Verdict.HELD:
                 return self._schedule.hold(lease.mail, email, age, now)
         return self._schedule.after_refusal(lease.mail, email, outcome, age, now)
 
-    def _bury(self, email: OwedEmail, outcome: Outcome, tries: int, error: str | None) -> Awaitable[bool]:
+    def _bury(self, email: OwedEmail, outcome: Outcome, crashes: int, error: str | None) -> Awaitable[bool]:
+        tries = max(email.tries + (outcome.tried or outcome.verdict is Verdict.PERMANENT), crashes)
         bounce = bounce_code(outcome.verdict, outcome.reply)
         return self.store.dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
 
@@ -213,10 +204,8 @@ class Settler:
         words = email.id, email.key, result, reason, outcome.status, lost
         log.log(level, "e-mail %s %s: %s, %s (%s)%s", *words, extra=extra)
 
-    # --- when a stop is over, or a doubt arises ----------------------------------------------------
-
     async def lift(self, group: Group, since: float | None) -> None:
-        """Let the e-mails fall due at once that waited for a stop, and those of its group that were tried since."""
+        """Let the e-mails fall due at once that waited for a stop, and those of its group tried since."""
         now, clock = time.monotonic(), self.store.clock.now()
         tried = None if since is None else clock - timedelta(seconds=now - since + MARGIN)
         try:
@@ -242,8 +231,3 @@ async def _confirmed(settle: Callable[[], Awaitable[bool]], what: str) -> bool:
             return await settle()
         except Unavailable:
             log.warning("%s: MongoDB is unavailable, so it cannot be settled yet", what)
-
-
-def _was_suppressed(email: OwedEmail) -> bool:
-    """Return whether an e-mail that was sent went to an address whose suppression was provisional."""
-    return email.suppression is not None and email.suppression.address == envelope_address(email.address)

@@ -6,21 +6,19 @@ from datetime import datetime
 from typing import Final
 
 from mongo.dead_mail import DeadMail
-from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, any_of, each, only
+from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, any_of, each, only, without
 from mongo.errors import TooLarge, Unavailable
 from mongo.outbox import Outbox
-from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, IS_WAITING, NO_TOKEN, from_now, has_type, rewrite
+from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, IS_FREE, IS_WAITING, from_now, has_type, rewrite
 from mongo.users import Documents
 
 DEADLINE: Final = 60.0  # of a query over all users, in seconds
 PAGE: Final = 1000  # users whose e-mails are changed by one update
 REASONS: Final = 10  # that are told, the most frequent ones
 REASON_LENGTH: Final = 100  # characters that are compared of an error without a code
-CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
-"""The part of an error that many e-mails share: `RCPT: 550 5.1.1 user@host is unknown` without its words."""
+CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"  # of an error, without its words
 IS_OWED: Final = {"notifier.due": {"$exists": True}}
 IS_LATER: Final = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
-IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +37,7 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
     """Count over all users. Raises `Unavailable` while the index is missing."""
     if outbox.due.is_missing:
         raise Unavailable
-    due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
-    later = only("$emails", {"$not": [{"$or": [due, leased]}]})
+    due, later = (only("$emails", {operator: ["$$this.next_at", "$$NOW"]}) for operator in ("$lte", "$gt"))
     pipeline: list[JSONObject] = [
         {"$match": IS_OWED},
         {"$project": {"emails": only(OUTBOX, IS_EMAIL), "waiting": {"$size": only(WAITING, IS_WAITING)}}},
@@ -48,10 +45,10 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
             "$group": {
                 "_id": None,
                 "owed": {"$sum": {"$size": "$emails"}},
-                "due": {"$sum": {"$size": only("$emails", due)}},
-                "leased": {"$sum": {"$size": only("$emails", {"$and": [leased, {"$not": [due]}]})}},
+                "due": {"$sum": {"$size": due}},
+                "leased": {"$sum": {"$size": without(later, IS_FREE)}},
                 "oldest": {"$min": {"$min": "$emails.at"}},
-                "next_attempt": {"$min": {"$min": each(later, "$$this.next_at")}},
+                "next_attempt": {"$min": {"$min": each(only(later, IS_FREE), "$$this.next_at")}},
                 "waiting": {"$sum": "$waiting"},
             }
         },
@@ -87,15 +84,12 @@ async def errors_of_dead(dead_mail: DeadMail) -> Sequence[JSONObject]:
 
 def _of_owed(condition: JSONObject, field: str) -> list[JSONObject]:
     """Return the stages that yield a field, as `error`, of the e-mails owed that meet a condition."""
-    return [
-        {"$match": IS_OWED},
-        {"$project": {"error": each(only(OUTBOX, condition), field)}},
-        {"$unwind": "$error"},
-    ]
+    errors = {"error": each(only(OUTBOX, condition), field)}
+    return [{"$match": IS_OWED}, {"$project": errors}, {"$unwind": "$error"}]
 
 
 async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[JSONObject]:
-    """Return each `reason`, an error or the part of it that many share, with the `count` of e-mails that have it."""
+    """Return each `reason`, an error or its code, with the `count` of e-mails that have it."""
     code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
     pipeline: list[JSONObject] = [
         *stages,
@@ -108,14 +102,8 @@ async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[J
     return await documents.aggregate(pipeline, DEADLINE)
 
 
-# --- due again --------------------------------------------------------------------------------------
-
-
 async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: str | None = None) -> None:
-    """Make the e-mails due that wait for a stop, and with `since` those that were tried since then.
-
-    The latter are of one kind, if `key` names it. Raises a `StoreError`.
-    """
+    """Make the e-mails due that wait for a stop, and those tried since then, of one kind if `key` names it."""
     conditions: list[JSONObject] = [{"$eq": ["$$this.held", {"$literal": group}]}]
     if since:
         of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
@@ -124,24 +112,23 @@ async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: s
 
 
 async def flush(outbox: Outbox, user_id: str | None = None) -> int:
-    """Make all e-mails due that are not leased, or those of one user; return how many users have any."""
     try:
         return await _make_due(outbox, {}, user_id, held=FLUSHED)
     except TooLarge:  # a document has no room for that
         return await _make_due(outbox, {}, user_id)
 
 
-async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
-    """Correct due times that were written while MongoDB's clock was ahead.
+async def set_back(outbox: Outbox, seconds: float) -> None:
+    """Correct due times that were written while MongoDB's clock was ahead by `seconds`.
 
-    A lease is cut to its length, and a window ends when it should. Waiting e-mails become due at once, as an early
-    attempt does no harm. If `seconds` is 0, nobody saw the clock being set back, and only e-mails that were last tried
-    in the future are known to be affected.
+    Waiting e-mails become due at once, as an early attempt does no harm. If `seconds` is 0, nobody saw the clock being
+    set back, and only e-mails that were last tried in the future are known to be affected.
     """
     is_future = {"$and": [has_type("tried", "date"), {"$gt": ["$$this.tried", "$$NOW"]}]}
     await _make_due(outbox, {} if seconds else is_future)
-    too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", from_now(lease)]}, {"$not": [IS_FREE]}]}
-    await _change(outbox, any_of(OUTBOX, too_long), rewrite(too_long, {"next_at": from_now(lease)}))
+    latest = from_now(outbox.users.settings.mail_lease_seconds)
+    too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", latest]}, {"$not": [IS_FREE]}]}
+    await _change(outbox, any_of(OUTBOX, too_long), rewrite(too_long, {"next_at": latest}))
     condition, change = outbox.windows.set_back(seconds)
     await _change(outbox, any_of(WAITING, condition), change)
 
@@ -157,10 +144,9 @@ async def _make_due(outbox: Outbox, condition: JSONObject, user_id: str | None =
 
 
 async def _change(outbox: Outbox, condition: JSONObject, change: list[JSONObject]) -> int:
-    """Change the documents that meet the condition, an expression, a page at a time; return how many there are.
+    """Change the documents that meet the condition, a page at a time; return how many there are.
 
-    Pages follow the index, and a changed document moves to an earlier page, so each is read once. Documents to which
-    nothing new is owed come first.
+    Pages follow the index, and a changed document moves to an earlier page, so each is read once.
     """
     users, number = outbox.users, 0
     for begin, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):

@@ -42,7 +42,6 @@ CHANGES: Final[list[JSONObject]] = [
     {"$match": {"$expr": IS_OF_AN_INBOX}},
     {"$project": {"documentKey": 1, "wallTime": 1}},  # the event of a push that trims holds the whole array
 ]
-"""Keeps the changes that can change an inbox, and of these only the user and the time."""
 
 
 class NotReplicated(StoreError):
@@ -66,11 +65,9 @@ class Changes:
     async def follow(self) -> AsyncGenerator[Change | None, None]:
         """Yield every change of a user's notifications from now on, whoever made it.
 
-        The first item is `None`: the change stream is open, and every change that `inboxes` does not show after it will
-        be yielded. While nothing changes, `None` comes twice a second. After an error that allows it, PyMongo resumes
-        the stream once by itself.
-
-        Raises `NotReplicated`, or `Unavailable`, after which changes may have been missed.
+        The first item is `None`: every change that `inboxes` does not show after it will be yielded. While nothing
+        changes, `None` comes twice a second. Raises `NotReplicated`, or `Unavailable`, after which changes may have
+        been missed.
         """
         try:
             async with aclosing(self._watch()) as changes:
@@ -87,9 +84,8 @@ class Changes:
             async with within(patience):
                 stream = await self._collection.watch(CHANGES, max_await_time_ms=CHANGE_WAIT_MS, session=session)
             try:
-                # The stream begins behind everything applied, whether or not a majority has it. Its reply carries the
-                # time of what a majority has; the reply of a ping carries that of what is applied, and reads must
-                # wait for the latter.
+                # The stream begins behind everything applied, but its reply carries the time of what a majority has.
+                # The reply to a ping carries the time for which reads must wait.
                 async with within(patience):
                     await database.command("ping", session=session)
                 event: Mapping[str, Any] | None = None
@@ -112,8 +108,8 @@ class Changes:
     async def inboxes(self, user_ids: Collection[str]) -> Mapping[str, Page]:
         """Return the counts and the newest notification of each user, no older than any change yielded so far.
 
-        Like changes, they are read from a majority: no change would correct what only a deposed primary had seen. A new
-        primary may know less of the majority than the old one did, hence the causal session.
+        They are read from a majority: no change would correct what only a deposed primary had seen. A new primary may
+        know less of the majority than the old one did, hence the causal session.
         """
         ids = [self._users.key(user_id)["_id"] for user_id in user_ids]
         newest = page_of(ListQuery("", 0, 1), self._users)

@@ -41,10 +41,9 @@ class DeadMail:
     async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: str | None = None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
 
-        There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, which suppresses
-        its address if `bounce`, the code of a refusal, is given; its letter is written; the e-mail is removed. Whoever
-        claims an e-mail that is marked buries it again, to the same effect. A worker that freezes between the first two
-        may wake after its user was erased, and must leave no letter.
+        A crash may follow each of three steps: the e-mail is marked dead under its lease, its letter is written, and it
+        is removed. Whoever claims an e-mail that is marked buries it again, to the same effect. A worker that freezes
+        before it writes the letter may wake after its user was erased, and must leave none.
         """
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
@@ -63,26 +62,22 @@ class DeadMail:
         return True
 
     async def _write(self, email: OwedEmail, letter: JSONObject) -> None:
-        """Write a letter. It tells the tokens of all who have done so, however often each did."""
-        update = {
-            "$setOnInsert": letter,
-            "$addToSet": {"tokens": email.token},
-            "$currentDate": {"died_at": True},
-        }
+        """Write a letter, which keeps the tokens of all who did so."""
+        tokens, now = {"tokens": email.token}, {"died_at": True}
+        update = {"$setOnInsert": letter, "$addToSet": tokens, "$currentDate": now}
         write, by_id = self.letters.collection.update_one, {"_id": email.id}
         await self.letters.persist(lambda _: write(by_id, update, upsert=True, collation=SIMPLE))
 
     async def find(
         self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
     ) -> Sequence[JSONObject]:
-        """Return these dead letters, or all, oldest first; of one kind only, or since a time."""
         condition = self._of(ids) | ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def revive(self, domain: str, since: datetime) -> int:
         """Owe those e-mails again that died since then as their mailbox was unknown, or suppressed for that.
 
-        Of one domain, or of all if it is empty. Return how many.
+        An empty `domain` stands for all. Return how many there were.
         """
         at_domain = {"email": {"$regex": f"@{re.escape(domain)}\\s*$", "$options": "i"}} if domain else {}
         unknown = {"error": {"$regex": UNKNOWN}, "died_at": {"$gte": since}, **at_domain}
@@ -95,13 +90,13 @@ class DeadMail:
                 revived += await self.owe_again(letter)
         return revived
 
-    async def discard(self, ids: Sequence[str] | None = None) -> int:
-        # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
+    async def discard(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
+        """Delete these dead letters, or all; return their ids, which are read first, as a reply may be lost."""
         letters = await self.letters.find(self._of(ids), {"_id": 1}, deadline=LONG_DEADLINE)
         for start in range(0, len(letters), DISCARDED_AT_ONCE):
             some = [letter["_id"] for letter in letters[start : start + DISCARDED_AT_ONCE]]
             await self.letters.delete({"_id": {"$in": some}})
-        return len(letters)
+        return letters
 
     def _of(self, ids: Sequence[str] | None) -> JSONObject:
         return self.own | ({} if ids is None else {"_id": {"$in": ids}})
@@ -119,15 +114,14 @@ class DeadMail:
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe the e-mail of a dead letter again, as a new one, and lift the suppression of its user's address.
 
-        Return `False` if the user is gone, or the id no longer matches ID_TYPE. Raises `OutboxFull`.
+        Return `False` if the user is gone, or the id does not match ID_TYPE. Raises `OutboxFull`.
         """
         users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
         user_id = users.settings.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
         element = owed_again(letter)
-        # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
-        # whose reply was lost is repeated.
+        # The key in `recent` guards the write too: the e-mail may be gone before a write without a reply is repeated.
         absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         update = {
             "$push": {"notifier.outbox": element, "notifier.recent": remember(once, "", id_)},

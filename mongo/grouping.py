@@ -29,7 +29,7 @@ from mongo.document import (
     without,
 )
 from mongo.lanes import Write
-from mongo.owed import IS_WAITING, NO_TOKEN, SET_DUE, is_ours_to_send, left_to_others, merged
+from mongo.owed import IS_FREE, IS_WAITING, SET_DUE, is_ours_to_send, left_to_others, merged
 from mongo.users import Users
 
 log = logging.getLogger("notifier.mongo")
@@ -177,7 +177,7 @@ def _passed_on(id_: str, element: JSONObject, due: JSONObject) -> JSONObject:
     passing = only(WAITING, IS_REPLACED)
     passed = {"$mergeObjects": [{"$first": passing}, {"id": id_, "due": {"$min": each(passing, "$$this.due")}}]}
     told = {"$cond": [{"$isArray": "$$this.ids"}, {"$setIntersection": ["$$this.ids", "$$replaced"]}, []]}
-    is_free = {"$and": [{"$eq": ["$$this.token", NO_TOKEN]}, {"$ne": [told, []]}]}
+    is_free = {"$and": [IS_FREE, {"$ne": [told, []]}]}
     renamed = {"$mergeObjects": ["$$this", {"ids": concat({"$setDifference": ["$$this.ids", "$$replaced"]}, [id_])}]}
     waits, is_owed = {"$ne": [passing, []]}, any_of(OUTBOX, is_free)
 

@@ -1,8 +1,6 @@
 """The indexes that the service needs: looked up, or made while it serves, however long MongoDB takes.
 
 An index need not be the service's own: any serves that has the same key and covers every document with the field.
-MongoDB also lists indexes that it is still making. Only a query with the name as a hint shows whether one is ready
-(MongoDB manual, "Index Builds on Populated Collections").
 """
 
 import asyncio
@@ -26,9 +24,9 @@ FAULTS: Final[Mapping[str, str]] = {
     "unique": f"is unique: {DROP}",
     "hidden": "is hidden: unhide it.",
 }
-"""Options with which an index is in the way, and what to do. A hidden one is not while another index serves."""
+"""Options with which an index is in the way, and what to do; if hidden, only while none serves."""
 UNFIT: Final = {*FAULTS, "partialFilterExpression", "collation"}
-"""Options with which an index does not serve. MongoDB admits another one with the same key beside the last two."""
+"""Options with which an index does not serve. Beside the last two, MongoDB admits another with the same key."""
 
 
 class Index:
@@ -53,35 +51,31 @@ class Index:
     async def make(self) -> None:
         """Find it, or make it and wait until it is there. Raises PyMongo's errors unless they are refusals."""
         self.lost.clear()
+        indexes: list[Mapping[str, Any]] = []
         try:
-            fault = await self._make()
+            async with within(TIMEOUT):
+                indexes += await (await self.collection.list_indexes()).to_list()
+            indexes.append(await self._find_or_create(indexes))
+            fault = self.fault(indexes)
         except OperationFailure as exc:
             if means_unavailable(exc) and exc.code not in REFUSED_US:
                 raise
-            fault = f"MongoDB refuses the index {self._name}: {name_of(exc)}."
             self.hint, self.is_missing = None, True
+            fault = self.fault(indexes) or f"MongoDB refuses the index {self._name}: {name_of(exc)}."
         if fault:
             self._tell(logging.ERROR, fault)
         elif self._told:
             log.info("%s: the index %s is there", self.collection.name, self.hint)
             self._told = ""
 
-    async def _make(self) -> str | None:
-        async with within(TIMEOUT):
-            indexes = await (await self.collection.list_indexes()).to_list()
-        serving, names = self.serving(indexes), {index["name"] for index in indexes}
+    async def _find_or_create(self, indexes: Sequence[Mapping[str, Any]]) -> JSONObject:
+        serving, is_taken = self.serving(indexes), any(index["name"] == self._name for index in indexes)
         if self.hint and serving is None:
             self.lose()
-        index = serving or {"name": f"{self._name}{'_own' * (self._name in names)}", "key": self._key, **self._sparse}
-        try:
-            await self._create({**index, "collation": SIMPLE})
-        except OperationFailure:
-            if serving or not (fault := self.fault(indexes)):
-                raise
-            self.is_missing = True
-            return fault
+        index = serving or {"name": f"{self._name}{'_own' * is_taken}", "key": self._key, **self._sparse}
+        await self._create({**index, "collation": SIMPLE})
         self.hint, self.is_missing = index["name"], False
-        return self.fault([*indexes, index])
+        return index
 
     def serving(self, indexes: Iterable[Mapping[str, Any]]) -> JSONObject | None:
         usable = [index for index in self._alike(indexes) if not UNFIT & index.keys()]
@@ -89,7 +83,7 @@ class Index:
         return {name: value for name, value in best.items() if name != "ns"} if best else None
 
     def fault(self, indexes: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return a sentence about an index that is in the way or does harm, or `None`."""
+        """Return a sentence about an index that is in the way or does harm."""
         serves = bool(self.serving(indexes))
         for index in self._alike(indexes):
             for option, words in FAULTS.items():
@@ -101,15 +95,12 @@ class Index:
         return [index for index in indexes if list(index["key"].items()) == list(self._key.items())]
 
     async def _create(self, index: JSONObject) -> None:
-        """Make the index, or wait for one that is being made: that is the same command to MongoDB.
-
-        It has no timeout, and a member of the replica set that is down does not hold it up (`commitQuorum`).
-        """
+        """Make the index, or wait for one that is being made, which is the same command. It has no timeout."""
         database = self.collection.database
         async with within(TIMEOUT):
             hello = await database.command("hello")
         is_replicated = "setName" in hello or "msg" in hello
-        quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a standalone server refuses it
+        quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a member may be down
         sentence = f"MongoDB is making the index {self._name}."
         telling = asyncio.get_running_loop().call_later(TELL_AFTER, self._tell, logging.WARNING, sentence)
         try:

@@ -1,9 +1,8 @@
 """The outbox: the e-mails a user is owed, in the user's own document. Claim them, then settle each once.
 
 An e-mail is leased by moving its `next_at` to the end of the lease and writing a token beside it. When a worker dies,
-its e-mails simply fall due again. Leases and retries go by MongoDB's clock (`$$NOW`).
-
-Every document is claimed, read and settled for itself: one that is not ours, or damaged, is skipped and left as it is.
+its e-mails simply fall due again. Leases and retries go by MongoDB's clock (`$$NOW`). A document that is not ours, or
+damaged, is skipped and left as it is.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from config.ids import named
 from mongo import owed, suppression
 from mongo.batcher import Writes
 from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
-from mongo.errors import Conflict, StoreError, TooLarge, UnknownError, WrongType
+from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
 from mongo.grouping import HAS_WINDOW_OVER, Windows
 from mongo.inbox import wants_email
 from mongo.indexes import Index
@@ -37,8 +36,7 @@ log = logging.getLogger("notifier.delivery")
 T = TypeVar("T")
 
 NARROWEST: Final = 2
-WIDEST: Final = 16
-"""Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
+WIDEST: Final = 16  # due documents read for each one claimed: workers that choose from many rarely choose the same
 SHARE: Final = 8  # one in eight of those claimed is from each band, so that none starves
 REFUSED_FOR: Final = 60.0  # seconds for which a document is left alone that MongoDB does not let us change
 OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})  # what a full document lets us change
@@ -50,7 +48,7 @@ HAS_DUE_EMAIL: Final = {
 
 
 class Look(NamedTuple):
-    """Whether a user wants an e-mail, and those of its notifications that are unread, oldest first, if it has `ids`."""
+    """Whether a user wants an e-mail, and, if it has `ids`, its unread notifications, oldest first."""
 
     wanted: bool
     told: Sequence[JSONObject] = ()
@@ -59,9 +57,8 @@ class Look(NamedTuple):
 class Outbox:
     """The outboxes of all users. `ranks` are the priorities of the kinds that this process knows.
 
-    What is done for many e-mails at once goes through the shared client, whose calls need no thread. If a reply is
-    lost, the call is repeated, which is harmless: what a claim has leased is no longer due, and is then found by its
-    token; what a settlement has removed or given back no longer has that token; and an extension only sets a time.
+    A call whose reply is lost is repeated, which is harmless: what a claim has leased is no longer due, and is found by
+    its token; what was settled no longer has that token; and an extension only sets a time.
     """
 
     def __init__(self, users: Users, ranks: Mapping[str, str], windows: Windows) -> None:
@@ -81,12 +78,8 @@ class Outbox:
         return elements(notifier, "outbox"), elements(notifier, "waiting")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
-        """Lease the due e-mails of at most `users` users for `lease` seconds.
-
-        No other worker claims them until the lease ends. There are none while the index is missing: every user's
-        document would be read.
-        """
-        try:
+        """Lease the due e-mails of at most `users` users for `lease` seconds."""
+        try:  # without the index, every user's document would be read
             ids = [] if self.due.is_missing else await self._choose(users)
         except WrongType:  # how MongoDB refuses the hint
             self.due.lose()
@@ -111,15 +104,12 @@ class Outbox:
         try:
             await self.lease(ids, token, seconds)
         except (Conflict, TooLarge, UnknownError) as exc:
-            if len(ids) == 1:
-                self._leave_alone(ids[0], exc)
+            if len(ids) > 1:  # because of one of them
+                for id_ in ids:
+                    await self._lease_all([id_], token, seconds)
                 return
-            for id_ in ids:  # because of one of them
-                await self._lease_all([id_], token, seconds)
-
-    def _leave_alone(self, id_: object, reason: StoreError) -> None:
-        log.error("%s: MongoDB does not let its outbox be changed: %s", named(repr(id_)), reason)
-        self._refused.append((id_, time.monotonic() + REFUSED_FOR))
+            log.error("%s: MongoDB does not let its outbox be changed: %s", named(repr(ids[0])), exc)  # noqa: TRY400
+            self._refused.append((ids[0], time.monotonic() + REFUSED_FOR))
 
     async def _choose(self, users: int) -> list[object]:
         """Return the `_id`s of some users who are owed due e-mails, a share of each band."""
@@ -150,7 +140,6 @@ class Outbox:
         await self._repeat(lambda: self.users.shared.update_many(due, [claimed, owed.SET_DUE], collation=SIMPLE))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
-        """Let the leases of these e-mails end `lease` seconds from now, unless they were lost."""
         tokens = list({email.token for email in emails})
         ids = [email.document_id for email in emails]
         is_leased = {"$and": [owed.IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
@@ -163,14 +152,12 @@ class Outbox:
         return await self._settle(email, None, {"$unset": suppression.FIELD} if lift else None)
 
     async def retry(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
-        """Give the lease back after an attempt; otherwise as `hold`."""
         return await self.hold(email, delay, error, tried="$$NOW", **changes)
 
     async def hold(self, email: OwedEmail, delay: float | None, error: str | None, **changes: object) -> bool:
         """Give the lease back without an attempt; return whether it was still held.
 
-        The e-mail falls due in `delay` seconds, or at once, as before, if that is `None`. `changes` are of `tries`,
-        `waited`, `copies`, `held` and `crashes`.
+        Without a `delay`, the e-mail is due as before. `changes` are of `tries`, `waited`, `copies`, `held`, `crashes`.
         """
         changes = {"copies": email.copies, **changes}
         kept = {name: value for name, value in changes.items() if value or getattr(email, name)}
@@ -188,7 +175,7 @@ class Outbox:
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
     async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
-        """Return the present state of each e-mail; `None` if its lease was lost."""
+        """Return `None` for an e-mail whose lease was lost."""
         ids = {"_id": {"$in": [email.document_id for email in emails]}}
         fields: JSONObject = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
         if about := [id_ for email in emails for id_ in email.ids]:
@@ -202,25 +189,27 @@ class Outbox:
         return await self._settle_together(emails, None)
 
     async def release(self, emails: Sequence[OwedEmail]) -> None:
-        """Give back the leases of untried e-mails. They are due at once, as before."""
+        """Give back the leases of untried e-mails, which are due at once, as before."""
         await self._settle_together(emails, {"token": owed.NO_TOKEN, "next_at": self.era})
 
     async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
-        by_token: dict[str, list[OwedEmail]] = {}
-        for email in emails:
-            by_token.setdefault(email.token, []).append(email)
-        updates = [_update(token, of_token, change) for token, of_token in by_token.items()]
+        updates = []
+        for token in dict.fromkeys(email.token for email in emails):
+            of_token = [[email.document_id, email.id] for email in emails if email.token == token]
+            is_one = {"$in": [["$_id", "$$this.id"], {"$literal": of_token}]}  # two users' e-mails may have the same id
+            held = {"_id": {"$in": [id_ for id_, _ in of_token]}, **OURS, "notifier.outbox.token": token}
+            settle = owed.rewrite({"$and": [{"$eq": ["$$this.token", token]}, is_one]}, change)
+            updates.append(UpdateMany(held, settle, collation=SIMPLE))
         documents = len({(email.token, repr(email.document_id)) for email in emails})
         found = await self._repeat(lambda: self.users.shared.bulk_write(updates, ordered=False))
         return found.matched_count == documents
 
     async def _find(self, filter_: JSONObject, fields: JSONObject, most: int, **options: Any) -> list[JSONObject]:
-        """Return the documents that match, `most` of them at the most, which come with one reply."""
+        """Return the documents that match, at most `most`, with one reply."""
         options |= {"collation": SIMPLE, "batch_size": most + 1}
         return await self._repeat(lambda: self.users.shared.find(filter_, fields, **options).to_list())
 
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
-
         async def attempt(_: int) -> T:
             with pymongo.timeout(self.users.patience.attempt):  # MongoDB ends the call then, too
                 return await call()
@@ -254,11 +243,3 @@ def _look(user: Mapping[str, Any], email: OwedEmail) -> Look | None:
         return None
     told = [item for item in user.get("told", ()) if item["id"] in email.ids]
     return Look(wants_email(value_at(notifier, "preferences"), email.key), told)
-
-
-def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> UpdateMany:
-    """Return the update of e-mails with the same token. Of two users' e-mails with the same id it knows which."""
-    pairs = [[email.document_id, email.id] for email in emails]
-    is_one = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
-    held = {"_id": {"$in": [email.document_id for email in emails]}, **OURS, "notifier.outbox.token": token}
-    return UpdateMany(held, owed.rewrite(is_one, change), collation=SIMPLE)

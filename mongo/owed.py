@@ -13,23 +13,12 @@ from typing import Any, Final
 import orjson
 
 from config.checks import value_at
-from mongo.document import (
-    OPTIONAL_FIELDS,
-    OUTBOX,
-    WAITING,
-    JSONObject,
-    each,
-    elements,
-    only,
-    optional_fields,
-    origin_of,
-    without,
-)
+from mongo import document
+from mongo.document import OUTBOX, WAITING, JSONObject, each, only, without
 from mongo.suppression import Suppression, load_suppression
 from settings import Settings
 
-NO_TOKEN: Final = "0" * 24
-"""Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
+NO_TOKEN: Final = "0" * 24  # of an e-mail that nobody leases: as long as any other, as a document may have no room
 FLUSHED: Final = "flush"  # `held` of an e-mail that an operator wants to be tried now, whatever has stopped
 COUNT_LIMIT: Final = 10**7  # attempts, and seconds, that are counted
 TOLD_LIMIT: Final = 4096  # bytes of a field of the user's document that templates see, as JSON
@@ -43,8 +32,7 @@ ERAS_END: Final = datetime(1974, 1, 1, tzinfo=UTC)
 EDGES: Final = (ERAS["normal"], ERAS["low"], ERAS_END)  # where each band of priorities ends, and the next begins
 BULK: Final = timedelta(days=365)  # by which an e-mail of a fan-out falls due later in its era
 LEFT_TO_OTHERS: Final = 300.0
-"""Seconds for which other processes may take an e-mail whose kind is unknown to this one: in a rolling update, only the
-new version knows a new kind and its template."""
+"""Seconds for which an e-mail of an unknown kind waits: in a rolling update, only the new version knows a new kind."""
 NEXT_LOOK: Final = 5.0  # seconds between two looks at such an e-mail
 
 
@@ -62,27 +50,26 @@ IS_EMAIL: Final = {
         {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
     ]
 }
-"""Whether an element of the outbox has everything that the service writes into one."""
 IS_WAITING: Final = {"$and": [has_type("id", "string"), has_type("key", "string"), has_type("due", "date")]}
-"""Whether an element of `waiting` has everything that the service writes into one."""
+"""Whether an element of the outbox, or of `waiting`, has everything that the service writes into one."""
 EARLIEST: Final = {
     "$min": [
         {"$min": each(only(OUTBOX, IS_EMAIL), "$$this.next_at")},
         {"$min": each(only(WAITING, IS_WAITING), "$$this.due")},
     ]
 }
-"""The earliest due time, to which `due` must be set after a pipeline has changed the outbox."""
 DUE_IS_OURS: Final = {"$in": [{"$type": "$notifier.due"}, ["date", "missing"]]}
 SET_DUE: Final = {
     "$set": {"notifier.due": {"$cond": [DUE_IS_OURS, {"$ifNull": [EARLIEST, "$$REMOVE"]}, "$notifier.due"]}}
 }
-"""The stage of a pipeline that sets `due`, unless it is of another type, and so another program's."""
+"""The stage that follows a change of the outbox. A `due` of another type is another program's."""
 IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
+IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwedEmail:
-    """An e-mail that is owed, leased by `token`. `id` and `at` make its `Message-ID` and `Date`, which never change."""
+    """A leased e-mail. `id` and `at` make its `Message-ID` and `Date`, which never change."""
 
     document_id: object  # the `_id` of the user's document; `user_id` is the same as a string
     user_id: str
@@ -108,25 +95,18 @@ class OwedEmail:
 
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
-    """Return the fields of an e-mail about many: the newest notification's, the list, and the number of events."""
-    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
+    """Return the fields of an e-mail about many: the newest notification's, the list, and a count."""
+    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *document.OPTIONAL_FIELDS)}
     return newest | {"notifications": told, "count": sum(max(1, int(_number(item.get("count")))) for item in told)}
 
 
 def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
-    """Return when a new e-mail falls due: at once, and earlier e-mails of the same priority first.
-
-    A classic update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So each of our seconds counts as a
-    millisecond of an era in the past.
-    """
+    """Return when a new e-mail falls due: at once. A classic update has no `$$NOW`, and our clock may be ahead."""
     return ERAS[rank] + timedelta(milliseconds=time.time()) + (BULK if in_bulk else timedelta())
 
 
 def due_as_before(ranks: Mapping[str, str]) -> JSONObject:
-    """Return when an e-mail is due that waited without an attempt, as an expression: as if it had never been claimed.
-
-    `ranks` are the priorities of the kinds. All of it lies in the past, so that the order by age stays.
-    """
+    """Return the expression of when an e-mail falls due as if never claimed, by the priority of its kind."""
     keys = {rank: [key for key, of_key in ranks.items() if of_key == rank] for rank in ("high", "low")}
     cases = [
         {"case": {"$gt": ["$$this.tries", 0]}, "then": ERAS_END},
@@ -137,12 +117,12 @@ def due_as_before(ranks: Mapping[str, str]) -> JSONObject:
 
 
 def band_of(due: object) -> int:
-    """Return the number of the band: a priority, or e-mails due again. Dates before Python's are no `datetime`."""
-    return bisect(EDGES, due) if isinstance(due, datetime) else 0
+    """Return the number of the band: a priority, or e-mails due again."""
+    return bisect(EDGES, due) if isinstance(due, datetime) else 0  # dates before Python's are no `datetime`
 
 
 def shares(due: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
-    """Choose users, each given with a band, at random: a share from each band, the rest from the first bands."""
+    """Choose users at random, each given with a band: a share from each, the rest from the first bands."""
     bands: list[dict[str, object]] = [{} for _ in range(len(EDGES) + 1)]
     for id_, band in due:
         bands[band][repr(id_)] = id_
@@ -154,21 +134,19 @@ def shares(due: Iterable[tuple[object, int]], users: int, share: int) -> list[ob
 def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
     id_: str, key: str, at: datetime, optional: JSONObject, origin: Mapping[str, str], next_at: datetime | None = None
 ) -> JSONObject:
-    """Make an element of the outbox that is due at once. `at` is when it was first owed, by MongoDB's clock."""
+    """Make an element of the outbox. `at` is when it was first owed, by MongoDB's clock."""
     element = {"id": id_, "key": key, "at": at, "next_at": next_at or first_due("normal"), "tries": 0}
     return element | {"token": NO_TOKEN, "error": None, "dead": False, **optional, **origin}
 
 
 def owed_again(letter: JSONObject) -> JSONObject:
-    element = new_element(letter["_id"], letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
+    optional, origin = document.optional_fields(letter), document.origin_of(letter)
+    element = new_element(letter["_id"], letter["key"], letter["at"], optional, origin)
     return element | ({"ids": ids} if (ids := _ids_of(letter)) else {})
 
 
 def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the elements that meet a condition, or remove them, and set `due` to the earliest one left.
-
-    Elements of other programs stay in place, unchanged.
-    """
+    """Merge `change` into the elements that meet a condition, or remove them; others stay in place."""
     outbox = merged(OUTBOX, condition, change) if change is not None else without(OUTBOX, condition)
     return [{"$set": {"notifier.outbox": outbox}}, SET_DUE]
 
@@ -188,7 +166,7 @@ def is_ours_to_send(kinds: Iterable[str]) -> JSONObject:
 
 
 def left_to_others(due: str) -> JSONObject:
-    """Return the change that leaves an element to other processes. `due` is the name of its due field."""
+    """Return the change that leaves an element to other processes; `due` is a field's name."""
     return {due: from_now(NEXT_LOOK), "unknown_until": _until()}
 
 
@@ -210,22 +188,21 @@ def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequ
             tries=int(_number(item["tries"])),
             copies=int(_number(item.get("copies"))),
             crashes=int(_number(item.get("crashes"))),
-            error=_typed(item.get("error"), str),
+            **{name: _typed(item.get(name), str) for name in ("error", "held")},
             tried=_typed(item.get("tried"), datetime),
-            held=_typed(item.get("held"), str),
             dead=item.get("dead") is True,
             waited=_number(item.get("waited")),
-            origin=origin_of(item),
-            optional=optional_fields(item),
+            origin=document.origin_of(item),
+            optional=document.optional_fields(item),
             ids=_ids_of(item),
         )
-        for item in elements(user.get("notifier"), "outbox")
+        for item in document.elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
 
 
 def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
-    """Return these fields of a document, each at its path; large values and those without a JSON form are left out."""
+    """Return these fields of a document, each at its path, but large values and those without a JSON form."""
     told: JSONObject = {}
     for path in paths:
         *parents, name = path.split(".")

@@ -39,10 +39,9 @@ SET_BACK: Final = 20.0  # seconds by which the clock may be set back, and e-mail
 
 
 async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
-    """Call `open_` until it succeeds, each time with the seconds it may take; return its result.
+    """Call `open_`, which gets the seconds of an attempt, until it succeeds. Raises `Misconfigured` at once.
 
-    No attempt is shorter than that, or its error would not tell the cause. After `timeout` seconds, raises
-    `Unavailable`. Raises `Misconfigured` and other errors at once.
+    No attempt is cut short by the end of `timeout`, or its error would not tell the cause.
     """
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
     while True:
@@ -60,7 +59,7 @@ async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T
 
 
 async def version_of(database: Database, deadline: float | None = None) -> str:
-    """Return MongoDB's version. Raises `Misconfigured` if it is too old, and `Unavailable`."""
+    """Return MongoDB's version. Raises `Misconfigured` if it is too old."""
     info = await persist(lambda _: database.command("buildInfo"), deadline)
     if tuple(info["versionArray"][:2]) < OLDEST_VERSION:
         raise Misconfigured(f"MongoDB {info['version']} is too old: the service needs 5.0 or later.")
@@ -68,10 +67,9 @@ async def version_of(database: Database, deadline: float | None = None) -> str:
 
 
 async def must_suffice(users: Users, connection: Connection) -> None:
-    """Try what delivery does on a document made for this. Raises `Misconfigured`.
+    """Try what delivery does on a document made for this, if we may write that. Raises `Misconfigured`.
 
-    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. Without the right to write
-    that document, the trial is skipped.
+    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them.
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
@@ -124,18 +122,14 @@ async def _try_delivery(probe: Users) -> str | None:
     return None if due and leased else "it has no effect"
 
 
-# --- upkeep -----------------------------------------------------------------------------------------
-
-
 class Upkeep:
-    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`."""
+    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes old dead letters."""
 
-    def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail, lease: float, days: float | None) -> None:
+    def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail) -> None:
         self._clock = clock
         self._outbox = outbox
         self._dead_mail = dead_mail
-        self._lease = lease
-        self._days = days
+        self._settings = outbox.users.settings
         letters = outbox.users.shared.database[dead_mail.letters.collection.name]
         self._indexes = (
             outbox.due,
@@ -166,8 +160,8 @@ class Upkeep:
                     await index.make()
                 self._looked.set()
                 await self.correct()
-                if self._days is not None:
-                    await self._dead_mail.expire(self._days)
+                if self._settings.dead_mail_days is not None:
+                    await self._dead_mail.expire(self._settings.dead_mail_days)
             except (StoreError, PyMongoError, TimeoutError):
                 log.debug("MongoDB fails; its indexes are checked again soon")
                 pause = UPKEEP_PAUSE
@@ -194,7 +188,7 @@ class Upkeep:
         if (seconds := self._set_back) is None or self._outbox.due.is_missing:
             return
         try:
-            await backlog.set_back(self._outbox, seconds, self._lease)
+            await backlog.set_back(self._outbox, seconds)
         except Unavailable:
             raise
         except StoreError as exc:  # because of a single document

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from marshmallow import ValidationError
 
-from config.checks import envelope_address, value_at
+from config.checks import parse_address, value_at
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import PING_DEADLINE, UnknownUser
 from mongo.users import Users
@@ -19,8 +19,7 @@ from mongo.users import Users
 FIELD: Final = "notifier.suppression"
 SHARED_LIMIT: Final = 100  # users with the same address that one request may change
 NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
-PROVISIONAL: Final = timedelta(hours=48)
-"""The first e-mail owed later than this after a refusal is tried. A second refusal confirms the suppression."""
+PROVISIONAL: Final = timedelta(hours=48)  # after which an e-mail is tried; a second refusal confirms the suppression
 EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - earlier than any date that the service writes
 
 
@@ -44,8 +43,8 @@ def load_suppression(user: Mapping[str, Any]) -> Suppression | None:
 def suppress(address: str, code: str) -> JSONObject:
     """Return the stage of an update that suppresses an address, or confirms its suppression.
 
-    `code` is that of the refusal. Servers sometimes answer 5.1.x for a mailbox that exists, so a second refusal must
-    confirm it. Any other code, such as a complaint's, is reported on purpose.
+    Servers sometimes answer 5.1.x for a mailbox that exists. Any other code, such as a complaint's, is reported on
+    purpose, and needs no second refusal.
     """
     at, age = f"${FIELD}.at", round(PROVISIONAL.total_seconds() * 1000)
     again = {"$and": [{"$eq": [f"${FIELD}.address", {"$literal": address}]}, {"$eq": [{"$type": at}, "date"]}]}
@@ -72,10 +71,7 @@ class Suppressions:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users who have this address, by an index, whose collation decides whether case matters.
-
-        Raises `ValidationError` if there is none, or for too many users.
-        """
+        """Return the users who have this address, by an index, whose collation decides whether case matters."""
         if not (index := await address_index(self._users)):
             raise ValidationError({"user_id": [NO_INDEX]})
         name, path, collation = index
@@ -89,7 +85,7 @@ class Suppressions:
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
         """Suppress the user's address, or lift its suppression; return whether it is suppressed afterwards.
 
-        If `address` is given and is not the user's, nothing changes. Raises `UnknownUser`.
+        If `address` is given and is not the user's, nothing is suppressed. Raises `UnknownUser`.
         """
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
@@ -97,9 +93,8 @@ class Suppressions:
         user = await self._users.of(user_id, *self._users.team_fields, FIELD)
         if not user:
             raise UnknownUser
-        try:
-            current = envelope_address(value_at(user, self._users.settings.email_field))
-        except ValidationError:
+        current = parse_address(value_at(user, self._users.settings.email_field))
+        if current is None:
             return False
         if address and address.lower() != current.lower():
             known = load_suppression(user)

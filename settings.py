@@ -176,7 +176,6 @@ class Settings:
 
     @cached_property
     def scopes(self) -> Mapping[str, Scopes]:
-        """The keys of `API_KEYS`, each with its scopes."""
         return dict(map(parse_key, self.api_keys))
 
     @property

@@ -262,7 +262,9 @@ def _failure(exc: Exception, at: str, settings: Settings) -> Result:
     while cause and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__
     about_tls = cause or "TLS" in at or (isinstance(exc, SMTPFault) and exc.verdict is Verdict.CONFIGURATION)
-    step = "smtp_login" if at == "the login" and not cause else "smtp_tls" if about_tls else "smtp_ehlo"
+    step = "smtp_tls" if about_tls else "smtp_ehlo"
+    if at == "the login" and not cause:
+        step = "smtp_login"
     words = f"The connection breaks at {at} ({type(exc).__name__})."
     if isinstance(cause, ssl.SSLCertVerificationError):
         words = f"the certificate is refused ({cause.verify_message.rstrip('.')}): {TRUSTED}"
@@ -288,7 +290,6 @@ class _Test(Letters):
 
 
 async def _send(settings: Settings, to: str) -> Result | None:
-    """Send one e-mail as the service does."""
     now, id_ = datetime.now(UTC), f"{ObjectId()}"
     email = OwedEmail(document_id=None, user_id="", id=id_, key="check", at=now, tries=0, token=NO_TOKEN, address=to)
     mailer = Mailer(settings, Feedback(settings), _Test(settings), Worker())

@@ -63,7 +63,6 @@ def since(text: str) -> datetime:
 
 
 async def list_emails(store: Store, options: Namespace) -> int:
-    """Print the e-mails that a user is owed, the user's dead letters, and whether the address is suppressed."""
     user_id = options.user_id
     (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
     for email in owed:
@@ -93,7 +92,6 @@ async def flush(store: Store, options: Namespace) -> int:
 
 
 async def list_dead(store: Store, options: Namespace) -> int:
-    """Print the dead letters, oldest first: all, or those of a kind, or those that died since a time."""
     letters = await store.dead_mail.find(key=options.key, since=options.since)
     if not options.json:
         chosen = "such " if options.key or options.since else ""
@@ -105,7 +103,6 @@ async def list_dead(store: Store, options: Namespace) -> int:
 
 
 async def retry_dead(store: Store, options: Namespace) -> int:
-    """Owe the e-mails of these dead letters again, or of all."""
     failures = {}
     letters = await store.dead_mail.find(None if options.all else options.ids)
     for letter in letters:
@@ -120,7 +117,6 @@ async def retry_dead(store: Store, options: Namespace) -> int:
 
 
 async def discard_dead(store: Store, options: Namespace) -> int:
-    """Delete these dead letters, or all, or all e-mails that are owed."""
     if options.owed:
         return await _discard_owed(store)
     letters = await store.dead_mail.find(options.ids)

@@ -130,7 +130,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def describe_settings() -> str:
-    """Describe every variable, group by group."""
     lines = []
     for heading, variables in grouped().items():
         lines.append(f"\n{heading}:")

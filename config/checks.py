@@ -61,7 +61,6 @@ def host(value: str) -> None:
 
 
 def helo(value: str) -> None:
-    """Accept a host name, or an address literal."""
     try:
         domain(value)
     except ValidationError:
@@ -74,7 +73,6 @@ def in_url(name: str) -> str:
 
 
 def long_secret(value: str) -> None:
-    """Accept a secret that is long enough, and can be sent."""
     ENCODABLE(value)
     if len(value.encode()) < SECRET_LENGTH:
         raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")

@@ -39,8 +39,7 @@ QUOTED: Final = (
 )
 CERTIFICATES: Final = "PEM certificates"
 PAIR: Final = "a PEM file with a certificate and its private key, without a passphrase"
-OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")
-"""Variables that Kubernetes sets for each Service of a namespace, whatever its name."""
+OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")  # set for each Service
 
 
 class SettingsError(Exception):
@@ -55,8 +54,7 @@ class SettingsError(Exception):
 def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str]]:
     """Read the environment, then `env_file` for what it leaves out; return warnings of what may be a mistake.
 
-    An empty value counts as unset. With none of `DB_URI`, an `EMAIL` in the file and the SMTP variables, the settings
-    are those of a local run (`Settings.local`). Raises `SettingsError` with every fault, and with the warnings.
+    Raises `SettingsError` with every fault, and with the warnings.
     """
     variables = _Variables(env_file)
     present, not_local = variables.present, variables.not_local
@@ -73,7 +71,7 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
 
 
 class _Variables:
-    """The environment, then a file for what is not in it. An empty variable hides that of the file.
+    """The environment, then a file for what is not in it. An empty variable is unset, and hides that of the file.
 
     A value ends before its line end, which a secret made with `echo` has. Nothing is expanded: a password may hold
     `${`. `present` has the names of the settings with a value, even one in a file that cannot be read.
@@ -154,7 +152,7 @@ class _Variables:
         return sorted(self.present & ({"DB_URI"} | email | smtp))
 
     def parsed(self) -> Mapping[str, Any]:
-        """Return the settings that are valid, and note the faults of the others."""
+        """Return the settings that are valid."""
         schema = Schema.from_dict({name: _field(f.type, f.metadata["check"]) for name, f in VARIABLES.items()})()
         try:
             values = schema.load(self._values, unknown=EXCLUDE)
@@ -197,7 +195,6 @@ class _CommaSeparated(mf.List[Any]):
 
 
 def _field(hint: Any, check: Any) -> mf.Field[Any]:
-    """Return the marshmallow field of a setting of this type."""
     item = next(iter(get_args(hint)), hint)  # the first of `float | None`, and of `Sequence[float]`
     options = {"validate": check} if check else {}
     if issubclass(item, enum.Enum):
@@ -207,7 +204,6 @@ def _field(hint: Any, check: Any) -> mf.Field[Any]:
 
 
 def _contradictions(settings: Settings, present: AbstractSet[str], *, local: bool) -> Iterator[tuple[str, str]]:
-    """Yield variables that contradict or lack others, and the faults."""
     if present & {"API_KEYS", "USER_TOKEN_SECRETS"} == {"USER_TOKEN_SECRETS"}:
         yield "API_KEYS", "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
     if len(settings.scopes) < len(settings.api_keys):
@@ -228,7 +224,6 @@ def _contradictions(settings: Settings, present: AbstractSet[str], *, local: boo
 
 
 def _login_faults(settings: Settings, present: AbstractSet[str]) -> Iterator[tuple[str, str]]:
-    """Yield variables that a login at the mail server lacks or contradicts, and the faults."""
     oauth = {name for name in present if name.startswith("SMTP_OAUTH_")}
     needed, means = {"SMTP_LOGIN", "SMTP_PASSWORD"}, "a password"
     if oauth:
@@ -243,7 +238,6 @@ def _login_faults(settings: Settings, present: AbstractSet[str]) -> Iterator[tup
 
 
 def _file_faults(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield variables that name what cannot be used, and the faults."""
     if settings.db_uri and (fault := uri_fault(settings.db_uri)):
         yield "DB_URI", fault
     # Without a password, OpenSSL would ask the terminal for that of an encrypted key.

@@ -37,7 +37,6 @@ MISREAD: Final = (
 QUOTED: Final = (
     "Is in quotes, which belong to the value: `docker run --env-file` and Compose's `- NAME=VALUE` keep them."
 )
-CERTIFICATES: Final = "PEM certificates"
 PAIR: Final = "a PEM file with a certificate and its private key, without a passphrase"
 OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")  # set for each Service
 
@@ -113,7 +112,9 @@ class _Variables:
             ) from None
         values = {}
         for binding in bindings:
-            name, value, line = binding.key, binding.value, _line(binding)
+            name, value, text = binding.key, binding.value, binding.original.string
+            blank = len(text) - len(text.lstrip())  # to the parser, blank lines are part of the next one
+            line = binding.original.line + text[:blank].count("\n")
             place = f"{env_file}, line {line}"
             if binding.error or (name and value is None):
                 self.fault(place, "Is not NAME=VALUE.")
@@ -162,12 +163,6 @@ class _Variables:
                 items = texts.items() if isinstance(texts, dict) else ()  # of a list, by the index of each item
                 self.fault(name, *[f"Item {index + 1}: {' '.join(each)}" for index, each in items] or texts)
         return {VARIABLES[name].name: value for name, value in values.items() if name not in self.faults}
-
-
-def _line(binding: Binding) -> int:
-    """Return the number of a line. The parser counts the blank lines before it as part of it."""
-    text = binding.original.string
-    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _is_misread(binding: Binding) -> bool:
@@ -240,10 +235,11 @@ def _login_faults(settings: Settings, present: AbstractSet[str]) -> Iterator[tup
 def _file_faults(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.db_uri and (fault := uri_fault(settings.db_uri)):
         yield "DB_URI", fault
+    context = SSLContext(PROTOCOL_TLS_CLIENT)
     # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
-    load_pair = partial(SSLContext(PROTOCOL_TLS_CLIENT).load_cert_chain, password="")
+    load_pair = partial(context.load_cert_chain, password="")
     for name, path, load, words in (
-        ("SMTP_CA_FILE", settings.smtp_ca_file, SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations, CERTIFICATES),
+        ("SMTP_CA_FILE", settings.smtp_ca_file, context.load_verify_locations, "PEM certificates"),
         ("SMTP_CLIENT_CERT", settings.smtp_client_cert, load_pair, PAIR),
     ):
         try:

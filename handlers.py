@@ -15,8 +15,7 @@ from api.auth import GATE, Caller, Gate, Route, identify
 from api.bodies import IN_FLIGHT, json_bytes, load_both, read_object, single_values
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
-from api.streams import HEADERS as EVENT_STREAM
-from api.streams import HUB, Stopping
+from api.streams import EVENT_STREAM, HUB, Stopping
 from config.ids import named
 from kinds import describe_kinds
 from mongo.backlog import owed
@@ -104,17 +103,14 @@ def _listed(query: ListQuery, page: Page) -> bytes:
 
 
 async def read(request: web.Request, caller: Caller) -> web.Response:
-    """Mark one notification as read, or all that match."""
     return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=False))
 
 
 async def unread(request: web.Request, caller: Caller) -> web.Response:
-    """Mark one notification as unread, or all that match."""
     return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=True))
 
 
 async def delete(request: web.Request, caller: Caller) -> web.Response:
-    """Delete one notification, or all that match."""
     return await _change_selected(request, caller, request.app[STORE].delete)
 
 
@@ -132,7 +128,6 @@ async def _change_selected(
 
 
 async def seen(request: web.Request, caller: Caller) -> web.Response:
-    """Note that a user has seen all there is now."""
     await request.app[STORE].see(_user(request, caller))
     return _answer(SUCCESS)
 
@@ -144,7 +139,6 @@ def _user(request: web.Request, caller: Caller) -> str:
 
 
 async def preferences(request: web.Request, caller: Caller) -> web.Response:
-    """Return which e-mails a user wants."""
     user_id = _user(request, caller)
     return _preferences(request, await request.app[STORE].preferences.of_user(user_id))
 
@@ -168,7 +162,6 @@ def _preferences(request: web.Request, stored: object) -> web.Response:
 
 
 async def erase(request: web.Request, caller: Caller) -> web.Response:
-    """Remove what the service holds of a user."""
     user_id = _user(request, caller)
     await request.app[STORE].erase(user_id)
     audit.info("%s has erased %s", caller.name, named(user_id), extra=request[ORIGIN])
@@ -204,7 +197,6 @@ async def kinds(request: web.Request) -> web.Response:
 
 
 async def healthz(_: web.Request) -> web.Response:
-    """Answer that the process is alive and its event loop turns."""
     return _answer(SUCCESS)
 
 
@@ -249,8 +241,7 @@ ROUTES: Final = (
     Route("GET", "/openapi.json", pages.openapi, None),
     Route("GET", "/docs", pages.docs, None),
 )
-FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)
-"""What pages of the origins in `CORS_ORIGINS` may call."""
+FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)  # of CORS_ORIGINS
 
 
 def setup(app: web.Application, settings: Settings) -> None:

@@ -32,15 +32,11 @@ class Refused(Exception):
     """Base of the reasons to refuse a caller. The message is the caller's name for the log."""
 
 
-class Unauthenticated(Refused):
-    """Base of the reasons why a caller is unknown."""
-
-
-class NoCredential(Unauthenticated):
+class NoCredential(Refused):
     """There is not exactly one header `Authorization: Bearer ...`."""
 
 
-class BadCredential(Unauthenticated):
+class BadCredential(Refused):
     """The key or token is not valid."""
 
 
@@ -62,12 +58,9 @@ class ForeignPage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds).
+    """A backend, which may act for everyone, or one user, until `until` (Unix seconds)."""
 
-    `name` is for the log, and contains no credential.
-    """
-
-    name: str
+    name: str  # for the log: contains no credential
     scopes: Scopes = ALL_SCOPES
     user_id: str | None = None
     until: float = math.inf
@@ -106,7 +99,7 @@ class Gate:
             raise ForeignPage
 
     def identify(self, authorization: Sequence[str]) -> Caller:
-        """Return the caller that sends these `Authorization` headers. Raises `Unauthenticated`."""
+        """Return who sends these `Authorization` headers. Raises `NoCredential` or `BadCredential`."""
         if not self._callers:
             return ANYONE
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")

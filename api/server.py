@@ -35,15 +35,13 @@ OPTIONS: Final[Mapping[str, Any]] = {  # how aiohttp is to treat bodies and head
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave hardly any garbage that only the collector finds. With the default thresholds it takes a twelfth of
 the CPU, and the slowest hundredth of the lists take twice as long."""
-UNREADY_PERIOD: Final = 1.0
-"""Seconds after SIGTERM for which connections are still accepted, while `/readyz` answers 503."""
+UNREADY_PERIOD: Final = 1.0  # seconds after SIGTERM in which connections are accepted, while `/readyz` answers 503
 LAST_REQUESTS_PERIOD: Final = 0.3  # seconds for the last accepted connections to send their request
 SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds for the remaining requests; aiohttp applies it twice. With the grace periods of delivery, mailer and store,
 the process ends within `STOP_LIMIT`."""
 STOP_LIMIT: Final = 7.7  # seconds after SIGTERM in which the process ends, whatever hangs; Docker waits for 10 s
-REFUSING: Final = 32
-"""Connections being refused at a time. Beyond that the oldest is aborted, as it may never send a request."""
+REFUSING: Final = 32  # connections at a time; beyond that the oldest is aborted, as it may never send a request
 REFUSAL_TIMEOUT: Final = 2.0  # seconds for a refused client to send its request and read the answer
 USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
 USER_TIMEOUT_MS: Final = 30_000  # for which sent bytes may stay unacknowledged; the kernel's default is 15 minutes

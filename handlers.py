@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from api import bodies, openapi, pages, unsubscribe
 from api.auth import GATE, Caller, Gate, Route, identify
@@ -23,7 +24,7 @@ from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
 from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
-from ops.metrics import CONTENT_TYPE, METRICS, Metrics
+from ops.metrics import METRICS, Metrics
 from schemas import Schemas
 from settings import Scope, Settings
 from store import Store
@@ -215,7 +216,7 @@ async def metrics(request: web.Request, _: Caller) -> web.Response:
     gauges = (instruments.owed, instruments.oldest, instruments.waiting, instruments.dead)
     for gauge, value in zip(gauges, values, strict=True):
         gauge.set(value)
-    return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 ROUTES: Final = (

@@ -20,7 +20,7 @@ from api.middleware import DRAINING, SERVER
 from api.problems import HEADER_LIMIT, TooManyConnections, render
 from api.streams import HUB
 from config import descriptors
-from ops.listening import bind, cease, listen
+from ops.listening import announce, bind, cease, listen
 from ops.logs import Throttle
 from settings import Settings
 
@@ -109,16 +109,16 @@ async def _refuse(_: web.BaseRequest) -> web.StreamResponse:
     return _closing(TooManyConnections())
 
 
-def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
+def run(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
     """Run the process that serves. Raises as `serve`."""
     gc.set_threshold(*GC_THRESHOLDS)
     descriptors.raise_limit()
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(serve(app, settings, announce, is_worker=is_worker))
+        asyncio.run(serve(app, settings, is_worker=is_worker))
 
 
-async def serve(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
-    """Serve until SIGTERM; call `announce` once the service listens.
+async def serve(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
+    """Serve until SIGTERM.
 
     Raises `CannotListen`, what the start of the application raises, and `CancelledError` if SIGTERM interrupts that.
     """
@@ -144,7 +144,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     try:
         await runner.setup()
         await listen(server, host, port)
-        announce()
+        announce(settings)
         await stop.wait()
         app[DRAINING].set()  # from now on every answer closes its connection
         app[HUB].close()

@@ -285,9 +285,8 @@ class Opener:
             await smtp.helo()
 
     async def _upgrade(self, attempt: Attempt, smtp: SMTP) -> None:
-        settings = self._settings
+        settings, attempt.step = self._settings, "STARTTLS"
         if smtp.supports_extension("starttls"):
-            attempt.step = "STARTTLS"
             await smtp.starttls()
             await self._greet(attempt, smtp)
         elif settings.security is Security.STARTTLS or settings.smtp_login or settings.smtp_client_cert:

@@ -142,8 +142,6 @@ class Settlements:
                 return "dead", lambda: self._bury(email, tries, error, _bounce(email, outcome))
             case Verdict.CONNECTION | Verdict.CONFIGURATION | Verdict.TOO_FAST:
                 return "waiting", lambda: outbox.put_back(email, error)
-            case Verdict.UNRENDERED:
-                after = self._schedule.after_crash(email, error)
             case Verdict.HELD:
                 after = self._schedule.hold(lease.mail, email, age, time.monotonic())
             case _:

@@ -179,8 +179,6 @@ class Settler:
         match outcome.verdict:
             case Verdict.PERMANENT | Verdict.SUPPRESSED:
                 return Next(given_up=outcome.detail)
-            case Verdict.UNRENDERED:
-                return self._schedule.after_crash(email, outcome.detail)
             case Verdict.HELD:
                 return self._schedule.hold(lease.mail, email, age, now)
         return self._schedule.after_refusal(lease.mail, email, outcome, age, now)

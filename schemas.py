@@ -54,6 +54,10 @@ class CreateSchema(RequestSchema):
         },
     )
 
+    def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: object) -> None:
+        if {"user_id", "user_ids"} <= data.keys():
+            error.messages_dict["user_ids"] = ["Give either user_id or user_ids."]
+
 
 class CreateManySchema(CreateSchema):
     """The body of `POST /create` for many users."""

@@ -1,6 +1,7 @@
 """What marshmallow lacks: the fields of requests with their limits, and a schema that loads valid input fast."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ DATA_LIMIT: Final = 16 * 1024  # bytes of `data` as compact UTF-8 JSON
 DATA_DEPTH: Final = 32  # levels of nesting in `data`; the object itself is the first
 USERS_LIMIT: Final = 1000  # users of one request
 INT64_MAX: Final = 2**63 - 1
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 UNKNOWN_LIMIT: Final = 16  # unknown fields that an error names: a body has room for thousands
 
 
@@ -151,38 +153,37 @@ class IdsField(mf.List[str]):
 
 
 class DataField(mf.Field[JSONObject]):
-    """An object that MongoDB and JSON return unchanged."""
+    """An object that MongoDB and JSON return unchanged. The error names every fault at once."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> JSONObject:
         if not isinstance(value, dict):
             raise ValidationError("Not an object.")
-        _must_be_storable(value)
-        try:
-            size = len(orjson.dumps(value))
-        except orjson.JSONEncodeError:
-            raise ValidationError("A text must not contain a lone surrogate.") from None
-        if size > DATA_LIMIT:
+        faults: set[str] = set()
+        _find_faults(value, faults)
+        if faults:
+            raise ValidationError(sorted(faults))
+        if len(orjson.dumps(value)) > DATA_LIMIT:
             raise ValidationError(f"Larger than {DATA_LIMIT // 1024} KiB of JSON.")
         return value
 
 
-def _must_be_storable(value: object, depth: int = 1) -> None:
-    """Raise `ValidationError` for anything but a lone surrogate, which orjson finds faster."""
+def _find_faults(value: object, faults: set[str], depth: int = 1) -> None:
     match value:
-        case str():
-            pass
+        case str() if not value.isascii() and SURROGATE.search(value):
+            faults.add("A text must not contain a lone surrogate.")
         case dict() | list() if depth > DATA_DEPTH:
-            raise ValidationError(f"Nested deeper than {DATA_DEPTH} levels.")
+            faults.add(f"Nested deeper than {DATA_DEPTH} levels.")
         case dict():
             for name, item in value.items():
                 # {"$ref": …} would be read back as a DBRef, which JSON has not. BSON ends a name at NUL.
                 if name.startswith("$") or "\0" in name:
-                    raise ValidationError("A name must not start with '$' or contain NUL.")
-                _must_be_storable(item, depth + 1)
+                    faults.add("A name must not start with '$' or contain NUL.")
+                _find_faults(name, faults, depth)
+                _find_faults(item, faults, depth + 1)
         case list():
             for item in value:
-                _must_be_storable(item, depth + 1)
+                _find_faults(item, faults, depth + 1)
         case int() if not -INT64_MAX - 1 <= value <= INT64_MAX:
-            raise ValidationError("An integer must fit in 64 bits.")
+            faults.add("An integer must fit in 64 bits.")
         case float() if not math.isfinite(value):
-            raise ValidationError("A number must be finite.")
+            faults.add("A number must be finite.")

@@ -160,6 +160,8 @@ class _Variables:
         except ValidationError as exc:
             values = exc.valid_data
             for name, texts in exc.messages_dict.items():
+                if self._values[name].startswith("tcp://"):
+                    self.fault(name, "Kubernetes has set this for a Service; enableServiceLinks: false stops it.")
                 items = texts.items() if isinstance(texts, dict) else ()  # of a list, by the index of each item
                 self.fault(name, *[f"Item {index + 1}: {' '.join(each)}" for index, each in items] or texts)
         return {VARIABLES[name].name: value for name, value in values.items() if name not in self.faults}

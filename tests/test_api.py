@@ -306,6 +306,11 @@ async def test_every_fault_of_a_bad_body_is_named(
     assert direct[client.app[STORE].database.name].users.count_documents({}) == 0
 
 
+async def test_every_fault_of_data_is_named(client: Client) -> None:
+    response = await client.post("/create", data=with_(data={"$a": 2**63, "b\0": ["\ud800", "é"]}))
+    assert len((await problem(response))["errors"]["data"]) == 3
+
+
 async def test_data_may_be_as_deep_and_as_large_as_its_limits(client: Client) -> None:
     deep: dict[str, Any] = {}
     for _ in range(31):

@@ -126,7 +126,7 @@ async def test_everything_is_validated_before_anything_is_written(
 async def test_one_user_or_many_must_be_given(client: Client) -> None:
     body = {"user_ids": [USER], "user_id": USER, "key": "new_post"}
     response = await client.post("/create", json=body, headers={"Idempotency-Key": "k"})
-    assert (await problem(response))["errors"] == {"user_ids": ["Unknown field."]}
+    assert (await problem(response))["errors"] == {"user_ids": ["Give either user_id or user_ids."]}
 
 
 @pytest.mark.parametrize("count", [1, 150])

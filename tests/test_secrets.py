@@ -165,6 +165,11 @@ def test_an_empty_variable_hides_that_of_the_file(environment: Callable[..., Set
     assert (settings.smtp_login, settings.smtp_password) == (None, None)
 
 
+def test_variables_that_kubernetes_sets_for_smtp_are_named(environment: Callable[..., Settings]) -> None:
+    found = faults_of(environment, **COMPLETE, SMTP_PORT="tcp://10.0.0.1:25")
+    assert "enableServiceLinks: false" in found["SMTP_PORT"]
+
+
 @pytest.mark.parametrize("scheme", ["mongodb", "mongodb+srv"])
 @pytest.mark.parametrize(
     ("rest", "said"),

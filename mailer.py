@@ -12,7 +12,7 @@ from typing import Final
 
 from aiosmtplib import SMTPResponseException
 
-from mail.connection import Connection
+from mail.connection import Connection, drop
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.message import Letter, Letters, unsendable, unwanted
@@ -113,9 +113,8 @@ class Mailer:
         is_ambiguous = outcome is not None and outcome.verdict is Verdict.AMBIGUOUS  # a third copy has its time
         if failed and not is_ambiguous and not any(connection.messages for connection in (*failed, last)):
             self._feedback.refused_by_unproven(lease.mail, lease.began)
-        for connection, fault in failed.items():
-            if not fault.broken:
-                self.pool.keep(connection)
+        for connection in failed:
+            self.pool.keep(connection)
         if is_ambiguous:
             await self.pool.ask_whether_the_server_lives()
 
@@ -125,12 +124,9 @@ class Mailer:
             return await self._hand_in(connection, lease)
         except FAULTS as exc:
             return await self._fault(connection, exc)
-        except BaseException:
-            if connection.stage is Stage.CONNECT:  # the letter could not be written
+        finally:
+            if lease.then is None:
                 self.pool.keep(connection)
-            else:
-                self.pool.drop(connection)
-            raise
 
     async def _hand_in(self, connection: Connection, lease: Lease) -> Outcome | None:
         letter = self._ahead.pop(connection, None)
@@ -138,7 +134,6 @@ class Mailer:
             await connection.begin()
             letter = await self._letters.write(lease, connection)
             if letter is None:
-                self.pool.keep(connection)
                 return unwanted(lease)
             connection.prepare(letter.commands, letter.concern, together=time.monotonic() > self._one_by_one_until)
             await self._say(connection, letter)
@@ -152,16 +147,13 @@ class Mailer:
         await connection.say(data, Stage.DATA_COMMAND, 3)
 
     async def _fault(self, connection: Connection, exc: Exception) -> Outcome:
-        """Judge a fault of a conversation. After a refusal, the connection is kept."""
+        """Judge a fault of a conversation. Only after a refusal, the connection can still be used."""
         outcome = judge(exc, self._stage(connection, exc))
-        # After any other fault, the server's next reply may belong to an old command.
-        if not outcome.code or not outcome.tried or outcome.broken:
-            self.pool.drop(connection)
+        connection.refused = outcome.code > 0 and outcome.tried and not outcome.broken
+        if not connection.refused:
+            drop(connection.smtp)  # its next reply may belong to an old command
         elif outcome.worth_another_connection and not connection.messages:
-            await self.pool.close(connection)  # it may lead to a broken machine
-        else:
-            connection.refused = True
-            self.pool.keep(connection)
+            await connection.quit()  # it may lead to a broken machine
         return outcome
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
@@ -184,7 +176,6 @@ class Mailer:
             self._ahead[connection] = next_
         if not lease.held:
             self._give_back(connection)
-            self.pool.drop(connection)
             return None
         call_later = asyncio.get_running_loop().call_later
         timers = call_later(SOON, self._give_back, connection), call_later(LATE, self._replace, connection, lease)
@@ -192,23 +183,15 @@ class Mailer:
             await connection.hand_over(letter.message, next_.commands if next_ else ())
         except BaseException:
             if self._give_back(connection):
-                self.pool.drop(connection)  # as it may wait for a message
+                drop(connection.smtp)  # as the server may wait for a message
             raise
         finally:
             for timer in timers:
                 timer.cancel()
-        self._go_on(connection, lease)
-        return SENT
-
-    def _go_on(self, connection: Connection, lease: Lease) -> None:
-        """Keep a connection on which a message was accepted, unless the next e-mail goes over it."""
         self.pool.delivered(connection)
-        if next_ := self._ahead.get(connection):
-            lease.then, next_.lease.connection = next_.lease, connection
-        elif connection.protocol.expected:
-            self.pool.drop(connection)
-        else:
-            self.pool.keep(connection)
+        if follows := self._ahead.get(connection):
+            lease.then, follows.lease.connection = follows.lease, connection
+        return SENT
 
     async def _next_letter(self, connection: Connection) -> Letter | None:
         """Prepare the next e-mail, if one can follow at once over this connection."""
@@ -237,7 +220,7 @@ class Mailer:
             if not (connection.refused and connection.stage is Stage.RCPT):  # it is more than a refused recipient
                 self._pause_ahead()
             if not connection.refused:
-                self.pool.drop(connection)
+                drop(connection.smtp)
             return False
         return True
 

@@ -8,7 +8,6 @@ RFC 8058 (List-Unsubscribe), RFC 3834 (Auto-Submitted), MS-OXCMAIL (X-Auto-Respo
 """
 
 import logging
-import math
 import re
 from base64 import b64encode, encodebytes
 from binascii import b2a_qp
@@ -57,21 +56,17 @@ class Letter:
     message: bytes
 
 
-async def wanted(lease: Lease) -> None:
-    lease.known_until = math.inf
-
-
 class Letters:
-    """Makes letters. `look` finds out whether the user wants an e-mail."""
+    """Makes letters. `look` finds out whether the user wants an e-mail, if that is not known."""
 
-    def __init__(self, settings: Settings, look: Look = wanted) -> None:
+    def __init__(self, settings: Settings, look: Look | None = None) -> None:
         self.sender = Sender(settings)
         self.templates = Templates(settings)
         self._links = Links(settings)
         self._look = look
 
     async def is_wanted(self, lease: Lease) -> bool:
-        if not lease.known:
+        if self._look and not lease.known:
             await self._look(lease)
         return lease.held and lease.wanted and not lease.is_read
 

@@ -51,6 +51,7 @@ ALTERNATIVES: Final = (
 @dataclass(frozen=True, slots=True)
 class Letter:
     lease: Lease
+    connection: Connection
     commands: Sequence[bytes]  # before the message: MAIL, RCPT and DATA
     concern: Stage  # what a refused MAIL concerns: the sender, or the recipient
     message: bytes
@@ -108,7 +109,8 @@ class Letters:
             raise SMTPFault(Verdict.TRANSIENT, f"the message cannot be made: {type(exc).__name__}") from exc
         commands = (f"MAIL FROM:<{sender.envelope}>{option}".encode(), f"RCPT TO:<{to}>".encode(), b"DATA")
         # If only the recipient needs the option, a refused MAIL concerns this e-mail.
-        return Letter(lease, commands, Stage.RCPT if option and sender.is_ascii else Stage.MAIL, message)
+        concern = Stage.RCPT if option and sender.is_ascii else Stage.MAIL
+        return Letter(lease, connection, commands, concern, message)
 
 
 def unsendable(lease: Lease) -> Outcome | None:

@@ -25,7 +25,7 @@ SOON: Final = 1.0  # seconds after which the e-mail whose commands went with tha
 READY: Final = 0.02  # seconds that a message may wait for the next e-mail to get ready
 PIPELINING_PAUSE: Final = 600.0  # seconds without pipelining after commands sent together got the wrong replies
 
-SENT: Final = Outcome(verdict=Verdict.SENT, status="250", stage=Stage.DATA)
+SENT: Final = Outcome(Verdict.SENT, "250", stage=Stage.DATA)
 
 
 class Worker:
@@ -118,7 +118,7 @@ class Mailer:
             await self.pool.ask_whether_the_server_lives()
 
     async def _converse(self, connection: Connection, lease: Lease) -> Outcome | None:
-        """Hand an e-mail to the server over a connection, and keep that if it is sound. Raises what writing raises."""
+        """Hand an e-mail to the server, and keep the connection if it is sound. Raises what writing raises."""
         try:
             return await self._hand_in(connection, lease)
         except FAULTS as exc:
@@ -193,7 +193,6 @@ class Mailer:
         return SENT
 
     async def _next_letter(self, connection: Connection) -> Letter | None:
-        """Prepare the next e-mail, if one can follow at once over this connection."""
         if not (connection.together and connection.messages and self.pool.bears_another(connection)):
             return None
         if time.monotonic() < self._none_ahead_until or not (lease := self._worker.following()):

@@ -150,7 +150,6 @@ class Connection:
         _expect(kind, await self.protocol.next_reply(self.timeout))
 
     async def hand_over(self, message: bytes, ahead: Sequence[bytes]) -> None:
-        """Send the message, and with it the commands about the next one. Any 2xx accepts it."""
         self.protocol.send(*ahead, message=message)
         self.stage = Stage.DATA
         _expect(2, await self.protocol.next_reply(REPLY_TIMEOUT))

@@ -114,21 +114,19 @@ class Letters:
 
 
 def unsendable(lease: Lease) -> Outcome | None:
-    """Return the outcome of an e-mail that can go to no address."""
     email, to = lease.email, lease.mail.recipient
     if not to:
-        detail = "The user's document has no valid e-mail address."
-        return Outcome(verdict=Verdict.PERMANENT, status="no address", detail=detail)
+        return Outcome(Verdict.PERMANENT, "no address", "The user's document has no valid e-mail address.")
     if email.suppression and email.suppression.covers(to, email.at):
         detail = f"Suppressed: no e-mail is sent to this address ({email.suppression.code})."
-        return Outcome(verdict=Verdict.SUPPRESSED, status="no attempt", detail=detail)
+        return Outcome(Verdict.SUPPRESSED, "no attempt", detail)
     return None
 
 
 def unwanted(lease: Lease) -> Outcome | None:
     """Return the outcome of an e-mail that the user does not want; `None` if its lease has ended."""
     verdict, status = (Verdict.READ, "nothing to tell") if lease.wanted else (Verdict.MUTED, "opted out")
-    return Outcome(verdict=verdict, status=status) if lease.held else None
+    return Outcome(verdict, status) if lease.held else None
 
 
 def fields_of(email: OwedEmail, told: Sequence[JSONObject] = ()) -> JSONObject:

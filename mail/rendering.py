@@ -154,7 +154,6 @@ def _one_line(text: str) -> str:
 
 
 def _as_text(html: str) -> str:
-    """Return the text of an HTML part, with each link behind its words."""
     if not html:
         return ""
     from inscriptis import get_text  # noqa: PLC0415 - it takes much memory, and only some directories need it

@@ -187,11 +187,8 @@ class Settler:
 
     def _after(self, lease: Lease, outcome: Outcome) -> Next:
         email, age, now = lease.email, self.store.clock.seconds_since(lease.email.at), time.monotonic()
-        match outcome.verdict:
-            case Verdict.UNRENDERED:
-                return self._schedule.after_crash(email, outcome.detail)
-            case Verdict.HELD:
-                return self._schedule.hold(lease.mail, email, age, now)
+        if outcome.verdict is Verdict.HELD:
+            return self._schedule.hold(lease.mail, email, age, now)
         return self._schedule.after_refusal(lease.mail, email, outcome, age, now)
 
     def _bury(self, email: OwedEmail, outcome: Outcome, tries: int, error: str | None) -> Awaitable[bool]:

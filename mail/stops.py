@@ -220,20 +220,13 @@ class Schedule:
         over = self._is_lost(stop, age, now) if stop else long_enough
         if copies >= COPIES or (over and copies):
             return Next(given_up=probably(copies, outcome.detail))
-        if over:
+        if over or (outcome.verdict is Verdict.UNRENDERED and email.crashes + 1 >= CRASHES):
             return Next(given_up=f"Given up: {outcome.detail}")
         if outcome.verdict is Verdict.OVERSIZED and email.tries:
             return Next(given_up=outcome.detail)
         if stop:
             return Next(delay, email.waited, copies, f"{stop.group}")
         return Next(delay, email.waited + delay, copies)
-
-    def after_crash(self, email: OwedEmail, error: str) -> Next:
-        """Return what follows when the rendering of an e-mail has ended the process that renders."""
-        if email.crashes + 1 >= CRASHES:
-            return Next(given_up=f"Given up: {error}")
-        delay = self.delay(email.waited)
-        return Next(delay, email.waited + delay, email.copies)
 
     def _is_lost(self, stop: Stop, age: float, now: float) -> bool:
         """Return whether an e-mail's domain has refused everything for as long as any e-mail is tried."""

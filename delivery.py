@@ -39,7 +39,7 @@ PROBE_POLL: Final = 0.25  # seconds between two looks for a probe
 STOP_GRACE: Final = 2.5  # seconds that conversations are given to end when the process stops
 SETTLE_GRACE: Final = 1.0  # seconds that the e-mails are then given to be settled
 AGAIN: Final = frozenset({Verdict.TOO_FAST, Verdict.CONNECTION})  # sent as soon as pace or connections allow it
-STOPPED: Final = Outcome(verdict=Verdict.CONNECTION, status="stopped", detail="The service was stopped.")
+STOPPED: Final = Outcome(Verdict.CONNECTION, "stopped", "The service was stopped.")
 
 
 class Delivery(Worker):
@@ -103,7 +103,6 @@ class Delivery(Worker):
         task.add_done_callback(tasks.discard)
 
     async def _work(self) -> None:
-        """Send one e-mail after another, until stopped or replaced."""
         lease = await self._next()
         while lease:
             started = time.time_ns()
@@ -161,14 +160,13 @@ class Delivery(Worker):
         try:
             return await self._mailer.send(lease)
         except RenderingEnded as exc:
-            return Outcome(verdict=Verdict.UNRENDERED, status=f"{exc}", detail=f"{exc}")
+            return Outcome(Verdict.UNRENDERED, f"{exc}", f"{exc}")
         except asyncio.CancelledError:  # a stop of ours, which counts no copy
             return STOPPED
         except Exception:
             # A fault of ours must neither lose the e-mail nor send it for ever.
             log.exception("e-mail %s: unexpected error", lease.email.id)
-            detail = "The service failed to send it."
-            return Outcome(verdict=Verdict.TRANSIENT, status="internal error", detail=detail, stage=Stage.DATA)
+            return Outcome(Verdict.TRANSIENT, "internal error", "The service failed to send it.", Stage.DATA)
 
     def _settle(self, lease: Lease, outcome: Outcome | None) -> None:
         if outcome is None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from aiosmtplib import SMTPResponseException
 
-from mail.connection import Connection
+from mail.connection import Connection, drop
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.message import Letter, Letters, unsendable, unwanted
@@ -25,7 +25,7 @@ SOON: Final = 1.0  # seconds after which the e-mail whose commands went with tha
 READY: Final = 0.02  # seconds that a message may wait for the next e-mail to get ready
 PIPELINING_PAUSE: Final = 600.0  # seconds without pipelining after commands sent together got the wrong replies
 
-SENT: Final = Outcome(verdict=Verdict.SENT, status="250", stage=Stage.DATA)
+SENT: Final = Outcome(Verdict.SENT, "250", stage=Stage.DATA)
 
 
 class Worker:
@@ -56,7 +56,7 @@ class Mailer:
         self._letters = letters
         self._worker = worker
         self.pool = Pool(settings, feedback)
-        self._ahead: dict[Connection, Letter] = {}  # those whose commands were sent ahead
+        self._ahead: dict[Lease, Letter] = {}  # those whose commands were sent ahead
         self._none_ahead_until = -math.inf
         self._one_by_one_until = -math.inf
 
@@ -65,7 +65,7 @@ class Mailer:
 
         If it has a `then`, that e-mail is begun, and must be sent next. Raises only what `Letters.content` raises.
         """
-        if lease.email.ids and not lease.connection and not await self._letters.is_wanted(lease):
+        if lease.email.ids and lease not in self._ahead and not await self._letters.is_wanted(lease):
             return unwanted(lease)  # what was read makes no dead letter
         if outcome := unsendable(lease):
             return outcome
@@ -78,8 +78,7 @@ class Mailer:
         """Send over one connection, and at once over another if that one may be at fault. Raises `FAULTS`."""
         failed: dict[Connection, Outcome] = {}
         outcome: Outcome | None = None
-        connection = lease.connection or await self.pool.take()
-        lease.connection = None
+        connection = self._ahead[lease].connection if lease in self._ahead else await self.pool.take()
         try:
             while True:
                 proven = connection.messages > 0
@@ -113,55 +112,47 @@ class Mailer:
         is_ambiguous = outcome is not None and outcome.verdict is Verdict.AMBIGUOUS  # a third copy has its time
         if failed and not is_ambiguous and not any(connection.messages for connection in (*failed, last)):
             self._feedback.refused_by_unproven(lease.mail, lease.began)
-        for connection, fault in failed.items():
-            if not fault.broken:
-                self.pool.keep(connection)
+        for connection in failed:
+            self.pool.keep(connection)
         if is_ambiguous:
             await self.pool.ask_whether_the_server_lives()
 
     async def _converse(self, connection: Connection, lease: Lease) -> Outcome | None:
-        """Hand an e-mail to the server over a connection, and keep that if it is sound. Raises what writing raises."""
+        """Hand an e-mail to the server, and keep the connection if it is sound. Raises what writing raises."""
         try:
             return await self._hand_in(connection, lease)
         except FAULTS as exc:
             return await self._fault(connection, exc)
-        except BaseException:
-            if connection.stage is Stage.CONNECT:  # the letter could not be written
+        finally:
+            if lease.then is None:
                 self.pool.keep(connection)
-            else:
-                self.pool.drop(connection)
-            raise
 
     async def _hand_in(self, connection: Connection, lease: Lease) -> Outcome | None:
-        letter = self._ahead.pop(connection, None)
-        if letter is None or not await self._has_accepted(connection, letter):
+        letter = self._ahead.pop(lease, None)
+        if letter is None or not await self._has_accepted(letter):
             await connection.begin()
             letter = await self._letters.write(lease, connection)
             if letter is None:
-                self.pool.keep(connection)
                 return unwanted(lease)
             connection.prepare(letter.commands, letter.concern, together=time.monotonic() > self._one_by_one_until)
-            await self._say(connection, letter)
-        return await self._hand_over(connection, letter)
+            await self._say(letter)
+        return await self._hand_over(letter)
 
-    async def _say(self, connection: Connection, letter: Letter) -> None:
-        mail, rcpt, data = letter.commands
+    async def _say(self, letter: Letter) -> None:
+        connection, (mail, rcpt, data) = letter.connection, letter.commands
         await connection.say(mail, letter.concern, 2)
         self._feedback.reached()
         await connection.say(rcpt, Stage.RCPT, 2)
         await connection.say(data, Stage.DATA_COMMAND, 3)
 
     async def _fault(self, connection: Connection, exc: Exception) -> Outcome:
-        """Judge a fault of a conversation. After a refusal, the connection is kept."""
+        """Judge a fault of a conversation. Only after a refusal, the connection can still be used."""
         outcome = judge(exc, self._stage(connection, exc))
-        # After any other fault, the server's next reply may belong to an old command.
-        if not outcome.code or not outcome.tried or outcome.broken:
-            self.pool.drop(connection)
+        connection.refused = outcome.code > 0 and outcome.tried and not outcome.broken
+        if not connection.refused:
+            drop(connection.smtp)  # its next reply may belong to an old command
         elif outcome.worth_another_connection and not connection.messages:
-            await self.pool.close(connection)  # it may lead to a broken machine
-        else:
-            connection.refused = True
-            self.pool.keep(connection)
+            await connection.quit()  # it may lead to a broken machine
         return outcome
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
@@ -177,41 +168,31 @@ class Mailer:
             self._one_by_one_until = time.monotonic() + PIPELINING_PAUSE
         return Stage.RCPT if kind is None and stage is Stage.MAIL else stage
 
-    async def _hand_over(self, connection: Connection, letter: Letter) -> Outcome | None:
+    async def _hand_over(self, letter: Letter) -> Outcome | None:
         """Send the message, and with it the commands about the next one, if it is ready; `None` if the lease ended."""
-        lease, next_ = letter.lease, await self._next_letter(connection)
+        lease, connection, next_ = letter.lease, letter.connection, await self._next_letter(letter.connection)
         if next_:
-            self._ahead[connection] = next_
+            self._ahead[next_.lease] = next_
         if not lease.held:
-            self._give_back(connection)
-            self.pool.drop(connection)
+            self._give_back(next_)
             return None
         call_later = asyncio.get_running_loop().call_later
-        timers = call_later(SOON, self._give_back, connection), call_later(LATE, self._replace, connection, lease)
+        timers = call_later(SOON, self._give_back, next_), call_later(LATE, self._replace, letter, next_)
         try:
             await connection.hand_over(letter.message, next_.commands if next_ else ())
         except BaseException:
-            if self._give_back(connection):
-                self.pool.drop(connection)  # as it may wait for a message
+            if self._give_back(next_):
+                drop(connection.smtp)  # as the server may wait for a message
             raise
         finally:
             for timer in timers:
                 timer.cancel()
-        self._go_on(connection, lease)
+        self.pool.delivered(connection)
+        if next_ and next_.lease in self._ahead:
+            lease.then = next_.lease
         return SENT
 
-    def _go_on(self, connection: Connection, lease: Lease) -> None:
-        """Keep a connection on which a message was accepted, unless the next e-mail goes over it."""
-        self.pool.delivered(connection)
-        if next_ := self._ahead.get(connection):
-            lease.then, next_.lease.connection = next_.lease, connection
-        elif connection.protocol.expected:
-            self.pool.drop(connection)
-        else:
-            self.pool.keep(connection)
-
     async def _next_letter(self, connection: Connection) -> Letter | None:
-        """Prepare the next e-mail, if one can follow at once over this connection."""
         if not (connection.together and connection.messages and self.pool.bears_another(connection)):
             return None
         if time.monotonic() < self._none_ahead_until or not (lease := self._worker.following()):
@@ -227,32 +208,34 @@ class Mailer:
                 self._worker.give_back(lease)
         return letter
 
-    async def _has_accepted(self, connection: Connection, letter: Letter) -> bool:
+    async def _has_accepted(self, letter: Letter) -> bool:
         """Return whether the server has accepted the commands sent ahead. No other answer to them counts."""
+        connection = letter.connection
         try:
             async with asyncio.timeout(SOON):
-                await self._say(connection, letter)
+                await self._say(letter)
         except FAULTS as exc:
             connection.refused = isinstance(exc, SMTPResponseException) and exc.code // 100 in {4, 5}
             if not (connection.refused and connection.stage is Stage.RCPT):  # it is more than a refused recipient
                 self._pause_ahead()
             if not connection.refused:
-                self.pool.drop(connection)
+                drop(connection.smtp)
             return False
         return True
 
-    def _give_back(self, connection: Connection) -> bool:
-        """Let the next e-mail be sent over another connection; return whether its commands were sent ahead."""
-        if letter := self._ahead.pop(connection, None):
-            self._pause_ahead()
-            self._worker.give_back(letter.lease)
-        return letter is not None
+    def _give_back(self, letter: Letter | None) -> bool:
+        """Let a letter that was to follow be sent over another connection; return whether it was still to follow."""
+        if letter is None or not self._ahead.pop(letter.lease, None):
+            return False
+        self._pause_ahead()
+        self._worker.give_back(letter.lease)
+        return True
 
     def _pause_ahead(self, seconds: float = PIPELINING_PAUSE) -> None:
         self._none_ahead_until = max(self._none_ahead_until, time.monotonic() + seconds)
 
-    def _replace(self, connection: Connection, lease: Lease) -> None:
-        self._give_back(connection)
-        self._worker.late(lease)
-        if lease.replaced:
-            self.pool.leave(connection)
+    def _replace(self, letter: Letter, next_: Letter | None) -> None:
+        self._give_back(next_)
+        self._worker.late(letter.lease)
+        if letter.lease.replaced:
+            self.pool.leave(letter.connection)

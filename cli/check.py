@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import jwt
-from aiosmtplib import SMTPException, SMTPResponseException
+from aiosmtplib import SMTPResponseException
 from bson import ObjectId
 
 from cli.command import counted, fail, say
@@ -25,6 +25,7 @@ from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.login import Token
 from mail.message import Letters
+from mail.pool import FAULTS
 from mail.replies import SMTPFault, Verdict
 from mail.templates import Content
 from mailer import Mailer, Worker
@@ -228,7 +229,7 @@ async def _deliver(settings: Settings, to: str | None, said: dict[str, str]) -> 
         connection = await opener.open()
         said["smtp_tls"] = _about_certificate(connection, settings)
         await connection.quit()
-    except (SMTPException, SMTPFault, OSError, ValueError) as exc:
+    except FAULTS as exc:
         return _failure(exc, opener.last.step, settings)
     finally:
         await opener.close()

@@ -98,7 +98,7 @@ class Protocol(SMTPProtocol):
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """Methods raise `SMTPResponseException` for a reply that refuses, and aiosmtplib's other errors."""
+    """Carries one message after another. Methods raise aiosmtplib's errors; for a refusal, `SMTPResponseException`."""
 
     smtp: SMTP
     protocol: Protocol
@@ -112,10 +112,16 @@ class Connection:
     refused: bool = False  # whether the last message was refused, so that its transaction must be left first
 
     def usable(self, messages: int) -> bool:
-        """Return whether the server can be expected to still listen, and to bear fewer than so many messages."""
+        """Return whether the server can be expected to still listen, and to bear another of so many messages."""
         now = time.monotonic()
         is_young = now - self.opened < CONNECTION_AGE and now - self.used < CONNECTION_IDLE
         return is_young and self.messages < messages and self.smtp.is_connected
+
+    @property
+    def sound(self) -> bool:
+        """Whether another conversation can begin: none is under way, or the last message was refused."""
+        is_over = self.stage is Stage.CONNECT and not self.protocol.expected
+        return self.smtp.is_connected and (self.refused or is_over)
 
     async def begin(self) -> None:
         """If the last message was refused, leave its transaction by RSET."""
@@ -144,11 +150,10 @@ class Connection:
         _expect(kind, await self.protocol.next_reply(self.timeout))
 
     async def hand_over(self, message: bytes, ahead: Sequence[bytes]) -> None:
-        """Send the message, and with it the commands about the next one. Any 2xx accepts it."""
         self.protocol.send(*ahead, message=message)
         self.stage = Stage.DATA
         _expect(2, await self.protocol.next_reply(REPLY_TIMEOUT))
-        self.messages, self.used = self.messages + 1, time.monotonic()
+        self.stage, self.messages, self.used = Stage.CONNECT, self.messages + 1, time.monotonic()
 
     async def quit(self) -> None:
         with contextlib.suppress(SMTPException):

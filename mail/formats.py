@@ -77,7 +77,6 @@ def _amount(value: Any, *, of_text: bool) -> Decimal | None:
 
 
 def _moment(value: Any, form: str, zone: str | None, locale: Locale) -> str | None:
-    """Return a day or a moment as it is written, or `None` if the value is neither."""
     with suppress(TypeError, ValueError, OverflowError, OSError):
         if isinstance(value, str) and DAY.fullmatch(value):  # which is the same in every time zone
             return dates.format_date(date.fromisoformat(value), "medium", locale)

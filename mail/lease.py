@@ -13,7 +13,6 @@ from itertools import chain, islice
 from typing import Final
 
 from config.checks import parse_address
-from mail.connection import Connection
 from mail.stops import Mail
 from mongo.document import JSONObject
 from mongo.errors import StoreError, Unavailable
@@ -49,7 +48,6 @@ class Lease:
     replaced: bool = False  # another worker goes on meanwhile, as the reply to the message does not come soon
     began: float = 0.0  # when the e-mail was taken in order to be sent
     then: Lease | None = None  # the e-mail whose commands went with the message, once that was accepted
-    connection: Connection | None = None  # over which the commands of this e-mail went with another message
     mail: Mail = field(init=False)  # the e-mail as evidence
 
     def __post_init__(self) -> None:

@@ -179,7 +179,7 @@ class Tokens:
         return Token(value, ends - min(SOON, lifetime / 2), ends, f"{answer.get('scope') or ''}")
 
     async def _post(self) -> tuple[int, Mapping[str, Any]]:
-        """Ask the token server; return the status and the object of its answer, empty if it has none."""
+        """Return the status, and the object of the answer, empty if it has none."""
         settings = self._settings
         form = {
             "grant_type": self.grant,
@@ -207,7 +207,7 @@ class Tokens:
         return response.status, {}
 
     def _fault(self, status: int, answer: Mapping[str, Any]) -> SMTPFault:
-        """Return what an answer without a token means. The server's own words may hold names, so they are left out."""
+        """Say why there is no token. The server's own words may hold names, so they are left out."""
         error, numbers = f"{answer.get('error', '')}"[:64], answer.get("error_codes")
         if status == 429 or status >= 500:
             return SMTPFault(Verdict.CONNECTION, f"the token server gives no tokens now ({status})")

@@ -8,7 +8,6 @@ RFC 8058 (List-Unsubscribe), RFC 3834 (Auto-Submitted), MS-OXCMAIL (X-Auto-Respo
 """
 
 import logging
-import math
 import re
 from base64 import b64encode, encodebytes
 from binascii import b2a_qp
@@ -52,26 +51,23 @@ ALTERNATIVES: Final = (
 @dataclass(frozen=True, slots=True)
 class Letter:
     lease: Lease
+    connection: Connection
     commands: Sequence[bytes]  # before the message: MAIL, RCPT and DATA
     concern: Stage  # what a refused MAIL concerns: the sender, or the recipient
     message: bytes
 
 
-async def wanted(lease: Lease) -> None:
-    lease.known_until = math.inf
-
-
 class Letters:
-    """Makes letters. `look` finds out whether the user wants an e-mail."""
+    """Makes letters. `look` finds out whether the user wants an e-mail, if that is not known."""
 
-    def __init__(self, settings: Settings, look: Look = wanted) -> None:
+    def __init__(self, settings: Settings, look: Look | None = None) -> None:
         self.sender = Sender(settings)
         self.templates = Templates(settings)
         self._links = Links(settings)
         self._look = look
 
     async def is_wanted(self, lease: Lease) -> bool:
-        if not lease.known:
+        if self._look and not lease.known:
             await self._look(lease)
         return lease.held and lease.wanted and not lease.is_read
 
@@ -113,25 +109,24 @@ class Letters:
             raise SMTPFault(Verdict.TRANSIENT, f"the message cannot be made: {type(exc).__name__}") from exc
         commands = (f"MAIL FROM:<{sender.envelope}>{option}".encode(), f"RCPT TO:<{to}>".encode(), b"DATA")
         # If only the recipient needs the option, a refused MAIL concerns this e-mail.
-        return Letter(lease, commands, Stage.RCPT if option and sender.is_ascii else Stage.MAIL, message)
+        concern = Stage.RCPT if option and sender.is_ascii else Stage.MAIL
+        return Letter(lease, connection, commands, concern, message)
 
 
 def unsendable(lease: Lease) -> Outcome | None:
-    """Return the outcome of an e-mail that can go to no address."""
     email, to = lease.email, lease.mail.recipient
     if not to:
-        detail = "The user's document has no valid e-mail address."
-        return Outcome(verdict=Verdict.PERMANENT, status="no address", detail=detail)
+        return Outcome(Verdict.PERMANENT, "no address", "The user's document has no valid e-mail address.")
     if email.suppression and email.suppression.covers(to, email.at):
         detail = f"Suppressed: no e-mail is sent to this address ({email.suppression.code})."
-        return Outcome(verdict=Verdict.SUPPRESSED, status="no attempt", detail=detail)
+        return Outcome(Verdict.SUPPRESSED, "no attempt", detail)
     return None
 
 
 def unwanted(lease: Lease) -> Outcome | None:
     """Return the outcome of an e-mail that the user does not want; `None` if its lease has ended."""
     verdict, status = (Verdict.READ, "nothing to tell") if lease.wanted else (Verdict.MUTED, "opted out")
-    return Outcome(verdict=verdict, status=status) if lease.held else None
+    return Outcome(verdict, status) if lease.held else None
 
 
 def fields_of(email: OwedEmail, told: Sequence[JSONObject] = ()) -> JSONObject:

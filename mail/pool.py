@@ -41,7 +41,7 @@ class Pool:
         opening = None
         while not (kept := self._take_if(lambda _: True)):
             if self._kept:  # which are worn out, and hold the places of new ones
-                await self.close(*self._kept)
+                await self._close(*self._kept)
                 continue
             if opening and opening.done():
                 opening.result()  # raises; or somebody else took it
@@ -142,9 +142,9 @@ class Pool:
         return connection in self._open and connection.usable(self._limits.messages - 1)
 
     def keep(self, connection: Connection) -> None:
-        """Keep a connection for the next e-mail, unless another has taken its place."""
-        if connection not in self._open:
-            self.drop(connection)
+        """Keep a connection for the next e-mail if it is sound, and no other has taken its place; else close it."""
+        if connection not in self._open or not connection.sound:
+            self._drop(connection)
             return
         connection.used = time.monotonic()
         self._aside.discard(connection)
@@ -154,7 +154,7 @@ class Pool:
     def blame(self, connection: Connection) -> None:
         """Close a connection that has refused a message which another took at once. The sender need not wait."""
         self._feedback.blame(connection.messages, self._proven)
-        self._run(self.close(connection))
+        self._run(self._close(connection))
 
     def leave(self, connection: Connection) -> None:
         """Let another connection take the place of one that waits for a late reply."""
@@ -163,17 +163,17 @@ class Pool:
         self._changed.set()
         self._feedback.disconnected(len(self._open))
 
-    def drop(self, connection: Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         drop(connection.smtp)
         self.leave(connection)
 
-    async def close(self, *connections: Connection) -> None:
+    async def _close(self, *connections: Connection) -> None:
         self._kept = [connection for connection in self._kept if connection not in connections]
         try:
             await asyncio.gather(*(connection.quit() for connection in connections))
         finally:
             for connection in connections:
-                self.drop(connection)
+                self._drop(connection)
 
     async def close_idle(self) -> None:
         """Close the kept connections that will not be used again, or that other processes may need, for ever."""
@@ -183,10 +183,10 @@ class Pool:
             spare, idle_since = self._limits.spare(len(kept)), time.monotonic() - SPARE_IDLE
             idle = {connection for connection in kept[:spare] if connection.used < idle_since}
             worn_out = {connection for connection in kept if not connection.usable(self._limits.messages)}
-            await self.close(*(idle | worn_out))
+            await self._close(*(idle | worn_out))
 
     async def close_all(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await self.close(*self._kept)
+        await self._close(*self._kept)
         await self._opener.close()

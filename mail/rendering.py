@@ -42,14 +42,10 @@ CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and newli
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Shows a template the fields and items of a value, but not its Python attributes.
-
-    So `data.items` is a client's field or nothing, and never the method of a dict.
-    """
+    """Shows a template the fields and items of a value, but not its Python attributes, such as a dict's `items`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return a field, or an attribute of an object that Jinja itself made, such as `loop.index`."""
-        if type(obj).__module__.partition(".")[0] == "jinja2":
+        if type(obj).__module__.partition(".")[0] == "jinja2":  # such as `loop`
             return super().getattr(obj, attribute)
         return self.getitem(obj, attribute)
 
@@ -105,6 +101,7 @@ class Rendering:
         return [_one_line(subject), text or _as_text(html), html]
 
     def _part(self, key: str, part: str, variables: Mapping[str, Any]) -> str:
+        """Render the template of the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language."""
         names = [*(f"{key}.{tag}.{part}" for tag in forms_of(self._language)), f"{key}.{part}"]
         name = next((self._names[name] for name in names if name in self._names), None)
         return self._rendered(name, variables) if name else ""
@@ -118,7 +115,7 @@ class Rendering:
         return CONTROLS.sub(" ", re.sub("\r\n?", "\n", text)).strip()
 
     def _faults(self, name: str) -> Iterator[str]:
-        """Yield what is wrong with a template, and render it once, so that one that never ends stops the start."""
+        """Yield what is wrong with a template, and render it once: one that never ends must stop the start."""
         try:
             tree = self._environment.parse(self._sources[name], name, name)
             self._environment.get_template(name)
@@ -157,7 +154,6 @@ def _one_line(text: str) -> str:
 
 
 def _as_text(html: str) -> str:
-    """Return the text of an HTML part, with each link behind its words."""
     if not html:
         return ""
     from inscriptis import get_text  # noqa: PLC0415 - it takes much memory, and only some directories need it

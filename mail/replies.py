@@ -126,7 +126,7 @@ def bounce_code(verdict: Verdict, reply: str) -> str | None:
     return enhanced if enhanced in BOUNCES else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of an attempt to send an e-mail. `status` is for logs and has no address; `detail` may have one.
 

@@ -75,17 +75,17 @@ class Settler:
     def without_attempt(self, email: OwedEmail, now: float) -> Outcome | None:
         """Return what becomes of an e-mail that must not be sent now; `None` if it may be."""
         if email.dead:  # its worker died before it was buried
-            return Outcome(verdict=Verdict.PERMANENT, status="dead", detail=email.error or "")
+            return Outcome(Verdict.PERMANENT, "dead", email.error or "")
         if reason := self._schedule.too_old(email, self.store.clock.seconds_since(email.at)):
-            return Outcome(verdict=Verdict.PERMANENT, status="14 days old", detail=reason)
+            return Outcome(Verdict.PERMANENT, "14 days old", reason)
         if email.copies >= COPIES - 1 and not self._has_witness(email, now):
             status = "nobody else's e-mail was accepted yet"
-            return Outcome(verdict=Verdict.HELD, status=status, detail=email.error or "")
+            return Outcome(Verdict.HELD, status, email.error or "")
         return None
 
     def hold(self, stop: Stop) -> Outcome:
         status = f"{stop.group.name} stopped: {stop.reply}"
-        return Outcome(verdict=Verdict.HELD, status=status, detail=status)
+        return Outcome(Verdict.HELD, status, status)
 
     @property
     def has_room(self) -> bool:

@@ -82,9 +82,7 @@ class Templates:
         if faults:
             raise TemplatesError("\n".join(faults))
 
-    async def render(
-        self, fields: Mapping[str, Any], language: str | None = None, unsubscribe_url: str | None = None
-    ) -> Content:
+    async def render(self, fields: Mapping[str, Any], language: str | None = None, link: str | None = None) -> Content:
         """Return the e-mail about a notification with these fields. Those that are missing render as nothing.
 
         `content_of` replaces a part that has no template or renders as nothing. Raises `RenderError`, `RenderingEnded`,
@@ -92,12 +90,12 @@ class Templates:
         """
         key: str = fields["key"]
         if key not in self._keys:
-            return content_of(fields, unsubscribe_url)
-        question = {"fields": fields, "language": language, "unsubscribe_url": unsubscribe_url}
+            return content_of(fields, link)
+        question = {"fields": fields, "language": language, "unsubscribe_url": link}
         answer: Mapping[str, Sequence[str]] = await self._ask(question)
         if "failed" in answer:
             raise RenderError(*answer["failed"])
-        return content_of(fields, unsubscribe_url, answer["parts"])
+        return content_of(fields, link, answer["parts"])
 
     async def aclose(self) -> None:
         if process := self._process:
@@ -174,12 +172,12 @@ class Templates:
         return await process.wait()
 
 
-def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
+def content_of(fields: Mapping[str, Any], link: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
     """Return what an e-mail says. The key replaces an absent subject or text, with the count if there are several."""
     subject, text, html = parts
     count = fields.get("count", 1)
     plain = f"{fields['key']} ({count})" if count > 1 else f"{fields['key']}"
-    return Content(subject or plain, text or plain, html or None, unsubscribe_url)
+    return Content(subject or plain, text or plain, html or None, link)
 
 
 def _read(folder: Path, kinds: Iterable[str]) -> dict[str, str]:

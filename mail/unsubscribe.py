@@ -35,10 +35,7 @@ class Links:
         self._ciphers = [_cipher(secret) for secret in settings.link_secrets] if self._url else []
 
     def url(self, user_id: str, kind: str) -> str | None:
-        """Return the link of an e-mail, or `None` if `PUBLIC_URL` is not set or the kind is required.
-
-        A kind that has left the file is not required.
-        """
+        """Return the link; `None` without `PUBLIC_URL`, or if the kind is required. One not in the file is not."""
         known = self._kinds.get(kind)
         if not self._ciphers or (known and known.required):
             return None

@@ -17,7 +17,7 @@ import pytest
 from kinds import SPECIFIED
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.message import Letters, Look, wanted
+from mail.message import Letters, Look
 from mail.replies import Outcome, Verdict
 from mail.templates import Content
 from mailer import SENT, Mailer, Worker
@@ -146,7 +146,7 @@ def plain(settings: Settings) -> Settings:
     return replace(settings, smtp_security=Security.NONE, smtp_login=None, smtp_password=None, smtp_command_timeout=0.5)
 
 
-def mailer_of(settings: Settings, port: int, queue: Queue, look: Look = wanted) -> Mailer:
+def mailer_of(settings: Settings, port: int, queue: Queue, look: Look | None = None) -> Mailer:
     changed = replace(settings, smtp_port=port)
     return Mailer(changed, Feedback(changed), Dotted(changed, look), queue)
 

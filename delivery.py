@@ -39,9 +39,7 @@ PROBE_POLL: Final = 0.25  # seconds between two looks for a probe
 STOP_GRACE: Final = 2.5  # seconds that conversations are given to end when the process stops
 SETTLE_GRACE: Final = 1.0  # seconds that the e-mails are then given to be settled
 AGAIN: Final = frozenset({Verdict.TOO_FAST, Verdict.CONNECTION})  # sent as soon as pace or connections allow it
-STOPPED: Final = Outcome(
-    verdict=Verdict.CONNECTION, status="stopped", detail="The service was stopped.", stage=Stage.CONNECT
-)
+STOPPED: Final = Outcome(verdict=Verdict.CONNECTION, status="stopped", detail="The service was stopped.")
 
 
 class Delivery(Worker):
@@ -66,22 +64,21 @@ class Delivery(Worker):
         self._looks = Looks(store.outbox, self._window)
         self._letters = Letters(settings, self._looks)
         self._mailer = Mailer(settings, self._feedback, self._letters, self)
-        self._replaced = 0
+        self._pool = self._mailer.pool
         self._stopped = False
         self._lifts: dict[Group, float | None] = {}  # whose e-mails are to fall due, and since when they were tried
         self._workers: set[asyncio.Task[None]] = set()
         self._helpers: set[asyncio.Task[None]] = set()
-        pool, pace = self._mailer.pool, self._feedback.pace
-        metrics.watch(metrics.connections, lambda: pool.connections)
-        metrics.watch(metrics.breaker, lambda: self._evidence.line(time.monotonic()) is not None)
+        limits, pace = self._feedback.limits, self._feedback.pace
+        metrics.watch(metrics.connections, lambda: limits.open + limits.opening)
+        metrics.watch(metrics.breaker, lambda: self._evidence.line is not None)
         metrics.watch(metrics.pace, lambda: 0 if pace.rate == math.inf else pace.rate)
         metrics.watch_stops(lambda: self._evidence.shown(time.monotonic()))
 
     async def __aenter__(self) -> Self:
         for run in (self._claimer.run(), *(self._work() for _ in range(self._limit))):
             self._run(run, self._workers)
-        helpers = self._looks.run(), self._leases.keep(), self._mailer.pool.close_idle(), alarm(self._evidence.stops)
-        for run in helpers:
+        for run in (self._looks.run(), self._leases.keep(), self._pool.close_idle(), alarm(self._evidence.stops)):
             self._run(run, self._helpers)
         return self
 
@@ -89,16 +86,15 @@ class Delivery(Worker):
         self._stopped = True
         self._wake_workers()
         self._claimer.stop()
-        if tasks := set(self._workers):
-            await asyncio.wait(tasks, timeout=STOP_GRACE)
-        for task in tasks:
+        _ended, late = await asyncio.wait(self._workers, timeout=STOP_GRACE)
+        for task in late:
             task.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_GRACE):
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*late, return_exceptions=True)
                 await self._settler.finish()
         await end(*self._helpers)
-        await self._mailer.pool.close_all()
+        await self._pool.close_all()
         await self._letters.templates.aclose()
 
     def _run(self, run: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
@@ -116,12 +112,10 @@ class Delivery(Worker):
                 self._record(lease.email, outcome, started)
             self._settle(lease, outcome)
             if lease.replaced:
-                self._replaced -= 1
                 return
             lease = lease.then or await self._next()
 
     async def _next(self) -> Lease | None:
-        """Wait for the next e-mail that may be sent; `None` when this process stops."""
         while not self._stopped:
             wait = self._wait()
             lease = self._take() if wait == 0 else None
@@ -137,12 +131,12 @@ class Delivery(Worker):
         """Return the seconds until an e-mail may be sent; `None` while that depends on something else than time."""
         if not (self._window and self._settler.has_room):
             return None
-        room, now = self._mailer.pool.wait(), time.monotonic()
+        room, now = self._pool.wait(), time.monotonic()
         return None if room is None else max(room, self._feedback.wait(now))
 
     def _take(self) -> Lease | None:
         """Take the next e-mail from the window; while the line has stopped, the best one for a probe, if any."""
-        if self._evidence.line(time.monotonic()):
+        if self._evidence.line:
             return self._window.take_best(lambda lease: self._evidence.suitability(lease.mail, time.monotonic()))
         lease = self._window.take()
         if self._window.low:
@@ -167,28 +161,26 @@ class Delivery(Worker):
         try:
             return await self._mailer.send(lease)
         except RenderingEnded as exc:
-            return Outcome(verdict=Verdict.UNRENDERED, status=f"{exc}", detail=f"{exc}", stage=Stage.CONNECT)
+            return Outcome(verdict=Verdict.UNRENDERED, status=f"{exc}", detail=f"{exc}")
         except asyncio.CancelledError:  # a stop of ours, which counts no copy
             return STOPPED
         except Exception:
             # A fault of ours must neither lose the e-mail nor send it for ever.
             log.exception("e-mail %s: unexpected error", lease.email.id)
-            return Outcome(verdict=Verdict.TRANSIENT, status="internal error", detail="The service failed to send it.")
+            detail = "The service failed to send it."
+            return Outcome(verdict=Verdict.TRANSIENT, status="internal error", detail=detail, stage=Stage.DATA)
 
     def _settle(self, lease: Lease, outcome: Outcome | None) -> None:
         if outcome is None:
             self._leases.discard(lease)
-        elif outcome.verdict in AGAIN and lease.held and not (self._stopped or self._evidence.line(time.monotonic())):
+        elif outcome.verdict in AGAIN and lease.held and not (self._stopped or self._evidence.line):
             self._claimer.put(lease, self._feedback.pace.place(lease.mail))
         else:
             self._settler.put(lease, outcome)
 
-    # --- what the mailer asks for ------------------------------------------------------------------
-
     def late(self, lease: Lease) -> None:
-        """Let another worker go on while one only waits for a late reply, unless as many wait as there are workers."""
-        if self._replaced < self._limit and not self._stopped:
-            self._replaced += 1
+        """Let another worker go on meanwhile, unless as many wait as there are workers."""
+        if len(self._workers) <= 2 * self._limit and not self._stopped:  # the claimer is one of these tasks
             lease.replaced = True
             self._run(self._work(), self._workers)
         self._feedback.abandon(lease.mail)
@@ -213,13 +205,11 @@ class Delivery(Worker):
         self._news.clear()
 
     def _changed(self) -> None:
-        """Let workers and claimer see what may be sent now."""
         if self._evidence.stops:
             self._owed.set()
         self._wake_workers()
 
     def _lift(self, group: Group, since: float | None) -> None:
-        """Let the e-mails go on that waited for a stop which is over."""
         if not self._lifts:
             self._run(self._lift_all(), self._helpers)
         earlier = self._lifts.get(group)

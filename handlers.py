@@ -8,14 +8,14 @@ from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from api import bodies, openapi, pages, unsubscribe
 from api.auth import GATE, Caller, Gate, Route, identify
 from api.bodies import IN_FLIGHT, json_bytes, load_both, read_object, single_values
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
-from api.streams import HEADERS as EVENT_STREAM
-from api.streams import HUB, Stopping
+from api.streams import EVENT_STREAM, HUB, Stopping
 from config.ids import named
 from kinds import describe_kinds
 from mongo.backlog import owed
@@ -24,14 +24,13 @@ from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
 from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
-from ops.metrics import CONTENT_TYPE, METRICS, Metrics
+from ops.metrics import METRICS, Metrics
 from schemas import Schemas
 from settings import Scope, Settings
 from store import Store
 
 STORE: Final = web.AppKey("STORE", Store)
-EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
-"""Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
+EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)  # set so that the delivery need not wait for its next poll
 SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
@@ -103,17 +102,14 @@ def _listed(query: ListQuery, page: Page) -> bytes:
 
 
 async def read(request: web.Request, caller: Caller) -> web.Response:
-    """Mark one notification as read, or all that match."""
     return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=False))
 
 
 async def unread(request: web.Request, caller: Caller) -> web.Response:
-    """Mark one notification as unread, or all that match."""
     return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=True))
 
 
 async def delete(request: web.Request, caller: Caller) -> web.Response:
-    """Delete one notification, or all that match."""
     return await _change_selected(request, caller, request.app[STORE].delete)
 
 
@@ -131,7 +127,6 @@ async def _change_selected(
 
 
 async def seen(request: web.Request, caller: Caller) -> web.Response:
-    """Note that a user has seen all there is now."""
     await request.app[STORE].see(_user(request, caller))
     return _answer(SUCCESS)
 
@@ -143,7 +138,6 @@ def _user(request: web.Request, caller: Caller) -> str:
 
 
 async def preferences(request: web.Request, caller: Caller) -> web.Response:
-    """Return which e-mails a user wants."""
     user_id = _user(request, caller)
     return _preferences(request, await request.app[STORE].preferences.of_user(user_id))
 
@@ -167,7 +161,6 @@ def _preferences(request: web.Request, stored: object) -> web.Response:
 
 
 async def erase(request: web.Request, caller: Caller) -> web.Response:
-    """Remove what the service holds of a user."""
     user_id = _user(request, caller)
     await request.app[STORE].erase(user_id)
     audit.info("%s has erased %s", caller.name, named(user_id), extra=request[ORIGIN])
@@ -203,7 +196,6 @@ async def kinds(request: web.Request) -> web.Response:
 
 
 async def healthz(_: web.Request) -> web.Response:
-    """Answer that the process is alive and its event loop turns."""
     return _answer(SUCCESS)
 
 
@@ -224,7 +216,7 @@ async def metrics(request: web.Request, _: Caller) -> web.Response:
     gauges = (instruments.owed, instruments.oldest, instruments.waiting, instruments.dead)
     for gauge, value in zip(gauges, values, strict=True):
         gauge.set(value)
-    return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 ROUTES: Final = (
@@ -248,8 +240,7 @@ ROUTES: Final = (
     Route("GET", "/openapi.json", pages.openapi, None),
     Route("GET", "/docs", pages.docs, None),
 )
-FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)
-"""What pages of the origins in `CORS_ORIGINS` may call."""
+FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)  # of CORS_ORIGINS
 
 
 def setup(app: web.Application, settings: Settings) -> None:

@@ -24,7 +24,7 @@ PLACEHOLDER: Final = re.compile(
 ADDRESS: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
 r"""An http or https address, or a path on the page's own origin. Browsers read `\` as `/`."""
 ICON: Final = re.compile(r"https://[^\s\\]+|/(?!/)[^\s\\]*|[0-9#*]?[^\w\s\x00-\xa8\u2028-\u202f\u2066-\u2069]{1,16}")
-"""An https address, a path on the page's own origin, or an emoji, which may consist of several symbols."""
+"""An address as above, or an emoji, which may consist of several symbols."""
 SPAN: Final = re.compile("([1-9][0-9]{0,6})([smhd])")
 SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 TEXT_LIMIT: Final = 500  # characters of a text in the file
@@ -104,10 +104,7 @@ def _setting(rule: Rule, description: str, default: Any = None, name: str | None
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the service does with a notification of this kind, and what the bell says of it.
-
-    Each field but `name`, which is its key, is a setting in the file. The file calls `title` a `name`.
-    """
+    """A table of the file, whose key is `name`. Each other field is a setting; the file calls `title` a `name`."""
 
     name: str
     in_app: bool = _setting(SWITCH, "Whether it is kept for `/list`.", default=True)
@@ -127,12 +124,11 @@ class Kind:
 
     @property
     def rank(self) -> str:
-        """The priority of its e-mails: the one in the file, or else what `required` implies."""
         return self.priority or ("high" if self.required else "normal")
 
     @cached_property
     def window(self) -> float | None:
-        """Seconds that an e-mail waits, or `None` if it is due at once."""
+        """Seconds that an e-mail waits, if it does."""
         return seconds(self.email_after) if self.email_after else None
 
     def describe(self) -> dict[str, Any]:
@@ -158,7 +154,6 @@ class Kind:
         return translated(self.titles or {}, language) or self.title or self.say(language, {}, lambda *_: "")
 
     def faults(self) -> list[str]:
-        """Return which settings contradict each other."""
         rules = {
             "needs a channel: in_app or email must be true": self.in_app or self.email,
             "email_after is for a kind that is kept and e-mailed": not self.email_after or (self.in_app and self.email),
@@ -182,7 +177,7 @@ SPECIFIED: Final[Kinds] = {
 
 
 def load_kinds(path: Path | None) -> Kinds:
-    """Return the kinds of a file, or those of the specification. Raises `KindsError` with every fault."""
+    """Return the kinds of a file, or those of the specification. Raises `KindsError`."""
     if path is None:
         return SPECIFIED
     try:
@@ -197,7 +192,7 @@ def load_kinds(path: Path | None) -> Kinds:
 
 
 def _load(name: str, table: object, faults: list[str]) -> Kind:
-    """Make a kind of the settings that are valid, and add the faults of the others."""
+    """Make a kind of the settings that are valid; add the faults of the others."""
     if not NAME.fullmatch(name) or not isinstance(table, dict):
         faults.append(f"[{name}]: must be a table, named with 1 to 64 small letters, digits and _, the first a letter.")
     values = {}

@@ -18,7 +18,6 @@ from mail.lease import Lease
 from mail.message import Letter, Letters, unsendable, unwanted
 from mail.pool import FAULTS, Pool
 from mail.replies import Outcome, Stage, Verdict, judge
-from mail.stops import Mail
 from settings import Settings
 
 LATE: Final = 30.0  # seconds after which a message without a reply lets others go on
@@ -26,11 +25,11 @@ SOON: Final = 1.0  # seconds after which the e-mail whose commands went with tha
 READY: Final = 0.02  # seconds that a message may wait for the next e-mail to get ready
 PIPELINING_PAUSE: Final = 600.0  # seconds without pipelining after commands sent together got the wrong replies
 
-SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
+SENT: Final = Outcome(verdict=Verdict.SENT, status="250", stage=Stage.DATA)
 
 
 class Worker:
-    """Who has the next e-mail, and is told while one is sent. By itself, no e-mail follows another."""
+    """What the mailer asks of its caller. By itself, no e-mail follows another."""
 
     def late(self, lease: Lease) -> None:
         """Note that the reply to the message does not come soon."""
@@ -56,7 +55,7 @@ class Mailer:
         self._feedback = feedback
         self._letters = letters
         self._worker = worker
-        self.pool = Pool(settings, letters.sender.domain, feedback)
+        self.pool = Pool(settings, feedback)
         self._ahead: dict[Connection, Letter] = {}  # those whose commands were sent ahead
         self._none_ahead_until = -math.inf
         self._one_by_one_until = -math.inf
@@ -79,7 +78,6 @@ class Mailer:
         """Send over one connection, and at once over another if that one may be at fault. Raises `FAULTS`."""
         failed: dict[Connection, Outcome] = {}
         outcome: Outcome | None = None
-        began = time.monotonic()
         connection = lease.connection or await self.pool.take()
         lease.connection = None
         try:
@@ -101,10 +99,10 @@ class Mailer:
                 if outcome.verdict is Verdict.AMBIGUOUS:
                     lease.email = replace(lease.email, copies=1)
         finally:
-            await self._compare(lease.mail, began, failed, connection, outcome)
+            await self._compare(lease, failed, connection, outcome)
 
     async def _compare(
-        self, mail: Mail, began: float, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None
+        self, lease: Lease, failed: Mapping[Connection, Outcome], last: Connection, outcome: Outcome | None
     ) -> None:
         """Judge the connections on which a message failed by what became of it on the last one."""
         if outcome is SENT:
@@ -114,7 +112,7 @@ class Mailer:
             return
         is_ambiguous = outcome is not None and outcome.verdict is Verdict.AMBIGUOUS  # a third copy has its time
         if failed and not is_ambiguous and not any(connection.messages for connection in (*failed, last)):
-            self._feedback.refused_by_unproven(mail, began)
+            self._feedback.refused_by_unproven(lease.mail, lease.began)
         for connection, fault in failed.items():
             if not fault.broken:
                 self.pool.keep(connection)
@@ -154,7 +152,7 @@ class Mailer:
         await connection.say(data, Stage.DATA_COMMAND, 3)
 
     async def _fault(self, connection: Connection, exc: Exception) -> Outcome:
-        """Return what a fault of a conversation means. After a refusal, the connection is kept."""
+        """Judge a fault of a conversation. After a refusal, the connection is kept."""
         outcome = judge(exc, self._stage(connection, exc))
         # After any other fault, the server's next reply may belong to an old command.
         if not outcome.code or not outcome.tried or outcome.broken:
@@ -212,10 +210,8 @@ class Mailer:
         else:
             self.pool.keep(connection)
 
-    # --- the next e-mail ---------------------------------------------------------------------------
-
     async def _next_letter(self, connection: Connection) -> Letter | None:
-        """Prepare the next e-mail, if there is one that can follow at once over this connection."""
+        """Prepare the next e-mail, if one can follow at once over this connection."""
         if not (connection.together and connection.messages and self.pool.bears_another(connection)):
             return None
         if time.monotonic() < self._none_ahead_until or not (lease := self._worker.following()):
@@ -232,16 +228,13 @@ class Mailer:
         return letter
 
     async def _has_accepted(self, connection: Connection, letter: Letter) -> bool:
-        """Return whether the server has accepted the commands sent ahead. No other answer to them counts.
-
-        If it is more than a refused recipient, nothing is sent ahead for some time.
-        """
+        """Return whether the server has accepted the commands sent ahead. No other answer to them counts."""
         try:
             async with asyncio.timeout(SOON):
                 await self._say(connection, letter)
         except FAULTS as exc:
             connection.refused = isinstance(exc, SMTPResponseException) and exc.code // 100 in {4, 5}
-            if not (connection.refused and connection.stage is Stage.RCPT):
+            if not (connection.refused and connection.stage is Stage.RCPT):  # it is more than a refused recipient
                 self._pause_ahead()
             if not connection.refused:
                 self.pool.drop(connection)

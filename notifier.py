@@ -24,7 +24,7 @@ from config import descriptors
 from delivery import Delivery, Record
 from mongo.errors import PATIENCE, Patience
 from mongo.serving import patiently
-from ops.listening import announce, warn_if_open
+from ops.listening import warn_if_open
 from ops.local import embedded
 from ops.metrics import METRICS
 from settings import Settings
@@ -36,7 +36,7 @@ SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 
 
 def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
-    """Make the application. Nothing is opened before it is started."""
+    """Make the application, which opens nothing before it is started."""
     app = web.Application(middlewares=[middleware], client_max_size=BODY_LIMIT)
     app[SETTINGS] = settings
     record = trace(app, settings.otel_exporter_otlp_endpoint) if settings.otel_exporter_otlp_endpoint else None
@@ -66,13 +66,12 @@ def trace(app: web.Application, endpoint: str) -> Record | None:
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
-    """Run on an embedded MongoDB and mailbox. Raises `NoDatabase` or `LocalRunError`."""
+    """Run on an embedded MongoDB and mailbox. Raises `Unavailable`."""
     async with embedded(app[SETTINGS]) as app[SETTINGS]:
         yield
 
 
 async def mongodb(app: web.Application, patience: Patience) -> AsyncIterator[None]:
-    """Wait for MongoDB, and hold the connection to it."""
     settings = app[SETTINGS]
     async with AsyncExitStack() as stack:
         app[handlers.STORE] = store = await patiently(
@@ -111,8 +110,7 @@ async def watch(app: web.Application) -> AsyncIterator[None]:
 
 
 def serve(settings: Settings, is_worker: bool) -> None:  # noqa: FBT001 - as `cli.main.Serve`
-    """Serve until a signal stops it. Raises `StoreError`, `CannotListen`, `NoDatabase` or `LocalRunError`."""
-    server.run(create_app(settings), settings, partial(announce, settings), is_worker=is_worker)
+    server.run(create_app(settings), settings, is_worker=is_worker)
 
 
 def run() -> NoReturn:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from marshmallow import EXCLUDE, INCLUDE, ValidationError, validate
+from marshmallow import EXCLUDE, INCLUDE, ValidationError
 from marshmallow import fields as mf
+from marshmallow.validate import Length, Range, Regexp
 
 from api.fields import (
     DATA_DEPTH,
@@ -57,7 +58,7 @@ class CreateSchema(RequestSchema):
 class CreateManySchema(CreateSchema):
     """The body of `POST /create` for many users."""
 
-    class Meta(RequestSchema.Meta):
+    class Meta:
         exclude = ("user_id",)
 
     user_ids = IdsField(
@@ -79,7 +80,7 @@ class QuerySchema(RequestSchema):
 
 
 # OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
-KEY: Final = validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters.")
+KEY: Final = Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters.")
 
 
 class CreateHeaders(QuerySchema):
@@ -117,12 +118,10 @@ class ListSchema(UserSchema):
     """The query of `GET /list`."""
 
     key = KindNameField(metadata=OF_KIND)
-    skip = mf.Integer(
-        load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to skip."}
-    )
+    skip = mf.Integer(load_default=0, validate=Range(0, INT64_MAX), metadata={"description": "How many to skip."})
     limit = mf.Integer(
         load_default=10,
-        validate=validate.Range(0, PAGE_LIMIT),
+        validate=Range(0, PAGE_LIMIT),
         metadata={"description": "How many to return; 0 for the counts alone."},
     )
     is_new = mf.Boolean(
@@ -145,7 +144,7 @@ class SelectionSchema(UserSchema):
     key = KindNameField(metadata=OF_KIND)
     notification_id = mf.String(
         attribute="id",
-        validate=[validate.Length(1, 128), _encodable],
+        validate=[Length(1, 128), _encodable],
         metadata={"description": "The one with this `id`."},
     )
     target_id = IdField(metadata={"description": "All about this entity."})
@@ -199,7 +198,7 @@ class SuppressionSchema(RequestSchema):
     )
     code = mf.String(
         load_default="reported",
-        validate=validate.Regexp(r"^[A-Za-z0-9._-]{1,32}$", error="Not 1 to 32 letters, digits or ._-"),
+        validate=Regexp(r"^[A-Za-z0-9._-]{1,32}$", error="Not 1 to 32 letters, digits or ._-"),
         metadata={"description": "Why, for operators: an enhanced status code such as `5.1.1`."},
     )
 

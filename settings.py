@@ -171,12 +171,10 @@ class Settings:
 
     @property
     def local(self) -> bool:
-        """Whether this is a local run, on an embedded MongoDB and mailbox."""
         return not (self.db_uri or self.smtp_host)
 
     @cached_property
     def scopes(self) -> Mapping[str, Scopes]:
-        """The keys of `API_KEYS`, each with its scopes."""
         return dict(map(parse_key, self.api_keys))
 
     @property
@@ -188,12 +186,12 @@ class Settings:
 
     @property
     def url(self) -> str:
-        """The service's address for programs on this machine, without a path."""
+        """The service's address for programs on this machine."""
         return f"http://{checks.in_url(LOOPBACK_OF.get(self.host, self.host))}:{self.port}"
 
     @cached_property
     def kinds(self) -> Kinds:
-        """The kinds of notification, read once. Raises `KindsError`."""
+        """The kinds, read once. Raises `KindsError`."""
         return load_kinds(self.kinds_file)
 
     @property
@@ -212,7 +210,7 @@ SECRETS: Final = tuple(name for name, f in VARIABLES.items() if f.metadata["secr
 
 
 def grouped() -> Mapping[str, Mapping[str, Field[Any]]]:
-    """Return the variables of each group, by the group's heading."""
+    """Return the variables of each group, by its heading."""
     groups, heading = dict[str, dict[str, Field[Any]]](), ""
     for name, variable in VARIABLES.items():
         heading = GROUPS.get(variable.name, heading)

@@ -32,15 +32,11 @@ class Refused(Exception):
     """Base of the reasons to refuse a caller. The message is the caller's name for the log."""
 
 
-class Unauthenticated(Refused):
-    """Base of the reasons why a caller is unknown."""
-
-
-class NoCredential(Unauthenticated):
+class NoCredential(Refused):
     """There is not exactly one header `Authorization: Bearer ...`."""
 
 
-class BadCredential(Unauthenticated):
+class BadCredential(Refused):
     """The key or token is not valid."""
 
 
@@ -62,12 +58,9 @@ class ForeignPage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds).
+    """A backend, which may act for everyone, or one user, until `until` (Unix seconds)."""
 
-    `name` is for the log, and contains no credential.
-    """
-
-    name: str
+    name: str  # for the log: contains no credential
     scopes: Scopes = ALL_SCOPES
     user_id: str | None = None
     until: float = math.inf
@@ -79,7 +72,6 @@ class Caller:
 
 
 OF_A_USER: Final = frozenset({Scope.INBOX})
-OF_THE_METRICS: Final = frozenset({Scope.METRICS})
 ANYONE: Final = Caller("anyone, as API_KEYS is not set")
 
 
@@ -106,7 +98,7 @@ class Gate:
             raise ForeignPage
 
     def identify(self, authorization: Sequence[str]) -> Caller:
-        """Return the caller that sends these `Authorization` headers. Raises `Unauthenticated`."""
+        """Return who sends these `Authorization` headers. Raises `NoCredential` or `BadCredential`."""
         if not self._callers:
             return ANYONE
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
@@ -120,12 +112,10 @@ class Gate:
     def _identify_by_token(self, token: bytes) -> Caller:
         name = _name(token)
         if claims := _claims(token, self._secrets, name):
-            user_id = self._id_type.parse(claims["sub"])
-            if user_id is None:
-                raise BadCredential(name)
-            return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
-        if _claims(token, self._status_secrets, name):
-            return Caller(name, OF_THE_METRICS)
+            if user_id := self._id_type.parse(claims["sub"]):
+                return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
+        elif _claims(token, self._status_secrets, name):
+            return Caller(name, frozenset({Scope.METRICS}))
         raise BadCredential(name)
 
 

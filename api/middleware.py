@@ -35,8 +35,7 @@ TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{1
 SERVER: Final = "notifier"  # the header of this name; without one, aiohttp tells its version
 PROBES: Final = ("/healthz", "/readyz")  # orchestrators call these every few seconds
 PORT: Final = re.compile(r":\d{1,5}$")
-DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
-"""Set when the service is about to stop, and clients should turn to another process."""
+DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)  # set when clients should turn to another process
 THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
 
 

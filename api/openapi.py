@@ -5,7 +5,7 @@ besides those that follow from its callers, parameters and body.
 """
 
 import json
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from itertools import groupby
 from operator import attrgetter
@@ -57,7 +57,7 @@ DATA: Final = {
 def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObject:
     """Return the OpenAPI document of these routes, for a service with these kinds and ids.
 
-    Raises `KeyError` for a route that the file lacks.
+    Raises `KeyError` for a route that the file lacks, and `ValueError` for a problem that does not exist.
     """
     plugin = MarshmallowPlugin()
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin])
@@ -121,7 +121,7 @@ def _known(schemas: Schemas, converter: Any) -> Mapping[str, object]:
     validating = {type(schema).__name__: schema for schema in vars(schemas).values() if isinstance(schema, Schema)}
     known = validating | {
         "id": {"type": "string", **IDS[schemas.create.id_type]},
-        "settings": {name: setting.metadata["schema"] for name, setting in SETTINGS.items()},
+        "kind_settings": {name: setting.metadata["schema"] for name, setting in SETTINGS.items()},
         "kinds": describe_kinds(schemas.kinds),
         "emailed_kinds": {"enum": [EVERY_KIND, *(kind.name for kind in emailed)]},
         "an_emailed_kind": [*emailed, *kinds][0].name,
@@ -170,10 +170,11 @@ def _validation_error(operation: JSONObject) -> ValidationError:
     return ValidationError(errors)
 
 
-def _problems(names: Container[str], raised: Mapping[str, Exception]) -> JSONObject:
+def _problems(names: Iterable[str], raised: Mapping[str, Exception]) -> JSONObject:
     """Describe problems by status, each with an example: the answer to what is raised, where that matters."""
     by_status = attrgetter("status")
-    problems = [problem for problem in sorted(PROBLEMS, key=by_status) if problem.name in names]
+    known = {problem.name: problem for problem in sorted(PROBLEMS, key=by_status)}
+    problems = [known[name] for name in sorted(names, key=[*known].index)]
     responses = {}
     for status, group in groupby(problems, key=by_status):
         same = list(group)

@@ -256,7 +256,7 @@ def render(exc: Exception) -> web.Response:
         headers["Allow"] = exc.headers["Allow"]
     if isinstance(exc, bodies.Compressed):
         headers["Accept-Encoding"] = "identity"  # RFC 9110, section 15.5.16
-    if isinstance(exc, auth.Unauthenticated):
+    if problem.status == 401:
         error = ', error="invalid_token"' if isinstance(exc, auth.BadCredential) else ""  # RFC 6750
         headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'
     response = web.json_response(

@@ -20,7 +20,7 @@ from api.middleware import DRAINING, SERVER
 from api.problems import HEADER_LIMIT, TooManyConnections, render
 from api.streams import HUB
 from config import descriptors
-from ops.listening import bind, cease, listen
+from ops.listening import announce, bind, cease, listen
 from ops.logs import Throttle
 from settings import Settings
 
@@ -35,15 +35,13 @@ OPTIONS: Final[Mapping[str, Any]] = {  # how aiohttp is to treat bodies and head
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave hardly any garbage that only the collector finds. With the default thresholds it takes a twelfth of
 the CPU, and the slowest hundredth of the lists take twice as long."""
-UNREADY_PERIOD: Final = 1.0
-"""Seconds after SIGTERM for which connections are still accepted, while `/readyz` answers 503."""
+UNREADY_PERIOD: Final = 1.0  # seconds after SIGTERM in which connections are accepted, while `/readyz` answers 503
 LAST_REQUESTS_PERIOD: Final = 0.3  # seconds for the last accepted connections to send their request
 SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds for the remaining requests; aiohttp applies it twice. With the grace periods of delivery, mailer and store,
 the process ends within `STOP_LIMIT`."""
 STOP_LIMIT: Final = 7.7  # seconds after SIGTERM in which the process ends, whatever hangs; Docker waits for 10 s
-REFUSING: Final = 32
-"""Connections being refused at a time. Beyond that the oldest is aborted, as it may never send a request."""
+REFUSING: Final = 32  # connections at a time; beyond that the oldest is aborted, as it may never send a request
 REFUSAL_TIMEOUT: Final = 2.0  # seconds for a refused client to send its request and read the answer
 USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
 USER_TIMEOUT_MS: Final = 30_000  # for which sent bytes may stay unacknowledged; the kernel's default is 15 minutes
@@ -111,16 +109,16 @@ async def _refuse(_: web.BaseRequest) -> web.StreamResponse:
     return _closing(TooManyConnections())
 
 
-def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
+def run(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
     """Run the process that serves. Raises as `serve`."""
     gc.set_threshold(*GC_THRESHOLDS)
     descriptors.raise_limit()
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(serve(app, settings, announce, is_worker=is_worker))
+        asyncio.run(serve(app, settings, is_worker=is_worker))
 
 
-async def serve(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
-    """Serve until SIGTERM; call `announce` once the service listens.
+async def serve(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
+    """Serve until SIGTERM.
 
     Raises `CannotListen`, what the start of the application raises, and `CancelledError` if SIGTERM interrupts that.
     """
@@ -146,7 +144,7 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     try:
         await runner.setup()
         await listen(server, host, port)
-        announce()
+        announce(settings)
         await stop.wait()
         app[DRAINING].set()  # from now on every answer closes its connection
         app[HUB].close()

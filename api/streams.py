@@ -33,7 +33,7 @@ from ops.metrics import Metrics
 
 log = logging.getLogger("notifier.streams")
 
-HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+EVENT_STREAM: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 COMMENT: Final = b": keep-alive\n\n"
 KEEP_ALIVE: Final = 15.0  # seconds without an event after which a comment keeps proxies from closing the connection
 SEND_TIMEOUT: Final = 10.0  # seconds in which a client must accept what it is sent
@@ -163,6 +163,7 @@ class Hub:
         self._following = False
         self._stopping = False
         self._throttle = Throttle()
+        metrics.watch(metrics.streams, lambda: self._count)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -212,7 +213,6 @@ class Hub:
         streams = self._streams.setdefault(user_id, set())
         streams.add(stream)
         self._count += 1
-        self._metrics.streams.set(self._count)
         self._any_stream.set()
         if self._following:  # otherwise once it is, so that no change is lost between the event and the change stream
             self._mark_pending(user_id, {stream})
@@ -226,7 +226,6 @@ class Hub:
             if not streams:
                 del self._streams[user_id]
             self._count -= 1
-            self._metrics.streams.set(self._count)
 
     async def _follow(self) -> None:
         """While there are streams, mark those as pending whose inboxes change.

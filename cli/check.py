@@ -20,12 +20,11 @@ from cli.command import counted, fail, say
 from cli.environment import SettingsError, read_settings
 from config.checks import DEAD_MAIL, is_address, value_at
 from config.ids import IdType
-from mail.connection import Connection
+from mail.connection import Connection, Opener
 from mail.feedback import Feedback
 from mail.lease import Lease
 from mail.login import Token
-from mail.message import Letters, Sender
-from mail.opening import Opener
+from mail.message import Letters
 from mail.replies import SMTPFault, Verdict
 from mail.templates import Content
 from mailer import Mailer, Worker
@@ -35,15 +34,15 @@ from mongo.owed import NO_TOKEN, OwedEmail
 from mongo.serving import version_of
 from mongo.suppression import address_index
 from mongo.users import REFUSING, foreign_fields, persist
-from ops.local import NoDatabase, with_database
+from ops.local import with_database
 from settings import Security, Settings
 from store import Store
 
 DEADLINE: Final = 6.0  # seconds for each question to MongoDB
-NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "listIndexes")
-"""Actions on the collections (MongoDB manual, "Privilege Actions"). The role readWrite has them, and changeStream."""
+NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "listIndexes")  # which the role readWrite has
 LOCAL: Final = "a local run, as nothing is configured; set DB_URI, EMAIL and SMTP_HOST for any other"
 STANDALONE: Final = "a standalone server"
+FAILED_AT: Final = {"": "oauth_token", "connecting": "smtp_tcp", "the login": "smtp_login"}
 TRUSTED: Final = "it must name SMTP_HOST, and its authority be the system's or in SMTP_CA_FILE."
 NO_TLS: Final = "the server does not speak TLS from the start; SMTP_SECURITY=starttls is for those that upgrade."
 TLS_FAULTS: Final = {
@@ -60,7 +59,7 @@ class Result(NamedTuple):
 
 
 def run_check(to: str | None, *, as_json: bool) -> int:
-    """Check, and print a line for each step; return 0, 1 if a step failed, or 2 for a wrong configuration."""
+    """Return 0, 1 if a step failed, or 2 for a wrong configuration."""
     if to and not is_address(to):
         return fail("--to: Not a valid email address.", 2)
     try:
@@ -84,7 +83,7 @@ async def _check(settings: Settings, warnings: Sequence[str], to: str | None) ->
 
 
 async def _check_mongodb(settings: Settings) -> Sequence[Result]:
-    """Take each of `STEPS`, whether or not the others fail. Nothing is written."""
+    """Take each of `STEPS`, whether or not others fail. Nothing is written."""
     results = {step: Result("skipped", step, "MongoDB is not reached.") for step in STEPS}
     try:
         async with connected(with_database(settings).db_uri) as connection:
@@ -95,7 +94,7 @@ async def _check_mongodb(settings: Settings) -> Sequence[Result]:
                     results[step] = Result("ok", step, await ask(store, settings))
                 except StoreError as exc:
                     results[step] = Result("failed", step, f"{exc}")
-    except (NoDatabase, StoreError) as exc:
+    except StoreError as exc:
         results["mongodb"] = Result("failed", "mongodb", f"{exc}")
     return list(results.values())
 
@@ -159,7 +158,6 @@ async def _streams(store: Store, _: Settings) -> str:
 
 
 async def _users(store: Store, settings: Settings) -> str:
-    """Look whether the settings fit the users, by a sample of them."""
     total = await store.users.persist(lambda _: store.users.collection.estimated_document_count(), DEADLINE)
     path = settings.email_field
     top = path.partition(".")[0]
@@ -196,14 +194,13 @@ STEPS: Final[Mapping[str, Callable[[Store, Settings], Awaitable[str]]]] = {
     "users": _users,
     "dead_mail": _dead_mail,
 }
-"""The questions to MongoDB. Each returns what to say of its step, or raises `StoreError`."""
 
 
 # --- the mail server --------------------------------------------------------------------------------
 
 
 async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
-    """Walk through a delivery as far as it gets; return the result of each step, in the order in which they happen."""
+    """Walk through a delivery as far as it gets."""
     tls, ehlo = {"smtp_tls": "as SMTP_SECURITY says"}, {"smtp_ehlo": "the server greets us"}
     said = {
         **({"oauth_token": ""} if settings.smtp_oauth_token_url else {}),
@@ -224,7 +221,7 @@ async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
 
 async def _deliver(settings: Settings, to: str | None, said: dict[str, str]) -> Result | None:
     """Take each step, and add to what is said of it. Return the first failure."""
-    opener = Opener(settings, Sender(settings).domain)
+    opener = Opener(settings)
     try:
         if opener.tokens:
             said["oauth_token"] = _about_token(await opener.tokens.get(), opener.tokens.grant)
@@ -257,24 +254,23 @@ def _about_certificate(connection: Connection, settings: Settings) -> str:
 
 
 def _failure(exc: Exception, at: str, settings: Settings) -> Result:
-    """Return the step that failed as a connection was opened, of which the last part was `at`, and why."""
-    cause: BaseException | None = exc
-    while cause and not isinstance(cause, ssl.SSLError):
+    """Return the step that failed as a connection was opened, up to `at`, and why."""
+    cause: BaseException = exc
+    while cause.__cause__ and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__
-    about_tls = cause or "TLS" in at or (isinstance(exc, SMTPFault) and exc.verdict is Verdict.CONFIGURATION)
-    step = "smtp_login" if at == "the login" and not cause else "smtp_tls" if about_tls else "smtp_ehlo"
+    step = FAILED_AT.get(at, "smtp_tls" if "TLS" in at else "smtp_ehlo")
     words = f"The connection breaks at {at} ({type(exc).__name__})."
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        words = f"the certificate is refused ({cause.verify_message.rstrip('.')}): {TRUSTED}"
-    elif isinstance(cause, ssl.SSLError):
-        words = TLS_FAULTS.get(f"{cause.reason}", f"TLS fails: {cause.reason}.")
+    if isinstance(cause, ssl.SSLError):
+        step, words = "smtp_tls", TLS_FAULTS.get(f"{cause.reason}", f"TLS fails: {cause.reason}.")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            words = f"the certificate is refused ({cause.verify_message.rstrip('.')}): {TRUSTED}"
     elif isinstance(exc, socket.gaierror):
         step, words = "smtp_dns", f"{settings.smtp_host}: DNS does not know it, or does not answer; check SMTP_HOST."
     elif at == "connecting":
         why = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else f"{exc}"
-        step, words = "smtp_tcp", f"Port {settings.smtp_port}: {why}; check SMTP_PORT, and firewalls."
+        words = f"Port {settings.smtp_port}: {why}; check SMTP_PORT, and firewalls."
     elif isinstance(exc, SMTPFault):
-        step, words = step if at else "oauth_token", f"{exc}"[0].upper() + f"{exc}."[1:]
+        words = f"{exc}"[0].upper() + f"{exc}."[1:]
     elif isinstance(exc, SMTPResponseException):
         secret = "the token for SMTP_LOGIN" if settings.smtp_oauth_token_url else "SMTP_LOGIN and SMTP_PASSWORD"
         words = f"The server refuses {secret if at == 'the login' else 'us'}: {exc.code} {exc.message}"
@@ -288,7 +284,6 @@ class _Test(Letters):
 
 
 async def _send(settings: Settings, to: str) -> Result | None:
-    """Send one e-mail as the service does."""
     now, id_ = datetime.now(UTC), f"{ObjectId()}"
     email = OwedEmail(document_id=None, user_id="", id=id_, key="check", at=now, tries=0, token=NO_TOKEN, address=to)
     mailer = Mailer(settings, Feedback(settings), _Test(settings), Worker())

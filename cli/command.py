@@ -11,10 +11,9 @@ from ops.logs import printable
 from settings import Settings
 from store import Store, open_store
 
-Run = Callable[[argparse.Namespace, Settings], int]
-"""Runs a command; returns the exit code. Raises `BadInput`, `StoreError`, `NoDatabase` or `OSError`."""
-Add = Callable[[str, str, Run], argparse.ArgumentParser]
-"""Adds a command, by its name, what it does, and how."""
+Run = Callable[[argparse.Namespace, Settings], int | None]
+"""Runs a command; returns the exit code, or `None` for 0. Raises `BadInput`, `StoreError` or `OSError`."""
+Add = Callable[[str, str, Run], argparse.ArgumentParser]  # adds a command: its name, its help, and what runs it
 INTERRUPTED: Final = 130  # the exit code of a program that SIGINT has ended, by the convention of shells
 
 
@@ -22,10 +21,10 @@ class BadInput(Exception):
     """What the operator gave cannot be used. The message names every fault."""
 
 
-def on_store(command: Callable[[Store, argparse.Namespace], Awaitable[int]]) -> Run:
+def on_store(command: Callable[[Store, argparse.Namespace], Awaitable[int | None]]) -> Run:
     """Run a command on the configured database, or on that of the local run in this folder."""
 
-    async def run(options: argparse.Namespace, settings: Settings) -> int:
+    async def run(options: argparse.Namespace, settings: Settings) -> int | None:
         async with open_store(with_database(settings)) as store:
             return await command(store, options)
 
@@ -33,7 +32,6 @@ def on_store(command: Callable[[Store, argparse.Namespace], Awaitable[int]]) -> 
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 connection`, `2 connections`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

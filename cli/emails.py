@@ -62,8 +62,7 @@ def since(text: str) -> datetime:
         raise ArgumentTypeError("not a time such as 2026-11-25T10:00, nor a span such as 30m, 2h or 3d") from None
 
 
-async def list_emails(store: Store, options: Namespace) -> int:
-    """Print the e-mails that a user is owed, the user's dead letters, and whether the address is suppressed."""
+async def list_emails(store: Store, options: Namespace) -> None:
     user_id = options.user_id
     (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.find(user_id=user_id)
     for email in owed:
@@ -82,18 +81,14 @@ async def list_emails(store: Store, options: Namespace) -> int:
         say(f"Suppressed: {found.address} gets no e-mails since {told}.")
     if not (owed or waiting or dead):
         say("The user is owed no e-mail and has no dead letter.")
-    return 0
 
 
-async def flush(store: Store, options: Namespace) -> int:
-    """Let all e-mails fall due, or those of a user. Those that are being sent are left alone."""
+async def flush(store: Store, options: Namespace) -> None:
     users = await backlog.flush(store.outbox, options.user_id)
     say(f"Due now: the e-mails of {counted(users, 'user')}.")
-    return 0
 
 
-async def list_dead(store: Store, options: Namespace) -> int:
-    """Print the dead letters, oldest first: all, or those of a kind, or those that died since a time."""
+async def list_dead(store: Store, options: Namespace) -> None:
     letters = await store.dead_mail.find(key=options.key, since=options.since)
     if not options.json:
         chosen = "such " if options.key or options.since else ""
@@ -101,11 +96,9 @@ async def list_dead(store: Store, options: Namespace) -> int:
     for letter in letters:
         row = LETTER.format(**letter | {"email": letter["email"] or "-"})
         say(json.dumps(letter, default=str) if options.json else row)
-    return 0
 
 
 async def retry_dead(store: Store, options: Namespace) -> int:
-    """Owe the e-mails of these dead letters again, or of all."""
     failures = {}
     letters = await store.dead_mail.find(None if options.all else options.ids)
     for letter in letters:
@@ -120,23 +113,18 @@ async def retry_dead(store: Store, options: Namespace) -> int:
 
 
 async def discard_dead(store: Store, options: Namespace) -> int:
-    """Delete these dead letters, or all, or all e-mails that are owed."""
     if options.owed:
-        return await _discard_owed(store)
+        discarded = await backlog.discard_all_owed(store.outbox)
+        say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
+        if discarded.waiting:
+            say(f"Nor will there be e-mails about {counted(discarded.waiting, 'notification')} that waited for theirs.")
+        return 0
     letters = await store.dead_mail.discard(None if options.all else options.ids)
     return _report(f"Discarded: {len(letters)}.", options.ids, letters, {})
 
 
-async def _discard_owed(store: Store) -> int:
-    discarded = await backlog.discard_all_owed(store.outbox)
-    say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
-    if discarded.waiting:
-        say(f"Nor will there be e-mails about {counted(discarded.waiting, 'notification')} that waited for theirs.")
-    return 0
-
-
 def _report(done: str, ids: Sequence[str], letters: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> int:
-    """Print what was done with the letters that there are, and why not with others; return the exit code."""
+    """Print what was done with the letters, and why not with others; return the exit code."""
     unknown = dict.fromkeys({*ids} - {letter["_id"] for letter in letters}, "there is no such dead letter")
     for id_, reason in sorted({**unknown, **failures}.items()):
         fail(f"{id_}: {reason}.")
@@ -147,7 +135,7 @@ def _report(done: str, ids: Sequence[str], letters: Sequence[Mapping[str, Any]],
 # --- status -----------------------------------------------------------------------------------------
 
 
-async def show_status(store: Store, options: Namespace) -> int:
+async def show_status(store: Store, options: Namespace) -> None:
     owed, settings = await backlog.owed(store.outbox), store.users.settings
     status = {
         **asdict(owed),
@@ -161,7 +149,6 @@ async def show_status(store: Store, options: Namespace) -> int:
     }
     lines = [f"{name:18}{text}" for name, text in _lines(status, settings.port)]
     say(*([json.dumps(status, default=str)] if options.json else lines))
-    return 0
 
 
 async def _ask_service(settings: Settings) -> Mapping[str, Any] | None:
@@ -211,7 +198,7 @@ def _mail_server(service: Mapping[str, Any] | None, port: int) -> str:
 
 
 def _stopped(status: Mapping[str, Any]) -> str:
-    """Return what has stopped. The service knows since when and why; MongoDB, how many e-mails each stop holds."""
+    """Return what has stopped: the service knows since when and why; MongoDB, how many e-mails each stop holds."""
     held = {row["reason"]: row["count"] for row in status["held"]}
     stops = {stop["group"]: stop for stop in status["service"]["stopped"]} if status["service"] else {}
     told = [

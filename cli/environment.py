@@ -37,10 +37,8 @@ MISREAD: Final = (
 QUOTED: Final = (
     "Is in quotes, which belong to the value: `docker run --env-file` and Compose's `- NAME=VALUE` keep them."
 )
-CERTIFICATES: Final = "PEM certificates"
 PAIR: Final = "a PEM file with a certificate and its private key, without a passphrase"
-OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")
-"""Variables that Kubernetes sets for each Service of a namespace, whatever its name."""
+OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")  # set for each Service
 
 
 class SettingsError(Exception):
@@ -55,8 +53,7 @@ class SettingsError(Exception):
 def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str]]:
     """Read the environment, then `env_file` for what it leaves out; return warnings of what may be a mistake.
 
-    An empty value counts as unset. With none of `DB_URI`, an `EMAIL` in the file and the SMTP variables, the settings
-    are those of a local run (`Settings.local`). Raises `SettingsError` with every fault, and with the warnings.
+    Raises `SettingsError` with every fault, and with the warnings.
     """
     variables = _Variables(env_file)
     present, not_local = variables.present, variables.not_local
@@ -73,7 +70,7 @@ def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str
 
 
 class _Variables:
-    """The environment, then a file for what is not in it. An empty variable hides that of the file.
+    """The environment, then a file for what is not in it. An empty variable is unset, and hides that of the file.
 
     A value ends before its line end, which a secret made with `echo` has. Nothing is expanded: a password may hold
     `${`. `present` has the names of the settings with a value, even one in a file that cannot be read.
@@ -115,7 +112,9 @@ class _Variables:
             ) from None
         values = {}
         for binding in bindings:
-            name, value, line = binding.key, binding.value, _line(binding)
+            name, value, text = binding.key, binding.value, binding.original.string
+            blank = len(text) - len(text.lstrip())  # to the parser, blank lines are part of the next one
+            line = binding.original.line + text[:blank].count("\n")
             place = f"{env_file}, line {line}"
             if binding.error or (name and value is None):
                 self.fault(place, "Is not NAME=VALUE.")
@@ -154,7 +153,7 @@ class _Variables:
         return sorted(self.present & ({"DB_URI"} | email | smtp))
 
     def parsed(self) -> Mapping[str, Any]:
-        """Return the settings that are valid, and note the faults of the others."""
+        """Return the settings that are valid."""
         schema = Schema.from_dict({name: _field(f.type, f.metadata["check"]) for name, f in VARIABLES.items()})()
         try:
             values = schema.load(self._values, unknown=EXCLUDE)
@@ -164,12 +163,6 @@ class _Variables:
                 items = texts.items() if isinstance(texts, dict) else ()  # of a list, by the index of each item
                 self.fault(name, *[f"Item {index + 1}: {' '.join(each)}" for index, each in items] or texts)
         return {VARIABLES[name].name: value for name, value in values.items() if name not in self.faults}
-
-
-def _line(binding: Binding) -> int:
-    """Return the number of a line. The parser counts the blank lines before it as part of it."""
-    text = binding.original.string
-    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _is_misread(binding: Binding) -> bool:
@@ -197,7 +190,6 @@ class _CommaSeparated(mf.List[Any]):
 
 
 def _field(hint: Any, check: Any) -> mf.Field[Any]:
-    """Return the marshmallow field of a setting of this type."""
     item = next(iter(get_args(hint)), hint)  # the first of `float | None`, and of `Sequence[float]`
     options = {"validate": check} if check else {}
     if issubclass(item, enum.Enum):
@@ -207,7 +199,6 @@ def _field(hint: Any, check: Any) -> mf.Field[Any]:
 
 
 def _contradictions(settings: Settings, present: AbstractSet[str], *, local: bool) -> Iterator[tuple[str, str]]:
-    """Yield variables that contradict or lack others, and the faults."""
     if present & {"API_KEYS", "USER_TOKEN_SECRETS"} == {"USER_TOKEN_SECRETS"}:
         yield "API_KEYS", "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
     if len(settings.scopes) < len(settings.api_keys):
@@ -228,7 +219,6 @@ def _contradictions(settings: Settings, present: AbstractSet[str], *, local: boo
 
 
 def _login_faults(settings: Settings, present: AbstractSet[str]) -> Iterator[tuple[str, str]]:
-    """Yield variables that a login at the mail server lacks or contradicts, and the faults."""
     oauth = {name for name in present if name.startswith("SMTP_OAUTH_")}
     needed, means = {"SMTP_LOGIN", "SMTP_PASSWORD"}, "a password"
     if oauth:
@@ -243,13 +233,13 @@ def _login_faults(settings: Settings, present: AbstractSet[str]) -> Iterator[tup
 
 
 def _file_faults(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield variables that name what cannot be used, and the faults."""
     if settings.db_uri and (fault := uri_fault(settings.db_uri)):
         yield "DB_URI", fault
+    context = SSLContext(PROTOCOL_TLS_CLIENT)
     # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
-    load_pair = partial(SSLContext(PROTOCOL_TLS_CLIENT).load_cert_chain, password="")
+    load_pair = partial(context.load_cert_chain, password="")
     for name, path, load, words in (
-        ("SMTP_CA_FILE", settings.smtp_ca_file, SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations, CERTIFICATES),
+        ("SMTP_CA_FILE", settings.smtp_ca_file, context.load_verify_locations, "PEM certificates"),
         ("SMTP_CLIENT_CERT", settings.smtp_client_cert, load_pair, PAIR),
     ):
         try:

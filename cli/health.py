@@ -1,7 +1,4 @@
-"""The command `health`: whether the service on this machine answers.
-
-Containers run this file alone, as it starts in a tenth of the time.
-"""
+"""The command `health`, which containers run as this file alone: it starts in a tenth of the time."""
 
 import os
 import sys

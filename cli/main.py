@@ -1,7 +1,4 @@
-"""The process and its command line: the commands, the exit code, and in a sentence what went wrong.
-
-The exit code is 0, 1 after a failure, or 2 for a wrong configuration or wrong arguments.
-"""
+"""The process and its command line. The exit code is 0, 1 after a failure, or 2 for wrong settings or arguments."""
 
 import argparse
 import asyncio
@@ -20,15 +17,12 @@ from cli.environment import SettingsError, read_settings
 from cli.health import check_health
 from mongo.errors import Misconfigured, StoreError, Unavailable
 from ops.listening import CannotListen, supervise
-from ops.local import NoDatabase
 from ops.logs import configure_logging
-from ops.mongod import LocalRunError
 from settings import SECRETS, Settings, default_of, grouped
 
 log = logging.getLogger("notifier")
 
-Serve = Callable[[Settings, bool], None]
-"""Serves until a signal, in a process that is a worker or is alone. Raises `StoreError` or `CannotListen`."""
+Serve = Callable[[Settings, bool], None]  # serves until a signal, perhaps as a worker
 
 
 def run(serve: Serve) -> NoReturn:
@@ -45,7 +39,6 @@ def run(serve: Serve) -> NoReturn:
 
 
 def main(arguments: list[str], serve: Serve) -> int:
-    """Serve, or run a command; return the exit code."""
     try:
         options = parse_arguments(arguments)
         if options.command == "check":  # which reports the faults of the configuration itself
@@ -57,9 +50,9 @@ def main(arguments: list[str], serve: Serve) -> int:
         return _run_command(options, settings) if options.command else _serve(options, settings, serve)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as exc:
-        return exc.code if isinstance(exc.code, int) else fail(f"{exc.code}")
-    except (SettingsError, NoDatabase, LocalRunError, StoreError, CannotListen, OSError) as exc:
+    except SystemExit as exc:  # of argparse
+        return int(exc.code or 0)
+    except (SettingsError, BadInput, StoreError, CannotListen, OSError) as exc:
         return explain(exc)
 
 
@@ -71,31 +64,27 @@ def _serve(options: argparse.Namespace, settings: Settings, serve: Serve) -> int
 
 
 def explain(exc: Exception) -> int:
-    """Print in one sentence why the service cannot start; return the exit code."""
+    """Print in one sentence why the service or a command cannot start; return the exit code."""
     logging.shutdown()  # what was logged comes first
     match exc:
-        case SettingsError() | NoDatabase() | Misconfigured():
+        case SettingsError() | Misconfigured() | BadInput():
             return fail(f"{exc}", 2)
         case CannotListen():
             return fail(f"{exc}", 1 if exc.is_taken else 2)
-        case Unavailable() | LocalRunError():
+        case Unavailable():
             return fail(f"{exc}")
     return fail(f"The service cannot start: {exc}.")
 
 
 def _run_command(options: argparse.Namespace, settings: Settings) -> int:
-    """Run a command; return 0, 1 if it failed, or 2 if its arguments cannot be used."""
+    if getattr(options, "user_id", None) is not None:
+        options.user_id = settings.id_type.parse(options.user_id)
+        if options.user_id is None:
+            raise BadInput(f"USER_ID: {settings.id_type.fault}")
     try:
-        if getattr(options, "user_id", None) is not None:
-            options.user_id = settings.id_type.parse(options.user_id)
-            if options.user_id is None:
-                raise BadInput(f"USER_ID: {settings.id_type.fault}")  # noqa: TRY301 - reported as any other
-        code: int = options.run(options, settings)
-    except BadInput as exc:
-        return fail(f"{exc}", 2)
+        return options.run(options, settings) or 0
     except OSError as exc:
         return fail_to_write(exc)
-    return code
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -119,7 +108,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     check = add("check", "check the configuration, MongoDB, the users and the mail server, step by step")
     check.add_argument("--to", metavar="ADDRESS", help="send one test e-mail to this address")
     check.add_argument("--json", action="store_true", help="one JSON object")
-    add("health", "say by the exit code, 0 or 1, whether the service on this machine answers", _check_health)
+    answers = "say by the exit code, 0 or 1, whether the service on this machine answers"
+    add("health", answers, lambda _, settings: check_health(settings.host, settings.port))
     emails.add_commands(add)
     signed = "print a user's token, signed with the first of USER_TOKEN_SECRETS, for trying the API"
     token = add("token", signed, _print_token)
@@ -130,19 +120,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def describe_settings() -> str:
-    """Describe every variable, group by group."""
     lines = []
     for heading, variables in grouped().items():
         lines.append(f"\n{heading}:")
         for name, variable in variables.items():
             default = f" (default {shown})" if (shown := default_of(variable)) else ""
             lines.append(f"  {name:<28} {variable.metadata['help']}{default}")
-    lines.append(f"\nNAME_FILE names a file that has the value, for: {', '.join(SECRETS)}.")
-    return "\n".join(lines)
-
-
-def _check_health(_: argparse.Namespace, settings: Settings) -> int:
-    return check_health(settings.host, settings.port)
+    return "\n".join([*lines, f"\nNAME_FILE names a file that has the value, for: {', '.join(SECRETS)}."])
 
 
 def _print_token(options: argparse.Namespace, settings: Settings) -> int:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from api.bodies import load_both, parse_json
 from api.fields import USERS_LIMIT
 from api.problems import problem_of
-from cli.command import INTERRUPTED, Add, BadInput, fail, fail_to_write, on_store, say
+from cli.command import INTERRUPTED, Add, BadInput, fail, on_store, say
 from config.ids import IdType
 from mail.templates import Content, RenderError, RenderingEnded, Templates
 from mail.unsubscribe import Links
@@ -69,8 +69,7 @@ def notification(options: Namespace, settings: Settings) -> Create:
 def read_users(path: str, id_type: IdType) -> bytes:
     """Return the users of a file, or of standard input for `-`, each with a newline: a list may be long.
 
-    A line has an id, or a JSON object with `user_id` or `_id`, as `mongoexport` writes it. Raises `BadInput`, which
-    names the other lines.
+    Raises `BadInput`, which names the lines that have neither an id nor a JSON object with one.
     """
     ids, wrong = bytearray(), []
     try:
@@ -103,17 +102,16 @@ def _user_of(line: bytes, id_type: IdType) -> str | None:
     return id_type.parse(value) if isinstance(value, str) else None
 
 
-def send_list(options: Namespace, settings: Settings) -> int:
-    """Send, after everything is checked, and before MongoDB is waited for. Raises `BadInput`."""
+def send_list(options: Namespace, settings: Settings) -> int | None:
+    """Check everything, before MongoDB is waited for, and send. Raises `BadInput`."""
     new, users = notification(options, settings), read_users(options.users, settings.id_type)
     return on_store(lambda store, _: send(store, users, new))(options, settings)
 
 
 async def send(store: Store, users: bytes, new: Create) -> int:
-    """Create the notification for every one of `read_users`, once; return the exit code.
+    """Create the notification for every one of `read_users`, once.
 
-    Without an idempotency key, one is made of the notification and the list, so that the same command goes on where
-    it was interrupted.
+    Without an idempotency key, one is made of the notification and the list, so that the command may be repeated.
     """
     digest = hashlib.blake2b(users, digest_size=16).hexdigest()
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{digest}".encode()).hexdigest()[:32]
@@ -132,12 +130,13 @@ async def send(store: Store, users: bytes, new: Create) -> int:
                     if isinstance(outcome, StoreError):
                         progress.write(printable(_failure(user_id, outcome)), file=sys.stderr)
                 progress.update(len(chunk))
-                if len(failures) == len(chunk) and all(map(_means_no_answer, failures)):
+                silent = [exc for exc in failures if isinstance(exc, Unavailable) and not isinstance(exc, OutboxFull)]
+                if len(silent) == len(chunk):
                     break
     except asyncio.CancelledError:
         return fail(f"Interrupted. {again}", INTERRUPTED)
-    except OSError as exc:  # nobody reads the progress any more
-        return fail_to_write(exc) or 1
+    except OSError:  # nobody reads the progress any more
+        return 1
     before, not_owed = recorded[Recorded.REPLAYED], recorded[Recorded.NOT_OWED]
     say(f"Created: {recorded.total() - before}. Created before: {before}. Failed: {failed.total()}.")
     if not_owed:
@@ -153,15 +152,8 @@ def _failure(user_id: str, failure: StoreError) -> str:
     return f"{user_id}: {problem_of(failure).detail}" + (f" ({failure})" if f"{failure}" else "")
 
 
-def _means_no_answer(failure: StoreError) -> bool:
-    return isinstance(failure, Unavailable) and not isinstance(failure, OutboxFull)
-
-
 def preview(options: Namespace, settings: Settings) -> int:
-    """Print the e-mail, which needs neither MongoDB nor a mail server. Return 1 if it cannot be rendered.
-
-    Raises `BadInput`.
-    """
+    """Print the e-mail, or why it cannot be rendered. Raises `BadInput`."""
     new = notification(options, settings)
     kind = new.kind
     if options.count > 1 and not kind.email_batch:

@@ -17,7 +17,6 @@ from marshmallow import ValidationError, validate
 DEAD_MAIL: Final = "dead_mail"  # the collection of the dead letters
 OWN_FIELDS: Final = frozenset({"_id", "notifications", "notifier"})  # of the user's document, not to be read as another
 SECRET_LENGTH: Final = 32  # bytes, as an HMAC-SHA-256 has (RFC 7518, section 3.2)
-HOST_LENGTH: Final = 253
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PUBLIC_URL_LENGTH: Final = 180
 """Characters. With the longest token, a link fits into the line of its header: 998 bytes (RFC 5322, section 2.1.1)."""
@@ -47,21 +46,14 @@ COLLECTOR: Final = validate.URL(
 
 
 def host(value: str) -> None:
-    """Accept an address, or a host name whose labels have 1 to 63 bytes (RFC 1123, section 2.1)."""
+    """Accept an address, or a host name."""
     try:
-        if ":" in value:
-            ipaddress.IPv6Address(value)
-            return
-        name = value.encode("idna").decode()  # as the resolver and TLS do
-    except ValueError:
-        name = ""
-    labels = name.removesuffix(".").split(".")
-    if len(name) > HOST_LENGTH or not all(re.fullmatch(r"(?!-)[\w-]+(?<!-)", label) for label in labels):
-        raise ValidationError("Not a host name or an address.")
+        in_url(value)
+    except (ValidationError, ValueError):
+        raise ValidationError("Not a host name or an address.") from None
 
 
 def helo(value: str) -> None:
-    """Accept a host name, or an address literal."""
     try:
         domain(value)
     except ValidationError:
@@ -69,19 +61,17 @@ def helo(value: str) -> None:
 
 
 def in_url(name: str) -> str:
-    """Return a host name or an address, which `host` accepts, as a browser writes it (URL Standard, section 3.5)."""
-    return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else name.encode("idna").decode().lower()
+    """Return a host name or an address as a browser writes it (URL Standard, section 3.5)."""
+    return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else _a_labels(name)
 
 
 def long_secret(value: str) -> None:
-    """Accept a secret that is long enough, and can be sent."""
     ENCODABLE(value)
     if len(value.encode()) < SECRET_LENGTH:
         raise ValidationError(f"Shorter than {SECRET_LENGTH} bytes; `openssl rand -hex 32` makes a good one.")
 
 
 def public_url(value: str) -> None:
-    """Accept an http or https address in ASCII, with or without a path."""
     parts = re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[a-z0-9._~%-]+)*/?", value, re.IGNORECASE)
     if not parts or not value.isascii() or len(value) > PUBLIC_URL_LENGTH or int((parts[2] or ":0")[1:]) >= 1 << 16:
         limit = f"of at most {PUBLIC_URL_LENGTH} characters"
@@ -110,8 +100,7 @@ def value_at(document: object, path: str) -> object:
 
 # --- e-mail addresses -------------------------------------------------------------------------------
 
-LOCAL_LIMIT: Final = 700
-"""Octets. With more, the address would not fit into a line of its header (RFC 5322, section 2.1.1)."""
+LOCAL_LIMIT: Final = 700  # octets. With more, the address would not fit into a line of its header (RFC 5322, 2.1.1)
 DOMAIN_LIMIT: Final = 255  # octets (RFC 5321, section 4.5.3.1)
 TEXT_LIMIT: Final = 1000  # characters. A document may hold millions
 ATEXT: Final = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~"
@@ -154,8 +143,11 @@ def is_address(value: object) -> bool:
 
 def domain(value: str) -> str:
     """Return a domain as A-labels (RFC 5890), or an address literal."""
-    if LITERAL.fullmatch(value):
-        return value
+    return value if LITERAL.fullmatch(value) else _a_labels(value)
+
+
+def _a_labels(value: str) -> str:
+    """Return a domain in small letters. Raises `ValidationError` unless its labels have 1 to 63 bytes."""
     try:
         name = value if value.isascii() else idna.encode(value, uts46=True).decode()
     except (idna.IDNAError, UnicodeError):

@@ -18,7 +18,6 @@ def raise_limit() -> None:
 
 
 def limit() -> int:
-    """Return how many descriptors the process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
@@ -29,5 +28,4 @@ def for_clients() -> int:
 
 
 def for_streams() -> int:
-    """Return how many streams there may be."""
     return int(STREAMS_PART * max(0, for_clients() - USED))

@@ -30,7 +30,6 @@ class IdType(enum.Enum):
 
     @property
     def fault(self) -> str:
-        """The message about an id that is not valid."""
         if self is IdType.OBJECTID:
             return "Not a valid ObjectId."
         return f"Not 1 to {STRING_LIMIT} characters without control characters."

@@ -52,7 +52,7 @@ class Claimer:
     async def _claim_if_needed(self) -> float:
         """Claim e-mails if the window has room; return the seconds to wait unless something happens."""
         users, now = self.window.room(), time.monotonic()
-        if line := self.settler.evidence.line(now):
+        if line := self.settler.evidence.line:
             # A domain that accepted lately may be among those claimed, so it is looked for more often.
             wait = min(line.others.wait(now), max(line.proven.wait(now), self._probed + PROBE_INTERVAL - now))
             if wait > 0:
@@ -64,7 +64,7 @@ class Claimer:
         claimed = await self._claim(users)
         if 0 < claimed < users:
             await asyncio.sleep(CLAIM_PAUSE)
-        if claimed and self.window.low and not self.settler.evidence.line(time.monotonic()):
+        if claimed and self.window.low and not self.settler.evidence.line:
             self.owed.set()
         return POLL * random.uniform(*POLL_SPREAD)
 

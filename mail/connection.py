@@ -1,27 +1,51 @@
-"""A connection to the mail server, and the conversation on it: MAIL, RCPT, DATA and the message.
+"""A connection to the mail server: how it is opened, and the conversations on it: MAIL, RCPT, DATA and the message.
 
-Sources: RFC 5321 (SMTP), RFC 2920 (PIPELINING).
+Sources: RFC 5321 (SMTP), 2920 (PIPELINING), 3207 (STARTTLS), 8305 (happy eyeballs) and 8314 (implicit TLS).
 """
 
 import asyncio
 import contextlib
+import math
+import socket
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, cast
+from functools import partial
+from typing import Any, Final, cast
 
-from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
+from aiohappyeyeballs import start_connection
+from aiosmtplib import (
+    SMTP,
+    SMTPAuthenticationError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPResponse,
+    SMTPResponseException,
+    SMTPServerDisconnected,
+)
 from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
-from mail.replies import Stage
+from config.checks import domain, mailbox
+from mail.login import BY_PASSWORD, BY_TOKEN, Tokens, log_in
+from mail.replies import SMTPFault, Stage, Verdict
+from settings import Security, Settings
 
+Address = tuple[str, int]
+AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+ADDRESS_REST: Final = 60.0  # seconds for which an address is tried last after a connection to it has failed
+ADDRESSES: Final = 4  # addresses that are tried for one connection, after the first
+ATTEMPT_DELAY: Final = 0.25  # seconds before the server's next address is tried as well (RFC 8305, section 5)
+NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})  # replies to an unknown command (RFC 5321, section 4.2.4)
+SILENT_STEP: Final = "the greeting"  # at which a server that expects TLS waits for the client to begin
+EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
+NO_STARTTLS: Final = "the server offers no STARTTLS, and SMTP_SECURITY requires it: only none logs in without TLS"
 CONNECTION_AGE: Final = 300.0  # seconds after which a connection is replaced: servers close old ones unasked
 CONNECTION_IDLE: Final = 30.0  # seconds without a message after which it is closed, for the same reason
 QUIT_TIMEOUT: Final = 0.5  # seconds to wait for the reply to QUIT
 REPLY_TIMEOUT: Final = 600.0
 """Seconds to wait for the reply to a message (RFC 5321, section 4.5.3.2.6). To give up earlier is to send the e-mail
 again although the server may have accepted it."""
-Address = tuple[str, int]
 
 
 class Protocol(SMTPProtocol):
@@ -48,10 +72,10 @@ class Protocol(SMTPProtocol):
             super().data_received(data)
 
     def send(self, *commands: bytes, message: bytes | None = None) -> None:
-        """Send a message that the server asked for, if one is given, and commands, in one write.
+        """Send a message that the server asked for, and commands, in one write; `next_reply` returns each reply.
 
-        `next_reply` returns the reply to each. Discards anything received earlier. The lines of the message end with
-        CRLF; a dot at the beginning of one is doubled (RFC 5321, section 4.5.2). The first line is a header.
+        Discards anything received earlier. The lines of the message end with CRLF, and the first is a header. A dot at
+        the beginning of one is doubled (RFC 5321, section 4.5.2).
         """
         if any(COMMAND_INJECTION_REGEX.search(command) for command in commands):
             raise ValueError("a control character in a command")
@@ -61,7 +85,6 @@ class Protocol(SMTPProtocol):
         self.write(before + b"\r\n".join((*commands, b"")))
 
     async def next_reply(self, timeout: float) -> SMTPResponse:  # noqa: ASYNC109 - aiosmtplib's name
-        """Return the reply to the next of what was sent."""
         self._buffer[:] = self._buffer.lstrip(b"\r\n")
         response = self._read_response_from_buffer()  # it may have come with the one before, and be the last
         response = response or await self.read_response(timeout)
@@ -69,22 +92,17 @@ class Protocol(SMTPProtocol):
         return response
 
     async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109
-        """Send a command and return the reply to it. Discards anything received earlier."""
         self._buffer.clear()
         return await super().execute_command(*args, timeout=timeout)
 
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """One conversation with the server, for one message after another. Commands time out after `timeout` seconds.
-
-    Methods raise `SMTPResponseException` for a reply that refuses, and aiosmtplib's other errors.
-    """
+    """Methods raise `SMTPResponseException` for a reply that refuses, and aiosmtplib's other errors."""
 
     smtp: SMTP
     protocol: Protocol
-    timeout: float
-    pipelines: bool
+    timeout: float  # seconds for each command
     address: Address  # the one of the server's addresses to which it leads
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
@@ -94,13 +112,13 @@ class Connection:
     refused: bool = False  # whether the last message was refused, so that its transaction must be left first
 
     def usable(self, messages: int) -> bool:
-        """Return whether the server can be expected to still listen, and to bear another of so many messages."""
+        """Return whether the server can be expected to still listen, and to bear fewer than so many messages."""
         now = time.monotonic()
         is_young = now - self.opened < CONNECTION_AGE and now - self.used < CONNECTION_IDLE
         return is_young and self.messages < messages and self.smtp.is_connected
 
     async def begin(self) -> None:
-        """Begin a conversation about another message. If the last one was refused, leave its transaction by RSET."""
+        """If the last message was refused, leave its transaction by RSET."""
         self.stage, self.together = Stage.CONNECT, False
         if not self.refused:
             return
@@ -113,8 +131,8 @@ class Connection:
         self.refused = False
 
     def prepare(self, commands: Sequence[bytes], stage: Stage, *, together: bool) -> None:
-        """Say these commands next, all at once if `together` and the server pipelines. The first is at this stage."""
-        self.stage, self.together = stage, together and self.pipelines
+        """Say these commands all at once, if the server pipelines. The first is at this stage."""
+        self.stage, self.together = stage, together and self.smtp.supports_extension("pipelining")
         if self.together:
             self.protocol.send(*commands)
 
@@ -126,7 +144,7 @@ class Connection:
         _expect(kind, await self.protocol.next_reply(self.timeout))
 
     async def hand_over(self, message: bytes, ahead: Sequence[bytes]) -> None:
-        """Send the message and its final dot, and with it the commands about the next message. Any 2xx accepts it."""
+        """Send the message, and with it the commands about the next one. Any 2xx accepts it."""
         self.protocol.send(*ahead, message=message)
         self.stage = Stage.DATA
         _expect(2, await self.protocol.next_reply(REPLY_TIMEOUT))
@@ -148,3 +166,128 @@ def drop(smtp: SMTP) -> None:
     if smtp.transport is not None:
         cast("asyncio.WriteTransport", smtp.transport).abort()
     smtp.close()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """How far an attempt to open a connection came: its last step, and the address that accepted it."""
+
+    step: str = ""
+    address: Address | None = None
+
+
+class Opener:
+    """Opens connections to the mail server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = domain(settings.smtp_helo or mailbox(settings.smtp_from)[1].rpartition("@")[2])
+        self._tls = ssl.create_default_context()
+        if settings.smtp_ca_file:
+            self._tls.load_verify_locations(settings.smtp_ca_file)
+        if settings.smtp_client_cert:
+            self._tls.load_cert_chain(settings.smtp_client_cert)
+        self.tokens = Tokens(settings, self._tls) if settings.smtp_oauth_token_url else None
+        self.last = Attempt()
+        self._resting: dict[Address, float] = {}
+
+    async def open(self, tries: int = 1) -> Connection:
+        """Try one of the server's addresses after the other, and those that have failed lately last.
+
+        If all have, a server that refuses at once is asked up to `tries` times. Raises `SMTPFault`, and the errors of
+        aiosmtplib, ssl and the network.
+        """
+        if self.tokens:
+            return await self.tokens.try_with(partial(self._open_somewhere, tries))
+        return await self._open_somewhere(tries, self._settings.smtp_password or "")
+
+    async def close(self) -> None:
+        if self.tokens:
+            await self.tokens.close()
+
+    def rest(self, address: Address) -> None:
+        """Try an address of the server last for some time, as its machine may be broken."""
+        self._resting[address] = time.monotonic() + ADDRESS_REST
+
+    async def _open_somewhere(self, tries: int, secret: str) -> Connection:
+        left = ADDRESSES
+        while True:
+            self.last = attempt = Attempt()
+            try:
+                return await self._open_in_time(attempt, secret)
+            except SMTPAuthenticationError:  # another address would refuse the login as well
+                raise
+            except (SMTPException, SMTPFault, OSError) as exc:
+                if attempt.address is None or not left:
+                    raise
+                left -= 1
+                self.rest(attempt.address)
+                if all(map(self._rests, await self._addresses())):
+                    tries -= 1
+                    if not tries or isinstance(exc, SMTPFault):
+                        raise
+
+    def _rests(self, info: AddressInfo) -> float:
+        """Return the seconds for which an address is still tried last."""
+        return max(0.0, self._resting.get(info[4][:2], -math.inf) - time.monotonic())
+
+    async def _addresses(self) -> Sequence[AddressInfo]:
+        host, port = self._settings.smtp_host, self._settings.smtp_port
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+    async def _open_in_time(self, attempt: Attempt, secret: str) -> Connection:
+        timeout = self._settings.smtp_connect_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._open(attempt, secret)
+        except TimeoutError:
+            hint = EXPECTS_TLS if attempt.step == SILENT_STEP else ""
+            raise SMTPFault(Verdict.CONNECTION, f"{attempt.step} timed out after {timeout:g} s{hint}") from None
+
+    async def _open(self, attempt: Attempt, secret: str) -> Connection:
+        settings, security = self._settings, self._settings.security
+        attempt.step = "connecting"
+        addresses = sorted(await self._addresses(), key=self._rests)
+        connected = await start_connection(addresses, happy_eyeballs_delay=ATTEMPT_DELAY, interleave=1)
+        attempt.address = connected.getpeername()[:2]
+        smtp = SMTP(
+            hostname=settings.smtp_host.removesuffix("."),  # the name that the certificate must have
+            sock=connected,
+            use_tls=security is Security.TLS,
+            start_tls=False,  # decided in _upgrade
+            tls_context=self._tls,
+            local_hostname=self._name,  # aiosmtplib would ask DNS for it
+            timeout=settings.smtp_connect_timeout,
+        )
+        try:
+            attempt.step = "TLS or the greeting" if security is Security.TLS else SILENT_STEP
+            await smtp.connect()
+            protocol = Protocol(smtp)
+            await self._greet(attempt, smtp)
+            if security in {Security.AUTO, Security.STARTTLS}:
+                await self._upgrade(attempt, smtp)
+            if settings.smtp_login:
+                attempt.step = "the login"
+                await log_in(smtp, settings.smtp_login, secret, BY_TOKEN if self.tokens else BY_PASSWORD)
+        except BaseException:
+            drop(smtp)
+            raise
+        return Connection(smtp, protocol, settings.smtp_command_timeout, attempt.address)
+
+    async def _greet(self, attempt: Attempt, smtp: SMTP) -> None:
+        """Say EHLO, or HELO to a server that does not know EHLO (RFC 5321, section 3.2)."""
+        attempt.step = "EHLO"
+        try:
+            await smtp.ehlo()
+        except SMTPHeloError as exc:
+            if exc.code not in NOT_IMPLEMENTED:
+                raise
+            await smtp.helo()
+
+    async def _upgrade(self, attempt: Attempt, smtp: SMTP) -> None:
+        settings, attempt.step = self._settings, "STARTTLS"
+        if smtp.supports_extension("starttls"):
+            await smtp.starttls()
+            await self._greet(attempt, smtp)
+        elif settings.security is Security.STARTTLS or settings.smtp_login or settings.smtp_client_cert:
+            raise SMTPFault(Verdict.CONFIGURATION, NO_STARTTLS)

@@ -23,6 +23,7 @@ RUN: Final = 5  # different recipients refused in a row, after which a group sto
 RUN_LIMIT: Final = 64  # recipients that a run remembers
 OF_DOMAIN: Final = (10, 3)  # of a domain's last 10 different recipients, 3 must be unknown to raise a doubt
 OF_RELAY: Final = (5, 5)  # the same for the last recipients at any domain
+GREYLISTING: Final = 900.0  # seconds after which 4xx at RCPT to everybody are not greylisting
 DOUBT_LASTS: Final = 3600.0  # seconds after its last cause
 
 
@@ -54,25 +55,23 @@ class Cohort:
         if len(self._refusals) < RUN_LIMIT:
             self._refusals[hash(mail.user)] = mail.domain, outcome.stage, outcome.code // 100
 
-    @property
-    def long(self) -> bool:
-        """Whether the run has enough recipients to stop the group."""
-        return len(self._refusals) >= RUN
+    def long(self, now: float) -> bool:
+        """Return whether the run is long enough to stop the group.
+
+        4xx at RCPT may be greylisting, which asks for a second attempt at each e-mail. It does not last.
+        """
+        others = sum(refusal[1:] != (Stage.RCPT, 4) for refusal in self._refusals.values())
+        return others >= RUN or (len(self._refusals) >= RUN and now - self.began >= GREYLISTING)
 
     @property
     def wide(self) -> bool:
-        """Whether it also has recipients at two domains or more."""
-        return self.long and len({domain for domain, _, _ in self._refusals.values()}) > 1
+        """Whether the run has recipients at two domains or more."""
+        return len({domain for domain, _, _ in self._refusals.values()}) > 1
 
     @property
     def at_mail(self) -> bool:
         """Whether the server refused enough of them before it knew the recipient."""
         return sum(stage is Stage.MAIL for _, stage, _ in self._refusals.values()) >= RUN
-
-    @property
-    def may_be_greylisting(self) -> bool:
-        """Whether 4xx at RCPT is what nearly all of them got."""
-        return sum(refusal[1:] != (Stage.RCPT, 4) for refusal in self._refusals.values()) < RUN
 
     def doubtful(self, now: float) -> bool:
         return now < self._doubtful_until
@@ -105,34 +104,28 @@ class Evidence:
 
     def _cohort(self, group: Group) -> Cohort:
         """Return what is known of a group, and forget the one used longest ago if there are too many."""
-        if group not in self._cohorts:
-            self._cohorts[group] = Cohort(group)
-            if len(self._cohorts) > REMEMBERED:
-                self._cohorts.popitem(last=False)
-        self._cohorts.move_to_end(group)
-        return self._cohorts[group]
+        if cohort := self._cohorts.get(group):
+            self._cohorts.move_to_end(group)
+            return cohort
+        if len(self._cohorts) >= REMEMBERED:
+            self._cohorts.popitem(last=False)
+        return self._cohorts.setdefault(group, Cohort(group))
 
     def _is_proven(self, mail: Mail) -> bool:
         return self._cohort(mail.groups[-1]).proven
 
     # --- may it be sent? ---------------------------------------------------------------------------
 
-    def line(self, now: float) -> Stop | None:
-        """Return the stop of the line that lets only probes through, if there is one."""
-        stop = self.stops.get(LINE)
-        return stop if stop and not stop.soft(now) else None
-
-    def wait(self, now: float) -> float:
-        """Return the seconds until an e-mail may be sent, whichever it is."""
-        line = self.line(now)
-        return line.wait(now) if line else 0.0
+    @property
+    def line(self) -> Stop | None:
+        return self.stops.get(LINE)
 
     def suitability(self, mail: Mail, now: float) -> int | None:
         """Return how good a probe of the line an e-mail would be: the lower, the better; `None`, not now.
 
         Best are domains whose last outcome was an acceptance. Of the others, new e-mails and old ones take turns.
         """
-        proven, line = self._is_proven(mail), self.line(now)
+        proven, line = self._is_proven(mail), self.line
         if line and line.clock_of(proven=proven).wait(now) and not mail.urged:
             return None
         turn = line is not None and line.probes % 2 == 1
@@ -143,8 +136,6 @@ class Evidence:
         probed: list[Clock] = []
         for stop in self.stops_of(mail):
             clock = stop.clock_of(proven=self._is_proven(mail))
-            if stop.soft(now):
-                continue
             if clock.wait(now) and not mail.urged:
                 return stop
             probed.append(clock)
@@ -164,7 +155,6 @@ class Evidence:
     # --- what happened -----------------------------------------------------------------------------
 
     def abandon(self, mail: Mail) -> None:
-        """Withdraw an attempt that showed nothing."""
         for _, clock in self._probes_of(mail):
             clock.abandon()
 
@@ -173,8 +163,7 @@ class Evidence:
 
     def reached(self) -> Stop | None:
         """Note that MAIL was accepted. If the server could not be reached before, that is over: return the stop."""
-        stop = self.stops.get(LINE)
-        return self.stops.pop(LINE) if stop and stop.unreachable else None
+        return self.stops.pop(LINE) if self.line and self.line.unreachable else None
 
     def accepted(self, mail: Mail, now: float) -> list[Stop]:
         """Note that an e-mail was accepted; return the stops that are over."""
@@ -182,8 +171,8 @@ class Evidence:
         if self._acceptances and self._acceptances[-1][1] == user:
             self._acceptances.pop()
         self._acceptances.append((now, user))
-        for cohort in self._cohorts_of(mail):
-            cohort.accept(mail, now)
+        for group in mail.groups:
+            self._cohort(group).accept(mail, now)
         over = self.stops_of(mail)
         for stop in over:
             del self.stops[stop.group]
@@ -195,9 +184,9 @@ class Evidence:
 
     def unreachable(self, reply: str, *, hard: bool, now: float) -> None:
         """Note that no connection can be opened while none is open."""
-        stop = self.line(now)
+        stop = self.line
         if stop is None:
-            stop = self.stops[LINE] = Stop(group=LINE, began=now, reply=reply, unreachable=True)
+            stop = self.stops[LINE] = Stop(LINE, now, reply, unreachable=True)
         for clock in stop.clocks:
             if clock.probe or clock.due <= now:  # several that fail together are one fault
                 stop.refuse(clock, hard=hard, witnessed=False, now=now)
@@ -209,7 +198,7 @@ class Evidence:
         return line.doubtful(now) or domain.doubtful(now), raised[-1] if raised else None
 
     def refused(self, mail: Mail, outcome: Outcome, now: float) -> None:
-        """Note that an e-mail was refused, or that its conversation broke."""
+        """Note that an e-mail was refused, or that its conversation broke. That may stop a group."""
         hard = outcome.code // 100 == 5
         for stop, clock in self._probes_of(mail):
             witnessed = any(at > stop.last_refused for at, _ in self._acceptances)
@@ -224,11 +213,11 @@ class Evidence:
         if self._is_witness(mail, domain, outcome):
             line.refuse(mail, outcome, now)
             kind.refuse(mail, outcome, now)
-        if line.wide or line.at_mail or (line.long and self._is_the_only_one(domain)):
+        if line.long(now) and (line.wide or line.at_mail or self._is_the_only_one(domain)):
             self._stop(line, outcome, now)
-        elif kind.wide:
+        elif kind.long(now) and kind.wide:
             self._stop(kind, outcome, now)
-        elif domain.long:
+        elif domain.long(now):
             self._stop(domain, outcome, now)
 
     def _is_witness(self, mail: Mail, domain: Cohort, outcome: Outcome) -> bool:
@@ -244,10 +233,6 @@ class Evidence:
         return not any(group.name == "domain" and group != domain.group for group in self._cohorts)
 
     def _stop(self, cohort: Cohort, outcome: Outcome, now: float) -> None:
-        stop, greylisting = self.stops.get(cohort.group), cohort.may_be_greylisting
-        if stop is None:
-            stop = Stop(group=cohort.group, began=cohort.began, reply=outcome.quote, last_refused=now)
-            stop.greylisting, stop.firm = greylisting, outcome.code // 100 == 5
-            self.stops[cohort.group] = stop
-        elif not greylisting:
-            stop.greylisting = False
+        if cohort.group not in self.stops:
+            hard = outcome.code // 100 == 5
+            self.stops[cohort.group] = Stop(cohort.group, cohort.began, outcome.quote, firm=hard, last_refused=now)

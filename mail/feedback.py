@@ -39,12 +39,13 @@ class Feedback:
 
     def wait(self, now: float) -> float:
         """Return the seconds until an e-mail may be sent, if there is a connection for it."""
-        return max(self.evidence.wait(now), self.pace.wait(now))
+        line = self.evidence.line
+        return max(line.wait(now) if line else 0.0, self.pace.wait(now))
 
     # --- connections -------------------------------------------------------------------------------
 
     def connected(self, number: int) -> None:
-        """Note that a connection was opened, and how many there are now."""
+        """Note that a connection was opened, the last of so many."""
         self.limits.open = number
         self.limits.opened(time.monotonic())
         self._changed()
@@ -55,9 +56,8 @@ class Feedback:
         self._changed()
 
     def not_connected(self, fault: Outcome) -> None:
-        """Note that a connection could not be opened. While others are open, they may be all that the server admits."""
         now = time.monotonic()
-        if self.limits.open:
+        if self.limits.open:  # they may be all that the server admits
             self.limits.refused(self.limits.open + 1, now)
         else:
             self.limits.forget()
@@ -82,10 +82,7 @@ class Feedback:
         return outcome.worth_another_connection and not (self.pace.paused or self.pace.knows(outcome.status))
 
     def blame(self, messages: int, proven: int) -> None:
-        """Note that a connection which has borne so many messages did not take one that another took at once.
-
-        `proven` is how many have delivered.
-        """
+        """Note that a connection, after so many messages, refused one that another of the `proven` took at once."""
         if messages:
             self.limits.worn_out(messages)
         else:
@@ -120,11 +117,10 @@ class Feedback:
         return outcome
 
     def _others_wait(self, now: float) -> bool:
-        """Return whether the outcome of an e-mail may let others be sent."""
         return bool(self.evidence.stops) or self.limits.growing or self.pace.wait(now) > 0
 
     def abandon(self, mail: Mail) -> None:
-        """Note that an attempt showed nothing."""
+        """Withdraw an attempt that showed nothing."""
         self.evidence.abandon(mail)
         self.pace.finish()
 
@@ -151,8 +147,7 @@ class Feedback:
             self._go_on(stop)
 
     def _go_on(self, stop: Stop) -> None:
-        if not stop.soft(time.monotonic()):
-            self._again(stop.group, None if stop.group.name == "domain" else stop.began)
+        self._again(stop.group, None if stop.group.name == "domain" else stop.began)
 
     def _is_too_fast(self, mail: Mail, outcome: Outcome, began: float, now: float) -> bool:
         if outcome.code // 100 != 4 or outcome.verdict is Verdict.DEFERRED:

@@ -12,7 +12,6 @@ from mail.stops import Mail
 
 AT_ONCE: Final = 5  # connections opened without waiting for acceptances, once a first login has worked
 REFUSALS: Final = 8  # refused connections in a row, while others are open, that count as the limit
-MOST_REFUSALS: Final = 20  # the same after mistakes, each of which doubles them
 ONE_MORE: Final = (0.5, 60.0)  # seconds until one connection more than the limit is tried; they double up to the second
 SPARE: Final = 2  # idle connections kept for long, unless the server admits no more than are open
 MESSAGES: Final = 100  # on a connection, unless the server bears fewer
@@ -52,7 +51,6 @@ class Limits:
         self.messages = MESSAGES
         self._most_borne = self._borne = 0
         self._refused = 0
-        self._enough = REFUSALS
         self._too_many = math.inf
         self._pause = self._retry_at = 0.0
         self._one_more = False
@@ -90,15 +88,14 @@ class Limits:
         self._refused = 0
         if number >= self._too_many:  # it was no limit
             self.found, self._pause, self._too_many = False, 0.0, math.inf
-            self._enough = min(2 * self._enough, MOST_REFUSALS)
         elif number > self.allowed:
             self.allowed, self._pause = number, 0.0
 
     def refused(self, number: int, now: float) -> None:
-        """Note that a connection was refused before it had proved itself, so that there are not so many."""
+        """Note that a connection, the last of so many, was refused before it had proved itself."""
         self._refused += 1
         self._too_many = min(self._too_many, number)
-        if not self.found and self._refused < self._enough:
+        if not self.found and self._refused < REFUSALS:
             return
         self.found, self.allowed = True, max(1, number - 1)
         if now >= self._retry_at or self._one_more:  # else it was under way already
@@ -107,7 +104,7 @@ class Limits:
             self._retry_at = now + self._pause
 
     def forget(self) -> None:
-        """Note that the server cannot be reached at all: what looked like its limit was an outage."""
+        """Begin anew, as the server cannot be reached at all: what looked like its limit was an outage."""
         if self.found:
             self.found, self.allowed = False, min(AT_ONCE, self._most)
         self._refused, self._pause, self._too_many = 0, 0.0, math.inf
@@ -142,7 +139,7 @@ class Pace:
         self._accepted = self._at_first = 0  # in this burst, and of these at the first attempt
         self._since_growth, self._growth = 0, GROWTH
         self._pause = 0.0
-        self._paused_at = self._resume_at = self._asked_until = -math.inf
+        self._paused_at = self._asked_until = -math.inf
         self._refusals: deque[tuple[str, float, Mail]] = deque(maxlen=REMEMBERED)  # since the last acceptance
         self._own: dict[str, float] = {}
         self._suspects: OrderedDict[str, int] = OrderedDict()
@@ -151,7 +148,6 @@ class Pace:
 
     @property
     def limited(self) -> bool:
-        """Whether the relay has been refusing for speed."""
         return self.rate < self._limit
 
     @property
@@ -160,7 +156,6 @@ class Pace:
         return self._pause > 0
 
     def knows(self, reply: str) -> bool:
-        """Return whether the relay has said this of the pace."""
         return reply == self._reply and (self.paused or self.limited)
 
     def place(self, mail: Mail) -> int | None:
@@ -177,7 +172,7 @@ class Pace:
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next message may begin."""
-        return max(0.0, self._next - now, self._resume_at - now, self._asked_until - now)
+        return max(0.0, self._next - now, self._paused_at + self._pause - now, self._asked_until - now)
 
     def take(self, now: float) -> None:
         """Begin a message."""
@@ -238,7 +233,7 @@ class Pace:
         self._reply = reply
         self._suspect = self._suspect if self._pause else mail.id
         self._pause = _doubled(self._pause, *PAUSE)
-        self._paused_at, self._resume_at = now, now + self._pause
+        self._paused_at = now
         return True
 
     def _is_speed(self, mail: Mail, outcome: Outcome, now: float) -> bool:
@@ -271,8 +266,7 @@ class Pace:
         return True
 
     def _forget(self) -> None:
-        """Go on as before the first refusal."""
-        self.rate, self._pause, self._resume_at, self._next = self._limit, 0.0, -math.inf, -math.inf
+        self.rate, self._pause, self._next = self._limit, 0.0, -math.inf
         self._again_refused = self._again_accepted = 0
         self._suspects.clear()
 

@@ -71,10 +71,13 @@ async def _oauthbearer(smtp: SMTP, login: str, token: str) -> SMTPResponse:
 async def _present(smtp: SMTP, mechanism: bytes, token: str, end: bytes) -> SMTPResponse:
     """Present a token. A server that refuses it says why in a challenge, and replies to AUTH only after `end`."""
     response = await _respond(smtp, mechanism, token)
-    if reason := _challenge(response):
-        code, message = await smtp.execute_command(end)
-        response = SMTPResponse(code, f"{message} {reason}")
-    return response
+    if response.code != CHALLENGE:
+        return response
+    code, message = await smtp.execute_command(end)
+    reason = response.message
+    with suppress(ValueError):
+        reason = b64decode(reason).decode(errors="replace")
+    return SMTPResponse(code, f"{message} {reason}")
 
 
 async def _respond(smtp: SMTP, mechanism: bytes, answer: str) -> SMTPResponse:
@@ -88,20 +91,13 @@ async def _respond(smtp: SMTP, mechanism: bytes, answer: str) -> SMTPResponse:
     return response
 
 
-def _challenge(response: SMTPResponse) -> str:
-    try:
-        return b64decode(response.message).decode(errors="replace") if response.code == CHALLENGE else ""
-    except ValueError:
-        return response.message
-
-
 BY_PASSWORD: Final[Mapping[str, Mechanism]] = {"plain": _plain, "login": _login, "cram-md5": SMTP.auth_crammd5}
 BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": _oauthbearer}
 
 
 async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, Mechanism]) -> None:
     """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts."""
-    known = ", ".join(name.upper() for name in mechanisms)
+    known = ", ".join(mechanisms).upper()
     fault: Exception = SMTPFault(Verdict.CONFIGURATION, f"the server offers no AUTH that we know ({known})")
     for name in (name for name in mechanisms if name in smtp.server_auth_methods):
         try:
@@ -118,16 +114,14 @@ async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, M
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, when to renew it and when it ends (monotonic), and its scope, as far as the token server says."""
-
     value: str = field(default="", repr=False)
     renew_at: float = -math.inf
     ends: float = -math.inf
-    scope: str = ""
+    scope: str = ""  # if the token server says it
 
 
 class Tokens:
-    """The token of a process, which logins share, as they do the request for the next. Methods raise `SMTPFault`."""
+    """The token that logins share, as they do the request for the next. Methods raise `SMTPFault`."""
 
     def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
         self._settings = settings
@@ -138,7 +132,7 @@ class Tokens:
         self._renewal: asyncio.Task[Token] | None = None
 
     async def get(self) -> Token:
-        """Return a token. One that ends soon is renewed in the background, so that no login waits."""
+        """Return the token. If it ends soon, it is renewed in the background, so that no login waits."""
         now = time.monotonic()
         if self._renewal is None and now >= self._token.renew_at:
             self._renewal = asyncio.create_task(self._renew())
@@ -148,7 +142,7 @@ class Tokens:
         return await asyncio.shield(self._renewal)
 
     async def try_with(self, attempt: Callable[[str], Awaitable[T]]) -> T:
-        """Call `attempt` with a token, and with a new one if the mail server refuses it: it may have been revoked."""
+        """Call `attempt` with the token, and if the mail server refuses it with a new one: it may have been revoked."""
         token = await self.get()
         try:
             return await attempt(token.value)

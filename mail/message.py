@@ -51,16 +51,13 @@ ALTERNATIVES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A message and the commands before it: MAIL, RCPT and DATA. `concern` is what a refused MAIL concerns."""
-
     lease: Lease
-    commands: Sequence[bytes]
-    concern: Stage
+    commands: Sequence[bytes]  # before the message: MAIL, RCPT and DATA
+    concern: Stage  # what a refused MAIL concerns: the sender, or the recipient
     message: bytes
 
 
 async def wanted(lease: Lease) -> None:
-    """Take it that the user wants an e-mail."""
     lease.known_until = math.inf
 
 
@@ -120,21 +117,21 @@ class Letters:
 
 
 def unsendable(lease: Lease) -> Outcome | None:
-    """Return the outcome of an e-mail that has no address to go to; `None` if it has one."""
+    """Return the outcome of an e-mail that can go to no address."""
     email, to = lease.email, lease.mail.recipient
     if not to:
         detail = "The user's document has no valid e-mail address."
-        return Outcome(verdict=Verdict.PERMANENT, status="no address", detail=detail, stage=Stage.CONNECT)
+        return Outcome(verdict=Verdict.PERMANENT, status="no address", detail=detail)
     if email.suppression and email.suppression.covers(to, email.at):
         detail = f"Suppressed: no e-mail is sent to this address ({email.suppression.code})."
-        return Outcome(verdict=Verdict.SUPPRESSED, status="no attempt", detail=detail, stage=Stage.CONNECT)
+        return Outcome(verdict=Verdict.SUPPRESSED, status="no attempt", detail=detail)
     return None
 
 
 def unwanted(lease: Lease) -> Outcome | None:
-    """Return the outcome of an e-mail that is not to be sent; `None` if its lease has ended."""
+    """Return the outcome of an e-mail that the user does not want; `None` if its lease has ended."""
     verdict, status = (Verdict.READ, "nothing to tell") if lease.wanted else (Verdict.MUTED, "opted out")
-    return Outcome(verdict=verdict, status=status, stage=Stage.CONNECT) if lease.held else None
+    return Outcome(verdict=verdict, status=status) if lease.held else None
 
 
 def fields_of(email: OwedEmail, told: Sequence[JSONObject] = ()) -> JSONObject:
@@ -144,11 +141,8 @@ def fields_of(email: OwedEmail, told: Sequence[JSONObject] = ()) -> JSONObject:
     return named | batch(told) if told else named
 
 
-# --- the message ------------------------------------------------------------------------------------
-
-
 class Sender:
-    """Who e-mails come from. `header` is their `From` and `Reply-To`, folded once; `envelope`, the address in MAIL."""
+    """Who e-mails come from. `header` is `From` and `Reply-To`, folded once; `envelope`, the address in MAIL."""
 
     def __init__(self, settings: Settings) -> None:
         name, address = mailbox(settings.smtp_from)
@@ -161,7 +155,7 @@ class Sender:
 
 
 def _mailbox(name: str, address: str) -> Sequence[str]:
-    """Return the words of a mailbox, with its name in quotes (RFC 5322, section 3.2.4)."""
+    """Return the words, with the name in quotes (RFC 5322, section 3.2.4)."""
     escaped = re.sub(r'(["\\])', r"\\\1", name)
     return [*(_words(f'"{escaped}"', name, LINE_LENGTH) if name else ()), f"<{address}>"]
 
@@ -188,7 +182,7 @@ def compose(email: OwedEmail, sender: Sender, to: str, content: Content) -> byte
 
 
 def _part(subtype: bytes, text: str) -> bytes:
-    """Return a text with its headers: as 7bit if possible, and otherwise in the shorter encoding."""
+    """Encode as 7bit if possible, and otherwise in the shorter encoding."""
     data = f"{text}\n".encode()
     lines = data.splitlines()
     body = CRLF.join(lines) + CRLF

@@ -8,9 +8,8 @@ from typing import Final
 
 from aiosmtplib import SMTPException
 
-from mail.connection import Connection, drop
+from mail.connection import Connection, Opener, drop
 from mail.feedback import Feedback
-from mail.opening import Opener
 from mail.replies import SMTPFault, Stage, judge
 from settings import Settings
 
@@ -23,8 +22,8 @@ FAULTS: Final = (SMTPException, SMTPFault, OSError, ValueError)  # what ends a c
 class Pool:
     """Opens connections, and keeps those that nobody uses now."""
 
-    def __init__(self, settings: Settings, local_hostname: str, feedback: Feedback) -> None:
-        self._opener = Opener(settings, local_hostname)
+    def __init__(self, settings: Settings, feedback: Feedback) -> None:
+        self._opener = Opener(settings)
         self._feedback = feedback
         self._limits = feedback.limits
         self._open: set[Connection] = set()
@@ -33,18 +32,12 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
-    @property
-    def connections(self) -> int:
-        """Number of connections that are open or being opened."""
-        return len(self._open) + self._limits.opening
-
     def wait(self) -> float | None:
         """Return the seconds until a connection may be used or opened; `None` if one must be given back before."""
-        # One that is worn out makes room for another.
-        return 0.0 if self._kept else self._limits.wait(time.monotonic())
+        return 0.0 if self._kept else self._limits.wait(time.monotonic())  # a worn-out one makes room for another
 
     async def take(self) -> Connection:
-        """Return the usable connection that was used last, or a new one, whichever is there first. Raises `FAULTS`."""
+        """Return the connection used last, or a new one, whichever is there first. Raises `FAULTS`."""
         opening = None
         while not (kept := self._take_if(lambda _: True)):
             if self._kept:  # which are worn out, and hold the places of new ones
@@ -77,7 +70,7 @@ class Pool:
         return fresher or await self._connect()
 
     async def _one_proven(self) -> Connection | None:
-        """Wait for a connection that has delivered; `None` if none is in use any more."""
+        """Wait for a connection that has delivered; `None` once none is in use."""
         while not (found := self._take_if(lambda kept: kept.messages > 0)):
             in_use = self._open.difference(self._kept, self._aside)
             if not any(connection.messages for connection in in_use):
@@ -124,8 +117,6 @@ class Pool:
                 self.keep(await self._connect())
 
     def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Do something for which nobody may be waiting when it is done."""
-
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._changed.set()
@@ -144,7 +135,6 @@ class Pool:
 
     @property
     def _proven(self) -> int:
-        """Number of open connections that have delivered."""
         return sum(connection.messages > 0 for connection in self._open)
 
     def bears_another(self, connection: Connection) -> bool:
@@ -178,7 +168,6 @@ class Pool:
         self.leave(connection)
 
     async def close(self, *connections: Connection) -> None:
-        """Say goodbye on connections that nobody uses, and close them."""
         self._kept = [connection for connection in self._kept if connection not in connections]
         try:
             await asyncio.gather(*(connection.quit() for connection in connections))
@@ -197,7 +186,6 @@ class Pool:
             await self.close(*(idle | worn_out))
 
     async def close_all(self) -> None:
-        """Close every kept connection, and what opening needs."""
         for task in self._tasks:
             task.cancel()
         await self.close(*self._kept)

@@ -105,7 +105,6 @@ class Rendering:
         return [_one_line(subject), text or _as_text(html), html]
 
     def _part(self, key: str, part: str, variables: Mapping[str, Any]) -> str:
-        """Render a part with the template of the language, or else with the one of no language."""
         names = [*(f"{key}.{tag}.{part}" for tag in forms_of(self._language)), f"{key}.{part}"]
         name = next((self._names[name] for name in names if name in self._names), None)
         return self._rendered(name, variables) if name else ""

@@ -137,7 +137,7 @@ class Outcome:
     verdict: Verdict
     status: str
     detail: str = ""
-    stage: Stage = Stage.DATA
+    stage: Stage = Stage.CONNECT
     code: int = 0
     reply: str = ""
     broken: bool = False  # the conversation ended without a reply, or with one that closes the connection

@@ -14,7 +14,7 @@ from typing import Final
 
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
-from mail.replies import DONE, Outcome, Stage, Verdict, bounce_code
+from mail.replies import DONE, Outcome, Verdict, bounce_code
 from mail.stops import COPIES, LINE, Group, Next, Schedule, Stop
 from mongo import backlog
 from mongo.errors import StoreError, Unavailable
@@ -75,16 +75,17 @@ class Settler:
     def without_attempt(self, email: OwedEmail, now: float) -> Outcome | None:
         """Return what becomes of an e-mail that must not be sent now; `None` if it may be."""
         if email.dead:  # its worker died before it was buried
-            return _without(Verdict.PERMANENT, "dead", email.error or "")
+            return Outcome(verdict=Verdict.PERMANENT, status="dead", detail=email.error or "")
         if reason := self._schedule.too_old(email, self.store.clock.seconds_since(email.at)):
-            return _without(Verdict.PERMANENT, "14 days old", reason)
+            return Outcome(verdict=Verdict.PERMANENT, status="14 days old", detail=reason)
         if email.copies >= COPIES - 1 and not self._has_witness(email, now):
-            return _without(Verdict.HELD, "nobody else's e-mail was accepted yet", email.error or "")
+            status = "nobody else's e-mail was accepted yet"
+            return Outcome(verdict=Verdict.HELD, status=status, detail=email.error or "")
         return None
 
     def hold(self, stop: Stop) -> Outcome:
         status = f"{stop.group.name} stopped: {stop.reply}"
-        return _without(Verdict.HELD, status, status)
+        return Outcome(verdict=Verdict.HELD, status=status, detail=status)
 
     @property
     def has_room(self) -> bool:
@@ -181,8 +182,6 @@ class Settler:
         match outcome.verdict:
             case Verdict.PERMANENT | Verdict.SUPPRESSED:
                 return Next(given_up=outcome.detail)
-            case Verdict.UNRENDERED:
-                return self._schedule.after_crash(email, outcome.detail)
             case Verdict.HELD:
                 return self._schedule.hold(lease.mail, email, age, now)
         return self._schedule.after_refusal(lease.mail, email, outcome, age, now)
@@ -228,7 +227,3 @@ async def _confirmed(settle: Callable[[], Awaitable[bool]], what: str) -> bool:
             return await settle()
         except Unavailable:
             log.warning("%s: MongoDB is unavailable, so it cannot be settled yet", what)
-
-
-def _without(verdict: Verdict, status: str, detail: str) -> Outcome:
-    return Outcome(verdict=verdict, status=status, detail=detail, stage=Stage.CONNECT)

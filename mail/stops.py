@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Final, NamedTuple
 
 from mail.replies import Outcome, Verdict
@@ -23,7 +22,6 @@ PATIENCE: Final = 30.0  # seconds to wait for the outcome of a probe before anot
 HOLD: Final = (30.0, 3600.0)
 """Seconds for which e-mails are put aside, except for the one that will be the next probe: as long as the stop has
 lasted, or until the next probe but one. When it is over, they fall due at once."""
-GREYLISTING: Final = 900.0  # seconds after which 4xx at RCPT to everybody are not greylisting
 DEATH_PROBES: Final = 10  # refused probes after which a domain that stopped lets its e-mails die
 DEATH_WITNESSES: Final = 3  # so many of them must have come after an acceptance elsewhere
 COPIES: Final = 3  # messages at the most that the server may have accepted of one e-mail, without having said so
@@ -49,15 +47,13 @@ class Group(NamedTuple):
     value: str = ""
 
     def __str__(self) -> str:
-        """Return its name for operators."""
         return f"{self.name} {self.value}".rstrip()
 
 
 LINE: Final = Group("line")
 
 
-@dataclass(frozen=True)
-class Mail:
+class Mail(NamedTuple):
     """An e-mail, as far as it is evidence. `user` tells recipients apart, even if several have the same address."""
 
     id: str
@@ -68,11 +64,11 @@ class Mail:
     counted: bool = False  # whether it was refused before while others got through
     urged: bool = False  # whether an operator wants it to be tried now, whatever has stopped
 
-    @cached_property
+    @property
     def domain(self) -> str:
         return self.recipient.rpartition("@")[2].lower()
 
-    @cached_property
+    @property
     def groups(self) -> tuple[Group, Group, Group]:
         """The line, its kind and its domain."""
         return LINE, Group("kind", self.kind), Group("domain", self.domain)
@@ -96,7 +92,7 @@ class Clock:
         self.probe, self.due = None, 0.0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Stop:
     """A group that has stopped: since when, why, and its probes.
 
@@ -108,7 +104,6 @@ class Stop:
     began: float
     reply: str
     unreachable: bool = False  # no connection could be opened, so it is over as soon as MAIL is accepted
-    greylisting: bool = False  # it may be that: 4xx at RCPT for nearly all
     firm: bool = False  # e-mails were refused by 5xx, or the login was
     proven: Clock = field(default_factory=Clock)
     others: Clock = field(default_factory=Clock)
@@ -122,16 +117,10 @@ class Stop:
         return self.proven, self.others
 
     def wait(self, now: float) -> float:
-        """Return the seconds until some probe may be sent."""
         return min(clock.wait(now) for clock in self.clocks)
 
     def clock_of(self, *, proven: bool) -> Clock:
-        """Return the clock of an e-mail to a proven domain, or to another."""
         return self.proven if proven and self.group.name != "domain" else self.others
-
-    def soft(self, now: float) -> bool:
-        """Return whether e-mails go on, though no attempt counts. Greylisting asks for a second one of each."""
-        return self.greylisting and now - self.began < GREYLISTING
 
     def hold(self, now: float) -> float:
         """Return the seconds for which to put an e-mail aside.
@@ -227,26 +216,17 @@ class Schedule:
         """Return what follows after an attempt. While the line, its kind or its domain is stopped, none counts."""
         stop, delay = self._stop_of(mail), self.delay(email.waited)
         copies = email.copies + (outcome.verdict is Verdict.AMBIGUOUS)
-        over = self._is_lost(stop, age, now) if stop else self._is_over(email, delay)
+        long_enough = email.tries >= COUNTED and email.waited + delay > self._give_up
+        over = self._is_lost(stop, age, now) if stop else long_enough
         if copies >= COPIES or (over and copies):
             return Next(given_up=probably(copies, outcome.detail))
-        if over:
+        if over or (outcome.verdict is Verdict.UNRENDERED and email.crashes + 1 >= CRASHES):
             return Next(given_up=f"Given up: {outcome.detail}")
         if outcome.verdict is Verdict.OVERSIZED and email.tries:
             return Next(given_up=outcome.detail)
-        counts = stop is None or stop.soft(now)
-        return Next(delay, email.waited + delay * counts, copies, f"{stop.group}" if stop else None)
-
-    def after_crash(self, email: OwedEmail, error: str) -> Next:
-        """Return what follows when the rendering of an e-mail has ended the process that renders."""
-        if email.crashes + 1 >= CRASHES:
-            return Next(given_up=f"Given up: {error}")
-        delay = self.delay(email.waited)
-        return Next(delay, email.waited + delay, email.copies)
-
-    def _is_over(self, email: OwedEmail, delay: float) -> bool:
-        """Return whether an e-mail was tried long and often enough, while others got through."""
-        return email.tries >= COUNTED and email.waited + delay > self._give_up
+        if stop:
+            return Next(delay, email.waited, copies, f"{stop.group}")
+        return Next(delay, email.waited + delay, copies)
 
     def _is_lost(self, stop: Stop, age: float, now: float) -> bool:
         """Return whether an e-mail's domain has refused everything for as long as any e-mail is tried."""

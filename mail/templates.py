@@ -3,8 +3,6 @@
 This module reads them, and starts, asks and replaces the process that renders them (`mail/rendering.py`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -31,9 +29,7 @@ ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering ne
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What an e-mail says. `subject` is one line without encoded words (RFC 2047)."""
-
-    subject: str
+    subject: str  # one line without encoded words (RFC 2047)
     text: str
     html: str | None = None
     unsubscribe_url: str | None = None
@@ -44,10 +40,7 @@ class TemplatesError(Exception):
 
 
 class RenderError(Exception):
-    """A template failed on these fields. The message is its file and line.
-
-    `kind` is the type of the error, and `reason` its message, which may quote data.
-    """
+    """A template failed on these fields, in this file and line. `kind` is the error's type; `reason` may quote data."""
 
     def __init__(self, place: str, kind: str, reason: str) -> None:
         super().__init__(place)
@@ -78,7 +71,7 @@ class Templates:
         self._turn = asyncio.Lock()
 
     async def test(self) -> None:
-        """Compile and try every template, and end the process. Raises `TemplatesError` with every fault."""
+        """Try every template, and end the process. Raises `TemplatesError` with every fault."""
         faults: list[str] = []
         for name in sorted(self._sources):
             try:
@@ -92,14 +85,10 @@ class Templates:
     async def render(
         self, fields: Mapping[str, Any], language: str | None = None, unsubscribe_url: str | None = None
     ) -> Content:
-        """Return the content of the e-mail about a notification with these fields.
+        """Return the e-mail about a notification with these fields. Those that are missing render as nothing.
 
-        Missing fields render as nothing, for a gap in a sentence is better than no sentence. A part that has no
-        template or renders as nothing is absent: `content_of` fills in the subject and the text. Each part is that of
-        the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language.
-
-        Raises `RenderError`; `RenderingEnded` if rendering took too much time or memory; `OSError` if the process
-        cannot be started.
+        `content_of` replaces a part that has no template or renders as nothing. Raises `RenderError`, `RenderingEnded`,
+        and `OSError` if the process cannot be started.
         """
         key: str = fields["key"]
         if key not in self._keys:
@@ -114,12 +103,10 @@ class Templates:
         if process := self._process:
             await self._end(process, kill=True)
 
-    # --- the process -------------------------------------------------------------------------------
-
     async def _ask(self, question: object) -> Any:
-        """Return the answer. Questions may be asked at the same time, and are answered in order.
+        """Ask, perhaps while others do. Raises `RenderingEnded` if this question ends the process.
 
-        If the process ends over this question, raises `RenderingEnded`; a new one is asked those that are left.
+        If another question ends it, a new process is asked.
         """
         self._asked = number = self._asked + 1
         line = orjson.dumps([number, question], default=str) + b"\n"
@@ -160,7 +147,7 @@ class Templates:
         raise OSError(f"the process that renders templates does not start ({await self._end(process)})")
 
     async def _answer(self, process: Process) -> tuple[int, Any]:
-        """Return the number of a question and its answer, or 0 if the process ended, but not over a question."""
+        """Return a question's number and its answer, or 0 if the process has ended between questions."""
         if line := await self._read_line(process):
             number, answer = orjson.loads(line)
             return number, answer
@@ -169,7 +156,6 @@ class Templates:
         return 0, None
 
     async def _read_line(self, process: Process) -> bytes:
-        """Return the next line, or nothing if no complete line comes."""
         try:
             async with asyncio.timeout(PATIENCE):
                 line = await process.stdout.readline()  # type: ignore[union-attr]
@@ -179,7 +165,6 @@ class Templates:
         return line if line.endswith(b"\n") else b""
 
     async def _end(self, process: Process, *, kill: bool = False) -> int:
-        """Wait until a process that no longer answers has ended; return its exit code."""
         self._process = None
         process.stdin.close()  # type: ignore[union-attr]
         if kill:

@@ -84,7 +84,7 @@ def _explain(rest: str, message: str) -> str:
     """Return why the driver refuses a connection string. Its message names the option, and may quote the password."""
     account = rest.rpartition("@")[0]
     if re.search(r"[@/?#\[\]]|:.*:|%(?![0-9A-Fa-f]{2})", account):
-        return "The user name or password has a character to escape, such as @ (%40), : (%3A), / (%2F) or % (%25)."
+        return "In the user name and the password, escape @ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25."
     if account and not re.fullmatch("[^:]+:.+", account):
         return "The connection string has a user name without a password, or a password without a user name."
     options = parse_qsl(rest.partition("?")[2])

@@ -26,7 +26,7 @@ from mongo.document import (
     JSONObject,
     elements,
 )
-from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, UnknownUser
+from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
 from mongo.grouping import Windows, collapsing
 from mongo.lanes import Write
 from mongo.owed import first_due, new_element
@@ -102,6 +102,14 @@ class Creation:
         conditions = {name: value for name, value in self.write.filter.items() if name not in HAS_ROOM | IS_FINDABLE}
         update = {"$setOnInsert": old["$setOnInsert"], "$push": pushes}
         self.write, self.not_owed = replace(self.write, filter=conditions, update=update), True
+        return True
+
+    def trim(self, limit: int) -> bool:
+        """Let the write trim the inbox to its limit; return whether it would not have done so anyway."""
+        push = self.write.update["$push"].get("notifications")
+        if push is None or push["$slice"] == -limit:
+            return False
+        push["$slice"] = -limit
         return True
 
     def outcome(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
@@ -187,7 +195,7 @@ class Creates:
         return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
 
     def sent(self, creation: Creation) -> Write:
-        return collapsing(creation.write, self.users.limit) if creation.collapses else creation.write
+        return collapsing(creation.write, self.users) if creation.collapses else creation.write
 
     async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
         """Write until the outcome is known, in calls of its own if `alone`.
@@ -206,8 +214,12 @@ class Creates:
         except OutboxFull:
             if not creation.leave_out_email():
                 raise
-            alone = True  # and so with its conditions: an attempt at the version before may still be on its way
-            outcome = await self.users.persist_for(creation.user_id, attempt, deadline)
+            # Alone, and so with its conditions: an attempt at the version before may still be on its way.
+            return await self.record(creation, deadline, alone=True)
+        except TooLarge:
+            if not creation.trim(self.users.limit):  # what nobody sees any more makes room
+                raise
+            return await self.record(creation, deadline, alone=True)
         return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 
     def mark_judged(self, creation: Creation) -> None:

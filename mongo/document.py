@@ -112,11 +112,6 @@ def concat(*arrays: object) -> JSONObject:
     return {"$concatArrays": [*arrays]}
 
 
-def inbox(limit: int) -> JSONObject:
-    """Return the expression of a user's inbox: the newest `limit` notifications, newest last."""
-    return {"$slice": [NOTIFICATIONS, -limit]}
-
-
 def elements(parent: object, field: str) -> list[JSONObject]:
     """Return the objects in an array of the document; anything else is another program's."""
     array = parent.get(field) if isinstance(parent, dict) else None

@@ -25,7 +25,6 @@ from mongo.document import (
     any_of,
     concat,
     each,
-    inbox,
     only,
     without,
 )
@@ -131,7 +130,7 @@ def _unless_empty(array: JSONObject) -> JSONObject:
     return {"$cond": [{"$isArray": "$notifier.waiting"}, left, "$notifier.waiting"]}
 
 
-def collapsing(write: Write, limit: int) -> Write:
+def collapsing(write: Write, users: Users) -> Write:
     """Return the write of a create as a pipeline that replaces the unread notifications of the same key and target.
 
     Their ids count as deleted, and their `count`s add up. A pipeline would overwrite values that classic operators
@@ -139,7 +138,7 @@ def collapsing(write: Write, limit: int) -> Write:
     """
     pushes: JSONObject = write.update["$push"]
     (new,) = pushes["notifications"]["$each"]
-    newest, target = inbox(limit), {"$ifNull": ["$$this.target_id", None]}
+    newest, limit, target = users.inbox, users.limit, {"$ifNull": ["$$this.target_id", None]}
     same = [("$$this.is_new", True), ("$$this.key", new["key"]), (target, new.get("target_id"))]
     replaced = only(newest, {"$and": [{"$eq": [field, {"$literal": value}]} for field, value in same]})
     counts = each(replaced, {"$cond": [{"$isNumber": "$$this.count"}, "$$this.count", 1]})

@@ -19,7 +19,7 @@ from mongo import errors
 from mongo.batcher import Writes
 from mongo.connection import MAJORITY, Connection, Database
 from mongo.connection import Collection as MotorCollection
-from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each, inbox
+from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each
 from mongo.errors import PATIENCE, PING_DEADLINE, RETRY_PAUSE, Changed, Conflict, Patience, UnknownUser, within
 from mongo.lanes import Calls
 from settings import Settings, UnknownUsers
@@ -177,7 +177,7 @@ class Users(Documents):
         creates = settings.unknown_users is UnknownUsers.CREATE
         self.profile = {settings.email_field: settings.email} if creates else None
         self.limit, self.slack = settings.notifications_limit, settings.notifications_slack
-        self.inbox = inbox(self.limit)
+        self.inbox = {"$slice": [NOTIFICATIONS, -self.limit]}  # the expression of a user's inbox, newest last
         paths = (settings.email_field, settings.language_field, *settings.template_fields)
         self.team_fields = {path.partition(".")[0]: 1 for path in paths if path}  # those that an e-mail needs
         self._id: Callable[[str], ObjectId | str] = ObjectId if settings.id_type is IdType.OBJECTID else str

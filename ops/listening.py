@@ -1,8 +1,7 @@
 """The service's port: bound, listened on, and closed without losing a connection; and the workers that share it.
 
-Workers are several processes of the service, for a machine with several cores and no orchestrator. They share only the
-port (SO_REUSEPORT, socket(7): the kernel distributes the connections) and a directory for the metrics. Each holds one
-end of a pipe to the supervisor, and drains when the other end closes, however that happens.
+Workers are several processes of the service. They share only the port (SO_REUSEPORT, socket(7): the kernel distributes
+the connections) and a directory for the metrics. Each drains when the supervisor's end of a pipe to it closes.
 """
 
 import asyncio
@@ -28,10 +27,8 @@ from settings import Settings
 
 log = logging.getLogger("notifier")
 
-LISTEN_BACKLOG: Final = 4096
-"""Connections that may wait to be accepted. A further client waits a second before it tries again."""
-ACCEPTED_AT_ONCE: Final = 16
-"""Connections accepted, and errors of accept(2) met, in one turn of the event loop."""
+LISTEN_BACKLOG: Final = 4096  # connections that may wait to be accepted; a further client tries again after a second
+ACCEPTED_AT_ONCE: Final = 16  # connections accepted, and errors of accept(2) met, in one turn of the event loop
 HANDSHAKE: Final = 0.01  # seconds in which a handshake that has begun is completed
 SO_ATTACH_FILTER: Final = 26  # socket(7), on all processors that Python's packages are built for
 DROP_SYN: Final = (
@@ -46,15 +43,11 @@ WARNING_INTERVAL: Final = 3600.0  # seconds
 RESTART_PAUSE: Final = 2.0  # seconds before a worker that died is started again
 STOP_TIMEOUT: Final = 9.0  # seconds for a worker to drain, which takes less; Docker waits for 10
 STARTING_PERIOD: Final = 30.0  # seconds beyond `START_TIMEOUT` for which a worker counts as starting
-Protocols = Callable[[], asyncio.BaseProtocol]
-"""Makes the protocol of a connection."""
+Protocols = Callable[[], asyncio.BaseProtocol]  # makes the protocol of a connection
 
 
 class CannotListen(Exception):
-    """The port is taken, or the address is not one of this machine. The message is a sentence.
-
-    With `is_taken` the port may be free later; any other cause needs another configuration.
-    """
+    """The port is taken and may be free later (`is_taken`), or the address is wrong. The message is a sentence."""
 
     def __init__(self, host: str, port: int, cause: OSError) -> None:
         self.is_taken = cause.errno == errno.EADDRINUSE
@@ -78,7 +71,7 @@ async def bind(protocols: Protocols, host: str, port: int, *, share: bool = Fals
 
 
 async def listen(server: asyncio.Server, host: str, port: int) -> None:
-    """Listen on the port that is bound. Raises `CannotListen` if another process was quicker to listen on it."""
+    """Listen on the port that is bound. Raises `CannotListen` if another process was quicker."""
     try:
         await server.start_serving()
         for listener in server.sockets:
@@ -89,14 +82,12 @@ async def listen(server: asyncio.Server, host: str, port: int) -> None:
 
 
 async def warn_if_open(settings: Settings) -> None:
-    """Warn now and once an hour if the API is open to anyone."""
     while settings.openness:
         log.warning("%s", settings.openness)
         await asyncio.sleep(WARNING_INTERVAL)
 
 
 def announce(settings: Settings) -> None:
-    """Tell that the service listens: in a local run with commands to paste."""
     if settings.local:
         print(banner(settings), flush=True)  # noqa: T201 - for the newcomer
     else:
@@ -104,10 +95,7 @@ def announce(settings: Settings) -> None:
 
 
 def admit_no_more(listener: socket.socket) -> None:
-    """Let the kernel drop every request for a further connection. Its client repeats it after a second.
-
-    Handshakes that have begun are completed. Only Linux can do this.
-    """
+    """Let Linux drop every request for a further connection. Its client repeats it after a second."""
     if sys.platform == "linux":
         program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *statement) for statement in DROP_SYN))
         with suppress(OSError):
@@ -116,9 +104,9 @@ def admit_no_more(listener: socket.socket) -> None:
 
 
 async def cease(server: asyncio.Server, protocols: Protocols) -> None:
-    """Stop listening. Accept the waiting connections first: closing the socket would reset them.
+    """Stop listening, but accept the waiting connections first: closing the socket would reset them.
 
-    Meanwhile no other may be made, as it would be reset, too, perhaps after its client has sent a request.
+    It would reset a further one, too, perhaps after its client has sent a request.
     """
     loop, waiting = asyncio.get_running_loop(), []
     listeners = [own.dup() for own in server.sockets]  # asyncio's own sockets do not let others accept
@@ -149,15 +137,14 @@ async def supervise(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     with TemporaryDirectory(prefix="notifier-metrics-", ignore_cleanup_errors=True) as folder:
         environments = [{**os.environ, FOLDER: folder, WORKER: f"{number}"} for number in range(settings.workers)]
-        starting = settings.start_timeout + STARTING_PERIOD
-        return max(await asyncio.gather(*(_tend(environment, stop, starting) for environment in environments)))
+        started = loop.time() + settings.start_timeout + STARTING_PERIOD
+        return max(await asyncio.gather(*(_tend(environment, stop, started) for environment in environments)))
 
 
-async def _tend(environment: Mapping[str, str], stop: asyncio.Event, starting: float) -> int:
-    """Keep one worker running; return 0 once stopped, or the exit code of a worker that never started."""
-    loop, stopped, first = asyncio.get_running_loop(), asyncio.create_task(stop.wait()), True
+async def _tend(environment: Mapping[str, str], stop: asyncio.Event, started: float) -> int:
+    """Keep one worker running; return 0 once stopped, or the code of one that failed before the time `started`."""
+    stopped = asyncio.create_task(stop.wait())
     while not stop.is_set():
-        began = loop.time()
         try:
             code = await _run_worker(environment, stopped)
         except OSError as exc:  # for lack of memory, say
@@ -165,25 +152,19 @@ async def _tend(environment: Mapping[str, str], stop: asyncio.Event, starting: f
             code = 1
         if stop.is_set():
             break
-        if first and code > 0 and loop.time() - began < starting:  # the worker has said why
+        if code > 0 and asyncio.get_running_loop().time() < started:  # the worker has said why
             stop.set()
             return code
-        first = False
         log.error("a worker ended with exit code %d; it is started again in %.0f s", code, RESTART_PAUSE)
         await asyncio.wait({stopped}, timeout=RESTART_PAUSE)
     return 0
 
 
 async def _run_worker(environment: Mapping[str, str], stopped: asyncio.Task[bool]) -> int:
-    """Run a worker until it ends, or is told to; return its exit code."""
+    """Run a worker until it ends, or is told to; return its exit code. Ctrl-C is for the supervisor alone."""
     os.makedirs(environment[FOLDER], mode=0o700, exist_ok=True)  # noqa: PTH103 - somebody may have cleaned /tmp
     command = [sys.executable, sys.argv[0], "--worker"]
-    worker = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=PIPE,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is for the supervisor
-    )
+    worker = await asyncio.create_subprocess_exec(*command, stdin=PIPE, env=environment, start_new_session=True)
     ended = asyncio.create_task(worker.wait())
     await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if worker.returncode is None:

@@ -17,8 +17,7 @@ from typing import Final
 import orjson
 
 TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
-"""Attributes that are not `extra`."""
+OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}  # not `extra`
 THROTTLE_INTERVAL: Final = 60.0  # seconds
 QUEUE_LIMIT: Final = 5000  # lines that wait to be written
 GATHERING: Final = 0.005
@@ -29,10 +28,7 @@ DROPPED: Final = "%d log lines were dropped, as nothing read them"
 
 
 class JSONFormatter(logging.Formatter):
-    """Formats a record as JSON: time, level, logger, message, its `extra` and its traceback.
-
-    Packages do the same in five times the time, which was a sixth of the CPU with one line a request.
-    """
+    """Formats a record as JSON, with its `extra` and its traceback, in a fifth of the time that packages take."""
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {name: value for name, value in record.__dict__.items() if name not in OF_EVERY_RECORD}
@@ -42,7 +38,7 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record for a terminal. Characters that could control it are replaced."""
+    """Formats a record for a terminal, which no character of the message can control."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's
         record.message = printable(record.message)
@@ -50,7 +46,6 @@ class TextFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """Replace every unprintable character, so that a line cannot control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -64,7 +59,7 @@ def json_line(created: float, level: str, name: str, message: str, extra: Mappin
 
 
 class Throttle:
-    """Lets each reason through once an interval, so that a fault of every request does not fill the log."""
+    """Lets each reason through once an interval: a fault of every request must not fill the log."""
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
@@ -78,10 +73,7 @@ class Throttle:
 
 
 class LineHandler(logging.Handler):
-    """Writes lines in a thread, so that a reader that stalls holds up no request.
-
-    At most `QUEUE_LIMIT` lines wait for the reader. Further lines are dropped, and their number is logged.
-    """
+    """Writes lines in a thread, so that a reader that stalls loses lines, which are counted, and delays no request."""
 
     def __init__(self) -> None:
         super().__init__()

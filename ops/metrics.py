@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any, Final, cast
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue, MutexValue
 
@@ -16,18 +16,13 @@ LAG_INTERVAL: Final = 0.5  # seconds between two measurements of the event loop
 DELIVERY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
 STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REPLIES: Final = 100  # at most so many are labels, as each label stays as long as the process lives
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names the directory of the workers' metrics (prometheus_client, "Multiprocess Mode")."""
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # the variable that names the directory of the workers' metrics
 WORKER: Final = "NOTIFIER_WORKER"
 """The variable that has a worker's number, which names its files. A worker that replaces another continues them."""
 
 
 class Metrics:
-    """The instruments of one application, in a registry of its own. Times are in seconds.
-
-    With several workers each of them shows the sum of all.
-    """
+    """The instruments of one application, in a registry of its own. Each of several workers shows the sum of all."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -108,7 +103,6 @@ class Metrics:
             self.next_probe.labels(group).set(wait)
 
     def render(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
         self._update()
         if WORKER in os.environ:
             with suppress(ValueError, OSError):  # without its directory each worker shows its own

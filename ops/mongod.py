@@ -19,12 +19,11 @@ from typing import Final
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo.connection import Database, connected
-from mongo.errors import Patience
+from mongo.errors import Patience, Unavailable
 
 log = logging.getLogger("notifier.local")
 
-FOLDER: Final = Path(".notifier")
-"""The files of a local run."""
+FOLDER: Final = Path(".notifier")  # of a local run
 DATABASE: Final = FOLDER / "db"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
 LIBRARIES: Final = {
@@ -45,19 +44,12 @@ IN_USE: Final = 100  # an exit code of mongod
 ALREADY_INITIALIZED: Final = 23  # an error code of `replSetInitiate`
 
 
-class LocalRunError(Exception):
-    """The local run cannot start or go on. The message says what to do."""
-
-
 def find_mongod() -> str:
-    """Return the path of the MongoDB server: of the one installed from PyPI, or else of the one on `PATH`.
-
-    Raises `LocalRunError`.
-    """
+    """Return the path of the MongoDB server installed from PyPI, or else on `PATH`. Raises `Unavailable`."""
     packages = [f"{folder}/fiftyone/db/bin" for folder in sys.path]
     path = shutil.which("mongod", path=os.pathsep.join([*packages, os.environ.get("PATH", os.defpath)]))
     if not path:
-        raise LocalRunError(
+        raise Unavailable(
             "A local run needs a MongoDB server: install requirements-local.txt, which has one for Linux (x86-64, and "
             "ARM with Python 3.11 or 3.12) and for macOS; put a mongod on PATH; or set DB_URI and SMTP_HOST."
         )
@@ -65,9 +57,9 @@ def find_mongod() -> str:
 
 
 def mongod_environment(links: Path) -> Mapping[str, str]:
-    """Return the environment in which the MongoDB server finds the libraries that packages carry.
+    """Return the environment in which the MongoDB server, and no other, finds the libraries that packages carry.
 
-    They are linked in the folder `links`, under the names by which it asks for them. No other program gets to see them.
+    They are linked in the folder `links`, under the names by which it asks for them.
     """
     files = {
         name: file.resolve()
@@ -90,7 +82,7 @@ def mongod_environment(links: Path) -> Mapping[str, str]:
 
 @asynccontextmanager
 async def running_mongod() -> AsyncIterator[str]:
-    """Run MongoDB; yield its address. Raises `LocalRunError` if it does not start, or ends too early."""
+    """Run MongoDB, and yield its address. Raises `Unavailable` if it does not start, or ends too early."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     process = await _spawn(port)
@@ -105,7 +97,7 @@ async def running_mongod() -> AsyncIterator[str]:
             process.terminate()
         await asyncio.wait({ended}, timeout=STOP_TIMEOUT)  # if it hangs, it is killed when this process ends
     if not was_running:
-        raise LocalRunError(_why_ended(ended.result()))
+        raise Unavailable(_why_ended(ended.result()))
 
 
 async def _spawn(port: int) -> Process:
@@ -137,8 +129,8 @@ async def _wait_until_primary(port: int, ended: asyncio.Task[int]) -> None:
                         return
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise LocalRunError(f"MongoDB did not start in {START_TIMEOUT:.0f} s. See {MONGOD_LOG}.") from None
-    raise LocalRunError(_why_ended(ended.result()))
+        raise Unavailable(f"MongoDB did not start in {START_TIMEOUT:.0f} s. See {MONGOD_LOG}.") from None
+    raise Unavailable(_why_ended(ended.result()))
 
 
 async def _is_primary(admin: Database, address: str) -> bool:

@@ -19,7 +19,7 @@ SCHEMAS = Schemas(IdType.OBJECTID, SPECIFIED)
 REFUSALS = (
     BY_EXCEPTION[KeyReused].errors or {},
     SCHEMAS.selection.validate(USER),
-    SCHEMAS.create.validate({**USER, "key": "new_post", "data": {"nested": {"$\0": 2**63}}}),
+    *(SCHEMAS.create.validate({**USER, "key": "new_post", "data": {"nested": wrong}}) for wrong in ({"$\0": 1}, 2**63)),
     SCHEMAS.create_many_headers.validate({}),
     SCHEMAS.user.validate({}),
     {"user_id": [NO_INDEX]},

@@ -146,6 +146,7 @@ async def test_check_says_if_the_server_starts_tls_otherwise_or_never(
         code, steps = await check(replace(settings, smtp_port=server.port, smtp_security=Security.STARTTLS))
         assert (code, list(failures(steps))) == (1, ["smtp_ehlo"])
         assert "needs SMTP_SECURITY=tls" in failures(steps)["smtp_ehlo"]
+        assert skipped(steps) == ["smtp_tls", "smtp_login"]
     async with smtp_server(None, auth=False) as server:
         plain = replace(settings, smtp_port=server.port, smtp_login=None, smtp_password=None)
         code, steps = await check(replace(plain, smtp_security=Security.STARTTLS))

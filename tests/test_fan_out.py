@@ -277,3 +277,17 @@ async def test_i6_a_locked_document_delays_nobody_but_its_user(
         status, body = await send(client, USERS)
     assert (status, body["errors"]["user_ids"].keys()) == (503, {"3", "80"})
     assert "the field `notifications` of document" in caplog.text
+
+
+@impatient
+async def test_notifications_beyond_the_inbox_make_room(
+    start: Start, database: DB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mongo.creation.randrange", lambda limit: limit - 1)  # no create trims by chance
+    held = [{"id": f"{n}", "is_new": False, "data": {"x": "x" * 1_100_000}} for n in range(14)]
+    for user_id in (USER, OTHER):
+        database.users.insert_one({"_id": ObjectId(user_id), "notifications": held, "own": "x" * 1_370_000})
+    client = await start(notifications_limit=10, notifications_slack=5)
+    await create(client, USER, data={"x": "x" * 16_000})
+    assert await send(client, [OTHER], data={"x": "x" * 16_000}) == done(1)
+    assert [len(user(database, user_id)["notifications"]) for user_id in (USER, OTHER)] == [10, 10]

@@ -15,7 +15,7 @@ import trustme
 from aiosmtplib import SMTPAuthenticationError, SMTPException
 from bson import ObjectId
 
-from mail.opening import Opener
+from mail.connection import Opener
 from mail.replies import SMTPFault
 from settings import Security, Settings
 from tests.client import DB, OTHER, USER, create, owed, settled
@@ -37,7 +37,7 @@ PLAIN = Settings(
 
 async def log_in(server: RawServer, **changes: Any) -> list[str]:
     """Log in; return the commands of it."""
-    opener = Opener(replace(PLAIN, smtp_port=server.port, **changes), "example.com")
+    opener = Opener(replace(PLAIN, smtp_port=server.port, **changes))
     try:
         await (await opener.open()).quit()
     finally:
@@ -208,7 +208,7 @@ async def test_a_server_may_ask_for_a_client_certificate(
         await create(client, key="registration")
         await settled(database)
         assert len(server.received) == 1
-        opener = Opener(replace(settings, smtp_port=server.port, **nobody), "example.com")
+        opener = Opener(replace(settings, smtp_port=server.port, **nobody))
         with pytest.raises(SMTPException):
             await opener.open()
 

@@ -15,10 +15,9 @@ import pytest
 from bson import ObjectId
 
 from kinds import SPECIFIED
-from mail.connection import Connection
+from mail.connection import Connection, Opener
 from mail.evidence import Evidence
 from mail.lease import VALID, Lease, Leases, Looks, Window
-from mail.opening import Opener
 from mail.replies import Outcome, Verdict
 from mail.settlement import Settler
 from mongo.owed import NO_TOKEN, OwedEmail

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from mongo.errors import Unavailable
 from ops.local import embedded
-from ops.mongod import LIBRARIES, LocalRunError, find_mongod, mongod_environment
+from ops.mongod import LIBRARIES, find_mongod, mongod_environment
 from settings import Settings
 from tests.client import ROOT
 from tests.servers import Mongod
@@ -78,7 +79,7 @@ async def test_a_library_that_nothing_has_is_named_in_the_log(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ops.mongod.find_mongod", lambda: f"{lacking}")
-    with pytest.raises(LocalRunError, match=r"ended with exit code 127: see \.notifier/mongod\.log"):
+    with pytest.raises(Unavailable, match=r"ended with exit code 127: see \.notifier/mongod\.log"):
         async with embedded(Settings()):
             pass
     assert ABSENT in (tmp_path / ".notifier/mongod.log").read_text()
@@ -87,7 +88,7 @@ async def test_a_library_that_nothing_has_is_named_in_the_log(
 def test_without_a_mongod_a_local_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [])
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LocalRunError, match=r"requirements-local\.txt"):
+    with pytest.raises(Unavailable, match=r"requirements-local\.txt"):
         find_mongod()
 
 

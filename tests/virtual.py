@@ -25,7 +25,7 @@ from settings import Settings
 RTT: Final = 0.02
 """Seconds for a conversation."""
 WORKERS: Final = 20
-SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
+SENT: Final = Outcome(verdict=Verdict.SENT, status="250", stage=Stage.DATA)
 UNTRIED: Final = (Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.TOO_FAST)
 
 
@@ -208,7 +208,7 @@ class World:
             self._at(when, lambda: None)
 
     def _take(self) -> Letter | None:
-        if not self.feedback.evidence.line(self.now):
+        if not self.feedback.evidence.line:
             return heapq.heappop(self._ready)[-1]
         ranked = []
         for entry in heapq.nsmallest(8, self._ready):

@@ -64,7 +64,7 @@ def since(text: str) -> datetime:
 
 async def list_emails(store: Store, options: Namespace) -> None:
     user_id = options.user_id
-    (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
+    (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.find(user_id=user_id)
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
         when = "now" if email["next_at"] <= store.clock.now() else f"{email['next_at']:%F %T} UTC"

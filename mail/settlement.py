@@ -167,7 +167,10 @@ class Settler:
         after = self._after(lease, outcome)
         crashes = email.crashes + (verdict is Verdict.UNRENDERED)
         if after.given_up is not None:
-            return "dead", lambda: self._bury(email, outcome, crashes, after.given_up)
+            tried = outcome.tried or verdict is Verdict.PERMANENT
+            tries = email.tries if email.dead else max(email.tries + tried, crashes)
+            bounce = bounce_code(verdict, outcome.reply)
+            return "dead", lambda: self.store.dead_mail.bury(email, tries, after.given_up, bounce)
         changes = {"waited": after.waited, "held": after.held, "copies": after.copies, "crashes": crashes}
         if verdict is Verdict.HELD:
             return "waiting", lambda: outbox.hold(email, after.delay, error, **changes)
@@ -182,11 +185,6 @@ class Settler:
             case Verdict.HELD:
                 return self._schedule.hold(lease.mail, email, age, now)
         return self._schedule.after_refusal(lease.mail, email, outcome, age, now)
-
-    def _bury(self, email: OwedEmail, outcome: Outcome, crashes: int, error: str | None) -> Awaitable[bool]:
-        tries = max(email.tries + (outcome.tried or outcome.verdict is Verdict.PERMANENT), crashes)
-        bounce = bounce_code(outcome.verdict, outcome.reply)
-        return self.store.dead_mail.bury(email, email.tries if email.dead else tries, error, bounce)
 
     def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:
         """Count and log an outcome, without the address and the server's words, which may hold one."""

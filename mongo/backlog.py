@@ -149,11 +149,11 @@ async def _change(outbox: Outbox, condition: JSONObject, change: list[JSONObject
     Pages follow the index, and a changed document moves to an earlier page, so each is read once.
     """
     users, number = outbox.users, 0
-    for begin, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):
-        after: JSONObject = {"$gte": begin} if begin else {}
+    for bound in ({"$gte": ERAS_END}, {"$lt": ERAS_END}):  # what is due again comes first
+        due: JSONObject = bound
         seen: list[object] = []
         while True:
-            rest = {"notifier.due": IS_DATE | after | end, "_id": {"$nin": seen}}
+            rest = {"notifier.due": IS_DATE | due, "_id": {"$nin": seen}}
             page = await users.find(rest, {"notifier.due": 1}, sort=["notifier.due"], limit=PAGE, hint=outbox.due.hint)
             if page:
                 ids = {"_id": {"$in": [user["_id"] for user in page]}}
@@ -161,7 +161,7 @@ async def _change(outbox: Outbox, condition: JSONObject, change: list[JSONObject
             if len(page) < PAGE:
                 break
             last = page[-1]["notifier"]["due"]
-            seen = seen if after == {"$gte": last} else []
+            seen = seen if due.get("$gte") == last else []
             seen += [user["_id"] for user in page if user["notifier"]["due"] == last]
-            after = {"$gte": last}
+            due = bound | {"$gte": last}
     return number

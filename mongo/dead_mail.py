@@ -69,9 +69,11 @@ class DeadMail:
         await self.letters.persist(lambda _: write(by_id, update, upsert=True, collation=SIMPLE))
 
     async def find(
-        self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
+        self, ids: Sequence[str] | None = None, *, since: datetime | None = None, **fields: str | None
     ) -> Sequence[JSONObject]:
-        condition = self._of(ids) | ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
+        """Return these dead letters, or all, oldest first, of those with these fields that died since then."""
+        condition = self._of(ids) | {name: value for name, value in fields.items() if value}
+        condition |= {"died_at": {"$gte": since}} if since else {}
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def revive(self, domain: str, since: datetime) -> int:
@@ -107,9 +109,6 @@ class DeadMail:
     async def count(self) -> int:
         count = self.letters.collection.count_documents
         return await self.letters.persist(lambda _: count(self.own, collation=SIMPLE), PING_DEADLINE)
-
-    async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
 
     async def owe_again(self, letter: JSONObject) -> bool:
         """Owe the e-mail of a dead letter again, as a new one, and lift the suppression of its user's address.

@@ -14,7 +14,7 @@ import orjson
 
 from config.checks import value_at
 from mongo import document
-from mongo.document import OUTBOX, WAITING, JSONObject, each, only, without
+from mongo.document import OUTBOX, WAITING, JSONObject, concat, each, only, without
 from mongo.suppression import Suppression, load_suppression
 from settings import Settings
 
@@ -52,15 +52,10 @@ IS_EMAIL: Final = {
 }
 IS_WAITING: Final = {"$and": [has_type("id", "string"), has_type("key", "string"), has_type("due", "date")]}
 """Whether an element of the outbox, or of `waiting`, has everything that the service writes into one."""
-EARLIEST: Final = {
-    "$min": [
-        {"$min": each(only(OUTBOX, IS_EMAIL), "$$this.next_at")},
-        {"$min": each(only(WAITING, IS_WAITING), "$$this.due")},
-    ]
-}
+DUE_TIMES: Final = concat(each(only(OUTBOX, IS_EMAIL), "$$this.next_at"), each(only(WAITING, IS_WAITING), "$$this.due"))
 DUE_IS_OURS: Final = {"$in": [{"$type": "$notifier.due"}, ["date", "missing"]]}
 SET_DUE: Final = {
-    "$set": {"notifier.due": {"$cond": [DUE_IS_OURS, {"$ifNull": [EARLIEST, "$$REMOVE"]}, "$notifier.due"]}}
+    "$set": {"notifier.due": {"$cond": [DUE_IS_OURS, {"$ifNull": [{"$min": DUE_TIMES}, "$$REMOVE"]}, "$notifier.due"]}}
 }
 """The stage that follows a change of the outbox. A `due` of another type is another program's."""
 IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}

@@ -181,7 +181,7 @@ async def test_services_with_one_database_keep_their_letters_apart(settings: Set
         ids = [letter["_id"] for store in (ours, theirs) for letter in await store.dead_mail.find()]
         assert len(ids) == 2
         assert [await store.dead_mail.count() for store in (ours, theirs)] == [1, 1]
-        assert [len(await store.dead_mail.of_user(USER)) for store in (ours, theirs)] == [1, 1]
+        assert [len(await store.dead_mail.find(user_id=USER)) for store in (ours, theirs)] == [1, 1]
         assert len(await errors_of_dead(ours.dead_mail)) == 1
         assert await ours.dead_mail.find([ids[1]]) == []
         assert not await ours.dead_mail.owe_again(database.dead_mail.find_one({"_id": ids[1]}) or {})

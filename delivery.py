@@ -65,7 +65,6 @@ class Delivery(Worker):
         self._letters = Letters(settings, self._looks)
         self._mailer = Mailer(settings, self._feedback, self._letters, self)
         self._pool = self._mailer.pool
-        self._stopped = False
         self._lifts: dict[Group, float | None] = {}  # whose e-mails are to fall due, and since when they were tried
         self._workers: set[asyncio.Task[None]] = set()
         self._helpers: set[asyncio.Task[None]] = set()
@@ -83,9 +82,8 @@ class Delivery(Worker):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._stopped = True
-        self._wake_workers()
         self._claimer.stop()
+        self._wake_workers()
         _ended, late = await asyncio.wait(self._workers, timeout=STOP_GRACE)
         for task in late:
             task.cancel()
@@ -115,7 +113,7 @@ class Delivery(Worker):
             lease = lease.then or await self._next()
 
     async def _next(self) -> Lease | None:
-        while not self._stopped:
+        while not self._claimer.stopped:
             wait = self._wait()
             lease = self._take() if wait == 0 else None
             if lease and self._may_begin(lease):
@@ -171,20 +169,20 @@ class Delivery(Worker):
     def _settle(self, lease: Lease, outcome: Outcome | None) -> None:
         if outcome is None:
             self._leases.discard(lease)
-        elif outcome.verdict in AGAIN and lease.held and not (self._stopped or self._evidence.line):
+        elif outcome.verdict in AGAIN and lease.held and not (self._claimer.stopped or self._evidence.line):
             self._claimer.put(lease, self._feedback.pace.place(lease.mail))
         else:
             self._settler.put(lease, outcome)
 
     def late(self, lease: Lease) -> None:
         """Let another worker go on meanwhile, unless as many wait as there are workers."""
-        if len(self._workers) <= 2 * self._limit and not self._stopped:  # the claimer is one of these tasks
+        if len(self._workers) <= 2 * self._limit and not self._claimer.stopped:  # the claimer is one of these tasks
             lease.replaced = True
             self._run(self._work(), self._workers)
         self._feedback.abandon(lease.mail)
 
     def following(self) -> Lease | None:
-        waits = self._stopped or self._evidence.stops or self._feedback.wait(time.monotonic())
+        waits = self._claimer.stopped or self._evidence.stops or self._feedback.wait(time.monotonic())
         if waits or not (self._window and self._settler.has_room):
             return None
         lease = self._take()
@@ -192,7 +190,7 @@ class Delivery(Worker):
 
     def give_back(self, lease: Lease) -> None:
         self._feedback.abandon(lease.mail)
-        if self._stopped:
+        if self._claimer.stopped:
             self._settler.put(lease, STOPPED)
         else:
             self._claimer.put(lease, 0)

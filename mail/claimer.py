@@ -29,15 +29,15 @@ class Claimer:
     settler: Settler
     owed: asyncio.Event
     window: Window = field(default_factory=Window)
-    _stopped: bool = False
+    stopped: bool = False
     _probed: float = -math.inf
 
     def stop(self) -> None:
-        self._stopped = True
+        self.stopped = True
         self.owed.set()
 
     async def run(self) -> None:
-        while not self._stopped:
+        while not self.stopped:
             self.owed.clear()
             try:
                 pause = await self._claim_if_needed()

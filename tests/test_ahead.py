@@ -244,8 +244,24 @@ async def test_an_email_behind_a_slow_message_takes_another_connection(
         server.goes_on.set()
         assert slow
         assert await slow == SENT
-        assert await mailer.send(queue.waiting.pop(0)) == SENT  # not where the server waits for a message
+        assert await mailer.send(queue.waiting.pop(0)) == SENT
+        # not where the server waits for a message
+        assert sum(b"RCPT TO:<5@example.com>" in data for data in server.read) == 1
         assert server.accepted == [f"{n}@example.com" for n in (0, 1, 3, 4)] + [ODD, "5@example.com"]
+        await mailer.pool.close_all()
+
+
+async def test_a_server_that_waits_for_a_message_gets_no_command(plain: Settings) -> None:
+    async with steps(odd={("DATA", ODD): HANG}) as server:
+        lost, other = Queue([ODD, "1@example.com"]).waiting
+        mailer = mailer_of(plain, server.port, Queue([]))
+        sending = asyncio.create_task(mailer.send(lost))
+        await server.hanging.wait()
+        lost.lose()
+        server.goes_on.set()
+        assert await sending is None
+        assert await mailer.send(other) == SENT
+        assert (server.accepted, sum(b"RCPT TO:<1@" in data for data in server.read)) == (["1@example.com"], 1)
         await mailer.pool.close_all()
 
 

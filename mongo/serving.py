@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from bson import ObjectId
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from mongo import backlog
 from mongo.connection import Connection, Database, end
 from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE
-from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable
+from mongo.errors import PING_DEADLINE, Misconfigured, StoreError, Unavailable
 from mongo.grouping import Windows
 from mongo.indexes import Index
 from mongo.lanes import PROBE
@@ -38,15 +38,12 @@ SYNC_INTERVAL: Final = 10.0  # seconds between two readings of MongoDB's clock
 SET_BACK: Final = 20.0  # seconds by which the clock may be set back, and e-mails be late, without a correction
 
 
-async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
-    """Call `open_`, which gets the seconds of an attempt, until it succeeds. Raises `Misconfigured` at once.
-
-    No attempt is cut short by the end of `timeout`, or its error would not tell the cause.
-    """
+async def patiently(open_: Callable[[], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
+    """Call `open_` until it succeeds. No attempt is cut short, or it would not tell the cause."""
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
     while True:
         try:
-            return await open_(ATTEMPT)
+            return await open_()
         except Misconfigured:
             raise
         except Unavailable as exc:
@@ -102,18 +99,10 @@ async def _try_delivery(probe: Users) -> str | None:
     """Owe and lease an e-mail; return a fault, if there is one."""
     outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
     email, key = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {}), {"_id": id_}
-    notifier = {"outbox": [email], "due": email["next_at"]}
-
-    async def owe(_: int) -> bool:
-        try:
-            await probe.collection.update_one(key, {"$set": {"notifier": notifier}}, upsert=True, collation=SIMPLE)
-        except OperationFailure as exc:
-            if exc.code == UNAUTHORIZED:
-                return False
-            raise
-        return True
-
-    if not await probe.persist(owe):
+    owe, update = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}, probe.collection.update_one
+    try:
+        await probe.persist(lambda _: update(key, owe, upsert=True, collation=SIMPLE), ATTEMPT)
+    except Misconfigured:  # we may not write it
         return None
     due = await probe.find({**key, **HAS_DUE_EMAIL}, sort=["notifier.due"])
     await outbox.lease([id_], token, 1.0)

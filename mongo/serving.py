@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from bson import ObjectId
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo import backlog
 from mongo.connection import Connection, Database, end
 from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE
-from mongo.errors import PING_DEADLINE, Misconfigured, StoreError, Unavailable
+from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable
 from mongo.grouping import Windows
 from mongo.indexes import Index
 from mongo.lanes import PROBE
@@ -99,10 +99,18 @@ async def _try_delivery(probe: Users) -> str | None:
     """Owe and lease an e-mail; return a fault, if there is one."""
     outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
     email, key = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {}), {"_id": id_}
-    owe, update = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}, probe.collection.update_one
-    try:
-        await probe.persist(lambda _: update(key, owe, upsert=True, collation=SIMPLE), ATTEMPT)
-    except Misconfigured:  # we may not write it
+    notifier = {"outbox": [email], "due": email["next_at"]}
+
+    async def owe(_: int) -> bool:
+        try:
+            await probe.collection.update_one(key, {"$set": {"notifier": notifier}}, upsert=True, collation=SIMPLE)
+        except OperationFailure as exc:
+            if exc.code == UNAUTHORIZED:
+                return False
+            raise
+        return True
+
+    if not await probe.persist(owe):
         return None
     due = await probe.find({**key, **HAS_DUE_EMAIL}, sort=["notifier.due"])
     await outbox.lease([id_], token, 1.0)

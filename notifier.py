@@ -73,11 +73,10 @@ async def local_run(app: web.Application) -> AsyncIterator[None]:
 
 async def mongodb(app: web.Application, patience: Patience) -> AsyncIterator[None]:
     settings = app[SETTINGS]
+    opened = partial(open_store, settings, serves=True, patience=patience)
     async with AsyncExitStack() as stack:
-        app[handlers.STORE] = store = await patiently(
-            lambda deadline: stack.enter_async_context(open_store(settings, deadline, serves=True, patience=patience)),
-            settings.start_timeout,
-        )
+        opening = patiently(lambda: stack.enter_async_context(opened()), settings.start_timeout)
+        app[handlers.STORE] = store = await opening
         app[unsubscribe.PREFERENCES] = store.preferences
         yield
 

@@ -21,7 +21,7 @@ from mongo.grouping import Windows
 from mongo.inbox import EMPTY, ListQuery, Page, Preferences, Selection, delete, erase, page_of, see
 from mongo.lanes import Write, keeps_numbers
 from mongo.outbox import Outbox
-from mongo.serving import Upkeep, must_suffice
+from mongo.serving import ATTEMPT, Upkeep, must_suffice
 from mongo.suppression import Suppressions
 from mongo.users import Clock, Documents, Users
 from settings import Settings
@@ -38,12 +38,12 @@ class Created(NamedTuple):
 
 @asynccontextmanager
 async def open_store(
-    settings: Settings, deadline: float | None = None, *, serves: bool = False, patience: Patience = PATIENCE
+    settings: Settings, *, serves: bool = False, patience: Patience = PATIENCE
 ) -> AsyncIterator[Store]:
-    """Connect within `deadline` seconds, and close at the end. Only the server needs more."""
+    """Connect, and close at the end. Only the server needs more."""
     async with connected(settings.db_uri, patience=patience) as connection:
         store = Store(connection, settings, patience)
-        await store.clock.sync(deadline)
+        await store.clock.sync(ATTEMPT if serves else None)
         if serves:
             await must_suffice(store.users, connection)
         store.users.calls.numbered = await keeps_numbers(connection.shared, patience)

@@ -140,10 +140,8 @@ async def show_status(store: Store, options: Namespace) -> None:
     status = {
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
-        "errors": await backlog.errors_of_owed(store.users),
-        "held": await backlog.held(store.users),
+        **await backlog.reasons(store.users, store.dead_mail),
         "dead_letters": await store.dead_mail.count(),
-        "dead": await backlog.errors_of_dead(store.dead_mail),
         "suppressed_users": await store.suppressions.count(),
         "service": await _ask_service(settings),
     }

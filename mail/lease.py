@@ -24,13 +24,11 @@ log = logging.getLogger("notifier.delivery")
 SENDING_PART: Final = 0.8  # of a lease, during which sending may start: the message takes its time too
 EXTENSION_PART: Final = 1 / 3  # of a lease, after which it is extended
 RETRY_PART: Final = 0.03  # of a lease, for which to wait after a failed extension
-
 SECONDS: Final = 1.0  # for which the window lasts: more would wait here while another process has nothing to do
 SMALLEST: Final = 16
 LARGEST: Final = 128  # users whose e-mails are claimed at once: those of one user may take a megabyte
 REFILL: Final = 0.5  # seconds after which a window is filled up before it is half empty, as there may be urgent e-mails
 TURN: Final = 4  # one e-mail in four is not urgent, so that these do not starve
-
 VALID: Final = 0.05  # seconds for which a look holds; MAIL follows no later, so an opt-out counts from the look on
 AHEAD: Final = 40  # e-mails of the window that a look includes at the most
 

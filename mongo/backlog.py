@@ -1,6 +1,6 @@
 """The e-mails owed to all users together: how many, why they wait, or died; discarding them, and making them due."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -68,18 +68,14 @@ async def discard_all_owed(outbox: Outbox) -> Owed:
     return before
 
 
-async def errors_of_owed(users: Documents) -> Sequence[JSONObject]:
-    return await _reasons(users, _of_owed(IS_EMAIL, "$$this.error"))
-
-
-async def held(users: Documents) -> Sequence[JSONObject]:
-    """Return the stops that e-mails wait for, such as `kind invoice`."""
+async def reasons(users: Documents, dead_mail: DeadMail) -> Mapping[str, Sequence[JSONObject]]:
+    """Return the last errors of e-mails owed, the stops they wait for, such as `kind invoice`, and why others died."""
     stopped: JSONObject = {"$match": {"error": {"$regex": "^(line|kind|domain)"}}}
-    return await _reasons(users, [*_of_owed(IS_LATER, "$$this.held"), stopped])
-
-
-async def errors_of_dead(dead_mail: DeadMail) -> Sequence[JSONObject]:
-    return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
+    return {
+        "errors": await _reasons(users, _of_owed(IS_EMAIL, "$$this.error")),
+        "held": await _reasons(users, [*_of_owed(IS_LATER, "$$this.held"), stopped]),
+        "dead": await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}]),
+    }
 
 
 def _of_owed(condition: JSONObject, field: str) -> list[JSONObject]:

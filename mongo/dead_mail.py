@@ -72,7 +72,7 @@ class DeadMail:
         self, ids: Sequence[str] | None = None, *, since: datetime | None = None, **fields: str | None
     ) -> Sequence[JSONObject]:
         """Return these dead letters, or all, oldest first, of those with these fields that died since then."""
-        condition = self._of(ids) | {name: value for name, value in fields.items() if value}
+        condition = self._of(ids) | {name: value for name, value in fields.items() if value is not None}
         condition |= {"died_at": {"$gte": since}} if since else {}
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 

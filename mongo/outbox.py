@@ -40,10 +40,9 @@ WIDEST: Final = 16  # due documents read for each one claimed: workers that choo
 SHARE: Final = 8  # one in eight of those claimed is from each band, so that none starves
 REFUSED_FOR: Final = 60.0  # seconds for which a document is left alone that MongoDB does not let us change
 OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})  # what a full document lets us change
-DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
-    "$expr": {"$and": [DUE, {"$or": [any_of(OUTBOX, owed.IS_DUE), HAS_WINDOW_OVER]}]},
+    "$expr": {"$and": [{"$lte": ["$notifier.due", "$$NOW"]}, {"$or": [any_of(OUTBOX, owed.IS_DUE), HAS_WINDOW_OVER]}]},
 }
 
 

@@ -38,15 +38,12 @@ SYNC_INTERVAL: Final = 10.0  # seconds between two readings of MongoDB's clock
 SET_BACK: Final = 20.0  # seconds by which the clock may be set back, and e-mails be late, without a correction
 
 
-async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
-    """Call `open_`, which gets the seconds of an attempt, until it succeeds. Raises `Misconfigured` at once.
-
-    No attempt is cut short by the end of `timeout`, or its error would not tell the cause.
-    """
+async def patiently(open_: Callable[[], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
+    """Call `open_` until it succeeds. No attempt is cut short, or it would not tell the cause."""
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
     while True:
         try:
-            return await open_(ATTEMPT)
+            return await open_()
         except Misconfigured:
             raise
         except Unavailable as exc:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 from aiohttp import web
@@ -11,15 +11,17 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from api import bodies, openapi, pages, unsubscribe
-from api.auth import GATE, Caller, Gate, Route, identify
+from api.auth import GATE, Caller, Gate, Route
 from api.bodies import IN_FLIGHT, json_bytes, load_both, read_object, single_values
 from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
 from api.streams import EVENT_STREAM, HUB, Stopping
 from config.ids import named
 from kinds import describe_kinds
+from mail.unsubscribe import Links
 from mongo.backlog import owed
 from mongo.creation import Create, Recorded
+from mongo.document import JSONObject
 from mongo.errors import PING_DEADLINE, StoreError
 from mongo.fan_out import incomplete
 from mongo.inbox import ListQuery, Page, Selection, wants_email
@@ -32,6 +34,7 @@ from store import Store
 STORE: Final = web.AppKey("STORE", Store)
 EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)  # set so that the delivery need not wait for its next poll
 SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
+KEPT: Final = {"Cache-Control": "private, no-cache"}  # revalidated at each use
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.CREATED: {},
@@ -83,7 +86,7 @@ async def list_(request: web.Request, caller: Caller) -> web.Response:
     try:
         body = _listed(query, await request.app[STORE].list(query))
         size = in_flight.give(query.user_id, size, keep=len(body))
-        response = bodies.revalidated(request, body, "private, no-cache")  # kept, and revalidated at each use
+        response = bodies.revalidated(request, body, KEPT)
         if bodies.is_large(response):
             complete(request, response)
             await bodies.send(request, response)
@@ -143,7 +146,6 @@ async def preferences(request: web.Request, caller: Caller) -> web.Response:
 
 
 async def change_preferences(request: web.Request, caller: Caller) -> web.Response:
-    """Set which e-mails a user wants, and return the same."""
     schemas, body = request.app[SCHEMAS], await read_object(request)
     wanted, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
     caller.must_act_for(user["user_id"])
@@ -188,11 +190,10 @@ async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
 
 
 async def kinds(request: web.Request) -> web.Response:
-    """Return the kinds of notification, or 304 to a client that has them already."""
     body = json_bytes(describe_kinds(request.app[SCHEMAS].kinds))
-    response = bodies.revalidated(request, body, "public, max-age=60")
-    response.headers["Access-Control-Allow-Origin"] = "*"  # for the bell in any page; it is no secret
-    return response
+    # The bell may ask from any page; there is no secret in it.
+    headers = {"Cache-Control": "public, max-age=60", "Access-Control-Allow-Origin": "*"}
+    return bodies.revalidated(request, body, headers)
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -250,21 +251,20 @@ def setup(app: web.Application, settings: Settings) -> None:
     app[DRAINING] = asyncio.Event()
     app[IN_FLIGHT] = bodies.InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
-    app[openapi.DOCUMENT] = openapi.described_once(ROUTES, kinds, id_type)
-    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
+    document: Callable[[], JSONObject] = cache(partial(openapi.describe, ROUTES, kinds, id_type))
+    app[openapi.DOCUMENT] = document  # made when it is first asked for, which most processes never are
+    app[unsubscribe.LINKS] = Links(settings)
     for method, path, handler, scope in ROUTES:
         add = app.router.add_post if method == "POST" else partial(app.router.add_get, allow_head=handler is not stream)
         add(path, _guarded(handler, scope) if scope else handler)
 
 
 def _guarded(handler: Callable[..., Awaitable[web.StreamResponse]], scope: Scope) -> Handler:
-    """Return a handler that only callers with this scope reach."""
-
     async def identified(request: web.Request) -> web.StreamResponse:
-        return await handler(request, identify(request, scope))
+        return await handler(request, request.app[GATE].identify(request, scope))
 
     return identified
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=body, status=status, headers={**bodies.JSON_HEADERS, **(headers or {})})
+    return web.Response(body=body, status=status, headers={"Content-Type": bodies.JSON, **(headers or {})})

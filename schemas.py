@@ -35,8 +35,6 @@ OF_KIND: Final = {"description": "Only those of this kind."}
 
 
 class CreateSchema(RequestSchema):
-    """The body of `POST /create` for one user."""
-
     user_id = IdField(required=True, metadata=USER_ID)
     target_id = IdField(
         allow_none=True,
@@ -60,8 +58,6 @@ class CreateSchema(RequestSchema):
 
 
 class CreateManySchema(CreateSchema):
-    """The body of `POST /create` for many users."""
-
     class Meta:
         exclude = ("user_id",)
 
@@ -107,8 +103,6 @@ class CreateManyHeaders(QuerySchema):
 
 
 class UserSchema(QuerySchema):
-    """The query of a request about one user."""
-
     user_id = IdField(required=True, metadata=USER_ID)
 
 
@@ -119,8 +113,6 @@ class SuppressedUserSchema(QuerySchema):
 
 
 class ListSchema(UserSchema):
-    """The query of `GET /list`."""
-
     key = KindNameField(metadata=OF_KIND)
     skip = mf.Integer(load_default=0, validate=Range(0, INT64_MAX), metadata={"description": "How many to skip."})
     limit = mf.Integer(
@@ -147,15 +139,12 @@ class SelectionSchema(UserSchema):
 
     key = KindNameField(metadata=OF_KIND)
     notification_id = mf.String(
-        attribute="id",
-        validate=[Length(1, 128), _encodable],
-        metadata={"description": "The one with this `id`."},
+        attribute="id", validate=[Length(1, 128), _encodable], metadata={"description": "The one with this `id`."}
     )
     target_id = IdField(metadata={"description": "All about this entity."})
     all = mf.Boolean(truthy={"true"}, falsy={}, metadata={"description": "All of them.", "enum": [True]})
 
     def check(self, original: Mapping[str, Any]) -> None:
-        """Refuse several selectors, and none."""
         selectors = [name for name in SELECTORS if name in original]
         if len(selectors) != 1:
             message = f"Give exactly one of {', '.join(SELECTORS)}."
@@ -197,7 +186,7 @@ class SuppressionSchema(RequestSchema):
         allow_none=True,
         metadata={
             "description": "The address that bounced, in any case, also in `<>` and behind a name. If it is no longer "
-            "the user's, nothing is suppressed.",
+            "the user's, nothing is suppressed."
         },
     )
     code = mf.String(
@@ -208,8 +197,6 @@ class SuppressionSchema(RequestSchema):
 
 
 class Schemas:
-    """The schemas of a service with these ids and kinds."""
-
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         self.kinds = kinds
         self.create = CreateSchema(id_type, kinds)

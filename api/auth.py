@@ -76,8 +76,6 @@ ANYONE: Final = Caller("anyone, as API_KEYS is not set")
 
 
 class Gate:
-    """Identifies callers by the configured keys and secrets."""
-
     def __init__(self, settings: Settings) -> None:
         self._callers = [(key.encode(), Caller(_name(key.encode()), scopes)) for key, scopes in settings.scopes.items()]
         self._secrets = settings.user_token_secrets
@@ -85,22 +83,29 @@ class Gate:
         self._id_type = settings.id_type
         self._origins = frozenset(settings.cors_origins)
 
-    def must_be_own_page(self, headers: Mapping[str, str], host: str) -> None:
+    def identify(self, request: web.Request, scope: Scope) -> Caller:
+        """Return the caller of a request. Raises `Refused` if it may not do this for any user, or `ForeignPage`."""
+        if not self._callers:
+            self._must_be_own_page(request)
+            return ANYONE
+        caller = self._identify_by_credential(request.headers.getall("Authorization", []))
+        if scope not in caller.scopes:
+            raise OutOfScope(caller.name)
+        return caller
+
+    def _must_be_own_page(self, request: web.Request) -> None:
         """Raise `ForeignPage` for a page that neither the service itself nor an origin in `CORS_ORIGINS` has sent.
 
-        Only while there are no keys: then a page acts with the rights of anyone who opens it. Other clients than
-        browsers send neither header (Fetch, section 3.1; Fetch Metadata).
+        Such a page would act with the rights of anyone who opens it. Other clients than browsers send neither header
+        (Fetch, section 3.1; Fetch Metadata).
         """
-        site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
-        if self._callers or origin in self._origins or site in {"same-origin", "none"}:
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+        if origin in self._origins or site in {"same-origin", "none"}:
             return
-        if site == "cross-site" or (origin is not None and origin.partition("://")[2].lower() != host.lower()):
+        if site == "cross-site" or (origin is not None and origin.partition("://")[2].lower() != request.host.lower()):
             raise ForeignPage
 
-    def identify(self, authorization: Sequence[str]) -> Caller:
-        """Return who sends these `Authorization` headers. Raises `NoCredential` or `BadCredential`."""
-        if not self._callers:
-            return ANYONE
+    def _identify_by_credential(self, authorization: Sequence[str]) -> Caller:
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
         if scheme.lower() != "bearer":
             raise NoCredential("a caller without a credential")
@@ -156,16 +161,6 @@ class Route(NamedTuple):
     path: str
     handler: Callable[..., Awaitable[web.StreamResponse]]
     scope: Scope | None
-
-
-def identify(request: web.Request, scope: Scope) -> Caller:
-    """Return the caller of a request. Raises `Refused` if it may not do this for any user, or `ForeignPage`."""
-    gate = request.app[GATE]
-    gate.must_be_own_page(request.headers, request.host)
-    caller = gate.identify(request.headers.getall("Authorization", []))
-    if scope not in caller.scopes:
-        raise OutOfScope(caller.name)
-    return caller
 
 
 def sign_token(secret: str, user_id: str, ttl: int) -> str:

@@ -19,7 +19,7 @@ from multidict import MultiMapping
 
 BODY_LIMIT: Final = 64 * 1024  # bytes of a request body
 BODY_TIMEOUT: Final = 30.0  # seconds
-JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
+JSON: Final = "application/json; charset=utf-8"
 SEND_TIMEOUT: Final = 30.0  # seconds in which a client must take an answer
 LARGE: Final = 64 * 1024  # bytes above which an answer is large: asyncio buffers no more before the sender must wait
 SEND_BUFFER: Final = 128 * 1024  # bytes of a large answer that the kernel may buffer; by default it takes megabytes
@@ -164,13 +164,13 @@ class InFlight:
         return keep
 
 
-def revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
+def revalidated(request: web.Request, body: bytes, headers: Mapping[str, str], of_type: str = JSON) -> web.Response:
     """Return an answer with this body and its ETag, or a 304 if the client has it already."""
     etag = blake2b(body, digest_size=12).hexdigest()
-    headers = {"ETag": f'"{etag}"', "Cache-Control": cache_control}
-    if etag in {tag.value for tag in request.if_none_match or ()}:
+    headers = {**headers, "ETag": f'"{etag}"'}
+    if {tag.value for tag in request.if_none_match or ()} & {etag, "*"}:
         return web.Response(status=304, headers=headers)
-    return web.Response(body=body, headers=JSON_HEADERS | headers)
+    return web.Response(body=body, headers={**headers, "Content-Type": of_type})
 
 
 def is_large(response: web.StreamResponse) -> bool:

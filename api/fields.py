@@ -85,8 +85,6 @@ class TextField(mf.String):
 
 
 class IdField(TextField):
-    """An id of the schema's `id_type`."""
-
     def parse(self, text: str) -> str:
         id_type = self.root.id_type
         if not id_type.matches(text):

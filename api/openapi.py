@@ -6,7 +6,6 @@ besides those that follow from its callers, parameters and body.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -76,11 +75,6 @@ def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObje
     document["components"]["schemas"] |= spec.components.schemas
     document["info"]["version"] = VERSION
     return document
-
-
-def described_once(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> Callable[[], JSONObject]:
-    """Return a function that makes the document when it is first called: most processes are never asked for it."""
-    return cache(partial(describe, routes, kinds, id_type))
 
 
 def callers(scope: Scope | None) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from typing import Final
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
-from api.auth import identify
-from api.bodies import json_line
+from api.auth import GATE
+from api.bodies import json_line, revalidated
 from api.openapi import DOCUMENT
 from ops.local import newest_emails, read_email
 from settings import Scope, Settings
@@ -95,26 +95,21 @@ async def openapi(request: web.Request) -> web.Response:
 
 
 async def _serve(request: web.Request, *, file: Path, headers: Headers) -> web.Response:
-    """Return a file, or 304 to a client that has it already."""
-    body, etag = _read(file)
     if headers is MODULE_HEADERS and request.query.get("v") == _version():
         headers = {**headers, "Cache-Control": FOR_EVER}
-    headers = {**headers, "ETag": f'"{etag}"'}
-    if {tag.value for tag in request.if_none_match or ()} & {etag, "*"}:
-        return web.Response(status=304, headers=headers)
-    return web.Response(body=body, content_type=MEDIA_TYPES[file.suffix], charset="utf-8", headers=headers)
+    return revalidated(request, _read(file), headers, f"{MEDIA_TYPES[file.suffix]}; charset=utf-8")
 
 
 @cache
-def _read(file: Path) -> tuple[bytes, str]:
-    """Return the content of a file and its ETag. Files do not change while the service runs.
+def _read(file: Path) -> bytes:
+    """Return the content of a file, which does not change while the service runs.
 
     The bell's modules import each other with its version, `./inbox/panel.js?v=…`, so browsers keep them for ever.
     """
     body = file.read_bytes()
     if file.suffix == ".js" and file.is_relative_to(FOLDER):
         body = IMPORT.sub(rb"\1?v=" + _version().encode(), body)
-    return body, blake2b(body, digest_size=12).hexdigest()
+    return body
 
 
 @cache
@@ -161,8 +156,7 @@ class _Mailbox:
         self._secret = secrets.token_urlsafe()
 
     async def list(self, request: web.Request) -> web.Response:
-        """Return the newest e-mails: their text, and the path of their HTML."""
-        identify(request, Scope.CREATE)
+        request.app[GATE].identify(request, Scope.CREATE)
         folder, emails = f"demo/mails/{self._secret}", await asyncio.to_thread(newest_emails)
         mails = [
             email._asdict() | {"file": f"{email.file}", "html": email.html and f"{folder}/{email.file.name}"}

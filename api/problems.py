@@ -28,8 +28,6 @@ TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # Pyth
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """How an exception is answered."""
-
     exception: type[Exception]
     status: int
     detail: str  # `{}` in it stands for the exception's own message
@@ -52,14 +50,9 @@ class Problem:
 
     def document(self) -> dict[str, Any]:
         title = TITLES.get(self.status) or HTTPStatus(self.status).phrase
-        document = {
-            "success": False,
-            "type": "about:blank",
-            "title": title,
-            "status": self.status,
-            "detail": self.detail,
-        }
-        return document if self.errors is None else document | {"errors": self.errors}
+        known = {"title": title, "status": self.status, "detail": self.detail}
+        errors = {} if self.errors is None else {"errors": self.errors}
+        return {"success": False, "type": "about:blank", **known, **errors}
 
 
 class NoSuchNotification(Exception):
@@ -75,7 +68,6 @@ class TooManyConnections(Exception):
 
 
 PROBLEMS: Final = (
-    # --- the connection
     Problem(http_exceptions.BadHttpMessage, 400, "The request is not valid HTTP."),
     Problem(
         http_exceptions.LineTooLong,
@@ -83,7 +75,6 @@ PROBLEMS: Final = (
         f"A header, or the address, is larger than {HEADER_LIMIT // 1024} KiB.",
         "Is it a cookie, which the browser sends to every service of the host?",
     ),
-    # --- the body
     Problem(bodies.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
     Problem(bodies.NotJSON, 400, "The body is not a JSON object in UTF-8: {}."),
     Problem(
@@ -94,7 +85,6 @@ PROBLEMS: Final = (
     ),
     Problem(bodies.BodyTooSlow, 408, f"The body did not arrive within {bodies.BODY_TIMEOUT:.0f} s."),
     Problem(web.HTTPRequestEntityTooLarge, 413, f"The body is larger than {bodies.BODY_LIMIT // 1024} KiB."),
-    # --- the caller
     Problem(
         auth.NoCredential, 401, "The request must have exactly one header Authorization: Bearer, with a key or token."
     ),
@@ -121,7 +111,6 @@ PROBLEMS: Final = (
         "A local run answers only to localhost, 127.0.0.1 and the names in LOCAL_NAMES.",
         "The name of any site can point to this machine, so a local run refuses other names.",
     ),
-    # --- the resource
     Problem(web.HTTPNotFound, 404, "There is no such resource."),
     Problem(
         errors.UnknownUser,
@@ -132,7 +121,6 @@ PROBLEMS: Final = (
     Problem(NoSuchLink, 404, "This link to unsubscribe is not valid."),
     Problem(NoSuchNotification, 404, "The user has no such notification."),
     Problem(web.HTTPMethodNotAllowed, 405, "This resource does not support that method."),
-    # --- the request
     Problem(ValidationError, 422, "The request is not valid.", "`errors` names every missing or wrong field."),
     Problem(
         errors.KeyReused,
@@ -141,7 +129,6 @@ PROBLEMS: Final = (
         "Use a new key for every notification.",
         errors={"Idempotency-Key": ["Was used with another body before."]},
     ),
-    # --- many users
     Problem(
         Incomplete,
         409,
@@ -154,7 +141,6 @@ PROBLEMS: Final = (
         "Some of the users are not notified yet.",
         "Ask again after `Retry-After` seconds with the same key: that notifies the rest, and nobody twice.",
     ),
-    # --- MongoDB
     Problem(
         errors.Conflict,
         409,
@@ -184,7 +170,6 @@ PROBLEMS: Final = (
         "An e-mail to the user is being sent.",
         "Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
     ),
-    # --- the process
     Problem(
         TooManyConnections,
         503,
@@ -197,7 +182,6 @@ PROBLEMS: Final = (
         "Answers to this user wait to be read.",
         f"At most {bodies.ANSWERS_LIMIT >> 20} MB of them may, each for {bodies.SEND_TIMEOUT:.0f} s.",
     ),
-    # --- streams
     Problem(
         changes.NotReplicated,
         501,
@@ -214,14 +198,7 @@ PROBLEMS: Final = (
         "This process has as many streams open as it may.",
         "The limit of open files (`ulimit -n`) sets how many, up to 10,000.",
     ),
-    Problem(
-        streams.Unreadable,
-        409,
-        "The user's notifications cannot be sent. The service's log says why.",
-        "Another program has stored something in `notifications` that JSON cannot express.",
-    ),
     Problem(streams.Stopping, 503, "The service is stopping."),
-    # --- everything else
     Problem(
         Exception,
         500,
@@ -246,7 +223,6 @@ def problem_of(exc: Exception) -> Problem:
 
 
 def render(exc: Exception) -> web.Response:
-    """Return the answer to a request that failed with this exception."""
     problem, headers = problem_of(exc), {}
     if problem.retry_after:
         headers["Retry-After"] = f"{problem.retry_after}"

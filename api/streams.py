@@ -13,17 +13,16 @@ import math
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from itertools import chain, islice
 from typing import Final
 
-import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from api.bodies import ClientGone
+from api.bodies import ClientGone, json_bytes
 from mongo.changes import Changes, NotReplicated
 from mongo.connection import end
 from mongo.errors import Unavailable
@@ -47,32 +46,23 @@ READ_PAUSE: Final = 0.02  # seconds between two queries, so that under load user
 PAUSE: Final = (0.25, 0.75)  # shortest and longest pause, in seconds, after MongoDB has failed
 
 
-class StreamEnd(Exception):
-    """Base of the reasons why a stream does not begin, or ends."""
-
-
-class TooManyOfUser(StreamEnd):
+class TooManyOfUser(Exception):
     """The user has reached the limit of streams in this process."""
 
 
-class TooManyOfProcess(StreamEnd):
+class TooManyOfProcess(Exception):
     """The process has reached its limit of streams."""
 
 
-class Stopping(StreamEnd):
+class Stopping(Exception):
     """The process is about to stop."""
 
 
-class Unreadable(StreamEnd):
-    """The user's document cannot be read. The log says why."""
-
-
 def encode(page: Page) -> bytes:
-    """Return an `inbox` event. Values that JSON has no type for, stored by other programs, become strings."""
     data = {"elements": page.elements, "new": page.new, "latest": page.list[0] if page.list else None}
     if page.unseen is not None:
         data["unseen"] = page.unseen
-    return b"event: inbox\ndata: %b\n\n" % orjson.dumps(data, default=str)
+    return b"event: inbox\ndata: %b\n" % json_bytes(data)
 
 
 class Stream:
@@ -127,7 +117,7 @@ class Stream:
 
     async def _send_events(self, writer: AbstractStreamWriter, until: float) -> None:
         await _write(writer, b"retry: %d\n\n" % random.randint(*RETRY_MS))
-        with suppress(StreamEnd, ClientGone, NotReplicated):
+        with suppress(Stopping, ClientGone, NotReplicated):
             while (now := time.time()) < until:
                 try:
                     async with asyncio.timeout(min(KEEP_ALIVE, until - now)):
@@ -149,8 +139,6 @@ async def _write(writer: AbstractStreamWriter, chunk: bytes) -> None:
 
 
 class Hub:
-    """All streams of a process."""
-
     def __init__(self, changes: Changes, metrics: Metrics, limit: int) -> None:
         self._changes = changes
         self._metrics = metrics
@@ -188,20 +176,17 @@ class Hub:
     def close(self) -> None:
         """End every stream and refuse new ones, so that their clients turn to another process."""
         self._stopping = True
-        self._end(self._all(), Stopping)
+        for stream in self._all():
+            stream.close(Stopping)
 
     def _all(self) -> Iterator[Stream]:
         return chain.from_iterable(self._streams.values())
-
-    def _end(self, streams: Iterable[Stream], reason: type[Exception]) -> None:
-        for stream in streams:
-            stream.close(reason)
 
     @asynccontextmanager
     async def listen(self, user_id: str, request: web.Request) -> AsyncIterator[Stream]:
         """Open a stream of the user's inbox, and wait for its first event.
 
-        Raises `StreamEnd`, `NotReplicated`, or `Unavailable` when MongoDB did not yield the first event in time.
+        Raises the exceptions above, `NotReplicated`, or `Unavailable` when the first event did not come in time.
         """
         if self._stopping:
             raise Stopping
@@ -245,7 +230,8 @@ class Hub:
                     if not self._streams:
                         return
         except NotReplicated:
-            self._end(self._all(), NotReplicated)
+            for stream in self._all():
+                stream.close(NotReplicated)
             await asyncio.sleep(PAUSE[0])  # time for them to leave
         finally:
             self._following = False
@@ -259,41 +245,27 @@ class Hub:
         self._any_pending.set()
 
     async def _read(self) -> None:
-        """Read the inboxes that are pending, and offer them to their streams."""
         await self._any_pending.wait()
         batch = {user_id: self._pending.pop(user_id) for user_id in [*islice(self._pending, READ_LIMIT)]}
         if not self._pending:
             self._any_pending.clear()
         try:
-            await self._offer(batch)
-        except Unavailable:
+            inboxes = await self._changes.inboxes(batch)
+            events = {user_id: encode(inboxes[user_id]) for user_id in batch}
+        except Exception:
             for user_id, streams in batch.items():
                 self._mark_pending(user_id, streams & self._streams.get(user_id, set()))
             raise
+        for user_id, streams in batch.items():
+            for stream in streams:
+                stream.offer(events[user_id])
         await asyncio.sleep(READ_PAUSE)
-
-    async def _offer(self, batch: Mapping[str, Iterable[Stream]]) -> None:
-        """Read the inboxes together; if that fails, one by one, so that an unreadable document harms no other user."""
-        try:
-            inboxes = await self._changes.inboxes(batch)
-            events = {user_id: encode(inboxes[user_id]) for user_id in batch}
-        except Unavailable:
-            raise
-        except Exception:
-            if len(batch) > 1:
-                for user_id, streams in batch.items():
-                    await self._offer({user_id: streams})
-                return
-            log.exception("unexpected error: an inbox cannot be read")
-            self._end(chain.from_iterable(batch.values()), Unreadable)
-        else:
-            for user_id, streams in batch.items():
-                for stream in streams:
-                    stream.offer(events[user_id])
 
     async def _drop_gone(self) -> None:
         await asyncio.sleep(GONE_INTERVAL)
-        self._end((stream for stream in self._all() if stream.request.transport is None), ClientGone)
+        for stream in self._all():
+            if stream.request.transport is None:
+                stream.close(ClientGone)
 
 
 HUB: Final = web.AppKey("HUB", Hub)

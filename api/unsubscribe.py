@@ -7,31 +7,28 @@ need no page. What is asked for is in the query, so that no body is read. Either
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from aiohttp import web
 from jinja2 import Environment, StrictUndefined, Template
 
 from api.middleware import RENDER_FAILURE
+from api.pages import FOLDER, NO_STORE, OWN_ORIGIN_HEADERS
 from api.problems import render
 from config.checks import is_address
 from config.languages import accepted, translated
 from kinds import Kind
 from mail.unsubscribe import Links, NoSuchLink
 from mongo.inbox import EVERY_KIND, Preferences, wants_email
-from settings import Settings
 
-FOLDER: Final = Path(__file__).parent.parent / "web"
 DEFAULT_LANGUAGE: Final = "en"
 HEADERS: Final = {
+    **OWN_ORIGIN_HEADERS,
+    **NO_STORE,
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'",  # no scripts
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
     "X-Robots-Tag": "noindex",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
 }
 CHOICES: Final = ("", "all", "undo", "undo-all")
 """What a POST may ask for, as in `?choice=all`: by default, no more e-mails of this kind."""
@@ -58,7 +55,6 @@ FAILED: Final = View("failed", "later")
 
 
 def view_of(kind: Kind, preferences: object, *, has_chosen: bool) -> View:
-    """Return what there is to say to a user with these preferences, whose link is about this kind."""
     wants_this, wants_others = wants_email(preferences, kind.name), wants_email(preferences, EVERY_KIND)
     if not wants_others and (kind.required or not wants_this):
         return UNSUBSCRIBED_FROM_ALL
@@ -75,17 +71,12 @@ def masked(address: object) -> str:
     return f"{text[0]}•••@{text.rpartition('@')[2]}" if is_address(address) else ""
 
 
-class UnsubscribePage:
-    def __init__(self, settings: Settings) -> None:
-        self._links = Links(settings)
-        self._kinds = settings.kinds
-        self.sender = settings.smtp_from
-
-    def open(self, request: web.Request) -> tuple[str, Kind]:
-        """Return the user's id and the kind of a link. Failures become pages for a browser. Raises `NoSuchLink`."""
-        request[RENDER_FAILURE] = lambda exc: _failure(request, exc)
-        user_id, kind = self._links.open(request.match_info["token"])
-        return user_id, self._kinds.get(kind) or Kind(name=kind)
+def _open(request: web.Request) -> tuple[str, Kind]:
+    """Return the user's id and the kind of a link. Failures become pages for a browser. Raises `NoSuchLink`."""
+    request[RENDER_FAILURE] = lambda exc: _failure(request, exc)
+    links = request.app[LINKS]
+    user_id, kind = links.open(request.match_info["token"])
+    return user_id, links.settings.kinds.get(kind) or Kind(name=kind)
 
 
 def _failure(request: web.Request, exc: Exception) -> web.Response:
@@ -117,22 +108,21 @@ def _template() -> Template:
     return environment.from_string((FOLDER / "unsubscribe.html").read_text("utf-8"))
 
 
-PAGE: Final = web.AppKey("PAGE", UnsubscribePage)
+LINKS: Final = web.AppKey("LINKS", Links)
 PREFERENCES: Final = web.AppKey("PREFERENCES", Preferences)
 
 
 async def show_page(request: web.Request) -> web.Response:
-    page = request.app[PAGE]
-    user_id, kind = page.open(request)
+    user_id, kind = _open(request)
     address, preferences = await request.app[PREFERENCES].with_address(user_id)
     view = view_of(kind, preferences, has_chosen=request.method == "POST")
-    text = _page(request, view, kind, page.sender, masked(address))
+    text = _page(request, view, kind, request.app[LINKS].settings.smtp_from, masked(address))
     return web.Response(text=text, content_type="text/html", headers=HEADERS)
 
 
 async def unsubscribe(request: web.Request) -> web.Response:
     """Unsubscribe the user whom a link is for, or undo that; show the page. Nobody logs in, and no body is read."""
-    user_id, kind = request.app[PAGE].open(request)
+    user_id, kind = _open(request)
     choice, preferences = request.query.get("choice", ""), request.app[PREFERENCES]
     if choice not in CHOICES:  # the page has no such button
         raise NoSuchLink

@@ -30,16 +30,15 @@ class Links:
 
     def __init__(self, settings: Settings) -> None:
         self._url = (settings.public_url or "").rstrip("/")
-        self._kinds = settings.kinds
-        self._id_type = settings.id_type
+        self.settings = settings
         self._ciphers = [_cipher(secret) for secret in settings.link_secrets] if self._url else []
 
     def url(self, user_id: str, kind: str) -> str | None:
         """Return the link; `None` without `PUBLIC_URL`, or if the kind is required. One not in the file is not."""
-        known = self._kinds.get(kind)
+        known = self.settings.kinds.get(kind)
         if not self._ciphers or (known and known.required):
             return None
-        if not NAME.fullmatch(kind) or self._id_type.parse(user_id) != user_id:  # which another program has owed
+        if not NAME.fullmatch(kind) or self.settings.id_type.parse(user_id) != user_id:  # another program has owed it
             return None
         sealed = self._ciphers[0].encrypt(f"{kind}\0{user_id}".encode(), None)
         return f"{self._url}/u/{_encode(sealed)}"
@@ -51,7 +50,7 @@ class Links:
                 sealed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
                 kind, _, user_id = cipher.decrypt(sealed, None).decode().partition("\0")
                 # The decoder ignores what is not base64, and ID_TYPE may have changed since.
-                if _encode(sealed) == token and self._id_type.parse(user_id) == user_id:
+                if _encode(sealed) == token and self.settings.id_type.parse(user_id) == user_id:
                     return user_id, kind
         raise NoSuchLink
 

@@ -223,10 +223,6 @@ async def open_two_streams(client: Client) -> ClientResponse:
     return await open_stream(OTHER)(client)
 
 
-def breaking(_: object) -> bytes:
-    raise ValueError
-
-
 async def open_stream_while_stopping(client: Client) -> ClientResponse:
     client.app[HUB].close()
     return await open_stream()(client)
@@ -356,7 +352,6 @@ CASES = [
     Case("GET /list", TooMuchInFlight, list_too_much, patches={"api.bodies.ANSWERS_PATIENCE": 0.01}),
     Case("GET /stream", 200, open_stream()),
     Case("GET /stream", ValidationError, ask("GET", "/stream", params=INVALID_REQUEST)),
-    Case("GET /stream", streams.Unreadable, open_stream(), patches={"api.streams.encode": breaking}),
     Case("GET /stream", streams.TooManyOfUser, open_too_many_streams),
     Case("GET /stream", streams.TooManyOfProcess, open_two_streams, settings={"stream_limit": 1}),
     Case("GET /stream", streams.Stopping, open_stream_while_stopping),

@@ -20,8 +20,7 @@ from config.ids import named
 from kinds import describe_kinds
 from mongo.backlog import owed
 from mongo.creation import Create, Recorded
-from mongo.errors import PING_DEADLINE, StoreError
-from mongo.fan_out import incomplete
+from mongo.errors import PING_DEADLINE, StoreError, incomplete
 from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
 from ops.metrics import METRICS, Metrics
@@ -81,7 +80,7 @@ async def list_(request: web.Request, caller: Caller) -> web.Response:
     in_flight = request.app[IN_FLIGHT]
     size = await in_flight.take(query.user_id, query.limit)
     try:
-        body = _listed(query, await request.app[STORE].list(query))
+        body = _listed(query, await request.app[STORE].inbox.list(query))
         size = in_flight.give(query.user_id, size, keep=len(body))
         response = bodies.revalidated(request, body, "private, no-cache")  # kept, and revalidated at each use
         if bodies.is_large(response):
@@ -102,15 +101,15 @@ def _listed(query: ListQuery, page: Page) -> bytes:
 
 
 async def read(request: web.Request, caller: Caller) -> web.Response:
-    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=False))
+    return await _change_selected(request, caller, partial(request.app[STORE].inbox.mark, is_new=False))
 
 
 async def unread(request: web.Request, caller: Caller) -> web.Response:
-    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=True))
+    return await _change_selected(request, caller, partial(request.app[STORE].inbox.mark, is_new=True))
 
 
 async def delete(request: web.Request, caller: Caller) -> web.Response:
-    return await _change_selected(request, caller, request.app[STORE].delete)
+    return await _change_selected(request, caller, request.app[STORE].inbox.delete)
 
 
 async def _change_selected(
@@ -127,7 +126,7 @@ async def _change_selected(
 
 
 async def seen(request: web.Request, caller: Caller) -> web.Response:
-    await request.app[STORE].see(_user(request, caller))
+    await request.app[STORE].inbox.see(_user(request, caller))
     return _answer(SUCCESS)
 
 

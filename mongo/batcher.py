@@ -146,14 +146,12 @@ class Batcher(Generic[Item, Result]):
 class Writes:
     """Writes to single documents of a collection, which share a call with those that wait beside them."""
 
-    def __init__(
-        self, collection: Collection, calls: Calls, patience: float, *, free_requests: int = FREE_REQUESTS
-    ) -> None:
+    def __init__(self, collection: Collection, calls: Calls, *, free_requests: int = FREE_REQUESTS) -> None:
         self._collection = collection
         self._calls = calls
         self.used_at = -math.inf  # when a write was last begun or done, by the clock of the event loop
         self._batcher: Batcher[Write, Outcome] = Batcher(
-            self.together, patience=patience, free_items=free_requests, kind=attrgetter("numbered")
+            self.together, patience=calls.patience.operation, free_items=free_requests, kind=attrgetter("numbered")
         )
 
     async def make(self, write: Write, *, attempt: int) -> bool:

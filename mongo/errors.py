@@ -142,6 +142,26 @@ class Changed(StoreError):
     """The document changed between two steps of one attempt, which is then repeated."""
 
 
+class Incomplete(Exception):
+    """A create for many users failed for some, and asking again will not help. `failures` are by index.
+
+    `not_owed` says that some of the others are owed no e-mail because their outboxes are full.
+    """
+
+    def __init__(self, failures: Mapping[int, StoreError], *, not_owed: bool = False) -> None:
+        self.failures = failures
+        self.not_owed = not_owed
+
+
+class NotYetComplete(Incomplete):
+    """A create for many users failed for some, of whom at least one may succeed later."""
+
+
+def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) -> Incomplete:
+    may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
+    return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
+
+
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
     """Limit the time of a call of the shared client, as `asyncio.timeout` does.

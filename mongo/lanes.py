@@ -15,18 +15,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bson import Int64, ObjectId
-from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError, WriteConcernError, WriteError
+from pymongo.errors import (
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+    WriteError,
+)
 
-from mongo.connection import SharedClient, SharedCollection, SharedDatabase
+from mongo.connection import Connection, SharedClient, SharedCollection
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, means_unavailable, unavailable, within
 
 log = logging.getLogger("notifier.mongo")
 
 PROBE: Final = "notifier_probe"  # the collection in which a start tries whether the server keeps numbers
-EXPIRED: Final = 50
-"""MaxTimeMSExpired: the call has ended on the server, and the statements before the slow one are done."""
-TOO_OLD: Final = 225  # TransactionTooOld: the session has seen a higher number
 SERVER_PART: Final = 0.75  # part of a call's timeout that the server is given, so that it ends the call before we do
 ONE_TIMEOUT: Final = 0.25  # seconds for each write, once their shared call took too long
 
@@ -78,7 +82,7 @@ class Lane:
 class Calls:
     def __init__(self, users: SharedCollection, patience: Patience) -> None:
         self._users = users
-        self._patience = patience
+        self.patience = patience
         self._free: list[Lane] = []
         self.numbered = False  # until it is known that the server keeps numbers
 
@@ -89,7 +93,7 @@ class Calls:
         """
         if not (self.numbered and writes[0].numbered):
             return outcomes_of(writes, await self.send(writes))
-        deadline = asyncio.get_running_loop().time() + self._patience.operation - self._patience.shared_call
+        deadline = asyncio.get_running_loop().time() + self.patience.operation - self.patience.shared_call
         lane = self._free.pop() if self._free else Lane(self._users.database.client)
         try:
             return await self._numbered(lane, writes, deadline)
@@ -102,9 +106,9 @@ class Calls:
             reply = await self.send(writes, lane)
         except Unclear:
             return await self._repeat(lane, writes, deadline)
+        except ExecutionTimeout:
+            return await self._one_by_one(lane, writes, deadline)
         except OperationFailure as exc:
-            if exc.code == EXPIRED:
-                return await self._one_by_one(lane, writes, deadline)
             reply = await self.send(writes, guarded=True)  # conditions in place of the number that was refused
             if self.numbered:
                 log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", exc.code)
@@ -151,10 +155,8 @@ class Calls:
             except Unclear as exc:
                 if asyncio.get_running_loop().time() > deadline:
                     raise unavailable(exc.cause) from exc.cause
-            except OperationFailure as exc:
-                if exc.code == EXPIRED:
-                    return await self._one_by_one(lane, writes, deadline)
-                raise
+            except ExecutionTimeout:
+                return await self._one_by_one(lane, writes, deadline)
             await asyncio.sleep(random.uniform(*RETRY_PAUSE))
 
     async def _one_by_one(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
@@ -180,7 +182,7 @@ class Calls:
         self, writes: Sequence[Write], lane: Lane | None = None, *, guarded: bool = False, seconds: float | None = None
     ) -> Mapping[str, Any]:
         """Send one `update` command. Raises `Unclear` if it has a number, and its outcome is not known."""
-        patience = self._patience.shared_call
+        patience = self.patience.shared_call
         number: JSONObject = {"session": lane.session, "txnNumber": Int64(lane.number)} if lane else {}
         try:
             async with within(patience):
@@ -195,10 +197,10 @@ class Calls:
                     codec_options=self._users.codec_options,  # a validator's refusal quotes the team's own values
                     **number,
                 )
+        except ExecutionTimeout:  # the call has ended on the server, and the statements before the slow one are done
+            raise
         except (PyMongoError, TimeoutError) as exc:
-            code = exc.code if isinstance(exc, OperationFailure) else None
-            is_final = isinstance(exc, PyMongoError) and not means_unavailable(exc) and code != TOO_OLD
-            if lane and code != EXPIRED and not is_final:
+            if lane and (isinstance(exc, TimeoutError) or means_unavailable(exc)):
                 raise Unclear(exc) from exc
             raise
         if lane and "writeConcernError" in reply:
@@ -224,13 +226,13 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
     return outcomes
 
 
-async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
+async def keeps_numbers(connection: Connection) -> bool:
     """Return whether the server keeps numbers: one `$inc`, sent twice under one number, has effect once.
 
     A standalone server does not, nor does one that only looks like MongoDB; nor is it known without the right to write.
     """
-    probe, key, lane = database[PROBE], {"_id": ObjectId()}, Lane(database.client)
-    calls = Calls(probe, replace(patience, shared_call=patience.operation))
+    probe, key, patience = connection.shared[PROBE], {"_id": ObjectId()}, connection.patience
+    lane, calls = Lane(probe.database.client), Calls(probe, replace(patience, shared_call=patience.operation))
     increment = Write(key, {"$inc": {"n": 1}}, upsert=True)
     lane.advance()
     try:

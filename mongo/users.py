@@ -167,12 +167,12 @@ class Documents:
 class Users(Documents):
     """The users' documents. If `profile`, the content of a new one, is `None`, the service creates none."""
 
-    def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
-        super().__init__(connection.database[settings.users_collection], patience)
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        super().__init__(connection.database[settings.users_collection], connection.patience)
         self.settings = settings
         self.shared = connection.shared[settings.users_collection]
-        self.calls = Calls(self.shared, patience)
-        self.writes = Writes(self.collection, self.calls, patience.operation)
+        self.calls = Calls(self.shared, self.patience)
+        self.writes = Writes(self.collection, self.calls)
         self.judged = Judged()
         creates = settings.unknown_users is UnknownUsers.CREATE
         self.profile = {settings.email_field: settings.email} if creates else None

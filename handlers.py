@@ -49,10 +49,10 @@ async def create(request: web.Request, _: Caller) -> web.Response:
         return await _create_many(request, user_ids, Create("", **fields, **key, origin=request[ORIGIN]))
     fields, key = load_both(schemas.create, body, schemas.create_headers, headers)
     new = Create(**fields, **key, origin=request[ORIGIN])
-    created = await request.app[STORE].create(new)
+    id_, outcome = await request.app[STORE].create(new)
     if new.kind.email and new.kind.window is None:
-        _emails_owed(request, [created.outcome])
-    return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
+        _emails_owed(request, [outcome])
+    return _answer(SUCCESS, 201, {"X-Notification-ID": id_, **OUTCOME_HEADERS[outcome]})
 
 
 def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 from pymongo.errors import PyMongoError
 
@@ -34,13 +34,6 @@ BATCHES_AT_ONCE: Final = 3  # in a process while there are no single creates; mo
 GENTLE_LIMIT: Final = 8
 """Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
 CALM: Final = 1.0  # after this many seconds without a single create, batches are large
-
-
-class Created(NamedTuple):
-    """What a create did, and the notification's id. A replay has the id of the request that it repeats."""
-
-    id: str
-    outcome: Recorded
 
 
 @asynccontextmanager
@@ -74,15 +67,16 @@ class Store:
         self.changes = Changes(users, self.clock)
         self._fan_out = FanOut(self._creates)
 
-    async def create(self, new: Create) -> Created:
+    async def create(self, new: Create) -> tuple[str, Recorded]:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
 
-        It is one atomic upsert, on disk on a majority when this returns. If the outbox is full, a notification is kept
-        all the same, by a second write under the same id and key. Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
+        Return the notification's id, if replayed that of the first request. It is one atomic upsert, on disk on a
+        majority when this returns. If the outbox is full, a notification is kept all the same, by a second write under
+        the same id and key. Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
         """
         creation = self._creates.prepare(new, self.clock.now())
         outcome = await self._creates.record(creation)
-        return Created(creation.replayed_id if outcome is Recorded.REPLAYED else creation.id, outcome)
+        return creation.replayed_id if outcome is Recorded.REPLAYED else creation.id, outcome
 
     async def create_many(self, user_ids: Sequence[str], new: Create, *, gently: bool = False) -> Sequence[Outcome]:
         fingerprint, now, prepare = new.fingerprint(), self.clock.now(), self._creates.prepare

@@ -198,10 +198,7 @@ class Creates:
         return collapsing(creation.write, self.users) if creation.collapses else creation.write
 
     async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
-        """Write until the outcome is known, in calls of its own if `alone`.
-
-        Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
-        """
+        """Write until the outcome is known, `alone` in own calls. Raises `OutboxFull`, `KeyReused` or `UnknownUser`."""
 
         async def attempt(n: int) -> Recorded:
             if await self.users.writes.make(self.sent(creation), attempt=n + alone):
@@ -211,14 +208,12 @@ class Creates:
 
         try:
             outcome = await self.users.persist_for(creation.user_id, attempt, deadline)
-        except OutboxFull:
-            if not creation.leave_out_email():
+        except (OutboxFull, TooLarge) as exc:
+            # What nobody sees any more makes room in the document.
+            may_fit = creation.leave_out_email() if isinstance(exc, OutboxFull) else creation.trim(self.users.limit)
+            if not may_fit:
                 raise
             # Alone, and so with its conditions: an attempt at the version before may still be on its way.
-            return await self.record(creation, deadline, alone=True)
-        except TooLarge:
-            if not creation.trim(self.users.limit):  # what nobody sees any more makes room
-                raise
             return await self.record(creation, deadline, alone=True)
         return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 

@@ -192,12 +192,13 @@ def means_unavailable(exc: PyMongoError) -> bool:
     """Return whether the same operation may succeed later."""
     if any(exc.has_error_label(label) for label in RETRYABLE):
         return True
-    if not isinstance(exc, OperationFailure):
-        return isinstance(exc, ConnectionFailure | ConfigurationError)
-    if exc.code is None:  # the driver's own refusal
-        return isinstance(exc, WriteConcernError)
-    is_state = exc.code in STATES if exc.code >= FIRST_PLACE else exc.code not in FINAL
-    return is_state or exc.code in REFUSED_US or isinstance(exc, WriteConcernError)
+    if isinstance(exc, ConnectionFailure | ConfigurationError | WriteConcernError):
+        return True
+    if not isinstance(exc, OperationFailure) or exc.code is None:  # the driver's own refusal
+        return False
+    if exc.code >= FIRST_PLACE:
+        return exc.code in STATES or exc.code in REFUSED_US
+    return exc.code not in FINAL
 
 
 def unavailable(exc: Exception) -> Unavailable:

@@ -1,4 +1,4 @@
-"""What a user sees and decides: pages of the inbox with its counts, marks, `/seen`, `/delete`, `/erase`, preferences."""
+"""What a user sees and decides: pages of the inbox, its counts, marks, `/seen`, `/delete`, `/erase`, preferences."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -26,7 +26,7 @@ from pymongo.errors import (
 
 from mongo.connection import Connection, SharedClient, SharedCollection
 from mongo.document import SIMPLE, JSONObject
-from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, means_unavailable, unavailable, within
+from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, Unavailable, means_unavailable, unavailable, within
 
 log = logging.getLogger("notifier.mongo")
 
@@ -57,13 +57,6 @@ class Write:
         q = self.filter | self.guard if guarded else self.filter
         filters = {"arrayFilters": self.array_filters} if self.array_filters else {}
         return {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE, **filters}
-
-
-class Unclear(Exception):
-    """The call may have taken effect, or may still do so. `cause` is why nobody knows."""
-
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
 
 
 class Lane:
@@ -104,7 +97,7 @@ class Calls:
         lane.advance()
         try:
             reply = await self.send(writes, lane)
-        except Unclear:
+        except Unavailable:
             return await self._repeat(lane, writes, deadline)
         except ExecutionTimeout:
             return await self._one_by_one(lane, writes, deadline)
@@ -130,7 +123,7 @@ class Calls:
         settled = list(outcomes) or [None] * len(writes)
         try:
             reply = await self.send(writes, lane)
-        except (Unclear, PyMongoError):
+        except (Unavailable, PyMongoError):
             log.debug("a shared call is unclear after its repetition")
         else:
             retried = reply.get("retriedStmtIds", ())
@@ -152,9 +145,9 @@ class Calls:
             lane.advance()
             try:
                 return outcomes_of(writes, await self.send(writes, lane, guarded=True))
-            except Unclear as exc:
+            except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:
-                    raise unavailable(exc.cause) from exc.cause
+                    raise
             except ExecutionTimeout:
                 return await self._one_by_one(lane, writes, deadline)
             await asyncio.sleep(random.uniform(*RETRY_PAUSE))
@@ -172,7 +165,7 @@ class Calls:
             lane.advance()
             try:
                 outcomes += outcomes_of([write], await self.send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
-            except Unclear:
+            except Unavailable:
                 outcomes += await self._fenced(lane, [write], deadline)
             except OperationFailure as exc:
                 outcomes.append(exc)
@@ -181,7 +174,7 @@ class Calls:
     async def send(
         self, writes: Sequence[Write], lane: Lane | None = None, *, guarded: bool = False, seconds: float | None = None
     ) -> Mapping[str, Any]:
-        """Send one `update` command. Raises `Unclear` if it has a number, and its outcome is not known."""
+        """Send one `update` command. Raises `Unavailable` if it has a number, and its outcome is not known."""
         patience = self.patience.shared_call
         number: JSONObject = {"session": lane.session, "txnNumber": Int64(lane.number)} if lane else {}
         try:
@@ -197,15 +190,14 @@ class Calls:
                     codec_options=self._users.codec_options,  # a validator's refusal quotes the team's own values
                     **number,
                 )
+                if concern := reply.get("writeConcernError"):
+                    raise WriteConcernError(concern["errmsg"], concern["code"])
         except ExecutionTimeout:  # the call has ended on the server, and the statements before the slow one are done
             raise
         except (PyMongoError, TimeoutError) as exc:
             if lane and (isinstance(exc, TimeoutError) or means_unavailable(exc)):
-                raise Unclear(exc) from exc
+                raise unavailable(exc) from exc
             raise
-        if lane and "writeConcernError" in reply:
-            concern = reply["writeConcernError"]
-            raise Unclear(WriteConcernError(concern["errmsg"], concern["code"]))
         return reply
 
 
@@ -213,8 +205,6 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
     """Return for each write `True` if it took effect, its error, or `None` if the reply does not say."""
     errors = reply.get("writeErrors", ())
     outcomes: list[Outcome] = [True] * len(writes)
-    if concern := reply.get("writeConcernError"):
-        outcomes = [WriteConcernError(concern["errmsg"], concern["code"])] * len(writes)
     for error in errors:
         kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
         outcomes[error["index"]] = kind(error["errmsg"], error["code"], error)
@@ -240,7 +230,7 @@ async def keeps_numbers(connection: Connection) -> bool:
             for _ in range(2):
                 await calls.send([increment], lane)
             document = await probe.find_one_and_delete(key, collation=SIMPLE)
-    except (Unclear, PyMongoError, TimeoutError) as exc:
+    except (Unavailable, PyMongoError, TimeoutError) as exc:
         log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
         return False
     return bool(document and document["n"] == 1)

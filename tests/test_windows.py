@@ -39,7 +39,7 @@ def create(store: Store, settings: Settings) -> Any:
     """Return a function that creates a notification and returns its id."""
 
     async def create(key: str, target_id: str | None = None, **fields: Any) -> str:
-        return (await store.create(Create(USER, settings.kinds[key], target_id, **fields))).id
+        return (await store.create(Create(USER, settings.kinds[key], target_id, **fields)))[0]
 
     return create
 

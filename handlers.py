@@ -20,7 +20,7 @@ from config.ids import named
 from kinds import describe_kinds
 from mongo.backlog import owed
 from mongo.creation import Create, Recorded
-from mongo.errors import PING_DEADLINE, StoreError, incomplete
+from mongo.errors import PING_DEADLINE, Incomplete, NotYetComplete, StoreError, Unavailable
 from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
 from ops.metrics import METRICS, Metrics
@@ -67,7 +67,8 @@ async def _create_many(request: web.Request, user_ids: Sequence[str], new: Creat
         _emails_owed(request, outcomes)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:
-        raise incomplete(failures, not_owed=Recorded.NOT_OWED in outcomes)
+        may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
+        raise (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=Recorded.NOT_OWED in outcomes)
     replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
     counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
     return _answer(json_bytes(counts | ({"not_owed": not_owed} if not_owed else {})), 201)

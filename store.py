@@ -110,7 +110,6 @@ class FanOut:
         loop = asyncio.get_running_loop()
         deadline, waiting = loop.time() + self._users.patience.operation, iter(creations)
         begun: list[Creation] = []
-        outcomes: dict[str, Outcome] = {}
 
         async def work() -> None:
             while True:
@@ -118,18 +117,18 @@ class FanOut:
                     if not (batch := list(islice(waiting, limit))):
                         return
                     begun.extend(batch)
-                    outcomes.update(await self._together(batch, deadline))
+                    await self._together(batch, deadline)
 
         await asyncio.gather(*(work() for _ in range(BATCHES_AT_ONCE)))
         while loop.time() < deadline:
-            unsettled = [c for c in begun if c.id not in outcomes or type(outcomes[c.id]) is Unavailable]
+            unsettled = [each for each in begun if not each.outcome or type(each.outcome) is Unavailable]
             if not unsettled:
                 break
             for start in range(0, len(unsettled), GENTLE_LIMIT):
                 few = unsettled[start : start + GENTLE_LIMIT]
                 async with self._turn(gently=gently):
-                    await asyncio.gather(*(self._finish(creation, outcomes, deadline) for creation in few))
-        return [outcomes.get(creation.id, Unavailable(NO_ANSWER)) for creation in begun]
+                    await asyncio.gather(*(self._finish(creation, deadline) for creation in few))
+        return [creation.outcome or Unavailable(NO_ANSWER) for creation in begun]
 
     @asynccontextmanager
     async def _turn(self, *, gently: bool) -> AsyncIterator[int]:
@@ -139,34 +138,31 @@ class FanOut:
             async with nullcontext() if calm else self._one:
                 yield BATCH_LIMIT if calm else GENTLE_LIMIT
 
-    async def _together(self, batch: Sequence[Creation], deadline: float) -> Mapping[str, Outcome]:
-        """Write a batch with one call; return the known outcomes by `id`, replays included."""
-        outcomes: dict[str, Outcome] = {}
+    async def _together(self, batch: Sequence[Creation], deadline: float) -> None:
+        """Write a batch with one call, and set the outcomes that are known, replays included."""
         if asyncio.get_running_loop().time() >= deadline:
-            return outcomes
+            return
         # Whatever stays unclear has the condition on its key, so it is safe to do it alone.
         with suppress(PyMongoError, TimeoutError, Unavailable):
             async with asyncio.timeout_at(deadline):
                 written = await self._users.writes.together([self._creates.sent(creation) for creation in batch])
             for creation, is_written in zip(batch, written, strict=True):
                 if is_written is True:
-                    outcomes[creation.id] = Recorded.CREATED
+                    creation.outcome = Recorded.CREATED
                     self._creates.mark_judged(creation)
-            unclear = [creation for creation in batch if creation.id not in outcomes]
+            unclear = [creation for creation in batch if not creation.outcome]
             users = await self._find(unclear) if unclear else {}
             for creation in unclear:
-                if outcome := creation.outcome(users.get(creation.write.filter["_id"], {})):
-                    outcomes[creation.id] = outcome
-        return outcomes
+                creation.outcome = creation.found_in(users.get(creation.write.filter["_id"], {}))
 
-    async def _finish(self, creation: Creation, outcomes: dict[str, Outcome], deadline: float) -> None:
+    async def _finish(self, creation: Creation, deadline: float) -> None:
         """Make a creation in a brief call of its own: another program may have locked its document."""
         if (left := deadline - asyncio.get_running_loop().time()) > 0:
             try:
                 brief = min(left, self._users.patience.shared_call)
-                outcomes[creation.id] = await self._creates.record(creation, brief, alone=True)
+                creation.outcome = await self._creates.record(creation, brief, alone=True)
             except StoreError as exc:
-                outcomes[creation.id] = exc
+                creation.outcome = exc
 
     async def _find(self, creations: Sequence[Creation]) -> Mapping[object, JSONObject]:
         condition = {"_id": {"$in": [creation.write.filter["_id"] for creation in creations]}}

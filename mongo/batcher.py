@@ -47,7 +47,7 @@ class Batcher(Generic[Item, Result]):
     `run` sends a batch and returns one outcome for each of its items, in order: a result, or an exception for the
     caller of that item. An exception that it raises goes to every caller of the batch.
 
-    While fewer than `free_items` are in flight, a new item leaves at once. No item waits longer than `patience` seconds.
+    While fewer than `free_items` are in flight, a new item leaves at once. None waits longer than `patience` seconds.
     """
 
     def __init__(

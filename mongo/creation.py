@@ -26,7 +26,7 @@ from mongo.document import (
     JSONObject,
     elements,
 )
-from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
+from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, StoreError, TooLarge, UnknownUser
 from mongo.grouping import Windows, collapsing
 from mongo.lanes import Write
 from mongo.owed import first_due, new_element
@@ -89,6 +89,7 @@ class Creation:
     collapses: bool = False
     not_owed: bool = False  # the e-mail was left out
     replayed_id: str = ""
+    outcome: Recorded | StoreError | None = None  # what a fan-out knows so far
 
     def leave_out_email(self) -> bool:
         """Drop the e-mail from the write; return `False` if that leaves no notification.
@@ -112,7 +113,7 @@ class Creation:
         push["$slice"] = -limit
         return True
 
-    def outcome(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
+    def found_in(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
         """Return what an earlier attempt, or an earlier request, did according to the document, or `None`."""
         if any(isinstance(ids := user.get(name), list) and self.id in ids for name in ("ids", "owed", "deleted")):
             return Recorded.CREATED
@@ -126,7 +127,7 @@ class Creation:
 
     def explain(self, user: Mapping[str, Any]) -> Recorded:
         """Return the outcome, or raise why the document refuses the write; `Changed` if it would not by now."""
-        outcome = self.outcome(user)
+        outcome = self.found_in(user)
         if isinstance(outcome, Recorded):
             return outcome
         if outcome:

@@ -157,11 +157,6 @@ class NotYetComplete(Incomplete):
     """A create for many users failed for some, of whom at least one may succeed later."""
 
 
-def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) -> Incomplete:
-    may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
-    return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
-
-
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
     """Limit the time of a call of the shared client, as `asyncio.timeout` does.

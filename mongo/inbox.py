@@ -72,10 +72,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of a user's notifications, newest first, and the counts of all, of the unread and of the unseen ones.
-
-    `unseen` is `None` as long as the user has not called `/seen`.
-    """
+    """Notifications, newest first, and the counts. `unseen` is `None` as long as the user has not called `/seen`."""
 
     elements: int
     new: int
@@ -199,10 +196,7 @@ class Inbox:
         return [item["id"] for item in user["selected"]] if user else []
 
     async def erase(self, user_id: str) -> None:
-        """Remove everything the service keeps in the user's document. Raises `EmailUnderWay`.
-
-        The profile is the team's and stays, as do names in `notifier` that this version does not know.
-        """
+        """Remove all that this version of the service keeps in the user's document. Raises `EmailUnderWay`."""
         users, key = self._users, self._users.key(user_id)
         is_leased = {"$and": [IS_EMAIL, {"$ne": ["$$this.token", NO_TOKEN]}, {"$gt": ["$$this.next_at", "$$NOW"]}]}
         any_leased = any_of(OUTBOX, is_leased)
@@ -249,10 +243,7 @@ class Preferences:
         return address, value_at(user, PREFERENCES) if user else {EVERY_KIND: {"email": False}}
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
-        """Set whether e-mails of these kinds are wanted, `None` for the default; return the new preferences.
-
-        Raises `UnknownUser`.
-        """
+        """Set these preferences, `None` for the default; return all of the user's. Raises `UnknownUser`."""
         update = _changed(changes)
         try:
             user = await self._users.change(user_id, update, PREFERENCES)

@@ -117,10 +117,7 @@ class Judged:
 
 
 class Documents:
-    """The documents of a collection, compared by the simple collation.
-
-    Operations raise a `StoreError`; `Unavailable` after `deadline` seconds, by default those of `patience`.
-    """
+    """The documents of a collection, compared by the simple collation. Operations raise a `StoreError`."""
 
     def __init__(self, collection: MotorCollection, patience: Patience) -> None:
         self.collection = collection

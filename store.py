@@ -31,8 +31,7 @@ from settings import Settings
 Outcome = Recorded | StoreError
 
 BATCHES_AT_ONCE: Final = 3  # in a process while there are no single creates; more would wait for MongoDB
-GENTLE_LIMIT: Final = 8
-"""Creations in a batch beside single creates, which wait while a batch is made and while MongoDB is busy with it."""
+GENTLE_LIMIT: Final = 8  # creations in a batch beside single creates, which wait for it
 CALM: Final = 1.0  # after this many seconds without a single create, batches are large
 
 

@@ -64,8 +64,7 @@ FINAL: Final = frozenset(
 """Codes below `FIRST_PLACE` that waiting cannot change: the statement, the document or the stream is at fault. 303 is
 Amazon DocumentDB's "Feature not supported"."""
 NO_ANSWER: Final = "MongoDB does not answer in time."
-INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
-"""What the driver raises for a connection string that is not valid or contradicts itself."""
+INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)  # what the driver raises for a bad DB_URI
 DEADLINE: Final = 10.0  # seconds for which an operation is repeated before it is `Unavailable`
 PING_DEADLINE: Final = 2.0  # the same for a read whose answer is worthless when it is late
 RETRY_PAUSE: Final = (0.05, 0.25)  # shortest and longest pause, in seconds, between two attempts

@@ -34,8 +34,7 @@ from mongo.users import Users
 
 SHARED_LIMIT: Final = 50  # a longer list is fetched alone, so that it delays no other
 SEEN_AT: Final = "notifier.seen_at"
-PREFERENCES: Final = "notifier.preferences"
-"""Only differences from the default, which is that every e-mail is sent: `{"invoice_ready": {"email": false}}`."""
+PREFERENCES: Final = "notifier.preferences"  # only differences from the default, which is that every e-mail is sent
 EVERY_KIND: Final = "*"  # the entry of every kind without one of its own
 
 

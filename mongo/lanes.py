@@ -202,7 +202,6 @@ class Calls:
 
 
 def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outcome]:
-    """Return for each write `True` if it took effect, its error, or `None` if the reply does not say."""
     errors = reply.get("writeErrors", ())
     outcomes: list[Outcome] = [True] * len(writes)
     for error in errors:

@@ -22,8 +22,7 @@ from mail.unsubscribe import Links
 from mongo.backlog import owed
 from mongo.creation import Create, Recorded
 from mongo.document import JSONObject
-from mongo.errors import PING_DEADLINE, StoreError
-from mongo.fan_out import incomplete
+from mongo.errors import PING_DEADLINE, Incomplete, NotYetComplete, StoreError, Unavailable
 from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
 from ops.metrics import METRICS, Metrics
@@ -53,10 +52,10 @@ async def create(request: web.Request, _: Caller) -> web.Response:
         return await _create_many(request, user_ids, Create("", **fields, **key, origin=request[ORIGIN]))
     fields, key = load_both(schemas.create, body, schemas.create_headers, headers)
     new = Create(**fields, **key, origin=request[ORIGIN])
-    created = await request.app[STORE].create(new)
+    id_, outcome = await request.app[STORE].create(new)
     if new.kind.email and new.kind.window is None:
-        _emails_owed(request, [created.outcome])
-    return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
+        _emails_owed(request, [outcome])
+    return _answer(SUCCESS, 201, {"X-Notification-ID": id_, **OUTCOME_HEADERS[outcome]})
 
 
 def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]) -> None:
@@ -71,7 +70,8 @@ async def _create_many(request: web.Request, user_ids: Sequence[str], new: Creat
         _emails_owed(request, outcomes)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:
-        raise incomplete(failures, not_owed=Recorded.NOT_OWED in outcomes)
+        may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
+        raise (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=Recorded.NOT_OWED in outcomes)
     replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
     counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
     return _answer(json_bytes(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
@@ -84,7 +84,7 @@ async def list_(request: web.Request, caller: Caller) -> web.Response:
     in_flight = request.app[IN_FLIGHT]
     size = await in_flight.take(query.user_id, query.limit)
     try:
-        body = _listed(query, await request.app[STORE].list(query))
+        body = _listed(query, await request.app[STORE].inbox.list(query))
         size = in_flight.give(query.user_id, size, keep=len(body))
         response = bodies.revalidated(request, body, KEPT)
         if bodies.is_large(response):
@@ -105,15 +105,15 @@ def _listed(query: ListQuery, page: Page) -> bytes:
 
 
 async def read(request: web.Request, caller: Caller) -> web.Response:
-    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=False))
+    return await _change_selected(request, caller, partial(request.app[STORE].inbox.mark, is_new=False))
 
 
 async def unread(request: web.Request, caller: Caller) -> web.Response:
-    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=True))
+    return await _change_selected(request, caller, partial(request.app[STORE].inbox.mark, is_new=True))
 
 
 async def delete(request: web.Request, caller: Caller) -> web.Response:
-    return await _change_selected(request, caller, request.app[STORE].delete)
+    return await _change_selected(request, caller, request.app[STORE].inbox.delete)
 
 
 async def _change_selected(
@@ -130,7 +130,7 @@ async def _change_selected(
 
 
 async def seen(request: web.Request, caller: Caller) -> web.Response:
-    await request.app[STORE].see(_user(request, caller))
+    await request.app[STORE].inbox.see(_user(request, caller))
     return _answer(SUCCESS)
 
 

@@ -15,8 +15,7 @@ from api.auth import Refused
 from api.bodies import is_large, send
 from api.problems import ForeignHost, problem_of, render
 from config.checks import LOOPBACK, in_url
-from mongo.errors import Conflict, Unavailable, UnknownError
-from mongo.fan_out import Incomplete
+from mongo.errors import Conflict, Incomplete, Unavailable, UnknownError
 from ops.logs import JSONFormatter, LineHandler, Throttle, json_line
 from ops.metrics import METRICS
 

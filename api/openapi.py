@@ -24,8 +24,7 @@ from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
 from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from kinds import SETTINGS, Kinds, describe_kinds
 from mongo.document import JSONObject
-from mongo.errors import OutboxFull, UnknownUser
-from mongo.fan_out import Incomplete, NotYetComplete
+from mongo.errors import Incomplete, NotYetComplete, OutboxFull, UnknownUser
 from mongo.inbox import EVERY_KIND
 from schemas import Schemas
 from settings import Scope

@@ -16,7 +16,6 @@ from api.bodies import json_line
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
-from mongo.fan_out import Incomplete, NotYetComplete
 
 MEDIA_TYPE: Final = "application/problem+json"
 HEADER_LIMIT: Final = 32 * 1024  # bytes of a header, and of the address
@@ -130,13 +129,13 @@ PROBLEMS: Final = (
         errors={"Idempotency-Key": ["Was used with another body before."]},
     ),
     Problem(
-        Incomplete,
+        errors.Incomplete,
         409,
         "Some of the users could not be notified.",
         "All others were. `errors.user_ids` has the reason of each, by its index in `user_ids`.",
     ),
     Problem(
-        NotYetComplete,
+        errors.NotYetComplete,
         503,
         "Some of the users are not notified yet.",
         "Ask again after `Retry-After` seconds with the same key: that notifies the rest, and nobody twice.",
@@ -214,7 +213,7 @@ def problem_of(exc: Exception) -> Problem:
     problem = next(BY_EXCEPTION[kind] for kind in type(exc).__mro__ if kind in BY_EXCEPTION)
     if isinstance(exc, ValidationError):
         return replace(problem, errors=exc.messages_dict)
-    if isinstance(exc, Incomplete):
+    if isinstance(exc, errors.Incomplete):
         reasons = {f"{index}": [problem_of(failure).detail] for index, failure in exc.failures.items()}
         return replace(problem, errors={"user_ids": reasons})
     if isinstance(exc, web.HTTPException) and problem.exception is Exception:  # one that aiohttp may add
@@ -226,7 +225,7 @@ def render(exc: Exception) -> web.Response:
     problem, headers = problem_of(exc), {}
     if problem.retry_after:
         headers["Retry-After"] = f"{problem.retry_after}"
-    if isinstance(exc, Incomplete) and exc.not_owed:
+    if isinstance(exc, errors.Incomplete) and exc.not_owed:
         headers["X-Email"] = "not-owed"
     if isinstance(exc, web.HTTPMethodNotAllowed):
         headers["Allow"] = exc.headers["Allow"]

@@ -17,7 +17,7 @@ from pymongo.errors import DuplicateKeyError
 
 from mongo.connection import Collection
 from mongo.document import SIMPLE
-from mongo.errors import Busy, Conflict
+from mongo.errors import Busy
 from mongo.lanes import Calls, Outcome, Write
 
 Item = TypeVar("Item")
@@ -47,8 +47,7 @@ class Batcher(Generic[Item, Result]):
     `run` sends a batch and returns one outcome for each of its items, in order: a result, or an exception for the
     caller of that item. An exception that it raises goes to every caller of the batch.
 
-    New batches leave while fewer than `CALLS_AT_ONCE` batches and fewer than `free_items` items are in flight; batches
-    in flight for longer than `LATE` are not counted. No item waits for longer than `patience` seconds.
+    While fewer than `free_items` are in flight, a new item leaves at once. None waits longer than `patience` seconds.
     """
 
     def __init__(
@@ -146,21 +145,19 @@ class Batcher(Generic[Item, Result]):
 class Writes:
     """Writes to single documents of a collection, which share a call with those that wait beside them."""
 
-    def __init__(
-        self, collection: Collection, calls: Calls, patience: float, *, free_requests: int = FREE_REQUESTS
-    ) -> None:
+    def __init__(self, collection: Collection, calls: Calls, *, free_requests: int = FREE_REQUESTS) -> None:
         self._collection = collection
         self._calls = calls
         self.used_at = -math.inf  # when a write was last begun or done, by the clock of the event loop
         self._batcher: Batcher[Write, Outcome] = Batcher(
-            self.together, patience=patience, free_items=free_requests, kind=attrgetter("numbered")
+            self.together, patience=calls.patience.operation, free_items=free_requests, kind=attrgetter("numbered")
         )
 
     async def make(self, write: Write, *, attempt: int) -> bool:
         """Update a document, or insert it if the write is an upsert; return whether the conditions held.
 
         The first attempt (number 0) shares a call, later ones do not: one of the writes may have failed the whole call.
-        Raises `Conflict`, `Unavailable`, PyMongo's errors, or `TimeoutError`.
+        Raises `Unavailable`, PyMongo's errors, or `TimeoutError`.
         """
         loop = asyncio.get_running_loop()
         self.used_at = loop.time()
@@ -169,7 +166,7 @@ class Writes:
             return await self.alone(write) if outcome is None else bool(outcome)
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
-                raise Conflict("a unique index") from None  # on the address, say, which all new users share
+                raise  # a unique index on the address, say, which all new users share
             # Either a condition failed, so that the server tried to insert, or another upsert inserted in between.
             # Without upsert there is only one meaning left.
             return await self.alone(replace(write, upsert=False))

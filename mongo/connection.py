@@ -102,6 +102,7 @@ class Connection(NamedTuple):
 
     database: Database  # Motor's, for the calls of a single request
     shared: SharedDatabase  # for calls that several requests share and the change stream; Motor would switch threads
+    patience: Patience = PATIENCE
 
 
 async def end(*tasks: asyncio.Task[None]) -> None:
@@ -140,18 +141,14 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
     }
     try:
         yield Connection(
-            client.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
-            shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
+            client.get_default_database(DEFAULT_DATABASE, **concerns),
+            shared.get_default_database(DEFAULT_DATABASE, **concerns),
+            patience,
         )
     finally:
         for _ in range(2):  # ending its sessions may hang; then a second time only closes its connections
             with suppress(TimeoutError):
                 async with within(CLOSE_TIMEOUT):
                     await shared.close()
-        await asyncio.to_thread(_close, client)
-
-
-def _close(client: Client) -> None:
-    """Close the client. Without a timeout, it would wait for a hanging server to end its sessions."""
-    with pymongo.timeout(CLOSE_TIMEOUT):
-        client.close()
+        with pymongo.timeout(CLOSE_TIMEOUT):  # without one, it would wait for a hanging server to end its sessions
+            await asyncio.to_thread(client.close)

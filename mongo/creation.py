@@ -26,7 +26,7 @@ from mongo.document import (
     JSONObject,
     elements,
 )
-from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
+from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, StoreError, TooLarge, UnknownUser
 from mongo.grouping import Windows, collapsing
 from mongo.lanes import Write
 from mongo.owed import first_due, new_element
@@ -89,6 +89,7 @@ class Creation:
     collapses: bool = False
     not_owed: bool = False  # the e-mail was left out
     replayed_id: str = ""
+    outcome: Recorded | StoreError | None = None  # what a fan-out knows so far
 
     def leave_out_email(self) -> bool:
         """Drop the e-mail from the write; return `False` if that leaves no notification.
@@ -112,7 +113,7 @@ class Creation:
         push["$slice"] = -limit
         return True
 
-    def outcome(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
+    def found_in(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
         """Return what an earlier attempt, or an earlier request, did according to the document, or `None`."""
         if any(isinstance(ids := user.get(name), list) and self.id in ids for name in ("ids", "owed", "deleted")):
             return Recorded.CREATED
@@ -126,7 +127,7 @@ class Creation:
 
     def explain(self, user: Mapping[str, Any]) -> Recorded:
         """Return the outcome, or raise why the document refuses the write; `Changed` if it would not by now."""
-        outcome = self.outcome(user)
+        outcome = self.found_in(user)
         if isinstance(outcome, Recorded):
             return outcome
         if outcome:
@@ -198,10 +199,7 @@ class Creates:
         return collapsing(creation.write, self.users) if creation.collapses else creation.write
 
     async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
-        """Write until the outcome is known, in calls of its own if `alone`.
-
-        Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
-        """
+        """Write until the outcome is known, `alone` in own calls. Raises `OutboxFull`, `KeyReused` or `UnknownUser`."""
 
         async def attempt(n: int) -> Recorded:
             if await self.users.writes.make(self.sent(creation), attempt=n + alone):
@@ -211,14 +209,12 @@ class Creates:
 
         try:
             outcome = await self.users.persist_for(creation.user_id, attempt, deadline)
-        except OutboxFull:
-            if not creation.leave_out_email():
+        except (OutboxFull, TooLarge) as exc:
+            # What nobody sees any more makes room in the document.
+            may_fit = creation.leave_out_email() if isinstance(exc, OutboxFull) else creation.trim(self.users.limit)
+            if not may_fit:
                 raise
             # Alone, and so with its conditions: an attempt at the version before may still be on its way.
-            return await self.record(creation, deadline, alone=True)
-        except TooLarge:
-            if not creation.trim(self.users.limit):  # what nobody sees any more makes room
-                raise
             return await self.record(creation, deadline, alone=True)
         return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 

@@ -64,8 +64,7 @@ FINAL: Final = frozenset(
 """Codes below `FIRST_PLACE` that waiting cannot change: the statement, the document or the stream is at fault. 303 is
 Amazon DocumentDB's "Feature not supported"."""
 NO_ANSWER: Final = "MongoDB does not answer in time."
-INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
-"""What the driver raises for a connection string that is not valid or contradicts itself."""
+INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)  # what the driver raises for a bad DB_URI
 DEADLINE: Final = 10.0  # seconds for which an operation is repeated before it is `Unavailable`
 PING_DEADLINE: Final = 2.0  # the same for a read whose answer is worthless when it is late
 RETRY_PAUSE: Final = (0.05, 0.25)  # shortest and longest pause, in seconds, between two attempts
@@ -142,6 +141,21 @@ class Changed(StoreError):
     """The document changed between two steps of one attempt, which is then repeated."""
 
 
+class Incomplete(Exception):
+    """A create for many users failed for some, and asking again will not help. `failures` are by index.
+
+    `not_owed` says that some of the others are owed no e-mail because their outboxes are full.
+    """
+
+    def __init__(self, failures: Mapping[int, StoreError], *, not_owed: bool = False) -> None:
+        self.failures = failures
+        self.not_owed = not_owed
+
+
+class NotYetComplete(Incomplete):
+    """A create for many users failed for some, of whom at least one may succeed later."""
+
+
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
     """Limit the time of a call of the shared client, as `asyncio.timeout` does.
@@ -172,12 +186,13 @@ def means_unavailable(exc: PyMongoError) -> bool:
     """Return whether the same operation may succeed later."""
     if any(exc.has_error_label(label) for label in RETRYABLE):
         return True
-    if not isinstance(exc, OperationFailure):
-        return isinstance(exc, ConnectionFailure | ConfigurationError)
-    if exc.code is None:  # the driver's own refusal
-        return isinstance(exc, WriteConcernError)
-    is_state = exc.code in STATES if exc.code >= FIRST_PLACE else exc.code not in FINAL
-    return is_state or exc.code in REFUSED_US or isinstance(exc, WriteConcernError)
+    if isinstance(exc, ConnectionFailure | ConfigurationError | WriteConcernError):
+        return True
+    if not isinstance(exc, OperationFailure) or exc.code is None:  # the driver's own refusal
+        return False
+    if exc.code >= FIRST_PLACE:
+        return exc.code in STATES or exc.code in REFUSED_US
+    return exc.code not in FINAL
 
 
 def unavailable(exc: Exception) -> Unavailable:

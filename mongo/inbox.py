@@ -1,13 +1,15 @@
-"""What a user decides: a page of the inbox with its counts, `/seen`, `/delete`, the preferences, and `/erase`."""
+"""What a user sees and decides: pages of the inbox, its counts, marks, `/seen`, `/delete`, `/erase`, preferences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from bson import Int64
 
 from config.checks import value_at
+from mongo.batcher import Batcher
 from mongo.document import (
     DELETED,
     ONLY_OURS,
@@ -25,14 +27,14 @@ from mongo.document import (
     only,
     without,
 )
-from mongo.errors import Changed, EmailUnderWay, UnknownUser
+from mongo.errors import Changed, EmailUnderWay, UnknownUser, within
 from mongo.lanes import Write
 from mongo.owed import IS_EMAIL, NO_TOKEN, SET_DUE
 from mongo.users import Users
 
+SHARED_LIMIT: Final = 50  # a longer list is fetched alone, so that it delays no other
 SEEN_AT: Final = "notifier.seen_at"
-PREFERENCES: Final = "notifier.preferences"
-"""Only differences from the default, which is that every e-mail is sent: `{"invoice_ready": {"email": false}}`."""
+PREFERENCES: Final = "notifier.preferences"  # only differences from the default, which is that every e-mail is sent
 EVERY_KIND: Final = "*"  # the entry of every kind without one of its own
 
 
@@ -69,10 +71,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of a user's notifications, newest first, and the counts of all, of the unread and of the unseen ones.
-
-    `unseen` is `None` as long as the user has not called `/seen`.
-    """
+    """Notifications, newest first, and the counts. `unseen` is `None` as long as the user has not called `/seen`."""
 
     elements: int
     new: int
@@ -103,83 +102,121 @@ def page_of(query: ListQuery, users: Users) -> JSONObject:
     }
 
 
-async def see(users: Users, user_id: str) -> None:
-    """Note that the whole inbox has been seen, by the `timestamp` of the newest notification. No clock is read."""
-    number = {"$cond": [{"$isNumber": "$$this.timestamp"}, "$$this.timestamp", None]}
-    long = {"$convert": {"input": {"$ceil": {"$max": each(users.inbox, number)}}, "to": "long", "onError": None}}
-    known = {"$convert": {"input": f"${SEEN_AT}", "to": "long", "onError": Int64(0), "onNull": Int64(0)}}
-    seen = Write(users.key(user_id) | OURS, [{"$set": {SEEN_AT: {"$ifNull": [long, known]}}}])
-    if not await users.persist(lambda n: users.writes.make(seen, attempt=n)):
-        await users.must_admit(user_id, ["notifier"])
+class Inbox:
+    def __init__(self, users: Users) -> None:
+        self._users = users
+        self._lists: Batcher[ListQuery, Page] = Batcher(
+            self._fetch, patience=users.patience.operation, kind=attrgetter("skip", "limit", "is_new", "key")
+        )
 
+    async def list(self, query: ListQuery) -> Page:
+        """Return a page and the counts, all from one read. An unknown user's are empty."""
 
-async def delete(users: Users, selection: Selection) -> bool:
-    """Delete the selected, and the e-mails that tell only them; return whether there are any, or were until lately.
+        async def attempt(n: int) -> Page:
+            return (await self._fetch([query]))[0] if n or query.limit > SHARED_LIMIT else await self._lists(query)
 
-    They are selected once, by id, so that a repetition deletes nothing newer. Their ids are remembered, because a
-    create whose reply was lost may be repeated afterwards. Hidden notifications (NOTIFICATIONS_SLACK) go too, or they
-    would move up into the inbox. The id of an e-mail alone selects it as well.
-    """
-    ids = await _ids(users, selection)
-    newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
-    is_owed = {"$and": [IS_EMAIL, is_selected, {"$eq": [{"$type": "$$this.ids"}, "missing"]}]}
-    gone = {"$setUnion": [each(only(newest, is_selected), "$$this.id"), each(only(OUTBOX, is_owed), "$$this.id")]}
-    change = {
-        "notifier.deleted": {"$slice": [concat(DELETED, gone), -max(users.limit, RECENT_LIMIT)]},
-        "notifier.outbox": _without(is_owed, OUTBOX, "$notifier.outbox"),
-        "notifications": _without(is_selected, newest, "$notifications"),
-    }
-    is_kept = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **selection.is_shown(users)}
-    has_email = {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}, "ids": {"$exists": False}}}}
-    filter_ = {**users.key(selection.user_id), **OURS, **ONLY_OURS, "$or": [is_kept, has_email]}
-    deletion = Write(filter_, [{"$set": change}, SET_DUE])
-    is_deleted: bool = await users.persist(lambda n: users.writes.make(deletion, attempt=n)) if ids else False
-    if is_deleted:
-        return True
-    await users.must_admit(selection.user_id, ["notifications", "notifier"])
-    if selection.field != "id":
+        return await self._users.persist(attempt)
+
+    async def _fetch(self, queries: Sequence[ListQuery]) -> Sequence[Page]:
+        """Fetch pages that differ only in their users with one query."""
+        ids = {self._users.key(query.user_id)["_id"] for query in queries}
+        projection = page_of(queries[0], self._users)
+        if len(ids) == 1:
+            user = await self._users.collection.find_one({"_id": ids.pop()}, projection, collation=SIMPLE)
+            documents = [user] if user else []
+        else:
+            cursor = self._users.shared.find({"_id": {"$in": [*ids]}}, projection, collation=SIMPLE)
+            async with within(self._users.patience.shared_call):
+                documents = await cursor.to_list()
+        pages = {str(user.pop("_id")): Page(**user) for user in documents}
+        return [pages.get(query.user_id, EMPTY) for query in queries]
+
+    async def mark(self, selection: Selection, *, is_new: bool) -> bool:
+        """Mark the selected notifications as unread, or as read; return whether there are any."""
+        users, matching = self._users, selection.matching()
+        has_some = {"notifications": {"$elemMatch": matching}, **selection.is_shown(users)}
+        selected = [{f"selected.{name}": value for name, value in matching.items()}]
+        change = {"$set": {"notifications.$[selected].is_new": is_new}}
+        mark = Write(users.key(selection.user_id) | has_some, change, array_filters=selected)
+        if await users.persist_for(selection.user_id, lambda n: users.writes.make(mark, attempt=n)):
+            return True
+        await users.must_admit(selection.user_id, ["notifications"])
         return False
-    deleted = users.key(selection.user_id) | {"notifier.deleted": selection.value}
-    return await users.find_one(deleted, {"_id": 1}) is not None  # the reply to an earlier attempt may have been lost
 
+    async def see(self, user_id: str) -> None:
+        """Note that the inbox has been seen, by the `timestamp` of the newest notification. No clock is read."""
+        users = self._users
+        number = {"$cond": [{"$isNumber": "$$this.timestamp"}, "$$this.timestamp", None]}
+        newest = {"$ceil": {"$max": each(users.inbox, number)}}
+        long = {"$convert": {"input": newest, "to": "long", "onError": None}}
+        known = {"$convert": {"input": f"${SEEN_AT}", "to": "long", "onError": Int64(0), "onNull": Int64(0)}}
+        seen = Write(users.key(user_id) | OURS, [{"$set": {SEEN_AT: {"$ifNull": [long, known]}}}])
+        if not await users.persist(lambda n: users.writes.make(seen, attempt=n)):
+            await users.must_admit(user_id, ["notifier"])
 
-async def _ids(users: Users, selection: Selection) -> list[str]:
-    """Return the one id, or those of the selected that are in the inbox."""
-    field, value = selection.field, selection.value
-    if field == "id" and value:
-        return [value]
-    is_string = {"$eq": [{"$type": "$$this.id"}, "string"]}
-    matches = {"$and": [is_string, *([{"$eq": [f"$$this.{field}", {"$literal": value}]}] if field else ())]}
-    user = await users.find_one(users.key(selection.user_id), {"selected": only(users.inbox, matches)})
-    return [item["id"] for item in user["selected"]] if user else []
+    async def delete(self, selection: Selection) -> bool:
+        """Delete the selected, and the e-mails that tell only them; return whether there are any, or were until lately.
+
+        They are selected once, by id, so that a repetition deletes nothing newer. Their ids are remembered, because a
+        create whose reply was lost may be repeated afterwards. Hidden notifications (NOTIFICATIONS_SLACK) go too, or
+        they would move up into the inbox. The id of an e-mail alone selects it as well.
+        """
+        users, ids = self._users, await self._ids(selection)
+        newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}
+        is_owed = {"$and": [IS_EMAIL, is_selected, {"$eq": [{"$type": "$$this.ids"}, "missing"]}]}
+        gone = {"$setUnion": [each(only(newest, is_selected), "$$this.id"), each(only(OUTBOX, is_owed), "$$this.id")]}
+        change = {
+            "notifier.deleted": {"$slice": [concat(DELETED, gone), -max(users.limit, RECENT_LIMIT)]},
+            "notifier.outbox": _without(is_owed, OUTBOX, "$notifier.outbox"),
+            "notifications": _without(is_selected, newest, "$notifications"),
+        }
+        is_kept = {"notifications": {"$elemMatch": {"id": {"$in": ids}}}, **selection.is_shown(users)}
+        has_email = {"notifier.outbox": {"$elemMatch": {"id": {"$in": ids}, "ids": {"$exists": False}}}}
+        filter_ = {**users.key(selection.user_id), **OURS, **ONLY_OURS, "$or": [is_kept, has_email]}
+        deletion = Write(filter_, [{"$set": change}, SET_DUE])
+        is_deleted: bool = bool(ids) and await users.persist(lambda n: users.writes.make(deletion, attempt=n))
+        if is_deleted:
+            return True
+        await users.must_admit(selection.user_id, ["notifications", "notifier"])
+        if selection.field != "id":
+            return False
+        # The reply to an earlier attempt may have been lost.
+        deleted = users.key(selection.user_id) | {"notifier.deleted": selection.value}
+        return await users.find_one(deleted, {"_id": 1}) is not None
+
+    async def _ids(self, selection: Selection) -> Sequence[str]:
+        """Return the one id, or those of the selected that are in the inbox."""
+        users, field, value = self._users, selection.field, selection.value
+        if field == "id" and value:
+            return [value]
+        is_string = {"$eq": [{"$type": "$$this.id"}, "string"]}
+        matches = {"$and": [is_string, *([{"$eq": [f"$$this.{field}", {"$literal": value}]}] if field else ())]}
+        user = await users.find_one(users.key(selection.user_id), {"selected": only(users.inbox, matches)})
+        return [item["id"] for item in user["selected"]] if user else []
+
+    async def erase(self, user_id: str) -> None:
+        """Remove all that this version of the service keeps in the user's document. Raises `EmailUnderWay`."""
+        users, key = self._users, self._users.key(user_id)
+        is_leased = {"$and": [IS_EMAIL, {"$ne": ["$$this.token", NO_TOKEN]}, {"$gt": ["$$this.next_at", "$$NOW"]}]}
+        any_leased = any_of(OUTBOX, is_leased)
+        erasable = {**key, **OURS, **absent_or_array("notifications"), **ONLY_OURS, "$expr": {"$not": [any_leased]}}
+        change = [{"$unset": WRITTEN}, WITHOUT_EMPTY]
+
+        async def attempt(_: int) -> None:
+            if (await users.collection.update_one(erasable, change, collation=SIMPLE)).matched_count:
+                return
+            await users.must_admit(user_id, ["notifications", "notifier"])
+            if await users.find_one({**key, "$expr": any_leased}, {"_id": 1}):
+                raise EmailUnderWay
+            if await users.find_one(key, {"_id": 1}):
+                raise Changed
+
+        await users.persist(attempt)
 
 
 def _without(condition: JSONObject, array: JSONObject, stored: str) -> JSONObject:
     """Return the expression of an array without such elements. Where there is no array, nothing changes."""
     return {"$cond": [{"$isArray": stored}, without(array, condition), stored]}
-
-
-async def erase(users: Users, user_id: str) -> None:
-    """Remove everything the service keeps in the user's document. Raises `EmailUnderWay`.
-
-    The profile is the team's and stays, as do names in `notifier` that this version does not know.
-    """
-    key = users.key(user_id)
-    is_leased = {"$and": [IS_EMAIL, {"$ne": ["$$this.token", NO_TOKEN]}, {"$gt": ["$$this.next_at", "$$NOW"]}]}
-    any_leased = any_of(OUTBOX, is_leased)
-    erasable = {**key, **OURS, **absent_or_array("notifications"), **ONLY_OURS, "$expr": {"$not": [any_leased]}}
-    change = [{"$unset": WRITTEN}, WITHOUT_EMPTY]
-
-    async def attempt(_: int) -> None:
-        if (await users.collection.update_one(erasable, change, collation=SIMPLE)).matched_count:
-            return
-        await users.must_admit(user_id, ["notifications", "notifier"])
-        if await users.find_one({**key, "$expr": any_leased}, {"_id": 1}):
-            raise EmailUnderWay
-        if await users.find_one(key, {"_id": 1}):
-            raise Changed
-
-    await users.persist(attempt)
 
 
 def wants_email(preferences: object, kind: str) -> bool:
@@ -205,10 +242,7 @@ class Preferences:
         return address, value_at(user, PREFERENCES) if user else {EVERY_KIND: {"email": False}}
 
     async def change(self, user_id: str, changes: Mapping[str, bool | None]) -> object:
-        """Set whether e-mails of these kinds are wanted, `None` for the default; return the new preferences.
-
-        Raises `UnknownUser`.
-        """
+        """Set these preferences, `None` for the default; return all of the user's. Raises `UnknownUser`."""
         update = _changed(changes)
         try:
             user = await self._users.change(user_id, update, PREFERENCES)

@@ -15,18 +15,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bson import Int64, ObjectId
-from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError, WriteConcernError, WriteError
+from pymongo.errors import (
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+    WriteError,
+)
 
-from mongo.connection import SharedClient, SharedCollection, SharedDatabase
+from mongo.connection import Connection, SharedClient, SharedCollection
 from mongo.document import SIMPLE, JSONObject
-from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, means_unavailable, unavailable, within
+from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, Unavailable, means_unavailable, unavailable, within
 
 log = logging.getLogger("notifier.mongo")
 
 PROBE: Final = "notifier_probe"  # the collection in which a start tries whether the server keeps numbers
-EXPIRED: Final = 50
-"""MaxTimeMSExpired: the call has ended on the server, and the statements before the slow one are done."""
-TOO_OLD: Final = 225  # TransactionTooOld: the session has seen a higher number
 SERVER_PART: Final = 0.75  # part of a call's timeout that the server is given, so that it ends the call before we do
 ONE_TIMEOUT: Final = 0.25  # seconds for each write, once their shared call took too long
 
@@ -55,13 +59,6 @@ class Write:
         return {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE, **filters}
 
 
-class Unclear(Exception):
-    """The call may have taken effect, or may still do so. `cause` is why nobody knows."""
-
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
-
-
 class Lane:
     """A session of its own. It is never ended: the driver would reuse its id, and with it the old numbers."""
 
@@ -78,7 +75,7 @@ class Lane:
 class Calls:
     def __init__(self, users: SharedCollection, patience: Patience) -> None:
         self._users = users
-        self._patience = patience
+        self.patience = patience
         self._free: list[Lane] = []
         self.numbered = False  # until it is known that the server keeps numbers
 
@@ -89,7 +86,7 @@ class Calls:
         """
         if not (self.numbered and writes[0].numbered):
             return outcomes_of(writes, await self.send(writes))
-        deadline = asyncio.get_running_loop().time() + self._patience.operation - self._patience.shared_call
+        deadline = asyncio.get_running_loop().time() + self.patience.operation - self.patience.shared_call
         lane = self._free.pop() if self._free else Lane(self._users.database.client)
         try:
             return await self._numbered(lane, writes, deadline)
@@ -100,11 +97,11 @@ class Calls:
         lane.advance()
         try:
             reply = await self.send(writes, lane)
-        except Unclear:
+        except Unavailable:
             return await self._repeat(lane, writes, deadline)
+        except ExecutionTimeout:
+            return await self._one_by_one(lane, writes, deadline)
         except OperationFailure as exc:
-            if exc.code == EXPIRED:
-                return await self._one_by_one(lane, writes, deadline)
             reply = await self.send(writes, guarded=True)  # conditions in place of the number that was refused
             if self.numbered:
                 log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", exc.code)
@@ -126,7 +123,7 @@ class Calls:
         settled = list(outcomes) or [None] * len(writes)
         try:
             reply = await self.send(writes, lane)
-        except (Unclear, PyMongoError):
+        except (Unavailable, PyMongoError):
             log.debug("a shared call is unclear after its repetition")
         else:
             retried = reply.get("retriedStmtIds", ())
@@ -148,13 +145,11 @@ class Calls:
             lane.advance()
             try:
                 return outcomes_of(writes, await self.send(writes, lane, guarded=True))
-            except Unclear as exc:
+            except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:
-                    raise unavailable(exc.cause) from exc.cause
-            except OperationFailure as exc:
-                if exc.code == EXPIRED:
-                    return await self._one_by_one(lane, writes, deadline)
-                raise
+                    raise
+            except ExecutionTimeout:
+                return await self._one_by_one(lane, writes, deadline)
             await asyncio.sleep(random.uniform(*RETRY_PAUSE))
 
     async def _one_by_one(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
@@ -170,7 +165,7 @@ class Calls:
             lane.advance()
             try:
                 outcomes += outcomes_of([write], await self.send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
-            except Unclear:
+            except Unavailable:
                 outcomes += await self._fenced(lane, [write], deadline)
             except OperationFailure as exc:
                 outcomes.append(exc)
@@ -179,8 +174,8 @@ class Calls:
     async def send(
         self, writes: Sequence[Write], lane: Lane | None = None, *, guarded: bool = False, seconds: float | None = None
     ) -> Mapping[str, Any]:
-        """Send one `update` command. Raises `Unclear` if it has a number, and its outcome is not known."""
-        patience = self._patience.shared_call
+        """Send one `update` command. Raises `Unavailable` if it has a number, and its outcome is not known."""
+        patience = self.patience.shared_call
         number: JSONObject = {"session": lane.session, "txnNumber": Int64(lane.number)} if lane else {}
         try:
             async with within(patience):
@@ -195,24 +190,20 @@ class Calls:
                     codec_options=self._users.codec_options,  # a validator's refusal quotes the team's own values
                     **number,
                 )
-        except (PyMongoError, TimeoutError) as exc:
-            code = exc.code if isinstance(exc, OperationFailure) else None
-            is_final = isinstance(exc, PyMongoError) and not means_unavailable(exc) and code != TOO_OLD
-            if lane and code != EXPIRED and not is_final:
-                raise Unclear(exc) from exc
+                if concern := reply.get("writeConcernError"):
+                    raise WriteConcernError(concern["errmsg"], concern["code"])
+        except ExecutionTimeout:  # the call has ended on the server, and the statements before the slow one are done
             raise
-        if lane and "writeConcernError" in reply:
-            concern = reply["writeConcernError"]
-            raise Unclear(WriteConcernError(concern["errmsg"], concern["code"]))
+        except (PyMongoError, TimeoutError) as exc:
+            if lane and (isinstance(exc, TimeoutError) or means_unavailable(exc)):
+                raise unavailable(exc) from exc
+            raise
         return reply
 
 
 def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outcome]:
-    """Return for each write `True` if it took effect, its error, or `None` if the reply does not say."""
     errors = reply.get("writeErrors", ())
     outcomes: list[Outcome] = [True] * len(writes)
-    if concern := reply.get("writeConcernError"):
-        outcomes = [WriteConcernError(concern["errmsg"], concern["code"])] * len(writes)
     for error in errors:
         kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
         outcomes[error["index"]] = kind(error["errmsg"], error["code"], error)
@@ -224,13 +215,13 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
     return outcomes
 
 
-async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
+async def keeps_numbers(connection: Connection) -> bool:
     """Return whether the server keeps numbers: one `$inc`, sent twice under one number, has effect once.
 
     A standalone server does not, nor does one that only looks like MongoDB; nor is it known without the right to write.
     """
-    probe, key, lane = database[PROBE], {"_id": ObjectId()}, Lane(database.client)
-    calls = Calls(probe, replace(patience, shared_call=patience.operation))
+    probe, key, patience = connection.shared[PROBE], {"_id": ObjectId()}, connection.patience
+    lane, calls = Lane(probe.database.client), Calls(probe, replace(patience, shared_call=patience.operation))
     increment = Write(key, {"$inc": {"n": 1}}, upsert=True)
     lane.advance()
     try:
@@ -238,7 +229,7 @@ async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
             for _ in range(2):
                 await calls.send([increment], lane)
             document = await probe.find_one_and_delete(key, collation=SIMPLE)
-    except (Unclear, PyMongoError, TimeoutError) as exc:
+    except (Unavailable, PyMongoError, TimeoutError) as exc:
         log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
         return False
     return bool(document and document["n"] == 1)

@@ -68,7 +68,7 @@ class Outbox:
         self._kinds = list(ranks)
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
-        self._settlements = Writes(users.collection, users.calls, users.patience.operation, free_requests=1)
+        self._settlements = Writes(users.collection, users.calls, free_requests=1)
         self._refused: list[tuple[object, float]] = []  # documents that are left alone, by `_id`, and until when
         self._spread: float = NARROWEST
 

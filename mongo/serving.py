@@ -70,7 +70,7 @@ async def must_suffice(users: Users, connection: Connection) -> None:
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
-    probe = Users(connection, replace(users.settings, users_collection=PROBE), users.patience)
+    probe = Users(connection, replace(users.settings, users_collection=PROBE))
     try:
         # It changes nothing, and needs the right to change users.
         await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))

@@ -117,10 +117,7 @@ class Judged:
 
 
 class Documents:
-    """The documents of a collection, compared by the simple collation.
-
-    Operations raise a `StoreError`; `Unavailable` after `deadline` seconds, by default those of `patience`.
-    """
+    """The documents of a collection, compared by the simple collation. Operations raise a `StoreError`."""
 
     def __init__(self, collection: MotorCollection, patience: Patience) -> None:
         self.collection = collection
@@ -167,12 +164,12 @@ class Documents:
 class Users(Documents):
     """The users' documents. If `profile`, the content of a new one, is `None`, the service creates none."""
 
-    def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
-        super().__init__(connection.database[settings.users_collection], patience)
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        super().__init__(connection.database[settings.users_collection], connection.patience)
         self.settings = settings
         self.shared = connection.shared[settings.users_collection]
-        self.calls = Calls(self.shared, patience)
-        self.writes = Writes(self.collection, self.calls, patience.operation)
+        self.calls = Calls(self.shared, self.patience)
+        self.writes = Writes(self.collection, self.calls)
         self.judged = Judged()
         creates = settings.unknown_users is UnknownUsers.CREATE
         self.profile = {settings.email_field: settings.email} if creates else None
@@ -216,7 +213,6 @@ class Users(Documents):
             raise errors.UnknownError(f"MongoDB refused a type, and every field has its own: {exc}") from exc
 
     async def must_admit(self, user_id: str, fields: Collection[str] = TYPES) -> None:
-        """Raise `Conflict` if one of these fields of the user's document is not as the service keeps it."""
         if user := await self.find_one(self.key(user_id), REFUSING):
             judge(user, fields)
 

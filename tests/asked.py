@@ -24,8 +24,7 @@ from api.streams import HUB, STREAMS_PER_USER
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT, SIMPLE, JSONObject
-from mongo.errors import Patience
-from mongo.fan_out import Incomplete, NotYetComplete
+from mongo.errors import Incomplete, NotYetComplete, Patience
 from notifier import SETTINGS
 from settings import UnknownUsers
 from tests.client import METRICS_KEY, OTHER, TARGET, USER, Client, token
@@ -236,7 +235,7 @@ async def probe_while_stopping(client: Client) -> ClientResponse:
 def with_full_queues(ask: Ask) -> Ask:
     async def ask_with_full_queues(client: Client) -> ClientResponse:
         store = client.app[handlers.STORE]
-        store.users.writes._batcher._free_places = store._lists._free_places = 0
+        store.users.writes._batcher._free_places = store.inbox._lists._free_places = 0
         return await ask(client)
 
     return ask_with_full_queues

@@ -124,7 +124,6 @@ async def discard_dead(store: Store, options: Namespace) -> int:
 
 
 def _report(done: str, ids: Sequence[str], letters: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> int:
-    """Print what was done with the letters, and why not with others; return the exit code."""
     unknown = dict.fromkeys({*ids} - {letter["_id"] for letter in letters}, "there is no such dead letter")
     for id_, reason in sorted({**unknown, **failures}.items()):
         fail(f"{id_}: {reason}.")

@@ -31,14 +31,13 @@ LISTEN_BACKLOG: Final = 4096  # connections that may wait to be accepted; a furt
 ACCEPTED_AT_ONCE: Final = 16  # connections accepted, and errors of accept(2) met, in one turn of the event loop
 HANDSHAKE: Final = 0.01  # seconds in which a handshake that has begun is completed
 SO_ATTACH_FILTER: Final = 26  # socket(7), on all processors that Python's packages are built for
-DROP_SYN: Final = (
+DROP_SYN: Final = (  # for the kernel's socket filter ("Linux Socket Filtering aka Berkeley Packet Filter")
     (0x30, 0, 0, 13),  # load the flags of the TCP segment
     (0x54, 0, 0, 0x12),  # of these SYN and ACK
     (0x15, 0, 1, 0x02),  # if there is only SYN,
     (0x06, 0, 0, 0),  # drop it;
     (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
 )
-"""A program of the Linux kernel's socket filter ("Linux Socket Filtering aka Berkeley Packet Filter")."""
 WARNING_INTERVAL: Final = 3600.0  # seconds
 RESTART_PAUSE: Final = 2.0  # seconds before a worker that died is started again
 STOP_TIMEOUT: Final = 9.0  # seconds for a worker to drain, which takes less; Docker waits for 10

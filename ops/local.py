@@ -80,7 +80,6 @@ class Email(NamedTuple):
 
 
 def newest_emails() -> list[Email]:
-    """Return the newest e-mails, newest first."""
     newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:NEWEST]
     return [email for path in newest if (email := read_email(path.name))]
 

@@ -31,7 +31,7 @@ TEXT_LIMIT: Final = 500  # characters of a text in the file
 VALUE_LIMIT: Final = 200  # characters of a notification's field that a label shows
 STRING: Final[Mapping[str, object]] = {"type": "string"}
 
-Write = Callable[[object, str | None, str | None], str]  # `mail.formats.write`, if in a process that renders
+Write = Callable[[object, str | None, str | None], str]  # formats a value, as `mail.formats.write` does
 
 
 class KindsError(Exception):

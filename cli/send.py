@@ -109,10 +109,7 @@ def send_list(options: Namespace, settings: Settings) -> int | None:
 
 
 async def send(store: Store, users: bytes, new: Create) -> int:
-    """Create the notification for every one of `read_users`, once.
-
-    Without an idempotency key, one is made of the notification and the list, so that the command may be repeated.
-    """
+    """Create the notification for every one of `read_users`, once. By default its key is made of it and the list."""
     digest = hashlib.blake2b(users, digest_size=16).hexdigest()
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{digest}".encode()).hexdigest()[:32]
     new, total, lines = replace(new, idempotency_key=key), users.count(b"\n"), BytesIO(users)

@@ -153,10 +153,7 @@ def _a_labels(value: str) -> str:
 
 
 def mailbox(value: str) -> tuple[str, str]:
-    """Return the display name, which may be empty, and the address of `user@host`, `<user@host>` or `Name <user@host>`.
-
-    A name is taken as people write it, with commas, dots, colons and parentheses, or in quotes.
-    """
+    """Return the name, as people write it or in quotes, and the address of `user@host` or `Name <user@host>`."""
     if len(value) > TEXT_LIMIT or any(unicodedata.category(c) in UNPRINTABLE for c in value.strip()):
         raise ValidationError(NOT_AN_ADDRESS)
     named = NAMED.fullmatch(value.strip())

@@ -65,7 +65,7 @@ FULL: Final = re.compile(  # such a mailbox exists, whatever the code
     r"|over ?quota|exceeded storage|insufficient mailbox",
     re.IGNORECASE,
 )
-ROWS: Final[Mapping[str, Verdict]] = {  # the first that the CODE ENHANCED_CODE WORDS of a reply match counts
+ROWS: Final[Mapping[str, Verdict]] = {  # of a reply as CODE ENHANCED_CODE WORDS; the first match counts
     r"4.*(?:too m(?:any|uch) (?:messages|e?mails?)\b|(?:sending|message|maximum) rate"
     r"|rate limit|too fast\b|slow down)": Verdict.TOO_FAST,
     r"4.*(?:gr[ae]y-?list|receiving mail (?:too quickly|at a rate))": Verdict.DEFERRED,
@@ -108,10 +108,7 @@ def verdict_of(reply: str, stage: Stage) -> Verdict:
 
 
 def bounce_code(verdict: Verdict, reply: str) -> str | None:
-    """Return the code of `BOUNCES` for which a refusal suppresses its address, unless its words mean something else.
-
-    Sending on to mailboxes that do not exist costs a sender its reputation.
-    """
+    """Return the code of `BOUNCES` for which a refusal suppresses its address, unless its words mean something else."""
     _, enhanced, words = parse(reply)
     if verdict not in {Verdict.PERMANENT, Verdict.DOUBTED} or ABOUT_US.search(words) or FULL.search(words):
         return None

@@ -103,10 +103,7 @@ def admit_no_more(listener: socket.socket) -> None:
 
 
 async def cease(server: asyncio.Server, protocols: Protocols) -> None:
-    """Stop listening, but accept the waiting connections first: closing the socket would reset them.
-
-    It would reset a further one, too, perhaps after its client has sent a request.
-    """
+    """Stop listening. As closing the socket resets connections, those that wait are accepted, and no more come."""
     loop, waiting = asyncio.get_running_loop(), []
     listeners = [own.dup() for own in server.sockets]  # asyncio's own sockets do not let others accept
     for listener in listeners:
@@ -126,10 +123,7 @@ async def cease(server: asyncio.Server, protocols: Protocols) -> None:
 
 
 async def supervise(settings: Settings) -> int:
-    """Keep `settings.workers` processes running until SIGTERM or SIGINT, and return the exit code.
-
-    A worker that dies is started again. If one cannot start at all, the others end. Raises `CannotListen`.
-    """
+    """Keep `settings.workers` processes running until SIGTERM or SIGINT; return the code. Raises `CannotListen`."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     (await bind(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
     for number in (signal.SIGTERM, signal.SIGINT):

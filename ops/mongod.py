@@ -56,10 +56,7 @@ def find_mongod() -> str:
 
 
 def mongod_environment(links: Path) -> Mapping[str, str]:
-    """Return the environment in which the MongoDB server, and no other, finds the libraries that packages carry.
-
-    They are linked in the folder `links`, under the names by which it asks for them.
-    """
+    """Return an environment in which MongoDB finds the libraries that packages carry, by links that have its names."""
     files = {
         name: file.resolve()
         for name, pattern in LIBRARIES.items()

@@ -31,8 +31,7 @@ TEXT_LIMIT: Final = 500  # characters of a text in the file
 VALUE_LIMIT: Final = 200  # characters of a notification's field that a label shows
 STRING: Final[Mapping[str, object]] = {"type": "string"}
 
-Write = Callable[[object, str | None, str | None], str]
-"""Formats a value: `mail.formats.write`, which only the process that renders e-mails loads."""
+Write = Callable[[object, str | None, str | None], str]  # formats a value, as `mail.formats.write` does
 
 
 class KindsError(Exception):
@@ -128,7 +127,6 @@ class Kind:
 
     @cached_property
     def window(self) -> float | None:
-        """Seconds that an e-mail waits, if it does."""
         return seconds(self.email_after) if self.email_after else None
 
     def describe(self) -> dict[str, Any]:
@@ -192,7 +190,6 @@ def load_kinds(path: Path | None) -> Kinds:
 
 
 def _load(name: str, table: object, faults: list[str]) -> Kind:
-    """Make a kind of the settings that are valid; add the faults of the others."""
     if not NAME.fullmatch(name) or not isinstance(table, dict):
         faults.append(f"[{name}]: must be a table, named with 1 to 64 small letters, digits and _, the first a letter.")
     values = {}

@@ -201,7 +201,6 @@ STEPS: Final[Mapping[str, Callable[[Store, Settings], Awaitable[str]]]] = {
 
 
 async def check_mail(settings: Settings, to: str | None) -> Sequence[Result]:
-    """Walk through a delivery as far as it gets."""
     tls, ehlo = {"smtp_tls": "as SMTP_SECURITY says"}, {"smtp_ehlo": "the server greets us"}
     said = {
         **({"oauth_token": ""} if settings.smtp_oauth_token_url else {}),

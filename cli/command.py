@@ -11,8 +11,7 @@ from ops.logs import printable
 from settings import Settings
 from store import Store, open_store
 
-Run = Callable[[argparse.Namespace, Settings], int | None]
-"""Runs a command; returns the exit code, or `None` for 0. Raises `BadInput`, `StoreError` or `OSError`."""
+Run = Callable[[argparse.Namespace, Settings], int | None]  # returns the exit code; `main.explain` shows what it raises
 Add = Callable[[str, str, Run], argparse.ArgumentParser]  # adds a command: its name, its help, and what runs it
 INTERRUPTED: Final = 130  # the exit code of a program that SIGINT has ended, by the convention of shells
 

@@ -124,7 +124,6 @@ async def discard_dead(store: Store, options: Namespace) -> int:
 
 
 def _report(done: str, ids: Sequence[str], letters: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> int:
-    """Print what was done with the letters, and why not with others; return the exit code."""
     unknown = dict.fromkeys({*ids} - {letter["_id"] for letter in letters}, "there is no such dead letter")
     for id_, reason in sorted({**unknown, **failures}.items()):
         fail(f"{id_}: {reason}.")
@@ -158,16 +157,12 @@ async def _ask_service(settings: Settings) -> Mapping[str, Any] | None:
             aiohttp.ClientSession(timeout=ANSWER_TIMEOUT, headers=headers) as session,
             session.get(f"{settings.url}/metrics", allow_redirects=False) as response,
         ):
-            families = text_string_to_metric_families(await response.text())
-            samples = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
-        stopped = []
-        for (name, *labels), age in samples.items():
-            if name == "notifier_mail_stopped_seconds" and age:
-                group, reply = labels
-                probe = samples.get(("notifier_mail_next_probe_seconds", group), 0.0)
-                stopped.append({"group": group, "reply": reply, "seconds": age, "next_probe": probe})
-        connections, pace = samples["notifier_smtp_connections",], samples["notifier_smtp_pace",]
-        return {"connections": int(connections), "pace": pace, "stopped": stopped}
+            families = {f.name: f.samples for f in text_string_to_metric_families(await response.text())}
+        (connections,), (pace,) = families["notifier_smtp_connections"], families["notifier_smtp_pace"]
+        probes = {s.labels["group"]: s.value for s in families.get("notifier_mail_next_probe_seconds", ())}
+        stops = [s for s in families.get("notifier_mail_stopped_seconds", ()) if s.value]
+        stopped = [{**s.labels, "seconds": s.value, "next_probe": probes.get(s.labels["group"], 0.0)} for s in stops]
+        return {"connections": int(connections.value), "pace": pace.value, "stopped": stopped}
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):  # another program may have the port
         return None
 

@@ -51,10 +51,7 @@ class SettingsError(Exception):
 
 
 def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str]]:
-    """Read the environment, then `env_file` for what it leaves out; return warnings of what may be a mistake.
-
-    Raises `SettingsError` with every fault, and with the warnings.
-    """
+    """Return the settings, and warnings of what may be a mistake. Raises `SettingsError` with all faults."""
     variables = _Variables(env_file)
     present, not_local = variables.present, variables.not_local
     for name in {"DB_URI", "EMAIL", "SMTP_HOST"} - present if not_local else ():
@@ -144,16 +141,12 @@ class _Variables:
 
     @property
     def not_local(self) -> Sequence[str]:
-        """The variables that mean a database or a mail server, even unknown ones: this is no local run.
-
-        An `EMAIL` of the environment does not count: a shell's profile may set it for other programs.
-        """
-        email = {"EMAIL"} & self._lines.keys()
+        """The variables that mean a database or a mail server, even unknown ones: this is no local run."""
+        email = {"EMAIL"} & self._lines.keys()  # in the environment, it may be meant for other programs
         smtp = {name for name in self.present if name.startswith("SMTP_") and not OF_KUBERNETES.fullmatch(name)}
         return sorted(self.present & ({"DB_URI"} | email | smtp))
 
     def parsed(self) -> Mapping[str, Any]:
-        """Return the settings that are valid."""
         schema = Schema.from_dict({name: _field(f.type, f.metadata["check"]) for name, f in VARIABLES.items()})()
         try:
             values = schema.load(self._values, unknown=EXCLUDE)

@@ -26,7 +26,6 @@ Serve = Callable[[Settings, bool], None]  # serves until a signal, perhaps as a 
 
 
 def run(serve: Serve) -> NoReturn:
-    """Be the process, and end it with all output written."""
     code = main(sys.argv[1:], serve)
     logging.shutdown()
     try:

@@ -69,7 +69,7 @@ def notification(options: Namespace, settings: Settings) -> Create:
 def read_users(path: str, id_type: IdType) -> bytes:
     """Return the users of a file, or of standard input for `-`, each with a newline: a list may be long.
 
-    Raises `BadInput`, which names the lines that have neither an id nor a JSON object with one.
+    Raises `BadInput`, which names the wrong lines.
     """
     ids, wrong = bytearray(), []
     try:
@@ -109,10 +109,7 @@ def send_list(options: Namespace, settings: Settings) -> int | None:
 
 
 async def send(store: Store, users: bytes, new: Create) -> int:
-    """Create the notification for every one of `read_users`, once.
-
-    Without an idempotency key, one is made of the notification and the list, so that the command may be repeated.
-    """
+    """Create the notification for every one of `read_users`, once. By default its key is made of it and the list."""
     digest = hashlib.blake2b(users, digest_size=16).hexdigest()
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{digest}".encode()).hexdigest()[:32]
     new, total, lines = replace(new, idempotency_key=key), users.count(b"\n"), BytesIO(users)
@@ -123,15 +120,14 @@ async def send(store: Store, users: bytes, new: Create) -> int:
         with tqdm(total=total, unit=" users", mininterval=interval, file=sys.stderr) as progress:
             while chunk := [line[:-1].decode() for line in islice(lines, USERS_LIMIT)]:
                 outcomes = await store.create_many(chunk, new, gently=True)
-                recorded.update(outcome for outcome in outcomes if isinstance(outcome, Recorded))
-                failures = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
-                failed.update(map(type, failures))
                 for user_id, outcome in zip(chunk, outcomes, strict=True):
                     if isinstance(outcome, StoreError):
                         progress.write(printable(_failure(user_id, outcome)), file=sys.stderr)
+                        failed[type(outcome)] += 1
+                    else:
+                        recorded[outcome] += 1
                 progress.update(len(chunk))
-                silent = [exc for exc in failures if isinstance(exc, Unavailable) and not isinstance(exc, OutboxFull)]
-                if len(silent) == len(chunk):
+                if all(isinstance(each, Unavailable) and not isinstance(each, OutboxFull) for each in outcomes):
                     break
     except asyncio.CancelledError:
         return fail(f"Interrupted. {again}", INTERRUPTED)

@@ -18,8 +18,7 @@ DEAD_MAIL: Final = "dead_mail"  # the collection of the dead letters
 OWN_FIELDS: Final = frozenset({"_id", "notifications", "notifier"})  # of the user's document, not to be read as another
 SECRET_LENGTH: Final = 32  # bytes, as an HMAC-SHA-256 has (RFC 7518, section 3.2)
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
-PUBLIC_URL_LENGTH: Final = 180
-"""Characters. With the longest token, a link fits into the line of its header: 998 bytes (RFC 5322, section 2.1.1)."""
+PUBLIC_URL_LENGTH: Final = 180  # characters; with the longest token, a link fits into a header's line (RFC 5322, 2.1.1)
 POSITIVE: Final = validate.Range(min=0, min_inclusive=False, max=86_400)
 DAYS: Final = validate.Range(min=0, min_inclusive=False, max=10_000)
 ENCODABLE: Final = validate.And(
@@ -29,16 +28,14 @@ ENCODABLE: Final = validate.And(
 ORIGIN: Final = validate.Regexp(
     r"https?://[a-z0-9.-]+(:\d+)?\Z", error="Not an origin such as https://app.example.com."
 )
-TOKEN_URL: Final = validate.Regexp(
+TOKEN_URL: Final = validate.Regexp(  # secrets are sent there, so only to this machine without TLS
     r"(https://[\w.-]+|https?://(localhost|127\.0\.0\.1|\[::1\]))(:\d{1,5})?(/[!-\"$-~]*)?\Z",
     error="Not an https address, such as https://oauth2.googleapis.com/token.",
 )
-"""Secrets are sent there, so only to this machine without TLS."""
-COLLECTION: Final = validate.Regexp(
+COLLECTION: Final = validate.Regexp(  # MongoDB manual, "Restrictions on Collection Names"
     rf"(?!system\.|\.|{DEAD_MAIL}\Z)[^$\x00]{{1,120}}\Z",
     error=f"Not the name of a collection, or {DEAD_MAIL}, which is the service's.",
 )
-"""MongoDB manual, "Restrictions on Collection Names"."""
 LEVEL: Final = validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"], error="Must be one of: {choices}.")
 COLLECTOR: Final = validate.URL(
     schemes={"http", "https"}, require_tld=False, error="Not an address such as http://collector:4318."
@@ -46,7 +43,6 @@ COLLECTOR: Final = validate.URL(
 
 
 def host(value: str) -> None:
-    """Accept an address, or a host name."""
     try:
         in_url(value)
     except (ValidationError, ValueError):
@@ -108,8 +104,7 @@ LOCAL: Final = re.compile(rf'[{ATEXT}.\u0080-\U0010ffff-]+|"(?:[ !#-\[\]-~\u0080
 """A dot-atom or a quoted string (RFC 5322, section 3.2), with any character beyond ASCII (RFC 6531, section 3.3)."""
 LITERAL: Final = re.compile(r"\[(?:\d{1,3}(?:\.\d{1,3}){3}|IPv6:[0-9A-Fa-f:.]+)\]")
 LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-UNPRINTABLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Categories of characters that no header may have: control characters, surrogates and separators of lines."""
+UNPRINTABLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates and separators of lines
 JOINERS: Final = "\u200c\u200d"  # format characters that words of some scripts need (RFC 5892, appendix A)
 NOT_AN_ADDRESS: Final = "Not a valid email address."
 NAMED: Final = re.compile(r"(.*?)<([^<>]*)>", re.DOTALL)
@@ -142,7 +137,6 @@ def is_address(value: object) -> bool:
 
 
 def domain(value: str) -> str:
-    """Return a domain as A-labels (RFC 5890), or an address literal."""
     return value if LITERAL.fullmatch(value) else _a_labels(value)
 
 
@@ -159,10 +153,7 @@ def _a_labels(value: str) -> str:
 
 
 def mailbox(value: str) -> tuple[str, str]:
-    """Return the display name, which may be empty, and the address of `user@host`, `<user@host>` or `Name <user@host>`.
-
-    A name is taken as people write it, with commas, dots, colons and parentheses, or in quotes.
-    """
+    """Return the name, as people write it or in quotes, and the address of `user@host` or `Name <user@host>`."""
     if len(value) > TEXT_LIMIT or any(unicodedata.category(c) in UNPRINTABLE for c in value.strip()):
         raise ValidationError(NOT_AN_ADDRESS)
     named = NAMED.fullmatch(value.strip())

@@ -26,7 +26,6 @@ class IdType(enum.Enum):
     def __init__(self, name: str) -> None:
         self.matches = re.compile(OBJECT_ID if name == "objectid" else STRING).fullmatch
         self.canonical: Callable[[str], str] = str.lower if name == "objectid" else str
-        """Makes the canonical form of an id that matches: an ObjectId in lower case."""
 
     @property
     def fault(self) -> str:
@@ -35,7 +34,6 @@ class IdType(enum.Enum):
         return f"Not 1 to {STRING_LIMIT} characters without control characters."
 
     def parse(self, text: str) -> str | None:
-        """Return an id in its canonical form, or `None` if it is not valid."""
         return self.canonical(text) if self.matches(text) else None
 
     def from_bson(self, value: object) -> str | None:

@@ -6,10 +6,8 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")
-"""A language tag, in the form that browsers use. No language has a longer first part."""
-TRADITIONAL: Final = dict.fromkeys(("zh-tw", "zh-hk", "zh-mo"), "zh-hant")
-"""Tags of Chinese in traditional characters that do not say so (Unicode CLDR, likely subtags)."""
+LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")  # no language has a longer first part
+TRADITIONAL: Final = dict.fromkeys(("zh-tw", "zh-hk", "zh-mo"), "zh-hant")  # Unicode CLDR, likely subtags
 WEIGHT: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)  # RFC 9110, section 12.4.2
 
 

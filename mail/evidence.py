@@ -1,7 +1,5 @@
 """What the outcomes of all e-mails together say about one of them.
 
-Pure: events in, decisions out, the clock an argument.
-
 No table of replies is ever complete. What others get at the same time says more than a server's words: if everybody is
 refused, the fault is ours or the relay's; if others get through, it is the e-mail's, its kind's or its domain's.
 
@@ -9,7 +7,7 @@ Refusals are counted in runs, which an acceptance ends: for the line, each kind 
 recipients in a row are refused, that group stops. From then on, only probes are sent, until one of them is accepted.
 While the line or a kind is stopped, no attempt of its e-mails counts, and none of them dies.
 
-All of it is in memory, bounded, and harmless to lose.
+Pure: the clock is an argument. All of it is in memory, bounded, and harmless to lose.
 """
 
 from collections import OrderedDict, deque
@@ -30,8 +28,7 @@ DOUBT_LASTS: Final = 3600.0  # seconds after its last cause
 class Cohort:
     """What is known of the line, a kind or a domain: its run of refusals, and its recipients that are unknown.
 
-    In December 2020, Gmail said 550 5.1.1 of a part of its users for almost seven hours. So when many recipients in a
-    row are unknown, it is in doubt whether they are.
+    If these are many, that is in doubt: in December 2020, Gmail said 550 5.1.1 of some users for almost seven hours.
     """
 
     def __init__(self, group: Group) -> None:
@@ -56,21 +53,17 @@ class Cohort:
             self._refusals[hash(mail.user)] = mail.domain, outcome.stage, outcome.code // 100
 
     def long(self, now: float) -> bool:
-        """Return whether the run is long enough to stop the group.
-
-        4xx at RCPT may be greylisting, which asks for a second attempt at each e-mail. It does not last.
-        """
+        """Return whether the run is long enough to stop the group. 4xx at RCPT may be greylisting, which ends soon."""
         others = sum(refusal[1:] != (Stage.RCPT, 4) for refusal in self._refusals.values())
         return others >= RUN or (len(self._refusals) >= RUN and now - self.began >= GREYLISTING)
 
     @property
     def wide(self) -> bool:
-        """Whether the run has recipients at two domains or more."""
         return len({domain for domain, _, _ in self._refusals.values()}) > 1
 
     @property
     def at_mail(self) -> bool:
-        """Whether the server refused enough of them before it knew the recipient."""
+        """Whether enough were refused before the server knew the recipient."""
         return sum(stage is Stage.MAIL for _, stage, _ in self._refusals.values()) >= RUN
 
     def doubtful(self, now: float) -> bool:
@@ -98,10 +91,6 @@ class Evidence:
         self._cohorts: OrderedDict[Group, Cohort] = OrderedDict()
         self._acceptances: deque[tuple[float, int]] = deque(maxlen=2)  # the last two, of different recipients
 
-    def _cohorts_of(self, mail: Mail) -> tuple[Cohort, Cohort, Cohort]:
-        line, kind, domain = map(self._cohort, mail.groups)
-        return line, kind, domain
-
     def _cohort(self, group: Group) -> Cohort:
         """Return what is known of a group, and forget the one used longest ago if there are too many."""
         if cohort := self._cohorts.get(group):
@@ -113,8 +102,6 @@ class Evidence:
 
     def _is_proven(self, mail: Mail) -> bool:
         return self._cohort(mail.groups[-1]).proven
-
-    # --- may it be sent? ---------------------------------------------------------------------------
 
     @property
     def line(self) -> Stop | None:
@@ -144,15 +131,13 @@ class Evidence:
         return None
 
     def stops_of(self, mail: Mail) -> list[Stop]:
-        """Return the stops of the line, the e-mail's kind and its domain, in this order."""
+        """Return those that concern an e-mail, the line's first."""
         return [self.stops[group] for group in mail.groups if group in self.stops] if self.stops else []
 
     def shown(self, now: float) -> list[tuple[str, str, float, float]]:
-        """Return what metrics show of the line and the kinds that have stopped."""
+        """Return what `Metrics.watch_stops` takes. A domain is no label."""
         stops = [stop for stop in self.stops.values() if stop.group.name != "domain"]
         return [(f"{stop.group}", stop.reply, now - stop.began, stop.wait(now)) for stop in stops]
-
-    # --- what happened -----------------------------------------------------------------------------
 
     def abandon(self, mail: Mail) -> None:
         for _, clock in self._probes_of(mail):
@@ -173,10 +158,7 @@ class Evidence:
         self._acceptances.append((now, user))
         for group in mail.groups:
             self._cohort(group).accept(mail, now)
-        over = self.stops_of(mail)
-        for stop in over:
-            del self.stops[stop.group]
-        return over
+        return [self.stops.pop(stop.group) for stop in self.stops_of(mail)]
 
     def accepted_since(self, moment: float, user: str) -> bool:
         """Return whether somebody else's e-mail was accepted after a moment."""
@@ -184,16 +166,14 @@ class Evidence:
 
     def unreachable(self, reply: str, *, hard: bool, now: float) -> None:
         """Note that no connection can be opened while none is open."""
-        stop = self.line
-        if stop is None:
-            stop = self.stops[LINE] = Stop(LINE, now, reply, unreachable=True)
+        stop = self.stops.setdefault(LINE, Stop(LINE, now, reply, unreachable=True))
         for clock in stop.clocks:
             if clock.probe or clock.due <= now:  # several that fail together are one fault
                 stop.refuse(clock, hard=hard, witnessed=False, now=now)
 
     def unknown(self, mail: Mail, now: float) -> tuple[bool, Group | None]:
         """Note that a mailbox is called unknown; return if that is in doubt, and the group where the doubt is new."""
-        line, _, domain = self._cohorts_of(mail)
+        line, _, domain = map(self._cohort, mail.groups)
         raised = [cohort.group for cohort in (domain, line) if cohort.sample(mail, unknown=True, now=now)]
         return line.doubtful(now) or domain.doubtful(now), raised[-1] if raised else None
 
@@ -204,7 +184,7 @@ class Evidence:
             witnessed = any(at > stop.last_refused for at, _ in self._acceptances)
             stop.refuse(clock, hard=hard, witnessed=witnessed, now=now)
             stop.reply = outcome.quote
-        line, kind, domain = self._cohorts_of(mail)
+        line, kind, domain = map(self._cohort, mail.groups)
         domain.proven = False
         if outcome.verdict is Verdict.DEFERRED:
             return
@@ -221,10 +201,7 @@ class Evidence:
             self._stop(domain, outcome, now)
 
     def _is_witness(self, mail: Mail, domain: Cohort, outcome: Outcome) -> bool:
-        """Return whether a refusal speaks against the line or a kind.
-
-        Not if somebody may have provoked it, for example by signing up with nonsense.
-        """
+        """Return whether a refusal speaks against the line or a kind: nobody, say by nonsense, can have provoked it."""
         if outcome.verdict in {Verdict.PERMANENT, Verdict.DOUBTED} or mail.counted:
             return False
         return outcome.stage is Stage.MAIL or domain.accepted or not self._acceptances
@@ -233,6 +210,5 @@ class Evidence:
         return not any(group.name == "domain" and group != domain.group for group in self._cohorts)
 
     def _stop(self, cohort: Cohort, outcome: Outcome, now: float) -> None:
-        if cohort.group not in self.stops:
-            hard = outcome.code // 100 == 5
-            self.stops[cohort.group] = Stop(cohort.group, cohort.began, outcome.quote, firm=hard, last_refused=now)
+        stop = Stop(cohort.group, cohort.began, outcome.quote, firm=outcome.code // 100 == 5, last_refused=now)
+        self.stops.setdefault(cohort.group, stop)

@@ -1,7 +1,4 @@
-"""What the mailer tells of each conversation, brought to those who judge it: evidence, pace and limits.
-
-They are pure; here they get the time.
-"""
+"""What became of each conversation, judged by evidence, pace and limits. They are pure; here they get the time."""
 
 import time
 from collections.abc import Callable
@@ -18,8 +15,7 @@ class Feedback:
     """Judges outcomes.
 
     `changed` is called when e-mails may be sent that had to wait; `again` with each group that goes on, and since when
-    its e-mails were tried in vain; and `doubted` when it is in doubt that the mailboxes are unknown that the relay, or
-    a domain, calls so.
+    its e-mails were tried in vain; `doubted` with one that calls so many mailboxes unknown that it is doubtful.
     """
 
     def __init__(
@@ -42,8 +38,6 @@ class Feedback:
         line = self.evidence.line
         return max(line.wait(now) if line else 0.0, self.pace.wait(now))
 
-    # --- connections -------------------------------------------------------------------------------
-
     def connected(self, number: int) -> None:
         """Note that a connection was opened, the last of so many."""
         self.limits.open = number
@@ -51,7 +45,6 @@ class Feedback:
         self._changed()
 
     def disconnected(self, number: int) -> None:
-        """Note how many connections are left."""
         self.limits.open = number
         self._changed()
 
@@ -67,8 +60,7 @@ class Feedback:
     def may_be_the_connection(self, mail: Mail, outcome: Outcome, copies: int, *, proven: bool) -> bool:
         """Return whether a message should be sent over another connection at once: this one may be at fault.
 
-        Servers close connections unasked, and limit connections, and messages on each, in odd words. One that is not
-        `proven`, as nothing was accepted on it yet, may lead to a broken machine.
+        One that is not `proven`, as nothing was accepted on it yet, may lead to a broken machine.
         """
         ambiguous, stage = outcome.verdict is Verdict.AMBIGUOUS, outcome.stage
         if outcome.broken and (proven or stage is Stage.CONNECT):
@@ -88,16 +80,13 @@ class Feedback:
         else:
             self.limits.refused(proven + 1, time.monotonic())
 
-    # --- e-mails -----------------------------------------------------------------------------------
-
     def reached(self) -> None:
-        """Note that the server answers MAIL."""
         if stop := self.evidence.reached():
             self._go_on(stop)
             self._changed()
 
     def judge(self, mail: Mail, outcome: Outcome | None, began: float) -> Outcome | None:
-        """Note what became of an e-mail whose sending began then; return what that means in the light of all others."""
+        """Return what an outcome means in the light of all others. The sending of the e-mail began then."""
         now = time.monotonic()
         waited = self._others_wait(now)
         if outcome is None or outcome.stage is Stage.CONNECT:
@@ -127,8 +116,7 @@ class Feedback:
     def refused_by_unproven(self, mail: Mail, began: float) -> None:
         """Note that an e-mail, begun then, was refused by connections on which nothing has been accepted.
 
-        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted: at once, if one was
-        accepted meanwhile.
+        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted, or was meanwhile.
         """
         if not mail.fresh:
             return

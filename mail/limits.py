@@ -1,7 +1,4 @@
-"""What the mail server bears, found by feedback: connections, messages on each, and messages a second.
-
-Pure: the clock is an argument.
-"""
+"""What the mail server bears, found by feedback: connections, messages on each, messages a second. Pure."""
 
 import math
 from collections import OrderedDict, deque
@@ -27,9 +24,7 @@ STEP: Final = 30  # acceptances after which the pace grows
 GROWTH: Final = 0.02  # part by which it then grows: at first, and twice as much each time
 CATCH_UP: Final = 0.1  # seconds of the pace that a late timer may make up for
 IDLE: Final = 10.0  # seconds without a message after which a new burst begins
-AGAIN: Final = 3
-"""E-mails that are refused once more although others got through meanwhile, and more often than they are accepted:
-it was not speed, and the reply is the e-mails' own."""
+AGAIN: Final = 3  # e-mails refused once more while others got through: it was not speed, the reply is their own
 OWN: Final = 3600.0  # seconds for which a reply counts as that, and for which a pace holds that is not refused again
 PATIENCE: Final = 30.0  # seconds to wait for the outcome of the e-mail with which the relay is asked again
 REMEMBERED: Final = 100  # refusals, and e-mails refused for speed
@@ -38,9 +33,8 @@ REMEMBERED: Final = 100  # refusals, and e-mails refused for speed
 class Limits:
     """The limits of connections and of messages on each. The pool counts how many are `open` and `opening`.
 
-    A connection proves itself by its first message. One that is refused before, at the greeting or in the middle of
-    that message, is one too many, or leads to a machine that is broken. Several in a row are the limit; but where one
-    was refused and a later one proves itself, it was the machine.
+    A connection proves itself by its first message. One that is refused before is one too many, or leads to a broken
+    machine: several in a row are the limit; but where one was refused and a later one proves itself, it was a machine.
     """
 
     def __init__(self, most: int) -> None:
@@ -92,7 +86,7 @@ class Limits:
             self.allowed, self._pause = number, 0.0
 
     def refused(self, number: int, now: float) -> None:
-        """Note that a connection, the last of so many, was refused before it had proved itself."""
+        """Note that the last of so many connections was refused before it had proved itself."""
         self._refused += 1
         self._too_many = min(self._too_many, number)
         if not self.found and self._refused < REFUSALS:
@@ -110,14 +104,12 @@ class Limits:
         self._refused, self._pause, self._too_many = 0, 0.0, math.inf
 
     def bore(self, messages: int) -> None:
-        """Note that a connection has borne so many messages, so that fewer are no limit."""
         self._most_borne = max(self._most_borne, messages)
 
     def worn_out(self, messages: int) -> None:
         """Note that a connection refused a message that another took at once, after it had borne so many.
 
-        That is the limit if it happens twice in a row, and no connection has borne more. Some servers refuse any
-        message now and then.
+        Only the second time in a row it is a limit, as some servers refuse any message now and then.
         """
         if messages == self._borne == self._most_borne:
             self.messages = messages
@@ -127,8 +119,8 @@ class Limits:
 class Pace:
     """A token bucket whose `rate` follows the relay: messages a second, `math.inf` while nothing limits them.
 
-    Being refused for speed is no failure. The relay is asked again after a pause, and from then on the pace is what it
-    took since sending began, the pause included. It grows again while nothing is refused.
+    A relay that refuses for speed is asked again after a pause. From then on the pace is what it took since sending
+    began, the pause included. It grows again while nothing is refused.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -152,7 +144,6 @@ class Pace:
 
     @property
     def paused(self) -> bool:
-        """Whether the relay has refused, and is being asked again."""
         return self._pause > 0
 
     def knows(self, reply: str) -> bool:
@@ -161,8 +152,7 @@ class Pace:
     def place(self, mail: Mail) -> int | None:
         """Return the place in the queue of an e-mail that was refused for speed; `None`, the last.
 
-        The one that began a pause is tried again first: if it was speed, it is accepted now. If it is not, it follows
-        the next one: if that is accepted, and it is refused once more, the reply is its own.
+        The one that began a pause is tried again first; then after another, as the reply may be its own.
         """
         return int(self._has_paused_long) if mail.id == self._suspect else None
 
@@ -171,11 +161,9 @@ class Pace:
         return self._pause > 2 * PAUSE[0]
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next message may begin."""
         return max(0.0, self._next - now, self._paused_at + self._pause - now, self._asked_until - now)
 
     def take(self, now: float) -> None:
-        """Begin a message."""
         if now - self._last > IDLE and not self._pause:
             self._begin_burst(now)
         self._last = now
@@ -193,7 +181,6 @@ class Pace:
         self._asked_until = -math.inf
 
     def accepted(self, mail: Mail, began: float, now: float) -> None:
-        """Note that an e-mail whose sending began then was accepted."""
         self.finish()
         self._accepted += 1
         self._at_first += mail.fresh
@@ -239,8 +226,7 @@ class Pace:
     def _is_speed(self, mail: Mail, outcome: Outcome, now: float) -> bool:
         """Return whether others got the same reply, after many were accepted; or one other, if the words say so.
 
-        At RCPT it may be greylisting: of all first attempts, or of those to a domain. One recipient alone may get any
-        words from its own server.
+        At RCPT it may be greylisting: of all first attempts, or of those to a domain.
         """
         if self._own.get(outcome.status, -math.inf) > now:
             return False

@@ -1,9 +1,8 @@
 """How far an attempt came, what became of it, and what a server's reply, or a broken conversation, means by itself.
 
 Most replies mean little: `mail/evidence.py` judges them by what other e-mails get at the same time. A reply is in
-`ROWS` if no relay uses its words about the sender, the account, its quota or its reputation. "Recipient address
-rejected: Access denied" is not there: Exchange Online says it about one mailbox, and Postfix to a client that must log
-in.
+`ROWS` if no relay uses its words about the sender. "Recipient address rejected: Access denied" is not there: Exchange
+Online says it about one mailbox, and Postfix to a client that must log in.
 
 Sources: RFC 1870, 3463, 5321, 7293 and 7505, and the replies of Exim, Postfix, Postgrey, SES, Gmail, Yahoo, Yandex,
 mail.ru and cPanel.
@@ -42,8 +41,7 @@ class Verdict(enum.Enum):
     AMBIGUOUS = "ambiguous"  # the connection broke while the server had the message, so it may have accepted it
     CONNECTION = "connection"  # no connection could be opened, which says nothing about the e-mail
     CONFIGURATION = "configuration"  # the server refuses the login, or cannot be used as the settings say: likewise
-    HELD = "held"
-    """Not sent: its kind or domain has stopped, or two copies are under way and nobody else's e-mail gets through."""
+    HELD = "held"  # not sent: its kind or domain has stopped, or copies are under way and nobody else's gets through
     SUPPRESSED = "suppressed"  # not sent: an earlier e-mail to the address was refused for good
     UNRENDERED = "unrendered"  # not sent: its templates took too much time or memory; tried again, but seldom
     MUTED = "muted"  # not sent: the user has opted out
@@ -57,19 +55,17 @@ CLOSING: Final = 421  # code of the reply with which a server closes the connect
 REPLY: Final = re.compile(r"([245]\d\d)[ -]?(?:([245]\.\d{1,3}\.\d{1,3})\b)?(.*)", re.DOTALL)
 NAMES: Final = re.compile(r"<[^>]*>|\S+@\S+|[\w-]+(?:\.[\w-]+)+|\[[\d.:a-f]+\]", re.IGNORECASE)
 """Addresses, hosts and codes. They say nothing about the reason, whatever words they contain."""
-ABOUT_US: Final = re.compile(
+ABOUT_US: Final = re.compile(  # refusals that may be about the sender, whatever their code
     r"\bsender|mail from|from address|\byour (?!message)|authenticat|\blog(?:ged )?in\b|\brelay|client host|sending"
     r"|polic(?:y|ies)|reputation|spam|abuse|block|suspicious|rejected by rule|\bquota\b.*\bper\b",
     re.IGNORECASE,
 )
-"""Words of refusals that may be about the sender, whatever their code."""
-FULL: Final = re.compile(
+FULL: Final = re.compile(  # such a mailbox exists, whatever the code
     r"(?:mailbox|recipient|inbox)\b.{0,60}(?:\bfull\b|over ?quota|exceed\w*|out of storage|storage)"
     r"|over ?quota|exceeded storage|insufficient mailbox",
     re.IGNORECASE,
 )
-"""Words of a full mailbox. Such a mailbox exists, whatever the code."""
-ROWS: Final[Mapping[str, Verdict]] = {
+ROWS: Final[Mapping[str, Verdict]] = {  # of a reply as CODE ENHANCED_CODE WORDS; the first match counts
     r"4.*(?:too m(?:any|uch) (?:messages|e?mails?)\b|(?:sending|message|maximum) rate"
     r"|rate limit|too fast\b|slow down)": Verdict.TOO_FAST,
     r"4.*(?:gr[ae]y-?list|receiving mail (?:too quickly|at a rate))": Verdict.DEFERRED,
@@ -81,16 +77,13 @@ ROWS: Final[Mapping[str, Verdict]] = {
     r"|\b(?:user|mailbox|recipient)\b.{0,60}(?:unknown|not found|n[o']t exist)"
     r"|unrouteable address|doesn't have an? \S* ?account|mailbox\b.{0,20}\b(?:full|over quota))": Verdict.PERMANENT,
 }
-"""What the beginning of a reply means, written as `CODE ENHANCED_CODE WORDS`. The first row that matches counts."""
-AT_MAIL: Final = frozenset({Verdict.TOO_FAST, Verdict.OVERSIZED})
-"""What a server can know before it is told the recipient."""
-BOUNCES: Final[Mapping[str, tuple[str, str]]] = {
+AT_MAIL: Final = frozenset({Verdict.TOO_FAST, Verdict.OVERSIZED})  # known before the server is told the recipient
+BOUNCES: Final[Mapping[str, tuple[str, str]]] = {  # enhanced codes that suppress an address, and their sources
     "5.1.1": ("The mailbox does not exist.", "RFC 3463, section 3.2"),
     "5.1.2": ("The domain does not exist, or takes no mail.", "RFC 3463, section 3.2"),
     "5.1.6": ("The mailbox has moved, and takes no mail any more.", "RFC 3463, section 3.2"),
     "5.1.10": ("The domain says that it takes no mail (null MX).", "RFC 7505, section 4.2"),
 }
-"""The enhanced codes that suppress an address, what they say, and their sources. `docs/bounces.md` has this table."""
 
 
 def parse(reply: str) -> tuple[str, str, str]:
@@ -101,7 +94,7 @@ def parse(reply: str) -> tuple[str, str, str]:
 
 
 def verdict_of(reply: str, stage: Stage) -> Verdict:
-    """Return what a 4xx or 5xx reply means, as far as it can be known from the reply alone."""
+    """Return what a 4xx or 5xx reply means by itself."""
     refusal = code, _, words = parse(reply)
     is_final = code.startswith("5")
     if stage is Stage.CONNECT:
@@ -115,11 +108,7 @@ def verdict_of(reply: str, stage: Stage) -> Verdict:
 
 
 def bounce_code(verdict: Verdict, reply: str) -> str | None:
-    """Return the code of `BOUNCES` for which a refusal suppresses its address, or `None`.
-
-    Sending on to mailboxes that do not exist costs a sender its reputation. A refusal for policy, reputation, size or
-    quota does not mean that, even with such a code.
-    """
+    """Return the code of `BOUNCES` for which a refusal suppresses its address, unless its words mean something else."""
     _, enhanced, words = parse(reply)
     if verdict not in {Verdict.PERMANENT, Verdict.DOUBTED} or ABOUT_US.search(words) or FULL.search(words):
         return None
@@ -128,34 +117,29 @@ def bounce_code(verdict: Verdict, reply: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an attempt to send an e-mail. `status` is for logs and has no address; `detail` may have one.
-
-    `stage` is how far the conversation came. If a reply refused the e-mail, `code` is its code, else 0, and `reply` is
-    all of it.
-    """
+    """What became of an attempt to send an e-mail."""
 
     verdict: Verdict
-    status: str
-    detail: str = ""
-    stage: Stage = Stage.CONNECT
-    code: int = 0
+    status: str  # for logs, without an address
+    detail: str = ""  # for the operator, perhaps with one
+    stage: Stage = Stage.CONNECT  # how far the conversation came
+    code: int = 0  # of the reply that refused the e-mail, if any
     reply: str = ""
     broken: bool = False  # the conversation ended without a reply, or with one that closes the connection
     timed_out: bool = False  # no reply came in time
 
     @property
     def quote(self) -> str:
-        """The status and the words of the reply without addresses and hosts, for an alarm."""
+        """The status and the words of the reply, without addresses and hosts."""
         return f"{self.status} {parse(self.reply)[-1][:WORDS_LIMIT]}".rstrip()
 
     @property
     def tried(self) -> bool:
-        """Whether the server was asked to take this e-mail."""
         return self.stage is not Stage.CONNECT
 
     @property
     def worth_another_connection(self) -> bool:
-        """Whether the fault may be the connection's: servers limit connections, and messages on each, in odd words."""
+        """Whether it may be the connection's fault: servers limit connections, and messages on each, in odd words."""
         unknown = self.verdict in {Verdict.TRANSIENT, Verdict.UNCLEAR} and self.code >= 400
         return unknown and self.stage not in {Stage.CONNECT, Stage.RCPT}
 
@@ -171,8 +155,7 @@ class SMTPFault(Exception):
 def judge(exc: Exception, stage: Stage) -> Outcome:
     """Return what it means that an exception ended a conversation at this stage."""
     if isinstance(exc, SMTPFault):
-        broken = exc.verdict is Verdict.CONNECTION
-        return Outcome(verdict=exc.verdict, status=f"{exc}", detail=f"{exc}", stage=stage, broken=broken)
+        return Outcome(exc.verdict, f"{exc}", f"{exc}", stage, broken=exc.verdict is Verdict.CONNECTION)
     if isinstance(exc, SMTPResponseException):
         return _judge_reply(exc, stage)
     broken, verdict = True, _verdict_of_break(exc, stage)
@@ -180,10 +163,9 @@ def judge(exc: Exception, stage: Stage) -> Outcome:
         # A login, a host or a sender that does not fit into a command; from RCPT on, an address that does not.
         broken = False
         verdict = Verdict.CONFIGURATION if stage in {Stage.CONNECT, Stage.MAIL} else Verdict.TRANSIENT
-    status = f"{stage.value}: {describe(exc)}"
-    timed_out = isinstance(exc, SMTPTimeoutError | TimeoutError)
+    status, timed_out = f"{stage.value}: {describe(exc)}", isinstance(exc, SMTPTimeoutError | TimeoutError)
     detail = status if timed_out else f"{status}: {exc}"[:DETAIL_LIMIT].rstrip(": ")
-    return Outcome(verdict=verdict, status=status, detail=detail, stage=stage, broken=broken, timed_out=timed_out)
+    return Outcome(verdict, status, detail, stage, broken=broken, timed_out=timed_out)
 
 
 def describe(exc: Exception) -> str:
@@ -218,10 +200,8 @@ def _judge_reply(exc: SMTPResponseException, stage: Stage) -> Outcome:
 
 def _verdict_of_break(exc: Exception, stage: Stage) -> Verdict:
     """Judge a conversation that ended without a reply, or with one that makes no sense at this stage."""
-    if stage is Stage.DATA:
-        return Verdict.AMBIGUOUS
     if stage is not Stage.CONNECT:
-        return Verdict.TRANSIENT
+        return Verdict.AMBIGUOUS if stage is Stage.DATA else Verdict.TRANSIENT
     if any(isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError) for e in (exc, exc.__cause__)):
         return Verdict.CONFIGURATION  # an untrusted certificate, or no TLS where it is expected
     return Verdict.CONNECTION

@@ -1,7 +1,4 @@
-"""What can stop (the line, a kind, a domain), the probes that start it again, and when an e-mail is tried again.
-
-Pure, but for the alarm: the clock is an argument.
-"""
+"""What can stop (the line, a kind, a domain), the probes that start it again, and when an e-mail is tried again."""
 
 import asyncio
 import logging
@@ -19,15 +16,12 @@ LONGEST: Final = {"line": 25.0, "kind": 300.0, "domain": 4 * 3600.0}  # seconds 
 SOFT: Final = (0.25, 1.3)  # seconds of the first pause after 4xx and breaks, and the factor by which it grows
 HARD: Final = (1.0, 2.0)  # the same after 5xx, and after refused logins: servers lock accounts that fail often
 PATIENCE: Final = 30.0  # seconds to wait for the outcome of a probe before another is sent
-HOLD: Final = (30.0, 3600.0)
-"""Seconds for which e-mails are put aside, except for the one that will be the next probe: as long as the stop has
-lasted, or until the next probe but one. When it is over, they fall due at once."""
+HOLD: Final = (30.0, 3600.0)  # seconds for which e-mails are put aside. When the stop is over, they fall due at once
 DEATH_PROBES: Final = 10  # refused probes after which a domain that stopped lets its e-mails die
 DEATH_WITNESSES: Final = 3  # so many of them must have come after an acceptance elsewhere
 COPIES: Final = 3  # messages at the most that the server may have accepted of one e-mail, without having said so
 CRASHES: Final = 3  # how often the rendering of one e-mail may end the process that renders for all
-COUNTED: Final = 3
-"""Attempts that must count before an e-mail dies for an unknown reason: others got through after each of them."""
+COUNTED: Final = 3  # attempts after which others got through, before an e-mail dies for an unknown reason
 LONGEST_LIFE: Final = 14 * 86_400.0  # seconds after which an e-mail dies that was tried, even without any evidence
 ALARM_INTERVAL: Final = 0.5  # seconds between two looks at what has stopped
 ALARM_AFTER: Final = 5.0  # seconds after which a stop is no passing trouble; one by 5xx never is
@@ -54,7 +48,7 @@ LINE: Final = Group("line")
 
 
 class Mail(NamedTuple):
-    """An e-mail, as far as it is evidence. `user` tells recipients apart, even if several have the same address."""
+    """An e-mail, as far as it is evidence. Several users may have the same address."""
 
     id: str
     kind: str
@@ -70,7 +64,6 @@ class Mail(NamedTuple):
 
     @property
     def groups(self) -> tuple[Group, Group, Group]:
-        """The line, its kind and its domain."""
         return LINE, Group("kind", self.kind), Group("domain", self.domain)
 
 
@@ -96,8 +89,8 @@ class Clock:
 class Stop:
     """A group that has stopped: since when, why, and its probes.
 
-    Probes to domains whose last outcome was an acceptance go by a clock of their own, `proven`: whoever provokes
-    refusals at other domains cannot make them wait.
+    Probes to domains whose last outcome was an acceptance have a clock of their own, `proven`, so that nobody can make
+    them wait by provoking refusals at other domains.
     """
 
     group: Group
@@ -110,6 +103,7 @@ class Stop:
     probes: int = 0
     witnessed: int = 0
     last_refused: float = 0.0
+    alarm_due: float = 0.0
     _scout_until: float = 0.0
 
     @property
@@ -125,7 +119,8 @@ class Stop:
     def hold(self, now: float) -> float:
         """Return the seconds for which to put an e-mail aside.
 
-        The first comes back as the next probe; the others later, as a thousand would keep the rest from being claimed.
+        The first comes back as the next probe; the others later, as a thousand would keep the rest from being claimed:
+        after the next probe but one, or as long as the stop has lasted.
         """
         wait = self.others.wait(now)
         if now >= self._scout_until:
@@ -146,20 +141,18 @@ class Stop:
 
     @property
     def condemned(self) -> bool:
-        """Whether a domain has refused for so long, while others accepted, that its e-mails may die."""
+        """Whether the e-mails may die: their domain has refused for long, while others accepted."""
         return self.group.name == "domain" and self.probes >= DEATH_PROBES and self.witnessed >= DEATH_WITNESSES
 
 
 async def alarm(stops: Mapping[Group, Stop]) -> None:
     """Log an error about each group that has stopped, again and again, for ever."""
-    due: dict[Group, float] = {}
     while True:
         now = time.monotonic()
-        due = {group: at for group, at in due.items() if group in stops}
         for group, stop in stops.items():
             age = now - stop.began
-            if now >= due.get(group, 0.0) and (age >= ALARM_AFTER or stop.firm):
-                due[group] = now + (OFTEN if age < SELDOM else SELDOM)
+            if now >= stop.alarm_due and (age >= ALARM_AFTER or stop.firm):
+                stop.alarm_due = now + (OFTEN if age < SELDOM else SELDOM)
                 what = "a domain" if group.name == "domain" else group
                 words = "%s stopped %.0f s ago: %s: %s; next probe in %.0f s"
                 log.error(words, what, age, CONSEQUENCES[group.name], stop.reply, stop.wait(now))
@@ -176,29 +169,24 @@ class Next(NamedTuple):
     given_up: str | None = None
 
 
+@dataclass(frozen=True)
 class Schedule:
-    """When an e-mail is tried again, and when it is given up. `stops_of` returns the stops that concern it.
+    """When an e-mail is tried again, and when it is given up (RFC 5321, section 4.5.4.1)."""
 
-    `minutes` are those before each further attempt (RFC 5321, section 4.5.4.1); the last value repeats.
-    """
-
-    def __init__(
-        self, minutes: Sequence[float], give_up_hours: float, stops_of: Callable[[Mail], Sequence[Stop]]
-    ) -> None:
-        self._minutes = minutes
-        self._give_up = 3600 * give_up_hours
-        self._stops_of = stops_of
+    minutes: Sequence[float]  # before each further attempt; the last value repeats
+    give_up_hours: float
+    stops_of: Callable[[Mail], Sequence[Stop]]
 
     def delay(self, waited: float) -> float:
-        """Return the seconds to the next attempt, after so many of the schedule."""
-        for minutes in self._minutes:
+        """Return the seconds to the next attempt, after `waited` seconds of the schedule."""
+        for minutes in self.minutes:
             if waited < 60 * minutes - 0.001:
                 return 60 * minutes
             waited -= 60 * minutes
-        return 60 * self._minutes[-1]
+        return 60 * self.minutes[-1]
 
     def too_old(self, email: OwedEmail, age: float) -> str | None:
-        """Return why an e-mail is given up that nobody's acceptance has ever spoken against."""
+        """Return why an e-mail is given up, whatever others got."""
         if not email.error or age <= LONGEST_LIFE:
             return None
         return probably(email.copies, email.error) if email.copies else f"Given up after 14 days: {email.error}"
@@ -213,10 +201,10 @@ class Schedule:
         return Next(stop.hold(now), email.waited, email.copies, f"{stop.group}")
 
     def after_refusal(self, mail: Mail, email: OwedEmail, outcome: Outcome, age: float, now: float) -> Next:
-        """Return what follows after an attempt. While the line, its kind or its domain is stopped, none counts."""
+        """Return what follows after an attempt, which counts only while nothing has stopped."""
         stop, delay = self._stop_of(mail), self.delay(email.waited)
         copies = email.copies + (outcome.verdict is Verdict.AMBIGUOUS)
-        long_enough = email.tries >= COUNTED and email.waited + delay > self._give_up
+        long_enough = email.tries >= COUNTED and email.waited + delay > 3600 * self.give_up_hours
         over = self._is_lost(stop, age, now) if stop else long_enough
         if copies >= COPIES or (over and copies):
             return Next(given_up=probably(copies, outcome.detail))
@@ -230,10 +218,10 @@ class Schedule:
 
     def _is_lost(self, stop: Stop, age: float, now: float) -> bool:
         """Return whether an e-mail's domain has refused everything for as long as any e-mail is tried."""
-        return stop.condemned and min(age, now - stop.began) > self._give_up
+        return stop.condemned and min(age, now - stop.began) > 3600 * self.give_up_hours
 
     def _stop_of(self, mail: Mail) -> Stop | None:
-        return next(iter(self._stops_of(mail)), None)
+        return next(iter(self.stops_of(mail)), None)
 
 
 def probably(copies: int, error: str) -> str:

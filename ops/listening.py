@@ -31,14 +31,13 @@ LISTEN_BACKLOG: Final = 4096  # connections that may wait to be accepted; a furt
 ACCEPTED_AT_ONCE: Final = 16  # connections accepted, and errors of accept(2) met, in one turn of the event loop
 HANDSHAKE: Final = 0.01  # seconds in which a handshake that has begun is completed
 SO_ATTACH_FILTER: Final = 26  # socket(7), on all processors that Python's packages are built for
-DROP_SYN: Final = (
+DROP_SYN: Final = (  # for the kernel's socket filter ("Linux Socket Filtering aka Berkeley Packet Filter")
     (0x30, 0, 0, 13),  # load the flags of the TCP segment
     (0x54, 0, 0, 0x12),  # of these SYN and ACK
     (0x15, 0, 1, 0x02),  # if there is only SYN,
     (0x06, 0, 0, 0),  # drop it;
     (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
 )
-"""A program of the Linux kernel's socket filter ("Linux Socket Filtering aka Berkeley Packet Filter")."""
 WARNING_INTERVAL: Final = 3600.0  # seconds
 RESTART_PAUSE: Final = 2.0  # seconds before a worker that died is started again
 STOP_TIMEOUT: Final = 9.0  # seconds for a worker to drain, which takes less; Docker waits for 10
@@ -104,10 +103,7 @@ def admit_no_more(listener: socket.socket) -> None:
 
 
 async def cease(server: asyncio.Server, protocols: Protocols) -> None:
-    """Stop listening, but accept the waiting connections first: closing the socket would reset them.
-
-    It would reset a further one, too, perhaps after its client has sent a request.
-    """
+    """Stop listening. As closing the socket resets connections, those that wait are accepted, and no more come."""
     loop, waiting = asyncio.get_running_loop(), []
     listeners = [own.dup() for own in server.sockets]  # asyncio's own sockets do not let others accept
     for listener in listeners:
@@ -127,10 +123,7 @@ async def cease(server: asyncio.Server, protocols: Protocols) -> None:
 
 
 async def supervise(settings: Settings) -> int:
-    """Keep `settings.workers` processes running until SIGTERM or SIGINT, and return the exit code.
-
-    A worker that dies is started again. If one cannot start at all, the others end. Raises `CannotListen`.
-    """
+    """Keep `settings.workers` processes running until SIGTERM or SIGINT; return the code. Raises `CannotListen`."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     (await bind(asyncio.Protocol, settings.host, settings.port)).close()  # else they would share it
     for number in (signal.SIGTERM, signal.SIGINT):

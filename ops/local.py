@@ -29,10 +29,7 @@ STORE_USER_FIRST: Final = 'UNKNOWN_USERS is refuse, so store that user first: do
 
 @asynccontextmanager
 async def embedded(settings: Settings) -> AsyncIterator[Settings]:
-    """Start MongoDB and the mailbox, whose data stays for the next run, and return settings for them.
-
-    Raises `Misconfigured` without the packages of `requirements-local.txt`, or `Unavailable`.
-    """
+    """Start MongoDB and the mailbox, and yield settings for them. Raises `Misconfigured` or `Unavailable`."""
     if not importlib.util.find_spec("aiosmtpd"):
         raise Misconfigured(NOTHING_CONFIGURED)
     FOLDER.mkdir(mode=0o700, exist_ok=True)
@@ -68,9 +65,6 @@ Open {url}/ in a browser and see it work, or try it from another terminal{where}
 {STORE_USER_FIRST if settings.unknown_users is UnknownUsers.REFUSE else ""}"""
 
 
-# --- the mailbox --------------------------------------------------------------------------------------
-
-
 class Email(NamedTuple):
     file: Path
     to: str
@@ -80,7 +74,6 @@ class Email(NamedTuple):
 
 
 def newest_emails() -> list[Email]:
-    """Return the newest e-mails, newest first."""
     newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:NEWEST]
     return [email for path in newest if (email := read_email(path.name))]
 
@@ -90,21 +83,16 @@ def read_email(name: str) -> Email | None:
     path = MAILBOX / Path(name).name  # in this folder, whatever the name
     try:
         message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)
-        text, html = (message.get_body((kind,)) for kind in ("plain", "html"))
-        return Email(
-            path,
-            str(message["To"] or ""),
-            str(message["Subject"] or ""),
-            str(text.get_content()) if text else "",
-            str(html.get_content()) if html else None,
-        )
+        bodies = [message.get_body((kind,)) for kind in ("plain", "html")]
+        text, html = (str(body.get_content()) if body else None for body in bodies)
+        return Email(path, str(message["To"] or ""), str(message["Subject"] or ""), text or "", html)
     except (OSError, LookupError, ValueError):  # deleted meanwhile, or not written by us
         return None
 
 
 @asynccontextmanager
 async def _running_mailbox() -> AsyncIterator[int]:
-    """Take e-mails, and keep each in a file; yield the port."""
+    """Keep each e-mail in a file; yield the port."""
     from aiosmtpd.smtp import SMTP  # noqa: PLC0415 - only a local run has its package
 
     logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd logs addresses

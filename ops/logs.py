@@ -20,8 +20,7 @@ TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}  # not `extra`
 THROTTLE_INTERVAL: Final = 60.0  # seconds
 QUEUE_LIMIT: Final = 5000  # lines that wait to be written
-GATHERING: Final = 0.005
-"""Seconds for which lines gather before they are written: each wake of the thread costs the event loop a switch."""
+GATHERING: Final = 0.005  # seconds for which lines gather, as each wake of the thread costs the event loop a switch
 END: Final = b""  # ends the writer of lines
 CLOSE_TIMEOUT: Final = 0.5  # seconds given to the reader for the last lines when the process ends
 DROPPED: Final = "%d log lines were dropped, as nothing read them"
@@ -127,7 +126,6 @@ class LineHandler(logging.Handler):
 
 
 def configure_logging(level: str) -> None:
-    """Log records of this level and above."""
     handler = LineHandler() if sys.stderr else logging.NullHandler()  # it may be closed
     handler.setFormatter(TextFormatter(TEXT) if sys.stderr and sys.stderr.isatty() else JSONFormatter())
     logging.basicConfig(level=level, handlers=[handler])

@@ -26,14 +26,13 @@ log = logging.getLogger("notifier.local")
 FOLDER: Final = Path(".notifier")  # of a local run
 DATABASE: Final = FOLDER / "db"
 MONGOD_LOG: Final = FOLDER / "mongod.log"
-LIBRARIES: Final = {
+LIBRARIES: Final = {  # which a system may lack, and where packages from PyPI carry them, under names of their own
     "libcurl.so.4": "pycurl.libs/libcurl-*.so.4*",
     "libcrypto.so.3": "pycurl.libs/libcrypto-*.so.3",
     "libssl.so.3": "pycurl.libs/libssl-*.so.3",
     "libcrypto.so.1.1": "psycopg2_binary.libs/libcrypto-*.so.1.1",
     "libssl.so.1.1": "psycopg2_binary.libs/libssl-*.so.1.1",
 }
-"""Libraries that a system may lack, and where packages from PyPI carry them, under names of their own."""
 TIED_TO_US: Final = 'exec 3<&0; (read -r _ <&3 || kill -9 $$) & exec 3<&-; exec "$@" </dev/null'
 """The shell becomes mongod, so that it is our child process. A subshell stays behind and waits for our end of the pipe
 to close, which it does however we die, kill -9 included; then it kills mongod, whose journal has all it confirmed."""
@@ -57,10 +56,7 @@ def find_mongod() -> str:
 
 
 def mongod_environment(links: Path) -> Mapping[str, str]:
-    """Return the environment in which the MongoDB server, and no other, finds the libraries that packages carry.
-
-    They are linked in the folder `links`, under the names by which it asks for them.
-    """
+    """Return an environment in which MongoDB finds the libraries that packages carry, by links that have its names."""
     files = {
         name: file.resolve()
         for name, pattern in LIBRARIES.items()
@@ -150,7 +146,6 @@ async def _is_primary(admin: Database, address: str) -> bool:
 
 
 def _end_the_run(ended: asyncio.Task[int]) -> None:
-    """End this process as a signal would, once MongoDB has ended."""
     log.error("%s The local run ends.", _why_ended(ended.result()))
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -36,11 +36,6 @@ class NotYetComplete(Incomplete):
     """A create for many users failed for some, of whom at least one may succeed later."""
 
 
-def incomplete(failures: Mapping[int, StoreError], *, not_owed: bool = False) -> Incomplete:
-    may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
-    return (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed)
-
-
 class FanOut:
     """Creates for many users. Single creates come first: beside them, one small batch is under way at a time."""
 

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from api import bodies, openapi, pages, unsubscribe
 from api.auth import GATE, Caller, Gate, Route
 from api.bodies import IN_FLIGHT, json_bytes, load_both, read_object, single_values
-from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
+from api.middleware import ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
 from api.streams import EVENT_STREAM, HUB, Stopping
 from config.ids import named
@@ -68,11 +68,12 @@ async def _create_many(request: web.Request, user_ids: Sequence[str], new: Creat
     outcomes = await request.app[STORE].create_many(user_ids, new)
     if new.kind.email:
         _emails_owed(request, outcomes)
+    not_owed = outcomes.count(Recorded.NOT_OWED)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:
         may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
-        raise (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=Recorded.NOT_OWED in outcomes)
-    replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
+        raise (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed > 0)
+    replayed = outcomes.count(Recorded.REPLAYED)
     counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
     return _answer(json_bytes(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
 
@@ -202,7 +203,7 @@ async def healthz(_: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """Answer whether to send requests here. They do not need the mail server, so its state does not matter."""
-    if request.app[DRAINING].is_set():
+    if request.app[HUB].stopping:
         raise Stopping
     await request.app[STORE].ping()
     return _answer(SUCCESS)
@@ -248,7 +249,6 @@ def setup(app: web.Application, settings: Settings) -> None:
     """Add the routes, and what their handlers need besides the store."""
     kinds, id_type = settings.kinds, settings.id_type
     app[GATE], app[METRICS], app[THROTTLE] = Gate(settings), Metrics(), Throttle()
-    app[DRAINING] = asyncio.Event()
     app[IN_FLIGHT] = bodies.InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
     document: Callable[[], JSONObject] = cache(partial(openapi.describe, ROUTES, kinds, id_type))

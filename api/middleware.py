@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 from api.auth import Refused
 from api.bodies import is_large, send
 from api.problems import ForeignHost, problem_of, render
+from api.streams import HUB
 from config.checks import LOOPBACK, in_url
 from mongo.errors import Conflict, Incomplete, Unavailable, UnknownError
 from ops.logs import JSONFormatter, LineHandler, Throttle, json_line
@@ -34,7 +35,6 @@ TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{1
 SERVER: Final = "notifier"  # the header of this name; without one, aiohttp tells its version
 PROBES: Final = ("/healthz", "/readyz")  # orchestrators call these every few seconds
 PORT: Final = re.compile(r":\d{1,5}$")
-DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)  # set when clients should turn to another process
 THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
 
 
@@ -104,7 +104,7 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
     seconds, status, origin = perf_counter() - request[STARTED], response.status, request[ORIGIN]
     response.headers["X-Request-ID"] = origin["request_id"]
     response.headers["Server"] = SERVER
-    if request.app[DRAINING].is_set() or not request.content.is_eof():
+    if request.app[HUB].stopping or not request.content.is_eof():
         response.force_close()  # the next request should reach another process, or stands behind a body
     if request.headers.get("Origin"):
         response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out

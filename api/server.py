@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from api.middleware import DRAINING, SERVER
+from api.middleware import SERVER
 from api.problems import HEADER_LIMIT, TooManyConnections, render
 from api.streams import HUB
 from config import descriptors
@@ -146,8 +146,7 @@ async def serve(app: web.Application, settings: Settings, *, is_worker: bool) ->
         await listen(server, host, port)
         announce(settings)
         await stop.wait()
-        app[DRAINING].set()  # from now on every answer closes its connection
-        app[HUB].close()
+        app[HUB].close()  # from now on every answer closes its connection
         await asyncio.sleep(UNREADY_PERIOD)
         await cease(server, connection)
         await asyncio.sleep(LAST_REQUESTS_PERIOD)

@@ -149,7 +149,7 @@ class Hub:
         self._any_stream = asyncio.Event()
         self._any_pending = asyncio.Event()
         self._following = False
-        self._stopping = False
+        self.stopping = False  # once true, clients should turn to another process
         self._throttle = Throttle()
         metrics.watch(metrics.streams, lambda: self._count)
 
@@ -174,8 +174,8 @@ class Hub:
                 await asyncio.sleep(PAUSE[1])
 
     def close(self) -> None:
-        """End every stream and refuse new ones, so that their clients turn to another process."""
-        self._stopping = True
+        """End every stream and refuse new ones."""
+        self.stopping = True
         for stream in self._all():
             stream.close(Stopping)
 
@@ -188,7 +188,7 @@ class Hub:
 
         Raises the exceptions above, `NotReplicated`, or `Unavailable` when the first event did not come in time.
         """
-        if self._stopping:
+        if self.stopping:
             raise Stopping
         if len(self._streams.get(user_id, ())) >= STREAMS_PER_USER:
             raise TooManyOfUser

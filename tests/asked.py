@@ -17,7 +17,6 @@ from pymongo import MongoClient
 import handlers
 from api import auth, bodies, streams
 from api.bodies import ANSWERS_LIMIT, IN_FLIGHT, TooMuchInFlight
-from api.middleware import DRAINING
 from api.openapi import INVALID_REQUEST
 from api.problems import NoSuchNotification
 from api.streams import HUB, STREAMS_PER_USER
@@ -228,7 +227,7 @@ async def open_stream_while_stopping(client: Client) -> ClientResponse:
 
 
 async def probe_while_stopping(client: Client) -> ClientResponse:
-    client.app[DRAINING].set()
+    client.app[HUB].close()
     return await ask("GET", "/readyz")(client)
 
 

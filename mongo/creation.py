@@ -199,7 +199,7 @@ class Creates:
         return collapsing(creation.write, self.users) if creation.collapses else creation.write
 
     async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
-        """Write until the outcome is known, `alone` in own calls. Raises `OutboxFull`, `KeyReused` or `UnknownUser`."""
+        """Write until the outcome is known; `alone` shares no call. Raises `OutboxFull`, `KeyReused`, `UnknownUser`."""
 
         async def attempt(n: int) -> Recorded:
             if await self.users.writes.make(self.sent(creation), attempt=n + alone):

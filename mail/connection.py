@@ -181,8 +181,6 @@ class Attempt:
 
 
 class Opener:
-    """Opens connections to the mail server."""
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._name = domain(settings.smtp_helo or mailbox(settings.smtp_from)[1].rpartition("@")[2])

@@ -24,7 +24,6 @@ LATE: Final = 30.0  # seconds after which a message without a reply lets others 
 SOON: Final = 1.0  # seconds after which the e-mail whose commands went with that message takes another connection
 READY: Final = 0.02  # seconds that a message may wait for the next e-mail to get ready
 PIPELINING_PAUSE: Final = 600.0  # seconds without pipelining after commands sent together got the wrong replies
-
 SENT: Final = Outcome(Verdict.SENT, "250", stage=Stage.DATA)
 
 
@@ -45,10 +44,9 @@ class Worker:
 class Mailer:
     """Sends e-mails, each over one connection at a time, and reports to `feedback` what happens.
 
-    To a server that pipelines, a message travels in one write with the commands about the next one: the content may
-    come first in a group (RFC 2920, section 3.1). To these commands, only acceptance counts. Whatever else they are
-    answered, the next e-mail is sent anew, so that no reply is taken for that to another e-mail, and a server that
-    does not keep step is no longer sent anything ahead for some time.
+    To a server that pipelines, a message travels in one write with the commands about the next one (RFC 2920, section
+    3.1). Of the replies to these, only acceptance counts: after any other, the next e-mail is sent anew, so that no
+    reply is taken for another e-mail's, and nothing is sent ahead for some time to a server that does not keep step.
     """
 
     def __init__(self, settings: Settings, feedback: Feedback, letters: Letters, worker: Worker) -> None:

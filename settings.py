@@ -69,14 +69,13 @@ def _setting(
     return field(default=default, repr=not secret, metadata={"help": help_, "check": check, "secret": secret})
 
 
-GROUPS: Final = {
+GROUPS: Final = {  # the first setting of each group, and what the group is called
     "port": "The service, its database and its mail server",
     "users_collection": "Users and notifications",
     "api_keys": "Who may call",
     "smtp_from": "E-mail",
     "host": "The process",
 }
-"""The first setting of each group, and what the group is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +165,7 @@ class Settings:
     log_level: str = _setting("DEBUG, INFO, WARNING or ERROR", "INFO", checks.LEVEL)
     otel_exporter_otlp_endpoint: str | None = _setting("OpenTelemetry collector for spans", check=checks.COLLECTOR)
 
-    stream_limit: int = 10_000
-    """Streams open at once in one process. No variable: the limit of open files counts before it."""
+    stream_limit: int = 10_000  # open at once in one process; no variable: the limit of open files counts first
 
     @property
     def local(self) -> bool:

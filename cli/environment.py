@@ -104,9 +104,8 @@ class _Variables:
         except (OSError, UnicodeDecodeError) as exc:
             if isinstance(exc, FileNotFoundError) and not env_file.is_symlink():
                 return {}
-            raise SettingsError(
-                {f"{env_file}": [f"Cannot be read: {getattr(exc, 'strerror', 'not UTF-8')}."]}
-            ) from None
+            fault = f"Cannot be read: {getattr(exc, 'strerror', 'not UTF-8')}."
+            raise SettingsError({f"{env_file}": [fault]}) from None
         values = {}
         for binding in bindings:
             name, value, text = binding.key, binding.value, binding.original.string

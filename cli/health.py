@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
@@ -10,19 +11,17 @@ LOOPBACK_OF: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # n
 
 def check_health(host: str, port: int) -> int:
     """Ask `/healthz`, without any proxy; return 0, or 1 and say why if the service does not answer."""
-    host, fault = LOOPBACK_OF.get(host, host), ""
-    connection = HTTPConnection(host, port, timeout=4)
+    host = LOOPBACK_OF.get(host, host)
     try:
-        connection.request("GET", "/healthz", headers={"Host": "localhost"})
-        if (status := connection.getresponse().status) != 200:
-            fault = f"The answer from {host} port {port} is {status}."
+        with closing(HTTPConnection(host, port, timeout=4)) as connection:
+            connection.request("GET", "/healthz", headers={"Host": "localhost"})
+            if (status := connection.getresponse().status) == 200:
+                return 0
+        fault = f"The answer from {host} port {port} is {status}."
     except (OSError, HTTPException) as exc:
         fault = f"No answer from {host} port {port}: {exc or type(exc).__name__}."
-    finally:
-        connection.close()
-    if fault:
-        print(fault, file=sys.stderr)  # noqa: T201 - for the operator
-    return 1 if fault else 0
+    print(fault, file=sys.stderr)  # noqa: T201 - for the operator
+    return 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, cast
 
 from aiohappyeyeballs import start_connection
@@ -182,8 +181,6 @@ class Attempt:
 
 
 class Opener:
-    """Opens connections to the mail server."""
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._name = domain(settings.smtp_helo or mailbox(settings.smtp_from)[1].rpartition("@")[2])
@@ -202,9 +199,14 @@ class Opener:
         If all have, a server that refuses at once is asked up to `tries` times. Raises `SMTPFault`, and the errors of
         aiosmtplib, ssl and the network.
         """
-        if self.tokens:
-            return await self.tokens.try_with(partial(self._open_somewhere, tries))
-        return await self._open_somewhere(tries, self._settings.smtp_password or "")
+        if not self.tokens:
+            return await self._open_somewhere(tries, self._settings.smtp_password or "")
+        token = await self.tokens.get()
+        try:
+            return await self._open_somewhere(tries, token.value)
+        except SMTPAuthenticationError:
+            token = await self.tokens.another(token)
+        return await self._open_somewhere(tries, token.value)
 
     async def close(self) -> None:
         if self.tokens:

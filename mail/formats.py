@@ -19,8 +19,7 @@ NUMBER: Final = re.compile(r"-?\d{1,30}(\.\d{1,30})?")
 DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d\S*)?")  # ISO 8601
 DECIMALS: Final = 9  # maximum digits after the point; sums of floats have many more
-LARGEST: Final = 10**19
-"""Larger numbers are written as they are: with `DECIMALS`, they may have more than the 28 digits of `Decimal`."""
+LARGEST: Final = 10**19  # with `DECIMALS`, larger numbers may exceed `Decimal`'s 28 digits: they stay as they are
 
 
 def write(value: Any, form: str | None, language: str | None, zone: str | None = None) -> str:

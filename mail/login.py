@@ -13,7 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import orjson
 from aiohttp import ClientConnectorCertificateError, ClientError, ClientSession, ClientTimeout
@@ -22,7 +22,6 @@ from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPResponse
 from mail.replies import SMTPFault, Verdict, describe
 from settings import Settings
 
-T = TypeVar("T")
 Mechanism = Callable[[SMTP, str, str], Awaitable[SMTPResponse]]
 
 log = logging.getLogger("notifier.mail")
@@ -33,7 +32,7 @@ MISSING: Final = frozenset({500, 501, 502, 504, 534, 538})
 SOON: Final = 300.0  # seconds before its end when a token is renewed, or half of its lifetime if that is less
 RETRY: Final = 30.0  # seconds between attempts to renew a token that is still valid
 LIFETIME: Final = 300.0  # seconds for which a token is used if the token server does not say
-FAULTS: Final[Mapping[str, tuple[object, ...]]] = {
+FAULTS: Final[Mapping[str, tuple[object, ...]]] = {  # causes, and Microsoft's numbers or RFC 6749's words for them
     "the tenant in SMTP_OAUTH_TOKEN_URL does not exist": (90002, 900023),
     "the tenant has no application with SMTP_OAUTH_CLIENT_ID": (700016,),
     "SMTP_OAUTH_CLIENT_SECRET is wrong: it must be the secret's value, not its id": (7000215,),
@@ -43,7 +42,6 @@ FAULTS: Final[Mapping[str, tuple[object, ...]]] = {
     "SMTP_OAUTH_REFRESH_TOKEN has expired or was revoked: get a new one": ("invalid_grant",),
     "the token server does not give this client tokens by {grant}": ("unauthorized_client", "unsupported_grant_type"),
 }
-"""Causes, and the numbers by which Microsoft names them, or the words of RFC 6749, section 5.2."""
 
 
 async def _plain(smtp: SMTP, login: str, password: str) -> SMTPResponse:
@@ -141,15 +139,11 @@ class Tokens:
             return self._token
         return await asyncio.shield(self._renewal)
 
-    async def try_with(self, attempt: Callable[[str], Awaitable[T]]) -> T:
-        """Call `attempt` with the token, and if the mail server refuses it with a new one: it may have been revoked."""
-        token = await self.get()
-        try:
-            return await attempt(token.value)
-        except SMTPAuthenticationError:
-            if token is self._token:
-                self._token = Token()
-        return await attempt((await self.get()).value)
+    async def another(self, refused: Token) -> Token:
+        """Return another token than one that the mail server has refused: it may have been revoked."""
+        if refused is self._token:
+            self._token = Token()
+        return await self.get()
 
     async def close(self) -> None:
         if self._renewal:

@@ -98,7 +98,7 @@ class Rendering:
         values = {**fields, "kind": about_kind, "language": tag_of(language), "unsubscribe_url": unsubscribe_url}
         variables = {"data": {}} | {name: value for name, value in values.items() if value is not None}
         subject, text, html = (self._part(key, part, variables) for part in PARTS)
-        return [_one_line(subject), text or _as_text(html), html]
+        return [_one_line(subject), text or (html and _as_text(html)), html]
 
     def _part(self, key: str, part: str, variables: Mapping[str, Any]) -> str:
         """Render the template of the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language."""
@@ -154,8 +154,6 @@ def _one_line(text: str) -> str:
 
 
 def _as_text(html: str) -> str:
-    if not html:
-        return ""
     from inscriptis import get_text  # noqa: PLC0415 - it takes much memory, and only some directories need it
     from inscriptis.model.config import ParserConfig  # noqa: PLC0415
 

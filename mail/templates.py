@@ -83,10 +83,9 @@ class Templates:
             raise TemplatesError("\n".join(faults))
 
     async def render(self, fields: Mapping[str, Any], language: str | None = None, link: str | None = None) -> Content:
-        """Return the e-mail about a notification with these fields. Those that are missing render as nothing.
+        """Return the e-mail about a notification. `content_of` replaces a part without a template, or an empty one.
 
-        `content_of` replaces a part that has no template or renders as nothing. Raises `RenderError`, `RenderingEnded`,
-        and `OSError` if the process cannot be started.
+        Raises `RenderError`, `RenderingEnded`, and `OSError` if the process cannot be started.
         """
         key: str = fields["key"]
         if key not in self._keys:

@@ -119,6 +119,17 @@ async def test_a_token_is_presented_in_the_form_of_each_mechanism(tokens: TokenS
             await log_in(server, **by_token)
 
 
+async def test_a_login_presents_a_second_token_and_no_third(tokens: TokenServer) -> None:
+    by_token = CLIENT | {"smtp_oauth_token_url": tokens.url}
+    async with raw_server({"EHLO": offering("XOAUTH2"), "AUTH XOAUTH2": b"535 5.7.8 no\r\n"}) as server:
+        with pytest.raises(SMTPAuthenticationError):
+            await log_in(server, **by_token)
+    assert ([command for command in server.commands if "AUTH" in command], len(tokens.asked)) == (
+        ["AUTH XOAUTH2"] * 2,
+        2,
+    )
+
+
 @pytest.fixture
 async def bearer(server_tls: ssl.SSLContext) -> AsyncIterator[BearerServer]:
     """Run a mail server over TLS that takes a token."""

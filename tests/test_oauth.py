@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import trustme
 from aiohttp import web
-from aiosmtplib import SMTPAuthenticationError
 
 from mail.login import RETRY, SOON, Tokens
 from mail.replies import SMTPFault, Verdict
@@ -155,22 +154,12 @@ async def turn_quietly() -> None:
 
 
 async def test_a_token_that_the_mail_server_refuses_is_replaced_once(server: TokenServer, tokens: Tokens) -> None:
-    presented: list[str] = []
-
-    async def attempt(token: str) -> str:
-        presented.append(token)
-        await asyncio.sleep(0)
-        if token in refused:
-            raise SMTPAuthenticationError(535, "no")
-        return token
-
-    refused = {"token-1"}
-    assert await asyncio.gather(*(tokens.try_with(attempt) for _ in range(2))) == ["token-2"] * 2
-    assert (sorted(presented), len(server.asked)) == (["token-1"] * 2 + ["token-2"] * 2, 2)
-    refused |= {"token-2", "token-3"}
-    with pytest.raises(SMTPAuthenticationError):
-        await tokens.try_with(attempt)
-    assert presented[4:] == ["token-2", "token-3"]
+    first = await tokens.get()
+    second, same = await asyncio.gather(tokens.another(first), tokens.another(first))
+    late = await tokens.another(first)
+    assert (first.value, second.value, len(server.asked)) == ("token-1", "token-2", 2)
+    assert same is late is second
+    assert (await tokens.another(second)).value == "token-3"
 
 
 async def test_closing_ends_a_request_that_hangs(server: TokenServer, tokens: Tokens) -> None:

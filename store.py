@@ -69,9 +69,9 @@ class Store:
     async def create(self, new: Create) -> tuple[str, Recorded]:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
 
-        Return the notification's id, that of the first request if replayed, and the outcome. It is one atomic upsert, on
-        disk on a majority when this returns. If the outbox is full, a notification is kept all the same, by a second write under
-        the same id and key. Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
+        Return the notification's id, that of the first request if replayed, and the outcome. It is one atomic upsert,
+        on disk on a majority when this returns. If the outbox is full, a notification is kept all the same, by a second
+        write under the same id and key. Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
         """
         creation = self._creates.prepare(new, self.clock.now())
         outcome = await self._creates.record(creation)

@@ -30,7 +30,7 @@ log = logging.getLogger("notifier.mail")
 CHALLENGE: Final = 334
 MISSING: Final = frozenset({500, 501, 502, 504, 534, 538})
 """Replies to a mechanism that the server lacks after all, or does not allow (RFC 4954, sections 4 and 6)."""
-SOON: Final = 300.0  # seconds before its end at which a token is renewed, or half its lifetime if that is less
+SOON: Final = 300.0  # seconds before its end when a token is renewed, or half of its lifetime if that is less
 RETRY: Final = 30.0  # seconds between attempts to renew a token that is still valid
 LIFETIME: Final = 300.0  # seconds for which a token is used if the token server does not say
 FAULTS: Final[Mapping[str, tuple[object, ...]]] = {
@@ -142,7 +142,7 @@ class Tokens:
         return await asyncio.shield(self._renewal)
 
     async def try_with(self, attempt: Callable[[str], Awaitable[T]]) -> T:
-        """Call `attempt` with the token, and, if the server refuses it, with a new one: it may have been revoked."""
+        """Call `attempt` with the token, and if the mail server refuses it with a new one: it may have been revoked."""
         token = await self.get()
         try:
             return await attempt(token.value)

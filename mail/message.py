@@ -34,7 +34,7 @@ log = logging.getLogger("notifier.delivery")
 CRLF: Final = b"\r\n"
 LINE_LIMIT: Final = 998  # octets of a line, without CRLF (RFC 5322, section 2.1.1)
 LINE_LENGTH: Final = 76  # characters of a line with encoded words (RFC 2047, section 2)
-WORD_BYTES: Final = 39  # bytes of UTF-8 in an encoded word, which then has 64 characters and fits behind a header's name
+WORD_BYTES: Final = 39  # of UTF-8 in one encoded word, which then has 64 characters and fits behind a header's name
 PLAIN_ID: Final = re.compile(r"[\w.-]{1,200}", re.ASCII)
 """An id that can stand in `Message-ID`. An e-mail that another program owes may have any id."""
 FIXED: Final = (

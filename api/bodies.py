@@ -135,7 +135,7 @@ class InFlight:
         self._freed = asyncio.Event()
 
     async def take(self, user_id: str, notifications: int) -> int:
-        """Reserve memory for an answer with this many notifications; return its bytes. A first answer may have any size.
+        """Reserve memory for an answer with this many notifications; return its bytes. A first one may have any size.
 
         Raises `TooMuchInFlight` after `ANSWERS_PATIENCE`.
         """

@@ -1,6 +1,6 @@
 """The worker between outbox and mailer: e-mails that are owed are claimed, sent and settled.
 
-One claimer keeps a window of e-mails that are next. One worker a connection takes them from there, looks whether they
+One claimer keeps a window of e-mails that are next. One worker a connection takes them from there, checks whether they
 are still wanted, sends them, and goes on while one settler has them removed: what is shared costs each of them little.
 
 Any number of processes run it and share nothing but MongoDB. When one dies, its leases end and another takes its
@@ -33,7 +33,7 @@ from store import Store
 
 log = logging.getLogger("notifier.delivery")
 
-Record = Callable[[OwedEmail, Outcome, int], None]  # of an attempt to send an e-mail; the last is its begin, in ns
+Record = Callable[[OwedEmail, Outcome, int], None]  # of an attempt; the last argument is its begin in Unix ns
 
 PROBE_POLL: Final = 0.25  # seconds between two looks for a probe
 STOP_GRACE: Final = 2.5  # seconds that conversations are given to end when the process stops
@@ -65,7 +65,7 @@ class Delivery(Worker):
         self._letters = Letters(settings, self._looks)
         self._mailer = Mailer(settings, self._feedback, self._letters, self)
         self._pool = self._mailer.pool
-        self._lifts: dict[Group, float | None] = {}  # whose e-mails are to fall due, and since when they were tried
+        self._lifts: dict[Group, float | None] = {}  # groups whose e-mails are to fall due, and since when tried
         self._workers: set[asyncio.Task[None]] = set()
         self._helpers: set[asyncio.Task[None]] = set()
         limits, pace = self._feedback.limits, self._feedback.pace
@@ -125,7 +125,7 @@ class Delivery(Worker):
         return None
 
     def _wait(self) -> float | None:
-        """Return the seconds until an e-mail may be sent; `None` while that depends on something else than time."""
+        """Return the seconds until an e-mail may be sent; `None` while that depends on something other than time."""
         if not (self._window and self._settler.has_room):
             return None
         room, now = self._pool.wait(), time.monotonic()
@@ -175,7 +175,7 @@ class Delivery(Worker):
             self._settler.put(lease, outcome)
 
     def late(self, lease: Lease) -> None:
-        """Let another worker go on meanwhile, unless as many wait as there are workers."""
+        """Start another worker meanwhile, unless as many wait already as there are connections."""
         if len(self._workers) <= 2 * self._limit and not self._claimer.stopped:  # the claimer is one of these tasks
             lease.replaced = True
             self._run(self._work(), self._workers)

@@ -171,7 +171,7 @@ async def erase(request: web.Request, caller: Caller) -> web.Response:
 
 
 async def suppress(request: web.Request, _: Caller) -> web.Response:
-    """Send nothing more to an address, or send again: to a user's, or to that of all users who have it."""
+    """Suppress an address, or lift its suppression, for one user or for all users who have it."""
     body, schemas = await read_object(request) if request.body_exists else {}, request.app[SCHEMAS]
     user_schema = schemas.suppressed_user if body.get("address") else schemas.user
     suppression, user = load_both(schemas.suppression, body, user_schema, single_values(request.query))
@@ -242,7 +242,7 @@ ROUTES: Final = (
     Route("GET", "/openapi.json", pages.openapi, None),
     Route("GET", "/docs", pages.docs, None),
 )
-FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)  # of CORS_ORIGINS
+FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)  # for CORS_ORIGINS
 
 
 def setup(app: web.Application, settings: Settings) -> None:

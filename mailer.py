@@ -38,7 +38,7 @@ class Worker:
         return None
 
     def give_back(self, lease: Lease) -> None:
-        """Take an e-mail back that followed, and that the server has not got."""
+        """Take back an e-mail that was to follow: the server has not got it."""
 
 
 class Mailer:
@@ -61,7 +61,8 @@ class Mailer:
     async def send(self, lease: Lease) -> Outcome | None:
         """Send an e-mail and return what became of it; `None` if its lease ended before the message was sent.
 
-        If it has a `then`, that e-mail is begun, and must be sent next. Raises only what `Letters.content` raises.
+        If `lease.then` is set afterwards, that e-mail is begun, and must be sent next. Raises only what
+        `Letters.content` raises.
         """
         if lease.email.ids and lease not in self._ahead and not await self._letters.is_wanted(lease):
             return unwanted(lease)  # what was read makes no dead letter
@@ -154,7 +155,7 @@ class Mailer:
         return outcome
 
     def _stage(self, connection: Connection, exc: Exception) -> Stage:
-        """Return how far a conversation had come that failed.
+        """Return how far a failed conversation had come.
 
         A server may hold back the replies to commands that were sent together (RFC 2920, section 3.2), MAIL's too
         while it ponders the recipient. So on a new connection silence is about the e-mail, and not about the server.

@@ -30,7 +30,7 @@ from settings import Settings
 
 Outcome = Recorded | StoreError
 
-BATCHES_AT_ONCE: Final = 3  # in a process while there are no single creates; more would wait for MongoDB
+BATCHES_AT_ONCE: Final = 3  # batches of a process while there are no single creates; more would wait for MongoDB
 GENTLE_LIMIT: Final = 8  # creations in a batch beside single creates, which wait for it
 CALM: Final = 1.0  # after this many seconds without a single create, batches are large
 
@@ -39,7 +39,7 @@ CALM: Final = 1.0  # after this many seconds without a single create, batches ar
 async def open_store(
     settings: Settings, *, serves: bool = False, patience: Patience = PATIENCE
 ) -> AsyncIterator[Store]:
-    """Connect, and close at the end. Only the server needs more."""
+    """Connect, and close at the end. If it `serves`, also judge MongoDB, and keep the indexes and the clock."""
     async with connected(settings.db_uri, patience=patience) as connection:
         store = Store(connection, settings)
         await store.clock.sync(ATTEMPT if serves else None)
@@ -69,21 +69,23 @@ class Store:
     async def create(self, new: Create) -> tuple[str, Recorded]:
         """Record the notification and the e-mail owed, as `new.kind` asks, creating a missing user.
 
-        Return the notification's id, if replayed that of the first request. It is one atomic upsert, on disk on a
-        majority when this returns. If the outbox is full, a notification is kept all the same, by a second write under
-        the same id and key. Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
+        Return the notification's id, that of the first request if replayed, and the outcome. It is one atomic upsert,
+        on disk on a majority when this returns. If the outbox is full, a notification is kept all the same, by a second
+        write under the same id and key. Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
         """
         creation = self._creates.prepare(new, self.clock.now())
         outcome = await self._creates.record(creation)
         return creation.replayed_id if outcome is Recorded.REPLAYED else creation.id, outcome
 
     async def create_many(self, user_ids: Sequence[str], new: Create, *, gently: bool = False) -> Sequence[Outcome]:
+        """Do the same for each of these users; return for each what was done, or its error."""
         fingerprint, now, prepare = new.fingerprint(), self.clock.now(), self._creates.prepare
         each = (replace(new, user_id=user_id, in_bulk=True) for user_id in user_ids)
         creations = (prepare(create, now, fingerprint) for create in each)
         return await self._fan_out(creations, gently=gently)
 
     async def erase(self, user_id: str) -> None:
+        """Remove everything that the service holds of a user. Raises `EmailUnderWay`."""
         await self.inbox.erase(user_id)
         await self.dead_mail.discard_of_user(user_id)
 

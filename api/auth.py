@@ -23,9 +23,9 @@ from settings import ALL_SCOPES, Scope, Scopes, Settings
 ALGORITHM: Final = "HS256"
 OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
 LEEWAY: Final = 30  # seconds by which the clocks of the signer and of this machine may differ
-OF_STATUS: Final = "notifier: status"  # what the key that signs the tokens of `status` is derived for, and their `sub`
+OF_STATUS: Final = "notifier: status"  # purpose of the derived secrets for `status`, and `sub` of its tokens
 STATUS_TTL: Final = 60  # seconds
-PREFLIGHT_AGE: Final = 7200  # seconds for which a browser may remember the answer; Chrome remembers it no longer
+PREFLIGHT_AGE: Final = 7200  # seconds for which a browser may cache the answer: the most that Chrome allows
 
 
 class Refused(Exception):
@@ -45,7 +45,7 @@ class TokenExpired(BadCredential):
 
 
 class OutOfScope(Refused):
-    """The caller's key or token is not for this."""
+    """The scopes of the caller's key or token do not include this."""
 
 
 class OtherUser(Refused):
@@ -96,7 +96,7 @@ class Gate:
     def _must_be_own_page(self, request: web.Request) -> None:
         """Raise `ForeignPage` for a page that neither the service itself nor an origin in `CORS_ORIGINS` has sent.
 
-        Such a page would act with the rights of anyone who opens it. Other clients than browsers send neither header
+        Such a page would act with the rights of anyone who opens it. Clients other than browsers send neither header
         (Fetch, section 3.1; Fetch Metadata).
         """
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
@@ -146,7 +146,7 @@ def _name(credential: bytes) -> str:
 
 
 def _status_secrets(settings: Settings) -> Sequence[str]:
-    """Derive the secrets of `status` from the keys that may read the metrics: nobody else can."""
+    """Derive the secrets of `status` from the keys that may read the metrics, which nobody else has."""
     keys = [key for key, scopes in settings.scopes.items() if Scope.METRICS in scopes]
     return [hmac.new(key.encode(), OF_STATUS.encode(), hashlib.sha256).hexdigest() for key in keys]
 
@@ -155,7 +155,7 @@ GATE: Final = web.AppKey("GATE", Gate)
 
 
 class Route(NamedTuple):
-    """A route of the API: open to everyone, or for callers with this scope, whom its handler gets as an argument."""
+    """A route of the API. Without a scope it is open to everyone; otherwise its handler also gets the caller."""
 
     method: str
     path: str

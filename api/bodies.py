@@ -1,6 +1,6 @@
 """Bodies: those of requests, read as values to validate, and those of answers, sent within a deadline.
 
-The answers of one user take few megabytes.
+The answers to one user may take only a few megabytes at a time.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from marshmallow import Schema, ValidationError
 from multidict import MultiMapping
 
 BODY_LIMIT: Final = 64 * 1024  # bytes of a request body
-BODY_TIMEOUT: Final = 30.0  # seconds
+BODY_TIMEOUT: Final = 30.0  # seconds in which a whole body must arrive
 JSON: Final = "application/json; charset=utf-8"
 SEND_TIMEOUT: Final = 30.0  # seconds in which a client must take an answer
 LARGE: Final = 64 * 1024  # bytes above which an answer is large: asyncio buffers no more before the sender must wait
-SEND_BUFFER: Final = 128 * 1024  # bytes of a large answer that the kernel may buffer; by default it takes megabytes
+SEND_BUFFER: Final = 128 * 1024  # bytes of a large answer that the kernel may buffer; its default is megabytes
 ANSWERS_LIMIT: Final = 8 << 20  # bytes of memory for all answers to one user
 ANSWERS_PATIENCE: Final = 10.0  # seconds for which an answer waits until the user's other answers have been sent
 ELEMENT: Final = 17 * 1024  # upper bound for the bytes of a notification in a list
 
 
 class Compressed(Exception):
-    """The body is compressed, which only a proxy may undo: a small body may inflate to any size."""
+    """The body is compressed. The service decompresses none, as a small body may inflate to any size."""
 
 
 class NotJSON(Exception):
@@ -51,7 +51,7 @@ class TooMuchInFlight(Exception):
 async def read_object(request: web.Request) -> Mapping[str, Any]:
     """Read the body as a JSON object in UTF-8, whatever its media type (RFC 8259, section 8.1).
 
-    Raises the exceptions above, and aiohttp's `HTTPRequestEntityTooLarge`.
+    Raises `Compressed`, `NotJSON`, `BodyTooSlow`, `ClientGone`, or aiohttp's `HTTPRequestEntityTooLarge`.
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Compressed
@@ -135,9 +135,9 @@ class InFlight:
         self._freed = asyncio.Event()
 
     async def take(self, user_id: str, notifications: int) -> int:
-        """Reserve memory for these notifications, and return its bytes. One answer may always go, however large.
+        """Reserve memory for an answer with this many notifications; return its bytes. A first one may have any size.
 
-        Raises `TooMuchInFlight`.
+        Raises `TooMuchInFlight` after `ANSWERS_PATIENCE`.
         """
         size = ELEMENT * min(notifications, self._longest)
         if not self._has_room(user_id, size):
@@ -156,7 +156,7 @@ class InFlight:
         return not held or held + size <= self._limit
 
     def give(self, user_id: str, size: int, keep: int = 0) -> int:
-        """Release reserved bytes, but for those to `keep`; return these."""
+        """Release reserved bytes, except those to `keep`; return `keep`."""
         self.held[user_id] += keep - size
         if not self.held[user_id]:
             del self.held[user_id]

@@ -44,7 +44,7 @@ class RequestSchema(Schema):
         self.check(original)
 
     def load(self, data: Any, **_: Any) -> Any:
-        """Load the input as `Schema.load` does. Raises `ValidationError`, which names few unknown fields."""
+        """Load the input as `Schema.load` does. Raises `ValidationError`, with few unknown fields in it."""
         try:
             return self._load_valid(data)
         except ValidationError:  # the first of perhaps many
@@ -71,7 +71,7 @@ class RequestSchema(Schema):
 
 
 class TextField(mf.String):
-    """A string that means something: `parse` returns what, or raises `ValidationError`."""
+    """A string that stands for a value: `parse` returns the value, or raises `ValidationError`."""
 
     root: RequestSchema
 
@@ -173,7 +173,7 @@ def _find_faults(value: object, faults: set[str], depth: int = 1) -> None:
             faults.add(f"Nested deeper than {DATA_DEPTH} levels.")
         case dict():
             for name, item in value.items():
-                # {"$ref": …} would be read back as a DBRef, which JSON has not. BSON ends a name at NUL.
+                # {"$ref": …} would be read back as a DBRef, which JSON does not have. BSON ends a name at NUL.
                 if name.startswith("$") or "\0" in name:
                     faults.add("A name must not start with '$' or contain NUL.")
                 _find_faults(name, faults, depth)

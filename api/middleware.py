@@ -32,7 +32,7 @@ SPAN: Final = web.RequestKey("SPAN", str)  # the `traceparent` of the request's 
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
 TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2, which asks to ignore any other value."""
-SERVER: Final = "notifier"  # the header of this name; without one, aiohttp tells its version
+SERVER: Final = "notifier"  # the `Server` header; by default, aiohttp reveals its version in it
 PROBES: Final = ("/healthz", "/readyz")  # orchestrators call these every few seconds
 PORT: Final = re.compile(r":\d{1,5}$")
 THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
@@ -74,7 +74,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
 
 
 def origin_of(request: web.Request) -> Mapping[str, str]:
-    """Return the ids by which a request is found in logs: those of its headers if they are valid, or new ones."""
+    """Return the ids by which a request is found in logs: those of its headers if valid, else a new request id."""
     request_id = request.headers.get("X-Request-ID", "")
     trace = request.get(SPAN, "") or request.headers.get("traceparent", "")
     if not re.fullmatch(REQUEST_ID_PATTERN, request_id):
@@ -105,7 +105,7 @@ def complete(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Request-ID"] = origin["request_id"]
     response.headers["Server"] = SERVER
     if request.app[HUB].stopping or not request.content.is_eof():
-        response.force_close()  # the next request should reach another process, or stands behind a body
+        response.force_close()  # the next request should reach another process, or would follow an unread body
     if request.headers.get("Origin"):
         response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out
     method, route = route_of(request)

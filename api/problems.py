@@ -167,7 +167,7 @@ PROBLEMS: Final = (
         errors.EmailUnderWay,
         503,
         "An e-mail to the user is being sent.",
-        "Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
+        "Ask again when that has ended. If its process died, that is after `MAIL_LEASE_SECONDS` at the latest.",
     ),
     Problem(
         TooManyConnections,

@@ -41,10 +41,10 @@ SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds for the remaining requests; aiohttp applies it twice. With the grace periods of delivery, mailer and store,
 the process ends within `STOP_LIMIT`."""
 STOP_LIMIT: Final = 7.7  # seconds after SIGTERM in which the process ends, whatever hangs; Docker waits for 10 s
-REFUSING: Final = 32  # connections at a time; beyond that the oldest is aborted, as it may never send a request
+REFUSING: Final = 32  # connections refused at a time; beyond that the oldest is aborted, as it may never send a request
 REFUSAL_TIMEOUT: Final = 2.0  # seconds for a refused client to send its request and read the answer
 USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
-USER_TIMEOUT_MS: Final = 30_000  # for which sent bytes may stay unacknowledged; the kernel's default is 15 minutes
+USER_TIMEOUT_MS: Final = 30_000  # milliseconds that sent bytes may stay unacknowledged; by default, 15 minutes
 
 
 class Admission:
@@ -110,7 +110,7 @@ async def _refuse(_: web.BaseRequest) -> web.StreamResponse:
 
 
 def run(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
-    """Run the process that serves. Raises as `serve`."""
+    """Run the process that serves. Raises what `serve` raises, except `CancelledError`."""
     gc.set_threshold(*GC_THRESHOLDS)
     descriptors.raise_limit()
     with suppress(KeyboardInterrupt, asyncio.CancelledError):

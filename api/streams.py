@@ -1,4 +1,4 @@
-"""Streams of Server-Sent Events (WHATWG HTML, section 9.2): one whenever a user's notifications change.
+"""Streams of Server-Sent Events (WHATWG HTML, section 9.2): an event whenever a user's notifications change.
 
 While there are streams, one MongoDB change stream serves all of them. A change makes the streams of its user pending.
 The inboxes of all pending users are read together, and each stream holds only the newest event. So memory depends
@@ -37,10 +37,10 @@ COMMENT: Final = b": keep-alive\n\n"
 KEEP_ALIVE: Final = 15.0  # seconds without an event after which a comment keeps proxies from closing the connection
 SEND_TIMEOUT: Final = 10.0  # seconds in which a client must accept what it is sent
 RETRY_MS: Final = (1000, 5000)  # range of the time before a client reconnects, so that clients come one by one
-SEND_BUFFER: Final = 64 * 1024  # bytes that the kernel may buffer for a stream; by default it takes megabytes
+SEND_BUFFER: Final = 64 * 1024  # bytes that the kernel may buffer for a stream; its default is megabytes
 STREAMS_PER_USER: Final = 8  # in one process
-FIRST_EVENT_TIMEOUT: Final = 10.0  # seconds for the first event of a new stream: the deadline of any operation
-GONE_INTERVAL: Final = 1.0  # seconds between two checks for clients that have left, which aiohttp tells only writers
+FIRST_EVENT_TIMEOUT: Final = 10.0  # seconds for the first event of a new stream, as for any operation
+GONE_INTERVAL: Final = 1.0  # seconds between two checks for clients that have left: aiohttp tells only writers
 READ_LIMIT: Final = 100  # inboxes in one query
 READ_PAUSE: Final = 0.02  # seconds between two queries, so that under load users share one
 PAUSE: Final = (0.25, 0.75)  # shortest and longest pause, in seconds, after MongoDB has failed
@@ -186,7 +186,8 @@ class Hub:
     async def listen(self, user_id: str, request: web.Request) -> AsyncIterator[Stream]:
         """Open a stream of the user's inbox, and wait for its first event.
 
-        Raises the exceptions above, `NotReplicated`, or `Unavailable` when the first event did not come in time.
+        Raises `Stopping`, `TooManyOfUser`, `TooManyOfProcess`, `ClientGone`, `NotReplicated`, or `Unavailable` if the
+        first event does not come in time.
         """
         if self.stopping:
             raise Stopping
@@ -199,7 +200,7 @@ class Hub:
         streams.add(stream)
         self._count += 1
         self._any_stream.set()
-        if self._following:  # otherwise once it is, so that no change is lost between the event and the change stream
+        if self._following:  # else `_follow` does it, so that no change is lost between event and change stream
             self._mark_pending(user_id, {stream})
         timer = asyncio.get_running_loop().call_later(FIRST_EVENT_TIMEOUT, stream.close, Unavailable)
         try:
@@ -215,7 +216,7 @@ class Hub:
     async def _follow(self) -> None:
         """While there are streams, mark those as pending whose inboxes change.
 
-        All begin with what their inboxes are once the change stream is open.
+        When the change stream opens, all are marked, so that each begins with its inbox at that time.
         """
         await self._any_stream.wait()
         try:

@@ -72,7 +72,7 @@ class Tracing:
         return response
 
     def record(self, email: OwedEmail, outcome: Outcome, started: int) -> None:
-        """Make the span of an attempt that began at a time in ns, and has ended."""
+        """Make the span of an attempt that has ended; `started` is in Unix nanoseconds."""
         attributes = {
             "notifier.email.id": email.id,
             "notifier.email.key": email.key,

@@ -1,7 +1,7 @@
 """The page behind a link to unsubscribe, in the language of the browser, without a script.
 
 Showing it changes nothing, as programs follow links too. Its buttons post, and so do mail programs (RFC 8058), which
-need no page. What is asked for is in the query, so that no body is read. Either way, the page tells the present state.
+need no page. What is asked for is in the query, so that no body is read. Either way, the page shows the present state.
 """
 
 import tomllib
@@ -66,7 +66,7 @@ def view_of(kind: Kind, preferences: object, *, has_chosen: bool) -> View:
 
 
 def masked(address: object) -> str:
-    """Return an address as its owner still knows it, `a•••@example.com`, or nothing if it is not an address."""
+    """Return an address that its owner recognises, `a•••@example.com`, or nothing if it is not an address."""
     text = f"{address}".strip()
     return f"{text[0]}•••@{text.rpartition('@')[2]}" if is_address(address) else ""
 

@@ -40,11 +40,11 @@ from settings import Security, Settings
 from store import Store
 
 DEADLINE: Final = 6.0  # seconds for each question to MongoDB
-NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "listIndexes")  # which the role readWrite has
+NEEDED: Final = ("find", "insert", "update", "remove", "createIndex", "listIndexes")  # actions, all in readWrite
 LOCAL: Final = "a local run, as nothing is configured; set DB_URI, EMAIL and SMTP_HOST for any other"
 STANDALONE: Final = "a standalone server"
 FAILED_AT: Final = {"": "oauth_token", "connecting": "smtp_tcp", "the login": "smtp_login"}
-TRUSTED: Final = "it must name SMTP_HOST, and its authority be the system's or in SMTP_CA_FILE."
+TRUSTED: Final = "it must name SMTP_HOST, and its authority must be one of the system's or in SMTP_CA_FILE."
 NO_TLS: Final = "the server does not speak TLS from the start; SMTP_SECURITY=starttls is for those that upgrade."
 TLS_FAULTS: Final = {
     "WRONG_VERSION_NUMBER": NO_TLS,
@@ -254,7 +254,7 @@ def _about_certificate(connection: Connection, settings: Settings) -> str:
 
 
 def _failure(exc: Exception, at: str, settings: Settings) -> Result:
-    """Return the step that failed as a connection was opened, up to `at`, and why."""
+    """Return which step failed, and why, if opening a connection came as far as `at`."""
     cause: BaseException = exc
     while cause.__cause__ and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__

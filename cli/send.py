@@ -103,13 +103,16 @@ def _user_of(line: bytes, id_type: IdType) -> str | None:
 
 
 def send_list(options: Namespace, settings: Settings) -> int | None:
-    """Check everything, before MongoDB is waited for, and send. Raises `BadInput`."""
+    """Check everything before waiting for MongoDB, then send; return the exit code. Raises `BadInput`."""
     new, users = notification(options, settings), read_users(options.users, settings.id_type)
     return on_store(lambda store, _: send(store, users, new))(options, settings)
 
 
 async def send(store: Store, users: bytes, new: Create) -> int:
-    """Create the notification for every one of `read_users`, once. By default its key is made of it and the list."""
+    """Create the notification once for each of the `users`, one a line; return the exit code.
+
+    Without an idempotency key, one is made of the notification and the list.
+    """
     digest = hashlib.blake2b(users, digest_size=16).hexdigest()
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{digest}".encode()).hexdigest()[:32]
     new, total, lines = replace(new, idempotency_key=key), users.count(b"\n"), BytesIO(users)

@@ -15,7 +15,7 @@ import idna
 from marshmallow import ValidationError, validate
 
 DEAD_MAIL: Final = "dead_mail"  # the collection of the dead letters
-OWN_FIELDS: Final = frozenset({"_id", "notifications", "notifier"})  # of the user's document, not to be read as another
+OWN_FIELDS: Final = frozenset({"_id", "notifications", "notifier"})  # of a user's document: no setting may name them
 SECRET_LENGTH: Final = 32  # bytes, as an HMAC-SHA-256 has (RFC 7518, section 3.2)
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PUBLIC_URL_LENGTH: Final = 180  # characters; with the longest token, a link fits into a header's line (RFC 5322, 2.1.1)
@@ -57,7 +57,10 @@ def helo(value: str) -> None:
 
 
 def in_url(name: str) -> str:
-    """Return a host name or an address as a browser writes it (URL Standard, section 3.5)."""
+    """Return a host name or an address as a browser writes it (URL Standard, section 3.5).
+
+    Raises `ValidationError`, or `ValueError` for a wrong IPv6 address.
+    """
     return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else _a_labels(name)
 
 
@@ -109,7 +112,7 @@ JOINERS: Final = "\u200c\u200d"  # format characters that words of some scripts 
 NOT_AN_ADDRESS: Final = "Not a valid email address."
 NAMED: Final = re.compile(r"(.*?)<([^<>]*)>", re.DOTALL)
 QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
-LIST: Final = re.compile(r"[<>]|@.*,|,.*@")  # in an unquoted name, only the beginning of a list of addresses
+LIST: Final = re.compile(r"[<>]|@.*,|,.*@")  # what an unquoted name has only in a list of addresses
 
 
 def envelope_address(value: object) -> str:
@@ -141,7 +144,7 @@ def domain(value: str) -> str:
 
 
 def _a_labels(value: str) -> str:
-    """Return a domain in small letters. Raises `ValidationError` unless its labels have 1 to 63 bytes."""
+    """Return a domain as A-labels in lower case. Raises `ValidationError` unless its labels have 1 to 63 bytes."""
     try:
         name = value if value.isascii() else idna.encode(value, uts46=True).decode()
     except (idna.IDNAError, UnicodeError):

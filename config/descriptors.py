@@ -7,7 +7,7 @@ from typing import Final
 KEPT: Final = 256  # for MongoDB, the mail server and DNS; half of all descriptors if there are few
 FEW: Final = 1024  # with a lower limit, the pools of connections to MongoDB are smaller, too
 USED: Final = 64  # by an idle service
-STREAMS_PART: Final = 0.75  # of the other descriptors, as streams hold them for long
+STREAMS_PART: Final = 0.75  # fraction of the other descriptors for streams, which hold them for long
 
 
 def raise_limit() -> None:

@@ -31,7 +31,7 @@ def translated(texts: Mapping[str, T], language: str | None) -> T | None:
 
 
 def accepted(header: str) -> Sequence[str]:
-    """Return the languages of an `Accept-Language`, the most wanted first, without anything else."""
+    """Return the languages of an `Accept-Language`, the most wanted first. Anything else in it is ignored."""
     weights = {}
     for part in header.split(","):
         tag, _, parameter = (piece.strip() for piece in part.partition(";"))

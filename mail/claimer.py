@@ -17,9 +17,9 @@ log = logging.getLogger("notifier.delivery")
 
 POLL: Final = 1.0  # seconds between two looks for e-mails that fell due or that another process owes
 POLL_SPREAD: Final = (0.8, 1.2)  # factors between which the polls are spread, so that workers do not look all at once
-CLAIM_PAUSE: Final = 0.02  # seconds after a claim that found too little; what is owed meanwhile shares the next
+CLAIM_PAUSE: Final = 0.02  # seconds to wait after a claim that found few; what is owed meanwhile shares the next
 PROBE_INTERVAL: Final = 5.0  # seconds between two searches for an e-mail that would be a good probe
-PROBES: Final = 8  # users of whose e-mails the best is chosen as a probe
+PROBES: Final = 8  # users whose e-mails are claimed, to choose the best of them as a probe
 
 
 @dataclass(eq=False)

@@ -111,7 +111,7 @@ class Connection:
     refused: bool = False  # whether the last message was refused, so that its transaction must be left first
 
     def usable(self, messages: int) -> bool:
-        """Return whether the server can be expected to still listen, and to bear another of so many messages."""
+        """Return whether the server can be expected to still listen, and has carried fewer messages than this."""
         now = time.monotonic()
         is_young = now - self.opened < CONNECTION_AGE and now - self.used < CONNECTION_IDLE
         return is_young and self.messages < messages and self.smtp.is_connected

@@ -28,14 +28,14 @@ DOUBT_LASTS: Final = 3600.0  # seconds after its last cause
 class Cohort:
     """What is known of the line, a kind or a domain: its run of refusals, and its recipients that are unknown.
 
-    If these are many, that is in doubt: in December 2020, Gmail said 550 5.1.1 of some users for almost seven hours.
+    If many are called unknown, that is in doubt: in December 2020, Gmail said 550 5.1.1 of some users for seven hours.
     """
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.accepted = False  # ever
         self.proven = False  # whether the last outcome was an acceptance
-        self.began = 0.0  # the run
+        self.began = 0.0  # when the run began
         self._refusals: dict[int, tuple[str, Stage, int]] = {}  # by recipient: domain, stage, and class of the code
         self._unknown: dict[int, bool] = {}  # the last recipients, and whether each was unknown
         self._doubtful_until = 0.0
@@ -172,7 +172,7 @@ class Evidence:
                 stop.refuse(clock, hard=hard, witnessed=False, now=now)
 
     def unknown(self, mail: Mail, now: float) -> tuple[bool, Group | None]:
-        """Note that a mailbox is called unknown; return if that is in doubt, and the group where the doubt is new."""
+        """Note that a mailbox is called unknown; return whether that is doubtful, and the group where this is new."""
         line, _, domain = map(self._cohort, mail.groups)
         raised = [cohort.group for cohort in (domain, line) if cohort.sample(mail, unknown=True, now=now)]
         return line.doubtful(now) or domain.doubtful(now), raised[-1] if raised else None
@@ -201,7 +201,7 @@ class Evidence:
             self._stop(domain, outcome, now)
 
     def _is_witness(self, mail: Mail, domain: Cohort, outcome: Outcome) -> bool:
-        """Return whether a refusal speaks against the line or a kind: nobody, say by nonsense, can have provoked it."""
+        """Return whether a refusal speaks against the line or a kind. One that nonsense may have provoked does not."""
         if outcome.verdict in {Verdict.PERMANENT, Verdict.DOUBTED} or mail.counted:
             return False
         return outcome.stage is Stage.MAIL or domain.accepted or not self._acceptances

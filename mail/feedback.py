@@ -1,4 +1,4 @@
-"""What became of each conversation, judged by evidence, pace and limits. They are pure; here they get the time."""
+"""What became of each conversation, judged by evidence, pace and limits. Those are pure; here they get the time."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Feedback:
         return max(line.wait(now) if line else 0.0, self.pace.wait(now))
 
     def connected(self, number: int) -> None:
-        """Note that a connection was opened, the last of so many."""
+        """Note that a connection was opened, and how many are open now."""
         self.limits.open = number
         self.limits.opened(time.monotonic())
         self._changed()
@@ -74,7 +74,10 @@ class Feedback:
         return outcome.worth_another_connection and not (self.pace.paused or self.pace.knows(outcome.status))
 
     def blame(self, messages: int, proven: int) -> None:
-        """Note that a connection, after so many messages, refused one that another of the `proven` took at once."""
+        """Note that a connection refused a message that another took at once.
+
+        It had carried `messages` before; `proven` connections have delivered.
+        """
         if messages:
             self.limits.worn_out(messages)
         else:
@@ -86,7 +89,7 @@ class Feedback:
             self._changed()
 
     def judge(self, mail: Mail, outcome: Outcome | None, began: float) -> Outcome | None:
-        """Return what an outcome means in the light of all others. The sending of the e-mail began then."""
+        """Return what an outcome means in the light of all others. `began` is when sending began."""
         now = time.monotonic()
         waited = self._others_wait(now)
         if outcome is None or outcome.stage is Stage.CONNECT:
@@ -114,7 +117,7 @@ class Feedback:
         self.pace.finish()
 
     def refused_by_unproven(self, mail: Mail, began: float) -> None:
-        """Note that an e-mail, begun then, was refused by connections on which nothing has been accepted.
+        """Note that an e-mail, begun at `began`, was refused by connections on which nothing has been accepted.
 
         They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted, or was meanwhile.
         """

@@ -21,16 +21,16 @@ from mongo.owed import FLUSHED, OwedEmail
 
 log = logging.getLogger("notifier.delivery")
 
-SENDING_PART: Final = 0.8  # of a lease, during which sending may start: the message takes its time too
-EXTENSION_PART: Final = 1 / 3  # of a lease, after which it is extended
-RETRY_PART: Final = 0.03  # of a lease, for which to wait after a failed extension
-SECONDS: Final = 1.0  # for which the window lasts: more would wait here while another process has nothing to do
-SMALLEST: Final = 16
+SENDING_PART: Final = 0.8  # fraction of a lease during which sending may start: the message takes time too
+EXTENSION_PART: Final = 1 / 3  # fraction of a lease after which it is extended
+RETRY_PART: Final = 0.03  # fraction of a lease to wait after a failed extension
+SECONDS: Final = 1.0  # seconds of sending in the window: more would wait here while another process is idle
+SMALLEST: Final = 16  # users whose e-mails are claimed at once, at least
 LARGEST: Final = 128  # users whose e-mails are claimed at once: those of one user may take a megabyte
 REFILL: Final = 0.5  # seconds after which a window is filled up before it is half empty, as there may be urgent e-mails
-TURN: Final = 4  # one e-mail in four is not urgent, so that these do not starve
+TURN: Final = 4  # one e-mail in four is not urgent, so that those do not starve
 VALID: Final = 0.05  # seconds for which a look holds; MAIL follows no later, so an opt-out counts from the look on
-AHEAD: Final = 40  # e-mails of the window that a look includes at the most
+AHEAD: Final = 40  # e-mails of the window that a look includes, at most
 
 
 @dataclass(eq=False, slots=True)
@@ -39,7 +39,7 @@ class Lease:
 
     email: OwedEmail
     ends: float
-    required: bool = False  # it then counts as wanted
+    required: bool = False  # by its kind, so that it counts as wanted
     wanted: bool = True  # by the user, as far as is known until `known_until`
     told: Sequence[JSONObject] = ()  # the notifications that an e-mail with `ids` speaks of, as far as is known
     known_until: float = math.inf
@@ -126,7 +126,7 @@ class Window:
         return len(self) < self._size / 2
 
     def room(self) -> int:
-        """Return how many e-mails to claim now; 0 while it is full enough."""
+        """Return of how many users to claim e-mails now; 0 while it is full enough."""
         now = time.monotonic()
         if not self.low and now - self._filled_at < REFILL:
             return 0

@@ -21,10 +21,10 @@ PAUSE: Final = (1.0, 16.0)  # seconds until the relay is asked again; they doubl
 BACK: Final = 0.9  # factor of the pace when it is too fast again
 SLOWEST: Final = 0.25  # messages a second to which feedback slows down; at a slower relay, the pauses suffice
 STEP: Final = 30  # acceptances after which the pace grows
-GROWTH: Final = 0.02  # part by which it then grows: at first, and twice as much each time
+GROWTH: Final = 0.02  # fraction by which it grows at first; twice as much each further time
 CATCH_UP: Final = 0.1  # seconds of the pace that a late timer may make up for
 IDLE: Final = 10.0  # seconds without a message after which a new burst begins
-AGAIN: Final = 3  # e-mails refused once more while others got through: it was not speed, the reply is their own
+AGAIN: Final = 3  # e-mails refused again while others got through, which show that it was not speed
 OWN: Final = 3600.0  # seconds for which a reply counts as that, and for which a pace holds that is not refused again
 PATIENCE: Final = 30.0  # seconds to wait for the outcome of the e-mail with which the relay is asked again
 REMEMBERED: Final = 100  # refusals, and e-mails refused for speed
@@ -33,8 +33,8 @@ REMEMBERED: Final = 100  # refusals, and e-mails refused for speed
 class Limits:
     """The limits of connections and of messages on each. The pool counts how many are `open` and `opening`.
 
-    A connection proves itself by its first message. One that is refused before is one too many, or leads to a broken
-    machine: several in a row are the limit; but where one was refused and a later one proves itself, it was a machine.
+    A connection proves itself by its first message. One that is refused before that is one too many, or leads to a
+    broken machine. Several in a row show a limit. If a later one proves itself all the same, it was a machine.
     """
 
     def __init__(self, most: int) -> None:
@@ -78,7 +78,7 @@ class Limits:
             self.allowed = min(self.allowed + 1, self._most)
 
     def proved(self, number: int) -> None:
-        """Note that the first message on a connection was accepted, the last of so many that have delivered."""
+        """Note that the first message on a connection was accepted; `number` connections have delivered now."""
         self._refused = 0
         if number >= self._too_many:  # it was no limit
             self.found, self._pause, self._too_many = False, 0.0, math.inf
@@ -86,7 +86,7 @@ class Limits:
             self.allowed, self._pause = number, 0.0
 
     def refused(self, number: int, now: float) -> None:
-        """Note that the last of so many connections was refused before it had proved itself."""
+        """Note that a connection, the `number`-th, was refused before it had proved itself."""
         self._refused += 1
         self._too_many = min(self._too_many, number)
         if not self.found and self._refused < REFUSALS:
@@ -107,9 +107,9 @@ class Limits:
         self._most_borne = max(self._most_borne, messages)
 
     def worn_out(self, messages: int) -> None:
-        """Note that a connection refused a message that another took at once, after it had borne so many.
+        """Note that a connection refused a message that another took at once, after this many.
 
-        Only the second time in a row it is a limit, as some servers refuse any message now and then.
+        It is a limit only the second time in a row, as some servers refuse any message now and then.
         """
         if messages == self._borne == self._most_borne:
             self.messages = messages

@@ -15,7 +15,7 @@ from settings import Settings
 
 IDLE_INTERVAL: Final = 1.0  # seconds between two looks for kept connections that are not needed
 SPARE_IDLE: Final = 2.0  # seconds without a message until a connection is closed that another process may need
-FIRST_TRIES: Final = 3  # for a first connection: one of several machines may be broken
+FIRST_TRIES: Final = 3  # attempts at a first connection: one of several machines may be broken
 FAULTS: Final = (SMTPException, SMTPFault, OSError, ValueError)  # what ends a conversation
 
 
@@ -33,7 +33,7 @@ class Pool:
         self._changed = asyncio.Event()
 
     def wait(self) -> float | None:
-        """Return the seconds until a connection may be used or opened; `None` if one must be given back before."""
+        """Return the seconds until a connection may be used or opened; `None` if one must be given back first."""
         return 0.0 if self._kept else self._limits.wait(time.monotonic())  # a worn-out one makes room for another
 
     async def take(self) -> Connection:
@@ -53,7 +53,7 @@ class Pool:
         return kept
 
     async def another(self, failed: Connection) -> Connection:
-        """Return another connection than one on which a message has failed. Raises `FAULTS` if there is none.
+        """Return a connection other than the one on which a message has failed. Raises `FAULTS` if there is none.
 
         One that has never delivered may be one too many, or lead to a broken machine: one that has delivered comes
         next. One that has may be worn out: one that has borne fewer messages comes next, or a new one. The caller must
@@ -176,7 +176,7 @@ class Pool:
                 self._drop(connection)
 
     async def close_idle(self) -> None:
-        """Close the kept connections that will not be used again, or that other processes may need, for ever."""
+        """Again and again, close the kept connections that will not be used, or that other processes may need."""
         while True:
             await asyncio.sleep(IDLE_INTERVAL)
             kept = sorted(self._kept, key=lambda connection: connection.used)

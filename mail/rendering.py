@@ -38,7 +38,7 @@ RENDERED_LIMIT: Final = 256 * 1024  # bytes of UTF-8 in one rendered part; some 
 SUBJECT_LIMIT: Final = 250  # characters; no mailbox shows more
 MESSAGE_LIMIT: Final = 500  # characters of an error message that are reported
 REFERENCES: Final[tuple[type[Any], ...]] = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
-CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and newline; some servers refuse the others
+CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline; some servers refuse them
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -38,7 +38,7 @@ MARGIN: Final = 1.0  # seconds by which MongoDB's clock may be read late
 REVIVED: Final = timedelta(days=1)  # age of the dead letters that are owed again if their reason proves doubtful
 SPREAD: Final = (0.8, 1.2)  # factors of a delay: e-mails that failed together must not come back together
 PAUSE: Final = 0.005  # seconds for which what was sent waits for more; after a crash it is sent again
-UNSETTLED: Final = 13  # e-mails sent and not settled, per connection, before no other is begun: a crash repeats them
+UNSETTLED: Final = 13  # most e-mails per connection that are sent and not yet settled: a crash repeats them
 
 
 @dataclass(eq=False)
@@ -192,7 +192,7 @@ class Settler:
         self.metrics.emails.labels(result, reason).inc()
         if outcome.verdict is Verdict.SENT:
             self.metrics.delivery.observe(self.store.clock.seconds_since(email.at))
-        if outcome.verdict in {Verdict.CONFIGURATION, Verdict.HELD}:  # which the alarm tells
+        if outcome.verdict in {Verdict.CONFIGURATION, Verdict.HELD}:  # which the alarm reports
             return
         level = logging.INFO if outcome.verdict in DONE else logging.WARNING
         lost = "" if held else "; the lease was lost, or it was settled before"

@@ -18,8 +18,8 @@ HARD: Final = (1.0, 2.0)  # the same after 5xx, and after refused logins: server
 PATIENCE: Final = 30.0  # seconds to wait for the outcome of a probe before another is sent
 HOLD: Final = (30.0, 3600.0)  # seconds for which e-mails are put aside. When the stop is over, they fall due at once
 DEATH_PROBES: Final = 10  # refused probes after which a domain that stopped lets its e-mails die
-DEATH_WITNESSES: Final = 3  # so many of them must have come after an acceptance elsewhere
-COPIES: Final = 3  # messages at the most that the server may have accepted of one e-mail, without having said so
+DEATH_WITNESSES: Final = 3  # this many of them must have come after an acceptance elsewhere
+COPIES: Final = 3  # most messages that the server may have accepted of one e-mail without saying so
 CRASHES: Final = 3  # how often the rendering of one e-mail may end the process that renders for all
 COUNTED: Final = 3  # attempts after which others got through, before an e-mail dies for an unknown reason
 LONGEST_LIFE: Final = 14 * 86_400.0  # seconds after which an e-mail dies that was tried, even without any evidence
@@ -225,6 +225,6 @@ class Schedule:
 
 
 def probably(copies: int, error: str) -> str:
-    """Say of how many copies nobody knows whether they were accepted."""
+    """Say how many copies may have been accepted."""
     times = f"{copies} times" if copies > 1 else "once"
     return f"Probably delivered: the server had the message {times}, and did not say that it accepted it. {error}"

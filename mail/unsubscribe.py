@@ -34,7 +34,7 @@ class Links:
         self._ciphers = [_cipher(secret) for secret in settings.link_secrets] if self._url else []
 
     def url(self, user_id: str, kind: str) -> str | None:
-        """Return the link; `None` without `PUBLIC_URL`, or if the kind is required. One not in the file is not."""
+        """Return the link; `None` without `PUBLIC_URL`, or if the file says that the kind is required."""
         known = self.settings.kinds.get(kind)
         if not self._ciphers or (known and known.required):
             return None

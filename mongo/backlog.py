@@ -12,11 +12,11 @@ from mongo.outbox import Outbox
 from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, IS_FREE, IS_WAITING, from_now, has_type, rewrite
 from mongo.users import Documents
 
-DEADLINE: Final = 60.0  # of a query over all users, in seconds
+DEADLINE: Final = 60.0  # seconds for a query over all users
 PAGE: Final = 1000  # users whose e-mails are changed by one update
-REASONS: Final = 10  # that are told, the most frequent ones
-REASON_LENGTH: Final = 100  # characters that are compared of an error without a code
-CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"  # of an error, without its words
+REASONS: Final = 10  # most reasons that are reported: the most frequent ones
+REASON_LENGTH: Final = 100  # characters by which errors without a code are grouped
+CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"  # an error without its words
 IS_OWED: Final = {"notifier.due": {"$exists": True}}
 IS_LATER: Final = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
 
@@ -108,6 +108,7 @@ async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: s
 
 
 async def flush(outbox: Outbox, user_id: str | None = None) -> int:
+    """Make e-mails due, of one user or all, that are not leased; return how many users had any."""
     try:
         return await _make_due(outbox, {}, user_id, held=FLUSHED)
     except TooLarge:  # a document has no room for that

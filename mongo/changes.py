@@ -18,7 +18,7 @@ from mongo.inbox import EMPTY, ListQuery, Page, page_of
 from mongo.users import Clock, Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
-CHANGE_WAIT_MS: Final = 500  # for which a change stream waits for a change
+CHANGE_WAIT_MS: Final = 500  # milliseconds that a change stream waits for a change
 
 UPDATED: Final = each({"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}, "$$this.k")
 """The paths that an update set, for example `notifications.3.is_new` or `notifier.outbox`."""

@@ -33,7 +33,7 @@ SharedCollection = AsyncCollection[dict[str, Any]]
 
 DEFAULT_DATABASE: Final = "notifier"  # unless the connection string names another
 OWN_DATABASES: Final = frozenset({"admin", "config", "local"})  # of MongoDB itself
-CLOSE_TIMEOUT: Final = 0.5  # seconds
+CLOSE_TIMEOUT: Final = 0.5  # seconds in which a client must close
 CANCEL_INTERVAL: Final = 0.1  # seconds until a task that has not ended is cancelled again
 MAJORITY: Final = ReadConcern("majority")  # for reads that must not show what only a deposed primary has seen
 OPTIONS: Final[dict[str, Any]] = {  # they take precedence over those of the connection string
@@ -119,7 +119,7 @@ async def end(*tasks: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
-    """Return the database that a connection string names, and close the connection at the end.
+    """Yield the database that a connection string names, and close the connection at the end.
 
     The first operation connects. Raises `Unavailable` if DNS does not resolve a mongodb+srv:// string.
     """

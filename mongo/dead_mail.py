@@ -71,13 +71,13 @@ class DeadMail:
     async def find(
         self, ids: Sequence[str] | None = None, *, since: datetime | None = None, **fields: str | None
     ) -> Sequence[JSONObject]:
-        """Return these dead letters, or all, oldest first, of those with these fields that died since then."""
+        """Return the dead letters with these ids and fields that died since then, oldest first; by default, all."""
         condition = self._of(ids) | {name: value for name, value in fields.items() if value is not None}
         condition |= {"died_at": {"$gte": since}} if since else {}
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def revive(self, domain: str, since: datetime) -> int:
-        """Owe those e-mails again that died since then as their mailbox was unknown, or suppressed for that.
+        """Owe again the e-mails that died since then because their mailbox was unknown, or suppressed for that.
 
         An empty `domain` stands for all. Return how many there were.
         """

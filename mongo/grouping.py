@@ -109,7 +109,7 @@ class Windows:
         return is_later, [{"$set": {"notifier.waiting": merged(WAITING, is_later, {"due": due})}}, SET_DUE]
 
     async def make_room(self, user_id: str) -> None:
-        """Let go those whose notification the inbox no longer shows. Others of a group inherit when it ends."""
+        """Drop elements whose notification the inbox no longer shows. The rest of its group inherits the due time."""
         shown = each(self._users.inbox, "$$this.id")
         is_shown = {"$in": ["$$this.id", shown]}
         gone = only(WAITING, {"$and": [IS_WAITING, {"$not": [is_shown]}]})

@@ -51,7 +51,7 @@ class ListQuery:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Of a user's notifications those whose `field` has this value, or all without a field."""
+    """The notifications of a user whose `field` has this value; without a field, all of them."""
 
     user_id: str
     field: str | None = None
@@ -159,7 +159,7 @@ class Inbox:
 
         They are selected once, by id, so that a repetition deletes nothing newer. Their ids are remembered, because a
         create whose reply was lost may be repeated afterwards. Hidden notifications (NOTIFICATIONS_SLACK) go too, or
-        they would move up into the inbox. The id of an e-mail alone selects it as well.
+        they would move up into the inbox. An e-mail without a notification is selected by its own id.
         """
         users, ids = self._users, await self._ids(selection)
         newest, is_selected = users.inbox, {"$in": ["$$this.id", {"$literal": ids}]}

@@ -1,7 +1,7 @@
 """Lanes: sessions in which shared calls are numbered, so that MongoDB itself lets each take effect at most once.
 
 MongoDB remembers the statements of a session's last number (MongoDB manual, "Retryable Writes" and "Server Sessions"):
-sent again under the same number, a statement that took effect is not repeated, also if the first sending arrives late.
+sent again under the same number, a statement that took effect is not repeated, even if the first sending arrives late.
 A call with a lower number than the last is refused. So a create needs no condition that tells whether it was done
 before, and MongoDB finds the document by `_id` alone, which is its fastest way.
 """
@@ -68,7 +68,7 @@ class Lane:
         self.number = 0
 
     def advance(self) -> None:
-        """Take the next number, which shuts out all calls before. By the clock it is higher than those of others."""
+        """Take the next number, which shuts out all earlier calls. By the clock it is higher than those of others."""
         self.number = max(self.number + 1, time.time_ns())
 
 
@@ -218,7 +218,7 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
 async def keeps_numbers(connection: Connection) -> bool:
     """Return whether the server keeps numbers: one `$inc`, sent twice under one number, has effect once.
 
-    A standalone server does not, nor does one that only looks like MongoDB; nor is it known without the right to write.
+    A standalone server does not, nor does one that only looks like MongoDB. Without the right to write, return `False`.
     """
     probe, key, patience = connection.shared[PROBE], {"_id": ObjectId()}, connection.patience
     lane, calls = Lane(probe.database.client), Calls(probe, replace(patience, shared_call=patience.operation))

@@ -69,7 +69,7 @@ class Outbox:
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
         self._settlements = Writes(users.collection, users.calls, free_requests=1)
-        self._refused: list[tuple[object, float]] = []  # documents that are left alone, by `_id`, and until when
+        self._refused: list[tuple[object, float]] = []  # `_id`s of documents that are left alone, and until when
         self._spread: float = NARROWEST
 
     async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
@@ -174,7 +174,7 @@ class Outbox:
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
     async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
-        """Return `None` for an e-mail whose lease was lost."""
+        """Return a look for each e-mail, or `None` if its lease was lost."""
         ids = {"_id": {"$in": [email.document_id for email in emails]}}
         fields: JSONObject = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
         if about := [id_ for email in emails for id_ in email.ids]:

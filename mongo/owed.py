@@ -18,7 +18,7 @@ from mongo.document import OUTBOX, WAITING, JSONObject, concat, each, only, with
 from mongo.suppression import Suppression, load_suppression
 from settings import Settings
 
-NO_TOKEN: Final = "0" * 24  # of an e-mail that nobody leases: as long as any other, as a document may have no room
+NO_TOKEN: Final = "0" * 24  # the token where nobody leases: as long as any other, as a document may have no room
 FLUSHED: Final = "flush"  # `held` of an e-mail that an operator wants to be tried now, whatever has stopped
 COUNT_LIMIT: Final = 10**7  # attempts, and seconds, that are counted
 TOLD_LIMIT: Final = 4096  # bytes of a field of the user's document that templates see, as JSON
@@ -155,7 +155,7 @@ def from_now(seconds: float) -> JSONObject:
 
 
 def is_ours_to_send(kinds: Iterable[str]) -> JSONObject:
-    """Expression: whether the element's kind is among these, or its time for other processes is over."""
+    """Return the expression: the element's kind is among these, or its time for other processes is over."""
     is_known = {"$in": ["$$this.key", {"$literal": list(kinds)}]}
     return {"$or": [is_known, {"$eq": ["$$this.dead", True]}, {"$lte": [_until(), "$$NOW"]}]}
 

@@ -71,7 +71,10 @@ class Suppressions:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users who have this address, by an index, whose collation decides whether case matters."""
+        """Return the users who have this address, by an index, whose collation decides whether case matters.
+
+        Raises marshmallow's `ValidationError` if there is no such index, or more than `SHARED_LIMIT` users have it.
+        """
         if not (index := await address_index(self._users)):
             raise ValidationError({"user_id": [NO_INDEX]})
         name, path, collation = index

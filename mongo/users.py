@@ -213,6 +213,7 @@ class Users(Documents):
             raise errors.UnknownError(f"MongoDB refused a type, and every field has its own: {exc}") from exc
 
     async def must_admit(self, user_id: str, fields: Collection[str] = TYPES) -> None:
+        """Raise `Conflict` if one of these fields is not as the service keeps it."""
         if user := await self.find_one(self.key(user_id), REFUSING):
             judge(user, fields)
 

@@ -38,7 +38,7 @@ DROP_SYN: Final = (  # for the kernel's socket filter ("Linux Socket Filtering a
     (0x06, 0, 0, 0),  # drop it;
     (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
 )
-WARNING_INTERVAL: Final = 3600.0  # seconds
+WARNING_INTERVAL: Final = 3600.0  # seconds between two warnings of an open API
 RESTART_PAUSE: Final = 2.0  # seconds before a worker that died is started again
 STOP_TIMEOUT: Final = 9.0  # seconds for a worker to drain, which takes less; Docker waits for 10
 STARTING_PERIOD: Final = 30.0  # seconds beyond `START_TIMEOUT` for which a worker counts as starting
@@ -75,7 +75,7 @@ async def listen(server: asyncio.Server, host: str, port: int) -> None:
         await server.start_serving()
         for listener in server.sockets:
             with listener.dup() as own:
-                own.listen(LISTEN_BACKLOG)  # which asyncio takes for `ACCEPTED_AT_ONCE`
+                own.listen(LISTEN_BACKLOG)  # in place of asyncio's, which is `ACCEPTED_AT_ONCE`
     except OSError as exc:
         raise CannotListen(host, port, exc) from exc
 

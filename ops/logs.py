@@ -18,7 +18,7 @@ import orjson
 
 TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 OF_EVERY_RECORD: Final = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}  # not `extra`
-THROTTLE_INTERVAL: Final = 60.0  # seconds
+THROTTLE_INTERVAL: Final = 60.0  # seconds for which a reason is not let through again
 QUEUE_LIMIT: Final = 5000  # lines that wait to be written
 GATHERING: Final = 0.005  # seconds for which lines gather, as each wake of the thread costs the event loop a switch
 END: Final = b""  # ends the writer of lines

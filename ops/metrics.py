@@ -15,7 +15,7 @@ from prometheus_client.values import MultiProcessValue, MutexValue
 LAG_INTERVAL: Final = 0.5  # seconds between two measurements of the event loop
 DELIVERY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
 STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-REPLIES: Final = 100  # at most so many are labels, as each label stays as long as the process lives
+REPLIES: Final = 100  # at most this many are labels, as each label stays as long as the process lives
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # the variable that names the directory of the workers' metrics
 WORKER: Final = "NOTIFIER_WORKER"  # has a worker's number, which names its files; its successor continues them
 

@@ -36,7 +36,7 @@ ADDRESS_REST: Final = 60.0  # seconds for which an address is tried last after a
 ADDRESSES: Final = 4  # addresses that are tried for one connection, after the first
 ATTEMPT_DELAY: Final = 0.25  # seconds before the server's next address is tried as well (RFC 8305, section 5)
 NOT_IMPLEMENTED: Final = frozenset({500, 501, 502, 504})  # replies to an unknown command (RFC 5321, section 4.2.4)
-SILENT_STEP: Final = "the greeting"  # at which a server that expects TLS waits for the client to begin
+SILENT_STEP: Final = "the greeting"  # the step at which a server that expects TLS is silent, as the client must begin
 EXPECTS_TLS: Final = "; a server that expects TLS from the start needs SMTP_SECURITY=tls"
 NO_STARTTLS: Final = "the server offers no STARTTLS, and SMTP_SECURITY requires it: only none logs in without TLS"
 CONNECTION_AGE: Final = 300.0  # seconds after which a connection is replaced: servers close old ones unasked

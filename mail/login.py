@@ -29,7 +29,7 @@ log = logging.getLogger("notifier.mail")
 CHALLENGE: Final = 334
 MISSING: Final = frozenset({500, 501, 502, 504, 534, 538})
 """Replies to a mechanism that the server lacks after all, or does not allow (RFC 4954, sections 4 and 6)."""
-SOON: Final = 300.0  # seconds before its end when a token is renewed, or half of its lifetime if that is less
+SOON: Final = 300.0  # seconds before a token ends when it is renewed; half of its lifetime if that is less
 RETRY: Final = 30.0  # seconds between attempts to renew a token that is still valid
 LIFETIME: Final = 300.0  # seconds for which a token is used if the token server does not say
 FAULTS: Final[Mapping[str, tuple[object, ...]]] = {  # causes, and Microsoft's numbers or RFC 6749's words for them
@@ -94,7 +94,10 @@ BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": 
 
 
 async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, Mechanism]) -> None:
-    """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts."""
+    """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts.
+
+    Raises `SMTPFault` or `SMTPAuthenticationError`.
+    """
     known = ", ".join(mechanisms).upper()
     fault: Exception = SMTPFault(Verdict.CONFIGURATION, f"the server offers no AUTH that we know ({known})")
     for name in (name for name in mechanisms if name in smtp.server_auth_methods):

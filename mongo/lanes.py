@@ -68,7 +68,7 @@ class Lane:
         self.number = 0
 
     def advance(self) -> None:
-        """Take the next number, which shuts out all earlier calls. By the clock it is higher than those of others."""
+        """Take the next number, which shuts out all earlier calls. Made of the time, it is higher than any used before."""
         self.number = max(self.number + 1, time.time_ns())
 
 

@@ -34,7 +34,7 @@ log = logging.getLogger("notifier.delivery")
 CRLF: Final = b"\r\n"
 LINE_LIMIT: Final = 998  # octets of a line, without CRLF (RFC 5322, section 2.1.1)
 LINE_LENGTH: Final = 76  # characters of a line with encoded words (RFC 2047, section 2)
-WORD_BYTES: Final = 39  # bytes of UTF-8 in an encoded word, which then has 64 characters and fits behind a header's name
+WORD_BYTES: Final = 39  # bytes of UTF-8 in an encoded word; its 64 characters fit behind a header's name
 PLAIN_ID: Final = re.compile(r"[\w.-]{1,200}", re.ASCII)  # fits `Message-ID`; other programs may owe with any id
 FIXED: Final = (
     b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: DR, RN, NRN, OOF, AutoReply\r\nMIME-Version: 1.0\r\n"

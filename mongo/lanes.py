@@ -68,7 +68,7 @@ class Lane:
         self.number = 0
 
     def advance(self) -> None:
-        """Take the next number, which shuts out all earlier calls. Made of the time, it is higher than any used before."""
+        """Take the next number, which shuts out all earlier calls. It is the time, so higher than any used before."""
         self.number = max(self.number + 1, time.time_ns())
 
 

@@ -12,7 +12,7 @@ pytest_plugins = ["tests.programs", "tests.fixtures", "tests.browser", "tests.de
 COSTLY = ("browser", "tmp_path", "mongod", "any_mongod")
 """Fixtures of tests that take long, the longest first: most tests with a folder of their own start a process."""
 CASES = 3
-"""Of more cases of such a test, so many are run everywhere, the first and the last among them, and the others in CI."""
+"""If such a test has more cases, this many run everywhere, the first and the last among them; the others only in CI."""
 
 
 def pytest_configure() -> None:

@@ -1,55 +1,39 @@
 """The HTTP API: the list of routes, and a handler for each: parse, act, answer."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from api import openapi, pages, unsubscribe
-from api.auth import GATE, Caller, Gate, Route, identify
-from api.bodies import (
-    IN_FLIGHT,
-    JSON_HEADERS,
-    InFlight,
-    is_large,
-    json_bytes,
-    load_both,
-    read_object,
-    revalidated,
-    send,
-    single_values,
-)
-from api.hub import HUB
-from api.middleware import DRAINING, ORIGIN, THROTTLE, audit, complete
+from api import bodies, openapi, pages, unsubscribe
+from api.auth import GATE, Caller, Gate, Route
+from api.bodies import IN_FLIGHT, json_bytes, load_both, read_object, single_values
+from api.middleware import ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
-from api.stream import HEADERS as EVENT_STREAM
-from api.stream import Stopping
+from api.streams import EVENT_STREAM, HUB, Stopping
 from config.ids import named
 from kinds import describe_kinds
+from mail.unsubscribe import Links
 from mongo.backlog import owed
 from mongo.creation import Create, Recorded
-from mongo.errors import PING_DEADLINE, StoreError
-from mongo.fan_out import incomplete
-from mongo.inbox import ListQuery, Page, Selection
-from mongo.preferences import wants_email
+from mongo.document import JSONObject
+from mongo.errors import PING_DEADLINE, Incomplete, NotYetComplete, StoreError, Unavailable
+from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
-from ops.metrics import CONTENT_TYPE, METRICS, Metrics
+from ops.metrics import METRICS, Metrics
 from schemas import Schemas
 from settings import Scope, Settings
 from store import Store
 
 STORE: Final = web.AppKey("STORE", Store)
-EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)
-"""Set when an e-mail is owed, so that the delivery need not wait for its next poll."""
+EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)  # set so that the delivery need not wait for its next poll
 SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
-KINDS_BODY: Final = web.AppKey("KINDS_BODY", bytes)
-"""The body of `GET /kinds`."""
+KEPT: Final = {"Cache-Control": "private, no-cache"}  # revalidated at each use
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.CREATED: {},
@@ -68,10 +52,10 @@ async def create(request: web.Request, _: Caller) -> web.Response:
         return await _create_many(request, user_ids, Create("", **fields, **key, origin=request[ORIGIN]))
     fields, key = load_both(schemas.create, body, schemas.create_headers, headers)
     new = Create(**fields, **key, origin=request[ORIGIN])
-    created = await request.app[STORE].create(new)
+    id_, outcome = await request.app[STORE].create(new)
     if new.kind.email and new.kind.window is None:
-        _emails_owed(request, [created.outcome])
-    return _answer(SUCCESS, 201, {"X-Notification-ID": created.id, **OUTCOME_HEADERS[created.outcome]})
+        _emails_owed(request, [outcome])
+    return _answer(SUCCESS, 201, {"X-Notification-ID": id_, **OUTCOME_HEADERS[outcome]})
 
 
 def _emails_owed(request: web.Request, outcomes: Sequence[Recorded | StoreError]) -> None:
@@ -84,10 +68,12 @@ async def _create_many(request: web.Request, user_ids: Sequence[str], new: Creat
     outcomes = await request.app[STORE].create_many(user_ids, new)
     if new.kind.email:
         _emails_owed(request, outcomes)
+    not_owed = outcomes.count(Recorded.NOT_OWED)
     failures = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, StoreError)}
     if failures:
-        raise incomplete(failures, not_owed=Recorded.NOT_OWED in outcomes)
-    replayed, not_owed = outcomes.count(Recorded.REPLAYED), outcomes.count(Recorded.NOT_OWED)
+        may_succeed = any(isinstance(failure, Unavailable) for failure in failures.values())
+        raise (NotYetComplete if may_succeed else Incomplete)(failures, not_owed=not_owed > 0)
+    replayed = outcomes.count(Recorded.REPLAYED)
     counts = {"success": True, "created": len(outcomes) - replayed, "replayed": replayed}
     return _answer(json_bytes(counts | ({"not_owed": not_owed} if not_owed else {})), 201)
 
@@ -99,12 +85,12 @@ async def list_(request: web.Request, caller: Caller) -> web.Response:
     in_flight = request.app[IN_FLIGHT]
     size = await in_flight.take(query.user_id, query.limit)
     try:
-        body = _listed(query, await request.app[STORE].list(query))
+        body = _listed(query, await request.app[STORE].inbox.list(query))
         size = in_flight.give(query.user_id, size, keep=len(body))
-        response = revalidated(request, body, "private, no-cache")  # it may be kept, but must be revalidated
-        if is_large(response):
+        response = bodies.revalidated(request, body, KEPT)
+        if bodies.is_large(response):
             complete(request, response)
-            await send(request, response)
+            await bodies.send(request, response)
     finally:
         in_flight.give(query.user_id, size)
     return response
@@ -120,18 +106,15 @@ def _listed(query: ListQuery, page: Page) -> bytes:
 
 
 async def read(request: web.Request, caller: Caller) -> web.Response:
-    """Mark one notification as read, or all that match."""
-    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=False))
+    return await _change_selected(request, caller, partial(request.app[STORE].inbox.mark, is_new=False))
 
 
 async def unread(request: web.Request, caller: Caller) -> web.Response:
-    """Mark one notification as unread, or all that match."""
-    return await _change_selected(request, caller, partial(request.app[STORE].mark, is_new=True))
+    return await _change_selected(request, caller, partial(request.app[STORE].inbox.mark, is_new=True))
 
 
 async def delete(request: web.Request, caller: Caller) -> web.Response:
-    """Delete one notification, or all that match."""
-    return await _change_selected(request, caller, request.app[STORE].delete)
+    return await _change_selected(request, caller, request.app[STORE].inbox.delete)
 
 
 async def _change_selected(
@@ -148,21 +131,23 @@ async def _change_selected(
 
 
 async def seen(request: web.Request, caller: Caller) -> web.Response:
-    """Note that a user has seen all there is now."""
-    await request.app[STORE].see(_user(request, caller))
+    await request.app[STORE].inbox.see(_user(request, caller))
     return _answer(SUCCESS)
 
 
+def _user(request: web.Request, caller: Caller) -> str:
+    user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
+    caller.must_act_for(user_id)
+    return user_id
+
+
 async def preferences(request: web.Request, caller: Caller) -> web.Response:
-    """Return which e-mails a user wants."""
     user_id = _user(request, caller)
     return _preferences(request, await request.app[STORE].preferences.of_user(user_id))
 
 
 async def change_preferences(request: web.Request, caller: Caller) -> web.Response:
-    """Set which e-mails a user wants, and return the same."""
-    schemas = request.app[SCHEMAS]
-    body = await read_object(request)
+    schemas, body = request.app[SCHEMAS], await read_object(request)
     wanted, user = load_both(schemas.preferences, body, schemas.user, single_values(request.query))
     caller.must_act_for(user["user_id"])
     changes = {name: value and value["email"] for name, value in wanted.items()}
@@ -179,7 +164,6 @@ def _preferences(request: web.Request, stored: object) -> web.Response:
 
 
 async def erase(request: web.Request, caller: Caller) -> web.Response:
-    """Remove what the service holds of a user."""
     user_id = _user(request, caller)
     await request.app[STORE].erase(user_id)
     audit.info("%s has erased %s", caller.name, named(user_id), extra=request[ORIGIN])
@@ -187,7 +171,7 @@ async def erase(request: web.Request, caller: Caller) -> web.Response:
 
 
 async def suppress(request: web.Request, _: Caller) -> web.Response:
-    """Send nothing more to an address, or send again: to a user's, or to that of all users who have it."""
+    """Suppress an address, or lift its suppression, for one user or for all users who have it."""
     body, schemas = await read_object(request) if request.body_exists else {}, request.app[SCHEMAS]
     user_schema = schemas.suppressed_user if body.get("address") else schemas.user
     suppression, user = load_both(schemas.suppression, body, user_schema, single_values(request.query))
@@ -195,12 +179,6 @@ async def suppress(request: web.Request, _: Caller) -> web.Response:
     users = [user["user_id"]] if user else await suppressions.users_with(suppression["address"])
     are_suppressed = [await suppressions.change(user_id, **suppression) for user_id in users]
     return _answer(json_bytes({"success": True, "data": {"suppressed": any(are_suppressed)}}))
-
-
-def _user(request: web.Request, caller: Caller) -> str:
-    user_id: str = request.app[SCHEMAS].user.load(single_values(request.query))["user_id"]
-    caller.must_act_for(user_id)
-    return user_id
 
 
 async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
@@ -213,20 +191,19 @@ async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
 
 
 async def kinds(request: web.Request) -> web.Response:
-    """Return the kinds of notification, or 304 to a client that has them already."""
-    response = revalidated(request, request.app[KINDS_BODY], "public, max-age=60")
-    response.headers["Access-Control-Allow-Origin"] = "*"  # for the bell in any page; it is no secret
-    return response
+    body = json_bytes(describe_kinds(request.app[SCHEMAS].kinds))
+    # The bell may ask from any page; there is no secret in it.
+    headers = {"Cache-Control": "public, max-age=60", "Access-Control-Allow-Origin": "*"}
+    return bodies.revalidated(request, body, headers)
 
 
 async def healthz(_: web.Request) -> web.Response:
-    """Answer that the process is alive and its event loop turns."""
     return _answer(SUCCESS)
 
 
 async def readyz(request: web.Request) -> web.Response:
     """Answer whether to send requests here. They do not need the mail server, so its state does not matter."""
-    if request.app[DRAINING].is_set():
+    if request.app[HUB].stopping:
         raise Stopping
     await request.app[STORE].ping()
     return _answer(SUCCESS)
@@ -241,7 +218,7 @@ async def metrics(request: web.Request, _: Caller) -> web.Response:
     gauges = (instruments.owed, instruments.oldest, instruments.waiting, instruments.dead)
     for gauge, value in zip(gauges, values, strict=True):
         gauge.set(value)
-    return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=instruments.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 ROUTES: Final = (
@@ -265,33 +242,29 @@ ROUTES: Final = (
     Route("GET", "/openapi.json", pages.openapi, None),
     Route("GET", "/docs", pages.docs, None),
 )
-FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)
-"""What pages of the origins in `CORS_ORIGINS` may call."""
+FOR_BROWSERS: Final = frozenset(route.path for route in ROUTES if route.scope is Scope.INBOX)  # for CORS_ORIGINS
 
 
 def setup(app: web.Application, settings: Settings) -> None:
     """Add the routes, and what their handlers need besides the store."""
     kinds, id_type = settings.kinds, settings.id_type
     app[GATE], app[METRICS], app[THROTTLE] = Gate(settings), Metrics(), Throttle()
-    app[DRAINING] = asyncio.Event()
-    app[IN_FLIGHT] = InFlight(settings.notifications_limit)
+    app[IN_FLIGHT] = bodies.InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
-    app[KINDS_BODY] = json_bytes(describe_kinds(kinds))
-    app[openapi.DOCUMENT] = openapi.described_once(ROUTES, kinds, id_type)
-    app[unsubscribe.PAGE] = unsubscribe.UnsubscribePage(settings)
+    document: Callable[[], JSONObject] = cache(partial(openapi.describe, ROUTES, kinds, id_type))
+    app[openapi.DOCUMENT] = document  # made when it is first asked for, which most processes never are
+    app[unsubscribe.LINKS] = Links(settings)
     for method, path, handler, scope in ROUTES:
         add = app.router.add_post if method == "POST" else partial(app.router.add_get, allow_head=handler is not stream)
         add(path, _guarded(handler, scope) if scope else handler)
 
 
 def _guarded(handler: Callable[..., Awaitable[web.StreamResponse]], scope: Scope) -> Handler:
-    """Return a handler that only callers with this scope reach."""
-
     async def identified(request: web.Request) -> web.StreamResponse:
-        return await handler(request, identify(request, scope))
+        return await handler(request, request.app[GATE].identify(request, scope))
 
     return identified
 
 
 def _answer(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=body, status=status, headers={**JSON_HEADERS, **(headers or {})})
+    return web.Response(body=body, status=status, headers={"Content-Type": bodies.JSON, **(headers or {})})

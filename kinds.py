@@ -3,14 +3,12 @@
 `KINDS_FILE` is a TOML file with a table for each kind. Without it there are the four kinds of the specification.
 """
 
-from __future__ import annotations
-
-import json
 import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,17 +24,14 @@ PLACEHOLDER: Final = re.compile(
 ADDRESS: Final = re.compile(r"https?://[^\s\\]+|/(?!/)[^\s\\]*")
 r"""An http or https address, or a path on the page's own origin. Browsers read `\` as `/`."""
 ICON: Final = re.compile(r"https://[^\s\\]+|/(?!/)[^\s\\]*|[0-9#*]?[^\w\s\x00-\xa8\u2028-\u202f\u2066-\u2069]{1,16}")
-"""An https address, a path on the page's own origin, or an emoji, which may consist of several symbols."""
+"""An address as above, or an emoji, which may consist of several symbols."""
 SPAN: Final = re.compile("([1-9][0-9]{0,6})([smhd])")
 SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-TEXT_LIMIT: Final = 500
-"""Maximum length of a text in the file."""
+TEXT_LIMIT: Final = 500  # characters of a text in the file
+VALUE_LIMIT: Final = 200  # characters of a notification's field that a label shows
 STRING: Final[Mapping[str, object]] = {"type": "string"}
-VALUE_LIMIT: Final = 200
-"""Characters of a notification's field that a label shows."""
 
-Write = Callable[[object, str | None, str | None], str]
-"""Formats a value: `mail.formats.write`, which only the process that renders e-mails loads."""
+Write = Callable[[object, str | None, str | None], str]  # formats a value, as `mail.formats.write` does
 
 
 class KindsError(Exception):
@@ -53,11 +48,9 @@ class Rule(NamedTuple):
 
     def wrong(self, value: object) -> Sequence[str]:
         """Return where the value is something else: `""`, or languages such as `".de"`."""
-        if not self.by_language:
-            return () if self.holds(value) else ("",)
-        if not isinstance(value, dict):
-            return ("",)
-        return [f".{tag}" for tag, text in value.items() if not LANGUAGE.fullmatch(tag) or not self.holds(text)]
+        if self.by_language and isinstance(value, dict):
+            return [f".{tag}" for tag, text in value.items() if not LANGUAGE.fullmatch(tag) or not self.holds(text)]
+        return [] if self.holds(value) and not self.by_language else [""]
 
 
 def _one_of(*values: str) -> Rule:
@@ -70,16 +63,9 @@ def _by_language(rule: Rule) -> Rule:
 
 
 def seconds(span: object) -> float:
-    """Return the seconds of a span such as `10m`, and infinity for anything else."""
+    """Return the seconds of a span such as `10m`, or infinity for anything else."""
     match = SPAN.fullmatch(f"{span}")
     return int(match[1]) * SECONDS[match[2]] if match else math.inf
-
-
-def _is_example(value: object) -> bool:
-    try:
-        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError):  # TOML has dates, times and infinity
-        return False
 
 
 def _is_line(text: object) -> bool:
@@ -107,7 +93,7 @@ IMAGE: Final = Rule(
     "an emoji, or an address that begins with https:// or a single /",
     lambda text: isinstance(text, str) and len(text) <= TEXT_LIMIT and ICON.fullmatch(text),  # it may have joiners
 )
-EXAMPLE: Final = Rule("a table that JSON can write", _is_example, {"type": "object"})
+EXAMPLE: Final = Rule("a table", lambda value: isinstance(value, dict), {"type": "object"})
 
 
 def _setting(rule: Rule, description: str, default: Any = None, name: str | None = None) -> Any:
@@ -115,12 +101,9 @@ def _setting(rule: Rule, description: str, default: Any = None, name: str | None
     return field(default=default, metadata={"rule": rule, "schema": schema, "name": name})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the service does with a notification of this kind, and what the bell says of it.
-
-    Each field but `name`, which is its key, is a setting in the file. The file calls `title` a `name`.
-    """
+    """A table of the file, whose key is `name`. Each other field is a setting; the file calls `title` a `name`."""
 
     name: str
     in_app: bool = _setting(SWITCH, "Whether it is kept for `/list`.", default=True)
@@ -140,18 +123,16 @@ class Kind:
 
     @property
     def rank(self) -> str:
-        """The priority of its e-mails: the one in the file, or else what `required` implies."""
         return self.priority or ("high" if self.required else "normal")
 
-    @property
+    @cached_property
     def window(self) -> float | None:
-        """Seconds that an e-mail waits, or `None` if it is due at once."""
         return seconds(self.email_after) if self.email_after else None
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in `GET /kinds`: `TOLD`, and any other setting that is not the default."""
-        values = {setting: (getattr(self, f.name), f.default) for setting, f in SETTINGS.items()}
-        return {name: value for name, (value, default) in values.items() if name in TOLD or value != default}
+        values = {setting: getattr(self, f.name) for setting, f in SETTINGS.items()}
+        return {name: value for name, value in values.items() if name in TOLD or value != SETTINGS[name].default}
 
     def say(self, language: str | None, notification: Mapping[str, Any], write: Write) -> str:
         """Return the label in a language, filled in from a notification; "…" stands for a missing field."""
@@ -171,7 +152,6 @@ class Kind:
         return translated(self.titles or {}, language) or self.title or self.say(language, {}, lambda *_: "")
 
     def faults(self) -> list[str]:
-        """Return which settings contradict each other."""
         rules = {
             "needs a channel: in_app or email must be true": self.in_app or self.email,
             "email_after is for a kind that is kept and e-mailed": not self.email_after or (self.in_app and self.email),
@@ -181,26 +161,21 @@ class Kind:
         return [rule for rule, holds in rules.items() if not holds]
 
 
-SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}
-"""The settings in the order of the class, by the name that the file gives them."""
-TOLD: Final = frozenset({"in_app", "email", "required"})
-"""Settings that `GET /kinds` always has."""
+SETTINGS: Final = {f.metadata["name"] or f.name: f for f in fields(Kind) if f.metadata}  # by their name in the file
+TOLD: Final = frozenset({"in_app", "email", "required"})  # what `GET /kinds` always has
 
 Kinds = Mapping[str, Kind]
 
 SPECIFIED: Final[Kinds] = {
-    kind.name: kind
-    for kind in (
-        Kind(name="registration", in_app=False, email=True, required=True),
-        Kind(name="new_message"),
-        Kind(name="new_post"),
-        Kind(name="new_login", email=True, required=True),
-    )
+    "registration": Kind(name="registration", in_app=False, email=True, required=True),
+    "new_message": Kind(name="new_message"),
+    "new_post": Kind(name="new_post"),
+    "new_login": Kind(name="new_login", email=True, required=True),
 }
 
 
 def load_kinds(path: Path | None) -> Kinds:
-    """Return the kinds of a file, or those of the specification. Raises `KindsError` with every fault."""
+    """Return the kinds of a file, or those of the specification. Raises `KindsError`."""
     if path is None:
         return SPECIFIED
     try:
@@ -215,14 +190,15 @@ def load_kinds(path: Path | None) -> Kinds:
 
 
 def _load(name: str, table: object, faults: list[str]) -> Kind:
-    """Make a kind of the settings that are valid, and add the faults of the others."""
     if not NAME.fullmatch(name) or not isinstance(table, dict):
         faults.append(f"[{name}]: must be a table, named with 1 to 64 small letters, digits and _, the first a letter.")
     values = {}
     for setting, value in table.items() if isinstance(table, dict) else ():
         if setting not in SETTINGS:
             faults.append(f"[{name}]: there is no setting {setting!r}; the settings are {', '.join(SETTINGS)}.")
-        elif wrong := (rule := SETTINGS[setting].metadata["rule"]).wrong(value):
+            continue
+        rule = SETTINGS[setting].metadata["rule"]
+        if wrong := rule.wrong(value):
             faults += [f"[{name}]: {setting}{where} must be {rule.words}." for where in wrong]
         else:
             values[SETTINGS[setting].name] = value

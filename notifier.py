@@ -1,7 +1,5 @@
 """In-app notifications and e-mail for users in MongoDB: the settings, the application, and the lifetime of the rest."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import sys
@@ -9,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
@@ -20,84 +18,72 @@ import handlers
 from api import pages, server, unsubscribe
 from api.auth import allow_cors
 from api.bodies import BODY_LIMIT
-from api.hub import HUB, Hub
-from api.middleware import hide_versions, middleware, own_name_only
+from api.middleware import middleware, own_name_only
+from api.streams import HUB, Hub
 from config import descriptors
-from delivery import Record, running_delivery
+from delivery import Delivery, Record
 from mongo.errors import PATIENCE, Patience
 from mongo.serving import patiently
-from ops.listening import announce, warn_if_open
+from ops.listening import warn_if_open
 from ops.local import embedded
 from ops.metrics import METRICS
 from settings import Settings
 from store import open_store
 
-if TYPE_CHECKING:
-    from api.tracing import Tracing
-
 log = logging.getLogger("notifier")
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
-RECORD: Final[web.AppKey[Record | None]] = web.AppKey("RECORD")
-PATIENT: Final = web.AppKey("PATIENT", Patience)
 
 
 def create_app(settings: Settings, patience: Patience = PATIENCE) -> web.Application:
-    """Make the application. Nothing is opened before it is started."""
+    """Make the application, which opens nothing before it is started."""
     app = web.Application(middlewares=[middleware], client_max_size=BODY_LIMIT)
-    app[SETTINGS], app[PATIENT], app[RECORD] = settings, patience, None
+    app[SETTINGS] = settings
+    record = trace(app, settings.otel_exporter_otlp_endpoint) if settings.otel_exporter_otlp_endpoint else None
     if settings.local:
         app.middlewares.append(own_name_only([settings.host, *settings.local_names]))
         app.cleanup_ctx.append(local_run)
-    if tracing := tracing_of(settings):
-        app.middlewares.insert(0, tracing.request)
-        app.cleanup_ctx.append(tracing.sending)
-        app[RECORD] = tracing.record
     handlers.setup(app, settings)
     app.add_routes([*pages.routes(), *pages.demo_routes(settings)])
     if settings.cors_origins:
         allow_cors(app, settings.cors_origins, handlers.FOR_BROWSERS)
-    app.cleanup_ctx.extend([mongodb, delivery, streams, watch])
-    app.on_response_prepare.append(hide_versions)
+    app.cleanup_ctx.extend([partial(mongodb, patience=patience), partial(delivery, record=record), streams, watch])
     app.on_shutdown.append(end_streams)
     return app
 
 
-def tracing_of(settings: Settings) -> Tracing | None:
-    """Return what makes spans, if the settings ask for them."""
-    if not settings.otel_exporter_otlp_endpoint:
-        return None
+def trace(app: web.Application, endpoint: str) -> Record | None:
+    """Make spans of the requests, and return what makes those of e-mails."""
     try:
         from api.tracing import Tracing  # noqa: PLC0415 - its packages are optional
     except ModuleNotFoundError:
         log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no spans are sent: install requirements-otel.txt")
         return None
-    return Tracing(settings.otel_exporter_otlp_endpoint)
+    tracing = Tracing(endpoint)
+    app.middlewares.insert(0, tracing.request)
+    app.cleanup_ctx.append(tracing.sending)
+    return tracing.record
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
-    """Run on an embedded MongoDB and mailbox. Raises `NoDatabase` or `LocalRunError`."""
+    """Run on an embedded MongoDB and mailbox. Raises `Unavailable`."""
     async with embedded(app[SETTINGS]) as app[SETTINGS]:
         yield
 
 
-async def mongodb(app: web.Application) -> AsyncIterator[None]:
-    """Wait for MongoDB, and hold the connection to it."""
+async def mongodb(app: web.Application, patience: Patience) -> AsyncIterator[None]:
     settings = app[SETTINGS]
+    opened = partial(open_store, settings, serves=True, patience=patience)
     async with AsyncExitStack() as stack:
-        app[handlers.STORE] = await patiently(
-            lambda deadline: stack.enter_async_context(
-                open_store(settings, deadline, serves=True, patience=app[PATIENT])
-            ),
-            settings.start_timeout,
-        )
-        app[unsubscribe.PREFERENCES] = app[handlers.STORE].preferences
+        opening = patiently(lambda: stack.enter_async_context(opened()), settings.start_timeout)
+        app[handlers.STORE] = store = await opening
+        app[unsubscribe.PREFERENCES] = store.preferences
         yield
 
 
-async def delivery(app: web.Application) -> AsyncIterator[None]:
+async def delivery(app: web.Application, record: Record | None) -> AsyncIterator[None]:
     app[handlers.EMAIL_OWED] = owed = asyncio.Event()
-    async with running_delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], app[RECORD]):
+    async with Delivery(app[handlers.STORE], app[SETTINGS], owed, app[METRICS], record):
         yield
 
 
@@ -123,8 +109,7 @@ async def watch(app: web.Application) -> AsyncIterator[None]:
 
 
 def serve(settings: Settings, is_worker: bool) -> None:  # noqa: FBT001 - as `cli.main.Serve`
-    """Serve until a signal stops it. Raises `StoreError`, `CannotListen`, `NoDatabase` or `LocalRunError`."""
-    server.run(create_app(settings), settings, partial(announce, settings), is_worker=is_worker)
+    server.run(create_app(settings), settings, is_worker=is_worker)
 
 
 def run() -> NoReturn:

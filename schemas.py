@@ -1,13 +1,12 @@
 """What requests may hold. Input is validated here once; every other module trusts it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from marshmallow import EXCLUDE, INCLUDE, ValidationError, validate
+from marshmallow import EXCLUDE, INCLUDE, ValidationError
 from marshmallow import fields as mf
+from marshmallow.validate import Length, Range, Regexp
 
 from api.fields import (
     DATA_DEPTH,
@@ -22,38 +21,20 @@ from api.fields import (
     JSONBoolean,
     KindField,
     KindNameField,
-    QueryBoolean,
-    QueryInteger,
     RequestSchema,
-    is_unicode,
 )
 from config.ids import IdType
 from kinds import Kinds
 from mongo.document import RECENT_LIMIT
-from mongo.preferences import EVERY_KIND
+from mongo.inbox import EVERY_KIND
 
-PAGE_LIMIT: Final = 1000
-"""Notifications in one page."""
-SELECTORS: Final = ("notification_id", "target_id", "key", "all")
-"""The ways to say which notifications are meant."""
+PAGE_LIMIT: Final = 1000  # notifications in one page
+SELECTORS: Final = ("notification_id", "target_id", "key", "all")  # the ways to say which notifications are meant
 USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
-
-
-def _encodable(text: str) -> None:
-    if not is_unicode(text):
-        raise ValidationError("Not valid Unicode.")
-
-
-class QuerySchema(RequestSchema):
-    """A query, or headers."""
-
-    class Meta:
-        unknown = EXCLUDE
+OF_KIND: Final = {"description": "Only those of this kind."}
 
 
 class CreateSchema(RequestSchema):
-    """The body of `POST /create` for one user."""
-
     user_id = IdField(required=True, metadata=USER_ID)
     target_id = IdField(
         allow_none=True,
@@ -72,60 +53,12 @@ class CreateSchema(RequestSchema):
     )
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: object) -> None:
-        """Say of both `user_id` and `user_ids` that one is too many."""
         if {"user_id", "user_ids"} <= data.keys():
             error.messages_dict["user_ids"] = ["Give either user_id or user_ids."]
 
 
-class ListSchema(QuerySchema):
-    """The query of `GET /list`."""
-
-    user_id = IdField(required=True, metadata=USER_ID)
-    key = KindNameField(metadata={"description": "Only those of this kind."})
-    skip = QueryInteger(
-        load_default=0, validate=validate.Range(0, INT64_MAX), metadata={"description": "How many to skip."}
-    )
-    limit = QueryInteger(
-        load_default=10,
-        validate=validate.Range(0, PAGE_LIMIT),
-        metadata={"description": "How many to return; 0 for the counts alone."},
-    )
-    is_new = QueryBoolean(metadata={"description": "`true` lists only the unread, `false` only the read."})
-
-
-class SelectionSchema(QuerySchema):
-    """The query of `POST /read`, `/unread` and `/delete`: a user and one selector."""
-
-    user_id = IdField(required=True, metadata=USER_ID)
-    key = KindNameField(metadata={"description": "Only those of this kind."})
-    notification_id = mf.String(
-        attribute="id",
-        validate=[validate.Length(1, 128), _encodable],
-        metadata={"description": "The one with this `id`."},
-    )
-    target_id = IdField(metadata={"description": "All about this entity."})
-    all = QueryBoolean(
-        validate=validate.OneOf([True], error="Must be true, or left out."), metadata={"description": "All of them."}
-    )
-
-    def check(self, original: Mapping[str, Any]) -> None:
-        """Refuse several selectors, and none."""
-        selectors = [name for name in SELECTORS if name in original]
-        if len(selectors) != 1:
-            message = f"Give exactly one of {', '.join(SELECTORS)}."
-            raise ValidationError({name: [message] for name in selectors or ["notification_id"]})
-
-
-class UserSchema(QuerySchema):
-    """The query of a request about one user."""
-
-    user_id = IdField(required=True, metadata=USER_ID)
-
-
 class CreateManySchema(CreateSchema):
-    """The body of `POST /create` for many users."""
-
-    class Meta(RequestSchema.Meta):
+    class Meta:
         exclude = ("user_id",)
 
     user_ids = IdsField(
@@ -139,8 +72,15 @@ class CreateManySchema(CreateSchema):
     )
 
 
+class QuerySchema(RequestSchema):
+    """A query, or headers."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
 # OpenAPI has no `\Z`. The newline that `$` lets through cannot be in a header.
-KEY: Final = validate.Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters.")
+KEY: Final = Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII characters.")
 
 
 class CreateHeaders(QuerySchema):
@@ -159,26 +99,68 @@ class CreateHeaders(QuerySchema):
 class CreateManyHeaders(QuerySchema):
     """The headers of a `POST /create` for many users, which must be safe to repeat."""
 
-    idempotency_key = mf.String(
-        data_key="Idempotency-Key",
-        required=True,
-        validate=KEY,
-        error_messages={"required": "user_ids need one."},
+    idempotency_key = mf.String(data_key="Idempotency-Key", required=True, validate=KEY)
+
+
+class UserSchema(QuerySchema):
+    user_id = IdField(required=True, metadata=USER_ID)
+
+
+class SuppressedUserSchema(QuerySchema):
+    """The query of `POST /suppress` whose body has an address."""
+
+    user_id = IdField(metadata=USER_ID)
+
+
+class ListSchema(UserSchema):
+    key = KindNameField(metadata=OF_KIND)
+    skip = mf.Integer(load_default=0, validate=Range(0, INT64_MAX), metadata={"description": "How many to skip."})
+    limit = mf.Integer(
+        load_default=10,
+        validate=Range(0, PAGE_LIMIT),
+        metadata={"description": "How many to return; 0 for the counts alone."},
     )
+    is_new = mf.Boolean(
+        truthy={"true"},
+        falsy={"false"},
+        metadata={"description": "`true` lists only the unread, `false` only the read."},
+    )
+
+
+def _encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValidationError("Not valid Unicode.") from None
+
+
+class SelectionSchema(UserSchema):
+    """The query of `POST /read`, `/unread` and `/delete`: a user and one selector."""
+
+    key = KindNameField(metadata=OF_KIND)
+    notification_id = mf.String(
+        attribute="id", validate=[Length(1, 128), _encodable], metadata={"description": "The one with this `id`."}
+    )
+    target_id = IdField(metadata={"description": "All about this entity."})
+    all = mf.Boolean(truthy={"true"}, falsy={}, metadata={"description": "All of them.", "enum": [True]})
+
+    def check(self, original: Mapping[str, Any]) -> None:
+        selectors = [name for name in SELECTORS if name in original]
+        if len(selectors) != 1:
+            message = f"Give exactly one of {', '.join(SELECTORS)}."
+            raise ValidationError({name: [message] for name in selectors or ["notification_id"]})
 
 
 class PreferencesSchema(RequestSchema):
     """The body of `POST /preferences`: whether e-mails are wanted, by kind."""
 
     class Meta:
-        """The names are those of the kinds."""
-
-        unknown = INCLUDE
+        unknown = INCLUDE  # the names are those of the kinds
 
     def check(self, original: Mapping[str, Any]) -> None:
-        faults = {name: fault for name, value in original.items() if (fault := self._fault(name, value))}
+        faults = {name: [fault] for name, value in original.items() if (fault := self._fault(name, value))}
         if faults:
-            raise ValidationError({name: [fault] for name, fault in islice(faults.items(), UNKNOWN_LIMIT)})
+            raise ValidationError(dict(islice(faults.items(), UNKNOWN_LIMIT)))
 
     def _fault(self, name: str, value: object) -> str | None:
         emailed = {kind.name: kind for kind in self.kinds.values() if kind.email}
@@ -204,25 +186,17 @@ class SuppressionSchema(RequestSchema):
         allow_none=True,
         metadata={
             "description": "The address that bounced, in any case, also in `<>` and behind a name. If it is no longer "
-            "the user's, nothing is suppressed.",
+            "the user's, nothing is suppressed."
         },
     )
     code = mf.String(
         load_default="reported",
-        validate=validate.Regexp(r"^[A-Za-z0-9._-]{1,32}$", error="Not 1 to 32 letters, digits or ._-"),
+        validate=Regexp(r"^[A-Za-z0-9._-]{1,32}$", error="Not 1 to 32 letters, digits or ._-"),
         metadata={"description": "Why, for operators: an enhanced status code such as `5.1.1`."},
     )
 
 
-class SuppressedUserSchema(QuerySchema):
-    """The query of `POST /suppress` whose body has an address."""
-
-    user_id = IdField(metadata=USER_ID)
-
-
 class Schemas:
-    """The schemas of a service with these ids and kinds."""
-
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         self.kinds = kinds
         self.create = CreateSchema(id_type, kinds)

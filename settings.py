@@ -3,8 +3,6 @@
 `cli/environment.py` reads them. `--help`, `.env.example` and the page of the documentation are made from `grouped`.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -15,25 +13,20 @@ from typing import Any, Final
 from marshmallow import ValidationError, validate
 
 from config import checks
-from config.address import envelope_address, mailbox
+from config.checks import envelope_address, mailbox
 from config.ids import IdType
 from kinds import Kinds, load_kinds
 
-ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
-"""What listens on every address of this machine, and the one by which the machine reaches itself."""
+LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 RETRY_MINUTES: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 240.0)
 
 
 class UnknownUsers(enum.Enum):
-    """What a request about a user without a document does."""
-
     CREATE = "create"
     REFUSE = "refuse"
 
 
 class Security(enum.Enum):
-    """How the SMTP connection is secured."""
-
     AUTO = "auto"
     TLS = "tls"
     STARTTLS = "starttls"
@@ -76,14 +69,13 @@ def _setting(
     return field(default=default, repr=not secret, metadata={"help": help_, "check": check, "secret": secret})
 
 
-GROUPS: Final = {
+GROUPS: Final = {  # the first setting of each group, and what the group is called
     "port": "The service, its database and its mail server",
     "users_collection": "Users and notifications",
     "api_keys": "Who may call",
     "smtp_from": "E-mail",
     "host": "The process",
 }
-"""The first setting of each group, and what the group is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +97,7 @@ class Settings:
     unknown_users: UnknownUsers = _setting("create or refuse users without a document", UnknownUsers.CREATE)
     notifications_limit: int = _setting("notifications kept for each user", 100, validate.Range(1, 10_000))
     notifications_slack: int = _setting("hidden ones beyond these, to trim less often", 0, validate.Range(0, 10_000))
-    kinds_file: Path | None = _setting(
-        "TOML file of the kinds of notification; by default the four built-in ones, in a local run one more"
-    )
+    kinds_file: Path | None = _setting("TOML file of the kinds; else the four built-in, in a local run one more")
 
     api_keys: Sequence[str] = _setting(
         f"KEY, SCOPE:KEY or SCOPE+SCOPE:KEY, comma-separated; without any, the API is open. Scopes: {SCOPE_NAMES}",
@@ -175,17 +165,14 @@ class Settings:
     log_level: str = _setting("DEBUG, INFO, WARNING or ERROR", "INFO", checks.LEVEL)
     otel_exporter_otlp_endpoint: str | None = _setting("OpenTelemetry collector for spans", check=checks.COLLECTOR)
 
-    stream_limit: int = 10_000
-    """Streams open at once in one process. No variable: the limit of open files counts before it."""
+    stream_limit: int = 10_000  # open at once in one process; no variable: the limit of open files counts first
 
     @property
     def local(self) -> bool:
-        """Whether this is a local run, on an embedded MongoDB and mailbox."""
         return not (self.db_uri or self.smtp_host)
 
     @cached_property
     def scopes(self) -> Mapping[str, Scopes]:
-        """The keys of `API_KEYS`, each with its scopes."""
         return dict(map(parse_key, self.api_keys))
 
     @property
@@ -197,12 +184,12 @@ class Settings:
 
     @property
     def url(self) -> str:
-        """The service's address for programs on this machine, without a path."""
-        return f"http://{checks.in_url(ANY_ADDRESS.get(self.host, self.host))}:{self.port}"
+        """The service's address for programs on this machine."""
+        return f"http://{checks.in_url(LOOPBACK_OF.get(self.host, self.host))}:{self.port}"
 
     @cached_property
     def kinds(self) -> Kinds:
-        """The kinds of notification, read once. Raises `KindsError`."""
+        """The kinds, read once. Raises `KindsError`."""
         return load_kinds(self.kinds_file)
 
     @property
@@ -217,13 +204,11 @@ class Settings:
 
 
 VARIABLES: Final[Mapping[str, Field[Any]]] = {f.name.upper(): f for f in fields(Settings) if "help" in f.metadata}
-"""The environment variables, in the order in which they are described."""
-SECRETS: Final = tuple(name for name, f in VARIABLES.items() if f.metadata["secret"])
-"""The variables whose value may also stand in a file that `NAME_FILE` names."""
+SECRETS: Final = tuple(name for name, f in VARIABLES.items() if f.metadata["secret"])  # `NAME_FILE` may have the value
 
 
 def grouped() -> Mapping[str, Mapping[str, Field[Any]]]:
-    """Return the variables of each group, by the group's heading."""
+    """Return the variables of each group, by its heading."""
     groups, heading = dict[str, dict[str, Field[Any]]](), ""
     for name, variable in VARIABLES.items():
         heading = GROUPS.get(variable.name, heading)

@@ -4,8 +4,6 @@ A key in `API_KEYS` allows what its scopes say, for every user, or everything if
 `USER_TOKEN_SECRETS` allows what concerns the user in its `sub`. Without `API_KEYS`, anyone may do everything.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import math
@@ -24,76 +22,48 @@ from settings import ALL_SCOPES, Scope, Scopes, Settings
 
 ALGORITHM: Final = "HS256"
 OPTIONS: Final[Options] = {"require": ["exp", "sub"], "verify_aud": False}
-LEEWAY: Final = 30
-"""Seconds by which the clocks of the signer and of this machine may differ."""
-OF_STATUS: Final = "notifier: status"
-"""What the key that signs the tokens of `status` is derived for, and their `sub`."""
-STATUS_TTL: Final = 60
-"""Seconds."""
-PREFLIGHT_AGE: Final = 7200
-"""Seconds for which a browser may remember the answer. Chrome remembers it no longer than this."""
+LEEWAY: Final = 30  # seconds by which the clocks of the signer and of this machine may differ
+OF_STATUS: Final = "notifier: status"  # purpose of the derived secrets for `status`, and `sub` of its tokens
+STATUS_TTL: Final = 60  # seconds
+PREFLIGHT_AGE: Final = 7200  # seconds for which a browser may cache the answer: the most that Chrome allows
 
 
 class Refused(Exception):
     """Base of the reasons to refuse a caller. The message is the caller's name for the log."""
 
 
-class Unauthenticated(Refused):
-    """Base of the reasons why a caller is unknown. `error` is RFC 6750's code for `WWW-Authenticate`."""
-
-    error = ""
-
-
-class NoCredential(Unauthenticated):
+class NoCredential(Refused):
     """There is not exactly one header `Authorization: Bearer ...`."""
 
 
-class BadCredential(Unauthenticated):
+class BadCredential(Refused):
     """The key or token is not valid."""
-
-    error = "invalid_token"
 
 
 class TokenExpired(BadCredential):
     """The token's `exp` is past."""
 
 
-class TokenWithoutUser(BadCredential):
-    """The token's `sub` is not a user's id."""
-
-
-class BackendOnly(Refused):
-    """The caller is a user, and only a backend may do this."""
-
-
 class OutOfScope(Refused):
-    """The caller is a backend whose key is not for this."""
-
-
-class ForeignPage(Exception):
-    """A page of another site calls from a browser, and no key protects the service."""
+    """The scopes of the caller's key or token do not include this."""
 
 
 class OtherUser(Refused):
     """The caller is another user."""
 
 
+class ForeignPage(Exception):
+    """A page of another site calls from a browser, and no key protects the service."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller: a backend, which may act for everyone, or one user, until `until` (Unix seconds).
+    """A backend, which may act for everyone, or one user, until `until` (Unix seconds)."""
 
-    `name` is for the log, and contains no credential.
-    """
-
-    name: str
+    name: str  # for the log: contains no credential
     scopes: Scopes = ALL_SCOPES
     user_id: str | None = None
     until: float = math.inf
-
-    def must_have(self, scope: Scope) -> None:
-        """Raise `BackendOnly` or `OutOfScope` unless the caller may do this for some user."""
-        if scope not in self.scopes:
-            raise (OutOfScope if self.user_id is None else BackendOnly)(self.name)
 
     def must_act_for(self, user_id: str) -> None:
         """Raise `OtherUser` unless the caller may act for this user."""
@@ -102,13 +72,10 @@ class Caller:
 
 
 OF_A_USER: Final = frozenset({Scope.INBOX})
-OF_THE_METRICS: Final = frozenset({Scope.METRICS})
 ANYONE: Final = Caller("anyone, as API_KEYS is not set")
 
 
 class Gate:
-    """Identifies callers by the configured keys and secret."""
-
     def __init__(self, settings: Settings) -> None:
         self._callers = [(key.encode(), Caller(_name(key.encode()), scopes)) for key, scopes in settings.scopes.items()]
         self._secrets = settings.user_token_secrets
@@ -116,22 +83,29 @@ class Gate:
         self._id_type = settings.id_type
         self._origins = frozenset(settings.cors_origins)
 
-    def must_be_own_page(self, headers: Mapping[str, str], host: str) -> None:
+    def identify(self, request: web.Request, scope: Scope) -> Caller:
+        """Return the caller of a request. Raises `Refused` if it may not do this for any user, or `ForeignPage`."""
+        if not self._callers:
+            self._must_be_own_page(request)
+            return ANYONE
+        caller = self._identify_by_credential(request.headers.getall("Authorization", []))
+        if scope not in caller.scopes:
+            raise OutOfScope(caller.name)
+        return caller
+
+    def _must_be_own_page(self, request: web.Request) -> None:
         """Raise `ForeignPage` for a page that neither the service itself nor an origin in `CORS_ORIGINS` has sent.
 
-        Only while there are no keys: then a page acts with the rights of anyone who opens it. Other clients than
-        browsers send neither header (Fetch, section 3.1; Fetch Metadata).
+        Such a page would act with the rights of anyone who opens it. Clients other than browsers send neither header
+        (Fetch, section 3.1; Fetch Metadata).
         """
-        site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
-        if self._callers or origin in self._origins or site in {"same-origin", "none"}:
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+        if origin in self._origins or site in {"same-origin", "none"}:
             return
-        if site == "cross-site" or (origin is not None and origin.partition("://")[2].lower() != host.lower()):
+        if site == "cross-site" or (origin is not None and origin.partition("://")[2].lower() != request.host.lower()):
             raise ForeignPage
 
-    def identify(self, authorization: Sequence[str]) -> Caller:
-        """Return the caller that sends these `Authorization` headers. Raises `Unauthenticated`."""
-        if not self._callers:
-            return ANYONE
+    def _identify_by_credential(self, authorization: Sequence[str]) -> Caller:
         scheme, _, credential = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
         if scheme.lower() != "bearer":
             raise NoCredential("a caller without a credential")
@@ -143,12 +117,10 @@ class Gate:
     def _identify_by_token(self, token: bytes) -> Caller:
         name = _name(token)
         if claims := _claims(token, self._secrets, name):
-            user_id = self._id_type.parse(claims["sub"])
-            if user_id is None:
-                raise TokenWithoutUser(name)
-            return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
-        if _claims(token, self._status_secrets, name):
-            return Caller(name, OF_THE_METRICS)
+            if user_id := self._id_type.parse(claims["sub"]):
+                return Caller(name, OF_A_USER, user_id, claims["exp"] + LEEWAY)
+        elif _claims(token, self._status_secrets, name):
+            return Caller(name, frozenset({Scope.METRICS}))
         raise BadCredential(name)
 
 
@@ -174,7 +146,7 @@ def _name(credential: bytes) -> str:
 
 
 def _status_secrets(settings: Settings) -> Sequence[str]:
-    """Derive the secrets of `status` from the keys that may read the metrics: nobody else can."""
+    """Derive the secrets of `status` from the keys that may read the metrics, which nobody else has."""
     keys = [key for key, scopes in settings.scopes.items() if Scope.METRICS in scopes]
     return [hmac.new(key.encode(), OF_STATUS.encode(), hashlib.sha256).hexdigest() for key in keys]
 
@@ -183,21 +155,12 @@ GATE: Final = web.AppKey("GATE", Gate)
 
 
 class Route(NamedTuple):
-    """A route of the API: open to everyone, or for callers with this scope, whom its handler gets as an argument."""
+    """A route of the API. Without a scope it is open to everyone; otherwise its handler also gets the caller."""
 
     method: str
     path: str
     handler: Callable[..., Awaitable[web.StreamResponse]]
     scope: Scope | None
-
-
-def identify(request: web.Request, scope: Scope) -> Caller:
-    """Return the caller of a request. Raises `Refused` if it may not do this for any user, or `ForeignPage`."""
-    gate = request.app[GATE]
-    gate.must_be_own_page(request.headers, request.host)
-    caller = gate.identify(request.headers.getall("Authorization", []))
-    caller.must_have(scope)
-    return caller
 
 
 def sign_token(secret: str, user_id: str, ttl: int) -> str:

@@ -1,9 +1,7 @@
 """Bodies: those of requests, read as values to validate, and those of answers, sent within a deadline.
 
-JSON here is that of RFC 8259, more strictly than `json.loads` reads it. The answers of one user take few megabytes.
+The answers to one user may take only a few megabytes at a time.
 """
-
-from __future__ import annotations
 
 import asyncio
 import json
@@ -19,51 +17,23 @@ from aiohttp import web
 from marshmallow import Schema, ValidationError
 from multidict import MultiMapping
 
-from mongo.document import JSONObject
-
-BODY_LIMIT: Final = 64 * 1024
-"""Bytes of a request body."""
-BODY_TIMEOUT: Final = 30.0
-"""Seconds."""
-BOM: Final = "\N{ZERO WIDTH NO-BREAK SPACE}"
-CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
-JSON_HEADERS: Final = {"Content-Type": "application/json; charset=utf-8"}
-SEND_TIMEOUT: Final = 30.0
-"""Seconds in which a client must take an answer."""
-LARGE: Final = 64 * 1024
-"""Bytes above which an answer is large: asyncio buffers no more before it makes the sender wait."""
-SEND_BUFFER: Final = 128 * 1024
-"""Bytes of a large answer that the kernel may buffer. Its default is megabytes for a client that does not read."""
-ANSWERS_LIMIT: Final = 8 << 20
-"""Bytes of memory for all answers to one user."""
-ELEMENT: Final = 17 * 1024
-"""Upper bound for the bytes of a notification in a list."""
-LINGER: Final = 2.0
-"""Seconds for which an unwanted body is read after the answer, so that the client gets the answer."""
-LINGER_PAUSE: Final = 0.2
-"""Seconds between two such reads of about 100 KiB, so that an endless body costs little."""
-ANSWERS_PATIENCE: Final = 10.0
-"""Seconds for which an answer waits until the user's other answers have been sent."""
-
-
-class WrongCharset(Exception):
-    """The Content-Type declares a charset that JSON does not have."""
+BODY_LIMIT: Final = 64 * 1024  # bytes of a request body
+BODY_TIMEOUT: Final = 30.0  # seconds in which a whole body must arrive
+JSON: Final = "application/json; charset=utf-8"
+SEND_TIMEOUT: Final = 30.0  # seconds in which a client must take an answer
+LARGE: Final = 64 * 1024  # bytes above which an answer is large: asyncio buffers no more before the sender must wait
+SEND_BUFFER: Final = 128 * 1024  # bytes of a large answer that the kernel may buffer; its default is megabytes
+ANSWERS_LIMIT: Final = 8 << 20  # bytes of memory for all answers to one user
+ANSWERS_PATIENCE: Final = 10.0  # seconds for which an answer waits until the user's other answers have been sent
+ELEMENT: Final = 17 * 1024  # upper bound for the bytes of a notification in a list
 
 
 class Compressed(Exception):
-    """The body is compressed, which only a proxy may undo: a small body may inflate to any size."""
-
-
-class NotUTF8(Exception):
-    """The body is not UTF-8."""
+    """The body is compressed. The service decompresses none, as a small body may inflate to any size."""
 
 
 class NotJSON(Exception):
-    """The body is not JSON. The message says why, as part of a sentence."""
-
-
-class NotAnObject(Exception):
-    """The body is JSON, but not an object."""
+    """The body is not a JSON object. The message says why, as part of a sentence."""
 
 
 class ClientGone(Exception):
@@ -74,16 +44,17 @@ class BodyTooSlow(Exception):
     """The body did not arrive in time."""
 
 
-async def read_object(request: web.Request) -> Mapping[str, Any]:
-    """Read the body as a JSON object, whatever its media type.
+class TooMuchInFlight(Exception):
+    """The user's clients have not read the answers that they asked for."""
 
-    JSON between systems is UTF-8 without a byte order mark (RFC 8259, section 8.1), so another declared charset is
-    refused. Raises the exceptions above, and aiohttp's `HTTPRequestEntityTooLarge`.
+
+async def read_object(request: web.Request) -> Mapping[str, Any]:
+    """Read the body as a JSON object in UTF-8, whatever its media type (RFC 8259, section 8.1).
+
+    Raises `Compressed`, `NotJSON`, `BodyTooSlow`, `ClientGone`, or aiohttp's `HTTPRequestEntityTooLarge`.
     """
-    if any(coding.strip().lower() not in {"", "identity"} for coding in request.headers.getall("Content-Encoding", [])):
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Compressed
-    if (request.charset or "utf-8").lower() not in CHARSETS:
-        raise WrongCharset
     try:
         if request.content.is_eof():  # it arrived with the headers
             raw = await request.read()
@@ -93,51 +64,28 @@ async def read_object(request: web.Request) -> Mapping[str, Any]:
         body = parse_json(raw.decode())
     except TimeoutError:
         raise BodyTooSlow from None
-    except UnicodeDecodeError:
-        raise NotUTF8 from None
     except ValueError as exc:
-        raise NotJSON(f"{exc}") from None
+        raise NotJSON(f"{exc}".partition(";")[0]) from None  # Python's advice about numbers is for programmers
     except (web.RequestPayloadError, ConnectionResetError):
         raise ClientGone from None
     if not isinstance(body, dict):
-        raise NotAnObject
+        raise NotJSON("it has another type")
     return body
 
 
 def parse_json(text: str) -> object:
-    """Parse JSON.
-
-    `NaN` and `Infinity` are refused, and so is a name given twice: the sender may have meant either value (RFC 8259,
-    section 4).
-
-    Raises `ValueError` whose message is part of a sentence.
-    """
-    if text.startswith(BOM):
-        raise ValueError("it begins with a byte order mark")
+    """Parse JSON, without `NaN` and `Infinity`. Raises `ValueError` whose message is part of a sentence."""
     try:
         return DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except json.JSONDecodeError:
-        raise
-    except ValueError as exc:
-        if "set_int_max_str_digits" in f"{exc}":  # Python's words, about Python
-            raise ValueError("a number has too many digits") from None
-        raise
 
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not a number")
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JSONObject:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("an object gives a name twice")
-    return members
-
-
-DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def single_values(values: MultiMapping[str], *names: str) -> dict[str, object]:
@@ -167,12 +115,11 @@ def json_bytes(value: object) -> bytes:
 
 
 def json_line(value: object) -> str:
-    """Return JSON with a newline at the end, so that a shell's prompt begins on a line of its own."""
+    """Return JSON with a newline at the end, so that a shell's prompt begins on a line of its own.
+
+    Unlike orjson, it also writes what a client has sent that is not valid Unicode.
+    """
     return f"{json.dumps(value)}\n"
-
-
-class TooMuchInFlight(Exception):
-    """The user's clients have not read the answers that they asked for."""
 
 
 class InFlight:
@@ -188,9 +135,9 @@ class InFlight:
         self._freed = asyncio.Event()
 
     async def take(self, user_id: str, notifications: int) -> int:
-        """Reserve memory for these notifications, and return its bytes. One answer may always go, however large.
+        """Reserve memory for an answer with this many notifications; return its bytes. A first one may have any size.
 
-        Raises `TooMuchInFlight`.
+        Raises `TooMuchInFlight` after `ANSWERS_PATIENCE`.
         """
         size = ELEMENT * min(notifications, self._longest)
         if not self._has_room(user_id, size):
@@ -209,7 +156,7 @@ class InFlight:
         return not held or held + size <= self._limit
 
     def give(self, user_id: str, size: int, keep: int = 0) -> int:
-        """Release reserved bytes, but for those to `keep`; return these."""
+        """Release reserved bytes, except those to `keep`; return `keep`."""
         self.held[user_id] += keep - size
         if not self.held[user_id]:
             del self.held[user_id]
@@ -217,13 +164,13 @@ class InFlight:
         return keep
 
 
-def revalidated(request: web.Request, body: bytes, cache_control: str) -> web.Response:
+def revalidated(request: web.Request, body: bytes, headers: Mapping[str, str], of_type: str = JSON) -> web.Response:
     """Return an answer with this body and its ETag, or a 304 if the client has it already."""
     etag = blake2b(body, digest_size=12).hexdigest()
-    headers = {"ETag": f'"{etag}"', "Cache-Control": cache_control}
-    if etag in {tag.value for tag in request.if_none_match or ()}:
+    headers = {**headers, "ETag": f'"{etag}"'}
+    if {tag.value for tag in request.if_none_match or ()} & {etag, "*"}:
         return web.Response(status=304, headers=headers)
-    return web.Response(body=body, headers=JSON_HEADERS | headers)
+    return web.Response(body=body, headers={**headers, "Content-Type": of_type})
 
 
 def is_large(response: web.StreamResponse) -> bool:
@@ -243,22 +190,6 @@ async def send(request: web.Request, response: web.StreamResponse) -> None:
     except TimeoutError:
         if request.transport:
             request.transport.abort()
-
-
-async def answer_before_body(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Answer a request whose body has not fully arrived, and let its connection be closed.
-
-    Closing it at once would reset it, and the client might lose the answer (RFC 9112, section 9.6). aiohttp would go on
-    reading as fast as the client sends.
-    """
-    response.force_close()
-    with suppress(ConnectionError, web.RequestPayloadError, TimeoutError):
-        await response.prepare(request)
-        await response.write_eof()
-        async with asyncio.timeout(LINGER):
-            while not request.content.is_eof():
-                await request.content.readany()
-                await asyncio.sleep(LINGER_PAUSE)
 
 
 IN_FLIGHT: Final = web.AppKey("IN_FLIGHT", InFlight)

@@ -1,52 +1,39 @@
 """What marshmallow lacks: the fields of requests with their limits, and a schema that loads valid input fast."""
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, missing, validates_schema
 from marshmallow import fields as mf
 
-from config.address import mailbox
+from config.checks import mailbox
 from config.ids import IdType
-from kinds import Kinds
+from kinds import Kind, Kinds
 from mongo.document import JSONObject
 
-DATA_LIMIT: Final = 16 * 1024
-"""Bytes of `data` as compact UTF-8 JSON."""
-DATA_DEPTH: Final = 32
-"""Levels of nesting in `data`. The object itself is the first."""
-USERS_LIMIT: Final = 1000
-"""Users of one request."""
+DATA_LIMIT: Final = 16 * 1024  # bytes of `data` as compact UTF-8 JSON
+DATA_DEPTH: Final = 32  # levels of nesting in `data`; the object itself is the first
+USERS_LIMIT: Final = 1000  # users of one request
 INT64_MAX: Final = 2**63 - 1
-UNKNOWN_LIMIT: Final = 16
-"""Unknown fields of a body that its error names: a body has room for thousands."""
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
+UNKNOWN_LIMIT: Final = 16  # unknown fields that an error names: a body has room for thousands
 
 
 class RequestSchema(Schema):
-    """A body, a query, or headers.
+    """A body, a query, or headers. As by default in marshmallow, unknown fields are refused: a typo must not pass.
 
     `load` calls the fields directly, which takes less than half as long as marshmallow's own `load`. If the input turns
     out to be invalid, that one starts over, so results and errors are always its own.
     """
 
-    class Meta:
-        """Refuse unknown fields, so that a typo does not pass."""
-
-        unknown = RAISE
-
     def __init__(self, id_type: IdType, kinds: Kinds) -> None:
         super().__init__()
         self.id_type = id_type
         self.kinds = kinds
-        self._fast = [
-            (field.data_key or name, field.attribute or name, _direct(field))
-            for name, field in self.load_fields.items()
-        ]
+        self._fast = [(f.data_key or name, f.attribute or name, f) for name, f in self.load_fields.items()]
         self._known = {key for key, _, _ in self._fast}
 
     def check(self, original: Mapping[str, Any]) -> None:
@@ -56,10 +43,8 @@ class RequestSchema(Schema):
     def _check(self, _: object, original: Mapping[str, Any], **__: object) -> None:
         self.check(original)
 
-    def load(self, data: Any, **options: Any) -> Any:
-        """Load the input as `Schema.load` does. Raises `ValidationError`, which names few unknown fields."""
-        if options:
-            return super().load(data, **options)
+    def load(self, data: Any, **_: Any) -> Any:
+        """Load the input as `Schema.load` does. Raises `ValidationError`, with few unknown fields in it."""
         try:
             return self._load_valid(data)
         except ValidationError:  # the first of perhaps many
@@ -71,118 +56,108 @@ class RequestSchema(Schema):
         if self.unknown != EXCLUDE and not data.keys() <= self._known:
             raise ValidationError("Perhaps not valid.")
         values = {}
-        for key, name, deserialize in self._fast:
-            value = deserialize(data.get(key, missing), key, data)
+        for key, name, field in self._fast:
+            value = data.get(key, missing)
+            if value is missing or value is None:
+                value = field.deserialize(value, key, data)
+            else:
+                value = field._deserialize(value, key, data)  # noqa: SLF001 - what fields override
+                for validate in field.validators:
+                    validate(value)
             if value is not missing:
                 values[name] = value
         self.check(data)
         return values
 
 
-def _direct(field: mf.Field[Any]) -> Callable[[Any, str, Mapping[str, Any]], Any]:
-    """Return `field.deserialize` without the steps that none of our fields has."""
-    parse = field._deserialize  # noqa: SLF001 - what fields override
+class TextField(mf.String):
+    """A string that stands for a value: `parse` returns the value, or raises `ValidationError`."""
 
-    def deserialize(value: Any, key: str, data: Mapping[str, Any]) -> Any:
-        if value is missing or value is None:
-            return field.deserialize(value, key, data)
-        parsed = parse(value, key, data)
-        for validate in field.validators:
-            validate(parsed)
-        return parsed
+    root: RequestSchema
 
-    return deserialize
+    def parse(self, text: str) -> Any:
+        raise NotImplementedError
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        if not isinstance(value, str):
+            raise self.make_error("invalid")
+        return self.parse(value)
 
 
-class IdField(mf.String):
-    """An id of the schema's `id_type`."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        id_type: IdType = self.root.id_type  # type: ignore[union-attr]
-        parsed = id_type.parse(super()._deserialize(value, attr, data, **kwargs))
-        if parsed is None:
+class IdField(TextField):
+    def parse(self, text: str) -> str:
+        id_type = self.root.id_type
+        if not id_type.matches(text):
             raise ValidationError(id_type.fault)
-        return parsed
+        return id_type.canonical(text)
 
 
-class IdsField(mf.List[str]):
-    """Distinct ids of users. The error names bad ones by their index."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(IdField(), **kwargs)
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> list[Any]:
-        if isinstance(value, list) and not 1 <= len(value) <= USERS_LIMIT:  # a body has room for 30,000 wrong ones
-            raise ValidationError(f"Not 1 to {USERS_LIMIT} ids.")
-        id_type: IdType = self.root.id_type  # type: ignore[union-attr]
-        if isinstance(value, list) and all(type(item) is str for item in value):
-            parsed = list(map(id_type.parse, value))
-            if None not in parsed and len(set(parsed)) == len(parsed):
-                return parsed  # a thousand ids by marshmallow, which names what is wrong, hold up the event loop
-        ids = super()._deserialize(value, attr, data, **kwargs)
-        first = {id_: n for n, id_ in reversed(list(enumerate(ids)))}
-        if repeated := {n: ["Is in the list already."] for n, id_ in enumerate(ids) if first[id_] < n}:
-            raise ValidationError(repeated)
-        return ids
-
-
-class KindNameField(mf.String):
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        kinds: Kinds = self.root.kinds  # type: ignore[union-attr]
-        name = super()._deserialize(value, attr, data, **kwargs)
-        if name not in kinds:
-            raise ValidationError(f"Must be one of: {', '.join(kinds)}.")
-        return name
+class KindNameField(TextField):
+    def parse(self, text: str) -> Any:
+        if text not in self.root.kinds:
+            raise ValidationError(f"Must be one of: {', '.join(self.root.kinds)}.")
+        return text
 
 
 class KindField(KindNameField):
-    """A kind, by its name."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
-        kinds: Kinds = self.root.kinds  # type: ignore[union-attr]
-        return kinds[super()._deserialize(value, attr, data, **kwargs)]
-
-
-class QueryInteger(mf.Integer):
-    """An integer in decimal digits. `int()` would also accept `1_0`, ` 1 ` and the digits of every script."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
-        if not re.fullmatch("-?[0-9]{1,19}", str(value)):
-            raise self.make_error("invalid", input=value)
-        return int(value)
-
-
-class QueryBoolean(mf.Boolean):
-    """`true` or `false`. marshmallow would also accept many other words."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(truthy={"true"}, falsy={"false"}, **kwargs)
+    def parse(self, text: str) -> Kind:
+        return self.root.kinds[super().parse(text)]
 
 
 class JSONBoolean(mf.Boolean):
     """`true` or `false` of JSON. marshmallow would also accept `1`, `"yes"` and many others."""
 
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> bool:
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if not isinstance(value, bool):
-            raise self.make_error("invalid", input=value)
+            raise self.make_error("invalid")
         return value
 
 
-class AddressField(mf.String):
+class AddressField(TextField):
     """An e-mail address, normalised. It may be written in `<>`, and behind a name."""
 
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
-        return mailbox(super()._deserialize(value, attr, data, **kwargs))[1]
+    def parse(self, text: str) -> str:
+        return mailbox(text)[1]
+
+
+class IdsField(mf.List[str]):
+    """Distinct ids of users. The error names bad ones by their index.
+
+    They are not loaded one by one, as marshmallow does: a thousand would hold up the event loop.
+    """
+
+    root: RequestSchema
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(IdField(), **kwargs)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        if not 1 <= len(value) <= USERS_LIMIT:
+            raise ValidationError(f"Not 1 to {USERS_LIMIT} ids.")
+        id_type = self.root.id_type
+        ids, faults = dict[str, None](), dict[int, list[str]]()
+        for n, item in enumerate(value):
+            if not isinstance(item, str) or not id_type.matches(item):
+                faults[n] = [id_type.fault]
+            elif (id_ := id_type.canonical(item)) in ids:
+                faults[n] = ["Is in the list already."]
+            else:
+                ids[id_] = None
+        if faults:
+            raise ValidationError(faults)
+        return list(ids)
 
 
 class DataField(mf.Field[JSONObject]):
     """An object that MongoDB and JSON return unchanged. The error names every fault at once."""
 
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> JSONObject:
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> JSONObject:
         if not isinstance(value, dict):
             raise ValidationError("Not an object.")
         faults: set[str] = set()
-        _find_faults(value, 1, faults)
+        _find_faults(value, faults)
         if faults:
             raise ValidationError(sorted(faults))
         if len(orjson.dumps(value)) > DATA_LIMIT:
@@ -190,34 +165,23 @@ class DataField(mf.Field[JSONObject]):
         return value
 
 
-def _find_faults(value: Any, depth: int, faults: set[str]) -> None:  # noqa: C901 - a table
+def _find_faults(value: object, faults: set[str], depth: int = 1) -> None:
     match value:
-        case str():
-            if not is_unicode(value):
-                faults.add("A text must not contain a lone surrogate.")
+        case str() if not value.isascii() and SURROGATE.search(value):
+            faults.add("A text must not contain a lone surrogate.")
         case dict() | list() if depth > DATA_DEPTH:
             faults.add(f"Nested deeper than {DATA_DEPTH} levels.")
         case dict():
             for name, item in value.items():
-                if name.startswith("$"):  # {"$ref": …} would be read back as a DBRef, which JSON has not
-                    faults.add("A name must not start with '$'.")
-                if "\0" in name:  # BSON ends a name at NUL
-                    faults.add("A name must not contain NUL.")
-                _find_faults(name, depth, faults)
-                _find_faults(item, depth + 1, faults)
+                # {"$ref": …} would be read back as a DBRef, which JSON does not have. BSON ends a name at NUL.
+                if name.startswith("$") or "\0" in name:
+                    faults.add("A name must not start with '$' or contain NUL.")
+                _find_faults(name, faults, depth)
+                _find_faults(item, faults, depth + 1)
         case list():
             for item in value:
-                _find_faults(item, depth + 1, faults)
+                _find_faults(item, faults, depth + 1)
         case int() if not -INT64_MAX - 1 <= value <= INT64_MAX:
             faults.add("An integer must fit in 64 bits.")
         case float() if not math.isfinite(value):
             faults.add("A number must be finite.")
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded: JSON may hold half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

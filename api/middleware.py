@@ -1,25 +1,23 @@
 """Around every request: its id, problems in place of exceptions, a metric and a log line."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping
-from time import perf_counter
+from time import perf_counter, time
 from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from api.auth import Refused
-from api.bodies import answer_before_body, is_large, send
+from api.bodies import is_large, send
 from api.problems import ForeignHost, problem_of, render
+from api.streams import HUB
 from config.checks import LOOPBACK, in_url
-from mongo.errors import Conflict, Unavailable, UnknownError
-from mongo.fan_out import Incomplete
-from ops.logs import Throttle, log_info
+from mongo.errors import Conflict, Incomplete, Unavailable, UnknownError
+from ops.logs import JSONFormatter, LineHandler, Throttle, json_line
 from ops.metrics import METRICS
 
 log = logging.getLogger("notifier.http")
@@ -30,16 +28,13 @@ ORIGIN: Final[web.RequestKey[Mapping[str, str]]] = web.RequestKey("ORIGIN")
 RENDER_FAILURE: Final[web.RequestKey[Callable[[Exception], web.Response]]] = web.RequestKey("RENDER_FAILURE")
 """Set by a handler that answers failures in its own way."""
 STARTED: Final = web.RequestKey("STARTED", float)
-SPAN: Final = web.RequestKey("SPAN", str)
-"""The `traceparent` of the request's own span, if the service sends spans."""
+SPAN: Final = web.RequestKey("SPAN", str)  # the `traceparent` of the request's own span, if the service sends spans
 REQUEST_ID_PATTERN: Final = "[A-Za-z0-9_.-]{1,64}"
 TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, section 3.2, which asks to ignore any other value."""
-PROBES: Final = ("/healthz", "/readyz")
-"""Orchestrators call these every few seconds, so successes are logged only at the level DEBUG."""
+SERVER: Final = "notifier"  # the `Server` header; by default, aiohttp reveals its version in it
+PROBES: Final = ("/healthz", "/readyz")  # orchestrators call these every few seconds
 PORT: Final = re.compile(r":\d{1,5}$")
-DRAINING: Final = web.AppKey("DRAINING", asyncio.Event)
-"""Set when the service is about to stop, and clients should turn to another process."""
 THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
 
 
@@ -73,15 +68,13 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         response = request.get(RENDER_FAILURE, render)(exc)
     if not response.prepared:  # a stream was completed when it began
         complete(request, response)
-        if not request.content.is_eof():
-            await answer_before_body(request, response)
-        elif is_large(response):
+        if is_large(response):
             await send(request, response)
     return response
 
 
 def origin_of(request: web.Request) -> Mapping[str, str]:
-    """Return the ids by which a request is found in logs: those of its headers if they are valid, or new ones."""
+    """Return the ids by which a request is found in logs: those of its headers if valid, else a new request id."""
     request_id = request.headers.get("X-Request-ID", "")
     trace = request.get(SPAN, "") or request.headers.get("traceparent", "")
     if not re.fullmatch(REQUEST_ID_PATTERN, request_id):
@@ -99,8 +92,7 @@ def route_of(request: web.Request) -> tuple[str, str]:
 def _log_failure(exc: Exception, extra: Mapping[str, str], throttle: Throttle) -> None:
     if isinstance(exc, Refused):
         audit.info("%s is refused: %s", exc, problem_of(exc).detail, extra=extra)
-    reasons = exc.failures.values() if isinstance(exc, Incomplete) else [exc]
-    for reason in reasons:
+    for reason in exc.failures.values() if isinstance(exc, Incomplete) else [exc]:
         if isinstance(reason, Conflict | Unavailable | UnknownError) and f"{reason}" and throttle.allows(f"{reason}"):
             log.error("requests fail: %s", reason, extra=extra)
     if not isinstance(exc, UnknownError) and problem_of(exc).status == 500:
@@ -109,28 +101,29 @@ def _log_failure(exc: Exception, extra: Mapping[str, str], throttle: Throttle) -
 
 def complete(request: web.Request, response: web.StreamResponse) -> None:
     """Add the last headers to a response about to be sent; count, time and log its request."""
-    seconds = perf_counter() - request[STARTED]
-    response.headers["X-Request-ID"] = request[ORIGIN]["request_id"]
-    if request.app[DRAINING].is_set():
-        response.force_close()  # the client's next request should reach another process
+    seconds, status, origin = perf_counter() - request[STARTED], response.status, request[ORIGIN]
+    response.headers["X-Request-ID"] = origin["request_id"]
+    response.headers["Server"] = SERVER
+    if request.app[HUB].stopping or not request.content.is_eof():
+        response.force_close()  # the next request should reach another process, or would follow an unread body
     if request.headers.get("Origin"):
         response.headers["Vary"] = "Origin"  # aiohttp-cors leaves it out
     method, route = route_of(request)
-    request.app[METRICS].requests_of(route, method, response.status).observe(seconds)
-    if route in PROBES and response.status == 200 and not log.isEnabledFor(logging.DEBUG):
+    request.app[METRICS].requests_of(route, method, status).observe(seconds)
+    level = logging.DEBUG if route in PROBES and status == 200 else logging.INFO
+    extra = {"method": method, "route": route, "status": status, "seconds": seconds, **origin}
+    log_line(level, f"{method} {route} {status} {seconds * 1e3:.1f} ms", extra)
+
+
+def log_line(level: int, message: str, extra: Mapping[str, object]) -> None:
+    """Log as `Logger.log` does, at a fifth of its cost if the line only goes to standard error as JSON.
+
+    `logging` spends most of its time on attributes of a record that no line shows.
+    """
+    if not log.isEnabledFor(level):
         return
-    log_info(
-        log,
-        "%s %s %d %.1f ms",
-        *(method, route, response.status, seconds * 1e3),
-        method=method,
-        route=route,
-        status=response.status,
-        seconds=seconds,
-        **request[ORIGIN],
-    )
-
-
-async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
-    """Leave out the header that tells the versions of Python and aiohttp."""
-    response.headers.pop("Server", None)
+    match logging.getLogger().handlers:
+        case [LineHandler(formatter=JSONFormatter()) as handler]:
+            handler.write(json_line(time(), logging.getLevelName(level), log.name, message, extra))
+        case _:
+            log.log(level, "%s", message, extra=extra)

@@ -1,96 +1,130 @@
-"""The OpenAPI 3.1 document of the service, made from the operations, the schemas that validate, and the problems.
+"""The OpenAPI 3.1 document of the service: `openapi.json`, completed with what only the code knows.
 
-A route without an operation is a `KeyError`, so nothing can be described in part.
+In that file, `{"$ref": "code:…"}` stands for a value of `_known`, and `x-problems` names the problems of an operation
+besides those that follow from its callers, parameters and body.
 """
 
-from __future__ import annotations
-
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import cache
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
-from marshmallow import ValidationError
+from marshmallow import Schema, ValidationError
 from marshmallow.fields import Field
 
-from api.auth import Route
-from api.components import (
-    DATA,
-    INVALID_REQUEST,
-    PROBLEM_HEADERS,
-    REQUEST_ID,
-    SECURITY,
-    component_schemas,
-    content,
-    id_schema,
-    preferences,
-    ref,
-)
-from api.fields import DataField, IdField, KindNameField
-from api.operations import CHAPTERS, Operation, operations
+from api.auth import OF_A_USER, Route
+from api.bodies import NotJSON
+from api.fields import INT64_MAX, DataField, IdField, KindNameField
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
-from config.ids import IdType
-from kinds import Kinds
+from config.ids import OBJECT_ID, STRING_LIMIT, IdType
+from kinds import SETTINGS, Kinds, describe_kinds
 from mongo.document import JSONObject
-from mongo.errors import OutboxFull, UnknownUser
-from mongo.fan_out import Incomplete, NotYetComplete
-from schemas import CreateSchema
+from mongo.errors import Incomplete, NotYetComplete, OutboxFull, UnknownUser
+from mongo.inbox import EVERY_KIND
+from schemas import Schemas
+from settings import Scope
 
 VERSION: Final = "1.0.0"
-ABOUT: Final = (
-    "In-app notifications and e-mail for users who live in MongoDB. Every failure is a problem as in "
-    "[RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)."
-)
-INCOMPLETE: Final[Mapping[type[Exception], Incomplete]] = {
-    Incomplete: Incomplete({7: UnknownUser()}),
-    NotYetComplete: NotYetComplete({7: OutboxFull()}),
-}
-"""Creates for many users that failed for one, as examples."""
+FILE: Final = Path(__file__).with_suffix(".json")
 DOCUMENT: Final[web.AppKey[Callable[[], JSONObject]]] = web.AppKey("DOCUMENT")
+OF_CALLERS: Final = {"ForeignPage", "NoCredential", "BadCredential", "TokenExpired", "OutOfScope"}
+OF_BODIES: Final = {"Compressed", "NotJSON", "BodyTooSlow", "RequestEntityTooLarge"}
+STATUS_HEADERS: Final = {"401": ["WWW-Authenticate"], "405": ["Allow"], "429": ["Retry-After"], "503": ["Retry-After"]}
+EXAMPLES: Final[Mapping[str, Exception]] = {
+    "NotJSON": NotJSON("NaN is not a number"),
+    "Incomplete": Incomplete({7: UnknownUser()}),
+    "NotYetComplete": NotYetComplete({7: OutboxFull()}),
+}
+INVALID_REQUEST: Final = {"user_id": ""}  # refused by every operation that takes a user
+IDS: Final[Mapping[IdType, JSONObject]] = {
+    IdType.OBJECTID: {"pattern": f"^{OBJECT_ID}$", "minLength": 24, "maxLength": 24},
+    IdType.STRING: {"minLength": 1, "maxLength": STRING_LIMIT},
+}
+# The rules for `data` apply at every level, but client generators cannot read a recursive schema.
+DATA: Final = {
+    "propertyNames": {"pattern": r"^(?!\$)[^\u0000]*$"},
+    "additionalProperties": {"minimum": -INT64_MAX - 1, "maximum": INT64_MAX},
+}
 
 
 def describe(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> JSONObject:
     """Return the OpenAPI document of these routes, for a service with these kinds and ids.
 
-    Raises `KeyError` for a route without an operation.
+    Raises `KeyError` for a route that the file lacks, and `ValueError` for a problem that does not exist.
     """
-    described = operations(routes, kinds, id_type)
-    plugin, tags = MarshmallowPlugin(), [{"name": name} for name in CHAPTERS.values()]
-    about: JSONObject = {"info": {"description": ABOUT}, "servers": [{"url": "./"}], "tags": tags}
-    spec = APISpec("notifier", VERSION, "3.1.0", [plugin], **about)
+    plugin = MarshmallowPlugin()
+    spec = APISpec("notifier", VERSION, "3.1.0", [plugin])
     converter: Any = plugin.converter  # set by APISpec
-    key = {"type": "string", "enum": list(kinds)}
-    converter.add_parameter_attribute_function(_example_of_schema)
-    converter.add_attribute_function(_describe_own({IdField: id_schema(id_type), DataField: DATA, KindNameField: key}))
-    chapter = ""
-    for route in routes:
-        chapter = CHAPTERS.get(route.path, chapter)
-        operation = _operation(described[f"{route.method} {route.path}"])
-        operation |= {"operationId": route.handler.__name__.strip("_"), "tags": [chapter]}
-        spec.path(route.path, operations={route.method.lower(): operation})
-    document = spec.to_dict()
-    fields = CreateSchema(id_type, kinds).fields
-    created = {name: _present(converter.field2property(field)) for name, field in fields.items()}
-    schemas = document["components"]["schemas"] | component_schemas(id_type, created)
-    schemas["Preferences"] |= preferences(kinds)
-    document["components"] = {"schemas": schemas, "securitySchemes": SECURITY}
+    _teach(converter, kinds, id_type)
+    known = _known(Schemas(id_type, kinds), converter)
+    text = FILE.read_text("utf-8")
+    document: JSONObject = json.loads(text, object_hook=lambda part: known.get(part.get("$ref", ""), part))
+    headers = document["components"].pop("headers")
+    for method, path, handler, scope in routes:
+        operation = document["paths"][path][method.lower()]
+        operation["operationId"] = handler.__name__.strip("_")
+        _complete(operation, callers(scope), headers)
+    for operations in document["paths"].values():
+        plugin.operation_helper(operations=operations)
+    document["components"]["schemas"] |= spec.components.schemas
+    document["info"]["version"] = VERSION
     return document
 
 
-def described_once(routes: Iterable[Route], kinds: Kinds, id_type: IdType) -> Callable[[], JSONObject]:
-    """Return a function that makes the document when it is first called: most processes are never asked for it."""
-    return cache(lambda: describe(routes, kinds, id_type))
+def callers(scope: Scope | None) -> tuple[str, ...]:
+    """Return the security schemes for a scope. Without one, and without API keys, an operation is open to everyone."""
+    if scope is None:
+        return ()
+    return ("key", "token") if scope in OF_A_USER else ("key",)
 
 
-def _example_of_schema(_converter: object, _field: Field[Any], ret: JSONObject) -> JSONObject:
-    """Return the example of a parameter: Swagger UI fills in only this one, not those of the schema."""
-    examples = ret["schema"].get("examples")
-    return {"example": examples[0]} if examples else {}
+def _teach(converter: Any, kinds: Kinds, id_type: IdType) -> None:
+    """Tell apispec what our own fields accept, and that a parameter shows the example of its schema."""
+
+    def describe_own(_converter: object, own: Field[Any], **_: object) -> JSONObject:
+        match own:
+            case IdField():
+                return IDS[id_type]
+            case KindNameField():
+                return {"enum": [*kinds]}
+            case DataField():
+                return DATA
+        return {}
+
+    def show_example(_converter: object, _: Field[Any], ret: JSONObject) -> JSONObject:
+        examples = ret["schema"].get("examples")
+        return {"example": examples[0]} if examples else {}  # Swagger UI fills in only this one
+
+    converter.map_to_openapi_type(DataField, "object", None)
+    converter.add_attribute_function(describe_own)
+    converter.add_parameter_attribute_function(show_example)
+
+
+def _known(schemas: Schemas, converter: Any) -> Mapping[str, object]:
+    """Return what the file leaves to the code, by the reference that stands for it."""
+    kinds = [*schemas.kinds.values()]
+    emailed, kept = [kind for kind in kinds if kind.email], [kind for kind in kinds if kind.in_app]
+    optional = [kind.name for kind in emailed if not kind.required]
+    fields = converter.schema2jsonschema(schemas.create)["properties"]
+    validating = {type(schema).__name__: schema for schema in vars(schemas).values() if isinstance(schema, Schema)}
+    known = validating | {
+        "id": {"type": "string", **IDS[schemas.create.id_type]},
+        "kind_settings": {name: setting.metadata["schema"] for name, setting in SETTINGS.items()},
+        "kinds": describe_kinds(schemas.kinds),
+        "emailed_kinds": {"enum": [EVERY_KIND, *(kind.name for kind in emailed)]},
+        "an_emailed_kind": [*emailed, *kinds][0].name,
+        "a_kept_kind": [*kept, *kinds][0].name,
+        "an_opt_out": {[*optional, EVERY_KIND][0]: {"email": False}},
+        "wanted": {kind.name: {"email": True, "required": kind.required} for kind in emailed},
+        "unwanted": {kind.name: {"email": kind.required, "required": kind.required} for kind in emailed},
+        **{name: _present(schema) for name, schema in fields.items()},
+    }
+    return {f"code:{name}": value for name, value in known.items()}
 
 
 def _present(schema: JSONObject) -> JSONObject:
@@ -98,67 +132,54 @@ def _present(schema: JSONObject) -> JSONObject:
     return schema | ({"type": schema["type"][0]} if isinstance(schema["type"], list) else {})
 
 
-def _describe_own(schemas: Mapping[type[Field[Any]], JSONObject]) -> Callable[..., JSONObject]:
-    """Return a function that tells apispec the schemas of our own fields."""
-
-    def describe_field(_converter: object, own: Field[Any], **_: object) -> JSONObject:
-        schema = next((schema for class_, schema in schemas.items() if isinstance(own, class_)), {})
-        return schema | {"type": [schema["type"], "null"]} if schema and own.allow_none else schema
-
-    return describe_field
-
-
-def _operation(operation: Operation) -> JSONObject:
-    described: JSONObject = {
-        "summary": operation.summary,
-        "description": operation.description,
-        "security": [{caller: []} for caller in operation.callers],
-        "parameters": [
-            {"in": where, "schema": schema}
-            for where, schema in (("path", operation.path), ("header", operation.headers), ("query", operation.query))
-            if schema
-        ],
-        "responses": {**operation.answers, **_problems(operation)},
-    }
-    if operation.bodies:
-        schema = {"oneOf": [*operation.bodies]} if len(operation.bodies) > 1 else operation.bodies[0]
-        described["requestBody"] = {"required": operation.needs_body, "content": content(schema, operation.examples)}
-    return {name: value for name, value in described.items() if value}
+def _complete(operation: JSONObject, schemes: tuple[str, ...], headers: JSONObject) -> None:
+    """Add the security schemes of an operation, its problems, and the headers of all its answers."""
+    names = {"MethodNotAllowed", *operation.pop("x-problems", ())}
+    if schemes:
+        operation["security"] = [{scheme: []} for scheme in schemes]
+        names |= OF_CALLERS
+    if "token" in schemes:
+        names.add("OtherUser")
+    if schemes and "parameters" in operation:
+        names |= {"ValidationError", "Unavailable"}
+    if "requestBody" in operation:
+        names |= OF_BODIES
+    operation["responses"] |= _problems(names, {**EXAMPLES, "ValidationError": _validation_error(operation)})
+    for status, answer in operation["responses"].items():
+        of_status = ("X-Request-ID", *STATUS_HEADERS.get(status, ()))
+        answer["headers"] = {name: headers[name] for name in of_status} | answer.get("headers", {})
 
 
-def _problems(operation: Operation) -> JSONObject:
-    """Describe the problems by status, with an example of each."""
+def _validation_error(operation: JSONObject) -> ValidationError:
+    """Return the error that an invalid request really raises."""
+    schemas = [parameter["schema"] for parameter in operation.get("parameters", ())]
+    if "requestBody" in operation:
+        schemas.insert(0, operation["requestBody"]["content"]["application/json"]["schema"])
+    errors: JSONObject = {}
+    for part in schemas:
+        match part:
+            case {"oneOf": [schema, *_]} | schema if isinstance(schema, Schema):
+                errors |= schema.validate(INVALID_REQUEST)
+    return ValidationError(errors)
+
+
+def _problems(names: Iterable[str], raised: Mapping[str, Exception]) -> JSONObject:
+    """Describe problems by status, each with an example: the answer to what is raised, where that matters."""
     by_status = attrgetter("status")
-    problems = sorted((problem for problem in PROBLEMS if problem.exception in operation.problems), key=by_status)
+    known = {problem.name: problem for problem in sorted(PROBLEMS, key=by_status)}
+    problems = [known[name] for name in sorted(names, key=[*known].index)]
     responses = {}
     for status, group in groupby(problems, key=by_status):
         same = list(group)
-        responses[status] = {
+        examples = {problem.name: _example(problem, raised.get(problem.name)) for problem in same}
+        responses[f"{status}"] = {
             "description": "\n".join(f"- {problem.meaning}" for problem in same),
-            "headers": {"X-Request-ID": REQUEST_ID, **PROBLEM_HEADERS.get(status, {})},
-            "content": {
-                MEDIA_TYPE: {
-                    "schema": ref("Problem"),
-                    "examples": {problem.name: _example(problem, operation) for problem in same},
-                }
-            },
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}},
         }
     return responses
 
 
-def _example(problem: Problem, operation: Operation) -> JSONObject:
-    if problem.exception is ValidationError:
-        problem = problem_of(_validation_error(operation))
-    if problem.exception in INCOMPLETE:
-        problem = problem_of(INCOMPLETE[problem.exception])
-    shown = replace(problem, detail=problem.detail.format(problem.example))
-    example = {"summary": problem.name, "description": problem.advice, "value": shown.document()}
-    return {name: value for name, value in example.items() if value}
-
-
-def _validation_error(operation: Operation) -> ValidationError:
-    """Return the error that an invalid request really raises."""
-    errors: JSONObject = {}
-    for schema in filter(None, (*operation.bodies[:1], operation.query)):
-        errors |= schema.validate(INVALID_REQUEST)
-    return ValidationError(errors)
+def _example(problem: Problem, raised: Exception | None) -> JSONObject:
+    advice = {"description": problem.advice} if problem.advice else {}
+    shown = problem_of(raised) if raised else problem
+    return {"summary": problem.name, **advice, "value": shown.document()}

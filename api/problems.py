@@ -3,8 +3,6 @@
 The middleware uses it, and the OpenAPI document and the table in `docs/api.md` are generated from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -13,47 +11,35 @@ from typing import Any, Final
 from aiohttp import http_exceptions, web
 from marshmallow import ValidationError
 
-from api import auth, bodies, hub, stream
+from api import auth, bodies, streams
 from api.bodies import json_line
 from mail.unsubscribe import NoSuchLink
 from mongo import changes, errors
 from mongo.document import OUTBOX_LIMIT
-from mongo.fan_out import Incomplete, NotYetComplete
 
 MEDIA_TYPE: Final = "application/problem+json"
-HEADER_LIMIT: Final = 32 * 1024
-"""Bytes of a header, and of the address."""
+HEADER_LIMIT: Final = 32 * 1024  # bytes of a header, and of the address
 RETRY: Final = (
     "Ask again after `Retry-After` seconds. A `POST /create` with an `Idempotency-Key` cannot take effect twice."
 )
-TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""Names of RFC 9110 that Python 3.11 does not have yet."""
+TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # Python 3.11 has those before RFC 9110
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """How an exception is answered.
-
-    `{}` in `detail` stands for the exception's own message, such as `example`. `advice` is for the documentation: what
-    to do, where the detail does not say it. `pause` is in seconds, for problems that pass by themselves.
-    """
-
     exception: type[Exception]
     status: int
-    detail: str
-    advice: str = ""
-    example: str = ""
+    detail: str  # `{}` in it stands for the exception's own message
+    advice: str = ""  # for the documentation: what to do, where the detail does not say it
     errors: Mapping[str, Any] | None = None
-    pause: int = 5
+    pause: int = 5  # seconds, for problems that pass by themselves
 
     @property
     def name(self) -> str:
-        """The exception's name, without aiohttp's prefix."""
         return self.exception.__name__.removeprefix("HTTP")
 
     @property
     def retry_after(self) -> int | None:
-        """Seconds after which to try again, for a problem that passes by itself."""
         return self.pause if self.status in {429, 503} else None
 
     @property
@@ -61,19 +47,11 @@ class Problem:
         """The detail as the documentation shows it."""
         return self.detail.replace("{}.", "…")
 
-    @property
-    def title(self) -> str:
-        return TITLES.get(self.status) or HTTPStatus(self.status).phrase
-
     def document(self) -> dict[str, Any]:
-        document = {
-            "success": False,
-            "type": "about:blank",
-            "title": self.title,
-            "status": self.status,
-            "detail": self.detail,
-        }
-        return document if self.errors is None else document | {"errors": self.errors}
+        title = TITLES.get(self.status) or HTTPStatus(self.status).phrase
+        known = {"title": title, "status": self.status, "detail": self.detail}
+        errors = {} if self.errors is None else {"errors": self.errors}
+        return {"success": False, "type": "about:blank", **known, **errors}
 
 
 class NoSuchNotification(Exception):
@@ -89,7 +67,6 @@ class TooManyConnections(Exception):
 
 
 PROBLEMS: Final = (
-    # --- the connection
     Problem(http_exceptions.BadHttpMessage, 400, "The request is not valid HTTP."),
     Problem(
         http_exceptions.LineTooLong,
@@ -97,12 +74,8 @@ PROBLEMS: Final = (
         f"A header, or the address, is larger than {HEADER_LIMIT // 1024} KiB.",
         "Is it a cookie, which the browser sends to every service of the host?",
     ),
-    # --- the body
-    Problem(bodies.WrongCharset, 400, "The body must be JSON in UTF-8, but its Content-Type declares another charset."),
     Problem(bodies.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
-    Problem(bodies.NotUTF8, 400, "The body is not valid UTF-8."),
-    Problem(bodies.NotJSON, 400, "The body is not JSON: {}.", example="NaN is not a number"),
-    Problem(bodies.NotAnObject, 400, "The body must be a JSON object."),
+    Problem(bodies.NotJSON, 400, "The body is not a JSON object in UTF-8: {}."),
     Problem(
         bodies.ClientGone,
         400,
@@ -111,16 +84,18 @@ PROBLEMS: Final = (
     ),
     Problem(bodies.BodyTooSlow, 408, f"The body did not arrive within {bodies.BODY_TIMEOUT:.0f} s."),
     Problem(web.HTTPRequestEntityTooLarge, 413, f"The body is larger than {bodies.BODY_LIMIT // 1024} KiB."),
-    # --- the caller
     Problem(
         auth.NoCredential, 401, "The request must have exactly one header Authorization: Bearer, with a key or token."
     ),
-    Problem(auth.BadCredential, 401, "This key or token is not valid."),
-    Problem(auth.TokenExpired, 401, "The token has expired."),
-    Problem(auth.TokenWithoutUser, 401, "The token's `sub` is not the id of a user."),
-    Problem(auth.BackendOnly, 403, "Only a backend with a key may do this."),
     Problem(
-        auth.OutOfScope, 403, "This key is not for this.", "A key with scopes in `API_KEYS` may do only what they say."
+        auth.BadCredential, 401, "This key or token is not valid.", "The `sub` of a token must be the id of a user."
+    ),
+    Problem(auth.TokenExpired, 401, "The token has expired."),
+    Problem(
+        auth.OutOfScope,
+        403,
+        "This key or token is not for this.",
+        "A key with scopes in `API_KEYS` may do only what they say; a token, what concerns its user.",
     ),
     Problem(
         auth.ForeignPage,
@@ -135,7 +110,6 @@ PROBLEMS: Final = (
         "A local run answers only to localhost, 127.0.0.1 and the names in LOCAL_NAMES.",
         "The name of any site can point to this machine, so a local run refuses other names.",
     ),
-    # --- the resource
     Problem(web.HTTPNotFound, 404, "There is no such resource."),
     Problem(
         errors.UnknownUser,
@@ -146,7 +120,6 @@ PROBLEMS: Final = (
     Problem(NoSuchLink, 404, "This link to unsubscribe is not valid."),
     Problem(NoSuchNotification, 404, "The user has no such notification."),
     Problem(web.HTTPMethodNotAllowed, 405, "This resource does not support that method."),
-    # --- the request
     Problem(ValidationError, 422, "The request is not valid.", "`errors` names every missing or wrong field."),
     Problem(
         errors.KeyReused,
@@ -155,20 +128,18 @@ PROBLEMS: Final = (
         "Use a new key for every notification.",
         errors={"Idempotency-Key": ["Was used with another body before."]},
     ),
-    # --- many users
     Problem(
-        Incomplete,
+        errors.Incomplete,
         409,
         "Some of the users could not be notified.",
         "All others were. `errors.user_ids` has the reason of each, by its index in `user_ids`.",
     ),
     Problem(
-        NotYetComplete,
+        errors.NotYetComplete,
         503,
         "Some of the users are not notified yet.",
         "Ask again after `Retry-After` seconds with the same key: that notifies the rest, and nobody twice.",
     ),
-    # --- MongoDB
     Problem(
         errors.Conflict,
         409,
@@ -196,9 +167,8 @@ PROBLEMS: Final = (
         errors.EmailUnderWay,
         503,
         "An e-mail to the user is being sent.",
-        "Ask again when that has ended. If its process died, it is after `MAIL_LEASE_SECONDS` at the latest.",
+        "Ask again when that has ended. If its process died, that is after `MAIL_LEASE_SECONDS` at the latest.",
     ),
-    # --- the process
     Problem(
         TooManyConnections,
         503,
@@ -211,7 +181,6 @@ PROBLEMS: Final = (
         "Answers to this user wait to be read.",
         f"At most {bodies.ANSWERS_LIMIT >> 20} MB of them may, each for {bodies.SEND_TIMEOUT:.0f} s.",
     ),
-    # --- streams
     Problem(
         changes.NotReplicated,
         501,
@@ -219,21 +188,16 @@ PROBLEMS: Final = (
         "One member is enough: start mongod with `--replSet rs0` and call `rs.initiate()` once. "
         "Until then, poll `/list`.",
     ),
-    Problem(stream.TooManyOfUser, 429, f"The user has {hub.STREAMS_PER_USER} streams open in this process already."),
     Problem(
-        stream.TooManyOfProcess,
+        streams.TooManyOfUser, 429, f"The user has {streams.STREAMS_PER_USER} streams open in this process already."
+    ),
+    Problem(
+        streams.TooManyOfProcess,
         503,
         "This process has as many streams open as it may.",
         "The limit of open files (`ulimit -n`) sets how many, up to 10,000.",
     ),
-    Problem(
-        stream.Unreadable,
-        409,
-        "The user's notifications cannot be sent. The service's log says why.",
-        "Another program has stored something in `notifications` that JSON cannot express.",
-    ),
-    Problem(stream.Stopping, 503, "The service is stopping."),
-    # --- everything else
+    Problem(streams.Stopping, 503, "The service is stopping."),
     Problem(
         Exception,
         500,
@@ -249,7 +213,7 @@ def problem_of(exc: Exception) -> Problem:
     problem = next(BY_EXCEPTION[kind] for kind in type(exc).__mro__ if kind in BY_EXCEPTION)
     if isinstance(exc, ValidationError):
         return replace(problem, errors=exc.messages_dict)
-    if isinstance(exc, Incomplete):
+    if isinstance(exc, errors.Incomplete):
         reasons = {f"{index}": [problem_of(failure).detail] for index, failure in exc.failures.items()}
         return replace(problem, errors={"user_ids": reasons})
     if isinstance(exc, web.HTTPException) and problem.exception is Exception:  # one that aiohttp may add
@@ -258,22 +222,21 @@ def problem_of(exc: Exception) -> Problem:
 
 
 def render(exc: Exception) -> web.Response:
-    """Return the answer to a request that failed with this exception."""
     problem, headers = problem_of(exc), {}
     if problem.retry_after:
         headers["Retry-After"] = f"{problem.retry_after}"
-    if isinstance(exc, Incomplete) and exc.not_owed:
+    if isinstance(exc, errors.Incomplete) and exc.not_owed:
         headers["X-Email"] = "not-owed"
     if isinstance(exc, web.HTTPMethodNotAllowed):
         headers["Allow"] = exc.headers["Allow"]
     if isinstance(exc, bodies.Compressed):
         headers["Accept-Encoding"] = "identity"  # RFC 9110, section 15.5.16
-    if isinstance(exc, auth.Unauthenticated):
-        error = f', error="{exc.error}"' if exc.error else ""
+    if problem.status == 401:
+        error = ', error="invalid_token"' if isinstance(exc, auth.BadCredential) else ""  # RFC 6750
         headers["WWW-Authenticate"] = f'Bearer realm="notifier"{error}'
     response = web.json_response(
         problem.document(), status=problem.status, headers=headers, content_type=MEDIA_TYPE, dumps=json_line
     )
-    if isinstance(exc, stream.TooManyOfProcess):
+    if isinstance(exc, streams.TooManyOfProcess):
         response.force_close()  # its connection would take one from another client
     return response

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -17,46 +16,35 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from api.bodies import answer_before_body
-from api.hub import HUB
-from api.middleware import DRAINING
+from api.middleware import SERVER
 from api.problems import HEADER_LIMIT, TooManyConnections, render
+from api.streams import HUB
 from config import descriptors
-from ops.listening import bind, cease, listen
+from ops.listening import announce, bind, cease, listen
 from ops.logs import Throttle
 from settings import Settings
 
 log = logging.getLogger("notifier.http")
 
-OPTIONS: Final[Mapping[str, Any]] = {
+OPTIONS: Final[Mapping[str, Any]] = {  # how aiohttp is to treat bodies and headers
     "auto_decompress": False,  # a small body may inflate to any size
-    "lingering_time": 0,  # see `answer_before_body`
+    "lingering_time": 2.0,  # seconds for which an unwanted body is read, so that its client gets the answer
     "max_line_size": HEADER_LIMIT,
     "max_field_size": HEADER_LIMIT,  # a browser sends every cookie of the site in one
 }
-"""How aiohttp is to treat bodies and headers."""
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave hardly any garbage that only the collector finds. With the default thresholds it takes a twelfth of
 the CPU, and the slowest hundredth of the lists take twice as long."""
-UNREADY_PERIOD: Final = 1.0
-"""Seconds after SIGTERM for which connections are still accepted, while `/readyz` answers 503."""
-LAST_REQUESTS_PERIOD: Final = 0.3
-"""Seconds for the last accepted connections to send their request."""
+UNREADY_PERIOD: Final = 1.0  # seconds after SIGTERM in which connections are accepted, while `/readyz` answers 503
+LAST_REQUESTS_PERIOD: Final = 0.3  # seconds for the last accepted connections to send their request
 SHUTDOWN_TIMEOUT: Final = 1.0
 """Seconds for the remaining requests; aiohttp applies it twice. With the grace periods of delivery, mailer and store,
 the process ends within `STOP_LIMIT`."""
-STOP_LIMIT: Final = 7.7
-"""Seconds after SIGTERM in which the process ends, whatever hangs. Docker waits for 10 s."""
-
-
-REFUSING: Final = 32
-"""Connections being refused at a time. Beyond that the oldest is aborted, as it may never send a request."""
-REFUSAL_TIMEOUT: Final = 2.0
-"""Seconds for a refused client to send its request and read the answer."""
+STOP_LIMIT: Final = 7.7  # seconds after SIGTERM in which the process ends, whatever hangs; Docker waits for 10 s
+REFUSING: Final = 32  # connections refused at a time; beyond that the oldest is aborted, as it may never send a request
+REFUSAL_TIMEOUT: Final = 2.0  # seconds for a refused client to send its request and read the answer
 USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # RFC 5482, on Linux
-USER_TIMEOUT_MS: Final = 30_000
-"""Milliseconds for which sent bytes may stay unacknowledged or unread. The kernel's default is 15 minutes."""
-EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+USER_TIMEOUT_MS: Final = 30_000  # milliseconds that sent bytes may stay unacknowledged; by default, 15 minutes
 
 
 class Admission:
@@ -69,23 +57,12 @@ class Admission:
 
     def refuse(self, connection: Connection) -> None:
         """Abort a connection soon, whatever its client does."""
-        self._complain("connections are refused, as the process has nearly as many files open as it may (ulimit -n)")
+        if self._throttle.allows("descriptors"):
+            log.error("connections are refused, as the process has nearly as many files open as it may (ulimit -n)")
         self.refusing[connection] = None
         if len(self.refusing) > REFUSING:
             next(iter(self.refusing)).abort()
         asyncio.get_running_loop().call_later(REFUSAL_TIMEOUT, connection.abort)
-
-    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle an error of asyncio, as the loop's exception handler. A failing accept(2) reports one a second."""
-        exc = context.get("exception")
-        if isinstance(exc, OSError) and exc.errno in EXHAUSTED and "socket" in context:
-            self._complain("no connection can be accepted, as the process may open no more files (ulimit -n)")
-        else:
-            loop.default_exception_handler(context)
-
-    def _complain(self, sentence: str) -> None:
-        if self._throttle.allows(sentence):
-            log.error("%s", sentence)
 
 
 class Connection(web.RequestHandler):
@@ -106,7 +83,6 @@ class Connection(web.RequestHandler):
             self._admission.refuse(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Make room for another one."""
         self._admission.refusing.pop(self, None)
         super().connection_lost(exc)
 
@@ -115,13 +91,7 @@ class Connection(web.RequestHandler):
         if self.transport:
             self.transport.abort()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
+    def handle_error(self, request: web.BaseRequest, status: int = 500, exc: Any = None, message: Any = None) -> Any:
         """Return the answer. Raises `ConnectionError` if another has begun."""
         super().handle_error(request, status, exc, message)
         return _closing(exc if isinstance(exc, Exception) else Exception())
@@ -130,36 +100,33 @@ class Connection(web.RequestHandler):
 def _closing(exc: Exception) -> web.Response:
     """Return the answer to a request that no middleware has seen, after which its connection is closed."""
     response = render(exc)
-    response.headers["Server"] = "notifier"  # without one, aiohttp tells its version
+    response.headers["Server"] = SERVER
     response.force_close()
     return response
 
 
-async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
-    response = _closing(TooManyConnections())
-    await answer_before_body(request, response)
-    return response
+async def _refuse(_: web.BaseRequest) -> web.StreamResponse:
+    return _closing(TooManyConnections())
 
 
-def run(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
-    """Run the process that serves. Raises as `serve`."""
+def run(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
+    """Run the process that serves. Raises what `serve` raises, except `CancelledError`."""
     gc.set_threshold(*GC_THRESHOLDS)
     descriptors.raise_limit()
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(serve(app, settings, announce, is_worker=is_worker))
+        asyncio.run(serve(app, settings, is_worker=is_worker))
 
 
-async def serve(app: web.Application, settings: Settings, announce: Callable[[], None], *, is_worker: bool) -> None:
-    """Serve until SIGTERM; call `announce` once the service listens.
+async def serve(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
+    """Serve until SIGTERM.
 
     Raises `CannotListen`, what the start of the application raises, and `CancelledError` if SIGTERM interrupts that.
     """
-    stop, interrupted, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
+    stop, interrupted = asyncio.Event(), asyncio.current_task()
     host, port = settings.host, settings.port
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
     options = {**OPTIONS, "access_log": None, "keepalive_timeout": settings.keep_alive_seconds}
     admission = Admission(descriptors.for_clients())
-    loop.set_exception_handler(admission.handle)
 
     def connection() -> Connection:
         return Connection(admission, cast("web.Server", runner.server), **options)  # it is there once that is set up
@@ -177,10 +144,9 @@ async def serve(app: web.Application, settings: Settings, announce: Callable[[],
     try:
         await runner.setup()
         await listen(server, host, port)
-        announce()
+        announce(settings)
         await stop.wait()
-        app[DRAINING].set()  # from now on every answer closes its connection
-        app[HUB].close()
+        app[HUB].close()  # from now on every answer closes its connection
         await asyncio.sleep(UNREADY_PERIOD)
         await cease(server, connection)
         await asyncio.sleep(LAST_REQUESTS_PERIOD)

@@ -5,11 +5,9 @@ its other variables, such as OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER, from the
 of OpenTelemetry's semantic conventions; no address, body or query is among them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
 
@@ -27,8 +25,7 @@ from mail.replies import DONE, Outcome
 from mongo.owed import OwedEmail
 
 PROPAGATOR: Final = TraceContextTextMapPropagator()
-CLOSE_TIMEOUT: Final = 1.0
-"""Seconds given to the last spans when the service stops."""
+CLOSE_TIMEOUT: Final = 1.0  # seconds given to the last spans when the service stops
 
 
 class Tracing:
@@ -75,8 +72,8 @@ class Tracing:
         return response
 
     def record(self, email: OwedEmail, outcome: Outcome, started: int) -> None:
-        """Make the span of an attempt that began at a time in ns, and has ended."""
-        attributes: Mapping[str, str] = {
+        """Make the span of an attempt that has ended; `started` is in Unix nanoseconds."""
+        attributes = {
             "notifier.email.id": email.id,
             "notifier.email.key": email.key,
             "notifier.email.outcome": outcome.verdict.value,

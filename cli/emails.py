@@ -1,10 +1,8 @@
 """The commands about e-mails: what is owed and why it waits, and dead letters."""
 
-from __future__ import annotations
-
-import argparse
 import json
 import math
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -14,7 +12,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.auth import status_token
-from cli.output import counted, fail, say
+from cli.command import Add, counted, fail, on_store, say
 from kinds import seconds
 from mongo import backlog
 from mongo.errors import Conflict, OutboxFull
@@ -25,7 +23,32 @@ from store import Store
 HEAD: Final = (
     "id                        died (UTC)        user_id                   key           tries  address, reason"
 )
+LETTER: Final = "{_id:24}  {died_at:%Y-%m-%d %H:%M}  {user_id:24}  {key:12}  {tries:>5}  {email}  {error}"
 ANSWER_TIMEOUT: Final = aiohttp.ClientTimeout(total=3)
+
+
+def add_commands(add: Add) -> None:
+    status = add("status", "show what is owed and why it waits, and why e-mails died", on_store(show_status))
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    dead = add("dead", "list the e-mails that could not be delivered, and why", on_store(list_dead))
+    dead.add_argument("--json", action="store_true", help="one JSON object a line")
+    dead.add_argument("--key", metavar="KIND", help="only those of this kind")
+    dead.add_argument(
+        "--since", metavar="TIME", type=since, help="only those that died since: 2026-11-25T10:00 (UTC), 30m, 2h or 3d"
+    )
+    retry = add("retry", "owe the e-mails of dead letters again", on_store(retry_dead))
+    discard = add(
+        "discard", "delete dead letters, or the e-mails that are owed; nothing brings them back", on_store(discard_dead)
+    )
+    retried, discarded = (which.add_mutually_exclusive_group(required=True) for which in (retry, discard))
+    for letters in (retried, discarded):
+        letters.add_argument("ids", metavar="ID", nargs="*", default=[], help="as listed by `dead`")
+        letters.add_argument("--all", action="store_true", help="every dead letter")
+    discarded.add_argument("--owed", action="store_true", help="every e-mail owed, for example on a copy of production")
+    due = add("flush", "try what is owed now, whatever it waits for", on_store(flush))
+    due.add_argument("--user", dest="user_id", metavar="USER_ID", help="only what this user is owed")
+    mail = add("mail", "show the e-mails that a user is owed, and the user's dead letters", on_store(list_emails))
+    mail.add_argument("user_id", metavar="USER_ID")
 
 
 def since(text: str) -> datetime:
@@ -36,15 +59,12 @@ def since(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(
-            "not a time such as 2026-11-25T10:00, nor a span such as 30m, 2h or 3d"
-        ) from None
+        raise ArgumentTypeError("not a time such as 2026-11-25T10:00, nor a span such as 30m, 2h or 3d") from None
 
 
-async def list_emails(store: Store, user_id: str) -> int:
-    """Print the e-mails that a user is owed, the user's dead letters, and whether the address is suppressed."""
-    (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.of_user(user_id)
-    suppression = await store.suppressions.of_user(user_id)
+async def list_emails(store: Store, options: Namespace) -> None:
+    user_id = options.user_id
+    (owed, waiting), dead = await store.outbox.of_user(user_id), await store.dead_mail.find(user_id=user_id)
     for email in owed:
         state = "leased until" if email["token"] != NO_TOKEN else "next attempt"
         when = "now" if email["next_at"] <= store.clock.now() else f"{email['next_at']:%F %T} UTC"
@@ -55,45 +75,32 @@ async def list_emails(store: Store, user_id: str) -> int:
     for letter in dead:
         row = f"{letter['_id']}  {letter['key']:12}  {letter['tries']} tries, died {letter['died_at']:%F %H:%M} UTC"
         say(f"{row}  request {letter.get('request_id') or '-'}  {letter['error']}")
-    if suppression:
-        say(
-            f"Suppressed: {suppression.address} gets no e-mails since {suppression.at:%F %H:%M} UTC "
-            f"({suppression.code}), until `retry` or POST /suppress lifts that"
-            f"{'' if suppression.confirmed else ', or an e-mail owed two days later is accepted'}."
-        )
+    if found := await store.suppressions.of_user(user_id):
+        until = "" if found.confirmed else ", or an e-mail owed two days later is accepted"
+        told = f"{found.at:%F %H:%M} UTC ({found.code}), until `retry` or POST /suppress lifts that{until}"
+        say(f"Suppressed: {found.address} gets no e-mails since {told}.")
     if not (owed or waiting or dead):
         say("The user is owed no e-mail and has no dead letter.")
-    return 0
 
 
-async def flush(store: Store, user_id: str | None) -> int:
-    """Let all e-mails fall due, or those of a user. Those that are being sent are left alone."""
-    users = await backlog.flush(store.outbox, user_id)
+async def flush(store: Store, options: Namespace) -> None:
+    users = await backlog.flush(store.outbox, options.user_id)
     say(f"Due now: the e-mails of {counted(users, 'user')}.")
-    return 0
 
 
-async def list_dead(store: Store, key: str | None, died_since: datetime | None, *, as_json: bool) -> int:
-    """Print the dead letters, oldest first: all, or those of a kind, or those that died since a time."""
-    letters = await store.dead_mail.find(key=key, since=died_since)
-    if as_json:
-        for letter in letters:
-            say(json.dumps(letter, default=str))
-    elif letters:
-        row = "{_id:24}  {died_at:%Y-%m-%d %H:%M}  {user_id:24}  {key:12}  {tries:>5}  {email}  {error}"
-        say(HEAD)
-        for letter in letters:
-            say(row.format(**letter | {"email": letter["email"] or "-"}))
-    else:
-        say("There are no such dead letters." if key or died_since else "There are no dead letters.")
-    return 0
+async def list_dead(store: Store, options: Namespace) -> None:
+    letters = await store.dead_mail.find(key=options.key, since=options.since)
+    if not options.json:
+        chosen = "such " if options.key or options.since else ""
+        say(HEAD if letters else f"There are no {chosen}dead letters.")
+    for letter in letters:
+        row = LETTER.format(**letter | {"email": letter["email"] or "-"})
+        say(json.dumps(letter, default=str) if options.json else row)
 
 
-async def retry_dead(store: Store, ids: list[str] | None) -> int:
-    """Owe the e-mails of these dead letters again, or of all."""
-    letters = await store.dead_mail.find(ids)
-    known = {letter["_id"] for letter in letters}
-    failures = _unknown(ids, known)
+async def retry_dead(store: Store, options: Namespace) -> int:
+    failures = {}
+    letters = await store.dead_mail.find(None if options.all else options.ids)
     for letter in letters:
         try:
             if not await store.dead_mail.owe_again(letter):
@@ -102,62 +109,43 @@ async def retry_dead(store: Store, ids: list[str] | None) -> int:
             failures[letter["_id"]] = "its user is owed too many e-mails already; try again later"
         except Conflict as exc:
             failures[letter["_id"]] = f"the users' collection does not admit it: {exc}"
-    _report(failures)
-    say(f"Owed again: {len(known - failures.keys())}.")
-    return 1 if failures else 0
+    return _report(f"Owed again: {len(letters) - len(failures)}.", options.ids, letters, failures)
 
 
-async def discard_dead(store: Store, ids: list[str] | None) -> int:
-    """Delete these dead letters, or all."""
-    failures = {}
-    if ids is not None:
-        failures = _unknown(ids, {letter["_id"] for letter in await store.dead_mail.find(ids)})
-    discarded = await store.dead_mail.discard(ids)
-    _report(failures)
-    say(f"Discarded: {discarded}.")
-    return 1 if failures else 0
+async def discard_dead(store: Store, options: Namespace) -> int:
+    if options.owed:
+        discarded = await backlog.discard_all_owed(store.outbox)
+        say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
+        if discarded.waiting:
+            say(f"Nor will there be e-mails about {counted(discarded.waiting, 'notification')} that waited for theirs.")
+        return 0
+    letters = await store.dead_mail.discard(None if options.all else options.ids)
+    return _report(f"Discarded: {len(letters)}.", options.ids, letters, {})
 
 
-async def discard_owed(store: Store) -> int:
-    """Delete all e-mails that are owed."""
-    discarded = await backlog.discard_all_owed(store.outbox)
-    say(f"Discarded: {counted(discarded.owed, 'e-mail')} that were owed.")
-    if discarded.waiting:
-        say(f"Nor will there be e-mails about {counted(discarded.waiting, 'notification')} that waited for theirs.")
-    return 0
-
-
-def _unknown(ids: list[str] | None, known: set[str]) -> dict[str, str]:
-    return dict.fromkeys(set(ids or ()) - known, "there is no such dead letter")
-
-
-def _report(failures: dict[str, str]) -> None:
-    for id_, reason in sorted(failures.items()):
+def _report(done: str, ids: Sequence[str], letters: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> int:
+    unknown = dict.fromkeys({*ids} - {letter["_id"] for letter in letters}, "there is no such dead letter")
+    for id_, reason in sorted({**unknown, **failures}.items()):
         fail(f"{id_}: {reason}.")
+    say(done)
+    return 1 if unknown or failures else 0
 
 
 # --- status -----------------------------------------------------------------------------------------
 
 
-async def show_status(store: Store, settings: Settings, *, as_json: bool) -> int:
-    """Print the status. Raises `Unavailable`."""
-    owed = await backlog.owed(store.outbox)
+async def show_status(store: Store, options: Namespace) -> None:
+    owed, settings = await backlog.owed(store.outbox), store.users.settings
     status = {
         **asdict(owed),
         "next_attempt": owed.next_attempt.isoformat() if owed.next_attempt else None,
-        "errors": await backlog.errors_of_owed(store.users),
-        "held": await backlog.held(store.users),
+        **await backlog.reasons(store.users, store.dead_mail),
         "dead_letters": await store.dead_mail.count(),
-        "dead": await backlog.errors_of_dead(store.dead_mail),
         "suppressed_users": await store.suppressions.count(),
         "service": await _ask_service(settings),
     }
-    if as_json:
-        say(json.dumps(status, default=str))
-    else:
-        for name, text in _lines(status, settings.port):
-            say(f"{name:18}{text}")
-    return 0
+    lines = [f"{name:18}{text}" for name, text in _lines(status, settings.port)]
+    say(*([json.dumps(status, default=str)] if options.json else lines))
 
 
 async def _ask_service(settings: Settings) -> Mapping[str, Any] | None:
@@ -169,22 +157,12 @@ async def _ask_service(settings: Settings) -> Mapping[str, Any] | None:
             aiohttp.ClientSession(timeout=ANSWER_TIMEOUT, headers=headers) as session,
             session.get(f"{settings.url}/metrics", allow_redirects=False) as response,
         ):
-            families = text_string_to_metric_families(await response.text())
-            samples = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
-        return {
-            "connections": int(samples["notifier_smtp_connections",]),
-            "pace": samples["notifier_smtp_pace",],
-            "stopped": [
-                {
-                    "group": labels[0],
-                    "reply": labels[1],
-                    "seconds": seconds,
-                    "next_probe": samples.get(("notifier_mail_next_probe_seconds", labels[0]), 0.0),
-                }
-                for (name, *labels), seconds in samples.items()
-                if name == "notifier_mail_stopped_seconds" and seconds
-            ],
-        }
+            families = {f.name: f.samples for f in text_string_to_metric_families(await response.text())}
+        (connections,), (pace,) = families["notifier_smtp_connections"], families["notifier_smtp_pace"]
+        probes = {s.labels["group"]: s.value for s in families.get("notifier_mail_next_probe_seconds", ())}
+        stops = [s for s in families.get("notifier_mail_stopped_seconds", ()) if s.value]
+        stopped = [{**s.labels, "seconds": s.value, "next_probe": probes.get(s.labels["group"], 0.0)} for s in stops]
+        return {"connections": int(connections.value), "pace": pace.value, "stopped": stopped}
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):  # another program may have the port
         return None
 
@@ -213,7 +191,7 @@ def _mail_server(service: Mapping[str, Any] | None, port: int) -> str:
 
 
 def _stopped(status: Mapping[str, Any]) -> str:
-    """Return what has stopped. The service knows since when and why; MongoDB, how many e-mails each stop holds."""
+    """Return what has stopped: the service knows since when and why; MongoDB, how many e-mails each stop holds."""
     held = {row["reason"]: row["count"] for row in status["held"]}
     stops = {stop["group"]: stop for stop in status["service"]["stopped"]} if status["service"] else {}
     told = [

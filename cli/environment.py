@@ -1,71 +1,181 @@
-"""Reading the configuration: each setting from its variable, and the rules between settings."""
-
-from __future__ import annotations
+"""Reading the configuration: the environment, `.env`, files that hold secrets, and the rules between settings."""
 
 import asyncio
+import difflib
 import enum
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
-from ssl import PROTOCOL_TLS_CLIENT, SSLContext, create_default_context
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
+from typing import Any, Final, get_args, get_origin
 
-from marshmallow import Schema, ValidationError
+from dotenv.parser import Binding, parse_stream
+from marshmallow import EXCLUDE, Schema, ValidationError
 from marshmallow import fields as mf
 
-from cli.variables import SettingsError, Variables
-from config.address import is_address
+from config.checks import is_address
 from kinds import KindsError
 from mail.templates import Templates, TemplatesError
 from mongo.connection import uri_fault
-from settings import VARIABLES, Security, Settings, UnknownUsers
+from settings import SECRETS, VARIABLES, Security, Settings, UnknownUsers
 
 LOCAL_DEFAULTS: Final[Mapping[str, Any]] = {
     "host": "127.0.0.1",
     "email": "user@example.com",
     "kinds_file": Path(__file__).parent.parent / "web/demo.toml",
 }
-REQUIRED: Final = frozenset({"DB_URI", "EMAIL", "SMTP_HOST"})
-LINKS: Final = frozenset({"PUBLIC_URL", "UNSUBSCRIBE_SECRETS"})
-TOKENS: Final = frozenset({"API_KEYS", "USER_TOKEN_SECRETS"})
-NOT_LOCAL: Final = "Missing. This is no local run, as {} is set."
-OF_LOCAL_RUNS: Final = "Is for local runs only. Elsewhere the service answers to any name, and API_KEYS protect it."
-NEEDS_KEYS: Final = "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
-REPEATED: Final = "Repeats a key; a key with several scopes is SCOPE+SCOPE:KEY."
-NEEDS_URL: Final = "Missing. Without it there are no links to unsubscribe, and UNSUBSCRIBE_SECRETS protects nothing."
-NEEDED_BY_URL: Final = "Missing. The links to unsubscribe that PUBLIC_URL leads to need it, or a key without a scope."
-TOGETHER: Final = "Missing. SMTP_LOGIN and SMTP_PASSWORD go together."
-FOR_OAUTH: Final = "Missing. A login with OAuth 2.0 needs it."
-NO_AUTHORITIES: Final = "Cannot be read as PEM certificates"
-NOT_A_PAIR: Final = "Cannot be read as a PEM file with a certificate and its private key, without a passphrase"
-PATH_REFUSES: Final = "A path needs UNKNOWN_USERS=refuse: the service creates users with a plain field."
-OF_A_SERVICE: Final = (
-    "Kubernetes has set this, for a Service of that name; enableServiceLinks: false in the pod's spec stops it."
+SECRET_FILES: Final = {f"{name}_FILE": name for name in SECRETS}
+NAMES: Final = VARIABLES.keys() | SECRET_FILES.keys()
+UNKNOWN: Final = "No variable of the service has this name"
+MISREAD: Final = (
+    "Docker Compose would expand a $ in {}, and its value ends before a # after a space; put it in single quotes."
 )
+QUOTED: Final = (
+    "Is in quotes, which belong to the value: `docker run --env-file` and Compose's `- NAME=VALUE` keep them."
+)
+PAIR: Final = "a PEM file with a certificate and its private key, without a passphrase"
+OF_KUBERNETES: Final = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|\w+_PORT_\d+_(TCP|UDP|SCTP)\w*")  # set for each Service
+
+
+class SettingsError(Exception):
+    """Variables are missing or wrong. `faults` maps each name to its faults; the message has a line for each."""
+
+    def __init__(self, faults: Mapping[str, Sequence[str]]) -> None:
+        self.faults = faults
+        lines = [f"  {name}: {fault}" for name in sorted(faults) for fault in faults[name]]
+        super().__init__("The configuration is not valid:\n" + "\n".join(lines))
 
 
 def read_settings(env_file: Path = Path(".env")) -> tuple[Settings, Sequence[str]]:
-    """Read the environment, then `env_file` for what it leaves out; return warnings of what may be a mistake.
-
-    An empty value counts as unset. With none of `DB_URI`, an `EMAIL` in the file and the SMTP variables, the settings
-    are those of a local run (`Settings.local`). Raises `SettingsError` with every fault.
-    """
-    variables = Variables(env_file)
-    local = not variables.not_local
-    parsed, wrong = _parse(variables.values)
-    values = {**(LOCAL_DEFAULTS if local else {}), **parsed}
+    """Return the settings, and warnings of what may be a mistake. Raises `SettingsError` with all faults."""
+    variables = _Variables(env_file)
+    present, not_local = variables.present, variables.not_local
+    for name in {"DB_URI", "EMAIL", "SMTP_HOST"} - present if not_local else ():
+        variables.fault(name, f"Missing. This is no local run, as {' and '.join(not_local)} is set.")
+    values = {**({} if not_local else LOCAL_DEFAULTS), **variables.parsed()}
     login = values.get("smtp_login") or ""
     settings = Settings(**{"smtp_from": login if is_address(login) else values.get("email", ""), **values})
-    faults = {**wrong, **variables.faults}
-    if not local:
-        missing = NOT_LOCAL.format(" and ".join(variables.not_local))
-        faults |= {name: [missing] for name in REQUIRED - variables.present}
-    for name, fault in _contradictions(settings, variables.present, local=local):
-        faults.setdefault(name, fault.split("\n"))
-    if faults:
-        raise SettingsError({**variables.doubts, **faults})
-    return settings, [*variables.warnings, *(f"{name}: {slip}" for name, (slip,) in variables.doubts.items())]
+    for name, fault in _contradictions(settings, present, local=not not_local):
+        variables.fault(name, *fault.split("\n"))
+    if variables.faults:
+        raise SettingsError({**variables.warnings, **variables.faults})
+    return settings, [f"{name}: {text}" for name, texts in variables.warnings.items() for text in texts]
+
+
+class _Variables:
+    """The environment, then a file for what is not in it. An empty variable is unset, and hides that of the file.
+
+    A value ends before its line end, which a secret made with `echo` has. Nothing is expanded: a password may hold
+    `${`. `present` has the names of the settings with a value, even one in a file that cannot be read.
+    """
+
+    def __init__(self, env_file: Path) -> None:
+        self.faults: dict[str, Sequence[str]] = {}
+        self.warnings: defaultdict[str, list[str]] = defaultdict(list)
+        self._lines: dict[str, int] = {}
+        values = {**self._read(env_file), **os.environ}
+        self._values = {name: value.strip("\r\n") for name, value in values.items() if value.strip()}
+        self.present = {SECRET_FILES.get(name, name) for name in self._values}
+        for name, value in self._values.items():
+            line = self._lines.get(name)
+            if slip := _slip(name, () if line else self.present):
+                if line:
+                    self.fault(name, f"{slip} (in line {line} of {env_file})")
+                else:  # it may be another program's
+                    self.warnings[name].append(slip)
+            if name in NAMES & os.environ.keys() and re.fullmatch(r"\s*(['\"]).*\1\s*", value, re.DOTALL):
+                self.fault(name, QUOTED)
+        for name in SECRET_FILES.keys() & self._values.keys():
+            self._read_secret(name, SECRET_FILES[name])
+
+    def fault(self, name: str, *texts: str) -> None:
+        """Note what is wrong with a variable. What follows from an earlier fault does not count."""
+        self.faults.setdefault(name, texts)
+
+    def _read(self, env_file: Path) -> Mapping[str, str]:
+        """Return the values of a file, which need not exist. Raises `SettingsError`."""
+        try:
+            with env_file.open(encoding="utf-8-sig") as lines:
+                bindings = list(parse_stream(lines))
+        except (OSError, UnicodeDecodeError) as exc:
+            if isinstance(exc, FileNotFoundError) and not env_file.is_symlink():
+                return {}
+            fault = f"Cannot be read: {getattr(exc, 'strerror', 'not UTF-8')}."
+            raise SettingsError({f"{env_file}": [fault]}) from None
+        values = {}
+        for binding in bindings:
+            name, value, text = binding.key, binding.value, binding.original.string
+            blank = len(text) - len(text.lstrip())  # to the parser, blank lines are part of the next one
+            line = binding.original.line + text[:blank].count("\n")
+            place = f"{env_file}, line {line}"
+            if binding.error or (name and value is None):
+                self.fault(place, "Is not NAME=VALUE.")
+            elif name and value is not None:
+                if name in values:
+                    self.warnings[place].append(f"{name} is in line {self._lines[name]}, too; the later one counts.")
+                if _is_misread(binding):
+                    self.warnings[place].append(MISREAD.format(name))
+                values[name], self._lines[name] = value, line
+        return values
+
+    def _read_secret(self, name: str, secret: str) -> None:
+        """Take the value of a secret from the file that a variable names, without its final newline."""
+        path = Path(self._values[name])
+        where = f" ({path})" if path.is_absolute() else ""  # else it may be the secret itself
+        try:
+            value = path.read_text("utf-8-sig").removesuffix("\n")
+            fault = "" if value.strip() else f"Is empty{where}."
+        except (OSError, ValueError) as exc:  # a UnicodeDecodeError, or a name with a NUL
+            value, fault = "", f"Cannot be read: {getattr(exc, 'strerror', 'not UTF-8')}{where}."
+        if secret in self._values:
+            fault = f"{secret} is set as well: set only one of the two."
+        if fault:
+            self.fault(name, fault)
+        else:
+            self._values[secret] = value
+
+    @property
+    def not_local(self) -> Sequence[str]:
+        """The variables that mean a database or a mail server, even unknown ones: this is no local run."""
+        email = {"EMAIL"} & self._lines.keys()  # in the environment, it may be meant for other programs
+        smtp = {name for name in self.present if name.startswith("SMTP_") and not OF_KUBERNETES.fullmatch(name)}
+        return sorted(self.present & ({"DB_URI"} | email | smtp))
+
+    def parsed(self) -> Mapping[str, Any]:
+        schema = Schema.from_dict({name: _field(f.type, f.metadata["check"]) for name, f in VARIABLES.items()})()
+        try:
+            values = schema.load(self._values, unknown=EXCLUDE)
+        except ValidationError as exc:
+            values = exc.valid_data
+            for name, texts in exc.messages_dict.items():
+                if self._values[name].startswith("tcp://"):
+                    self.fault(name, "Kubernetes has set this for a Service; enableServiceLinks: false stops it.")
+                items = texts.items() if isinstance(texts, dict) else ()  # of a list, by the index of each item
+                self.fault(name, *[f"Item {index + 1}: {' '.join(each)}" for index, each in items] or texts)
+        return {VARIABLES[name].name: value for name, value in values.items() if name not in self.faults}
+
+
+def _is_misread(binding: Binding) -> bool:
+    """Return whether Docker Compose would expand the value of a line, or a secret loses what follows a `#`."""
+    raw = binding.original.string.partition("=")[2].lstrip()
+    is_cut = binding.key in SECRETS and raw[:1] != '"' and re.search(r"\s#", raw)
+    return not raw.startswith("'") and bool("$" in raw or is_cut)
+
+
+def _slip(name: str, present: Container[str]) -> str | None:
+    """Return what is wrong with a name that is probably a misspelt setting, unless that is present."""
+    if name in NAMES or OF_KUBERNETES.fullmatch(name):
+        return None
+    if name.removesuffix("_FILE") in NAMES:
+        return f"{UNKNOWN}: a file is read only for {', '.join(SECRETS)}."
+    long = [known for known in NAMES if len(known) > 5]  # else MAIL, which every login sets, would pass for EMAIL
+    for near in difflib.get_close_matches(name.upper(), long, 1, cutoff=0.8):
+        return None if near in present else f"{UNKNOWN}; is {near} meant?"
+    return f"{UNKNOWN}." if name.startswith("SMTP_") else None
 
 
 class _CommaSeparated(mf.List[Any]):
@@ -74,7 +184,6 @@ class _CommaSeparated(mf.List[Any]):
 
 
 def _field(hint: Any, check: Any) -> mf.Field[Any]:
-    """Return the marshmallow field of a setting of this type."""
     item = next(iter(get_args(hint)), hint)  # the first of `float | None`, and of `Sequence[float]`
     options = {"validate": check} if check else {}
     if issubclass(item, enum.Enum):
@@ -83,43 +192,55 @@ def _field(hint: Any, check: Any) -> mf.Field[Any]:
     return _CommaSeparated(parser) if get_origin(hint) is Sequence else parser
 
 
-def _parse(values: Mapping[str, str]) -> tuple[Mapping[str, Any], Mapping[str, Sequence[str]]]:
-    """Return the settings that are valid, and by variable the faults of the others."""
-    hints = get_type_hints(Settings)
-    schema = Schema.from_dict({n: _field(hints[f.name], f.metadata["check"]) for n, f in VARIABLES.items()})()
-    try:
-        valid, faults = schema.load({name: value for name, value in values.items() if name in VARIABLES}), {}
-    except ValidationError as exc:
-        valid = exc.valid_data
-        faults = {name: _sentences(values[name], messages) for name, messages in exc.messages_dict.items()}
-    return {VARIABLES[name].name: value for name, value in valid.items() if name not in faults}, faults
+def _contradictions(settings: Settings, present: AbstractSet[str], *, local: bool) -> Iterator[tuple[str, str]]:
+    if present & {"API_KEYS", "USER_TOKEN_SECRETS"} == {"USER_TOKEN_SECRETS"}:
+        yield "API_KEYS", "Missing. Without keys the API is open, and USER_TOKEN_SECRETS protect nothing."
+    if len(settings.scopes) < len(settings.api_keys):
+        yield "API_KEYS", "Repeats a key; a key with several scopes is SCOPE+SCOPE:KEY."
+    links = present & {"PUBLIC_URL", "UNSUBSCRIBE_SECRETS"}
+    if links == {"UNSUBSCRIBE_SECRETS"}:
+        yield "PUBLIC_URL", "Missing. Without it there are no links that UNSUBSCRIBE_SECRETS could sign."
+    if links == {"PUBLIC_URL"} and not settings.link_secrets:
+        yield "UNSUBSCRIBE_SECRETS", "Missing. The links of PUBLIC_URL need it, or a key without a scope."
+    if "." in settings.email_field and settings.unknown_users is UnknownUsers.CREATE:
+        yield "EMAIL_FIELD", "A path needs UNKNOWN_USERS=refuse: the service creates users with a plain field."
+    if local and settings.workers > 1:
+        yield "WORKERS", "A local run is one process. More need DB_URI and SMTP_HOST."
+    if settings.local_names and not local:
+        yield "LOCAL_NAMES", "Is for local runs only. Elsewhere the service answers to any name."
+    yield from _login_faults(settings, present)
+    yield from _file_faults(settings)
 
 
-def _sentences(value: str, messages: Any) -> Sequence[str]:
-    """Return marshmallow's messages about a variable as sentences. Those of a list are by the index of each item."""
-    if re.match("(tcp|udp|sctp)://", value):
-        return [OF_A_SERVICE]
-    if isinstance(messages, Mapping):
-        return [f"Item {index + 1}: {text}" for index, texts in messages.items() for text in texts]
-    return list(messages)
+def _login_faults(settings: Settings, present: AbstractSet[str]) -> Iterator[tuple[str, str]]:
+    oauth = {name for name in present if name.startswith("SMTP_OAUTH_")}
+    needed, means = {"SMTP_LOGIN", "SMTP_PASSWORD"}, "a password"
+    if oauth:
+        proof = set() if "SMTP_OAUTH_REFRESH_TOKEN" in oauth else {"SMTP_OAUTH_CLIENT_SECRET"}
+        needed, means = {"SMTP_LOGIN", "SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_CLIENT_ID", *proof}, "OAuth 2.0"
+    if present & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
+        yield from ((name, f"Missing. A login with {means} needs it.") for name in needed - present)
+    if oauth and "SMTP_PASSWORD" in present:
+        yield "SMTP_PASSWORD", "A login has a password or OAuth 2.0, not both."
+    if settings.smtp_client_cert and settings.smtp_security is Security.NONE:
+        yield "SMTP_SECURITY", "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
 
 
-def _contradictions(settings: Settings, present: set[str], *, local: bool) -> Iterator[tuple[str, str]]:
-    """Yield variables that contradict or lack others, and the faults."""
-    is_path = "." in settings.email_field
-    rules = (
-        ("API_KEYS", present & TOKENS == {"USER_TOKEN_SECRETS"}, NEEDS_KEYS),
-        ("API_KEYS", len(settings.scopes) < len(settings.api_keys), REPEATED),
-        ("PUBLIC_URL", present & LINKS == {"UNSUBSCRIBE_SECRETS"}, NEEDS_URL),
-        ("UNSUBSCRIBE_SECRETS", present & LINKS == {"PUBLIC_URL"} and not settings.link_secrets, NEEDED_BY_URL),
-        ("EMAIL_FIELD", is_path and settings.unknown_users is UnknownUsers.CREATE, PATH_REFUSES),
-        ("WORKERS", local and settings.workers > 1, "A local run is one process. More need DB_URI and SMTP_HOST."),
-        ("LOCAL_NAMES", bool(settings.local_names) and not local, OF_LOCAL_RUNS),
-    )
-    yield from ((name, words) for name, holds, words in rules if holds)
+def _file_faults(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.db_uri and (fault := uri_fault(settings.db_uri)):
         yield "DB_URI", fault
-    yield from _login_faults(settings, present)
+    context = SSLContext(PROTOCOL_TLS_CLIENT)
+    # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+    load_pair = partial(context.load_cert_chain, password="")
+    for name, path, load, words in (
+        ("SMTP_CA_FILE", settings.smtp_ca_file, context.load_verify_locations, "PEM certificates"),
+        ("SMTP_CLIENT_CERT", settings.smtp_client_cert, load_pair, PAIR),
+    ):
+        try:
+            if path:
+                load(path)
+        except OSError as exc:  # ssl.SSLError is one
+            yield name, f"Cannot be read as {words}: {path}: {exc.strerror or exc}."
     try:
         if settings.kinds and settings.templates_dir:
             asyncio.run(Templates(settings).test())
@@ -127,29 +248,3 @@ def _contradictions(settings: Settings, present: set[str], *, local: bool) -> It
         yield "KINDS_FILE", f"{exc}"
     except TemplatesError as exc:
         yield "TEMPLATES_DIR", f"{exc}"
-
-
-def _login_faults(settings: Settings, present: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield variables that a login at the mail server lacks or contradicts, and the faults."""
-    oauth = {name for name in present if name.startswith("SMTP_OAUTH_")}
-    proof = set() if "SMTP_OAUTH_REFRESH_TOKEN" in oauth else {"SMTP_OAUTH_CLIENT_SECRET"}
-    needed = {"SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_CLIENT_ID", *proof} if oauth else {"SMTP_PASSWORD"}
-    if present & {"SMTP_LOGIN", "SMTP_PASSWORD", *oauth}:
-        yield from ((name, FOR_OAUTH if oauth else TOGETHER) for name in {"SMTP_LOGIN", *needed} - present)
-    if oauth and "SMTP_PASSWORD" in present:
-        yield "SMTP_PASSWORD", "A login has a password or OAuth 2.0, not both."
-    if path := settings.smtp_ca_file:
-        yield from _file_faults("SMTP_CA_FILE", NO_AUTHORITIES, path, partial(create_default_context, cafile=path))
-    if path := settings.smtp_client_cert:
-        load = SSLContext(PROTOCOL_TLS_CLIENT).load_cert_chain
-        # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
-        yield from _file_faults("SMTP_CLIENT_CERT", NOT_A_PAIR, path, partial(load, path, password=""))
-        if settings.smtp_security is Security.NONE:
-            yield "SMTP_SECURITY", "Must not be none with SMTP_CLIENT_CERT, which only TLS can show."
-
-
-def _file_faults(name: str, words: str, path: Path, load: Callable[[], object]) -> Iterator[tuple[str, str]]:
-    try:
-        load()
-    except OSError as exc:  # ssl.SSLError is one
-        yield name, f"{words}: {path}: {exc.strerror or exc}."

@@ -1,19 +1,13 @@
 """File descriptors: every connection takes one, and the service needs some for its own work."""
 
-from __future__ import annotations
-
 import resource
 from contextlib import suppress
 from typing import Final
 
-KEPT: Final = 256
-"""Descriptors reserved for MongoDB, the mail server and DNS; half of all descriptors if there are few."""
-FEW: Final = 1024
-"""With a lower limit, the pools of connections to MongoDB are smaller, too."""
-USED: Final = 64
-"""Descriptors of an idle service."""
-STREAMS_PART: Final = 0.75
-"""Share of the other descriptors that streams may take, as they hold them for long."""
+KEPT: Final = 256  # for MongoDB, the mail server and DNS; half of all descriptors if there are few
+FEW: Final = 1024  # with a lower limit, the pools of connections to MongoDB are smaller, too
+USED: Final = 64  # by an idle service
+STREAMS_PART: Final = 0.75  # fraction of the other descriptors for streams, which hold them for long
 
 
 def raise_limit() -> None:
@@ -24,7 +18,6 @@ def raise_limit() -> None:
 
 
 def limit() -> int:
-    """Return how many descriptors the process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
@@ -35,5 +28,4 @@ def for_clients() -> int:
 
 
 def for_streams() -> int:
-    """Return how many streams there may be."""
     return int(STREAMS_PART * max(0, for_clients() - USED))

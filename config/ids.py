@@ -1,16 +1,14 @@
 """Users' ids: as callers write them, and as the `_id` of the user's document."""
 
-from __future__ import annotations
-
 import enum
 import re
+from collections.abc import Callable
 from typing import Final
 
 from bson import ObjectId
 
 OBJECT_ID: Final = "[0-9a-fA-F]{24}"
-STRING_LIMIT: Final = 128
-"""Characters of an id that is a string."""
+STRING_LIMIT: Final = 128  # characters
 STRING: Final = rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{STRING_LIMIT}}}"
 
 
@@ -26,26 +24,17 @@ class IdType(enum.Enum):
     STRING = "string"
 
     def __init__(self, name: str) -> None:
-        self.pattern = OBJECT_ID if name == "objectid" else STRING
-        """The regular expression of a whole id."""
-        self._match = re.compile(self.pattern).fullmatch
+        self.matches = re.compile(OBJECT_ID if name == "objectid" else STRING).fullmatch
+        self.canonical: Callable[[str], str] = str.lower if name == "objectid" else str
 
     @property
     def fault(self) -> str:
-        """The message about an id that does not match the pattern."""
         if self is IdType.OBJECTID:
             return "Not a valid ObjectId."
         return f"Not 1 to {STRING_LIMIT} characters without control characters."
 
     def parse(self, text: str) -> str | None:
-        """Return an id in its canonical form, an ObjectId in lower case, or `None` if it is not valid."""
-        if not self._match(text):
-            return None
-        return text.lower() if self is IdType.OBJECTID else text
-
-    def to_bson(self, id_: str) -> ObjectId | str:
-        """Return the `_id` of a parsed id."""
-        return ObjectId(id_) if self is IdType.OBJECTID else id_
+        return self.canonical(text) if self.matches(text) else None
 
     def from_bson(self, value: object) -> str | None:
         """Return the id, or `None` if `_id` has another type: the document is then another program's."""

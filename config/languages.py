@@ -1,19 +1,14 @@
 """Language tags (RFC 5646), and the texts that fit one best (RFC 4647)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")
-"""A language tag, in the form that browsers use. No language has a longer first part."""
-TRADITIONAL: Final = dict.fromkeys(("zh-tw", "zh-hk", "zh-mo"), "zh-hant")
-"""Tags of Chinese in traditional characters that do not say so (Unicode CLDR, likely subtags)."""
-WEIGHT: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
-"""The weight of a language (RFC 9110, section 12.4.2)."""
+LANGUAGE: Final = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8}){0,5}")  # no language has a longer first part
+TRADITIONAL: Final = dict.fromkeys(("zh-tw", "zh-hk", "zh-mo"), "zh-hant")  # Unicode CLDR, likely subtags
+WEIGHT: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)  # RFC 9110, section 12.4.2
 
 
 def tag_of(language: str | None) -> str | None:
@@ -36,11 +31,11 @@ def translated(texts: Mapping[str, T], language: str | None) -> T | None:
 
 
 def accepted(header: str) -> Sequence[str]:
-    """Return the languages of an `Accept-Language`, the most wanted first, without anything else."""
-    weighted = []
+    """Return the languages of an `Accept-Language`, the most wanted first. Anything else in it is ignored."""
+    weights = {}
     for part in header.split(","):
         tag, _, parameter = (piece.strip() for piece in part.partition(";"))
         weight = WEIGHT.fullmatch(parameter or "q=1")
         if LANGUAGE.fullmatch(tag) and weight and float(weight[1]) > 0:
-            weighted.append((-float(weight[1]), tag))
-    return [tag for _, tag in sorted(weighted, key=lambda item: item[0])]
+            weights[tag] = float(weight[1])
+    return sorted(weights, key=lambda tag: -weights[tag])

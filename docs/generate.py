@@ -3,8 +3,6 @@
 The first line of each page links to the others, in the order of the table in the README.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json
@@ -23,8 +21,7 @@ sys.path.insert(0, str(ROOT))
 import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
 
-from api.components import INVALID_REQUEST  # noqa: E402
-from api.operations import Operation, operations  # noqa: E402
+from api.openapi import INVALID_REQUEST, callers  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
@@ -33,24 +30,21 @@ from mail.replies import BOUNCES  # noqa: E402
 from mongo import document  # noqa: E402
 from ops.metrics import Metrics  # noqa: E402
 from schemas import ListSchema  # noqa: E402
-from settings import default_of, grouped  # noqa: E402
+from settings import Scope, default_of, grouped  # noqa: E402
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown."""
     names = list(head)
-    lines = [names, ["---"] * len(names), *(row for row in rows)]
+    lines = [names, ["---"] * len(names), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def invalid() -> str:
-    """Return the answer to an invalid request."""
     problem = problem_of(ValidationError(ListSchema(IdType.OBJECTID, SPECIFIED).validate(INVALID_REQUEST)))
     return f"```json\n{json.dumps(problem.document(), indent=2)}\n```"
 
 
 def errors() -> str:
-    """Return the table of all problems, by status."""
     rows = [
         [
             f"{problem.status}",
@@ -64,20 +58,15 @@ def errors() -> str:
 
 
 def access() -> str:
-    """Return the table of who may call which route."""
-    rows = [
-        [f"`{route}`", *_callers(operation)]
-        for route, operation in operations(ROUTES, SPECIFIED, IdType.OBJECTID).items()
-    ]
+    rows = [[f"`{route.method} {route.path}`", *_callers(route.scope)] for route in ROUTES]
     return table(["route", "anyone", "page of another site", "backend with a key", "user with a token"], rows)
 
 
-def _callers(operation: Operation) -> Iterable[str]:
-    if not operation.callers:
+def _callers(scope: Scope | None) -> Iterable[str]:
+    if scope is None:
         return "yes", "yes", "yes", "yes"
-    of_token = "for their own inbox" if "token" in operation.callers else "no"
-    of_key = "yes" if "key" in operation.callers else "no"
-    return "only while `API_KEYS` is unset", "only of `CORS_ORIGINS`", of_key, of_token
+    of_token = "for their own inbox" if "token" in callers(scope) else "no"
+    return "only while `API_KEYS` is unset", "only of `CORS_ORIGINS`", "yes", of_token
 
 
 def settings() -> str:
@@ -107,7 +96,6 @@ def env_example(text: str) -> str:
 
 
 def bounces() -> str:
-    """Return the table of the codes that suppress an address."""
     return table(["code", "what it says", "source"], [[code, *said] for code, said in BOUNCES.items()])
 
 
@@ -119,7 +107,6 @@ def metrics() -> str:
 
 
 def user_document() -> str:
-    """Return the shape of the user's document, as its module describes it."""
     shape = re.search(r"^```\n.*?^```$", document.__doc__ or "", re.DOTALL | re.MULTILINE)
     return shape[0] if shape else ""
 
@@ -191,7 +178,6 @@ MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end
 
 
 def renew(path: Path, text: str) -> str:
-    """Return the text of a page with its blocks made anew."""
     if path.name == ".env.example":
         return env_example(text)
     text = NAVIGATION.sub(lambda _: navigation(path), text)

@@ -1,7 +1,5 @@
 """What the outcomes of all e-mails together say about one of them.
 
-Pure: events in, decisions out, the clock an argument.
-
 No table of replies is ever complete. What others get at the same time says more than a server's words: if everybody is
 refused, the fault is ours or the relay's; if others get through, it is the e-mail's, its kind's or its domain's.
 
@@ -9,94 +7,80 @@ Refusals are counted in runs, which an acceptance ends: for the line, each kind 
 recipients in a row are refused, that group stops. From then on, only probes are sent, until one of them is accepted.
 While the line or a kind is stopped, no attempt of its e-mails counts, and none of them dies.
 
-All of it is in memory, bounded, and harmless to lose.
+Pure: the clock is an argument. All of it is in memory, bounded, and harmless to lose.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict, deque
-from typing import Final, TypeVar
+from typing import Final
 
 from mail.replies import Outcome, Stage, Verdict
-from mail.stops import LINE, Clock, Group, Mail, Run, Stop
+from mail.stops import LINE, Clock, Group, Mail, Stop
 
-T = TypeVar("T")
-REMEMBERED: Final = 10_000
-"""Domains and kinds that are remembered, those used last."""
-OF_DOMAIN: Final = (10, 3)
-"""Of a domain's last 10 different recipients, 3 must be unknown."""
-OF_RELAY: Final = (5, 5)
-"""The same for the last recipients at any domain."""
-DOUBT_LASTS: Final = 3600.0
-"""Seconds that a doubt lasts after its last cause."""
-DOUBTED_DOMAINS: Final = 1000
-"""Domains with unknown mailboxes that are remembered, the latest ones."""
+REMEMBERED: Final = 10_000  # domains and kinds, those used last
+RUN: Final = 5  # different recipients refused in a row, after which a group stops
+RUN_LIMIT: Final = 64  # recipients that a run remembers
+OF_DOMAIN: Final = (10, 3)  # of a domain's last 10 different recipients, 3 must be unknown to raise a doubt
+OF_RELAY: Final = (5, 5)  # the same for the last recipients at any domain
+GREYLISTING: Final = 900.0  # seconds after which 4xx at RCPT to everybody are not greylisting
+DOUBT_LASTS: Final = 3600.0  # seconds after its last cause
 
 
-class Domain:
-    """What is known of a domain: whether it has ever accepted, whether it did so last, and its refusals."""
+class Cohort:
+    """What is known of the line, a kind or a domain: its run of refusals, and its recipients that are unknown.
 
-    def __init__(self) -> None:
-        self.accepted = False
-        self.proven = False
-        self.run = Run()
-
-
-class _Sample:
-    """What the last different recipients got: whether each was unknown."""
-
-    def __init__(self, size: int, cause: int) -> None:
-        self._size = size
-        self._cause = cause
-        self._unknown: OrderedDict[int, bool] = OrderedDict()
-        self._until = 0.0
-
-    def add(self, mail: Mail, *, unknown: bool, now: float) -> bool:
-        """Add what a recipient got; return whether that raises a doubt. Nothing matters before the first unknown."""
-        if not unknown and not self._unknown:
-            return False
-        self._unknown[hash(mail.user)] = unknown
-        self._unknown.move_to_end(hash(mail.user))
-        if len(self._unknown) > self._size:
-            self._unknown.popitem(last=False)
-        if sum(self._unknown.values()) < self._cause:
-            return False
-        raised = not self.doubtful(now)
-        self._until = now + DOUBT_LASTS
-        return raised
-
-    def doubtful(self, now: float) -> bool:
-        """Return whether there is a doubt."""
-        return now < self._until
-
-
-class Doubts:
-    """Doubts about domains, and about the relay: whether a mailbox that a server calls unknown is unknown.
-
-    In December 2020, Gmail said 550 5.1.1 of a part of its users for almost seven hours. So when many recipients in a
-    row are unknown, the refusals are in doubt: of one domain, or of the relay.
+    If many are called unknown, that is in doubt: in December 2020, Gmail said 550 5.1.1 of some users for seven hours.
     """
 
-    def __init__(self) -> None:
-        self._relay = _Sample(*OF_RELAY)
-        self._domains: OrderedDict[str, _Sample] = OrderedDict()
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.accepted = False  # ever
+        self.proven = False  # whether the last outcome was an acceptance
+        self.began = 0.0  # when the run began
+        self._refusals: dict[int, tuple[str, Stage, int]] = {}  # by recipient: domain, stage, and class of the code
+        self._unknown: dict[int, bool] = {}  # the last recipients, and whether each was unknown
+        self._doubtful_until = 0.0
 
-    def add(self, mail: Mail, *, unknown: bool, now: float) -> Group | None:
-        """Note what a recipient got; return the group about which that raises a doubt, if it does."""
-        if unknown and mail.domain not in self._domains:
-            self._domains[mail.domain] = _Sample(*OF_DOMAIN)
-            if len(self._domains) > DOUBTED_DOMAINS:
-                self._domains.popitem(last=False)
-        domain = self._domains.get(mail.domain)
-        raised = domain is not None and domain.add(mail, unknown=unknown, now=now)
-        if self._relay.add(mail, unknown=unknown, now=now):
-            return LINE
-        return Group("domain", mail.domain) if raised else None
+    def accept(self, mail: Mail, now: float) -> None:
+        self.accepted = self.proven = True
+        self._refusals.clear()
+        if self._unknown:  # nothing matters before the first
+            self.sample(mail, unknown=False, now=now)
 
-    def doubtful(self, mail: Mail, now: float) -> bool:
-        """Return whether it is in doubt that the recipient is unknown."""
-        domain = self._domains.get(mail.domain)
-        return self._relay.doubtful(now) or (domain is not None and domain.doubtful(now))
+    def refuse(self, mail: Mail, outcome: Outcome, now: float) -> None:
+        if not self._refusals:
+            self.began = now
+        if len(self._refusals) < RUN_LIMIT:
+            self._refusals[hash(mail.user)] = mail.domain, outcome.stage, outcome.code // 100
+
+    def long(self, now: float) -> bool:
+        """Return whether the run is long enough to stop the group. 4xx at RCPT may be greylisting, which ends soon."""
+        others = sum(refusal[1:] != (Stage.RCPT, 4) for refusal in self._refusals.values())
+        return others >= RUN or (len(self._refusals) >= RUN and now - self.began >= GREYLISTING)
+
+    @property
+    def wide(self) -> bool:
+        return len({domain for domain, _, _ in self._refusals.values()}) > 1
+
+    @property
+    def at_mail(self) -> bool:
+        """Whether enough were refused before the server knew the recipient."""
+        return sum(stage is Stage.MAIL for _, stage, _ in self._refusals.values()) >= RUN
+
+    def doubtful(self, now: float) -> bool:
+        return now < self._doubtful_until
+
+    def sample(self, mail: Mail, *, unknown: bool, now: float) -> bool:
+        """Note what a recipient got; return whether that raises a doubt."""
+        size, cause = OF_RELAY if self.group == LINE else OF_DOMAIN
+        self._unknown.pop(hash(mail.user), None)
+        self._unknown[hash(mail.user)] = unknown
+        if len(self._unknown) > size:
+            del self._unknown[next(iter(self._unknown))]
+        if sum(self._unknown.values()) < cause:
+            return False
+        raised = not self.doubtful(now)
+        self._doubtful_until = now + DOUBT_LASTS
+        return raised
 
 
 class Evidence:
@@ -104,30 +88,31 @@ class Evidence:
 
     def __init__(self) -> None:
         self.stops: dict[Group, Stop] = {}
-        self.doubts = Doubts()
-        self._line = Run()
-        self._kinds: OrderedDict[str, Run] = OrderedDict()
-        self._domains: OrderedDict[str, Domain] = OrderedDict()
+        self._cohorts: OrderedDict[Group, Cohort] = OrderedDict()
         self._acceptances: deque[tuple[float, int]] = deque(maxlen=2)  # the last two, of different recipients
 
-    # --- may it be sent? ---------------------------------------------------------------------------
+    def _cohort(self, group: Group) -> Cohort:
+        """Return what is known of a group, and forget the one used longest ago if there are too many."""
+        if cohort := self._cohorts.get(group):
+            self._cohorts.move_to_end(group)
+            return cohort
+        if len(self._cohorts) >= REMEMBERED:
+            self._cohorts.popitem(last=False)
+        return self._cohorts.setdefault(group, Cohort(group))
 
-    def line(self, now: float) -> Stop | None:
-        """Return the stop of the line that lets only probes through, if there is one."""
-        stop = self.stops.get(LINE)
-        return stop if stop and not stop.soft(now) else None
+    def _is_proven(self, mail: Mail) -> bool:
+        return self._cohort(mail.groups[-1]).proven
 
-    def wait(self, now: float) -> float:
-        """Return the seconds until an e-mail may be sent, whichever it is."""
-        line = self.line(now)
-        return line.wait(now) if line else 0.0
+    @property
+    def line(self) -> Stop | None:
+        return self.stops.get(LINE)
 
     def suitability(self, mail: Mail, now: float) -> int | None:
         """Return how good a probe of the line an e-mail would be: the lower, the better; `None`, not now.
 
         Best are domains whose last outcome was an acceptance. Of the others, new e-mails and old ones take turns.
         """
-        proven, line = self._domain(mail).proven, self.line(now)
+        proven, line = self._is_proven(mail), self.line
         if line and line.clock_of(proven=proven).wait(now) and not mail.urged:
             return None
         turn = line is not None and line.probes % 2 == 1
@@ -137,9 +122,7 @@ class Evidence:
         """Return the stop for which an e-mail must wait, if any. Otherwise it may be sent, as a probe if need be."""
         probed: list[Clock] = []
         for stop in self.stops_of(mail):
-            clock = stop.clock_of(proven=self._domain(mail).proven)
-            if stop.soft(now):
-                continue
+            clock = stop.clock_of(proven=self._is_proven(mail))
             if clock.wait(now) and not mail.urged:
                 return stop
             probed.append(clock)
@@ -148,47 +131,34 @@ class Evidence:
         return None
 
     def stops_of(self, mail: Mail) -> list[Stop]:
-        """Return the stops of the line, the e-mail's kind and its domain, in this order."""
-        if not self.stops:
-            return []
-        groups = (LINE, Group("kind", mail.kind), Group("domain", mail.domain))
-        return [self.stops[group] for group in groups if group in self.stops]
+        """Return those that concern an e-mail, the line's first."""
+        return [self.stops[group] for group in mail.groups if group in self.stops] if self.stops else []
 
     def shown(self, now: float) -> list[tuple[str, str, float, float]]:
-        """Return what metrics show of the line and the kinds that have stopped."""
+        """Return what `Metrics.watch_stops` takes. A domain is no label."""
         stops = [stop for stop in self.stops.values() if stop.group.name != "domain"]
         return [(f"{stop.group}", stop.reply, now - stop.began, stop.wait(now)) for stop in stops]
 
-    # --- what happened -----------------------------------------------------------------------------
-
     def abandon(self, mail: Mail) -> None:
-        """Withdraw an attempt that showed nothing."""
         for _, clock in self._probes_of(mail):
-            clock.probe = None
+            clock.abandon()
 
     def _probes_of(self, mail: Mail) -> list[tuple[Stop, Clock]]:
         return [(stop, clock) for stop in self.stops_of(mail) for clock in stop.clocks if clock.probe == mail.id]
 
     def reached(self) -> Stop | None:
         """Note that MAIL was accepted. If the server could not be reached before, that is over: return the stop."""
-        stop = self.stops.get(LINE)
-        return self.stops.pop(LINE) if stop and stop.unreachable else None
+        return self.stops.pop(LINE) if self.line and self.line.unreachable else None
 
     def accepted(self, mail: Mail, now: float) -> list[Stop]:
         """Note that an e-mail was accepted; return the stops that are over."""
-        domain, user = self._domain(mail), hash(mail.user)
-        domain.accepted = domain.proven = True
+        user = hash(mail.user)
         if self._acceptances and self._acceptances[-1][1] == user:
             self._acceptances.pop()
         self._acceptances.append((now, user))
-        self._line.clear()
-        domain.run.clear()
-        self._kinds.pop(mail.kind, None)
-        self.doubts.add(mail, unknown=False, now=now)
-        over = self.stops_of(mail)
-        for stop in over:
-            del self.stops[stop.group]
-        return over
+        for group in mail.groups:
+            self._cohort(group).accept(mail, now)
+        return [self.stops.pop(stop.group) for stop in self.stops_of(mail)]
 
     def accepted_since(self, moment: float, user: str) -> bool:
         """Return whether somebody else's e-mail was accepted after a moment."""
@@ -196,68 +166,49 @@ class Evidence:
 
     def unreachable(self, reply: str, *, hard: bool, now: float) -> None:
         """Note that no connection can be opened while none is open."""
-        stop = self.stops.get(LINE)
-        if stop is None or stop.soft(now):
-            stop = self.stops[LINE] = Stop(group=LINE, began=now, reply=reply, unreachable=True)
+        stop = self.stops.setdefault(LINE, Stop(LINE, now, reply, unreachable=True))
         for clock in stop.clocks:
-            if clock.due <= now:  # several that fail together are one fault
+            if clock.probe or clock.due <= now:  # several that fail together are one fault
                 stop.refuse(clock, hard=hard, witnessed=False, now=now)
 
+    def unknown(self, mail: Mail, now: float) -> tuple[bool, Group | None]:
+        """Note that a mailbox is called unknown; return whether that is doubtful, and the group where this is new."""
+        line, _, domain = map(self._cohort, mail.groups)
+        raised = [cohort.group for cohort in (domain, line) if cohort.sample(mail, unknown=True, now=now)]
+        return line.doubtful(now) or domain.doubtful(now), raised[-1] if raised else None
+
     def refused(self, mail: Mail, outcome: Outcome, now: float) -> None:
-        """Note that an e-mail was refused, or that its conversation broke."""
+        """Note that an e-mail was refused, or that its conversation broke. That may stop a group."""
         hard = outcome.code // 100 == 5
         for stop, clock in self._probes_of(mail):
             witnessed = any(at > stop.last_refused for at, _ in self._acceptances)
             stop.refuse(clock, hard=hard, witnessed=witnessed, now=now)
             stop.reply = outcome.quote
-        domain = self._domain(mail)
+        line, kind, domain = map(self._cohort, mail.groups)
         domain.proven = False
         if outcome.verdict is Verdict.DEFERRED:
             return
         if hard:
-            domain.run.add(mail, outcome, now)
+            domain.refuse(mail, outcome, now)
         if self._is_witness(mail, domain, outcome):
-            self._line.add(mail, outcome, now)
-            _recall(self._kinds, mail.kind, Run).add(mail, outcome, now)
-        self._stop(mail, domain, outcome, now)
+            line.refuse(mail, outcome, now)
+            kind.refuse(mail, outcome, now)
+        if line.long(now) and (line.wide or line.at_mail or self._is_the_only_one(domain)):
+            self._stop(line, outcome, now)
+        elif kind.long(now) and kind.wide:
+            self._stop(kind, outcome, now)
+        elif domain.long(now):
+            self._stop(domain, outcome, now)
 
-    def _is_witness(self, mail: Mail, domain: Domain, outcome: Outcome) -> bool:
-        """Return whether a refusal speaks against the line or a kind.
-
-        Not if somebody may have provoked it, for example by signing up with nonsense.
-        """
+    def _is_witness(self, mail: Mail, domain: Cohort, outcome: Outcome) -> bool:
+        """Return whether a refusal speaks against the line or a kind. One that nonsense may have provoked does not."""
         if outcome.verdict in {Verdict.PERMANENT, Verdict.DOUBTED} or mail.counted:
             return False
         return outcome.stage is Stage.MAIL or domain.accepted or not self._acceptances
 
-    def _stop(self, mail: Mail, domain: Domain, outcome: Outcome, now: float) -> None:
-        """Stop the first group whose run is long enough: the line, the kind or the domain."""
-        line, kind = self._line, self._kinds.get(mail.kind)
-        if line.wide or line.at_mail or (line.long and len(self._domains) == 1):
-            group, run = LINE, line
-        elif kind and kind.wide:
-            group, run = Group("kind", mail.kind), kind
-        elif domain.run.long:
-            group, run = Group("domain", mail.domain), domain.run
-        else:
-            return
-        stop = self.stops.get(group)
-        if stop is None:
-            stop = self.stops[group] = Stop(group=group, began=run.began, reply=outcome.quote, last_refused=now)
-            stop.greylisting = run.may_be_greylisting
-            stop.firm = outcome.code // 100 == 5
-        elif not run.may_be_greylisting:
-            stop.greylisting = False
+    def _is_the_only_one(self, domain: Cohort) -> bool:
+        return not any(group.name == "domain" and group != domain.group for group in self._cohorts)
 
-    def _domain(self, mail: Mail) -> Domain:
-        return _recall(self._domains, mail.domain, Domain)
-
-
-def _recall(memory: OrderedDict[str, T], name: str, make: type[T]) -> T:
-    """Return what is remembered of a domain or a kind, and forget the one used longest ago if there are too many."""
-    if name not in memory:
-        memory[name] = make()
-        if len(memory) > REMEMBERED:
-            memory.popitem(last=False)
-    memory.move_to_end(name)
-    return memory[name]
+    def _stop(self, cohort: Cohort, outcome: Outcome, now: float) -> None:
+        stop = Stop(cohort.group, cohort.began, outcome.quote, firm=outcome.code // 100 == 5, last_refused=now)
+        self.stops.setdefault(cohort.group, stop)

@@ -1,18 +1,11 @@
-"""What the mailer tells of each conversation, brought to those who judge it: evidence, pace and limits.
+"""What became of each conversation, judged by evidence, pace and limits. Those are pure; here they get the time."""
 
-They are pure; here they get the time.
-"""
-
-from __future__ import annotations
-
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from mail.evidence import Evidence
-from mail.limits import Limits
-from mail.pace import Pace
+from mail.limits import WITHIN, Limits, Pace
 from mail.replies import Outcome, Stage, Verdict
 from mail.stops import LINE, Group, Mail, Stop
 from settings import Settings
@@ -22,8 +15,7 @@ class Feedback:
     """Judges outcomes.
 
     `changed` is called when e-mails may be sent that had to wait; `again` with each group that goes on, and since when
-    its e-mails were tried in vain; and `doubted` when it is in doubt that the mailboxes are unknown that the relay, or
-    a domain, calls so.
+    its e-mails were tried in vain; `doubted` with one that calls so many mailboxes unknown that it is doubtful.
     """
 
     def __init__(
@@ -40,29 +32,25 @@ class Feedback:
         self._again = again
         self._doubted = doubted
         self._unproven_since: float | None = None
-        self._accepted_at = -math.inf
 
     def wait(self, now: float) -> float:
         """Return the seconds until an e-mail may be sent, if there is a connection for it."""
-        return max(self.evidence.wait(now), self.pace.wait(now))
-
-    # --- connections -------------------------------------------------------------------------------
+        line = self.evidence.line
+        return max(line.wait(now) if line else 0.0, self.pace.wait(now))
 
     def connected(self, number: int) -> None:
-        """Note that a connection was opened, and how many there are now."""
+        """Note that a connection was opened, and how many are open now."""
         self.limits.open = number
         self.limits.opened(time.monotonic())
         self._changed()
 
     def disconnected(self, number: int) -> None:
-        """Note how many connections are left."""
         self.limits.open = number
         self._changed()
 
     def not_connected(self, fault: Outcome) -> None:
-        """Note that a connection could not be opened. While others are open, they may be all that the server admits."""
         now = time.monotonic()
-        if self.limits.open:
+        if self.limits.open:  # they may be all that the server admits
             self.limits.refused(self.limits.open + 1, now)
         else:
             self.limits.forget()
@@ -72,39 +60,36 @@ class Feedback:
     def may_be_the_connection(self, mail: Mail, outcome: Outcome, copies: int, *, proven: bool) -> bool:
         """Return whether a message should be sent over another connection at once: this one may be at fault.
 
-        Servers close connections unasked, and limit connections, and messages on each, in odd words. One that is not
-        `proven`, as nothing was accepted on it yet, may lead to a broken machine.
+        One that is not `proven`, as nothing was accepted on it yet, may lead to a broken machine.
         """
-        if outcome.broken and (proven or outcome.stage is Stage.CONNECT):
-            return outcome.worth_a_new_connection
+        ambiguous, stage = outcome.verdict is Verdict.AMBIGUOUS, outcome.stage
+        if outcome.broken and (proven or stage is Stage.CONNECT):
+            return not ambiguous and (stage is Stage.MAIL or not outcome.timed_out)
         if self.evidence.stops_of(mail):
             return False
-        if outcome.verdict is Verdict.AMBIGUOUS:
+        if ambiguous:
             return not copies and not outcome.timed_out
         if outcome.broken:  # at RCPT, it is probably the recipient, unless the server is silent
-            return outcome.stage is not Stage.RCPT or outcome.timed_out
-        return outcome.worth_another_connection and not self.pace.explains(outcome.status)
+            return stage is not Stage.RCPT or outcome.timed_out
+        return outcome.worth_another_connection and not (self.pace.paused or self.pace.knows(outcome.status))
 
     def blame(self, messages: int, proven: int) -> None:
-        """Note that a connection which has borne so many messages did not take one that another took at once.
+        """Note that a connection refused a message that another took at once.
 
-        `proven` is how many have delivered.
+        It had carried `messages` before; `proven` connections have delivered.
         """
         if messages:
             self.limits.worn_out(messages)
         else:
             self.limits.refused(proven + 1, time.monotonic())
 
-    # --- e-mails -----------------------------------------------------------------------------------
-
     def reached(self) -> None:
-        """Note that the server answers MAIL."""
         if stop := self.evidence.reached():
             self._go_on(stop)
             self._changed()
 
     def judge(self, mail: Mail, outcome: Outcome | None, began: float) -> Outcome | None:
-        """Note what became of an e-mail whose sending began then; return what that means in the light of all others."""
+        """Return what an outcome means in the light of all others. `began` is when sending began."""
         now = time.monotonic()
         waited = self._others_wait(now)
         if outcome is None or outcome.stage is Stage.CONNECT:
@@ -118,33 +103,27 @@ class Feedback:
             self.evidence.abandon(mail)
             outcome = replace(outcome, verdict=Verdict.TOO_FAST)
         else:
-            self.pace.finish()
-            if outcome.verdict is Verdict.TOO_FAST:  # for this recipient only
-                outcome = replace(outcome, verdict=Verdict.DEFERRED)
-            outcome = self._doubt(mail, outcome, now)
-            self.evidence.refused(mail, outcome, now)
+            outcome = self._refuse(mail, outcome, now)
         if waited or self._others_wait(now):
             self._changed()
         return outcome
 
     def _others_wait(self, now: float) -> bool:
-        """Return whether the outcome of an e-mail may let others be sent."""
         return bool(self.evidence.stops) or self.limits.growing or self.pace.wait(now) > 0
 
     def abandon(self, mail: Mail) -> None:
-        """Note that an attempt showed nothing."""
+        """Withdraw an attempt that showed nothing."""
         self.evidence.abandon(mail)
         self.pace.finish()
 
     def refused_by_unproven(self, mail: Mail, began: float) -> None:
-        """Note that an e-mail, begun then, was refused by connections on which nothing has been accepted.
+        """Note that an e-mail, begun at `began`, was refused by connections on which nothing has been accepted.
 
-        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted: at once, if one was
-        accepted meanwhile.
+        They may be at fault, so a new e-mail is tried again, once, as soon as another is accepted, or was meanwhile.
         """
         if not mail.fresh:
             return
-        if self._accepted_at > began:
+        if self.evidence.accepted_since(began, mail.user):
             self._again(LINE, began)
         else:
             self._unproven_since = self._unproven_since or time.monotonic()
@@ -152,7 +131,6 @@ class Feedback:
     def _accept(self, mail: Mail, began: float, now: float) -> None:
         self.pace.accepted(mail, began, now)
         self.limits.accepted()
-        self._accepted_at = now
         if self._unproven_since is not None:
             self._again(LINE, self._unproven_since)
             self._unproven_since = None
@@ -160,22 +138,25 @@ class Feedback:
             self._go_on(stop)
 
     def _go_on(self, stop: Stop) -> None:
-        if not stop.soft(time.monotonic()):
-            self._again(stop.group, None if stop.group.name == "domain" else stop.began)
+        self._again(stop.group, None if stop.group.name == "domain" else stop.began)
 
     def _is_too_fast(self, mail: Mail, outcome: Outcome, began: float, now: float) -> bool:
         if outcome.code // 100 != 4 or outcome.verdict is Verdict.DEFERRED:
             return False
+        is_news = not self.pace.knows(outcome.status)
         too_fast = self.pace.refused(mail, outcome, began, now)
-        if (since := self.pace.misjudged_since) is not None:
-            self.pace.misjudged_since = None
-            self._again(LINE, since)
+        if too_fast and is_news:  # so the refusals before were misjudged
+            self._again(LINE, now - WITHIN)
         return too_fast
 
-    def _doubt(self, mail: Mail, outcome: Outcome, now: float) -> Outcome:
-        if outcome.verdict is not Verdict.PERMANENT or not outcome.code:
-            return outcome
-        doubts = self.evidence.doubts
-        if raised := doubts.add(mail, unknown=True, now=now):
-            self._doubted(raised)
-        return replace(outcome, verdict=Verdict.DOUBTED) if doubts.doubtful(mail, now) else outcome
+    def _refuse(self, mail: Mail, outcome: Outcome, now: float) -> Outcome:
+        self.pace.finish()
+        if outcome.verdict is Verdict.TOO_FAST:  # for this recipient only
+            outcome = replace(outcome, verdict=Verdict.DEFERRED)
+        if outcome.verdict is Verdict.PERMANENT and outcome.code:
+            doubtful, raised = self.evidence.unknown(mail, now)
+            if raised:
+                self._doubted(raised)
+            outcome = replace(outcome, verdict=Verdict.DOUBTED) if doubtful else outcome
+        self.evidence.refused(mail, outcome, now)
+        return outcome

@@ -1,7 +1,5 @@
 """Numbers, amounts and moments in the user's language, for templates and labels. The bell writes them with `Intl`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -19,12 +17,9 @@ from config.languages import forms_of
 
 NUMBER: Final = re.compile(r"-?\d{1,30}(\.\d{1,30})?")
 DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
-MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d\S*)?")
-"""ISO 8601."""
-DECIMALS: Final = 9
-"""Maximum digits after the point. Sums of floats have many more."""
-LARGEST: Final = 10**19
-"""Larger numbers are written as they are: with `DECIMALS`, they may have more than the 28 digits of `Decimal`."""
+MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d\S*)?")  # ISO 8601
+DECIMALS: Final = 9  # maximum digits after the point; sums of floats have many more
+LARGEST: Final = 10**19  # with `DECIMALS`, larger numbers may exceed `Decimal`'s 28 digits: they stay as they are
 
 
 def write(value: Any, form: str | None, language: str | None, zone: str | None = None) -> str:
@@ -81,7 +76,6 @@ def _amount(value: Any, *, of_text: bool) -> Decimal | None:
 
 
 def _moment(value: Any, form: str, zone: str | None, locale: Locale) -> str | None:
-    """Return a day or a moment as it is written, or `None` if the value is neither."""
     with suppress(TypeError, ValueError, OverflowError, OSError):
         if isinstance(value, str) and DAY.fullmatch(value):  # which is the same in every time zone
             return dates.format_date(date.fromisoformat(value), "medium", locale)

@@ -4,8 +4,6 @@ Sources: RFC 4954 (AUTH), draft-murchison-sasl-login (LOGIN), RFC 6749 (OAuth 2.
 Microsoft's pages about XOAUTH2, Microsoft ("Microsoft Entra authentication and authorization error codes").
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -15,80 +13,69 @@ from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import orjson
-from aiohttp import ClientError, ClientSession, ClientTimeout
+from aiohttp import ClientConnectorCertificateError, ClientError, ClientSession, ClientTimeout
 from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPResponse
 
 from mail.replies import SMTPFault, Verdict, describe
 from settings import Settings
 
-T = TypeVar("T")
-Mechanism = Callable[[SMTP, str, str], Awaitable[object]]
+Mechanism = Callable[[SMTP, str, str], Awaitable[SMTPResponse]]
 
 log = logging.getLogger("notifier.mail")
 
 CHALLENGE: Final = 334
 MISSING: Final = frozenset({500, 501, 502, 504, 534, 538})
 """Replies to a mechanism that the server lacks after all, or does not allow (RFC 4954, sections 4 and 6)."""
-SOON: Final = 300.0
-"""A token is renewed this many seconds before its end, or after half of its lifetime if that comes later."""
-RETRY: Final = 30.0
-"""Seconds between attempts to renew a token that is still valid."""
-LIFETIME: Final = 300.0
-"""Seconds for which a token is used if the token server does not say how long it is valid."""
-BAD_CLOCK: Final = frozenset({9, 10})
-"""OpenSSL's codes for a certificate that is not valid yet, or has expired."""
-FAULTS: Final[Mapping[object, str]] = {
-    90002: "the tenant in SMTP_OAUTH_TOKEN_URL does not exist",
-    900023: "the tenant in SMTP_OAUTH_TOKEN_URL does not exist",
-    700016: "the tenant has no application with SMTP_OAUTH_CLIENT_ID",
-    7000215: "SMTP_OAUTH_CLIENT_SECRET is wrong: it must be the secret's value, not its id",
-    7000222: "SMTP_OAUTH_CLIENT_SECRET has expired: make a new one",
-    500011: "SMTP_OAUTH_SCOPE is wrong or not granted",
-    1002012: "SMTP_OAUTH_SCOPE is wrong or not granted",
-    "invalid_scope": "SMTP_OAUTH_SCOPE is wrong or not granted",
-    "invalid_client": "SMTP_OAUTH_CLIENT_ID or SMTP_OAUTH_CLIENT_SECRET is wrong",
-    "invalid_grant": "SMTP_OAUTH_REFRESH_TOKEN has expired or was revoked: get a new one",
-    "unauthorized_client": "the token server does not give this client tokens by {grant}",
-    "unsupported_grant_type": "the token server does not give this client tokens by {grant}",
+SOON: Final = 300.0  # seconds before a token ends when it is renewed; half of its lifetime if that is less
+RETRY: Final = 30.0  # seconds between attempts to renew a token that is still valid
+LIFETIME: Final = 300.0  # seconds for which a token is used if the token server does not say
+FAULTS: Final[Mapping[str, tuple[object, ...]]] = {  # causes, and Microsoft's numbers or RFC 6749's words for them
+    "the tenant in SMTP_OAUTH_TOKEN_URL does not exist": (90002, 900023),
+    "the tenant has no application with SMTP_OAUTH_CLIENT_ID": (700016,),
+    "SMTP_OAUTH_CLIENT_SECRET is wrong: it must be the secret's value, not its id": (7000215,),
+    "SMTP_OAUTH_CLIENT_SECRET has expired: make a new one": (7000222,),
+    "SMTP_OAUTH_SCOPE is wrong or not granted": (500011, 1002012, "invalid_scope"),
+    "SMTP_OAUTH_CLIENT_ID or SMTP_OAUTH_CLIENT_SECRET is wrong": ("invalid_client",),
+    "SMTP_OAUTH_REFRESH_TOKEN has expired or was revoked: get a new one": ("invalid_grant",),
+    "the token server does not give this client tokens by {grant}": ("unauthorized_client", "unsupported_grant_type"),
 }
-"""What Microsoft's numbers mean, and the words of RFC 6749, section 5.2."""
 
 
-async def _plain(smtp: SMTP, login: str, password: str) -> None:
-    _expect_success(await _respond(smtp, b"PLAIN", f"\0{login}\0{password}"))
+async def _plain(smtp: SMTP, login: str, password: str) -> SMTPResponse:
+    return await _respond(smtp, b"PLAIN", f"\0{login}\0{password}")
 
 
-async def _login(smtp: SMTP, login: str, password: str) -> None:
-    """Send the name and the password, each when it is asked for.
-
-    Not every server takes the name with the command. What it says when it asks may be anything.
-    """
+async def _login(smtp: SMTP, login: str, password: str) -> SMTPResponse:
+    """Send the name and the password, each when asked: not every server takes the name with the command."""
     response = await smtp.execute_command(b"AUTH", b"LOGIN")
     for answer in (login, password):
         if response.code == CHALLENGE:
             response = await smtp.execute_command(b64encode(answer.encode()))
-    _expect_success(response)
+    return response
 
 
-async def _xoauth2(smtp: SMTP, login: str, token: str) -> None:
-    await _present(smtp, b"XOAUTH2", f"user={login}\x01auth=Bearer {token}\x01\x01", b"")
+async def _xoauth2(smtp: SMTP, login: str, token: str) -> SMTPResponse:
+    return await _present(smtp, b"XOAUTH2", f"user={login}\x01auth=Bearer {token}\x01\x01", b"")
 
 
-async def _oauthbearer(smtp: SMTP, login: str, token: str) -> None:
+async def _oauthbearer(smtp: SMTP, login: str, token: str) -> SMTPResponse:
     name = login.replace("=", "=3D").replace(",", "=2C")  # RFC 5801, section 4
-    await _present(smtp, b"OAUTHBEARER", f"n,a={name},\x01auth=Bearer {token}\x01\x01", b64encode(b"\x01"))
+    return await _present(smtp, b"OAUTHBEARER", f"n,a={name},\x01auth=Bearer {token}\x01\x01", b64encode(b"\x01"))
 
 
-async def _present(smtp: SMTP, mechanism: bytes, token: str, end: bytes) -> None:
+async def _present(smtp: SMTP, mechanism: bytes, token: str, end: bytes) -> SMTPResponse:
     """Present a token. A server that refuses it says why in a challenge, and replies to AUTH only after `end`."""
     response = await _respond(smtp, mechanism, token)
-    if reason := _challenge(response):
-        code, message = await smtp.execute_command(end)
-        response = SMTPResponse(code, f"{message} {reason}")
-    _expect_success(response)
+    if response.code != CHALLENGE:
+        return response
+    code, message = await smtp.execute_command(end)
+    reason = response.message
+    with suppress(ValueError):
+        reason = b64decode(reason).decode(errors="replace")
+    return SMTPResponse(code, f"{message} {reason}")
 
 
 async def _respond(smtp: SMTP, mechanism: bytes, answer: str) -> SMTPResponse:
@@ -102,18 +89,6 @@ async def _respond(smtp: SMTP, mechanism: bytes, answer: str) -> SMTPResponse:
     return response
 
 
-def _challenge(response: SMTPResponse) -> str:
-    try:
-        return b64decode(response.message).decode(errors="replace") if response.code == CHALLENGE else ""
-    except ValueError:
-        return response.message
-
-
-def _expect_success(response: SMTPResponse) -> None:
-    if response.code // 100 != 2:
-        raise SMTPAuthenticationError(response.code, response.message)
-
-
 BY_PASSWORD: Final[Mapping[str, Mechanism]] = {"plain": _plain, "login": _login, "cram-md5": SMTP.auth_crammd5}
 BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": _oauthbearer}
 
@@ -121,51 +96,44 @@ BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": 
 async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, Mechanism]) -> None:
     """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts.
 
-    Raises `SMTPFault` and the errors of aiosmtplib.
+    Raises `SMTPFault` or `SMTPAuthenticationError`.
     """
-    known = ", ".join(name.upper() for name in mechanisms)
+    known = ", ".join(mechanisms).upper()
     fault: Exception = SMTPFault(Verdict.CONFIGURATION, f"the server offers no AUTH that we know ({known})")
     for name in (name for name in mechanisms if name in smtp.server_auth_methods):
         try:
-            await mechanisms[name](smtp, login, secret)
-        except SMTPAuthenticationError as exc:
-            if exc.code not in MISSING:
-                raise
-            fault = exc
-        else:
+            code, message = await mechanisms[name](smtp, login, secret)
+        except SMTPAuthenticationError as exc:  # of aiosmtplib's own mechanism
+            code, message = exc.code, exc.message
+        if code // 100 == 2:
             return
+        fault = SMTPAuthenticationError(code, message)
+        if code not in MISSING:
+            break
     raise fault
-
-
-# --- tokens ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, when to renew it and when it ends (monotonic), and its scope, as far as the token server says."""
-
-    value: str = field(repr=False)
-    renew_at: float
-    ends: float
-    scope: str
-
-
-NONE: Final = Token("", -math.inf, -math.inf, "")
+    value: str = field(default="", repr=False)
+    renew_at: float = -math.inf
+    ends: float = -math.inf
+    scope: str = ""  # if the token server says it
 
 
 class Tokens:
-    """The token of a process. Logins share it, and the request for the next one. Methods raise `SMTPFault`."""
+    """The token that logins share, as they do the request for the next. Methods raise `SMTPFault`."""
 
     def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
         self._settings = settings
         self._tls = tls
         self._refresh_token = settings.smtp_oauth_refresh_token
         self.grant = "refresh_token" if self._refresh_token else "client_credentials"
-        self._token = NONE
+        self._token = Token()
         self._renewal: asyncio.Task[Token] | None = None
 
     async def get(self) -> Token:
-        """Return a token. One that ends soon is renewed in the background, so that no login waits."""
+        """Return the token. If it ends soon, it is renewed in the background, so that no login waits."""
         now = time.monotonic()
         if self._renewal is None and now >= self._token.renew_at:
             self._renewal = asyncio.create_task(self._renew())
@@ -174,15 +142,11 @@ class Tokens:
             return self._token
         return await asyncio.shield(self._renewal)
 
-    async def try_with(self, attempt: Callable[[str], Awaitable[T]]) -> T:
-        """Call `attempt` with a token, and with a new one if the mail server refuses it: it may have been revoked."""
-        token = await self.get()
-        try:
-            return await attempt(token.value)
-        except SMTPAuthenticationError:
-            if token is self._token:
-                self._token = NONE
-        return await attempt((await self.get()).value)
+    async def another(self, refused: Token) -> Token:
+        """Return another token than one that the mail server has refused: it may have been revoked."""
+        if refused is self._token:
+            self._token = Token()
+        return await self.get()
 
     async def close(self) -> None:
         if self._renewal:
@@ -212,7 +176,7 @@ class Tokens:
         return Token(value, ends - min(SOON, lifetime / 2), ends, f"{answer.get('scope') or ''}")
 
     async def _post(self) -> tuple[int, Mapping[str, Any]]:
-        """Ask the token server; return the status and the object of its answer, empty if it has none."""
+        """Return the status, and the object of the answer, empty if it has none."""
         settings = self._settings
         form = {
             "grant_type": self.grant,
@@ -221,22 +185,26 @@ class Tokens:
             "refresh_token": self._refresh_token,
             "scope": settings.smtp_oauth_scope,
         }
-        url, timeout = f"{settings.smtp_oauth_token_url}", ClientTimeout(settings.smtp_connect_timeout)
+        url = f"{settings.smtp_oauth_token_url}"
         data = {name: value for name, value in form.items() if value}
         try:
-            async with ClientSession(timeout=timeout) as session:
+            async with ClientSession(timeout=ClientTimeout(settings.smtp_connect_timeout)) as session:
                 # A redirect would carry the secret to another place.
                 response = await session.post(url, data=data, ssl=self._tls, allow_redirects=False)
                 body = await response.read()
-        except (ClientError, OSError) as exc:
-            raise _unreachable(exc) from None
+        except ClientConnectorCertificateError as exc:
+            reason = getattr(exc.certificate_error, "verify_message", "").rstrip(".")
+            words = f"the token server's certificate is refused: {reason}"
+            raise SMTPFault(Verdict.CONFIGURATION, words) from None
+        except (ClientError, OSError) as exc:  # whose text has the server's name and addresses
+            raise SMTPFault(Verdict.CONNECTION, f"the token server cannot be reached: {describe(exc)}") from None
         with suppress(ValueError):
             if isinstance(answer := orjson.loads(body), dict):
                 return response.status, answer
         return response.status, {}
 
     def _fault(self, status: int, answer: Mapping[str, Any]) -> SMTPFault:
-        """Return what an answer without a token means. The server's own words are left out, as they may hold names."""
+        """Say why there is no token. The server's own words may hold names, so they are left out."""
         error, numbers = f"{answer.get('error', '')}"[:64], answer.get("error_codes")
         if status == 429 or status >= 500:
             return SMTPFault(Verdict.CONNECTION, f"the token server gives no tokens now ({status})")
@@ -244,16 +212,7 @@ class Tokens:
             words = f"the answer is not a token server's ({status}): check SMTP_OAUTH_TOKEN_URL"
             return SMTPFault(Verdict.CONFIGURATION, words)
         codes = [code for code in numbers if isinstance(code, int)] if isinstance(numbers, list) else []
-        words = next((FAULTS[code] for code in (*codes, error) if code in FAULTS), "the token server refuses us")
+        causes = (cause for code in (*codes, error) for cause, names in FAULTS.items() if code in names)
+        words = next(causes, "the token server refuses us")
         named = ", ".join([error, *(f"AADSTS{code}" for code in codes)])
         return SMTPFault(Verdict.CONFIGURATION, f"{words.format(grant=self.grant)} ({named})")
-
-
-def _unreachable(exc: Exception) -> SMTPFault:
-    """Return why there was no answer, without the name and the addresses of the server."""
-    cause = exc.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        hint = "; is the clock of this machine right?" if cause.verify_code in BAD_CLOCK else ""
-        words = f"the token server's certificate is refused: {cause.verify_message.rstrip('.')}{hint}"
-        return SMTPFault(Verdict.CONFIGURATION, words)
-    return SMTPFault(Verdict.CONNECTION, f"the token server cannot be reached: {describe(exc)}")

@@ -1,7 +1,5 @@
 """The connections to the mail server: as many as it admits, each kept for the next e-mails."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time
@@ -10,79 +8,69 @@ from typing import Final
 
 from aiosmtplib import SMTPException
 
-from mail.connection import Connection
+from mail.connection import Connection, Opener, drop
 from mail.feedback import Feedback
-from mail.opening import Opener
 from mail.replies import SMTPFault, Stage, judge
+from settings import Settings
 
-IDLE_INTERVAL: Final = 1.0
-"""Seconds between two looks for kept connections that are not needed."""
-FIRST_TRIES: Final = 3
-"""Times that the server is asked for a first connection: one of several machines may be broken."""
-FAULTS: Final = (SMTPException, SMTPFault, OSError, ValueError)
-"""What ends a conversation."""
+IDLE_INTERVAL: Final = 1.0  # seconds between two looks for kept connections that are not needed
+SPARE_IDLE: Final = 2.0  # seconds without a message until a connection is closed that another process may need
+FIRST_TRIES: Final = 3  # attempts at a first connection: one of several machines may be broken
+FAULTS: Final = (SMTPException, SMTPFault, OSError, ValueError)  # what ends a conversation
 
 
 class Pool:
     """Opens connections, and keeps those that nobody uses now."""
 
-    def __init__(self, opener: Opener, feedback: Feedback) -> None:
-        self._opener = opener
+    def __init__(self, settings: Settings, feedback: Feedback) -> None:
+        self._opener = Opener(settings)
         self._feedback = feedback
         self._limits = feedback.limits
         self._open: set[Connection] = set()
         self._kept: list[Connection] = []
-        self._aside: set[Connection] = set()
-        """Those that have refused a message which another is asked to take."""
+        self._aside: set[Connection] = set()  # those that have refused a message which another is asked to take
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
-    @property
-    def connections(self) -> int:
-        """Number of connections that are open or being opened."""
-        return len(self._open) + self._limits.opening
-
     def wait(self) -> float | None:
-        """Return the seconds until a connection may be used or opened; `None` if one must be given back before."""
-        if self._kept:  # one that is worn out makes room for another
-            return 0.0
-        return self._limits.wait(time.monotonic())
-
-    # --- for an e-mail -----------------------------------------------------------------------------
+        """Return the seconds until a connection may be used or opened; `None` if one must be given back first."""
+        return 0.0 if self._kept else self._limits.wait(time.monotonic())  # a worn-out one makes room for another
 
     async def take(self) -> Connection:
-        """Return the usable connection that was used last, or a new one, whichever is there first. Raises `FAULTS`."""
+        """Return the connection used last, or a new one, whichever is there first. Raises `FAULTS`."""
         opening = None
         while not (kept := self._take_if(lambda _: True)):
             if self._kept:  # which are worn out, and hold the places of new ones
-                await self.close(*self._kept)
+                await self._close(*self._kept)
                 continue
             if opening and opening.done():
-                opening = opening.result()  # raises; or somebody else took it
+                opening.result()  # raises; or somebody else took it
+                opening = None
             if opening is None and self._limits.wait(time.monotonic()) == 0:
-                opening = self._start_opening()
+                self._limits.opening += 1
+                opening = self._run(self._open_and_keep())
             await self._change()
         return kept
 
     async def another(self, failed: Connection) -> Connection:
-        """Return another connection than one on which a message has failed. Raises `FAULTS` if there is none.
+        """Return a connection other than the one on which a message has failed. Raises `FAULTS` if there is none.
 
-        One that has never delivered may be one too many, or lead to a broken machine: it is closed, and one that has
-        delivered comes next. One that has may be worn out: one that has borne fewer messages comes next, or a new one.
-        It is for the caller to `keep` or to `close` it.
+        One that has never delivered may be one too many, or lead to a broken machine: one that has delivered comes
+        next. One that has may be worn out: one that has borne fewer messages comes next, or a new one. The caller must
+        `keep` or `blame` it.
         """
         if not failed.messages:
             self._opener.rest(failed.address)
-            return await self._one_proven() or await self.connect()
+            return await self._one_proven() or await self._connect()
         fresher = None
         if failed in self._kept:  # it has refused the message; else it broke, and so may have all others
             self._kept.remove(failed)
             self._aside.add(failed)
             fresher = self._take_if(lambda kept: 0 < kept.messages < failed.messages)
-        return fresher or await self.connect()
+        return fresher or await self._connect()
 
     async def _one_proven(self) -> Connection | None:
-        """Wait for a connection that has delivered; `None` if none is in use any more."""
+        """Wait for a connection that has delivered; `None` once none is in use."""
         while not (found := self._take_if(lambda kept: kept.messages > 0)):
             in_use = self._open.difference(self._kept, self._aside)
             if not any(connection.messages for connection in in_use):
@@ -102,35 +90,12 @@ class Pool:
         self._changed.clear()
         await self._changed.wait()
 
-    # --- opening -----------------------------------------------------------------------------------
-
-    def _start_opening(self) -> asyncio.Task[None]:
-        """Open a connection that is kept, for whoever needs one first."""
-
-        async def open_and_keep() -> None:
-            self.keep(await self._open_counted())
-
-        self._limits.opening += 1
-        return self._run(open_and_keep())
-
-    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Do something for which nobody may be waiting when it is done."""
-
-        def done(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            self._changed.set()
-            if not task.cancelled():
-                task.exception()  # which whoever started it may no longer need
-
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(done)
-        return task
-
-    async def connect(self) -> Connection:
-        """Open a connection. Raises `FAULTS`."""
+    async def _connect(self) -> Connection:
         self._limits.opening += 1
         return await self._open_counted()
+
+    async def _open_and_keep(self) -> None:
+        self.keep(await self._open_counted())
 
     async def _open_counted(self) -> Connection:
         """Open a connection that `limits` count already."""
@@ -149,29 +114,37 @@ class Pool:
         """Open a connection if none is left, so that an outage is not taken for a fault of the e-mail that met it."""
         if not self._open:
             with contextlib.suppress(*FAULTS):
-                self.keep(await self.connect())
+                self.keep(await self._connect())
 
-    @property
-    def _proven(self) -> int:
-        """Number of open connections that have delivered."""
-        return sum(connection.messages > 0 for connection in self._open)
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._changed.set()
+            if not task.cancelled():
+                task.exception()  # which whoever started it may no longer need
 
-    # --- afterwards --------------------------------------------------------------------------------
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(done)
+        return task
 
     def delivered(self, connection: Connection) -> None:
-        """Note that a message was accepted."""
         self._limits.bore(connection.messages)
         if connection.messages == 1:
             self._limits.proved(self._proven)
+
+    @property
+    def _proven(self) -> int:
+        return sum(connection.messages > 0 for connection in self._open)
 
     def bears_another(self, connection: Connection) -> bool:
         """Return whether another message may follow the one under way."""
         return connection in self._open and connection.usable(self._limits.messages - 1)
 
     def keep(self, connection: Connection) -> None:
-        """Keep a connection for the next e-mail, unless another has taken its place."""
-        if connection not in self._open:
-            self.drop(connection)
+        """Keep a connection for the next e-mail if it is sound, and no other has taken its place; else close it."""
+        if connection not in self._open or not connection.sound:
+            self._drop(connection)
             return
         connection.used = time.monotonic()
         self._aside.discard(connection)
@@ -179,12 +152,9 @@ class Pool:
         self._changed.set()
 
     def blame(self, connection: Connection) -> None:
-        """Close a connection that has refused a message which another took at once.
-
-        Whoever sent it need not wait: the message must be settled.
-        """
+        """Close a connection that has refused a message which another took at once. The sender need not wait."""
         self._feedback.blame(connection.messages, self._proven)
-        self._run(self.close(connection))
+        self._run(self._close(connection))
 
     def leave(self, connection: Connection) -> None:
         """Let another connection take the place of one that waits for a late reply."""
@@ -193,32 +163,30 @@ class Pool:
         self._changed.set()
         self._feedback.disconnected(len(self._open))
 
-    def drop(self, connection: Connection) -> None:
-        """Close a connection at once."""
-        connection.drop()
+    def _drop(self, connection: Connection) -> None:
+        drop(connection.smtp)
         self.leave(connection)
 
-    async def close(self, *connections: Connection) -> None:
-        """Say goodbye on connections that nobody uses, and close them."""
+    async def _close(self, *connections: Connection) -> None:
         self._kept = [connection for connection in self._kept if connection not in connections]
         try:
             await asyncio.gather(*(connection.quit() for connection in connections))
         finally:
             for connection in connections:
-                self.drop(connection)
+                self._drop(connection)
 
     async def close_idle(self) -> None:
-        """Close the kept connections that will not be used again, or that other processes may need, for ever."""
+        """Again and again, close the kept connections that will not be used, or that other processes may need."""
         while True:
             await asyncio.sleep(IDLE_INTERVAL)
             kept = sorted(self._kept, key=lambda connection: connection.used)
-            spare = [connection for connection in kept[: self._limits.spare(len(kept))] if connection.idle]
-            old = [connection for connection in kept if not connection.usable(self._limits.messages)]
-            await self.close(*{*spare, *old})
+            spare, idle_since = self._limits.spare(len(kept)), time.monotonic() - SPARE_IDLE
+            idle = {connection for connection in kept[:spare] if connection.used < idle_since}
+            worn_out = {connection for connection in kept if not connection.usable(self._limits.messages)}
+            await self._close(*(idle | worn_out))
 
     async def close_all(self) -> None:
-        """Close every kept connection, and what opening needs."""
         for task in self._tasks:
             task.cancel()
-        await self.close(*self._kept)
+        await self._close(*self._kept)
         await self._opener.close()

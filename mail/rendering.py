@@ -7,8 +7,6 @@ The authors of templates are trusted; the `data` that clients send is not. So th
 takes more time or memory than the limits here. The process has no secrets of the service, and imports little.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import resource
@@ -33,33 +31,21 @@ PARTS: Final = ("subject.txt", "txt", "html")
 VARIABLES: Final = frozenset({"id", "key", "timestamp", "user_id", "target_id", "data"}) | {
     *("notifications", "count", "kind", "language", "unsubscribe_url")
 }
-CPU_SECONDS: Final = 2.0
-"""Limit for one e-mail. Time in which the machine runs other programs does not count."""
-MEMORY: Final = 64 * 1024 * 1024
-"""Bytes that the process may need beyond what it has before its first e-mail."""
-OUT_OF_MEMORY: Final = 3
-"""Exit code of a process that needed more."""
-READY: Final = "ready"
-RENDERED_LIMIT: Final = 256 * 1024
-"""Bytes of UTF-8 in one rendered part. Some mailboxes accept only a few MiB."""
-SUBJECT_LIMIT: Final = 250
-"""Characters of a subject. No mailbox shows more."""
-MESSAGE_LIMIT: Final = 500
-"""Characters of an error message that are reported."""
+CPU_SECONDS: Final = 2.0  # for one e-mail; time in which the machine runs other programs does not count
+MEMORY: Final = 64 * 1024 * 1024  # bytes that the process may need beyond what it has before its first e-mail
+OUT_OF_MEMORY: Final = 3  # exit code of a process that needed more
+RENDERED_LIMIT: Final = 256 * 1024  # bytes of UTF-8 in one rendered part; some mailboxes accept only a few MiB
+SUBJECT_LIMIT: Final = 250  # characters; no mailbox shows more
+MESSAGE_LIMIT: Final = 500  # characters of an error message that are reported
 REFERENCES: Final[tuple[type[Any], ...]] = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
-CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters except tab and newline. Some servers refuse messages that contain them."""
+CONTROLS: Final = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline; some servers refuse them
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Shows a template the fields and items of a value, but not its Python attributes.
-
-    So `data.items` is a client's field or nothing, and never the method of a dict.
-    """
+    """Shows a template the fields and items of a value, but not its Python attributes, such as a dict's `items`."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return a field, or an attribute of an object that Jinja itself made, such as `loop.index`."""
-        if type(obj).__module__.partition(".")[0] == "jinja2":
+        if type(obj).__module__.partition(".")[0] == "jinja2":  # such as `loop`
             return super().getattr(obj, attribute)
         return self.getitem(obj, attribute)
 
@@ -112,10 +98,10 @@ class Rendering:
         values = {**fields, "kind": about_kind, "language": tag_of(language), "unsubscribe_url": unsubscribe_url}
         variables = {"data": {}} | {name: value for name, value in values.items() if value is not None}
         subject, text, html = (self._part(key, part, variables) for part in PARTS)
-        return [_one_line(subject), text or _as_text(html), html]
+        return [_one_line(subject), text or (html and _as_text(html)), html]
 
     def _part(self, key: str, part: str, variables: Mapping[str, Any]) -> str:
-        """Render a part with the template of the language, or else with the one of no language."""
+        """Render the template of the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language."""
         names = [*(f"{key}.{tag}.{part}" for tag in forms_of(self._language)), f"{key}.{part}"]
         name = next((self._names[name] for name in names if name in self._names), None)
         return self._rendered(name, variables) if name else ""
@@ -129,7 +115,7 @@ class Rendering:
         return CONTROLS.sub(" ", re.sub("\r\n?", "\n", text)).strip()
 
     def _faults(self, name: str) -> Iterator[str]:
-        """Yield what is wrong with a template, and render it once, so that one that never ends stops the start."""
+        """Yield what is wrong with a template, and render it once: one that never ends must stop the start."""
         try:
             tree = self._environment.parse(self._sources[name], name, name)
             self._environment.get_template(name)
@@ -168,9 +154,6 @@ def _one_line(text: str) -> str:
 
 
 def _as_text(html: str) -> str:
-    """Return the text of an HTML part, with each link behind its words."""
-    if not html:
-        return ""
     from inscriptis import get_text  # noqa: PLC0415 - it takes much memory, and only some directories need it
     from inscriptis.model.config import ParserConfig  # noqa: PLC0415
 
@@ -191,7 +174,7 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end when the service is gone
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole group may get it, and the service still sends some e-mails
     rendering = Rendering(**orjson.loads(sys.stdin.buffer.readline()))
-    _say(READY)
+    _say("ready")
     if base := _memory():
         resource.setrlimit(resource.RLIMIT_AS, (base + MEMORY, base + MEMORY))
     for line in sys.stdin.buffer:

@@ -1,73 +1,37 @@
-"""What can stop (the line, a kind, a domain): refusals that stop it, probes that start it again, and alarms."""
-
-from __future__ import annotations
+"""What can stop (the line, a kind, a domain), the probes that start it again, and when an e-mail is tried again."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mail.replies import Outcome, Stage
+from mail.replies import Outcome, Verdict
+from mongo.owed import OwedEmail
 
 log = logging.getLogger("notifier.delivery")
 
-RUN: Final = 5
-"""Different recipients refused in a row, after which a group stops."""
-RUN_LIMIT: Final = 64
-"""Recipients that a run remembers."""
-LONGEST: Final = {"line": 25.0, "kind": 300.0, "domain": 4 * 3600.0}
-"""Longest pause in seconds between two probes of a group."""
-SOFT: Final = (0.25, 1.3)
-"""First pause in seconds after 4xx and breaks, and the factor by which it grows."""
-HARD: Final = (1.0, 2.0)
-"""The same after 5xx, and after refused logins: servers lock accounts that fail often."""
-PATIENCE: Final = 30.0
-"""Seconds to wait for the outcome of a probe before another is sent."""
-SHORTEST_HOLD: Final = 30.0
-LONGEST_HOLD: Final = 3600.0
-"""Seconds for which e-mails are put aside, except for the one that will be the next probe: as long as the stop has
-lasted, or until the next probe but one. When it is over, they fall due at once."""
-GREYLISTING: Final = 900.0
-"""Seconds after which 4xx at RCPT to everybody are not greylisting."""
-DEATH_PROBES: Final = 10
-"""Refused probes after which a domain that stopped lets its e-mails die."""
-DEATH_WITNESSES: Final = 3
-"""So many of them must have come after an acceptance elsewhere."""
-ALARM_INTERVAL: Final = 0.5
-"""Seconds between two looks at what has stopped."""
-ALARM_AFTER: Final = 5.0
-"""Seconds after which a stop is no passing trouble. One by 5xx never is."""
-OFTEN: Final = 60.0
-SELDOM: Final = 3600.0
-"""Seconds between two alarms about the same stop, in its first hour and later."""
+LONGEST: Final = {"line": 25.0, "kind": 300.0, "domain": 4 * 3600.0}  # seconds between two probes of a group, at most
+SOFT: Final = (0.25, 1.3)  # seconds of the first pause after 4xx and breaks, and the factor by which it grows
+HARD: Final = (1.0, 2.0)  # the same after 5xx, and after refused logins: servers lock accounts that fail often
+PATIENCE: Final = 30.0  # seconds to wait for the outcome of a probe before another is sent
+HOLD: Final = (30.0, 3600.0)  # seconds for which e-mails are put aside. When the stop is over, they fall due at once
+DEATH_PROBES: Final = 10  # refused probes after which a domain that stopped lets its e-mails die
+DEATH_WITNESSES: Final = 3  # this many of them must have come after an acceptance elsewhere
+COPIES: Final = 3  # most messages that the server may have accepted of one e-mail without saying so
+CRASHES: Final = 3  # how often the rendering of one e-mail may end the process that renders for all
+COUNTED: Final = 3  # attempts after which others got through, before an e-mail dies for an unknown reason
+LONGEST_LIFE: Final = 14 * 86_400.0  # seconds after which an e-mail dies that was tried, even without any evidence
+ALARM_INTERVAL: Final = 0.5  # seconds between two looks at what has stopped
+ALARM_AFTER: Final = 5.0  # seconds after which a stop is no passing trouble; one by 5xx never is
+OFTEN: Final = 60.0  # seconds between two alarms about the same stop
+SELDOM: Final = 3600.0  # the same after its first hour
 CONSEQUENCES: Final = {
     "line": "no e-mail gets through, so all wait, and none is lost; see the SMTP settings and the account",
     "kind": "no e-mail of this kind gets through, so they wait, and none is lost; see its template",
     "domain": "no e-mail to a domain gets through, so those to it wait",
 }
-
-
-class Mail(NamedTuple):
-    """An e-mail, as far as it is evidence.
-
-    `user` tells recipients apart, even if several have the same address. `fresh` is whether it has never been tried;
-    `counted`, whether it was refused before while others got through; `urged`, whether an operator wants it to be tried
-    now, whatever has stopped.
-    """
-
-    id: str
-    kind: str
-    user: str
-    recipient: str
-    fresh: bool = True
-    counted: bool = False
-    urged: bool = False
-
-    @property
-    def domain(self) -> str:
-        return self.recipient.rpartition("@")[2].lower()
 
 
 class Group(NamedTuple):
@@ -77,106 +41,69 @@ class Group(NamedTuple):
     value: str = ""
 
     def __str__(self) -> str:
-        """Return its name for operators."""
         return f"{self.name} {self.value}".rstrip()
 
 
 LINE: Final = Group("line")
 
 
-class Refusal(NamedTuple):
-    """What a recipient got."""
+class Mail(NamedTuple):
+    """An e-mail, as far as it is evidence. Several users may have the same address."""
 
-    domain: str
-    at_mail: bool
-    may_be_greylisting: bool
-
-
-class Run:
-    """The different recipients refused since the last acceptance."""
-
-    def __init__(self) -> None:
-        self.began = 0.0
-        self._refusals: dict[int, Refusal] = {}
-
-    def add(self, mail: Mail, outcome: Outcome, now: float) -> None:
-        if not self._refusals:
-            self.began = now
-        greylisting = outcome.stage is Stage.RCPT and outcome.code // 100 == 4
-        if len(self._refusals) < RUN_LIMIT:
-            self._refusals[hash(mail.user)] = Refusal(mail.domain, outcome.stage is Stage.MAIL, greylisting)
-
-    def clear(self) -> None:
-        """Begin again, as there was an acceptance."""
-        self._refusals.clear()
+    id: str
+    kind: str
+    user: str
+    recipient: str
+    fresh: bool = True  # whether it has never been tried
+    counted: bool = False  # whether it was refused before while others got through
+    urged: bool = False  # whether an operator wants it to be tried now, whatever has stopped
 
     @property
-    def long(self) -> bool:
-        """Whether it has enough recipients to stop a group."""
-        return len(self._refusals) >= RUN
+    def domain(self) -> str:
+        return self.recipient.rpartition("@")[2].lower()
 
     @property
-    def wide(self) -> bool:
-        """Whether it also has recipients at two domains or more."""
-        return self.long and len({refusal.domain for refusal in self._refusals.values()}) > 1
-
-    @property
-    def at_mail(self) -> bool:
-        """Whether the server refused enough of them before it knew the recipient."""
-        return sum(refusal.at_mail for refusal in self._refusals.values()) >= RUN
-
-    @property
-    def may_be_greylisting(self) -> bool:
-        """Whether 4xx at RCPT is what nearly all of them got."""
-        return sum(not refusal.may_be_greylisting for refusal in self._refusals.values()) < RUN
+    def groups(self) -> tuple[Group, Group, Group]:
+        return LINE, Group("kind", self.kind), Group("domain", self.domain)
 
 
 @dataclass(slots=True)
 class Clock:
-    """When the next probe may be sent. The outcome of the last one is awaited until `busy_until`."""
+    """When the next probe may be sent: `due`, or earlier if the one under way shows nothing."""
 
     due: float = 0.0
     pause: float = 0.0
     probe: str | None = None
-    busy_until: float = 0.0
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next probe."""
-        return max(0.0, self.busy_until - now if self.probe else 0.0, self.due - now)
+        return max(0.0, self.due - now)
 
     def start(self, mail: Mail, now: float) -> None:
-        """Note that an e-mail is the probe."""
-        self.probe, self.busy_until = mail.id, now + PATIENCE
+        self.probe, self.due = mail.id, now + PATIENCE
 
-    def slow_down(self, longest: float, *, hard: bool, now: float) -> None:
-        """Note that the probe was refused."""
-        first, factor = HARD if hard else SOFT
-        self.pause = min(max(first, self.pause * factor), longest)
-        self.due, self.probe = now + self.pause, None
+    def abandon(self) -> None:
+        self.probe, self.due = None, 0.0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Stop:
     """A group that has stopped: since when, why, and its probes.
 
-    Probes to domains whose last outcome was an acceptance go by a clock of their own, `proven`: whoever provokes
-    refusals at other domains cannot make them wait.
+    Probes to domains whose last outcome was an acceptance have a clock of their own, `proven`, so that nobody can make
+    them wait by provoking refusals at other domains.
     """
 
     group: Group
     began: float
     reply: str
-    unreachable: bool = False
-    """Whether no connection could be opened, so that it is over as soon as MAIL is accepted."""
-    greylisting: bool = False
-    """Whether it may be that: 4xx at RCPT for nearly all."""
+    unreachable: bool = False  # no connection could be opened, so it is over as soon as MAIL is accepted
+    firm: bool = False  # e-mails were refused by 5xx, or the login was
     proven: Clock = field(default_factory=Clock)
     others: Clock = field(default_factory=Clock)
-    firm: bool = False
-    """Whether e-mails were refused by 5xx, or the login was."""
     probes: int = 0
     witnessed: int = 0
     last_refused: float = 0.0
+    alarm_due: float = 0.0
     _scout_until: float = 0.0
 
     @property
@@ -184,27 +111,23 @@ class Stop:
         return self.proven, self.others
 
     def wait(self, now: float) -> float:
-        """Return the seconds until some probe may be sent."""
         return min(clock.wait(now) for clock in self.clocks)
 
     def clock_of(self, *, proven: bool) -> Clock:
-        """Return the clock of an e-mail to a proven domain, or to another."""
         return self.proven if proven and self.group.name != "domain" else self.others
-
-    def soft(self, now: float) -> bool:
-        """Return whether e-mails go on, though no attempt counts. Greylisting asks for a second one of each."""
-        return self.greylisting and now - self.began < GREYLISTING
 
     def hold(self, now: float) -> float:
         """Return the seconds for which to put an e-mail aside.
 
-        The first comes back as the next probe; the others later, as a thousand would keep the rest from being claimed.
+        The first comes back as the next probe; the others later, as a thousand would keep the rest from being claimed:
+        after the next probe but one, or as long as the stop has lasted.
         """
         wait = self.others.wait(now)
         if now >= self._scout_until:
             self._scout_until = now + wait + 1
             return wait
-        return max(SHORTEST_HOLD, 2 * wait, min(now - self.began, LONGEST_HOLD))
+        shortest, longest = HOLD
+        return max(shortest, 2 * wait, min(now - self.began, longest))
 
     def refuse(self, clock: Clock, *, hard: bool, witnessed: bool, now: float) -> None:
         """Note that a probe was refused; `witnessed`, if others were accepted since the one before."""
@@ -212,25 +135,96 @@ class Stop:
         self.firm = self.firm or hard
         self.witnessed += witnessed
         self.last_refused = now
-        clock.slow_down(LONGEST[self.group.name], hard=hard, now=now)
+        first, factor = HARD if hard else SOFT
+        clock.pause = min(max(first, clock.pause * factor), LONGEST[self.group.name])
+        clock.due, clock.probe = now + clock.pause, None
 
     @property
     def condemned(self) -> bool:
-        """Whether a domain has refused for so long, while others accepted, that its e-mails may die."""
+        """Whether the e-mails may die: their domain has refused for long, while others accepted."""
         return self.group.name == "domain" and self.probes >= DEATH_PROBES and self.witnessed >= DEATH_WITNESSES
 
 
 async def alarm(stops: Mapping[Group, Stop]) -> None:
     """Log an error about each group that has stopped, again and again, for ever."""
-    due: dict[Group, float] = {}
     while True:
         now = time.monotonic()
-        due = {group: at for group, at in due.items() if group in stops}
         for group, stop in stops.items():
             age = now - stop.began
-            if now >= due.get(group, 0.0) and (age >= ALARM_AFTER or stop.firm):
-                due[group] = now + (OFTEN if age < SELDOM else SELDOM)
+            if now >= stop.alarm_due and (age >= ALARM_AFTER or stop.firm):
+                stop.alarm_due = now + (OFTEN if age < SELDOM else SELDOM)
                 what = "a domain" if group.name == "domain" else group
                 words = "%s stopped %.0f s ago: %s: %s; next probe in %.0f s"
                 log.error(words, what, age, CONSEQUENCES[group.name], stop.reply, stop.wait(now))
         await asyncio.sleep(ALARM_INTERVAL)
+
+
+class Next(NamedTuple):
+    """What follows: the seconds until the next attempt, and what the e-mail then knows. `given_up`: none follows."""
+
+    delay: float = 0.0
+    waited: float = 0.0
+    copies: int = 0
+    held: str | None = None
+    given_up: str | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When an e-mail is tried again, and when it is given up (RFC 5321, section 4.5.4.1)."""
+
+    minutes: Sequence[float]  # before each further attempt; the last value repeats
+    give_up_hours: float
+    stops_of: Callable[[Mail], Sequence[Stop]]
+
+    def delay(self, waited: float) -> float:
+        """Return the seconds to the next attempt, after `waited` seconds of the schedule."""
+        for minutes in self.minutes:
+            if waited < 60 * minutes - 0.001:
+                return 60 * minutes
+            waited -= 60 * minutes
+        return 60 * self.minutes[-1]
+
+    def too_old(self, email: OwedEmail, age: float) -> str | None:
+        """Return why an e-mail is given up, whatever others got."""
+        if not email.error or age <= LONGEST_LIFE:
+            return None
+        return probably(email.copies, email.error) if email.copies else f"Given up after 14 days: {email.error}"
+
+    def hold(self, mail: Mail, email: OwedEmail, age: float, now: float) -> Next:
+        """Return what follows without an attempt. `age` is the e-mail's, in seconds."""
+        stop = self._stop_of(mail)
+        if stop is None:
+            return Next(self.delay(email.waited), email.waited, email.copies)
+        if self._is_lost(stop, age, now):
+            return Next(given_up=f"Given up: the domain refuses all e-mails: {stop.reply}")
+        return Next(stop.hold(now), email.waited, email.copies, f"{stop.group}")
+
+    def after_refusal(self, mail: Mail, email: OwedEmail, outcome: Outcome, age: float, now: float) -> Next:
+        """Return what follows after an attempt, which counts only while nothing has stopped."""
+        stop, delay = self._stop_of(mail), self.delay(email.waited)
+        copies = email.copies + (outcome.verdict is Verdict.AMBIGUOUS)
+        long_enough = email.tries >= COUNTED and email.waited + delay > 3600 * self.give_up_hours
+        over = self._is_lost(stop, age, now) if stop else long_enough
+        if copies >= COPIES or (over and copies):
+            return Next(given_up=probably(copies, outcome.detail))
+        if over or (outcome.verdict is Verdict.UNRENDERED and email.crashes + 1 >= CRASHES):
+            return Next(given_up=f"Given up: {outcome.detail}")
+        if outcome.verdict is Verdict.OVERSIZED and email.tries:
+            return Next(given_up=outcome.detail)
+        if stop:
+            return Next(delay, email.waited, copies, f"{stop.group}")
+        return Next(delay, email.waited + delay, copies)
+
+    def _is_lost(self, stop: Stop, age: float, now: float) -> bool:
+        """Return whether an e-mail's domain has refused everything for as long as any e-mail is tried."""
+        return stop.condemned and min(age, now - stop.began) > 3600 * self.give_up_hours
+
+    def _stop_of(self, mail: Mail) -> Stop | None:
+        return next(iter(self.stops_of(mail)), None)
+
+
+def probably(copies: int, error: str) -> str:
+    """Say how many copies may have been accepted."""
+    times = f"{copies} times" if copies > 1 else "once"
+    return f"Probably delivered: the server had the message {times}, and did not say that it accepted it. {error}"

@@ -3,8 +3,6 @@
 This module reads them, and starts, asks and replaces the process that renders them (`mail/rendering.py`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -13,7 +11,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,21 +20,16 @@ import orjson
 from config.languages import LANGUAGE
 from settings import Settings
 
-ANSWER_LIMIT: Final = 4 * 1024 * 1024
-"""Bytes of an answer. Three parts of 256 KiB, written as JSON, have less."""
-PATIENCE: Final = 60.0
-"""Seconds to wait for an answer. The process ends after 2 s of CPU time, but one that was stopped uses none."""
+ANSWER_LIMIT: Final = 4 * 1024 * 1024  # bytes of an answer; three parts of 256 KiB, written as JSON, have less
+PATIENCE: Final = 60.0  # seconds to wait for an answer: a process that was stopped never uses its 2 s of CPU time
 INHERITED: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONTZPATH", "PYTHONDONTWRITEBYTECODE")
 """The variables that Python itself may need. Others may be secrets."""
-ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}
-"""What an exit code of the process means."""
+ENDS: Final = {-signal.SIGPROF: "rendering took more than 2 s", 3: "rendering needed more than 64 MB"}  # by exit code
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What an e-mail says. `subject` is one line without encoded words (RFC 2047)."""
-
-    subject: str
+    subject: str  # one line without encoded words (RFC 2047)
     text: str
     html: str | None = None
     unsubscribe_url: str | None = None
@@ -47,10 +40,7 @@ class TemplatesError(Exception):
 
 
 class RenderError(Exception):
-    """A template failed on these fields. The message is its file and line.
-
-    `kind` is the type of the error, and `reason` its message, which may quote data.
-    """
+    """A template failed on these fields, in this file and line. `kind` is the error's type; `reason` may quote data."""
 
     def __init__(self, place: str, kind: str, reason: str) -> None:
         super().__init__(place)
@@ -70,7 +60,8 @@ class Templates:
     """
 
     def __init__(self, settings: Settings) -> None:
-        folder, kinds, user = settings.templates_dir, settings.kinds, bool(settings.template_fields)
+        folder, user = settings.templates_dir, bool(settings.template_fields)
+        kinds = {name: asdict(kind) for name, kind in settings.kinds.items()}
         self._sources = _read(folder, kinds) if folder else {}
         self._keys = {name.partition(".")[0] for name in self._sources}
         self._setup = orjson.dumps({"sources": self._sources, "kinds": kinds, "user": user}) + b"\n"
@@ -80,7 +71,7 @@ class Templates:
         self._turn = asyncio.Lock()
 
     async def test(self) -> None:
-        """Compile and try every template, and end the process. Raises `TemplatesError` with every fault."""
+        """Try every template, and end the process. Raises `TemplatesError` with every fault."""
         faults: list[str] = []
         for name in sorted(self._sources):
             try:
@@ -91,37 +82,28 @@ class Templates:
         if faults:
             raise TemplatesError("\n".join(faults))
 
-    async def render(
-        self, fields: Mapping[str, Any], language: str | None = None, unsubscribe_url: str | None = None
-    ) -> Content:
-        """Return the content of the e-mail about a notification with these fields.
+    async def render(self, fields: Mapping[str, Any], language: str | None = None, link: str | None = None) -> Content:
+        """Return the e-mail about a notification. `content_of` replaces a part without a template, or an empty one.
 
-        Missing fields render as nothing, for a gap in a sentence is better than no sentence. A part that has no
-        template or renders as nothing is absent: `content_of` fills in the subject and the text. Each part is that of
-        the language, such as `KEY.de.txt` for `de-AT`, or else the one without a language.
-
-        Raises `RenderError`; `RenderingEnded` if rendering took too much time or memory; `OSError` if the process
-        cannot be started.
+        Raises `RenderError`, `RenderingEnded`, and `OSError` if the process cannot be started.
         """
         key: str = fields["key"]
         if key not in self._keys:
-            return content_of(fields, unsubscribe_url)
-        question = {"fields": fields, "language": language, "unsubscribe_url": unsubscribe_url}
+            return content_of(fields, link)
+        question = {"fields": fields, "language": language, "unsubscribe_url": link}
         answer: Mapping[str, Sequence[str]] = await self._ask(question)
         if "failed" in answer:
             raise RenderError(*answer["failed"])
-        return content_of(fields, unsubscribe_url, answer["parts"])
+        return content_of(fields, link, answer["parts"])
 
     async def aclose(self) -> None:
         if process := self._process:
             await self._end(process, kill=True)
 
-    # --- the process -------------------------------------------------------------------------------
-
     async def _ask(self, question: object) -> Any:
-        """Return the answer. Questions may be asked at the same time, and are answered in order.
+        """Ask, perhaps while others do. Raises `RenderingEnded` if this question ends the process.
 
-        If the process ends over this question, raises `RenderingEnded`; a new one is asked those that are left.
+        If another question ends it, a new process is asked.
         """
         self._asked = number = self._asked + 1
         line = orjson.dumps([number, question], default=str) + b"\n"
@@ -162,7 +144,7 @@ class Templates:
         raise OSError(f"the process that renders templates does not start ({await self._end(process)})")
 
     async def _answer(self, process: Process) -> tuple[int, Any]:
-        """Return the number of a question and its answer, or 0 if the process ended, but not over a question."""
+        """Return a question's number and its answer, or 0 if the process has ended between questions."""
         if line := await self._read_line(process):
             number, answer = orjson.loads(line)
             return number, answer
@@ -171,7 +153,6 @@ class Templates:
         return 0, None
 
     async def _read_line(self, process: Process) -> bytes:
-        """Return the next line, or nothing if no complete line comes."""
         try:
             async with asyncio.timeout(PATIENCE):
                 line = await process.stdout.readline()  # type: ignore[union-attr]
@@ -181,7 +162,6 @@ class Templates:
         return line if line.endswith(b"\n") else b""
 
     async def _end(self, process: Process, *, kill: bool = False) -> int:
-        """Wait until a process that no longer answers has ended; return its exit code."""
         self._process = None
         process.stdin.close()  # type: ignore[union-attr]
         if kill:
@@ -191,12 +171,12 @@ class Templates:
         return await process.wait()
 
 
-def content_of(fields: Mapping[str, Any], unsubscribe_url: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
+def content_of(fields: Mapping[str, Any], link: str | None, parts: Sequence[str] = ("", "", "")) -> Content:
     """Return what an e-mail says. The key replaces an absent subject or text, with the count if there are several."""
     subject, text, html = parts
     count = fields.get("count", 1)
     plain = f"{fields['key']} ({count})" if count > 1 else f"{fields['key']}"
-    return Content(subject or plain, text or plain, html or None, unsubscribe_url)
+    return Content(subject or plain, text or plain, html or None, link)
 
 
 def _read(folder: Path, kinds: Iterable[str]) -> dict[str, str]:

@@ -5,8 +5,6 @@ which needs no nonce and gives an e-mail the same link at every attempt. Its key
 (RFC 5869) for this purpose alone.
 """
 
-from __future__ import annotations
-
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from contextlib import suppress
 from typing import Final
@@ -20,8 +18,7 @@ from kinds import NAME
 from settings import Settings
 
 PURPOSE: Final = b"notifier: links to unsubscribe"
-KEY_LENGTH: Final = 64
-"""Bytes: AES-256, with a second key for the MAC."""
+KEY_LENGTH: Final = 64  # bytes: AES-256, with a second key for the MAC
 
 
 class NoSuchLink(Exception):
@@ -33,19 +30,15 @@ class Links:
 
     def __init__(self, settings: Settings) -> None:
         self._url = (settings.public_url or "").rstrip("/")
-        self._kinds = settings.kinds
-        self._id_type = settings.id_type
+        self.settings = settings
         self._ciphers = [_cipher(secret) for secret in settings.link_secrets] if self._url else []
 
     def url(self, user_id: str, kind: str) -> str | None:
-        """Return the link of an e-mail, or `None` if `PUBLIC_URL` is not set or the kind is required.
-
-        A kind that has left the file is not required. An e-mail that another program owes may have an invalid kind or
-        user.
-        """
-        known = self._kinds.get(kind)
-        is_ours = NAME.fullmatch(kind) and self._id_type.parse(user_id) == user_id
-        if not self._ciphers or not is_ours or (known and known.required):
+        """Return the link; `None` without `PUBLIC_URL`, or if the file says that the kind is required."""
+        known = self.settings.kinds.get(kind)
+        if not self._ciphers or (known and known.required):
+            return None
+        if not NAME.fullmatch(kind) or self.settings.id_type.parse(user_id) != user_id:  # another program has owed it
             return None
         sealed = self._ciphers[0].encrypt(f"{kind}\0{user_id}".encode(), None)
         return f"{self._url}/u/{_encode(sealed)}"
@@ -57,7 +50,7 @@ class Links:
                 sealed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
                 kind, _, user_id = cipher.decrypt(sealed, None).decode().partition("\0")
                 # The decoder ignores what is not base64, and ID_TYPE may have changed since.
-                if _encode(sealed) == token and self._id_type.parse(user_id) == user_id:
+                if _encode(sealed) == token and self.settings.id_type.parse(user_id) == user_id:
                     return user_id, kind
         raise NoSuchLink
 

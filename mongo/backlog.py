@@ -1,69 +1,54 @@
 """The e-mails owed to all users together: how many, why they wait, or died; discarding them, and making them due."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from mongo.dead_mail import DeadMail
-from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, any_of, each, only
+from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, any_of, each, only, without
 from mongo.errors import TooLarge, Unavailable
 from mongo.outbox import Outbox
-from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, IS_WAITING, NO_TOKEN, from_now, has_type, rewrite
+from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, IS_FREE, IS_WAITING, from_now, has_type, rewrite
 from mongo.users import Documents
 
-DEADLINE: Final = 60.0
-"""Deadline of a query over all users, in seconds."""
-WITHOUT_EMAILS: Final[list[JSONObject]] = [
-    {"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]},
-    WITHOUT_EMPTY,
-]
-REASONS: Final = 10
-"""How many reasons are told, the most frequent ones."""
-CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"
-"""The part of an error that many e-mails share: `RCPT: 550 5.1.1 user@host is unknown` without its words."""
-REASON_LENGTH: Final = 100
-"""Characters that are compared of an error without a code."""
-PAGE: Final = 1000
-"""Users whose e-mails are changed by one update."""
+DEADLINE: Final = 60.0  # seconds for a query over all users
+PAGE: Final = 1000  # users whose e-mails are changed by one update
+REASONS: Final = 10  # most reasons that are reported: the most frequent ones
+REASON_LENGTH: Final = 100  # characters by which errors without a code are grouped
+CODE: Final = r"^[A-Za-z ]{1,20}: -?[0-9]{3}( [0-9]\.[0-9]{1,3}\.[0-9]{1,3})?"  # an error without its words
+IS_OWED: Final = {"notifier.due": {"$exists": True}}
 IS_LATER: Final = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
-IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due.
-
-    `waiting` counts notifications that wait for their e-mail.
-    """
+    """Counts of e-mails owed, due and leased, the age of the oldest, and when the next is due."""
 
     owed: int = 0
     due: int = 0
     leased: int = 0
     oldest_seconds: int | None = None
     next_attempt: datetime | None = None
-    waiting: int = 0
+    waiting: int = 0  # notifications that wait for their e-mail
 
 
 async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
     """Count over all users. Raises `Unavailable` while the index is missing."""
     if outbox.due.is_missing:
         raise Unavailable
-    due, leased = {"$lte": ["$$this.next_at", "$$NOW"]}, {"$ne": ["$$this.token", NO_TOKEN]}
-    later = only("$emails", {"$not": [{"$or": [due, leased]}]})
+    due, later = (only("$emails", {operator: ["$$this.next_at", "$$NOW"]}) for operator in ("$lte", "$gt"))
     pipeline: list[JSONObject] = [
-        {"$match": {"notifier.due": {"$exists": True}}},
+        {"$match": IS_OWED},
         {"$project": {"emails": only(OUTBOX, IS_EMAIL), "waiting": {"$size": only(WAITING, IS_WAITING)}}},
         {
             "$group": {
                 "_id": None,
                 "owed": {"$sum": {"$size": "$emails"}},
-                "due": {"$sum": {"$size": only("$emails", due)}},
-                "leased": {"$sum": {"$size": only("$emails", {"$and": [leased, {"$not": [due]}]})}},
+                "due": {"$sum": {"$size": due}},
+                "leased": {"$sum": {"$size": without(later, IS_FREE)}},
                 "oldest": {"$min": {"$min": "$emails.at"}},
-                "next_attempt": {"$min": {"$min": each(later, "$$this.next_at")}},
+                "next_attempt": {"$min": {"$min": each(only(later, IS_FREE), "$$this.next_at")}},
                 "waiting": {"$sum": "$waiting"},
             }
         },
@@ -76,39 +61,31 @@ async def owed(outbox: Outbox, deadline: float = DEADLINE) -> Owed:
 
 async def discard_all_owed(outbox: Outbox) -> Owed:
     """Remove all e-mails owed, also those being sent and those that only wait; return the counts before."""
-    before, users, due = await owed(outbox), outbox.users, {"notifier.due": {"$exists": True}, **OURS}
-    while page := await users.find(due, {"_id": 1}, limit=PAGE, deadline=DEADLINE):
-        await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, WITHOUT_EMAILS)
+    before, users = await owed(outbox), outbox.users
+    change = [{"$unset": ["notifier.outbox", "notifier.waiting", "notifier.due"]}, WITHOUT_EMPTY]
+    while page := await users.find(IS_OWED | OURS, {"_id": 1}, limit=PAGE, deadline=DEADLINE):
+        await users.update_many({"_id": {"$in": [user["_id"] for user in page]}, **OURS}, change)
     return before
 
 
-async def errors_of_owed(users: Documents) -> Sequence[JSONObject]:
-    return await _reasons(users, _of_owed(IS_EMAIL, "$$this.error"))
-
-
-async def held(users: Documents) -> Sequence[JSONObject]:
-    """Return the stops that e-mails wait for, such as `kind invoice`."""
-    waits = {"$and": [IS_EMAIL, {"$gt": ["$$this.next_at", "$$NOW"]}]}
+async def reasons(users: Documents, dead_mail: DeadMail) -> Mapping[str, Sequence[JSONObject]]:
+    """Return the last errors of e-mails owed, the stops they wait for, such as `kind invoice`, and why others died."""
     stopped: JSONObject = {"$match": {"error": {"$regex": "^(line|kind|domain)"}}}
-    return await _reasons(users, [*_of_owed(waits, "$$this.held"), stopped])
-
-
-async def errors_of_dead(dead_mail: DeadMail) -> Sequence[JSONObject]:
-    """Return why dead letters died, the most frequent reason first."""
-    return await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}])
+    return {
+        "errors": await _reasons(users, _of_owed(IS_EMAIL, "$$this.error")),
+        "held": await _reasons(users, [*_of_owed(IS_LATER, "$$this.held"), stopped]),
+        "dead": await _reasons(dead_mail.letters, [{"$match": dead_mail.own}, {"$project": {"error": 1}}]),
+    }
 
 
 def _of_owed(condition: JSONObject, field: str) -> list[JSONObject]:
     """Return the stages that yield a field, as `error`, of the e-mails owed that meet a condition."""
-    return [
-        {"$match": {"notifier.due": {"$exists": True}}},
-        {"$project": {"error": each(only(OUTBOX, condition), field)}},
-        {"$unwind": "$error"},
-    ]
+    errors = {"error": each(only(OUTBOX, condition), field)}
+    return [{"$match": IS_OWED}, {"$project": errors}, {"$unwind": "$error"}]
 
 
 async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[JSONObject]:
-    """Return each `reason`, an error or the part of it that many share, with the `count` of e-mails that have it."""
+    """Return each `reason`, an error or its code, with the `count` of e-mails that have it."""
     code = {"$getField": {"field": "match", "input": {"$regexFind": {"input": "$error", "regex": CODE}}}}
     pipeline: list[JSONObject] = [
         *stages,
@@ -121,81 +98,67 @@ async def _reasons(documents: Documents, stages: list[JSONObject]) -> Sequence[J
     return await documents.aggregate(pipeline, DEADLINE)
 
 
-# --- due again --------------------------------------------------------------------------------------
-
-
 async def lift(outbox: Outbox, group: str, since: datetime | None = None, key: str | None = None) -> None:
-    """Make the e-mails due that wait for a stop, and with `since` those that were tried since then.
-
-    The latter are of one kind, if `key` names it. Raises a `StoreError`.
-    """
+    """Make the e-mails due that wait for a stop, and those tried since then, of one kind if `key` names it."""
     conditions: list[JSONObject] = [{"$eq": ["$$this.held", {"$literal": group}]}]
     if since:
         of_key = [{"$eq": ["$$this.key", {"$literal": key}]}] if key else []
         conditions.append({"$and": [has_type("tried", "date"), {"$gte": ["$$this.tried", since]}, *of_key]})
-    await _make_due(outbox, {"$or": conditions}, {})
+    await _make_due(outbox, {"$or": conditions})
 
 
 async def flush(outbox: Outbox, user_id: str | None = None) -> int:
-    """Make all e-mails due that are not leased, or those of one user; return how many users have any."""
-    key = outbox.users.key(user_id) if user_id else {}
-    return await _make_due(outbox, {}, {"held": FLUSHED}, key)
+    """Make e-mails due, of one user or all, that are not leased; return how many users had any."""
+    try:
+        return await _make_due(outbox, {}, user_id, held=FLUSHED)
+    except TooLarge:  # a document has no room for that
+        return await _make_due(outbox, {}, user_id)
 
 
-async def set_back(outbox: Outbox, seconds: float, lease: float) -> None:
-    """Correct due times that were written while MongoDB's clock was ahead.
+async def set_back(outbox: Outbox, seconds: float) -> None:
+    """Correct due times that were written while MongoDB's clock was ahead by `seconds`.
 
-    A lease is cut to its length, and a window ends when it should. Waiting e-mails become due at once, as an early
-    attempt does no harm. If `seconds` is 0, nobody saw the clock being set back, and only e-mails that were last tried
-    in the future are known to be affected.
+    Waiting e-mails become due at once, as an early attempt does no harm. If `seconds` is 0, nobody saw the clock being
+    set back, and only e-mails that were last tried in the future are known to be affected.
     """
     is_future = {"$and": [has_type("tried", "date"), {"$gt": ["$$this.tried", "$$NOW"]}]}
-    await _make_due(outbox, {} if seconds else is_future, {})
-    too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", from_now(lease)]}, {"$not": [IS_FREE]}]}
-    await _change(outbox, _having(OUTBOX, too_long), rewrite(too_long, {"next_at": from_now(lease)}))
+    await _make_due(outbox, {} if seconds else is_future)
+    latest = from_now(outbox.users.settings.mail_lease_seconds)
+    too_long = {"$and": [IS_LATER, {"$gt": ["$$this.next_at", latest]}, {"$not": [IS_FREE]}]}
+    await _change(outbox, any_of(OUTBOX, too_long), rewrite(too_long, {"next_at": latest}))
     condition, change = outbox.windows.set_back(seconds)
-    await _change(outbox, _having(WAITING, condition), change)
+    await _change(outbox, any_of(WAITING, condition), change)
 
 
-async def _make_due(outbox: Outbox, condition: JSONObject, change: JSONObject, key: JSONObject | None = None) -> int:
+async def _make_due(outbox: Outbox, condition: JSONObject, user_id: str | None = None, **changes: str) -> int:
     """Make the e-mails due that meet a condition and are not leased; return how many users have any."""
-    waits, due = {"$and": [IS_LATER, IS_FREE, condition]}, {"next_at": outbox.era}
-    owed, changes = _having(OUTBOX, waits), (rewrite(waits, due | change), rewrite(waits, due))
-    return await (_update(outbox, key | owed, *changes) if key else _change(outbox, owed, *changes))
+    waits = {"$and": [IS_LATER, IS_FREE, condition]}
+    change = rewrite(waits, {"next_at": outbox.era, **changes})
+    if user_id:
+        has_any = {**outbox.users.key(user_id), **OURS, "$expr": any_of(OUTBOX, waits)}
+        return await outbox.users.update_many(has_any, change)
+    return await _change(outbox, any_of(OUTBOX, waits), change)
 
 
-def _having(array: JSONObject, condition: JSONObject) -> JSONObject:
-    """Return the condition of documents whose array has such elements."""
-    return {**OURS, "$expr": any_of(array, condition)}
+async def _change(outbox: Outbox, condition: JSONObject, change: list[JSONObject]) -> int:
+    """Change the documents that meet the condition, a page at a time; return how many there are.
 
-
-async def _update(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
-    """Change these documents; return how many there are. If one has no room for the first change, all get the last."""
-    try:
-        return await outbox.users.update_many(condition, changes[0])
-    except TooLarge:
-        return await outbox.users.update_many(condition, changes[-1])
-
-
-async def _change(outbox: Outbox, condition: JSONObject, *changes: list[dict[str, Any]]) -> int:
-    """Change the documents that meet a condition, a page at a time; return how many there are.
-
-    Pages follow the index, and a changed document moves to an earlier page, so each is read once. Documents to which
-    nothing new is owed come first.
+    Pages follow the index, and a changed document moves to an earlier page, so each is read once.
     """
     users, number = outbox.users, 0
-    for begin, end in ((ERAS_END, {}), (None, {"$lt": ERAS_END})):
-        after: JSONObject = {"$gte": begin} if begin else {}
+    for bound in ({"$gte": ERAS_END}, {"$lt": ERAS_END}):  # what is due again comes first
+        due: JSONObject = bound
         seen: list[object] = []
         while True:
-            rest = {"notifier.due": IS_DATE | after | end, "_id": {"$nin": seen}}
-            page = await users.find(rest, {"notifier.due": 1}, sort="notifier.due", limit=PAGE, hint=outbox.due.hint)
+            rest = {"notifier.due": IS_DATE | due, "_id": {"$nin": seen}}
+            page = await users.find(rest, {"notifier.due": 1}, sort=["notifier.due"], limit=PAGE, hint=outbox.due.hint)
             if page:
-                number += await _update(outbox, condition | {"_id": {"$in": [user["_id"] for user in page]}}, *changes)
+                ids = {"_id": {"$in": [user["_id"] for user in page]}}
+                number += await users.update_many({**ids, **OURS, "$expr": condition}, change)
             if len(page) < PAGE:
                 break
             last = page[-1]["notifier"]["due"]
-            seen = seen if after == {"$gte": last} else []
+            seen = seen if due.get("$gte") == last else []
             seen += [user["_id"] for user in page if user["notifier"]["due"] == last]
-            after = {"$gte": last}
+            due = bound | {"$gte": last}
     return number

@@ -5,43 +5,37 @@ SIGMOD 1984, section 5.2). While little is in flight, an item leaves at once; ot
 flight, and leave together. Under light load nothing waits.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Generic, TypeVar
+from dataclasses import replace
+from operator import attrgetter
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from pymongo.errors import DuplicateKeyError
 
 from mongo.connection import Collection
-from mongo.document import SIMPLE, Write
-from mongo.errors import Busy, Conflict
-from mongo.lanes import Calls, Outcome
+from mongo.document import SIMPLE
+from mongo.errors import Busy
+from mongo.lanes import Calls, Outcome, Write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CALLS_AT_ONCE: Final = 8
-"""Shared calls in flight, without those that are late. Under light load each holds one request, sent at once."""
+CALLS_AT_ONCE: Final = 8  # in flight, without those that are late; under light load each holds one request
 FREE_REQUESTS: Final = 32
 """While fewer requests than this are in flight, a new one starts at once. A lower limit makes many small calls, which
 cost more CPU in total; with the largest possible, MongoDB and this process would wait for each other in turn."""
 BATCH_LIMIT: Final = 64
 """Requests in one shared call. 16 KiB of JSON become at most 80 KiB of BSON, twice that with an e-mail: this many stay
 below MongoDB's limit of 16 MiB a command."""
-QUEUE_LIMIT: Final = 4096
-"""Requests that may wait for a shared call."""
-LATE: Final = 0.05
-"""Seconds after which a batch in flight stops holding back new ones."""
-LATE_FACTOR: Final = 4
-"""With late batches, up to this many times `CALLS_AT_ONCE` may be in flight."""
+QUEUE_LIMIT: Final = 4096  # requests that may wait for a shared call
+LATE: Final = 0.05  # seconds after which a batch in flight stops holding back new ones
+LATE_FACTOR: Final = 4  # with late batches, up to this many times `CALLS_AT_ONCE` may be in flight
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting(Generic[Item, Result]):
+class _Waiting(NamedTuple, Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Result]
     since: float
@@ -53,8 +47,7 @@ class Batcher(Generic[Item, Result]):
     `run` sends a batch and returns one outcome for each of its items, in order: a result, or an exception for the
     caller of that item. An exception that it raises goes to every caller of the batch.
 
-    New batches leave while fewer than `CALLS_AT_ONCE` batches and fewer than `free_items` items are in flight; batches
-    in flight for longer than `LATE` are not counted. No item waits for longer than `patience` seconds.
+    While fewer than `free_items` are in flight, a new item leaves at once. None waits longer than `patience` seconds.
     """
 
     def __init__(
@@ -142,36 +135,29 @@ class Batcher(Generic[Item, Result]):
             del self._in_flight[asyncio.current_task()]
             self._send()
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if (future := waiting.future).done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            if not waiting.future.done():
+                if isinstance(outcome, Exception):
+                    waiting.future.set_exception(outcome)
+                else:
+                    waiting.future.set_result(outcome)
 
 
 class Writes:
     """Writes to single documents of a collection, which share a call with those that wait beside them."""
 
-    def __init__(
-        self, collection: Collection, calls: Calls, patience: float, *, free_requests: int = FREE_REQUESTS
-    ) -> None:
+    def __init__(self, collection: Collection, calls: Calls, *, free_requests: int = FREE_REQUESTS) -> None:
         self._collection = collection
         self._calls = calls
-        self.used_at = -math.inf
-        """When a write was last begun or done, by the clock of the event loop."""
+        self.used_at = -math.inf  # when a write was last begun or done, by the clock of the event loop
         self._batcher: Batcher[Write, Outcome] = Batcher(
-            self.together,
-            patience=patience,
-            free_items=free_requests,
-            kind=lambda write: write.numbered,
+            self.together, patience=calls.patience.operation, free_items=free_requests, kind=attrgetter("numbered")
         )
 
     async def make(self, write: Write, *, attempt: int) -> bool:
         """Update a document, or insert it if the write is an upsert; return whether the conditions held.
 
         The first attempt (number 0) shares a call, later ones do not: one of the writes may have failed the whole call.
-        Raises `Conflict`, `Unavailable`, PyMongo's errors, or `TimeoutError`.
+        Raises `Unavailable`, PyMongo's errors, or `TimeoutError`.
         """
         loop = asyncio.get_running_loop()
         self.used_at = loop.time()
@@ -180,7 +166,7 @@ class Writes:
             return await self.alone(write) if outcome is None else bool(outcome)
         except DuplicateKeyError as exc:
             if list((exc.details or {}).get("keyPattern", {"_id": 1})) != ["_id"]:
-                raise Conflict("a unique index") from None  # on the address, say, which all new users share
+                raise  # a unique index on the address, say, which all new users share
             # Either a condition failed, so that the server tried to insert, or another upsert inserted in between.
             # Without upsert there is only one meaning left.
             return await self.alone(replace(write, upsert=False))
@@ -188,18 +174,13 @@ class Writes:
             self.used_at = loop.time()
 
     async def together(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        """Make several writes in one call; return the outcome of each. Raises as `Calls.run`."""
         return await self._calls.run(writes) if len(writes) > 1 else [await self.alone(writes[0])]
 
     async def alone(self, write: Write) -> bool:
         """Make one write, as the driver does it; return whether it found its document. Raises PyMongo's errors."""
-        conditions = write.conditions(guarded=True)
+        conditions, update, collection = write.filter | write.guard, write.update, self._collection
         if write.upsert:
-            await self._collection.find_one_and_update(
-                conditions, write.update, {"_id": 1}, upsert=True, collation=SIMPLE
-            )
+            await collection.find_one_and_update(conditions, update, {"_id": 1}, upsert=True, collation=SIMPLE)
             return True
-        result = await self._collection.update_one(
-            conditions, write.update, array_filters=write.array_filters, collation=SIMPLE
-        )
+        result = await collection.update_one(conditions, update, array_filters=write.array_filters, collation=SIMPLE)
         return bool(result.matched_count)

@@ -3,8 +3,6 @@
 Both read what a majority of MongoDB's members has (MongoDB manual, "Change Streams" and "Causal Consistency").
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, suppress
 from datetime import datetime
@@ -13,15 +11,14 @@ from typing import Any, Final, NamedTuple
 from bson.timestamp import Timestamp
 from pymongo.errors import OperationFailure, PyMongoError
 
-from mongo.connection import CLOSE_TIMEOUT, MAJORITY, Clock
+from mongo.connection import CLOSE_TIMEOUT, MAJORITY
 from mongo.document import JSONObject, any_of, concat, each
 from mongo.errors import StoreError, Unavailable, unavailable, within
 from mongo.inbox import EMPTY, ListQuery, Page, page_of
-from mongo.users import Users
+from mongo.users import Clock, Users
 
 NOT_REPLICATED: Final = 40573  # "The $changeStream stage is only supported on replica sets"
-CHANGE_WAIT_MS: Final = 500
-"""Milliseconds for which a change stream waits for a change."""
+CHANGE_WAIT_MS: Final = 500  # milliseconds that a change stream waits for a change
 
 UPDATED: Final = each({"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}, "$$this.k")
 """The paths that an update set, for example `notifications.3.is_new` or `notifier.outbox`."""
@@ -33,22 +30,18 @@ def _has(paths: JSONObject, regex: str) -> JSONObject:
     return any_of(paths, {"$regexMatch": {"input": "$$this", "regex": regex}})
 
 
+IS_OF_AN_INBOX: Final = {
+    "$or": [
+        {"$ne": ["$operationType", "update"]},
+        _has(concat(UPDATED, REMOVED, TRUNCATED), r"^(notifications(\.|$)|notifier\.seen_at$)"),
+        _has(REMOVED, "^notifier$"),
+        {"$ne": [{"$type": "$updateDescription.updatedFields.notifier.seen_at"}, "missing"]},
+    ]
+}
 CHANGES: Final[list[JSONObject]] = [
-    {
-        "$match": {
-            "$expr": {
-                "$or": [
-                    {"$ne": ["$operationType", "update"]},
-                    _has(concat(UPDATED, REMOVED, TRUNCATED), r"^(notifications(\.|$)|notifier\.seen_at$)"),
-                    _has(REMOVED, "^notifier$"),
-                    {"$ne": [{"$type": "$updateDescription.updatedFields.notifier.seen_at"}, "missing"]},
-                ]
-            }
-        }
-    },
+    {"$match": {"$expr": IS_OF_AN_INBOX}},
     {"$project": {"documentKey": 1, "wallTime": 1}},  # the event of a push that trims holds the whole array
 ]
-"""Keeps the changes that can change an inbox, and of these only the user and the time."""
 
 
 class NotReplicated(StoreError):
@@ -72,11 +65,9 @@ class Changes:
     async def follow(self) -> AsyncGenerator[Change | None, None]:
         """Yield every change of a user's notifications from now on, whoever made it.
 
-        The first item is `None`: the change stream is open, and every change that `inboxes` does not show after it will
-        be yielded. While nothing changes, `None` comes twice a second. After an error that allows it, PyMongo resumes
-        the stream once by itself.
-
-        Raises `NotReplicated`, or `Unavailable`, after which changes may have been missed.
+        The first item is `None`: every change that `inboxes` does not show after it will be yielded. While nothing
+        changes, `None` comes twice a second. Raises `NotReplicated`, or `Unavailable`, after which changes may have
+        been missed.
         """
         try:
             async with aclosing(self._watch()) as changes:
@@ -93,9 +84,8 @@ class Changes:
             async with within(patience):
                 stream = await self._collection.watch(CHANGES, max_await_time_ms=CHANGE_WAIT_MS, session=session)
             try:
-                # The stream begins behind everything applied, whether or not a majority has it. Its reply carries the
-                # time of what a majority has; the reply of a ping carries that of what is applied, and reads must
-                # wait for the latter.
+                # The stream begins behind everything applied, but its reply carries the time of what a majority has.
+                # The reply to a ping carries the time for which reads must wait.
                 async with within(patience):
                     await database.command("ping", session=session)
                 event: Mapping[str, Any] | None = None
@@ -112,15 +102,14 @@ class Changes:
                         await stream.close()
 
     def _change(self, event: Mapping[str, Any]) -> Change | None:
-        """Return the change that an event reports, or `None` if the `_id` is not a user's but another program's."""
         user_id = self._users.settings.id_type.from_bson(event["documentKey"]["_id"])
         return Change(user_id, event.get("wallTime")) if user_id else None
 
     async def inboxes(self, user_ids: Collection[str]) -> Mapping[str, Page]:
         """Return the counts and the newest notification of each user, no older than any change yielded so far.
 
-        Like changes, they are read from a majority: no change would correct what only a deposed primary had seen. A new
-        primary may know less of the majority than the old one did, hence the causal session.
+        They are read from a majority: no change would correct what only a deposed primary had seen. A new primary may
+        know less of the majority than the old one did, hence the causal session.
         """
         ids = [self._users.key(user_id)["_id"] for user_id in user_ids]
         newest = page_of(ListQuery("", 0, 1), self._users)

@@ -1,17 +1,12 @@
 """The connection to MongoDB: everything the service relies on is set here, whatever the connection string says."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
-import time
 import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 # Motor reads this when it is imported. It starts threads only as it needs them, by default up to 5 a core, and each
@@ -27,7 +22,7 @@ from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
 
 from config import descriptors
-from mongo.errors import INVALID, PATIENCE, PING_DEADLINE, Patience, persist, unavailable, within
+from mongo.errors import INVALID, PATIENCE, Patience, unavailable, within
 
 Client = AsyncIOMotorClient[dict[str, Any]]
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -36,17 +31,12 @@ SharedClient = AsyncMongoClient[dict[str, Any]]
 SharedDatabase = AsyncDatabase[dict[str, Any]]
 SharedCollection = AsyncCollection[dict[str, Any]]
 
-DEFAULT_DATABASE: Final = "notifier"
-"""The database, unless the connection string names another."""
-OWN_DATABASES: Final = frozenset({"admin", "config", "local"})
-"""MongoDB's own databases. Accounts are in the first, and no change of the last is replicated."""
-CLOSE_TIMEOUT: Final = 0.5
-"""Seconds that closing the connection may take."""
-CANCEL_INTERVAL: Final = 0.1
-"""Seconds until a task that has not ended is cancelled again."""
-MAJORITY: Final = ReadConcern("majority")
-"""For reads that must not show what only a deposed primary has seen."""
-OPTIONS: Final[dict[str, Any]] = {
+DEFAULT_DATABASE: Final = "notifier"  # unless the connection string names another
+OWN_DATABASES: Final = frozenset({"admin", "config", "local"})  # of MongoDB itself
+CLOSE_TIMEOUT: Final = 0.5  # seconds in which a client must close
+CANCEL_INTERVAL: Final = 0.1  # seconds until a task that has not ended is cancelled again
+MAJORITY: Final = ReadConcern("majority")  # for reads that must not show what only a deposed primary has seen
+OPTIONS: Final[dict[str, Any]] = {  # they take precedence over those of the connection string
     "appname": "notifier",
     # Acknowledged means on disk on a majority, and a list shows what was acknowledged before it.
     "w": "majority",
@@ -67,11 +57,8 @@ OPTIONS: Final[dict[str, Any]] = {
     "retryWrites": False,
     "max_adaptive_retries": 0,
 }
-"""Options that take precedence over those of the connection string."""
-POOL: Final[dict[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}
-"""The pool of the shared client, for batches of writes and lists, and the change stream."""
-POOL_PART: Final = 8
-"""If few descriptors are allowed, each of the two pools may use an eighth of them."""
+POOL: Final[dict[str, Any]] = {"maxPoolSize": 64, "minPoolSize": 0}  # of the shared client
+POOL_PART: Final = 8  # if few descriptors are allowed, each of the two pools may use an eighth of them
 
 
 def uri_fault(uri: str) -> str | None:
@@ -97,70 +84,32 @@ def _explain(rest: str, message: str) -> str:
     """Return why the driver refuses a connection string. Its message names the option, and may quote the password."""
     account = rest.rpartition("@")[0]
     if re.search(r"[@/?#\[\]]|:.*:|%(?![0-9A-Fa-f]{2})", account):
-        return (
-            "The user name or the password of the MongoDB connection string has a character that must be escaped: "
-            "@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25."
-        )
+        return "In the user name and the password, escape @ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25."
     if account and not re.fullmatch("[^:]+:.+", account):
-        return "The MongoDB connection string has a user name without a password, or a password without a user name."
+        return "The connection string has a user name without a password, or a password without a user name."
     options = parse_qsl(rest.partition("?")[2])
     named = {item.lower(): name for name, value in options for item in value.split(",")}
     named |= {name.lower(): name for name, _ in options}
     if words := [word for word in re.findall(r"\w+", message.lower()) if word in named]:
-        return (
-            "The MongoDB connection string has an option that is unknown, needs a package, or whose value is "
-            f"not valid: {named[words[0]]}."
-        )
-    if "mongodb+srv" in message:
-        return "A mongodb+srv:// connection string has one host name and no port: DNS names the servers."
+        return f"The option {named[words[0]]} is unknown, needs a package, or has a value that is not valid."
     if "certificate" in message:
         return "tlsCertificateKeyFile is not a certificate and its private key, or needs tlsCertificateKeyFilePassword."
     return "Not a valid MongoDB connection string (mongodb://[user:password@]host[:port]/database)."
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """The database through both of PyMongo's asyncio interfaces.
+class Connection(NamedTuple):
+    """The database through both of PyMongo's asyncio interfaces."""
 
-    `database` is Motor's, for the calls of a single request. `shared` serves calls that several requests share and the
-    change stream; Motor would switch threads for each.
-    """
-
-    database: Database
-    shared: SharedDatabase
-
-
-class Clock:
-    """MongoDB's clock, the same for all processes: its last reading, and the monotonic time since then.
-
-    Until the first reading it is this machine's clock. It is behind by at most the time that a reply takes.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._read_at = time.monotonic()
-        self._time = datetime.now(UTC)
-
-    def now(self) -> datetime:
-        return self._time + timedelta(seconds=time.monotonic() - self._read_at)
-
-    def seconds_since(self, moment: datetime) -> float:
-        """Return the seconds since a moment that MongoDB's clock told; never negative."""
-        return max(0.0, (self.now() - moment).total_seconds())
-
-    async def sync(self, deadline: float | None = PING_DEADLINE) -> float:
-        """Read the clock (`localTime` in the reply to `hello`); return by how many seconds it was set back."""
-        expected, database = self.now(), self._database
-        hello = await persist(lambda _: database.command("hello", codec_options=database.codec_options), deadline)
-        self._time, self._read_at = hello["localTime"], time.monotonic()
-        return max(0.0, (expected - self._time).total_seconds())
+    database: Database  # Motor's, for the calls of a single request
+    shared: SharedDatabase  # for calls that several requests share and the change stream; Motor would switch threads
+    patience: Patience = PATIENCE
 
 
 async def end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks that use the shared client, and wait until they have ended.
+    """Cancel tasks that use the shared client until they have ended.
 
     Before Python 3.12, `asyncio.wait_for` may ignore a cancellation (https://github.com/python/cpython/issues/86296),
-    and PyMongo calls it while it looks for a server. So the tasks are cancelled again until they end.
+    and PyMongo calls it while it looks for a server.
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
@@ -170,10 +119,9 @@ async def end(*tasks: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
-    """Return the database that a connection string names, and close the connection at the end.
+    """Yield the database that a connection string names, and close the connection at the end.
 
-    The first operation makes the connection itself. Raises `Unavailable` if DNS does not resolve a mongodb+srv://
-    string.
+    The first operation connects. Raises `Unavailable` if DNS does not resolve a mongodb+srv:// string.
     """
     limit = descriptors.limit()
     attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
@@ -193,18 +141,14 @@ async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator
     }
     try:
         yield Connection(
-            client.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
-            shared.get_default_database(DEFAULT_DATABASE).with_options(**concerns),
+            client.get_default_database(DEFAULT_DATABASE, **concerns),
+            shared.get_default_database(DEFAULT_DATABASE, **concerns),
+            patience,
         )
     finally:
         for _ in range(2):  # ending its sessions may hang; then a second time only closes its connections
             with suppress(TimeoutError):
                 async with within(CLOSE_TIMEOUT):
                     await shared.close()
-        await asyncio.to_thread(_close, client)
-
-
-def _close(client: Client) -> None:
-    """Close the client. Without a timeout, it would wait for a hanging server to end its sessions."""
-    with pymongo.timeout(CLOSE_TIMEOUT):
-        client.close()
+        with pymongo.timeout(CLOSE_TIMEOUT):  # without one, it would wait for a hanging server to end its sessions
+            await asyncio.to_thread(client.close)

@@ -1,7 +1,5 @@
 """A create: one atomic write to the user's document, and the explanation if its condition fails."""
 
-from __future__ import annotations
-
 import enum
 import hashlib
 import json
@@ -9,7 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from random import randrange
+from typing import Any, Final
 
 from bson import ObjectId
 
@@ -25,17 +24,15 @@ from mongo.document import (
     RECENT_LIMIT,
     WAITING,
     JSONObject,
-    Write,
-    append,
     elements,
-    remember,
 )
-from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, TooLarge, UnknownUser
+from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, StoreError, TooLarge, UnknownUser
 from mongo.grouping import Windows, collapsing
+from mongo.lanes import Write
 from mongo.owed import first_due, new_element
 from mongo.users import REFUSING, Users, judge
 
-EXPLAINING: Final = {
+EXPLAINING: Final = {  # the projection that `Creation.explain` reads
     "ids": "$notifications.id",
     "owed": "$notifier.outbox.id",
     "deleted": "$notifier.deleted",
@@ -44,12 +41,12 @@ EXPLAINING: Final = {
     "is_full": {"$gte": [{"$size": OUTBOX}, OUTBOX_LIMIT]},
     **REFUSING,
 }
-"""The projection that `Creation.explain` reads."""
+SLACK_PART: Final = 4  # with slack, one push in `slack / SLACK_PART` trims the array to the inbox
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """What to create for a user; all values are valid. `origin` is kept with an e-mail; `in_bulk` e-mails go later."""
+    """What to create for a user. `origin` is kept with an e-mail; `in_bulk` e-mails go later."""
 
     user_id: str
     kind: Kind
@@ -61,7 +58,6 @@ class Create:
 
     @property
     def optional(self) -> JSONObject:
-        """Those of the `OPTIONAL_FIELDS` that the request has."""
         return {name: value for name in OPTIONAL_FIELDS if (value := getattr(self, name)) is not None}
 
     def fingerprint(self) -> str:
@@ -73,19 +69,16 @@ class Create:
 
 class Recorded(enum.Enum):
     CREATED = enum.auto()
-    REPLAYED = enum.auto()
-    """Nothing: an earlier request had the same key."""
-    NOT_OWED = enum.auto()
-    """The notification is kept, and the e-mail is not owed, as the outbox is full."""
+    REPLAYED = enum.auto()  # nothing: an earlier request had the same key
+    NOT_OWED = enum.auto()  # the notification is kept, and the e-mail is not owed, as the outbox is full
 
 
 @dataclass(slots=True)
 class Creation:
     """One create. Its `write` uses classic operators; if it collapses, it is sent as a pipeline.
 
-    A repetition must not record it twice: either `write` has a number, or its guard requires that `id` and `key` are
-    not there yet. `not_owed` says that the e-mail was left out; `replayed_id` is the id that an earlier request with
-    the same key recorded.
+    A repetition must not record it twice: either `write` has a number, or its conditions require that `id` and `key`
+    are not there yet. `replayed_id` is the id that an earlier request with the same key recorded.
     """
 
     user_id: str
@@ -94,63 +87,62 @@ class Creation:
     fingerprint: str
     write: Write
     collapses: bool = False
-    not_owed: bool = False
+    not_owed: bool = False  # the e-mail was left out
     replayed_id: str = ""
-
-    @property
-    def update(self) -> JSONObject:
-        return cast("JSONObject", self.write.update)
+    outcome: Recorded | StoreError | None = None  # what a fan-out knows so far
 
     def leave_out_email(self) -> bool:
         """Drop the e-mail from the write; return `False` if that leaves no notification.
 
         This is final: once an attempt without the e-mail may have taken effect, no other may promise it.
         """
-        pushes = {name: push for name, push in self.update["$push"].items() if name != "notifier.outbox"}
+        old = self.write.update
+        pushes = {name: push for name, push in old["$push"].items() if name != "notifier.outbox"}
         if "notifications" not in pushes:
             return False
         conditions = {name: value for name, value in self.write.filter.items() if name not in HAS_ROOM | IS_FINDABLE}
-        update = {"$setOnInsert": self.update["$setOnInsert"], "$push": pushes}
+        update = {"$setOnInsert": old["$setOnInsert"], "$push": pushes}
         self.write, self.not_owed = replace(self.write, filter=conditions, update=update), True
         return True
 
     def trim(self, limit: int) -> bool:
         """Let the write trim the inbox to its limit; return whether it would not have done so anyway."""
-        push = self.update["$push"].get("notifications")
+        push = self.write.update["$push"].get("notifications")
         if push is None or push["$slice"] == -limit:
             return False
         push["$slice"] = -limit
         return True
 
-    def outcome(self, user: Mapping[str, Any]) -> Recorded | None:
-        """Explain by the user's document why the condition failed: an earlier attempt, or an earlier request.
-
-        Return `None` if it was neither. Raises `KeyReused`.
-        """
+    def found_in(self, user: Mapping[str, Any]) -> Recorded | KeyReused | None:
+        """Return what an earlier attempt, or an earlier request, did according to the document, or `None`."""
         if any(isinstance(ids := user.get(name), list) and self.id in ids for name in ("ids", "owed", "deleted")):
             return Recorded.CREATED
         for item in elements(user, "recent"):
             if self.key and item.get("k") == self.key and isinstance(item.get("h"), str):
                 if item["h"] != self.fingerprint:
-                    raise KeyReused
+                    return KeyReused()
                 self.replayed_id = f"{item.get('id')}"
                 return Recorded.CREATED if self.replayed_id == self.id else Recorded.REPLAYED
         return None
 
     def explain(self, user: Mapping[str, Any]) -> Recorded:
         """Return the outcome, or raise why the document refuses the write; `Changed` if it would not by now."""
-        if outcome := self.outcome(user):
+        outcome = self.found_in(user)
+        if isinstance(outcome, Recorded):
             return outcome
-        fields = [*self.update["$push"], *self.update.get("$min", ())]
+        if outcome:
+            raise outcome
+        fields = [*self.write.update["$push"], *self.write.update.get("$min", ())]
         judge(user, [*fields, "notifier"] if any("." in field for field in fields) else fields)
-        if "notifier.outbox" in fields and user["is_full"]:
-            raise OutboxFull
-        raise Changed
+        raise OutboxFull if "notifier.outbox" in fields and user["is_full"] else Changed
+
+
+def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
+    """Return the `$push` that remembers an idempotency key and forgets the oldest."""
+    return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}
 
 
 class Creates:
-    """Makes creates. A new user's document has the `profile`; there are no new ones if it is `None`."""
-
     def __init__(self, users: Users, windows: Windows) -> None:
         self.users = users
         self._windows = windows
@@ -175,11 +167,12 @@ class Creates:
             }
             filter_ |= {} if filter_["_id"] in self.users.judged else ONLY_OURS
             guard = {"notifications.id": {"$ne": id_}, "notifier.deleted": {"$ne": id_}}
-            pushes["notifications"] = append(notification, self.users.limit, self.users.slack)
+            pushes["notifications"] = self._append(notification)
         if kind.window is not None:
             due = now + timedelta(seconds=kind.window)
-            filter_ |= self._windows.has_room() | IS_FINDABLE
-            pushes["notifier.waiting"] = self._windows.new_element(id_, kind.name, due, new.target_id)
+            filter_ |= self._windows.has_room | IS_FINDABLE
+            target = {"target_id": new.target_id} if new.target_id else {}
+            pushes["notifier.waiting"] = {"id": id_, "key": kind.name, **target, "due": due}
             update["$min"] = {"notifier.due": due}
         elif kind.email:
             due = first_due(kind.rank, in_bulk=new.in_bulk)
@@ -192,24 +185,22 @@ class Creates:
         write = Write(filter_, update, upsert=self.users.profile is not None, guard=guard, numbered=True)
         return Creation(new.user_id, id_, key, fingerprint, write, kind.collapse)
 
+    def _append(self, notification: JSONObject) -> JSONObject:
+        """Return the `$push` that adds a notification to an inbox.
+
+        A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So with
+        slack, only some trim to the inbox, at random, and the others bound the array.
+        """
+        limit, slack = self.users.limit, self.users.slack
+        trims = not slack or randrange(slack) < SLACK_PART
+        return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
+
     def sent(self, creation: Creation) -> Write:
-        return collapsing(creation.write, self.users.limit) if creation.collapses else creation.write
+        return collapsing(creation.write, self.users) if creation.collapses else creation.write
 
     async def record(self, creation: Creation, deadline: float | None = None, *, alone: bool = False) -> Recorded:
-        """Write until the outcome is known, in calls of its own if `alone`.
+        """Write until the outcome is known; `alone` shares no call. Raises `OutboxFull`, `KeyReused`, `UnknownUser`."""
 
-        Raises `OutboxFull`, `KeyReused` or `UnknownUser`.
-        """
-        try:
-            outcome = await self._upsert(creation, deadline, alone=alone)
-        except OutboxFull:
-            if not creation.leave_out_email():
-                raise
-            # Alone, and so with its conditions: an attempt at the version before may still be on its way.
-            outcome = await self._upsert(creation, deadline, alone=True)
-        return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
-
-    async def _upsert(self, creation: Creation, deadline: float | None, *, alone: bool) -> Recorded:
         async def attempt(n: int) -> Recorded:
             if await self.users.writes.make(self.sent(creation), attempt=n + alone):
                 self.mark_judged(creation)
@@ -217,15 +208,19 @@ class Creates:
             return await self._explain(creation)
 
         try:
-            return await self.users.persist_for(creation.user_id, attempt, deadline)
-        except TooLarge:
-            if not creation.trim(self.users.limit):  # what nobody sees any more makes room
+            outcome = await self.users.persist_for(creation.user_id, attempt, deadline)
+        except (OutboxFull, TooLarge) as exc:
+            # What nobody sees any more makes room in the document.
+            may_fit = creation.leave_out_email() if isinstance(exc, OutboxFull) else creation.trim(self.users.limit)
+            if not may_fit:
                 raise
-            return await self._upsert(creation, deadline, alone=True)
+            # Alone, and so with its conditions: an attempt at the version before may still be on its way.
+            return await self.record(creation, deadline, alone=True)
+        return Recorded.NOT_OWED if creation.not_owed and outcome is Recorded.CREATED else outcome
 
     def mark_judged(self, creation: Creation) -> None:
         """Remember that the document has passed the condition on `notifications`, if the write had it."""
-        if "notifications" in creation.update["$push"]:
+        if "notifications" in creation.write.update["$push"]:
             self.users.judged.add(creation.write.filter["_id"])
 
     async def _explain(self, creation: Creation) -> Recorded:

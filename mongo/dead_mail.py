@@ -1,7 +1,5 @@
 """Dead letters: the e-mails that could not be delivered, with the reason, in a collection of their own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,38 +8,24 @@ from typing import Final
 
 from bson import ObjectId
 
-from mongo.creation import Creates, Creation
-from mongo.document import (
-    HAS_ROOM,
-    IS_DATE,
-    IS_FINDABLE,
-    OPTIONAL_FIELDS,
-    SIMPLE,
-    JSONObject,
-    Write,
-    optional_fields,
-    origin_of,
-    remember,
-)
+from mongo.creation import Creates, Creation, remember
+from mongo.document import HAS_ROOM, IS_DATE, IS_FINDABLE, OPTIONAL_FIELDS, SIMPLE, JSONObject
 from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
+from mongo.lanes import Write
 from mongo.outbox import Outbox
-from mongo.owed import OwedEmail, ids_of, new_element
+from mongo.owed import OwedEmail, owed_again
 from mongo.suppression import FIELD as SUPPRESSION
-from mongo.suppression import Bounce
 from mongo.users import Documents
 
-OLDEST_FIRST: Final = "died_at"
-UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"
-"""The error of an e-mail that died at its first refusal."""
+OLDEST_FIRST: Final = ["died_at"]
+UNKNOWN: Final = r"^(RCPT|DATA|DATA command): 5\d\d"  # the error of an e-mail that died at its first refusal
 DISCARDED_AT_ONCE: Final = 1000
-LONG_DEADLINE: Final = 60.0
-"""Deadline in seconds of a query over all dead letters."""
-ADDRESS_SHOWN: Final = 1000
-"""A dead letter keeps at most this many characters of an address."""
+LONG_DEADLINE: Final = 60.0  # seconds for a query over all dead letters
+ADDRESS_SHOWN: Final = 1000  # characters that a dead letter keeps of an address
 
 
 class DeadMail:
-    """The dead letters of all users. Another service may keep those of another collection of users beside them."""
+    """The dead letters of all users. Beside them may be those of another service, of another collection of users."""
 
     def __init__(self, outbox: Outbox, creates: Creates, letters: Documents) -> None:
         self._outbox = outbox
@@ -51,34 +35,22 @@ class DeadMail:
         self.own: JSONObject = {"collection": {"$in": [self._users, None]}}  # older letters name none
 
     async def expire(self, days: float) -> None:
-        """Delete the letters that are older, by MongoDB's clock."""
         is_old = {"$expr": {"$lt": ["$died_at", {"$subtract": ["$$NOW", round(days * 86_400_000)]}]}}
         await self.letters.delete({**self.own, "died_at": IS_DATE, **is_old})
 
-    async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
+    async def bury(self, email: OwedEmail, tries: int, error: str | None, bounce: str | None = None) -> bool:
         """Move an e-mail from the outbox to the dead letters; return whether its lease was still held.
 
-        After a bounce, nothing more is sent to its address.
-
-        There are three steps, and a crash may follow each: the e-mail is marked dead under its lease, its letter is
-        written, the e-mail is removed. Whoever claims an e-mail that is marked buries it again, to the same effect.
-
-        A worker that freezes between the first two may wake after its user was erased, and must leave no letter.
+        A crash may follow each of three steps: the e-mail is marked dead under its lease, its letter is written, and it
+        is removed. Whoever claims an e-mail that is marked buries it again, to the same effect. A worker that freezes
+        before it writes the letter may wake after its user was erased, and must leave none.
         """
         if not await self._outbox.mark_dead(email, tries, error, bounce):
             return False
-        letter = {
-            "collection": self._users,
-            "user_id": email.user_id,
-            "email": _shown(email.address),
-            "key": email.key,
-            "at": email.at,
-            "tries": tries,
-            "error": error,
-            **email.origin,
-            **email.optional,
-            **({"ids": list(email.ids)} if email.ids else {}),
-        }
+        address = email.address[:ADDRESS_SHOWN] if isinstance(email.address, str) else None
+        letter: JSONObject = {"collection": self._users, "user_id": email.user_id, "email": address, "key": email.key}
+        letter |= {"at": email.at, "tries": tries, "error": error, **email.origin, **email.optional}
+        letter |= {"ids": list(email.ids)} if email.ids else {}
         try:
             await self._write(email, letter)
         except (Conflict, TooLarge, UnknownError):  # what somebody else put into the outbox need not fit here
@@ -90,24 +62,24 @@ class DeadMail:
         return True
 
     async def _write(self, email: OwedEmail, letter: JSONObject) -> None:
-        """Write a letter. It tells the tokens of all who have done so, however often each did."""
+        """Write a letter, which keeps the tokens of all who did so."""
         tokens, now = {"tokens": email.token}, {"died_at": True}
         update = {"$setOnInsert": letter, "$addToSet": tokens, "$currentDate": now}
-        collection, by_id = self.letters.collection, {"_id": email.id}
-        await self.letters.persist(lambda _: collection.update_one(by_id, update, upsert=True, collation=SIMPLE))
+        write, by_id = self.letters.collection.update_one, {"_id": email.id}
+        await self.letters.persist(lambda _: write(by_id, update, upsert=True, collation=SIMPLE))
 
     async def find(
-        self, ids: Sequence[str] | None = None, *, key: str | None = None, since: datetime | None = None
+        self, ids: Sequence[str] | None = None, *, since: datetime | None = None, **fields: str | None
     ) -> Sequence[JSONObject]:
-        """Return these dead letters, or all, oldest first; of one kind only, or since a time."""
-        condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
-        condition |= ({"key": key} if key else {}) | ({"died_at": {"$gte": since}} if since else {})
+        """Return the dead letters with these ids and fields that died since then, oldest first; by default, all."""
+        condition = self._of(ids) | {name: value for name, value in fields.items() if value is not None}
+        condition |= {"died_at": {"$gte": since}} if since else {}
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def revive(self, domain: str, since: datetime) -> int:
-        """Owe those e-mails again that died since then as their mailbox was unknown, or suppressed for that.
+        """Owe again the e-mails that died since then because their mailbox was unknown, or suppressed for that.
 
-        Of one domain, or of all if it is empty. Return how many.
+        An empty `domain` stands for all. Return how many there were.
         """
         at_domain = {"email": {"$regex": f"@{re.escape(domain)}\\s*$", "$options": "i"}} if domain else {}
         unknown = {"error": {"$regex": UNKNOWN}, "died_at": {"$gte": since}, **at_domain}
@@ -120,13 +92,16 @@ class DeadMail:
                 revived += await self.owe_again(letter)
         return revived
 
-    async def discard(self, ids: Sequence[str] | None = None) -> int:
-        condition = self.own | ({} if ids is None else {"_id": {"$in": ids}})
-        # Those of now, so that an attempt whose reply was lost and the next one together delete and count the same.
-        letters = [letter["_id"] for letter in await self.letters.find(condition, {"_id": 1}, deadline=LONG_DEADLINE)]
+    async def discard(self, ids: Sequence[str] | None = None) -> Sequence[JSONObject]:
+        """Delete these dead letters, or all; return their ids, which are read first, as a reply may be lost."""
+        letters = await self.letters.find(self._of(ids), {"_id": 1}, deadline=LONG_DEADLINE)
         for start in range(0, len(letters), DISCARDED_AT_ONCE):
-            await self.letters.delete({"_id": {"$in": letters[start : start + DISCARDED_AT_ONCE]}})
-        return len(letters)
+            some = [letter["_id"] for letter in letters[start : start + DISCARDED_AT_ONCE]]
+            await self.letters.delete({"_id": {"$in": some}})
+        return letters
+
+    def _of(self, ids: Sequence[str] | None) -> JSONObject:
+        return self.own | ({} if ids is None else {"_id": {"$in": ids}})
 
     async def discard_of_user(self, user_id: str) -> None:
         await self.letters.delete({"user_id": user_id, **self.own})
@@ -135,23 +110,17 @@ class DeadMail:
         count = self.letters.collection.count_documents
         return await self.letters.persist(lambda _: count(self.own, collation=SIMPLE), PING_DEADLINE)
 
-    async def of_user(self, user_id: str) -> Sequence[JSONObject]:
-        return await self.letters.find({"user_id": user_id, **self.own}, sort=OLDEST_FIRST)
-
     async def owe_again(self, letter: JSONObject) -> bool:
-        """Owe the e-mail of a dead letter again, starting with its first attempt; return `False` if its user is gone.
+        """Owe the e-mail of a dead letter again, as a new one, and lift the suppression of its user's address.
 
-        Also `False` if the id no longer matches ID_TYPE, or the user was erased meanwhile. Lifts the suppression of the
-        user's address. Raises `OutboxFull`.
+        Return `False` if the user is gone, or the id does not match ID_TYPE. Raises `OutboxFull`.
         """
         users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
         user_id = users.settings.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
-        element = new_element(id_, letter["key"], letter["at"], optional_fields(letter), origin_of(letter))
-        element |= {"ids": ids} if (ids := ids_of(letter)) else {}
-        # The key in `recent` guards the write too: the e-mail may be sent, and no longer be owed, before a write
-        # whose reply was lost is repeated.
+        element = owed_again(letter)
+        # The key in `recent` guards the write too: the e-mail may be gone before a write without a reply is repeated.
         absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         update = {
             "$push": {"notifier.outbox": element, "notifier.recent": remember(once, "", id_)},
@@ -165,8 +134,3 @@ class DeadMail:
             return False
         await self.letters.delete({"_id": id_, "died_at": letter.get("died_at")})  # it may have died again meanwhile
         return True
-
-
-def _shown(address: object) -> str | None:
-    """Return an address as a dead letter keeps it. What is in the user's document may be of any type and size."""
-    return address[:ADDRESS_SHOWN] if isinstance(address, str) else None

@@ -15,29 +15,22 @@
     seen_at: 1698138241 } }                   `timestamp` of the newest notification seen; absent before `/seen`
 ```
 
-The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. The array holds no more, unless
-`NOTIFICATIONS_SLACK` says so.
+The newest `NOTIFICATIONS_LIMIT` notifications are the inbox. The array holds no more, unless `NOTIFICATIONS_SLACK` says
+so. Arrays may hold a `null` where somebody has unset an element.
 
 MongoDB changes one document atomically, so a request leaves everything behind with one update of its user's document.
 Other fields belong to other programs and are never touched. If one of the two names is taken, MongoDB itself refuses
 the classic update operators (codes 2 and 28). A pipeline would replace what it finds, so each has the condition `OURS`.
-Arrays may hold a `null` where somebody has unset an element.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from random import randrange
+from collections.abc import Mapping
 from typing import Any, Final
 
 JSONObject = dict[str, Any]
 
-OUTBOX_LIMIT: Final = 100
-"""E-mails owed to one user. The limit is part of the write's filter: what is owed is never dropped."""
-RECENT_LIMIT: Final = 32
-"""Idempotency keys remembered per user."""
-TYPES: Final[Mapping[str, str]] = {
+OUTBOX_LIMIT: Final = 100  # e-mails owed to one user; part of the write's filter, as what is owed is never dropped
+RECENT_LIMIT: Final = 32  # idempotency keys remembered per user
+TYPES: Final[Mapping[str, str]] = {  # the fields that the service writes, each with its BSON type
     "notifications": "array",
     "notifier": "object",
     "notifier.outbox": "array",
@@ -49,62 +42,47 @@ TYPES: Final[Mapping[str, str]] = {
     "notifier.suppression": "object",
     "notifier.seen_at": "long",
 }
-"""The fields that the service writes, each with its BSON type."""
 WRITTEN: Final = [name for name in TYPES if name != "notifier"]
-WITHOUT_EMPTY: Final[JSONObject] = {
+WITHOUT_EMPTY: Final[JSONObject] = {  # the stage of a pipeline that takes away a `notifier` in which nothing is left
     "$set": {"notifier": {"$cond": [{"$eq": ["$notifier", {}]}, "$$REMOVE", "$notifier"]}}
 }
-"""Stage of a pipeline that takes away a `notifier` in which nothing is left."""
 OPTIONAL_FIELDS: Final[Mapping[str, type]] = {"target_id": str, "data": dict}
 """A notification, an e-mail owed and a dead letter have these, of these types, only when the request had them."""
-ORIGIN_FIELDS: Final = ("request_id", "traceparent")
-"""The request that an e-mail comes from. The e-mail owed, its dead letter and its log lines have them."""
-SLACK_PART: Final = 4
-"""With slack, one push in `slack / SLACK_PART` trims the array to the inbox."""
+ORIGIN_FIELDS: Final = ("request_id", "traceparent")  # an e-mail owed, its dead letter and its log lines have them
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
-OBJECT, DATE = 3, 9
-"""Types by their numbers in BSON, which are 1 to 19, -1 and 127."""
 
 
-def absent_or(type_: int) -> JSONObject:
-    """Return the condition that a field is absent or of this type. An array of such values does not meet it."""
+def _absent_or(type_: int) -> JSONObject:
+    """Return the condition that a field is absent or of this type, by its number in BSON, and no array of such."""
     return {"$not": {"$type": [number for number in (*range(1, 20), -1, 127) if number != type_]}}
 
 
-OURS: Final = {"notifier": absent_or(OBJECT)}
-"""Condition of every pipeline that writes to `notifier`."""
-IS_FINDABLE: Final = {"notifier.due": absent_or(DATE)}
-"""Condition of a write that owes an e-mail: beside a `due` of another type, nobody would find the e-mail."""
-HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}
-"""Condition of a write that owes another e-mail."""
-IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}
-"""Condition of a field. MongoDB counts an array of dates as a date, too."""
-OUTBOX: Final = {"$cond": [{"$isArray": "$notifier.outbox"}, "$notifier.outbox", []]}
-WAITING: Final = {"$cond": [{"$isArray": "$notifier.waiting"}, "$notifier.waiting", []]}
-DELETED: Final = {"$cond": [{"$isArray": "$notifier.deleted"}, "$notifier.deleted", []]}
-NOTIFICATIONS: Final = {"$cond": [{"$isArray": "$notifications"}, "$notifications", []]}
-
-
-ONLY_OURS: Final[JSONObject] = {
-    "$nor": [
-        {
-            "notifications": {
-                "$elemMatch": {"$or": [{"id": {"$not": {"$type": "string"}}}, {"is_new": {"$not": {"$type": "bool"}}}]}
-            }
-        },
-        {"notifications": {"$elemMatch": {"$not": {"$type": ["object", "null"]}}}},
-    ]
-}
-"""Condition that every notification is the service's or `null`. Whether the field is an array, `$push` checks
-itself."""
-IS_OURS: Final = {
+OURS: Final = {"notifier": _absent_or(3)}  # an object; the condition of every pipeline that writes to `notifier`
+IS_FINDABLE: Final = {"notifier.due": _absent_or(9)}
+"""Condition of a write that owes an e-mail: if `due` were anything but a date, nobody would find the e-mail."""
+HAS_ROOM: Final = {f"notifier.outbox.{OUTBOX_LIMIT - 1}": {"$exists": False}}  # for another e-mail
+IS_DATE: Final = {"$type": "date", "$not": {"$type": "array"}}  # MongoDB counts an array of dates as a date, too
+_OTHER: Final = {"$or": [{"id": {"$not": {"$type": "string"}}}, {"is_new": {"$not": {"$type": "bool"}}}]}
+_SCALAR: Final = {"$not": {"$type": ["object", "null"]}}
+ONLY_OURS: Final[JSONObject] = {"$nor": [{"notifications": {"$elemMatch": odd}} for odd in (_OTHER, _SCALAR)]}
+"""Condition that every notification is the service's or `null`. `$push` itself checks that the field is an array."""
+IS_OURS: Final = {  # the same as an expression, of one notification
     "$or": [
         {"$eq": [{"$type": "$$this"}, "null"]},
         {"$and": [{"$eq": [{"$type": "$$this.id"}, "string"]}, {"$eq": [{"$type": "$$this.is_new"}, "bool"]}]},
     ]
 }
-"""Expression: whether a notification is the service's, or `null`."""
+
+
+def _array(field: str) -> JSONObject:
+    return {"$cond": [{"$isArray": f"${field}"}, f"${field}", []]}
+
+
+OUTBOX: Final = _array("notifier.outbox")
+WAITING: Final = _array("notifier.waiting")
+DELETED: Final = _array("notifier.deleted")
+NOTIFICATIONS: Final = _array("notifications")
 
 
 def absent_or_array(field: str) -> JSONObject:
@@ -114,6 +92,10 @@ def absent_or_array(field: str) -> JSONObject:
 def only(array: object, condition: object) -> JSONObject:
     """Return the expression that filters an array; `condition` refers to the element as `$$this`."""
     return {"$filter": {"input": array, "cond": condition}}
+
+
+def without(array: object, condition: object) -> JSONObject:
+    return only(array, {"$not": [condition]})
 
 
 def each(array: object, expression: object) -> JSONObject:
@@ -129,35 +111,10 @@ def concat(*arrays: object) -> JSONObject:
     return {"$concatArrays": [*arrays]}
 
 
-def without(array: object, condition: object) -> JSONObject:
-    """Return the expression of the elements of an array that do not meet a condition."""
-    return only(array, {"$not": [condition]})
-
-
 def elements(parent: object, field: str) -> list[JSONObject]:
     """Return the objects in an array of the document; anything else is another program's."""
     array = parent.get(field) if isinstance(parent, dict) else None
     return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
-
-
-def inbox(limit: int) -> JSONObject:
-    """Return the expression of a user's inbox: the newest `limit` notifications, newest last."""
-    return {"$slice": [NOTIFICATIONS, -limit]}
-
-
-def marked(notifications: JSONObject, *, is_new: bool) -> JSONObject:
-    is_unread = {"$eq": ["$$this.is_new", True]}
-    return only(notifications, is_unread if is_new else {"$not": is_unread})
-
-
-def append(notification: JSONObject, limit: int, slack: int) -> JSONObject:
-    """Return the `$push` that adds a notification to an inbox of `limit`.
-
-    A push at the end costs MongoDB's oplog the new element; one that also trims costs it the whole array. So with
-    slack, only some trim to the inbox, at random, and the others bound the array.
-    """
-    trims = not slack or randrange(slack) < SLACK_PART
-    return {"$each": [notification], "$slice": -limit if trims else -(limit + slack)}
 
 
 def optional_fields(item: Mapping[str, Any]) -> JSONObject:
@@ -167,32 +124,3 @@ def optional_fields(item: Mapping[str, Any]) -> JSONObject:
 
 def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
     return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}
-
-
-def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
-    """Return the `$push` that remembers an idempotency key and forgets the oldest."""
-    return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A write to one document.
-
-    `filter` are the conditions that it always has. A write that is `numbered` may be given a number, which makes it
-    safe to repeat; without one, `guard` are the conditions that do. Other writes are safe by themselves.
-    """
-
-    filter: JSONObject
-    update: JSONObject | Sequence[JSONObject]
-    upsert: bool = False
-    guard: JSONObject = field(default_factory=dict)
-    numbered: bool = False
-    array_filters: Sequence[JSONObject] | None = None
-
-    def conditions(self, *, guarded: bool) -> JSONObject:
-        return self.filter | self.guard if guarded else self.filter
-
-    def statement(self, *, guarded: bool) -> JSONObject:
-        q = self.conditions(guarded=guarded)
-        statement: JSONObject = {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE}
-        return statement | ({"arrayFilters": self.array_filters} if self.array_filters else {})

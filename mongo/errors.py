@@ -3,48 +3,34 @@
 The names of the codes are those of src/mongo/base/error_codes.yml of MongoDB 8; hosted services where noted.
 """
 
-from __future__ import annotations
-
 import asyncio
-import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import pymongo
 from dns.exception import DNSException
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
-    DocumentTooLarge,
-    DuplicateKeyError,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
-    ServerSelectionTimeoutError,
     WriteConcernError,
-    WriteError,
 )
 
-T = TypeVar("T")
-
 UNAUTHORIZED: Final = 13
-REFUSED_US: Final[Mapping[int, str]] = {
+REFUSED_US: Final[Mapping[int, str]] = {  # what is corrected at MongoDB or in `DB_URI`
     UNAUTHORIZED: "does not give the user of DB_URI the rights it needs: the role readWrite on the database",
     18: "refuses the user name or password of DB_URI; authSource may have to name another database",
     334: "does not offer the authMechanism of DB_URI",
     13297: "has a database whose name differs from that in DB_URI only in case, and admits no second one",
 }
-"""Unauthorized, AuthenticationFailed, MechanismUnavailable and DatabaseDifferCase. They are corrected at MongoDB or in
-`DB_URI`."""
-ATLAS: Final = 8000
-"""Atlas has one code for all its own errors, such as that the storage quota is used up."""
-ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do action": 13}
-"""Parts of its messages, and the codes that MongoDB itself has for them."""
-TOO_LARGE: Final = frozenset({10334, 17419, 17420})
-"""BSONObjectTooLarge, and the codes of an update that would make such a document."""
+ATLAS: Final = 8000  # Atlas's only code for its own errors, such as that the storage quota is used up
+ATLAS_REFUSED_US: Final[Mapping[str, int]] = {"bad auth": 18, "not allowed to do action": UNAUTHORIZED}
+"""Parts of Atlas's messages, and the codes that MongoDB itself has for them."""
+TOO_LARGE: Final = frozenset({10334, 17419, 17420})  # also of an update that would make such a document
 WRONG_TYPE: Final = frozenset({2, 14, 28, 16837, 40400})
 """BadValue (a push into something other than an array), TypeMismatch, PathNotViable, an update operator on a value that
 it cannot change, and `$mergeObjects` with something other than an object."""
@@ -52,13 +38,12 @@ DUPLICATE_KEY: Final = 11000
 INDEX_CODES: Final = (67, 171, 201, 13026, 13027, 13068, 16755, 16766, 16804, 17261, 17262, 17280)
 """A team's index has no key for the document (expression_keys_private.cpp, fts_spec.cpp and btree_key_generator.cpp of
 MongoDB 6.0)."""
-CONFLICTS: Final[Mapping[int, str]] = {
+CONFLICTS: Final[Mapping[int, str]] = {  # refusals by the team's collection, which last until somebody changes it
     DUPLICATE_KEY: "a unique index",
     121: "a validator of the collection",  # DocumentValidationFailure
     166: "a view in place of the collection",  # CommandNotSupportedOnView
     **dict.fromkeys(INDEX_CODES, "an index of the collection that has no key for the document"),
 }
-"""Refusals by the team's collection, which last until somebody changes it."""
 FIRST_PLACE: Final = 1000
 """Codes from here on name a place in MongoDB's source at which it refused a statement or a document. Nearly every lower
 code names a state of the server, which may pass."""
@@ -79,44 +64,29 @@ FINAL: Final = frozenset(
 """Codes below `FIRST_PLACE` that waiting cannot change: the statement, the document or the stream is at fault. 303 is
 Amazon DocumentDB's "Feature not supported"."""
 NO_ANSWER: Final = "MongoDB does not answer in time."
-INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)
-"""What the driver raises for a connection string that is not valid or contradicts itself."""
-DEADLINE: Final = 10.0
-"""Seconds for which an operation is repeated before it is `Unavailable`."""
+INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)  # what the driver raises for a bad DB_URI
+DEADLINE: Final = 10.0  # seconds for which an operation is repeated before it is `Unavailable`
+PING_DEADLINE: Final = 2.0  # the same for a read whose answer is worthless when it is late
+RETRY_PAUSE: Final = (0.05, 0.25)  # shortest and longest pause, in seconds, between two attempts
+RETRYABLE: Final = ("RetryableWriteError", "RetryableError", "SystemOverloadedError", "TransientTransactionError")
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long MongoDB may take, in seconds.
+    """How long MongoDB may take, in seconds. A request that stalls a shared call delays the others only once."""
 
-    `operation` bounds an operation with all its attempts, and `attempt` one call of the driver: if its reply never
-    comes, time is left for another. `shared_call` bounds a call that several requests share. A request that stalls one
-    is retried alone, so it delays the others only once.
-    """
-
-    operation: float = DEADLINE
-    attempt: float = 4.0
-    shared_call: float = 2.0
+    operation: float = DEADLINE  # with all its attempts
+    attempt: float = 4.0  # one call of the driver: if its reply never comes, time is left for another
+    shared_call: float = 2.0  # a call that several requests share
 
 
 PATIENCE: Final = Patience()
-PING_DEADLINE: Final = 2.0
-"""Seconds for which a read is repeated whose answer is worthless when it is late."""
-RETRY_PAUSE: Final = (0.05, 0.25)
-"""Shortest and longest pause, in seconds, between two attempts."""
-RETRYABLE_LABELS: Final = (
-    "RetryableWriteError",
-    "RetryableError",
-    "SystemOverloadedError",
-    "TransientTransactionError",
-)
 
 
 class StoreError(Exception):
-    """Base of all errors that MongoDB or a user's document causes.
+    """Base of all errors that MongoDB or a user's document causes. All but `Unavailable` mean that nothing was written.
 
-    Every operation may raise `Unavailable`, and every write `Conflict` and `TooLarge`. Docstrings name only further
-    errors.
+    Every operation may raise `Unavailable`, and every write `Conflict` and `TooLarge`: docstrings name only others.
     """
 
 
@@ -171,12 +141,26 @@ class Changed(StoreError):
     """The document changed between two steps of one attempt, which is then repeated."""
 
 
+class Incomplete(Exception):
+    """A create for many users failed for some, and asking again will not help. `failures` are by index.
+
+    `not_owed` says that some of the others are owed no e-mail because their outboxes are full.
+    """
+
+    def __init__(self, failures: Mapping[int, StoreError], *, not_owed: bool = False) -> None:
+        self.failures = failures
+        self.not_owed = not_owed
+
+
+class NotYetComplete(Incomplete):
+    """A create for many users failed for some, of whom at least one may succeed later."""
+
+
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
-    """Limit the time of a call of the shared client, as `asyncio.timeout` does. Raises `TimeoutError`.
+    """Limit the time of a call of the shared client, as `asyncio.timeout` does.
 
-    Cancelled twice while it looks for a server, by two limits or by a stop, PyMongo raises a `RuntimeError` of its lock
-    in place of the `CancelledError`.
+    Cancelled twice while it looks for a server, PyMongo raises a `RuntimeError` of its lock, not a `CancelledError`.
     """
     async with asyncio.timeout(seconds):
         try:
@@ -185,47 +169,6 @@ async def within(seconds: float) -> AsyncIterator[None]:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise asyncio.CancelledError from exc
             raise
-
-
-async def persist(
-    attempt: Callable[[int], Awaitable[T]], deadline: float | None = None, *, patience: Patience = PATIENCE
-) -> T:
-    """Repeat an operation that MongoDB could not do or confirm, until the deadline in seconds.
-
-    `attempt` is given the number of the attempt, from 0 on. The operation must be safe to repeat after it took effect
-    and its reply was lost.
-    """
-    cause: Exception | None = None
-    limit = patience.operation if deadline is None else deadline
-    loop = asyncio.get_running_loop()
-    n, ends = -1, loop.time() + limit
-    try:
-        while True:
-            n += 1
-            # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
-            # a timer for each request would cost as much as its log line.
-            async with nullcontext() if n == 0 and deadline is None else within(ends - loop.time()):
-                try:
-                    # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
-                    # a deadline, its own timeout is short enough.
-                    with nullcontext() if deadline is None else pymongo.timeout(max(limit - 0.8, limit / 2)):
-                        return await attempt(n)
-                except (Changed, TimeoutError) as exc:
-                    cause = exc
-                except PyMongoError as exc:
-                    if not means_unavailable(exc):
-                        raise
-                    # After a refusal, the driver takes the server for unknown for a while.
-                    if not (isinstance(cause, OperationFailure) and isinstance(exc, ServerSelectionTimeoutError)):
-                        cause = exc
-                await asyncio.sleep(random.uniform(*RETRY_PAUSE))
-    except TimeoutError as exc:
-        raise unavailable(cause or exc) from (cause or exc)
-    except DocumentTooLarge as exc:
-        raise TooLarge from exc
-    except OperationFailure as exc:
-        # Without the server's own sentence: it may hold an address, and would end in the log.
-        raise refusal(exc) from None
 
 
 def refusal(exc: OperationFailure) -> StoreError:
@@ -241,14 +184,15 @@ def refusal(exc: OperationFailure) -> StoreError:
 
 def means_unavailable(exc: PyMongoError) -> bool:
     """Return whether the same operation may succeed later."""
-    if any(exc.has_error_label(label) for label in RETRYABLE_LABELS):
+    if any(exc.has_error_label(label) for label in RETRYABLE):
         return True
-    if not isinstance(exc, OperationFailure):
-        return isinstance(exc, ConnectionFailure | ConfigurationError)
-    if exc.code is None:  # the driver's own refusal
-        return isinstance(exc, WriteConcernError)
-    is_state = exc.code in STATES if exc.code >= FIRST_PLACE else exc.code not in FINAL
-    return is_state or exc.code in REFUSED_US or isinstance(exc, WriteConcernError)
+    if isinstance(exc, ConnectionFailure | ConfigurationError | WriteConcernError):
+        return True
+    if not isinstance(exc, OperationFailure) or exc.code is None:  # the driver's own refusal
+        return False
+    if exc.code >= FIRST_PLACE:
+        return exc.code in STATES or exc.code in REFUSED_US
+    return exc.code not in FINAL
 
 
 def unavailable(exc: Exception) -> Unavailable:
@@ -277,9 +221,3 @@ def _refused_us(exc: OperationFailure) -> int | None:
     if exc.code == ATLAS:
         return next((code for text, code in ATLAS_REFUSED_US.items() if text in f"{exc}"), None)
     return exc.code if exc.code in REFUSED_US else None
-
-
-def write_error(error: Mapping[str, Any]) -> PyMongoError:
-    """Return the exception that the driver raises for a single write with this element of `writeErrors`."""
-    kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
-    return kind(error["errmsg"], error["code"], error)

@@ -7,11 +7,8 @@ their ids.
 Of a kind that collapses, a new notification takes the place of the user's unread one of the same key and target.
 """
 
-from __future__ import annotations
-
 import logging
-from datetime import datetime
-from typing import Any, Final, cast
+from typing import Final
 
 from kinds import Kinds
 from mongo.document import (
@@ -24,30 +21,28 @@ from mongo.document import (
     WAITING,
     WITHOUT_EMPTY,
     JSONObject,
-    Write,
     absent_or_array,
     any_of,
     concat,
     each,
-    inbox,
     only,
     without,
 )
-from mongo.owed import IS_WAITING, NO_TOKEN, SET_DUE, is_ours_to_send, left_to_others, merged
+from mongo.lanes import Write
+from mongo.owed import IS_FREE, IS_WAITING, SET_DUE, is_ours_to_send, left_to_others, merged
 from mongo.users import Users
 
 log = logging.getLogger("notifier.mongo")
 
 IS_OVER: Final = {"$and": [IS_WAITING, {"$lte": ["$$this.due", "$$NOW"]}]}
 ROOM: Final = {"$max": [0, {"$subtract": [OUTBOX_LIMIT, {"$size": OUTBOX}]}]}
-HAS_WINDOW_OVER: Final = {
+HAS_WINDOW_OVER: Final = {  # whether a window has ended that the claim can turn into an e-mail
     "$and": [
         {"$gt": [ROOM, 0]},
         {"$in": [{"$type": "$notifier.outbox"}, ["missing", "array"]]},
         any_of(WAITING, IS_OVER),
     ]
 }
-"""Whether a window has ended that the claim can turn into an e-mail."""
 IS_REPLACED: Final = {"$in": ["$$this.id", "$$replaced"]}
 
 
@@ -60,14 +55,9 @@ class Windows:
         self._by_kind = [name for name, kind in kinds.items() if kind.email_batch == "kind"]
         self._by_target = [name for name, kind in kinds.items() if kind.email_batch == "target"]
         self._lengths = {name: round(1000 * kind.window) for name, kind in kinds.items() if kind.window}
+        # Elements that may wait. If there are more, some tell notifications that the inbox no longer shows.
         self.room = users.limit + RECENT_LIMIT
-        """Elements that may wait. Beyond it, some tell notifications that the inbox no longer shows."""
-
-    def has_room(self) -> JSONObject:
-        return {f"notifier.waiting.{self.room - 1}": {"$exists": False}}
-
-    def new_element(self, id_: str, key: str, due: datetime, target_id: str | None) -> JSONObject:
-        return {"id": id_, "key": key, **({"target_id": target_id} if target_id else {}), "due": due}
+        self.has_room: JSONObject = {f"notifier.waiting.{self.room - 1}": {"$exists": False}}
 
     def _group(self, element: str) -> JSONObject:
         """Return the expression that is equal for elements that share an e-mail."""
@@ -96,8 +86,8 @@ class Windows:
             "unknown_until": {"$ifNull": [{"$max": "$$members.unknown_until"}, "$$REMOVE"]},
             **leased,
         }
-        made = {"$let": {"vars": {"members": members}, "in": email}}
-        emails = {"$map": {"input": groups, "as": "group", "in": made}}
+        of_group = {"$let": {"vars": {"members": members}, "in": email}}
+        emails = {"$map": {"input": groups, "as": "group", "in": of_group}}
         rest = without(WAITING, {"$and": [IS_WAITING, {"$in": [of_this, groups]}]})
         left = merged(rest, {"$and": [IS_OVER, {"$not": [is_ours]}]}, left_to_others("due"))
         return {
@@ -119,7 +109,7 @@ class Windows:
         return is_later, [{"$set": {"notifier.waiting": merged(WAITING, is_later, {"due": due})}}, SET_DUE]
 
     async def make_room(self, user_id: str) -> None:
-        """Let go those whose notification the inbox no longer shows. Others of a group inherit when it ends."""
+        """Drop elements whose notification the inbox no longer shows. The rest of its group inherits the due time."""
         shown = each(self._users.inbox, "$$this.id")
         is_shown = {"$in": ["$$this.id", shown]}
         gone = only(WAITING, {"$and": [IS_WAITING, {"$not": [is_shown]}]})
@@ -127,7 +117,7 @@ class Windows:
         before = only(gone, {"$eq": [self._group("$$this"), self._group("$$kept")]})
         due = {"$min": ["$$kept.due", {"$min": each(before, "$$this.due")}]}
         inherited = {"$map": {"input": kept, "as": "kept", "in": {"$mergeObjects": ["$$kept", {"due": due}]}}}
-        change: list[dict[str, Any]] = [{"$set": {"notifier.waiting": _unless_empty(inherited)}}, SET_DUE]
+        change: list[JSONObject] = [{"$set": {"notifier.waiting": _unless_empty(inherited)}}, SET_DUE]
         full = self._users.key(user_id) | OURS | {f"notifier.waiting.{self.room - 1}": {"$exists": True}}
         update = self._users.collection.update_one
         await self._users.persist_for(user_id, lambda _: update(full, change, collation=SIMPLE))
@@ -140,20 +130,17 @@ def _unless_empty(array: JSONObject) -> JSONObject:
     return {"$cond": [{"$isArray": "$notifier.waiting"}, left, "$notifier.waiting"]}
 
 
-# --- kinds that collapse ----------------------------------------------------------------------------
-
-
-def collapsing(write: Write, limit: int) -> Write:
+def collapsing(write: Write, users: Users) -> Write:
     """Return the write of a create as a pipeline that replaces the unread notifications of the same key and target.
 
-    The ids of these count as deleted, and their `count`s add up. A pipeline would overwrite values that classic
-    operators refuse, so its filter refuses them. It creates no user, because it cannot recognise a new document.
+    Their ids count as deleted, and their `count`s add up. A pipeline would overwrite values that classic operators
+    refuse, so its filter refuses them. It creates no user, because it cannot recognise a new document.
     """
-    update = cast("JSONObject", write.update)
-    pushes: dict[str, Any] = update["$push"]
+    pushes: JSONObject = write.update["$push"]
     (new,) = pushes["notifications"]["$each"]
-    newest = inbox(limit)
-    replaced = only(newest, _is_same(new))
+    newest, limit, target = users.inbox, users.limit, {"$ifNull": ["$$this.target_id", None]}
+    same = [("$$this.is_new", True), ("$$this.key", new["key"]), (target, new.get("target_id"))]
+    replaced = only(newest, {"$and": [{"$eq": [field, {"$literal": value}]} for field, value in same]})
     counts = each(replaced, {"$cond": [{"$isNumber": "$$this.count"}, "$$this.count", 1]})
     merged = {"$mergeObjects": [{"$literal": new}, {"count": {"$add": [1, {"$sum": counts}]}}]}
     gone = {"$slice": [concat(DELETED, "$$replaced"), -max(limit, RECENT_LIMIT)]}
@@ -162,8 +149,8 @@ def collapsing(write: Write, limit: int) -> Write:
         "notifier.deleted": {"$cond": [{"$eq": ["$$replaced", []]}, "$notifier.deleted", gone]},
         **{name: _pushed(name, push) for name, push in pushes.items() if name != "notifications"},
     }
-    if "$min" in update:
-        change["notifier.due"] = {"$min": ["$notifier.due", {"$literal": update["$min"]["notifier.due"]}]}
+    if "$min" in write.update:
+        change["notifier.due"] = {"$min": ["$notifier.due", {"$literal": write.update["$min"]["notifier.due"]}]}
     if "notifier.waiting" in pushes:
         change |= _passed_on(new["id"], pushes["notifier.waiting"], change["notifier.due"])
     ids = each(replaced, "$$this.id")
@@ -171,12 +158,6 @@ def collapsing(write: Write, limit: int) -> Write:
     arrays = [absent_or_array(name) for name in (*pushes, "notifier.outbox")]
     filter_ = write.filter | OURS | {"$and": arrays}
     return Write(filter_, [{"$set": fields}, WITHOUT_EMPTY], guard=write.guard, numbered=write.numbered)
-
-
-def _is_same(new: JSONObject) -> JSONObject:
-    target = {"$ifNull": ["$$this.target_id", None]}
-    same = [["$$this.is_new", True], ["$$this.key", {"$literal": new["key"]}]]
-    return {"$and": [*({"$eq": pair} for pair in same), {"$eq": [target, {"$literal": new.get("target_id")}]}]}
 
 
 def _pushed(name: str, push: JSONObject) -> JSONObject:
@@ -194,32 +175,19 @@ def _passed_on(id_: str, element: JSONObject, due: JSONObject) -> JSONObject:
     conversation, the new notification gets an e-mail of its own.
     """
     passing = only(WAITING, IS_REPLACED)
-    passed = {
-        "$mergeObjects": [
-            {"$first": passing},
-            {"id": id_, "due": {"$min": each(passing, "$$this.due")}},
-        ]
-    }
+    passed = {"$mergeObjects": [{"$first": passing}, {"id": id_, "due": {"$min": each(passing, "$$this.due")}}]}
     told = {"$cond": [{"$isArray": "$$this.ids"}, {"$setIntersection": ["$$this.ids", "$$replaced"]}, []]}
-    is_free = {"$and": [{"$eq": ["$$this.token", NO_TOKEN]}, {"$ne": [told, []]}]}
+    is_free = {"$and": [IS_FREE, {"$ne": [told, []]}]}
     renamed = {"$mergeObjects": ["$$this", {"ids": concat({"$setDifference": ["$$this.ids", "$$replaced"]}, [id_])}]}
     waits, is_owed = {"$ne": [passing, []]}, any_of(OUTBOX, is_free)
 
     def choose(if_waiting: object, if_owed: object, otherwise: object) -> JSONObject:
-        return {
-            "$switch": {
-                "branches": [{"case": waits, "then": if_waiting}, {"case": is_owed, "then": if_owed}],
-                "default": otherwise,
-            }
-        }
+        return {"$cond": [waits, if_waiting, {"$cond": [is_owed, if_owed, otherwise]}]}
 
+    own = concat(WAITING, [{"$literal": element}])
     speaking = each(OUTBOX, {"$cond": [is_free, renamed, "$$this"]})
     return {
-        "notifier.waiting": choose(
-            concat(without(WAITING, IS_REPLACED), [passed]),
-            "$notifier.waiting",
-            concat(WAITING, [{"$literal": element}]),
-        ),
+        "notifier.waiting": choose(concat(without(WAITING, IS_REPLACED), [passed]), "$notifier.waiting", own),
         "notifier.outbox": choose("$notifier.outbox", speaking, "$notifier.outbox"),
         "notifier.due": choose("$notifier.due", "$notifier.due", due),
     }

@@ -1,11 +1,7 @@
 """The indexes that the service needs: looked up, or made while it serves, however long MongoDB takes.
 
 An index need not be the service's own: any serves that has the same key and covers every document with the field.
-MongoDB also lists indexes that it is still making. Only a query with the name as a hint shows whether one is ready
-(MongoDB manual, "Index Builds on Populated Collections").
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
@@ -20,21 +16,17 @@ from mongo.errors import REFUSED_US, means_unavailable, name_of, within
 
 log = logging.getLogger("notifier.mongo")
 
-LIMIT: Final = 64
-"""Indexes of a collection (MongoDB manual, "MongoDB Limits and Thresholds")."""
-TIMEOUT: Final = 4.0
-"""Seconds to wait for the answer to a question."""
-TELL_AFTER: Final = 3.0
-"""Seconds after which the log says that MongoDB is making an index."""
+TIMEOUT: Final = 4.0  # seconds to wait for the answer to a question
+TELL_AFTER: Final = 3.0  # seconds after which the log says that MongoDB is making an index
 DROP: Final = "drop it; the service makes its own."
 FAULTS: Final[Mapping[str, str]] = {
     "expireAfterSeconds": f"deletes documents (expireAfterSeconds): {DROP}",
     "unique": f"is unique: {DROP}",
     "hidden": "is hidden: unhide it.",
 }
-"""Options with which an index is in the way, and what to do. A hidden one is not while another index serves."""
+"""Options with which an index is in the way, and what to do; if hidden, only while none serves."""
 UNFIT: Final = {*FAULTS, "partialFilterExpression", "collation"}
-"""Options with which an index does not serve. MongoDB admits another one with the same key beside the last two."""
+"""Options with which an index does not serve. Beside the last two, MongoDB admits another with the same key."""
 
 
 class Index:
@@ -42,10 +34,8 @@ class Index:
 
     def __init__(self, collection: SharedCollection, *fields: str, sparse: bool = False, waiting: str = "") -> None:
         self.collection = collection
-        self.hint: str | None = None
-        """The name of the index, once it is there."""
-        self.is_missing = False
-        """Whether it is known to be missing. Commands do not check, and work without it."""
+        self.hint: str | None = None  # its name, once it is there
+        self.is_missing = False  # as far as is known: commands do not check, and work without it
         self._key = dict.fromkeys(fields, 1)
         self._name = "_".join(f"{field}_1" for field in fields)
         self._sparse = {"sparse": True} if sparse else {}
@@ -54,7 +44,6 @@ class Index:
         self.lost = asyncio.Event()
 
     def lose(self) -> None:
-        """Note that an index is gone that was there."""
         log.warning("%s: the index %s was dropped, and is made again", self.collection.name, self.hint)
         self.hint, self.is_missing = None, True
         self.lost.set()
@@ -62,36 +51,31 @@ class Index:
     async def make(self) -> None:
         """Find it, or make it and wait until it is there. Raises PyMongo's errors unless they are refusals."""
         self.lost.clear()
+        indexes: list[Mapping[str, Any]] = []
         try:
-            fault = await self._make()
+            async with within(TIMEOUT):
+                indexes += await (await self.collection.list_indexes()).to_list()
+            indexes.append(await self._find_or_create(indexes))
+            fault = self.fault(indexes)
         except OperationFailure as exc:
             if means_unavailable(exc) and exc.code not in REFUSED_US:
                 raise
-            fault = f"MongoDB refuses the index {self._name}: {name_of(exc)}."
             self.hint, self.is_missing = None, True
+            fault = self.fault(indexes) or f"MongoDB refuses the index {self._name}: {name_of(exc)}."
         if fault:
             self._tell(logging.ERROR, fault)
         elif self._told:
             log.info("%s: the index %s is there", self.collection.name, self.hint)
             self._told = ""
 
-    async def _make(self) -> str | None:
-        """Make the index, and return a sentence about one that is in the way or does harm."""
-        async with within(TIMEOUT):
-            indexes = await (await self.collection.list_indexes()).to_list()
-        serving, names = self.serving(indexes), {index["name"] for index in indexes}
+    async def _find_or_create(self, indexes: Sequence[Mapping[str, Any]]) -> JSONObject:
+        serving, is_taken = self.serving(indexes), any(index["name"] == self._name for index in indexes)
         if self.hint and serving is None:
             self.lose()
-        index = serving or {"name": f"{self._name}{'_own' * (self._name in names)}", "key": self._key, **self._sparse}
-        try:
-            await self._create({**index, "collation": SIMPLE})
-        except OperationFailure:
-            if serving or not (fault := self.fault(indexes)):
-                raise
-            self.is_missing = True
-            return fault
+        index = serving or {"name": f"{self._name}{'_own' * is_taken}", "key": self._key, **self._sparse}
+        await self._create({**index, "collation": SIMPLE})
         self.hint, self.is_missing = index["name"], False
-        return self.fault([*indexes, index])
+        return index
 
     def serving(self, indexes: Iterable[Mapping[str, Any]]) -> JSONObject | None:
         usable = [index for index in self._alike(indexes) if not UNFIT & index.keys()]
@@ -99,29 +83,24 @@ class Index:
         return {name: value for name, value in best.items() if name != "ns"} if best else None
 
     def fault(self, indexes: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return a sentence about an index that is in the way or does harm, or `None`."""
-        serves, collection = bool(self.serving(indexes)), self.collection.name
+        """Return a sentence about an index that is in the way or does harm."""
+        serves = bool(self.serving(indexes))
         for index in self._alike(indexes):
-            option = next((option for option in FAULTS if option in index), None)
-            if option and not (serves and option == "hidden"):
-                return f"The index {index['name']} of {collection} {FAULTS[option]}"
-        if not serves and len(indexes) >= LIMIT:
-            return f"The collection {collection} has {LIMIT} indexes, and MongoDB admits no more: drop one."
+            for option, words in FAULTS.items():
+                if option in index and not (serves and option == "hidden"):
+                    return f"The index {index['name']} of {self.collection.name} {words}"
         return None
 
     def _alike(self, indexes: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         return [index for index in indexes if list(index["key"].items()) == list(self._key.items())]
 
     async def _create(self, index: JSONObject) -> None:
-        """Make the index, or wait for one that is being made: that is the same command to MongoDB.
-
-        It has no timeout, and a member of the replica set that is down does not hold it up (`commitQuorum`).
-        """
+        """Make the index, or wait for one that is being made, which is the same command. It has no timeout."""
         database = self.collection.database
         async with within(TIMEOUT):
             hello = await database.command("hello")
         is_replicated = "setName" in hello or "msg" in hello
-        quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a standalone server refuses it
+        quorum: JSONObject = {"commitQuorum": "majority"} if is_replicated else {}  # a member may be down
         sentence = f"MongoDB is making the index {self._name}."
         telling = asyncio.get_running_loop().call_later(TELL_AFTER, self._tell, logging.WARNING, sentence)
         try:

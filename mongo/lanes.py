@@ -1,52 +1,62 @@
 """Lanes: sessions in which shared calls are numbered, so that MongoDB itself lets each take effect at most once.
 
 MongoDB remembers the statements of a session's last number (MongoDB manual, "Retryable Writes" and "Server Sessions"):
-sent again under the same number, a statement that took effect is not repeated, also if the first sending arrives late.
+sent again under the same number, a statement that took effect is not repeated, even if the first sending arrives late.
 A call with a lower number than the last is refused. So a create needs no condition that tells whether it was done
 before, and MongoDB finds the document by `_id` alone, which is its fastest way.
-
-Only servers that keep numbers have lanes: `keeps_numbers` tries it. On others every attempt has all its conditions.
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bson import Int64, ObjectId
-from pymongo.errors import OperationFailure, PyMongoError, WriteConcernError
+from pymongo.errors import (
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+    WriteError,
+)
 
-from mongo.connection import SharedClient, SharedCollection, SharedDatabase
-from mongo.document import SIMPLE, JSONObject, Write
-from mongo.errors import RETRY_PAUSE, Patience, means_unavailable, unavailable, within, write_error
+from mongo.connection import Connection, SharedClient, SharedCollection
+from mongo.document import SIMPLE, JSONObject
+from mongo.errors import DUPLICATE_KEY, RETRY_PAUSE, Patience, Unavailable, means_unavailable, unavailable, within
 
 log = logging.getLogger("notifier.mongo")
 
-PROBE: Final = "notifier_probe"
-"""The collection in which a start tries whether the server keeps numbers. Its document is deleted at once."""
-EXPIRED: Final = 50
-"""MaxTimeMSExpired: the call has ended on the server, and the statements before the slow one are done."""
-TOO_OLD: Final = 225
-"""TransactionTooOld: the session has seen a higher number."""
-SERVER_PART: Final = 0.75
-"""Part of a call's timeout that the server is given, so that it ends the call before we do."""
-ONE_TIMEOUT: Final = 0.25
-"""Timeout in seconds of each write, once their shared call took too long."""
-
+PROBE: Final = "notifier_probe"  # the collection in which a start tries whether the server keeps numbers
+SERVER_PART: Final = 0.75  # part of a call's timeout that the server is given, so that it ends the call before we do
+ONE_TIMEOUT: Final = 0.25  # seconds for each write, once their shared call took too long
 
 Outcome = bool | Exception | None
 """What became of a write: whether its conditions held, its error, or `None` if the reply does not say."""
 
 
-class Unclear(Exception):
-    """The call may have taken effect, or may still do so. `cause` is why nobody knows."""
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write to one document, if the conditions in `filter` hold.
 
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
+    One that is `numbered` may be given a number, which makes it safe to repeat. Without one, it needs the conditions in
+    `guard`, too. Other writes are safe by themselves.
+    """
+
+    filter: JSONObject
+    update: Any  # operators or a pipeline
+    upsert: bool = False
+    guard: JSONObject = field(default_factory=dict)
+    numbered: bool = False
+    array_filters: Sequence[JSONObject] | None = None
+
+    def statement(self, *, guarded: bool) -> JSONObject:
+        q = self.filter | self.guard if guarded else self.filter
+        filters = {"arrayFilters": self.array_filters} if self.array_filters else {}
+        return {"q": q, "u": self.update, "upsert": self.upsert, "collation": SIMPLE, **filters}
 
 
 class Lane:
@@ -58,19 +68,16 @@ class Lane:
         self.number = 0
 
     def advance(self) -> None:
-        """Take the next number, which shuts out all calls before. By the clock it is higher than those of others."""
+        """Take the next number, which shuts out all earlier calls. It is the time, so higher than any used before."""
         self.number = max(self.number + 1, time.time_ns())
 
 
 class Calls:
-    """Makes shared calls to the users' collection. Numbered ones have a lane each."""
-
     def __init__(self, users: SharedCollection, patience: Patience) -> None:
         self._users = users
-        self._patience = patience
+        self.patience = patience
         self._free: list[Lane] = []
-        self.numbered = False
-        """Whether the server keeps numbers. Set once that is known."""
+        self.numbered = False  # until it is known that the server keeps numbers
 
     async def run(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         """Make writes in one call, or in several until their outcome is known; return one outcome for each.
@@ -78,8 +85,8 @@ class Calls:
         Raises `Unavailable` if numbered writes may still take effect, otherwise PyMongo's errors and `TimeoutError`.
         """
         if not (self.numbered and writes[0].numbered):
-            return outcomes_of(writes, await self._send(writes))
-        deadline = asyncio.get_running_loop().time() + self._patience.operation - self._patience.shared_call
+            return outcomes_of(writes, await self.send(writes))
+        deadline = asyncio.get_running_loop().time() + self.patience.operation - self.patience.shared_call
         lane = self._free.pop() if self._free else Lane(self._users.database.client)
         try:
             return await self._numbered(lane, writes, deadline)
@@ -89,13 +96,17 @@ class Calls:
     async def _numbered(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
         lane.advance()
         try:
-            reply = await self._send(writes, lane)
-        except Unclear:
+            reply = await self.send(writes, lane)
+        except Unavailable:
             return await self._repeat(lane, writes, deadline)
+        except ExecutionTimeout:
+            return await self._one_by_one(lane, writes, deadline)
         except OperationFailure as exc:
-            if exc.code == EXPIRED:
-                return await self._one_by_one(lane, writes, deadline)
-            return await self._without_number(writes, exc)
+            reply = await self.send(writes, guarded=True)  # conditions in place of the number that was refused
+            if self.numbered:
+                log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", exc.code)
+                self.numbered = False
+            return outcomes_of(writes, reply)
         if "retriedStmtIds" in reply:  # the number was used before, so nothing of this took effect
             return await self._fenced(lane, writes, deadline)
         outcomes = outcomes_of(writes, reply)
@@ -111,8 +122,8 @@ class Calls:
         """
         settled = list(outcomes) or [None] * len(writes)
         try:
-            reply = await self._send(writes, lane)
-        except (Unclear, PyMongoError):
+            reply = await self.send(writes, lane)
+        except (Unavailable, PyMongoError):
             log.debug("a shared call is unclear after its repetition")
         else:
             retried = reply.get("retriedStmtIds", ())
@@ -133,14 +144,12 @@ class Calls:
         while True:
             lane.advance()
             try:
-                return outcomes_of(writes, await self._send(writes, lane, guarded=True))
-            except Unclear as exc:
+                return outcomes_of(writes, await self.send(writes, lane, guarded=True))
+            except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:
-                    raise unavailable(exc.cause) from exc.cause
-            except OperationFailure as exc:
-                if exc.code == EXPIRED:
-                    return await self._one_by_one(lane, writes, deadline)
-                raise
+                    raise
+            except ExecutionTimeout:
+                return await self._one_by_one(lane, writes, deadline)
             await asyncio.sleep(random.uniform(*RETRY_PAUSE))
 
     async def _one_by_one(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
@@ -155,26 +164,18 @@ class Calls:
                 continue
             lane.advance()
             try:
-                outcomes += outcomes_of([write], await self._send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
-            except Unclear:
+                outcomes += outcomes_of([write], await self.send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
+            except Unavailable:
                 outcomes += await self._fenced(lane, [write], deadline)
             except OperationFailure as exc:
                 outcomes.append(exc)
         return outcomes
 
-    async def _without_number(self, writes: Sequence[Write], refusal: OperationFailure) -> Sequence[Outcome]:
-        """Repeat writes with conditions in place of a number, after a refusal. Raises any further one."""
-        outcomes = outcomes_of(writes, await self._send(writes, guarded=True))
-        if self.numbered:
-            log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", refusal.code)
-            self.numbered = False
-        return outcomes
-
-    async def _send(
+    async def send(
         self, writes: Sequence[Write], lane: Lane | None = None, *, guarded: bool = False, seconds: float | None = None
     ) -> Mapping[str, Any]:
-        """Send one `update` command. Raises `Unclear` if it has a number, and its outcome is not known."""
-        patience = self._patience.shared_call
+        """Send one `update` command. Raises `Unavailable` if it has a number, and its outcome is not known."""
+        patience = self.patience.shared_call
         number: JSONObject = {"session": lane.session, "txnNumber": Int64(lane.number)} if lane else {}
         try:
             async with within(patience):
@@ -189,26 +190,23 @@ class Calls:
                     codec_options=self._users.codec_options,  # a validator's refusal quotes the team's own values
                     **number,
                 )
-        except (PyMongoError, TimeoutError) as exc:
-            code = exc.code if isinstance(exc, OperationFailure) else None
-            is_final = isinstance(exc, PyMongoError) and not means_unavailable(exc) and code != TOO_OLD
-            if lane and code != EXPIRED and not is_final:
-                raise Unclear(exc) from exc
+                if concern := reply.get("writeConcernError"):
+                    raise WriteConcernError(concern["errmsg"], concern["code"])
+        except ExecutionTimeout:  # the call has ended on the server, and the statements before the slow one are done
             raise
-        if lane and "writeConcernError" in reply:
-            concern = reply["writeConcernError"]
-            raise Unclear(WriteConcernError(concern["errmsg"], concern["code"]))
+        except (PyMongoError, TimeoutError) as exc:
+            if lane and (isinstance(exc, TimeoutError) or means_unavailable(exc)):
+                raise unavailable(exc) from exc
+            raise
         return reply
 
 
 def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outcome]:
-    """Return for each write `True` if it took effect, its error, or `None` if the reply does not say."""
     errors = reply.get("writeErrors", ())
     outcomes: list[Outcome] = [True] * len(writes)
-    if concern := reply.get("writeConcernError"):
-        outcomes = [WriteConcernError(concern["errmsg"], concern["code"])] * len(writes)
     for error in errors:
-        outcomes[error["index"]] = write_error(error)
+        kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
+        outcomes[error["index"]] = kind(error["errmsg"], error["code"], error)
     if reply["n"] + len(errors) < len(writes):
         # Some found nothing, and the reply does not say which. An upsert either finds, inserts or fails.
         for n, write in enumerate(writes):
@@ -217,29 +215,21 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
     return outcomes
 
 
-async def keeps_numbers(database: SharedDatabase, patience: Patience) -> bool:
+async def keeps_numbers(connection: Connection) -> bool:
     """Return whether the server keeps numbers: one `$inc`, sent twice under one number, has effect once.
 
-    A standalone server does not, nor does one that only looks like MongoDB; nor is it known without the right to write.
+    A standalone server does not, nor does one that only looks like MongoDB. Without the right to write, return `False`.
     """
-    probe, id_ = database[PROBE], ObjectId()
-    lane = Lane(database.client)
+    probe, key, patience = connection.shared[PROBE], {"_id": ObjectId()}, connection.patience
+    lane, calls = Lane(probe.database.client), Calls(probe, replace(patience, shared_call=patience.operation))
+    increment = Write(key, {"$inc": {"n": 1}}, upsert=True)
     lane.advance()
-    statement = {"q": {"_id": id_}, "u": {"$inc": {"n": 1}}, "upsert": True, "collation": SIMPLE}
     try:
         async with within(patience.operation):
             for _ in range(2):
-                await database.command(
-                    "update",
-                    PROBE,
-                    updates=[statement],
-                    session=lane.session,
-                    txnNumber=Int64(lane.number),
-                    writeConcern=probe.write_concern.document,
-                )
-            document = await probe.find_one({"_id": id_}, collation=SIMPLE)
-            await probe.delete_one({"_id": id_}, collation=SIMPLE)
-    except (PyMongoError, TimeoutError) as exc:
+                await calls.send([increment], lane)
+            document = await probe.find_one_and_delete(key, collation=SIMPLE)
+    except (Unavailable, PyMongoError, TimeoutError) as exc:
         log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
         return False
     return bool(document and document["n"] == 1)

@@ -1,50 +1,34 @@
 """The outbox: the e-mails a user is owed, in the user's own document. Claim them, then settle each once.
 
 An e-mail is leased by moving its `next_at` to the end of the lease and writing a token beside it. When a worker dies,
-its e-mails simply fall due again. Leases and retries go by MongoDB's clock (`$$NOW`).
-
-Every document is claimed, read and settled for itself: one that is not ours, or damaged, is skipped and left as it is.
+its e-mails simply fall due again. Leases and retries go by MongoDB's clock (`$$NOW`). A document that is not ours, or
+damaged, is skipped and left as it is.
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import pymongo
 from bson import ObjectId
 from pymongo import UpdateMany
 
-from config.checks import value_at
+from config.checks import envelope_address, value_at
+from config.ids import named
+from mongo import owed, suppression
 from mongo.batcher import Writes
-from mongo.claims import EDGES, SHARE, Refused, band_of, shares
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, Write, any_of, elements, only
+from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
 from mongo.grouping import HAS_WINDOW_OVER, Windows
+from mongo.inbox import wants_email
 from mongo.indexes import Index
-from mongo.owed import (
-    IS_DUE,
-    IS_EMAIL,
-    NO_TOKEN,
-    SET_DUE,
-    OwedEmail,
-    due_as_before,
-    from_now,
-    is_ours_to_send,
-    left_to_others,
-    load_emails,
-    merged,
-    rewrite,
-)
-from mongo.preferences import wants_email
-from mongo.suppression import FIELD as SUPPRESSION
-from mongo.suppression import Bounce, suppress
+from mongo.lanes import Write
+from mongo.owed import OwedEmail
 from mongo.users import Users
 
 log = logging.getLogger("notifier.delivery")
@@ -52,20 +36,18 @@ log = logging.getLogger("notifier.delivery")
 T = TypeVar("T")
 
 NARROWEST: Final = 2
-WIDEST: Final = 16
-"""Due documents read for each that is claimed. Workers that choose at random from many rarely choose the same."""
-OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})
-"""What can be changed of an e-mail although its document is full."""
-DUE: Final = {"$lte": ["$notifier.due", "$$NOW"]}
+WIDEST: Final = 16  # due documents read for each one claimed: workers that choose from many rarely choose the same
+SHARE: Final = 8  # one in eight of those claimed is from each band, so that none starves
+REFUSED_FOR: Final = 60.0  # seconds for which a document is left alone that MongoDB does not let us change
+OF_FIXED_SIZE: Final = frozenset({"token", "next_at", "tries", "dead"})  # what a full document lets us change
 HAS_DUE_EMAIL: Final = {
     "notifier.due": IS_DATE,  # a missing field compares lower than any date
-    "$expr": {"$and": [DUE, {"$or": [any_of(OUTBOX, IS_DUE), HAS_WINDOW_OVER]}]},
+    "$expr": {"$and": [{"$lte": ["$notifier.due", "$$NOW"]}, {"$or": [any_of(OUTBOX, owed.IS_DUE), HAS_WINDOW_OVER]}]},
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Whether a user wants an e-mail, and those of its notifications that are unread, oldest first, if it has `ids`."""
+class Look(NamedTuple):
+    """Whether a user wants an e-mail, and, if it has `ids`, its unread notifications, oldest first."""
 
     wanted: bool
     told: Sequence[JSONObject] = ()
@@ -74,22 +56,20 @@ class Look:
 class Outbox:
     """The outboxes of all users. `ranks` are the priorities of the kinds that this process knows.
 
-    What is done for many e-mails at once goes through the shared client, whose calls need no thread. If a reply is
-    lost, the call is repeated, which is harmless: what a claim has leased is no longer due, and is then found by its
-    token; what a settlement has removed or given back no longer has that token; and an extension only sets a time.
+    A call whose reply is lost is repeated, which is harmless: what a claim has leased is no longer due, and is found by
+    its token; what was settled no longer has that token; and an extension only sets a time.
     """
 
     def __init__(self, users: Users, ranks: Mapping[str, str], windows: Windows) -> None:
         self.users = users
         self.due = Index(users.shared, "notifier.due", sparse=True, waiting="Until it is there, e-mails wait.")
-        self.era = due_as_before(ranks)
-        self._kinds = list(ranks)
+        self.era = owed.due_as_before(ranks)
         self.windows = windows
-        self._shared = users.shared
+        self._kinds = list(ranks)
         self._unknown: set[str] = set()
         # A queue of its own: settling must neither wait behind requests nor be refused with them.
-        self._settlements = Writes(users.collection, users.calls, users.patience.operation, free_requests=1)
-        self._refused = Refused()
+        self._settlements = Writes(users.collection, users.calls, free_requests=1)
+        self._refused: list[tuple[object, float]] = []  # `_id`s of documents that are left alone, and until when
         self._spread: float = NARROWEST
 
     async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
@@ -97,12 +77,8 @@ class Outbox:
         return elements(notifier, "outbox"), elements(notifier, "waiting")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
-        """Lease the due e-mails of at most `users` users for `lease` seconds.
-
-        No other worker claims them until the lease ends. There are none while the index is missing: every user's
-        document would be read.
-        """
-        try:
+        """Lease the due e-mails of at most `users` users for `lease` seconds."""
+        try:  # without the index, every user's document would be read
             ids = [] if self.due.is_missing else await self._choose(users)
         except WrongType:  # how MongoDB refuses the hint
             self.due.lose()
@@ -110,109 +86,101 @@ class Outbox:
         if not ids:
             return []
         token = str(ObjectId())
-        try:
-            await self.lease(ids, token, lease)
-        except (Conflict, TooLarge, UnknownError):  # because of one of them
-            for id_ in ids:
-                try:
-                    await self.lease([id_], token, lease)
-                except (Conflict, TooLarge, UnknownError) as exc:
-                    self._refused.add(id_, exc)
+        await self._lease_all(ids, token, lease)
         read = {**self.users.team_fields, "notifier.outbox": 1, "notifier.suppression": 1}
         held = {"_id": {"$in": ids}, "notifier.outbox.token": token}
         documents = await self._find(held, read, len(ids))
         lost = len(documents) < len(ids)  # to other workers, which choose from the same
         self._spread = min(2 * self._spread, WIDEST) if lost else max(self._spread / 2, NARROWEST)
-        emails = [email for user in documents for email in load_emails(user, token, self.users.settings)]
+        emails = [email for user in documents for email in owed.load_emails(user, token, self.users.settings)]
         for kind in {email.key for email in emails if not email.dead} - self._unknown.union(self._kinds):
             self._unknown.add(kind)
             log.warning("this process does not know the kind %s, nor does another: it is sent without a template", kind)
         return emails
 
+    async def _lease_all(self, ids: Sequence[object], token: str, seconds: float) -> None:
+        """Lease what is due in these documents, but in those that MongoDB does not let us change."""
+        try:
+            await self.lease(ids, token, seconds)
+        except (Conflict, TooLarge, UnknownError) as exc:
+            if len(ids) > 1:  # because of one of them
+                for id_ in ids:
+                    await self._lease_all([id_], token, seconds)
+                return
+            log.error("%s: MongoDB does not let its outbox be changed: %s", named(repr(ids[0])), exc)  # noqa: TRY400
+            self._refused.append((ids[0], time.monotonic() + REFUSED_FOR))
+
     async def _choose(self, users: int) -> list[object]:
-        """Return the `_id`s of some users who are owed due e-mails: of all priorities, and of those due again."""
+        """Return the `_id`s of some users who are owed due e-mails, a share of each band."""
         limit = math.ceil(self._spread * users)
         due = await self._due(limit)
         if len(due) < limit:  # these are all
             return random.sample([id_ for id_, _ in due], min(users, len(due)))
         share = max(1, users // SHARE)
         # These leave out what is due after the last of them.
-        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, due[-1][1]), len(EDGES) + 1)]
-        return shares([*due, *chain.from_iterable(await asyncio.gather(*later))], users, share)
+        later = [self._due(math.ceil(self._spread * share), n) for n in range(max(1, due[-1][1]), len(owed.EDGES) + 1)]
+        return owed.shares([*due, *chain.from_iterable(await asyncio.gather(*later))], users, share)
 
     async def _due(self, limit: int, band: int | None = None) -> list[tuple[object, int]]:
-        condition = HAS_DUE_EMAIL | self._refused.condition()
+        self._refused = [(id_, until) for id_, until in self._refused if until > time.monotonic()]
+        condition = HAS_DUE_EMAIL | ({"_id": {"$nin": [id_ for id_, _ in self._refused]}} if self._refused else {})
         if band:
-            end = {"$lt": EDGES[band]} if band < len(EDGES) else {}
-            condition |= {"notifier.due": IS_DATE | {"$gte": EDGES[band - 1]} | end}
+            end = {"$lt": owed.EDGES[band]} if band < len(owed.EDGES) else {}
+            condition |= {"notifier.due": IS_DATE | {"$gte": owed.EDGES[band - 1]} | end}
         order = {"sort": {"notifier.due": 1}, "limit": limit, "hint": self.due.hint, "allow_disk_use": True}
         documents = await self._find(condition, {"notifier.due": 1}, limit, **order)
-        return [(user["_id"], band_of(user["notifier"]["due"])) for user in documents]
+        return [(user["_id"], owed.band_of(user["notifier"]["due"])) for user in documents]
 
     async def lease(self, ids: Sequence[object], token: str, seconds: float) -> None:
         due = {"_id": {"$in": list(ids)}, **OURS, **HAS_DUE_EMAIL}
-        leased = {"token": token, "next_at": from_now(seconds)}
-        change = {"$cond": [is_ours_to_send(self._kinds), leased, left_to_others("next_at")]}
-        claimed = self.windows.claim(merged(OUTBOX, IS_DUE, change), leased)
-        await self._repeat(lambda: self._shared.update_many(due, [claimed, SET_DUE], collation=SIMPLE))
+        leased = {"token": token, "next_at": owed.from_now(seconds)}
+        change = {"$cond": [owed.is_ours_to_send(self._kinds), leased, owed.left_to_others("next_at")]}
+        claimed = self.windows.claim(owed.merged(OUTBOX, owed.IS_DUE, change), leased)
+        await self._repeat(lambda: self.users.shared.update_many(due, [claimed, owed.SET_DUE], collation=SIMPLE))
 
     async def extend(self, emails: Sequence[OwedEmail], lease: float) -> None:
-        """Let the leases of these e-mails end `lease` seconds from now, unless they were lost."""
         tokens = list({email.token for email in emails})
         ids = [email.document_id for email in emails]
-        is_leased = {"$and": [IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
+        is_leased = {"$and": [owed.IS_EMAIL, {"$in": ["$$this.token", tokens]}]}
         held = {"_id": {"$in": ids}, **OURS, "notifier.outbox.token": {"$in": tokens}}
-        change = rewrite(is_leased, {"next_at": from_now(lease)})
-        await self._repeat(lambda: self._shared.update_many(held, change, collation=SIMPLE))
+        change = owed.rewrite(is_leased, {"next_at": owed.from_now(lease)})
+        await self._repeat(lambda: self.users.shared.update_many(held, change, collation=SIMPLE))
 
     async def remove(self, email: OwedEmail, *, lift: bool = False) -> bool:
         """Owe the e-mail no longer, and `lift` the suppression; return whether the lease was still held."""
-        return await self._settle(email, None, {"$unset": SUPPRESSION} if lift else None)
+        return await self._settle(email, None, {"$unset": suppression.FIELD} if lift else None)
 
     async def retry(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
-        """Give the lease back after an attempt. The e-mail falls due in `delay` seconds. Otherwise as `remove`.
+        return await self.hold(email, delay, error, tried="$$NOW", **changes)
 
-        `changes` are of `tries`, `waited`, `copies`, `held` and `crashes`.
+    async def hold(self, email: OwedEmail, delay: float | None, error: str | None, **changes: object) -> bool:
+        """Give the lease back without an attempt; return whether it was still held.
+
+        Without a `delay`, the e-mail is due as before. `changes` are of `tries`, `waited`, `copies`, `held`, `crashes`.
         """
-        return await self._put_back(email, from_now(delay), error, tried="$$NOW", **changes)
-
-    async def hold(self, email: OwedEmail, delay: float, error: str | None, **changes: object) -> bool:
-        """Give the lease back without an attempt; otherwise as `retry`."""
-        return await self._put_back(email, from_now(delay), error, **changes)
-
-    async def put_back(self, email: OwedEmail, error: str | None) -> bool:
-        """Give the lease back without an attempt. The e-mail is due at once, as before. Otherwise as `remove`.
-
-        A message of it may have been lost on another connection just before.
-        """
-        return await self._put_back(email, self.era, error, copies=email.copies)
-
-    async def _put_back(self, email: OwedEmail, when: JSONObject, error: str | None, **changes: object) -> bool:
+        changes = {"copies": email.copies, **changes}
         kept = {name: value for name, value in changes.items() if value or getattr(email, name)}
-        change = {"token": NO_TOKEN, "next_at": when, "tries": email.tries, "error": {"$literal": error}}
+        when = self.era if delay is None else owed.from_now(delay)
+        change = {"token": owed.NO_TOKEN, "next_at": when, "tries": email.tries, "error": {"$literal": error}}
         return await self._settle(email, change | kept)
 
-    async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: Bounce | None = None) -> bool:
-        """Keep the lease, and mark the e-mail so that its next claimer makes it a dead letter. Returns as `remove`.
-
-        A bounce suppresses its address.
-        """
+    async def mark_dead(self, email: OwedEmail, tries: int, error: str | None, bounce: str | None = None) -> bool:
+        """Let the next claimer bury the e-mail; `bounce` is a code that suppresses its address. Returns as `remove`."""
         change = {"dead": True, "tries": tries, "error": {"$literal": error}}
-        return await self._settle(email, change, suppress(bounce) if bounce else None)
+        suppress = suppression.suppress(envelope_address(email.address), bounce) if bounce else None
+        return await self._settle(email, change, suppress)
 
     async def holds(self, email: OwedEmail) -> bool:
-        """Return whether the e-mail is still owed and still leased by us."""
         return await self.users.find_one(_held(email), {"_id": 1}) is not None
 
     async def look(self, emails: Sequence[OwedEmail]) -> Sequence[Look | None]:
-        """Return the present state of each e-mail; `None` if its lease was lost."""
+        """Return a look for each e-mail, or `None` if its lease was lost."""
         ids = {"_id": {"$in": [email.document_id for email in emails]}}
         fields: JSONObject = {"notifier.outbox.id": 1, "notifier.outbox.token": 1, "notifier.preferences": 1}
         if about := [id_ for email in emails for id_ in email.ids]:
             is_told = {"$and": [{"$eq": ["$$this.is_new", True]}, {"$in": ["$$this.id", {"$literal": about}]}]}
             fields["told"] = only(self.users.inbox, is_told)
-        documents = await self._find(ids, fields, len(emails))
-        users = {repr(user["_id"]): user for user in documents}
+        users = {repr(user["_id"]): user for user in await self._find(ids, fields, len(emails))}
         return [_look(users.get(repr(email.document_id), {}), email) for email in emails]
 
     async def remove_together(self, emails: Sequence[OwedEmail]) -> bool:
@@ -220,28 +188,27 @@ class Outbox:
         return await self._settle_together(emails, None)
 
     async def release(self, emails: Sequence[OwedEmail]) -> None:
-        """Give back the leases of untried e-mails. They are due at once, as before."""
-        await self._settle_together(emails, {"token": NO_TOKEN, "next_at": self.era})
+        """Give back the leases of untried e-mails, which are due at once, as before."""
+        await self._settle_together(emails, {"token": owed.NO_TOKEN, "next_at": self.era})
 
     async def _settle_together(self, emails: Sequence[OwedEmail], change: JSONObject | None) -> bool:
-        by_token: dict[str, list[OwedEmail]] = {}
-        for email in emails:
-            by_token.setdefault(email.token, []).append(email)
-        updates = [_update(token, of_token, change) for token, of_token in by_token.items()]
+        updates = []
+        for token in dict.fromkeys(email.token for email in emails):
+            of_token = [[email.document_id, email.id] for email in emails if email.token == token]
+            is_one = {"$in": [["$_id", "$$this.id"], {"$literal": of_token}]}  # two users' e-mails may have the same id
+            held = {"_id": {"$in": [id_ for id_, _ in of_token]}, **OURS, "notifier.outbox.token": token}
+            settle = owed.rewrite({"$and": [{"$eq": ["$$this.token", token]}, is_one]}, change)
+            updates.append(UpdateMany(held, settle, collation=SIMPLE))
         documents = len({(email.token, repr(email.document_id)) for email in emails})
-        found = await self._repeat(lambda: self._shared.bulk_write(updates, ordered=False))
+        found = await self._repeat(lambda: self.users.shared.bulk_write(updates, ordered=False))
         return found.matched_count == documents
 
     async def _find(self, filter_: JSONObject, fields: JSONObject, most: int, **options: Any) -> list[JSONObject]:
-        """Return the documents that match, `most` of them at the most, which come with one reply."""
-        find = self._shared.find
-        return await self._repeat(
-            lambda: find(filter_, fields, collation=SIMPLE, batch_size=most + 1, **options).to_list()
-        )
+        """Return the documents that match, at most `most`, with one reply."""
+        options |= {"collation": SIMPLE, "batch_size": most + 1}
+        return await self._repeat(lambda: self.users.shared.find(filter_, fields, **options).to_list())
 
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call of the shared client until MongoDB confirms it."""
-
         async def attempt(_: int) -> T:
             with pymongo.timeout(self.users.patience.attempt):  # MongoDB ends the call then, too
                 return await call()
@@ -251,7 +218,7 @@ class Outbox:
     async def _settle(self, email: OwedEmail, change: JSONObject | None, stage: JSONObject | None = None) -> bool:
         """Change or remove a leased e-mail. If the document is full, change only what must change."""
         is_this = {"$and": [{"$eq": ["$$this.id", email.id]}, {"$eq": ["$$this.token", email.token]}]}
-        settlement = Write(_held(email), [*rewrite(is_this, change), *([stage] if stage else ())])
+        settlement = Write(_held(email), [*owed.rewrite(is_this, change), *([stage] if stage else ())])
         try:
             return await self.users.persist(lambda n: self._settlements.make(settlement, attempt=n))
         except TooLarge:
@@ -275,12 +242,3 @@ def _look(user: Mapping[str, Any], email: OwedEmail) -> Look | None:
         return None
     told = [item for item in user.get("told", ()) if item["id"] in email.ids]
     return Look(wants_email(value_at(notifier, "preferences"), email.key), told)
-
-
-def _update(token: str, emails: Sequence[OwedEmail], change: JSONObject | None) -> UpdateMany:
-    """Return the update of e-mails with the same token. Of two users' e-mails with the same id it knows which."""
-    pairs = [[email.document_id, email.id] for email in emails]
-    is_one = {"$and": [{"$eq": ["$$this.token", token]}, {"$in": [["$_id", "$$this.id"], {"$literal": pairs}]}]}
-    documents = list({repr(email.document_id): email.document_id for email in emails}.values())
-    held = {"_id": {"$in": documents}, **OURS, "notifier.outbox.token": token}
-    return UpdateMany(held, rewrite(is_one, change), collation=SIMPLE)

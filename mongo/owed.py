@@ -1,9 +1,9 @@
 """An e-mail owed: an element of the outbox, and the form in which a worker gets it."""
 
-from __future__ import annotations
-
 import math
+import random
 import time
+from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,32 +13,15 @@ from typing import Any, Final
 import orjson
 
 from config.checks import value_at
-from mongo.document import (
-    OPTIONAL_FIELDS,
-    OUTBOX,
-    WAITING,
-    JSONObject,
-    each,
-    elements,
-    only,
-    optional_fields,
-    origin_of,
-    without,
-)
+from mongo import document
+from mongo.document import OUTBOX, WAITING, JSONObject, concat, each, only, without
 from mongo.suppression import Suppression, load_suppression
 from settings import Settings
 
-NO_TOKEN: Final = "0" * 24
-"""Token of an e-mail that nobody leases. It is as long as any other, as a document may have no room to grow."""
-TYPES: Final = {"error": str, "tried": datetime, "held": str}
-"""Fields of an e-mail owed that may be absent, and are nothing if they are of another type."""
-COUNT_LIMIT: Final = 10**7
-"""Attempts, and seconds, that are counted."""
-FLUSHED: Final = "flush"
-"""What `held` says of an e-mail that an operator wants to be tried now, whatever has stopped."""
-
-TOLD_LIMIT: Final = 4096
-"""Bytes of a field of the user's document that templates see, as JSON."""
+NO_TOKEN: Final = "0" * 24  # the token where nobody leases: as long as any other, as a document may have no room
+FLUSHED: Final = "flush"  # `held` of an e-mail that an operator wants to be tried now, whatever has stopped
+COUNT_LIMIT: Final = 10**7  # attempts, and seconds, that are counted
+TOLD_LIMIT: Final = 4096  # bytes of a field of the user's document that templates see, as JSON
 ERAS: Final = {
     "high": datetime(1968, 1, 1, tzinfo=UTC),
     "normal": datetime(1970, 1, 1, tzinfo=UTC),
@@ -46,14 +29,11 @@ ERAS: Final = {
 }
 """When new e-mails fell due, by priority: in the past, and before whatever is due again. So one index orders them."""
 ERAS_END: Final = datetime(1974, 1, 1, tzinfo=UTC)
-BULK: Final = timedelta(days=365)
-"""How much later in its era an e-mail of a fan-out falls due."""
-
+EDGES: Final = (ERAS["normal"], ERAS["low"], ERAS_END)  # where each band of priorities ends, and the next begins
+BULK: Final = timedelta(days=365)  # by which an e-mail of a fan-out falls due later in its era
 LEFT_TO_OTHERS: Final = 300.0
-"""Seconds for which other processes may take an e-mail whose kind is unknown to this one: in a rolling update, only the
-new version knows a new kind and its template."""
-NEXT_LOOK: Final = 5.0
-"""Seconds between two looks at such an e-mail."""
+"""Seconds for which an e-mail of an unknown kind waits: in a rolling update, only the new version knows a new kind."""
+NEXT_LOOK: Final = 5.0  # seconds between two looks at such an e-mail
 
 
 def has_type(name: str, *types: str) -> JSONObject:
@@ -62,105 +42,66 @@ def has_type(name: str, *types: str) -> JSONObject:
 
 IS_EMAIL: Final = {
     "$and": [
-        has_type("id", "string"),
-        has_type("key", "string"),
-        has_type("token", "string"),
-        has_type("at", "date"),
-        has_type("next_at", "date"),
+        *(has_type(name, "string") for name in ("id", "key", "token")),
+        *(has_type(name, "date") for name in ("at", "next_at")),
         has_type("tries", "int", "long", "double"),
         # as far as Python's dates go, whatever the time zone
         {"$gte": ["$$this.at", datetime(1970, 1, 1, tzinfo=UTC)]},
         {"$lt": ["$$this.at", datetime(9999, 1, 1, tzinfo=UTC)]},
     ]
 }
-"""Whether an element of the outbox has everything that the service writes into one."""
 IS_WAITING: Final = {"$and": [has_type("id", "string"), has_type("key", "string"), has_type("due", "date")]}
-"""Whether an element of `waiting` has everything that the service writes into one."""
-EARLIEST: Final = {
-    "$min": [
-        {"$min": each(only(OUTBOX, IS_EMAIL), "$$this.next_at")},
-        {"$min": each(only(WAITING, IS_WAITING), "$$this.due")},
-    ]
-}
-"""The earliest due time, to which `due` must be set after a pipeline has changed the outbox."""
+"""Whether an element of the outbox, or of `waiting`, has everything that the service writes into one."""
+DUE_TIMES: Final = concat(each(only(OUTBOX, IS_EMAIL), "$$this.next_at"), each(only(WAITING, IS_WAITING), "$$this.due"))
+DUE_IS_OURS: Final = {"$in": [{"$type": "$notifier.due"}, ["date", "missing"]]}
 SET_DUE: Final = {
-    "$set": {
-        "notifier.due": {
-            "$cond": [
-                {"$in": [{"$type": "$notifier.due"}, ["date", "missing"]]},
-                {"$ifNull": [EARLIEST, "$$REMOVE"]},
-                "$notifier.due",
-            ]
-        }
-    }
+    "$set": {"notifier.due": {"$cond": [DUE_IS_OURS, {"$ifNull": [{"$min": DUE_TIMES}, "$$REMOVE"]}, "$notifier.due"]}}
 }
-"""The stage of a pipeline that sets `due`, unless it is of another type, and so another program's."""
+"""The stage that follows a change of the outbox. A `due` of another type is another program's."""
 IS_DUE: Final = {"$and": [IS_EMAIL, {"$lte": ["$$this.next_at", "$$NOW"]}]}
+IS_FREE: Final = {"$eq": ["$$this.token", NO_TOKEN]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwedEmail:
-    """An e-mail that is owed, leased by `token`. `address` is the user's as the document has it, of any type.
+    """A leased e-mail. `id` and `at` make its `Message-ID` and `Date`, which never change."""
 
-    `document_id` is the `_id` of the user's document, of any type; `user_id` is the same as a string. `id` and `at`
-    make the e-mail's `Message-ID` and `Date`, the same at every attempt. `tries` counts refused attempts after which
-    others got through; `tried` is when the last attempt was, if there was one, and `waited` the seconds that the
-    schedule of attempts has taken, without those of a stop. `copies` counts the messages that the server may have
-    accepted. `held` says for which stop it waits. `crashes` counts how often its rendering ended the process that
-    renders. `optional` are the `OPTIONAL_FIELDS` that it has. `suppression` is the user's, which may be of another
-    address. `user` has the fields of `TEMPLATE_FIELDS`. An e-mail that has `ids` speaks of those of these
-    notifications that are unread when it is sent.
-    """
-
-    document_id: object
+    document_id: object  # the `_id` of the user's document; `user_id` is the same as a string
     user_id: str
     id: str
     key: str
     at: datetime
-    tries: int
+    tries: int  # refused attempts after which others got through
     token: str
     error: str | None = None
     dead: bool = False
-    copies: int = 0
-    tried: datetime | None = None
-    waited: float = 0.0
-    held: str | None = None
-    crashes: int = 0
+    copies: int = 0  # messages that the server may have accepted
+    tried: datetime | None = None  # when the last attempt was
+    waited: float = 0.0  # seconds that the schedule of attempts has taken, without those of a stop
+    held: str | None = None  # the stop for which it waits
+    crashes: int = 0  # how often its rendering ended the process that renders
     origin: Mapping[str, str] = field(default_factory=dict)
-    address: object = None
-    suppression: Suppression | None = None
+    address: object = None  # the user's, of whatever type the document has it
+    suppression: Suppression | None = None  # the user's, perhaps of an earlier address
     language: str | None = None
     optional: JSONObject = field(default_factory=dict)
-    user: JSONObject | None = None
-    ids: Sequence[str] = ()
-
-    def fields(self, told: Sequence[JSONObject] = ()) -> JSONObject:
-        """Return what templates may read: the fields of its notification, or of those it tells, and of its user."""
-        named = {"id": self.id, "user_id": self.user_id, "key": self.key, "timestamp": int(self.at.timestamp())}
-        named |= {"user": self.user, **dict.fromkeys(OPTIONAL_FIELDS), **self.optional}
-        return named | batch(told) if told else named
+    user: JSONObject | None = None  # the fields of TEMPLATE_FIELDS
+    ids: Sequence[str] = ()  # notifications: the e-mail tells those that are unread when it is sent
 
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
-    """Return the fields of an e-mail about many: the newest notification's, the list, and the number of events."""
-    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
+    """Return the fields of an e-mail about many: the newest notification's, the list, and a count."""
+    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *document.OPTIONAL_FIELDS)}
     return newest | {"notifications": told, "count": sum(max(1, int(_number(item.get("count")))) for item in told)}
 
 
 def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
-    """Return when a new e-mail falls due: at once, and earlier e-mails of the same priority first.
-
-    An update cannot write `$$NOW`, and our clock may be ahead of MongoDB's. So it lies in an era that is past, where
-    each of our seconds counts as a millisecond.
-    """
+    """Return when a new e-mail falls due: at once. A classic update has no `$$NOW`, and our clock may be ahead."""
     return ERAS[rank] + timedelta(milliseconds=time.time()) + (BULK if in_bulk else timedelta())
 
 
 def due_as_before(ranks: Mapping[str, str]) -> JSONObject:
-    """Return when an e-mail is due that waited without an attempt, as an expression: as if it had never been claimed.
-
-    `ranks` are the priorities of the kinds. All of it lies in the past, so that the order by age stays.
-    """
+    """Return the expression of when an e-mail falls due as if never claimed, by the priority of its kind."""
     keys = {rank: [key for key, of_key in ranks.items() if of_key == rank] for rank in ("high", "low")}
     cases = [
         {"case": {"$gt": ["$$this.tries", 0]}, "then": ERAS_END},
@@ -170,29 +111,37 @@ def due_as_before(ranks: Mapping[str, str]) -> JSONObject:
     return {"$add": [{"$switch": {"branches": cases, "default": ERAS["normal"]}}, seconds]}
 
 
+def band_of(due: object) -> int:
+    """Return the number of the band: a priority, or e-mails due again."""
+    return bisect(EDGES, due) if isinstance(due, datetime) else 0  # dates before Python's are no `datetime`
+
+
+def shares(due: Iterable[tuple[object, int]], users: int, share: int) -> list[object]:
+    """Choose users at random, each given with a band: a share from each, the rest from the first bands."""
+    bands: list[dict[str, object]] = [{} for _ in range(len(EDGES) + 1)]
+    for id_, band in due:
+        bands[band][repr(id_)] = id_
+    shuffled = [random.sample(list(band.values()), len(band)) for band in bands]
+    fair = [id_ for ids in shuffled for id_ in ids[:share]]
+    return [*fair, *(id_ for ids in shuffled for id_ in ids[share:])][:users]
+
+
 def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
     id_: str, key: str, at: datetime, optional: JSONObject, origin: Mapping[str, str], next_at: datetime | None = None
 ) -> JSONObject:
-    """Make an element of the outbox that is due at once. `at` is when it was first owed, by MongoDB's clock."""
-    return {
-        "id": id_,
-        "key": key,
-        "at": at,
-        "next_at": next_at or first_due("normal"),
-        "tries": 0,
-        "token": NO_TOKEN,
-        "error": None,
-        "dead": False,
-        **optional,
-        **origin,
-    }
+    """Make an element of the outbox. `at` is when it was first owed, by MongoDB's clock."""
+    element = {"id": id_, "key": key, "at": at, "next_at": next_at or first_due("normal"), "tries": 0}
+    return element | {"token": NO_TOKEN, "error": None, "dead": False, **optional, **origin}
+
+
+def owed_again(letter: JSONObject) -> JSONObject:
+    optional, origin = document.optional_fields(letter), document.origin_of(letter)
+    element = new_element(letter["_id"], letter["key"], letter["at"], optional, origin)
+    return element | ({"ids": ids} if (ids := _ids_of(letter)) else {})
 
 
 def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject]:
-    """Merge `change` into the elements that meet a condition, or remove them, and set `due` to the earliest one left.
-
-    Elements of other programs stay in place, unchanged.
-    """
+    """Merge `change` into the elements that meet a condition, or remove them; others stay in place."""
     outbox = merged(OUTBOX, condition, change) if change is not None else without(OUTBOX, condition)
     return [{"$set": {"notifier.outbox": outbox}}, SET_DUE]
 
@@ -206,13 +155,13 @@ def from_now(seconds: float) -> JSONObject:
 
 
 def is_ours_to_send(kinds: Iterable[str]) -> JSONObject:
-    """Expression: whether the element's kind is among these, or its time for other processes is over."""
+    """Return the expression: the element's kind is among these, or its time for other processes is over."""
     is_known = {"$in": ["$$this.key", {"$literal": list(kinds)}]}
     return {"$or": [is_known, {"$eq": ["$$this.dead", True]}, {"$lte": [_until(), "$$NOW"]}]}
 
 
 def left_to_others(due: str) -> JSONObject:
-    """Return the change that leaves an element to other processes. `due` is the name of its due field."""
+    """Return the change that leaves an element to other processes; `due` is a field's name."""
     return {due: from_now(NEXT_LOOK), "unknown_until": _until()}
 
 
@@ -234,20 +183,21 @@ def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequ
             tries=int(_number(item["tries"])),
             copies=int(_number(item.get("copies"))),
             crashes=int(_number(item.get("crashes"))),
-            **{name: _typed(item.get(name), kind) for name, kind in TYPES.items()},
+            **{name: _typed(item.get(name), str) for name in ("error", "held")},
+            tried=_typed(item.get("tried"), datetime),
             dead=item.get("dead") is True,
             waited=_number(item.get("waited")),
-            origin=origin_of(item),
-            optional=optional_fields(item),
-            ids=ids_of(item),
+            origin=document.origin_of(item),
+            optional=document.optional_fields(item),
+            ids=_ids_of(item),
         )
-        for item in elements(user.get("notifier"), "outbox")
+        for item in document.elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
 
 
 def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
-    """Return these fields of a document, each at its path; large values and those without a JSON form are left out."""
+    """Return these fields of a document, each at its path, but large values and those without a JSON form."""
     told: JSONObject = {}
     for path in paths:
         *parents, name = path.split(".")
@@ -261,8 +211,7 @@ def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
     return told
 
 
-def ids_of(item: Mapping[str, Any]) -> list[str]:
-    """Return the `ids` of an e-mail or a dead letter; empty if it tells a single notification."""
+def _ids_of(item: Mapping[str, Any]) -> list[str]:
     ids = item.get("ids")
     return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
 
@@ -272,6 +221,6 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def _number(value: Any) -> float:
-    """Return a number, which somebody may have set to anything, as one that can be counted on."""
+    """Return a number between 0 and `COUNT_LIMIT`, whatever somebody has set it to."""
     is_number = isinstance(value, int | float) and not math.isnan(value)
     return min(max(value, 0), COUNT_LIMIT) if is_number else 0.0

@@ -1,111 +1,80 @@
 """What only the server needs of MongoDB: the wait at its start, a trial of what delivery does, and the upkeep."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo import backlog
-from mongo.connection import Clock, Connection, Database, end
+from mongo.connection import Connection, Database, end
 from mongo.dead_mail import DeadMail
 from mongo.document import SIMPLE
-from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable, persist
+from mongo.errors import PING_DEADLINE, UNAUTHORIZED, Misconfigured, StoreError, Unavailable
 from mongo.grouping import Windows
 from mongo.indexes import Index
 from mongo.lanes import PROBE
 from mongo.outbox import HAS_DUE_EMAIL, Outbox
 from mongo.owed import new_element
-from mongo.users import Users
+from mongo.users import Clock, Users, persist
 
 T = TypeVar("T")
 
 log = logging.getLogger("notifier.mongo")
 
 OLDEST_VERSION: Final = (5, 0)
-ATTEMPT: Final = 4.0
-"""Seconds of one attempt to connect."""
-LOG_INTERVAL: Final = 5.0
-"""Seconds between two log lines about the wait."""
-UPKEEP_INTERVAL: Final = 60.0
-"""Seconds between two checks. An index that delivery finds missing is made at once."""
-UPKEEP_PAUSE: Final = 2.0
-"""Seconds after a failure of MongoDB."""
-HEAD_START: Final = 1.0
-"""Seconds for which the start waits for the indexes: where there are few documents, they are there by then."""
-SYNC_INTERVAL: Final = 10.0
-"""Seconds between two readings of MongoDB's clock."""
-SET_BACK: Final = 20.0
-"""Seconds by which the clock may be set back without a correction. An e-mail is late by no more than this."""
+ATTEMPT: Final = 4.0  # seconds of one attempt to connect
+LOG_INTERVAL: Final = 5.0  # seconds between two log lines about the wait
+UPKEEP_INTERVAL: Final = 60.0  # seconds between two checks; an index that delivery finds missing is made at once
+UPKEEP_PAUSE: Final = 2.0  # seconds after a failure of MongoDB
+HEAD_START: Final = 1.0  # seconds for which the start waits for the indexes: enough where there are few documents
+SYNC_INTERVAL: Final = 10.0  # seconds between two readings of MongoDB's clock
+SET_BACK: Final = 20.0  # seconds by which the clock may be set back, and e-mails be late, without a correction
 
 
-async def patiently(open_: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
-    """Call `open_` until it succeeds, each time with the seconds it may take; return its result.
-
-    After `timeout` seconds, raises `Unavailable` with the cause that lasted longest, because the last attempt may have
-    been too short to find one. Raises `Misconfigured` and other errors at once.
-    """
+async def patiently(open_: Callable[[], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109 - it says why
+    """Call `open_` until it succeeds. No attempt is cut short, or it would not tell the cause."""
     ends, logged = time.monotonic() + timeout, -LOG_INTERVAL
-    held: Counter[str] = Counter()
     while True:
-        began = time.monotonic()
         try:
-            return await open_(min(ATTEMPT, max(ends - began, 0.1)))
+            return await open_()
+        except Misconfigured:
+            raise
         except Unavailable as exc:
-            if isinstance(exc, Misconfigured):
-                raise
             now = time.monotonic()
-            held[f"{exc}"] += round(1000 * (now - began))
             if now >= ends:
-                ((cause, _),) = held.most_common(1)
-                raise Unavailable(f"{cause} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
+                raise Unavailable(f"{exc} The service waited for {timeout:g} s (START_TIMEOUT).") from exc
             if now - logged >= LOG_INTERVAL:
                 logged = now
                 log.warning("waiting for MongoDB, for %.0f s more at the longest: %s", ends - now, exc)
 
 
 async def version_of(database: Database, deadline: float | None = None) -> str:
-    """Return MongoDB's version. Raises `Misconfigured` if it is too old, and `Unavailable`."""
+    """Return MongoDB's version. Raises `Misconfigured` if it is too old."""
     info = await persist(lambda _: database.command("buildInfo"), deadline)
     if tuple(info["versionArray"][:2]) < OLDEST_VERSION:
         raise Misconfigured(f"MongoDB {info['version']} is too old: the service needs 5.0 or later.")
     return f"{info['version']}"
 
 
-async def _deleting(users: Users) -> str | None:
-    """Return the name of an index by which MongoDB deletes users once a date of the service has passed."""
-    with suppress(Misconfigured):  # the user of DB_URI may not list them
-        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
-        for name, index in indexes.items():
-            field, _ = index["key"][0]
-            if "expireAfterSeconds" in index and field.startswith(("notifier.", "notifications.")):
-                return f"{name}"
-    return None
-
-
 async def must_suffice(users: Users, connection: Connection) -> None:
-    """Try what delivery does on a document made for this. Raises `Misconfigured`.
+    """Try what delivery does on a document made for this, if we may write that. Raises `Misconfigured`.
 
-    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them. A user of `DB_URI` without
-    the right to write that document skips the trial.
+    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them.
     """
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
-    probe = Users(connection, replace(users.settings, users_collection=PROBE), users.patience)
+    probe = Users(connection, replace(users.settings, users_collection=PROBE))
     try:
         # It changes nothing, and needs the right to change users.
         await users.persist(lambda _: change(nobody, {"$unset": {"notifier": ""}}, collation=SIMPLE))
-        if index := await _deleting(users):
-            raise Misconfigured(f"The index {index} makes MongoDB delete users (expireAfterSeconds): drop it.")
+        await _must_keep(users)
         fault = await _try_delivery(probe)
     except Unavailable:
         raise
@@ -116,15 +85,25 @@ async def must_suffice(users: Users, connection: Connection) -> None:
         raise Misconfigured(f"MongoDB {version} does not do what delivery needs ({fault}): {needed}")
 
 
+async def _must_keep(users: Users) -> None:
+    """Raise `Misconfigured` if MongoDB deletes users, by an index, once a date of the service has passed."""
+    indexes: Mapping[str, Any] = {}
+    with suppress(Misconfigured):  # the user of DB_URI may not list them
+        indexes = await users.persist(lambda _: users.collection.index_information(), PING_DEADLINE)
+    for name, index in indexes.items():
+        if "expireAfterSeconds" in index and index["key"][0][0].startswith(("notifier.", "notifications.")):
+            raise Misconfigured(f"The index {name} makes MongoDB delete users (expireAfterSeconds): drop it.")
+
+
 async def _try_delivery(probe: Users) -> str | None:
+    """Owe and lease an e-mail; return a fault, if there is one."""
     outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
-    email = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {})
-    owed = {"$set": {"notifier": {"outbox": [email], "due": email["next_at"]}}}
-    key = {"_id": id_}
+    email, key = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {}), {"_id": id_}
+    notifier = {"outbox": [email], "due": email["next_at"]}
 
     async def owe(_: int) -> bool:
         try:
-            await probe.collection.update_one(key, owed, upsert=True, collation=SIMPLE)
+            await probe.collection.update_one(key, {"$set": {"notifier": notifier}}, upsert=True, collation=SIMPLE)
         except OperationFailure as exc:
             if exc.code == UNAUTHORIZED:
                 return False
@@ -133,28 +112,21 @@ async def _try_delivery(probe: Users) -> str | None:
 
     if not await probe.persist(owe):
         return None
-    due = await probe.find({**key, **HAS_DUE_EMAIL}, sort="notifier.due")
+    due = await probe.find({**key, **HAS_DUE_EMAIL}, sort=["notifier.due"])
     await outbox.lease([id_], token, 1.0)
     leased = await probe.find({**key, "notifier.outbox.token": token})
     await probe.delete(key)
     return None if due and leased else "it has no effect"
 
 
-# --- upkeep -----------------------------------------------------------------------------------------
-
-
 class Upkeep:
-    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes dead letters older than `days`.
+    """Makes the indexes, `due` first, follows MongoDB's clock, and deletes old dead letters."""
 
-    A lease lasts `lease` seconds.
-    """
-
-    def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail, lease: float, days: float | None) -> None:
+    def __init__(self, clock: Clock, outbox: Outbox, dead_mail: DeadMail) -> None:
         self._clock = clock
         self._outbox = outbox
         self._dead_mail = dead_mail
-        self._lease = lease
-        self._days = days
+        self._settings = outbox.users.settings
         letters = outbox.users.shared.database[dead_mail.letters.collection.name]
         self._indexes = (
             outbox.due,
@@ -162,8 +134,7 @@ class Upkeep:
             Index(letters, "collection", "died_at"),
             Index(letters, "user_id"),
         )
-        self._set_back: float | None = 0.0
-        """Seconds by which the clock was set back since the last correction, else `None`. 0: unknown, at the start."""
+        self._set_back: float | None = 0.0  # seconds since the last correction, or `None`; 0 at the start: unknown
         self._looked = asyncio.Event()
 
     @asynccontextmanager
@@ -186,8 +157,8 @@ class Upkeep:
                     await index.make()
                 self._looked.set()
                 await self.correct()
-                if self._days is not None:
-                    await self._dead_mail.expire(self._days)
+                if self._settings.dead_mail_days is not None:
+                    await self._dead_mail.expire(self._settings.dead_mail_days)
             except (StoreError, PyMongoError, TimeoutError):
                 log.debug("MongoDB fails; its indexes are checked again soon")
                 pause = UPKEEP_PAUSE
@@ -198,17 +169,9 @@ class Upkeep:
                     await self._outbox.due.lost.wait()
 
     async def _follow_clock(self) -> None:
-        """Read the clock again and again. While MongoDB cannot be reached, log why."""
-        told = ""
         while True:
-            reason = ""
-            try:
+            with suppress(StoreError):  # the log has the reason from the next claim
                 await self.read_clock()
-            except StoreError as exc:
-                reason = f"{exc}"
-            if reason != told:
-                log.warning("%s", reason or "MongoDB answers again.")
-                told = reason
             await asyncio.sleep(SYNC_INTERVAL)
 
     async def read_clock(self) -> None:
@@ -219,12 +182,12 @@ class Upkeep:
 
     async def correct(self) -> None:
         """Correct the due times once after each setback of the clock, and once after the start."""
-        if self._set_back is not None and not self._outbox.due.is_missing:
-            seconds = self._set_back
-            try:
-                await backlog.set_back(self._outbox, seconds, self._lease)
-            except Unavailable:
-                raise
-            except StoreError as exc:  # because of a single document
-                log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
-            self._set_back = self._set_back - seconds or None
+        if (seconds := self._set_back) is None or self._outbox.due.is_missing:
+            return
+        try:
+            await backlog.set_back(self._outbox, seconds)
+        except Unavailable:
+            raise
+        except StoreError as exc:  # because of a single document
+            log.warning("some e-mails may be late, as MongoDB does not let them be changed: %s", exc)
+        self._set_back = (self._set_back or 0.0) - seconds or None

@@ -3,36 +3,27 @@
 A suppression holds for one address. Once the user's document has another one, e-mails go there.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from marshmallow import ValidationError
 
-from config.address import envelope_address
-from config.checks import value_at
+from config.checks import parse_address, value_at
 from mongo.document import SIMPLE, JSONObject
 from mongo.errors import PING_DEADLINE, UnknownUser
 from mongo.users import Users
 
 FIELD: Final = "notifier.suppression"
-SHARED_LIMIT: Final = 100
-"""Users with the same address that one request may change."""
+SHARED_LIMIT: Final = 100  # users with the same address that one request may change
 NO_INDEX: Final = "Missing. An address alone is enough only if the field of EMAIL_FIELD has an index."
-PROVISIONAL: Final = timedelta(hours=48)
-"""The first e-mail owed later than this after a refusal is tried. A second refusal confirms the suppression."""
+PROVISIONAL: Final = timedelta(hours=48)  # after which an e-mail is tried; a second refusal confirms the suppression
 EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - earlier than any date that the service writes
 
 
-@dataclass(frozen=True, slots=True)
-class Suppression:
-    """The suppressed address, the code of the refusal, when that was, and whether it was confirmed."""
-
+class Suppression(NamedTuple):
     address: str
     code: str
     at: datetime
@@ -49,33 +40,20 @@ def load_suppression(user: Mapping[str, Any]) -> Suppression | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Bounce:
-    """A refusal for good: the address, and the code of the refusal, such as 5.1.1.
+def suppress(address: str, code: str) -> JSONObject:
+    """Return the stage of an update that suppresses an address, or confirms its suppression.
 
     Servers sometimes answer 5.1.x for a mailbox that exists. Any other code, such as a complaint's, is reported on
-    purpose.
+    purpose, and needs no second refusal.
     """
-
-    address: str
-    code: str
-
-    @property
-    def provisional(self) -> bool:
-        """Whether a second refusal must confirm it."""
-        return self.code.startswith("5.1.")
-
-
-def suppress(bounce: Bounce) -> JSONObject:
-    """Return the stage of an update that suppresses an address, or confirms its suppression."""
     at, age = f"${FIELD}.at", round(PROVISIONAL.total_seconds() * 1000)
-    again = {"$and": [{"$eq": [f"${FIELD}.address", {"$literal": bounce.address}]}, {"$eq": [{"$type": at}, "date"]}]}
+    again = {"$and": [{"$eq": [f"${FIELD}.address", {"$literal": address}]}, {"$eq": [{"$type": at}, "date"]}]}
     late = {"$or": [{"$eq": [f"${FIELD}.confirmed", True]}, {"$lte": [at, {"$subtract": ["$$NOW", age]}]}]}
     suppression = {
-        "address": {"$literal": bounce.address},
-        "code": {"$literal": bounce.code},
+        "address": {"$literal": address},
+        "code": {"$literal": code},
         "at": {"$cond": [again, at, "$$NOW"]},
-        "confirmed": {"$and": [again, late]} if bounce.provisional else True,
+        "confirmed": {"$and": [again, late]} if code.startswith("5.1.") else True,
     }
     return {"$set": {FIELD: {"$mergeObjects": [suppression]}}}  # a plain object would go into each element of an array
 
@@ -93,12 +71,11 @@ class Suppressions:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users who have this address. The index's collation decides whether case matters.
+        """Return the users who have this address, by an index, whose collation decides whether case matters.
 
-        Raises `ValidationError` if there is no index or too many users.
+        Raises marshmallow's `ValidationError` if there is no such index, or more than `SHARED_LIMIT` users have it.
         """
-        index = await address_index(self._users)
-        if index is None:
+        if not (index := await address_index(self._users)):
             raise ValidationError({"user_id": [NO_INDEX]})
         name, path, collation = index
         asked = {path: {"$in": [address, address.lower()]}}
@@ -111,7 +88,7 @@ class Suppressions:
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
         """Suppress the user's address, or lift its suppression; return whether it is suppressed afterwards.
 
-        If `address` is given and is not the user's, nothing changes. Raises `UnknownUser`.
+        If `address` is given and is not the user's, nothing is suppressed. Raises `UnknownUser`.
         """
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
@@ -119,14 +96,13 @@ class Suppressions:
         user = await self._users.of(user_id, *self._users.team_fields, FIELD)
         if not user:
             raise UnknownUser
-        try:
-            current = envelope_address(value_at(user, self._users.settings.email_field))
-        except ValidationError:
+        current = parse_address(value_at(user, self._users.settings.email_field))
+        if current is None:
             return False
         if address and address.lower() != current.lower():
             known = load_suppression(user)
             return known is not None and known.address == current
-        await self._users.change(user_id, [suppress(Bounce(current, code))])
+        await self._users.change(user_id, [suppress(current, code)])
         return True
 
 

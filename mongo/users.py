@@ -1,40 +1,107 @@
 """The users' collection, and the base of any other: every operation is repeated until MongoDB confirms it."""
 
-from __future__ import annotations
-
+import asyncio
 import mmap
+import random
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
+import pymongo
+from bson import ObjectId
 from pymongo import ReturnDocument
+from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from config.ids import named
+from config.ids import IdType, named
+from mongo import errors
 from mongo.batcher import Writes
-from mongo.connection import MAJORITY, Connection
+from mongo.connection import MAJORITY, Connection, Database
 from mongo.connection import Collection as MotorCollection
-from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each, inbox
-from mongo.errors import PATIENCE, Conflict, Patience, UnknownError, UnknownUser, WrongType, persist
+from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each
+from mongo.errors import PATIENCE, PING_DEADLINE, RETRY_PAUSE, Changed, Conflict, Patience, UnknownUser, within
 from mongo.lanes import Calls
 from settings import Settings, UnknownUsers
 
 T = TypeVar("T")
 
 FINGERPRINT: Final = (1 << 64) - 1
-JUDGED: Final = 1 << 20
-"""Entries in the table of `Judged`."""
-REFUSING: Final = {
+JUDGED: Final = 1 << 20  # entries in the table of `Judged`
+REFUSING: Final = {  # the projection that `judge` reads
     "types": [{"$type": f"${name}"} for name in TYPES],
     "ours": {"$allElementsTrue": [each(NOTIFICATIONS, IS_OURS)]},
 }
-"""The projection that `judge` reads."""
+
+
+async def persist(
+    attempt: Callable[[int], Awaitable[T]], deadline: float | None = None, patience: Patience = PATIENCE
+) -> T:
+    """Repeat an operation that MongoDB could not do or confirm, until the deadline in seconds.
+
+    `attempt` is given its number, from 0 on. It must be safe to repeat after it took effect and its reply was lost.
+    """
+    cause: Exception | None = None
+    limit = patience.operation if deadline is None else deadline
+    loop = asyncio.get_running_loop()
+    n, ends = -1, loop.time() + limit
+    try:
+        while True:
+            n += 1
+            # Without a deadline of its own, the first attempt is bounded by the driver, or by the queue that it joins:
+            # a timer for each request would cost as much as its log line.
+            async with nullcontext() if n == 0 and deadline is None else within(ends - loop.time()):
+                try:
+                    # The driver knows why it fails, so it must give up first; it may do so half a second late. Without
+                    # a deadline, its own timeout is short enough.
+                    with nullcontext() if deadline is None else pymongo.timeout(max(limit - 0.8, limit / 2)):
+                        return await attempt(n)
+                except (Changed, TimeoutError) as exc:
+                    cause = exc
+                except PyMongoError as exc:
+                    if not errors.means_unavailable(exc):
+                        raise
+                    # After a refusal, the driver takes the server for unknown for a while.
+                    if not (isinstance(cause, OperationFailure) and isinstance(exc, ServerSelectionTimeoutError)):
+                        cause = exc
+                await asyncio.sleep(random.uniform(*RETRY_PAUSE))
+    except TimeoutError as exc:
+        raise errors.unavailable(cause or exc) from (cause or exc)
+    except DocumentTooLarge as exc:
+        raise errors.TooLarge from exc
+    except OperationFailure as exc:
+        # Without the server's own sentence: it may hold an address, and would end in the log.
+        raise errors.refusal(exc) from None
+
+
+class Clock:
+    """MongoDB's clock: its last reading, and the monotonic time since. It is behind by the time that a reply takes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._read_at = time.monotonic()
+        self._time = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return self._time + timedelta(seconds=time.monotonic() - self._read_at)
+
+    def seconds_since(self, moment: datetime) -> float:
+        """Return the seconds since a moment that MongoDB's clock told; never negative."""
+        return max(0.0, (self.now() - moment).total_seconds())
+
+    async def sync(self, deadline: float | None = PING_DEADLINE) -> float:
+        """Read the clock (`localTime` in the reply to `hello`); return by how many seconds it was set back."""
+        expected, database = self.now(), self._database
+        hello = await persist(lambda _: database.command("hello", codec_options=database.codec_options), deadline)
+        self._time, self._read_at = hello["localTime"], time.monotonic()
+        return max(0.0, (expected - self._time).total_seconds())
 
 
 class Judged:
     """The documents whose `notifications` are known to be the service's, so that writes need not ask again.
 
-    It is a fixed table of fingerprints of `_id`s, in which a later entry may replace an earlier one. The kernel
-    provides the memory only as the table fills, 8 MB at most. Two ids with the same 64 bits are no likelier than a
-    memory fault.
+    It is a table of 64-bit fingerprints of `_id`s, in which a later entry may replace an earlier one. The kernel
+    provides the memory only as the table fills, 8 MB at most.
     """
 
     def __init__(self) -> None:
@@ -50,55 +117,40 @@ class Judged:
 
 
 class Documents:
-    """The documents of a collection, compared by the simple collation.
+    """The documents of a collection, compared by the simple collation. Operations raise a `StoreError`."""
 
-    Operations raise a `StoreError`; `Unavailable` after `deadline` seconds, by default those of `patience`.
-    """
-
-    def __init__(self, collection: MotorCollection, patience: Patience = PATIENCE) -> None:
+    def __init__(self, collection: MotorCollection, patience: Patience) -> None:
         self.collection = collection
         self.patience = patience
 
     async def persist(self, attempt: Callable[[int], Awaitable[T]], deadline: float | None = None) -> T:
-        return await persist(attempt, deadline, patience=self.patience)
+        return await persist(attempt, deadline, self.patience)
 
-    async def find(  # noqa: PLR0913 - as the driver's
+    async def find(
         self,
         filter_: Mapping[str, Any],
         projection: Mapping[str, Any] | None = None,
         *,
-        sort: str | None = None,
-        limit: int = 0,
-        hint: str | None = None,
         majority: bool = False,
         deadline: float | None = None,
+        **options: Any,
     ) -> list[JSONObject]:
-        """Return the documents that match, in the order of the field `sort`. `hint` names the index to use."""
-        collection = self.collection.with_options(read_concern=MAJORITY) if majority else self.collection
-
-        async def attempt(_: int) -> list[JSONObject]:
-            on_disk = True if sort else None
-            cursor = collection.find(filter_, projection, collation=SIMPLE, allow_disk_use=on_disk, hint=hint)
-            return await (cursor.sort(sort) if sort else cursor).limit(limit).to_list(None)
-
-        return await self.persist(attempt, deadline)
+        """Return the documents that match; with `majority`, as a majority has them. `options` are the driver's."""
+        find = (self.collection.with_options(read_concern=MAJORITY) if majority else self.collection).find
+        options |= {"collation": SIMPLE, "allow_disk_use": True if "sort" in options else None}
+        return await self.persist(lambda _: find(filter_, projection, **options).to_list(None), deadline)
 
     async def find_one(
         self, filter_: Mapping[str, Any], projection: Mapping[str, Any] | None = None, **options: Any
     ) -> JSONObject | None:
-        """Return a document that matches. With `majority`, read only what a majority has."""
         documents = await self.find(filter_, projection, limit=-1, **options)
         return documents[0] if documents else None
 
     async def aggregate(
         self, pipeline: Sequence[JSONObject], deadline: float | None = None, hint: str | None = None
     ) -> list[JSONObject]:
-        hinted = {"hint": hint} if hint else {}
-
-        async def attempt(_: int) -> list[JSONObject]:
-            return await self.collection.aggregate(pipeline, collation=SIMPLE, **hinted).to_list(None)
-
-        return await self.persist(attempt, deadline)
+        hinted, aggregate = {"hint": hint} if hint else {}, self.collection.aggregate
+        return await self.persist(lambda _: aggregate(pipeline, collation=SIMPLE, **hinted).to_list(None), deadline)
 
     async def update_many(self, filter_: JSONObject, change: Sequence[JSONObject]) -> int:
         """Return how many documents matched at the last attempt."""
@@ -110,58 +162,45 @@ class Documents:
 
 
 class Users(Documents):
-    """The users' documents, as the settings describe them."""
+    """The users' documents. If `profile`, the content of a new one, is `None`, the service creates none."""
 
-    def __init__(self, connection: Connection, settings: Settings, patience: Patience = PATIENCE) -> None:
-        super().__init__(connection.database[settings.users_collection], patience)
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        super().__init__(connection.database[settings.users_collection], connection.patience)
         self.settings = settings
         self.shared = connection.shared[settings.users_collection]
-        self.calls = Calls(self.shared, patience)
-        self.writes = Writes(self.collection, self.calls, patience.operation)
+        self.calls = Calls(self.shared, self.patience)
+        self.writes = Writes(self.collection, self.calls)
         self.judged = Judged()
         creates = settings.unknown_users is UnknownUsers.CREATE
         self.profile = {settings.email_field: settings.email} if creates else None
-        """The content of a new document. If it is `None`, the service creates no users."""
         self.limit, self.slack = settings.notifications_limit, settings.notifications_slack
-        self.inbox = inbox(self.limit)
+        self.inbox = {"$slice": [NOTIFICATIONS, -self.limit]}  # the expression of a user's inbox, newest last
         paths = (settings.email_field, settings.language_field, *settings.template_fields)
-        self.team_fields = {path.partition(".")[0]: 1 for path in paths if path}
-        """The projection of those of the team's fields that an e-mail needs."""
+        self.team_fields = {path.partition(".")[0]: 1 for path in paths if path}  # those that an e-mail needs
+        self._id: Callable[[str], ObjectId | str] = ObjectId if settings.id_type is IdType.OBJECTID else str
 
     def key(self, user_id: str) -> JSONObject:
-        return {"_id": self.settings.id_type.to_bson(user_id)}
+        return {"_id": self._id(user_id)}
 
     async def of(self, user_id: str, *paths: str) -> JSONObject:
         """Return these fields of a user's document, or `{}` if there is none."""
         return await self.find_one(self.key(user_id), dict.fromkeys(paths, 1)) or {}
 
     async def change(self, user_id: str, pipeline: Sequence[JSONObject], *paths: str) -> JSONObject:
-        """Change the `notifier` of a user's document by a pipeline; return these fields after the change.
-
-        Raises `UnknownUser`.
-        """
-
-        async def attempt(_: int) -> JSONObject | None:
-            user: JSONObject | None = await self.collection.find_one_and_update(
-                self.key(user_id) | OURS,
-                pipeline,
-                dict.fromkeys(paths or ("_id",), 1),
-                return_document=ReturnDocument.AFTER,
-                collation=SIMPLE,
-            )
-            return user
-
-        user = await self.persist_for(user_id, attempt)
+        """Change a user's `notifier` by a pipeline; return these fields after the change. Raises `UnknownUser`."""
+        update, key, read = self.collection.find_one_and_update, self.key(user_id), dict.fromkeys(paths or ("_id",), 1)
+        user: JSONObject | None = await self.persist_for(
+            user_id,
+            lambda _: update(key | OURS, pipeline, read, return_document=ReturnDocument.AFTER, collation=SIMPLE),
+        )
         if user is None:
             await self.must_admit(user_id)
             raise UnknownUser
         return user
 
     async def create(self, user_id: str) -> None:
-        insert = {"$setOnInsert": self.profile}
-        await self.persist(
-            lambda _: self.collection.update_one(self.key(user_id), insert, upsert=True, collation=SIMPLE)
-        )
+        key, insert, update = self.key(user_id), {"$setOnInsert": self.profile}, self.collection.update_one
+        await self.persist(lambda _: update(key, insert, upsert=True, collation=SIMPLE))
 
     async def persist_for(
         self, user_id: str, attempt: Callable[[int], Awaitable[T]], deadline: float | None = None
@@ -169,12 +208,12 @@ class Users(Documents):
         """Repeat a write to a user's document. If MongoDB refuses a field's type, raise a `Conflict` that names it."""
         try:
             return await self.persist(attempt, deadline)
-        except WrongType as exc:
+        except errors.WrongType as exc:
             await self.must_admit(user_id)
-            raise UnknownError(f"MongoDB refused a type, and every field has its own: {exc}") from exc
+            raise errors.UnknownError(f"MongoDB refused a type, and every field has its own: {exc}") from exc
 
     async def must_admit(self, user_id: str, fields: Collection[str] = TYPES) -> None:
-        """Raise `Conflict` if one of these fields of the user's document is not as the service keeps it."""
+        """Raise `Conflict` if one of these fields is not as the service keeps it."""
         if user := await self.find_one(self.key(user_id), REFUSING):
             judge(user, fields)
 

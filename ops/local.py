@@ -1,7 +1,5 @@
 """The local run, on a real MongoDB and a mailbox on loopback, whose files are under `.notifier/`."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import logging
@@ -12,99 +10,62 @@ from datetime import UTC, datetime
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from mongo.errors import Misconfigured
 from ops.mongod import DATABASE, FOLDER, running_mongod
 from settings import Security, Settings, UnknownUsers
 
-if TYPE_CHECKING:
-    from aiosmtpd.smtp import SMTP, Envelope, Session
-
-log = logging.getLogger("notifier.local")
-
 MAILBOX: Final = FOLDER / "mail"
-DB_URI_FILE: Final = FOLDER / "db_uri"
-"""Where commands find the MongoDB of the local run."""
+NEWEST: Final = 20  # e-mails that the demo page shows
+DB_URI_FILE: Final = FOLDER / "db_uri"  # where commands find the MongoDB of the local run
 NOTHING_CONFIGURED: Final = (
     "Nothing is configured: set DB_URI, EMAIL and SMTP_HOST. A local run needs requirements-local.txt."
 )
-LOCAL_RUN: Final = """\
-This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
-Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
-
-{commands}
-"""
-WITH_KEYS: Final = ", where API_KEY is one of API_KEYS"
-HEADER: Final = '-H "Authorization: Bearer $API_KEY" '
-USER: Final = "638f394d4b7243fc0399ea67"
-"""The user of the commands."""
 STORE_USER_FIRST: Final = 'UNKNOWN_USERS is refuse, so store that user first: docs/configuration.md, "A test user".\n'
-
-
-class NoDatabase(Exception):
-    """Nothing is configured, and nothing runs here. The message says what to do."""
 
 
 @asynccontextmanager
 async def embedded(settings: Settings) -> AsyncIterator[Settings]:
-    """Start MongoDB and the mailbox and return settings for them. Their data stays for the next run.
-
-    Raises `NoDatabase` without the packages of `requirements-local.txt`, or `LocalRunError`.
-    """
+    """Start MongoDB and the mailbox, and yield settings for them. Raises `Misconfigured` or `Unavailable`."""
     if not importlib.util.find_spec("aiosmtpd"):
-        raise NoDatabase(NOTHING_CONFIGURED)
+        raise Misconfigured(NOTHING_CONFIGURED)
     FOLDER.mkdir(mode=0o700, exist_ok=True)
-    FOLDER.chmod(0o700)  # an older version left it open to every user of the machine
     for folder in (DATABASE, MAILBOX):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
     async with running_mongod() as db_uri, _running_mailbox() as smtp_port:
-        log.info("the mailbox on port %d writes e-mails to %s", smtp_port, MAILBOX)
-        log.info("MongoDB, at %s, keeps its data in %s", db_uri, DATABASE)
         DB_URI_FILE.write_text(db_uri)
-        yield replace(
-            settings,
-            db_uri=db_uri,
-            smtp_host="127.0.0.1",
-            smtp_port=smtp_port,
-            smtp_login=None,
-            smtp_password=None,
-            smtp_security=Security.NONE,
-        )
+        yield replace(settings, db_uri=db_uri, smtp_host="127.0.0.1", smtp_port=smtp_port, smtp_security=Security.NONE)
 
 
 def with_database(settings: Settings) -> Settings:
-    """Return the settings of a command, with the database of the local run in this folder if they name none.
-
-    Raises `NoDatabase`.
-    """
+    """Return settings with the database of the local run in this folder if they name none. Raises `Misconfigured`."""
     if not settings.local:
         return settings
     if not DB_URI_FILE.exists():
-        raise NoDatabase("There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST.")
+        raise Misconfigured("There is no local run in this folder. For any other, set DB_URI, EMAIL and SMTP_HOST.")
     return replace(settings, db_uri=DB_URI_FILE.read_text())
 
 
 def banner(settings: Settings) -> str:
-    """Return what a newcomer reads first: commands to paste."""
-    header, where = (HEADER, WITH_KEYS) if settings.api_keys else ("", "")
+    url, user = settings.url, "638f394d4b7243fc0399ea67"
     kind = max(settings.kinds.values(), key=lambda kind: kind.in_app + kind.email).name
-    commands = [
-        f'curl {header}-d \'{{"user_id": "{USER}", "key": "{kind}"}}\' {settings.url}/create',
-        f"curl {header}'{settings.url}/list?user_id={USER}'",
-        "ls .notifier/mail/",
-    ]
-    lines = "\n".join(f"  {line}" for line in commands)
-    refused = STORE_USER_FIRST if settings.unknown_users is UnknownUsers.REFUSE else ""
-    return LOCAL_RUN.format(url=settings.url, where=where, commands=lines) + refused
+    where = ", where API_KEY is one of API_KEYS" if settings.api_keys else ""
+    header = '-H "Authorization: Bearer $API_KEY" ' if settings.api_keys else ""
+    return f"""\
+This is a LOCAL RUN, on an embedded MongoDB and mailbox under .notifier/; set DB_URI and SMTP_HOST for any other.
+Open {url}/ in a browser and see it work, or try it from another terminal{where} (Ctrl-C stops):
 
+  curl {header}-d '{{"user_id": "{user}", "key": "{kind}"}}' {url}/create
+  curl {header}'{url}/list?user_id={user}'
+  ls .notifier/mail/
 
-# --- the mailbox --------------------------------------------------------------------------------------
+{STORE_USER_FIRST if settings.unknown_users is UnknownUsers.REFUSE else ""}"""
 
 
 class Email(NamedTuple):
-    """An e-mail of the mailbox. `html` is absent from one that is only text."""
-
     file: Path
     to: str
     subject: str
@@ -112,9 +73,8 @@ class Email(NamedTuple):
     html: str | None
 
 
-def newest_emails(count: int = 20) -> list[Email]:
-    """Return the newest e-mails, newest first."""
-    newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:count]
+def newest_emails() -> list[Email]:
+    newest = sorted(MAILBOX.glob("*.eml"), reverse=True)[:NEWEST]
     return [email for path in newest if (email := read_email(path.name))]
 
 
@@ -123,40 +83,29 @@ def read_email(name: str) -> Email | None:
     path = MAILBOX / Path(name).name  # in this folder, whatever the name
     try:
         message = message_from_bytes(path.read_bytes(), _class=EmailMessage, policy=default)
-        text, html = (message.get_body((kind,)) for kind in ("plain", "html"))
-        return Email(
-            path,
-            str(message["To"] or ""),
-            str(message["Subject"] or ""),
-            str(text.get_content()) if text else "",
-            str(html.get_content()) if html else None,
-        )
+        bodies = [message.get_body((kind,)) for kind in ("plain", "html")]
+        text, html = (str(body.get_content()) if body else None for body in bodies)
+        return Email(path, str(message["To"] or ""), str(message["Subject"] or ""), text or "", html)
     except (OSError, LookupError, ValueError):  # deleted meanwhile, or not written by us
         return None
 
 
 @asynccontextmanager
 async def _running_mailbox() -> AsyncIterator[int]:
-    """Take e-mails, and keep each in a file; yield the port."""
+    """Keep each e-mail in a file; yield the port."""
     from aiosmtpd.smtp import SMTP  # noqa: PLC0415 - only a local run has its package
 
-    loop, handler = asyncio.get_running_loop(), _Handler()
     logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd logs addresses
-
-    def protocol() -> SMTP:
-        return SMTP(handler, hostname="localhost", enable_SMTPUTF8=True, loop=loop)
-
+    loop = asyncio.get_running_loop()
+    protocol = partial(SMTP, _Handler(), hostname="localhost", enable_SMTPUTF8=True, loop=loop)
     async with await loop.create_server(protocol, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
 
 
 class _Handler:
-    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
-        part = MAILBOX / f"{name}.part"  # so that nobody reads half an e-mail
-        try:
-            part.write_bytes(envelope.original_content or b"")
-        except OSError:
-            return "452 4.3.1 The mailbox has no room"
-        part.rename(MAILBOX / name)
+    async def handle_DATA(self, _server: object, _session: object, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's
+        path = MAILBOX / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.eml"
+        part = path.with_suffix(".part")  # so that nobody reads half an e-mail
+        part.write_bytes(envelope.original_content or b"")
+        part.rename(path)
         return "250 OK"

@@ -1,7 +1,5 @@
 """Metrics for Prometheus. No label has a value that a caller chooses."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Callable, Iterable
@@ -11,28 +9,19 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue, MutexValue
 
-LAG_INTERVAL: Final = 0.5
-"""Seconds between two measurements of the event loop."""
+LAG_INTERVAL: Final = 0.5  # seconds between two measurements of the event loop
 DELIVERY_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400)
 STREAM_LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-REPLIES: Final = 100
-"""Most replies shown as labels: each label stays as long as the process lives."""
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names the directory of the workers' metrics (prometheus_client, "Multiprocess Mode")."""
-WORKER: Final = "NOTIFIER_WORKER"
-"""The variable that has a worker's number, which names its files. A worker that replaces another continues them."""
+REPLIES: Final = 100  # at most this many are labels, as each label stays as long as the process lives
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # the variable that names the directory of the workers' metrics
+WORKER: Final = "NOTIFIER_WORKER"  # has a worker's number, which names its files; its successor continues them
 
 
 class Metrics:
-    """The instruments of one application, in a registry of its own. Times are in seconds.
-
-    With several workers each of them shows the sum of all.
-    """
+    """The instruments of one application, in a registry of its own. Each of several workers shows the sum of all."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -44,12 +33,12 @@ class Metrics:
             partial(Gauge, registry=self._registry, multiprocess_mode=mode)
             for mode in ("livemostrecent", "livemax", "livesum")
         )
-        self.requests = histogram(
+        requests = histogram(
             "notifier_http_request_duration_seconds",
             "Requests by route (- if there is none), method and status.",
             ["route", "method", "status"],
         )
-        self.requests_of = cache(self.requests.labels)
+        self.requests_of = cache(requests.labels)
         self.emails = counter(
             "notifier_emails",
             "Attempts to send an e-mail, by outcome (sent, retried, dead, waiting, muted, read) and reason.",
@@ -100,7 +89,9 @@ class Metrics:
         """Show what has stopped: its name, the server's reply, and the seconds since then and to the next probe."""
         self._stops = stops
 
-    def _update_stops(self) -> None:
+    def _update(self) -> None:
+        for gauge, value in self._watched:
+            gauge.set(value())
         for group, reply in self._shown:
             self.stopped.labels(group, reply).set(0)
             self.next_probe.labels(group).set(0)
@@ -110,13 +101,7 @@ class Metrics:
             self.stopped.labels(*shown).set(age)
             self.next_probe.labels(group).set(wait)
 
-    def _update(self) -> None:
-        self._update_stops()
-        for gauge, value in self._watched:
-            gauge.set(value())
-
     def render(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
         self._update()
         if WORKER in os.environ:
             with suppress(ValueError, OSError):  # without its directory each worker shows its own
@@ -125,7 +110,6 @@ class Metrics:
         return generate_latest(self._registry)
 
     async def measure_lag(self) -> None:
-        """Measure the delay of the event loop again and again."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_INTERVAL

@@ -15,27 +15,22 @@ from marshmallow import ValidationError
 from pymongo import MongoClient
 
 import handlers
-from api import auth, bodies, stream
+from api import auth, bodies, streams
 from api.bodies import ANSWERS_LIMIT, IN_FLIGHT, TooMuchInFlight
-from api.components import INVALID_REQUEST
-from api.hub import HUB, STREAMS_PER_USER
-from api.middleware import DRAINING
-from api.operations import operations
+from api.openapi import INVALID_REQUEST
 from api.problems import NoSuchNotification
-from config.ids import IdType
-from kinds import SPECIFIED
+from api.streams import HUB, STREAMS_PER_USER
 from mail.unsubscribe import NoSuchLink
 from mongo import errors
 from mongo.document import OUTBOX_LIMIT, SIMPLE, JSONObject
-from mongo.errors import Patience
-from mongo.fan_out import Incomplete, NotYetComplete
+from mongo.errors import Incomplete, NotYetComplete, Patience
 from notifier import SETTINGS
 from settings import UnknownUsers
 from tests.client import METRICS_KEY, OTHER, TARGET, USER, Client, token
+from tests.description import DESCRIBED, outcomes
 from tests.links import link_path
 from tests.servers import free_port
 
-OPERATIONS = operations(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
 Ask = Callable[[Client], Awaitable[ClientResponse]]
 DOCUMENT_LIMIT = 16 * 1024 * 1024
 CONFLICTING = "0" * 24
@@ -226,24 +221,20 @@ async def open_two_streams(client: Client) -> ClientResponse:
     return await open_stream(OTHER)(client)
 
 
-def breaking(_: object) -> bytes:
-    raise ValueError
-
-
 async def open_stream_while_stopping(client: Client) -> ClientResponse:
     client.app[HUB].close()
     return await open_stream()(client)
 
 
 async def probe_while_stopping(client: Client) -> ClientResponse:
-    client.app[DRAINING].set()
+    client.app[HUB].close()
     return await ask("GET", "/readyz")(client)
 
 
 def with_full_queues(ask: Ask) -> Ask:
     async def ask_with_full_queues(client: Client) -> ClientResponse:
         store = client.app[handlers.STORE]
-        store.users.writes._batcher._free_places = store._lists._free_places = 0
+        store.users.writes._batcher._free_places = store.inbox._lists._free_places = 0
         return await ask(client)
 
     return ask_with_full_queues
@@ -264,10 +255,7 @@ def bad_bodies(path: str) -> list[Case]:
         return await post(data=slow())(client)
 
     return [
-        Case(operation, bodies.WrongCharset, post(data=b"{}", headers={"Content-Type": "text/json;charset=x"})),
-        Case(operation, bodies.NotUTF8, post(data=b"\xff")),
         Case(operation, bodies.NotJSON, post(data=b'{"a": NaN}')),
-        Case(operation, bodies.NotAnObject, post(data=b"[]")),
         Case(operation, bodies.Compressed, post(data=b"text", headers={"Content-Encoding": "gzip"})),
         Case(operation, bodies.BodyTooSlow, send_slowly, patches={"api.bodies.BODY_TIMEOUT": 0.1}),
         Case(operation, web.HTTPRequestEntityTooLarge, post(data=b" " * (bodies.BODY_LIMIT + 1))),
@@ -279,7 +267,7 @@ REFUSING = {"unknown_users": UnknownUsers.REFUSE}
 LINKED = {"public_url": "https://x.example", "unsubscribe_secrets": ("u" * 32,)}
 NO_TIME: dict[str, Any] = {
     "patience": Patience(operation=0.3),
-    "patches": {"store.PING_DEADLINE": 0.3, "api.hub.FIRST_EVENT_TIMEOUT": 0.2},
+    "patches": {"store.PING_DEADLINE": 0.3, "api.streams.FIRST_EVENT_TIMEOUT": 0.2},
 }
 
 CASES = [
@@ -362,15 +350,14 @@ CASES = [
     Case("GET /list", TooMuchInFlight, list_too_much, patches={"api.bodies.ANSWERS_PATIENCE": 0.01}),
     Case("GET /stream", 200, open_stream()),
     Case("GET /stream", ValidationError, ask("GET", "/stream", params=INVALID_REQUEST)),
-    Case("GET /stream", stream.Unreadable, open_stream(), patches={"api.hub.encode": breaking}),
-    Case("GET /stream", stream.TooManyOfUser, open_too_many_streams),
-    Case("GET /stream", stream.TooManyOfProcess, open_two_streams, settings={"stream_limit": 1}),
-    Case("GET /stream", stream.Stopping, open_stream_while_stopping),
+    Case("GET /stream", streams.TooManyOfUser, open_too_many_streams),
+    Case("GET /stream", streams.TooManyOfProcess, open_two_streams, settings={"stream_limit": 1}),
+    Case("GET /stream", streams.Stopping, open_stream_while_stopping),
     Case("GET /stream", errors.Unavailable, while_mongodb_stops(open_stream()), **NO_TIME),
     Case("GET /healthz", 200, ask("GET", "/healthz")),
     Case("GET /readyz", 200, ask("GET", "/readyz")),
     Case("GET /readyz", errors.Unavailable, while_mongodb_stops(ask("GET", "/readyz")), **NO_TIME),
-    Case("GET /readyz", stream.Stopping, probe_while_stopping),
+    Case("GET /readyz", streams.Stopping, probe_while_stopping),
     Case("GET /metrics", 200, ask("GET", "/metrics")),
     Case("GET /kinds", 200, ask("GET", "/kinds")),
     Case("GET /kinds", 304, kinds_again),
@@ -381,16 +368,9 @@ CREDENTIALS: Mapping[type[Exception], Callable[[], str]] = {
     auth.NoCredential: lambda: "",
     auth.BadCredential: lambda: "Bearer wrong",
     auth.TokenExpired: lambda: f"Bearer {token(exp=int(time.time()) - 60)}",
-    auth.TokenWithoutUser: lambda: f"Bearer {token(sub='admin')}",
-    auth.BackendOnly: lambda: f"Bearer {token(sub=OTHER)}",
     auth.OutOfScope: lambda: f"Bearer {METRICS_KEY}",
     auth.OtherUser: lambda: f"Bearer {token(sub=OTHER)}",
 }
 """Values of `Authorization`. Tokens are made when they are used, because they would expire during a long run."""
-FOREIGN = [(name, auth.ForeignPage) for name, operation in OPERATIONS.items() if operation.callers]
-REFUSED = [
-    (name, exception)
-    for name, operation in OPERATIONS.items()
-    for exception in operation.problems
-    if exception in CREDENTIALS
-]
+FOREIGN = [(name, auth.ForeignPage) for name, operation in DESCRIBED.items() if "security" in operation]
+REFUSED = [(name, exception) for name in DESCRIBED for exception in CREDENTIALS if exception in outcomes(name)]

@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 
 import handlers
 from api import openapi
+from api.problems import MEDIA_TYPE, PROBLEMS
 from config.ids import IdType
 from kinds import SPECIFIED
 
@@ -18,6 +19,23 @@ DESCRIBED = {
     for method, operation in item.items()
 }
 """The operations of the document, by method and path."""
+EXCEPTIONS = {problem.name: problem.exception for problem in PROBLEMS}
+
+
+def outcomes(operation: str) -> set[int | type[Exception]]:
+    """Return what an operation may answer: the statuses of its successes, and the exceptions of its problems."""
+    found: set[int | type[Exception]] = set()
+    for status, response in DESCRIBED[operation]["responses"].items():
+        examples = response.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+        found |= {EXCEPTIONS[name] for name in examples} or {int(status)}
+    return found
+
+
+def example_of(operation: str, status: int = 200) -> Any:
+    """Return the example of a success."""
+    (content,) = DESCRIBED[operation]["responses"][f"{status}"]["content"].values()
+    (shown,) = content["examples"].values()
+    return shown["value"]
 
 
 def assert_conforms(value: object, schema: dict[str, Any]) -> None:

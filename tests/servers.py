@@ -24,7 +24,7 @@ from typing import Any, Final, cast
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from pymongo import MongoClient
 
-from ops.mongod import find_mongod
+from ops.mongod import find_mongod, mongod_environment
 from tests.waiting import eventually
 
 LOGIN: Final = "mailer@example.com"
@@ -89,17 +89,17 @@ class Mongod:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        program = find_mongod(self._folder / "lib", os.environ.get("NOTIFIER_MONGOD"))
+        program = os.environ.get("NOTIFIER_MONGOD") or find_mongod()
         with (self._folder / "mongod.out").open("ab") as output:
             self._process = subprocess.Popen(
                 [
-                    *(program.path, "--dbpath", str(self._folder), "--port", str(self.port)),
+                    *(program, "--dbpath", str(self._folder), "--port", str(self.port)),
                     *("--bind_ip", "127.0.0.1", "--nounixsocket", "--setParameter", "enableTestCommands=1"),
                     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
                     *("--wiredTigerEngineConfigString", "log=(file_max=16MB,prealloc=false)"),  # not 300 MB each
                     *self._arguments,
                 ],
-                env={**program.environment, **self._environment},
+                env={**mongod_environment(self._folder / "lib"), **self._environment},
                 stdout=output,
                 stderr=output,
             )

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from config.address import envelope_address, mailbox
+from config.checks import envelope_address, mailbox
 
 
 @pytest.mark.parametrize(

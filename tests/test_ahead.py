@@ -17,10 +17,10 @@ import pytest
 from kinds import SPECIFIED
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.message import Worker
+from mail.message import Letters, Look
 from mail.replies import Outcome, Verdict
 from mail.templates import Content
-from mailer import SENT, Mailer
+from mailer import SENT, Mailer, Worker
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Security, Settings
 from tests.client import DB, owed, settled
@@ -102,6 +102,13 @@ async def steps(**script: object) -> AsyncIterator[Steps]:
         yield state
 
 
+class Dotted(Letters):
+    """Letters with lines that begin with a dot."""
+
+    async def content(self, lease: Lease) -> Content:
+        return Content("subject", f".dot\r\n.\r\n{lease.email.address}")
+
+
 class Queue(Worker):
     """E-mails in memory, to these addresses. `taken` are those that followed another at once."""
 
@@ -110,9 +117,6 @@ class Queue(Worker):
         self.follows = follows
         self.given_back: list[str] = []
         self.changed = asyncio.Event()
-
-    async def content(self, lease: Lease) -> Content:
-        return Content("subject", f".dot\r\n.\r\n{lease.email.address}")
 
     def following(self) -> Lease | None:
         return self.waiting.pop(0) if self.waiting and self.follows else None
@@ -142,9 +146,14 @@ def plain(settings: Settings) -> Settings:
     return replace(settings, smtp_security=Security.NONE, smtp_login=None, smtp_password=None, smtp_command_timeout=0.5)
 
 
+def mailer_of(settings: Settings, port: int, queue: Queue, look: Look | None = None) -> Mailer:
+    changed = replace(settings, smtp_port=port)
+    return Mailer(changed, Feedback(changed), Dotted(changed, look), queue)
+
+
 async def sent(settings: Settings, server: Steps, queue: Queue) -> dict[str, Outcome | None]:
     """Send what is queued, as a worker does; return what became of each."""
-    mailer, outcomes = Mailer(replace(settings, smtp_port=server.port), Feedback(settings), queue), {}
+    mailer, outcomes = mailer_of(settings, server.port, queue), {}
     lease: Lease | None = None
     while lease := (lease and lease.then) or (queue.waiting.pop(0) if queue.waiting else None):
         assert lease.email.address not in outcomes
@@ -219,7 +228,7 @@ async def test_an_email_behind_a_slow_message_takes_another_connection(
     monkeypatch.setattr("mailer.SOON", 0.1)
     async with steps(odd={("dot", ODD): HANG}, piece=8) as server:  # so that each reply comes by itself
         queue = Queue(addresses())
-        mailer = Mailer(replace(plain, smtp_port=server.port), Feedback(plain), queue)
+        mailer = mailer_of(plain, server.port, queue)
         slow: asyncio.Task[Outcome | None] | None = None
         lease: Lease | None = queue.waiting.pop(0)
         while lease and not slow:
@@ -235,8 +244,24 @@ async def test_an_email_behind_a_slow_message_takes_another_connection(
         server.goes_on.set()
         assert slow
         assert await slow == SENT
-        assert await mailer.send(queue.waiting.pop(0)) == SENT  # not where the server waits for a message
+        assert await mailer.send(queue.waiting.pop(0)) == SENT
+        # not where the server waits for a message
+        assert sum(b"RCPT TO:<5@example.com>" in data for data in server.read) == 1
         assert server.accepted == [f"{n}@example.com" for n in (0, 1, 3, 4)] + [ODD, "5@example.com"]
+        await mailer.pool.close_all()
+
+
+async def test_a_server_that_waits_for_a_message_gets_no_command(plain: Settings) -> None:
+    async with steps(odd={("DATA", ODD): HANG}) as server:
+        lost, other = Queue([ODD, "1@example.com"]).waiting
+        mailer = mailer_of(plain, server.port, Queue([]))
+        sending = asyncio.create_task(mailer.send(lost))
+        await server.hanging.wait()
+        lost.lose()
+        server.goes_on.set()
+        assert await sending is None
+        assert await mailer.send(other) == SENT
+        assert (server.accepted, sum(b"RCPT TO:<1@" in data for data in server.read)) == (["1@example.com"], 1)
         await mailer.pool.close_all()
 
 
@@ -245,14 +270,12 @@ async def test_a_message_does_not_wait_for_the_next_email_to_get_ready(
 ) -> None:
     monkeypatch.setattr("mailer.READY", 0.02)
 
-    class Slow(Queue):
-        async def look(self, _: Lease) -> None:
-            await forever.wait()
+    async def look(_: Lease) -> None:
+        await asyncio.Event().wait()
 
-    forever = asyncio.Event()
     async with steps() as server:
-        queue = Slow(addresses())
-        mailer = Mailer(replace(plain, smtp_port=server.port), Feedback(plain), queue)
+        queue = Queue(addresses())
+        mailer = mailer_of(plain, server.port, queue, look)
         queue.waiting[2].known_until = 0.0
         for _ in range(2):
             assert await mailer.send(queue.waiting.pop(0)) == SENT
@@ -270,7 +293,7 @@ async def test_an_accepted_message_waits_for_no_goodbye(plain: Settings, monkeyp
 
     async with raw_server() as server:
         server.behave = worn_out
-        mailer = Mailer(replace(plain, smtp_port=server.port), Feedback(plain), Queue([]))
+        mailer = mailer_of(plain, server.port, Queue([]))
         for lease in Queue(addresses()).waiting[:2]:
             assert await asyncio.wait_for(mailer.send(lease), 15) == SENT
         await mailer.pool.close_all()

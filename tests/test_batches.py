@@ -11,9 +11,8 @@ import pytest
 from bson import ObjectId
 
 import handlers
-from delivery import Delivery
-from mail.claimer import VALID
-from mail.lease import Lease
+from mail.lease import VALID, Lease
+from mail.message import Letters
 from mail.templates import Content
 from settings import Settings
 from tests.client import DB, OTHER, TARGET, USER, Client, assert_length, counted, create, list_, metric, ours, settled
@@ -184,18 +183,18 @@ async def test_a_notification_read_during_rendering_is_not_e_mailed(
     client: Client, database: DB, mail: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look is valid for 50 ms. If the templates take longer, another look is made, and its result is rendered."""
-    render, times = Delivery.content, 0
+    render, times = Letters.content, 0
 
-    async def slow(delivery: Delivery, lease: Lease) -> Content:
+    async def slow(letters: Letters, lease: Lease) -> Content:
         nonlocal times
         times += 1
-        content = await render(delivery, lease)
+        content = await render(letters, lease)
         if times == 1:
             await read(client, notification_id=(await list_(client))["list"][0]["id"])
             await asyncio.sleep(2 * VALID)
         return content
 
-    monkeypatch.setattr(Delivery, "content", slow)
+    monkeypatch.setattr(Letters, "content", slow)
     for n in range(2):
         await told(client, "digest", data={"n": n})
     end(client, database)

@@ -146,6 +146,7 @@ async def test_check_says_if_the_server_starts_tls_otherwise_or_never(
         code, steps = await check(replace(settings, smtp_port=server.port, smtp_security=Security.STARTTLS))
         assert (code, list(failures(steps))) == (1, ["smtp_ehlo"])
         assert "needs SMTP_SECURITY=tls" in failures(steps)["smtp_ehlo"]
+        assert skipped(steps) == ["smtp_tls", "smtp_login"]
     async with smtp_server(None, auth=False) as server:
         plain = replace(settings, smtp_port=server.port, smtp_login=None, smtp_password=None)
         code, steps = await check(replace(plain, smtp_security=Security.STARTTLS))
@@ -161,8 +162,8 @@ async def test_check_says_if_the_server_starts_tls_otherwise_or_never(
     ("replies", "step", "words"),
     [
         ({"greeting": b"554 5.7.1 your address is blocked\r\n"}, "smtp_ehlo", "refuses us: 554 5.7.1 your address is"),
-        ({"greeting": HANG}, "smtp_ehlo", "the greeting timed out after 2 s"),
-        ({"EHLO": b"250 here\r\n"}, "smtp_login", "the server offers no AUTH that we know"),
+        ({"greeting": HANG}, "smtp_ehlo", "The greeting timed out after 2 s"),
+        ({"EHLO": b"250 here\r\n"}, "smtp_login", "The server offers no AUTH that we know"),
         ({"MAIL": b"550 5.7.1 sender \x1b[31m refused\r\n"}, "smtp_test", "MAIL: 550 5.7.1 sender"),
     ],
 )

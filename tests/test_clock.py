@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pymongo.errors import PyMongoError
 
-from mongo.connection import Clock
 from mongo.creation import Create
+from mongo.users import Clock
 from settings import Settings
 from store import Store, open_store
 from tests.client import DB, USER, settled, user

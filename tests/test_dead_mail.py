@@ -13,7 +13,7 @@ from bson import ObjectId
 from pymongo.collation import Collation
 
 from kinds import SPECIFIED
-from mongo.backlog import errors_of_dead
+from mongo.backlog import reasons
 from mongo.creation import Create
 from mongo.document import OUTBOX_LIMIT, JSONObject
 from mongo.errors import OutboxFull, Patience
@@ -181,12 +181,12 @@ async def test_services_with_one_database_keep_their_letters_apart(settings: Set
         ids = [letter["_id"] for store in (ours, theirs) for letter in await store.dead_mail.find()]
         assert len(ids) == 2
         assert [await store.dead_mail.count() for store in (ours, theirs)] == [1, 1]
-        assert [len(await store.dead_mail.of_user(USER)) for store in (ours, theirs)] == [1, 1]
-        assert len(await errors_of_dead(ours.dead_mail)) == 1
+        assert [len(await store.dead_mail.find(user_id=USER)) for store in (ours, theirs)] == [1, 1]
+        assert len((await reasons(ours.users, ours.dead_mail))["dead"]) == 1
         assert await ours.dead_mail.find([ids[1]]) == []
         assert not await ours.dead_mail.owe_again(database.dead_mail.find_one({"_id": ids[1]}) or {})
-        assert await ours.dead_mail.discard([ids[1]]) == 0
-        assert await ours.dead_mail.discard() == 1
+        assert await ours.dead_mail.discard([ids[1]]) == []
+        assert await ours.dead_mail.discard() == [{"_id": ids[0]}]
         await ours.dead_mail.discard_of_user(USER)
         assert [letter["_id"] for letter in await theirs.dead_mail.find()] == [ids[1]]
 

@@ -78,7 +78,7 @@ async def test_a_token_that_is_refused_later_gets_a_message_too(serve: Serve, co
     await enter(page, token())
     await expect(page.locator("#access")).to_be_hidden()
     await create_on(page)
-    await expect(page.get_by_text(said(auth.BackendOnly))).to_be_visible()
+    await expect(page.get_by_text(said(auth.OutOfScope))).to_be_visible()
     user = await field(page, USER_FIELD)
     await user.fill(OTHER)
     await user.blur()

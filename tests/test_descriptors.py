@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
 import re
 import resource
 import socket
@@ -15,7 +13,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from api.server import Admission
 from settings import Settings
 from tests.client import DB, USER, settled
 from tests.processes import Service, running_service
@@ -99,14 +96,3 @@ async def test_streams_leave_descriptors_for_other_requests(service: Service) ->
 
         await eventually_async(served)
         assert (await answer(service.port, f"/list?user_id={USER}")) == (200, "")
-
-
-async def test_an_error_of_accept_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    loop = asyncio.get_running_loop()
-    admission = Admission(10)
-    for number in (errno.EMFILE, errno.ENFILE) * 100:
-        admission.handle(loop, {"message": "…", "exception": OSError(number, "…"), "socket": object()})
-    assert caplog.text.count("no connection can be accepted") == 1
-    caplog.set_level(logging.ERROR)
-    admission.handle(loop, {"message": "another error", "exception": ValueError("…")})
-    assert "another error" in caplog.text

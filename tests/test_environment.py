@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.environment import read_settings
-from cli.variables import SettingsError
+from cli.environment import SettingsError, read_settings
 from settings import Settings
 from tests.processes import COMPLETE, run, run_here
 

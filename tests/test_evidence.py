@@ -134,6 +134,15 @@ def test_a_kind_refused_as_spam_waits_alone_for_6_min_at_most(
     assert world.last(promo) <= START + 7000 + 360
 
 
+def test_a_kind_refused_at_one_domain_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = refusal(Stage.MAIL, 550, "5.7.9 mumble")
+    world = World(monkeypatch, lambda mail, *_: refused if mail.kind == "promo" else None)
+    for n in range(100):
+        world.owe(f"u{n}@one.example", ("promo", "new_login")[n % 2], at=START + n)
+    world.run(200)
+    assert "kind promo" not in world.stops
+
+
 @pytest.mark.parametrize("domains", [1, 30])
 def test_greylisting_in_unknown_words_follows_the_schedule(monkeypatch: pytest.MonkeyPatch, domains: int) -> None:
     first: dict[str, float] = {}

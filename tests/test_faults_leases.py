@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from delivery import running_delivery
+from delivery import Delivery
 from kinds import SPECIFIED
 from mongo.creation import Create
 from mongo.errors import Patience, Unavailable
@@ -72,7 +72,7 @@ async def test_an_email_that_is_put_back_keeps_the_count_of_copies(settings: Set
     async with open_store(settings) as direct:
         await direct.create(Create(USER, SPECIFIED["registration"]))
         (email,) = await direct.outbox.claim(1, 60)
-        assert await direct.outbox.put_back(replace(email, copies=1), "connect: no reply in time")
+        assert await direct.outbox.hold(replace(email, copies=1), None, "connect: no reply in time")
     (item,) = owed(database)
     assert item["copies"] == 1
 
@@ -100,8 +100,8 @@ async def test_i4_a_lease_is_extended_while_a_conversation_runs(
     async with open_store(settings) as direct:
         await direct.create(Create(USER, SPECIFIED["registration"]))
         outbox = direct.outbox
-        async with running_delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
-            await eventually_async(lambda: assert_length(delivery._leases.held, 1))
+        async with Delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
+            await eventually_async(lambda: assert_length(delivery._leases, 1))
             for _ in range(2):
                 end = lease_end(database)
                 await eventually_async(lambda end=end: assert_later(lease_end(database), end))  # type: ignore[misc]
@@ -164,9 +164,9 @@ async def test_i5_a_lease_ending_mid_conversation_stops_the_message(
         )
         await direct.create(Create(USER, SPECIFIED["registration"]))
         monkeypatch.setattr(direct.outbox, "extend", unreachable)
-        async with running_delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
+        async with Delivery(direct, short, asyncio.Event(), Metrics()) as delivery:
             await eventually_async(lambda: assert_in("RCPT", server.commands))
-            await eventually_async(lambda: assert_length(delivery._leases.held, 0))
+            await eventually_async(lambda: assert_length(delivery._leases, 0))
         assert server.received == []
     assert len(owed(database)) == 1
 
@@ -189,7 +189,7 @@ async def test_i5_an_email_whose_lease_has_ended_is_not_sent(
             return emails
 
         monkeypatch.setattr(outbox, "claim", claim_too_late)
-        async with running_delivery(direct, settings, asyncio.Event(), Metrics()):
+        async with Delivery(direct, settings, asyncio.Event(), Metrics()):
             await asyncio.sleep(0.5)
     assert mail.received == []
     assert len(owed(database)) == 1

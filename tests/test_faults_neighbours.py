@@ -60,7 +60,7 @@ def assert_tried(commands: list[str]) -> None:
 async def test_i10_its_email_is_tried_by_the_schedule_and_given_up(
     start: Start, database: DB, reaction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mail.schedule.COPIES", 100)
+    monkeypatch.setattr("mail.stops.COPIES", 100)
     database.users.insert_one({"_id": ObjectId(USER), "email": POISON})
     async with raw_server(REACTIONS[reaction]) as server:
         client = await start(smtp_port=server.port, **PLAIN | GIVE_UP | {"smtp_command_timeout": 0.2})

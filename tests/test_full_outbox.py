@@ -188,7 +188,7 @@ async def test_a_lost_reply_without_the_email_is_no_promise_of_one(
     settings: Settings, standalone: Mongod, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is done again after its turn has ended, by when the notification is there, and its e-mail is not."""
-    monkeypatch.setattr("mongo.errors.RETRY_PAUSE", (patience.shared_call, patience.shared_call))
+    monkeypatch.setattr("mongo.users.RETRY_PAUSE", (patience.shared_call, patience.shared_call))
     name, proxy = f"lost_{ObjectId()}", Proxy(standalone.port)
     async with proxy.running():
         uri = f"mongodb://127.0.0.1:{proxy.port}/{name}"
@@ -220,14 +220,14 @@ async def test_a_create_whose_email_was_sent_already_is_no_replay(
             monkeypatch.setattr(asyncio, "sleep", sleep)
             (email,) = await store.outbox.claim(1, 60)
             assert await store.outbox.remove(email)
-            await store.delete(Selection(USER))
+            await store.inbox.delete(Selection(USER))
             return None
 
         monkeypatch.setattr(asyncio, "sleep", deliver)  # the pause before the write is repeated
         proxy.break_next("findAndModify", "after")
-        created = await proxied.create(new)
-        assert (proxy.faults, created.outcome, bool(created.id)) == (1, Recorded.CREATED, True)
-        assert (await store.create(new)).outcome is Recorded.REPLAYED
-        assert (await store.outbox.claim(1, 60), (await store.list(ListQuery(USER, 0, 10))).elements) == ([], 0)
+        id_, outcome = await proxied.create(new)
+        assert (proxy.faults, outcome, bool(id_)) == (1, Recorded.CREATED, True)
+        assert await store.create(new) == (id_, Recorded.REPLAYED)
+        assert (await store.outbox.claim(1, 60), (await store.inbox.list(ListQuery(USER, 0, 10))).elements) == ([], 0)
         with standalone.client() as client:
             client.drop_database(name)

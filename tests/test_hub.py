@@ -14,8 +14,7 @@ import pytest
 from bson import ObjectId
 
 from api.auth import LEEWAY
-from api.hub import HUB
-from api.stream import KEEP_ALIVE
+from api.streams import HUB, KEEP_ALIVE
 from settings import Settings
 from tests.client import (
     DB,

@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 
 import handlers
 from api import openapi
-from cli.variables import SettingsError
+from cli.environment import SettingsError
 from config.ids import IdType
 from kinds import SPECIFIED, Kind, load_kinds
 from mail import formats
@@ -76,7 +76,7 @@ def kinds_file(folder: Path, text: str) -> Path:
         ('[a]\nrequired = "yes"', ["[a]: required must be true or false."]),
         ('[a]\npriority = "urgent"', ["[a]: priority must be high, normal or low."]),
         ("[a]\npriority = 1", ["[a]: priority must be high, normal or low."]),
-        ("[a]\nexample = {n = inf}", ["[a]: example must be a table that JSON can write."]),
+        ("[a]\nexample = 5", ["[a]: example must be a table."]),
         ("[a]\nlabel = true", ["[a]: label must be one line of 1 to 500 characters"]),
         ('[a]\nlabels = "x"', ["[a]: labels must be by language, such as de or pt-BR: one line"]),
         ("[a.labels]\nde = 1", ["[a]: labels.de must be by language, such as de or pt-BR: one line"]),

@@ -15,9 +15,9 @@ from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, ExecutionTimeout
 
 from mongo.connection import connected, end
-from mongo.document import JSONObject, Write
-from mongo.errors import PATIENCE, Patience, Unavailable, within
-from mongo.lanes import PROBE, Calls, Outcome, keeps_numbers
+from mongo.document import JSONObject
+from mongo.errors import Patience, Unavailable, within
+from mongo.lanes import PROBE, Calls, Outcome, Write, keeps_numbers
 from settings import Settings
 from tests.client import DB, create, user
 from tests.faults import failing
@@ -249,7 +249,7 @@ async def test_numbers_are_used_only_where_the_server_keeps_them(
     async with proxy.running():
         uri = f"mongodb://127.0.0.1:{proxy.port}/{name}?directConnection=true"
         async with connected(uri) as connection:
-            assert await keeps_numbers(connection.shared, PATIENCE) == keeps
+            assert await keeps_numbers(connection) == keeps
         client = await start(db_uri=uri)
         with server.client() as direct:
             users = [f"{n:024x}" for n in range(60)]

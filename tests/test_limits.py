@@ -223,7 +223,7 @@ def test_a_limit_is_dropped_once_one_more_connection_delivers() -> None:
     limits.proved(1)  # in the place of another: the limit stands
     assert found_after(limits, 0)
     limits.proved(2)
-    assert [found_after(limits, n) for n in (2 * REFUSALS - 1, 1)] == [False, True]
+    assert [found_after(limits, n) for n in (REFUSALS - 1, 1)] == [False, True]
 
 
 @pytest.mark.parametrize(("is_meanwhile", "lifted"), [(True, 1), (False, 0)])

@@ -15,7 +15,7 @@ import trustme
 from aiosmtplib import SMTPAuthenticationError, SMTPException
 from bson import ObjectId
 
-from mail.opening import Opener
+from mail.connection import Opener
 from mail.replies import SMTPFault
 from settings import Security, Settings
 from tests.client import DB, OTHER, USER, create, owed, settled
@@ -37,7 +37,7 @@ PLAIN = Settings(
 
 async def log_in(server: RawServer, **changes: Any) -> list[str]:
     """Log in; return the commands of it."""
-    opener = Opener(replace(PLAIN, smtp_port=server.port, **changes), "example.com")
+    opener = Opener(replace(PLAIN, smtp_port=server.port, **changes))
     try:
         await (await opener.open()).quit()
     finally:
@@ -117,6 +117,17 @@ async def test_a_token_is_presented_in_the_form_of_each_mechanism(tokens: TokenS
     async with raw_server({"EHLO": offering("PLAIN")}) as server:
         with pytest.raises(SMTPFault, match=r"offers no AUTH that we know \(XOAUTH2, OAUTHBEARER\)"):
             await log_in(server, **by_token)
+
+
+async def test_a_login_presents_a_second_token_and_no_third(tokens: TokenServer) -> None:
+    by_token = CLIENT | {"smtp_oauth_token_url": tokens.url}
+    async with raw_server({"EHLO": offering("XOAUTH2"), "AUTH XOAUTH2": b"535 5.7.8 no\r\n"}) as server:
+        with pytest.raises(SMTPAuthenticationError):
+            await log_in(server, **by_token)
+    assert ([command for command in server.commands if "AUTH" in command], len(tokens.asked)) == (
+        ["AUTH XOAUTH2"] * 2,
+        2,
+    )
 
 
 @pytest.fixture
@@ -208,7 +219,7 @@ async def test_a_server_may_ask_for_a_client_certificate(
         await create(client, key="registration")
         await settled(database)
         assert len(server.received) == 1
-        opener = Opener(replace(settings, smtp_port=server.port, **nobody), "example.com")
+        opener = Opener(replace(settings, smtp_port=server.port, **nobody))
         with pytest.raises(SMTPException):
             await opener.open()
 

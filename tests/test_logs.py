@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from ops.logs import QUEUE_LIMIT, TEXT, JSONFormatter, LineHandler, TextFormatter, configure_logging, log_info
+from api.middleware import log_line
+from ops.logs import QUEUE_LIMIT, TEXT, JSONFormatter, LineHandler, TextFormatter, configure_logging
 from settings import Settings
 from tests.client import DB, USER, Client, assert_length, settled
 from tests.faults import scripted
@@ -127,23 +128,22 @@ def without_pytest(monkeypatch: pytest.MonkeyPatch) -> logging.Handler:
 
 @pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize("formatter", [JSONFormatter(), logging.Formatter(TEXT)])
-def test_log_info_writes_the_same_line_as_the_logger(
+def test_the_line_of_a_request_is_the_one_of_the_logger(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     formatter: logging.Formatter,
 ) -> None:
     handler = without_pytest(monkeypatch)
     handler.setFormatter(formatter)
-    log = logging.getLogger("notifier.http")
     rows: list[dict[str, Any]] = [
         {"method": "GET", "route": "/list", "status": 200, "seconds": 0.00123, "request_id": "0" * 32},
         {"method": "-", "route": '/é"\\%s\t', "status": 500, "seconds": 1e-7, "request_id": "a_B.-"},
         {"method": "\ud800", "route": None, "status": 2**70, "seconds": 1e22, "ids": {1}},
     ]
     for row in rows:
-        words = "%s %s %d %.1f ms", row["method"], row["route"], row["status"], row["seconds"] * 1e3
-        log_info(log, *words, **row)
-        log.info(*words, extra=row)
+        message = f"{row['method']} {row['route']} {row['status']} {row['seconds'] * 1e3:.1f} ms"
+        log_line(logging.INFO, message, row)
+        logging.getLogger("notifier.http").info("%s", message, extra=row)
     handler.close()
     timestamp = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,]\d{3,6}"
     lines = re.sub(timestamp, "NOW", capfd.readouterr().err).splitlines()
@@ -152,15 +152,16 @@ def test_log_info_writes_the_same_line_as_the_logger(
 
 
 @pytest.mark.usefixtures("own_logging")
-def test_log_info_makes_no_record_and_respects_the_level(
+def test_the_line_of_a_request_needs_no_record_but_the_level(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     handler = without_pytest(monkeypatch)
     monkeypatch.setattr(logging, "_logRecordFactory", None)
     log = logging.getLogger("notifier.http")
-    log_info(log, "%d", 1, status=1)
+    log_line(logging.INFO, "1", {"status": 1})
+    log_line(logging.DEBUG, "2", {})
     log.setLevel(logging.WARNING)
-    log_info(log, "%d", 2, status=2)
+    log_line(logging.INFO, "3", {})
     log.setLevel(logging.NOTSET)
     handler.close()
     assert [json.loads(line)["message"] for line in capfd.readouterr().err.splitlines()] == ["1"]

@@ -15,13 +15,11 @@ import pytest
 from bson import ObjectId
 
 from kinds import SPECIFIED
-from mail.claimer import VALID, Looks, Window
-from mail.connection import Connection
+from mail.connection import Connection, Opener
 from mail.evidence import Evidence
-from mail.lease import Lease
-from mail.opening import Opener
+from mail.lease import VALID, Lease, Leases, Looks, Window
 from mail.replies import Outcome, Verdict
-from mail.settlement import Settlements
+from mail.settlement import Settler
 from mongo.owed import NO_TOKEN, OwedEmail
 from ops.metrics import Metrics
 from settings import Settings
@@ -232,8 +230,11 @@ async def test_one_unchangeable_document_does_not_stop_settling_others(settings:
         database.users.update_one({"_id": ObjectId(first)}, {"$set": {"frozen": True}})
         database.command("collMod", "users", validator={"frozen": {"$exists": False}})
         sent = Outcome(verdict=Verdict.SENT, status="250")
-        settlements = Settlements(direct, settings, Metrics(), Evidence())
-        await settlements.settle_together([(Lease(email, math.inf), sent) for email in emails])
+        leases = Leases(direct.outbox, 60)
+        settler = Settler(direct, settings, Metrics(), Evidence(), leases, lambda: None)
+        for email in emails:
+            settler.put(Lease(email, math.inf), sent)
+        await settler.finish()
     assert [f"{found['_id']}" for found in database.users.find({"notifier.due": {"$exists": True}})] == [first]
 
 

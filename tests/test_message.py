@@ -8,16 +8,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from email import message_from_bytes, message_from_string, policy
 from email.message import EmailMessage
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from config.address import envelope_address
+from config.checks import envelope_address
 from mail.message import Sender, compose
 from mail.templates import Content
 from mongo.owed import OwedEmail
+from settings import Settings
 
 EMAIL = OwedEmail(
     document_id=1,
@@ -73,9 +75,18 @@ def expected(to: str, content: Content) -> EmailMessage:
     return message
 
 
+def mailbox_of(name: str, address: str) -> str:
+    escaped = re.sub(r'(["\\])', r"\\\1", name)
+    return f'"{escaped}" <{address}>' if name else address
+
+
+def sender_of(name: str = "", address: str = "noreply@example.com", **settings: Any) -> Sender:
+    return Sender(Settings(smtp_from=mailbox_of(name, address), **settings))
+
+
 def wire(to: str = "a@b.example", subject: str = "s", sender: str = "") -> str:
     """Return the header of a message as it travels."""
-    message = compose(EMAIL, Sender(sender, "noreply@example.com"), to, Content(subject, "text"))
+    message = compose(EMAIL, sender_of(sender), to, Content(subject, "text"))
     return message.decode().partition("\r\n\r\n")[0] + "\r\n\r\n"
 
 
@@ -176,7 +187,7 @@ def test_a_message_reads_back_as_one_that_pythons_library_makes(
     subject: str, text: str, html: str | None, link: str | None, to: str
 ) -> None:
     content = Content(subject, text, html or None, link)
-    sent = compose(EMAIL, Sender("Müller, GmbH & Co", "noreply@example.com"), to, content)
+    sent = compose(EMAIL, sender_of("Müller, GmbH & Co"), to, content)
     read, made = message_from_bytes(sent, policy=policy.default), expected(to, content)
     assert not read.defects
     assert {name for name in read if not name.startswith("Content")} == {
@@ -193,7 +204,7 @@ def test_a_message_reads_back_as_one_that_pythons_library_makes(
 @given(TEXTS, TEXTS)
 @example("a" * 998, "a" * 999)
 def test_every_line_is_ascii_ends_with_crlf_and_is_short(text: str, html: str) -> None:
-    message = compose(EMAIL, Sender("", "noreply@example.com"), "a@b.example", Content("s", text, html))
+    message = compose(EMAIL, sender_of(), "a@b.example", Content("s", text, html))
     assert message.isascii()
     assert message.endswith(b"\r\n")
     lines = message.split(b"\r\n")
@@ -202,15 +213,15 @@ def test_every_line_is_ascii_ends_with_crlf_and_is_short(text: str, html: str) -
 
 @pytest.mark.parametrize("text", ["plain", "x" * 998])
 def test_text_that_any_server_takes_travels_as_it_is(text: str) -> None:
-    message = compose(EMAIL, Sender("", "noreply@example.com"), "a@b.example", Content("s", text))
+    message = compose(EMAIL, sender_of(), "a@b.example", Content("s", text))
     assert message.endswith(b"Content-Transfer-Encoding: 7bit\r\n\r\n" + text.encode() + b"\r\n")
 
 
 @given(st.one_of(st.text(), st.sampled_from(["\n", "a\r\nBcc: x@y.example", "<>", "x" * 2000, ""])))
 def test_no_id_or_subject_breaks_a_header(text: str) -> None:
     email = replace(EMAIL, id=text)
-    message = compose(email, Sender("", "noreply@example.com"), "a@b.example", Content(text, "text"))
-    assert message == compose(email, Sender("", "noreply@example.com"), "a@b.example", Content(text, "text"))
+    message = compose(email, sender_of(), "a@b.example", Content(text, "text"))
+    assert message == compose(email, sender_of(), "a@b.example", Content(text, "text"))
     read = message_from_bytes(message, policy=policy.default)
     assert "Bcc" not in read
     assert re.fullmatch(r"<[\w.-]+@example\.com>", str(read["Message-ID"]), re.ASCII)
@@ -231,7 +242,7 @@ def _lines(text: str) -> list[bytes]:
 @example("x" * 250, "a@b.example")
 @example("a, " * 80 + "b", "a@b.example")
 def test_the_name_of_a_sender_reads_back_as_it_was(name: str, address: str) -> None:
-    sender = Sender(name, address, "bounces@b.example", (name, address))
+    sender = sender_of(name, address, smtp_envelope_from="bounces@b.example", smtp_reply_to=mailbox_of(name, address))
     message = compose(EMAIL, sender, "c@d.example", Content("s", "text"))
     assert max(map(len, message.split(b"\r\n"))) <= 998
     header = message_from_bytes(message, policy=policy.default)

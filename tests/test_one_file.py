@@ -109,7 +109,7 @@ def one_file(built: Path, bare_python: Path, tmp_path: Path) -> Iterator[OneFile
 def test_it_has_all_of_the_service_and_no_tests(built: Path) -> None:
     with zipfile.ZipFile(built) as archive:
         held = {name.removeprefix("site-packages/") for name in archive.namelist()}
-    command = ["/usr/bin/env", "git", "ls-files", "--", "*.py", "web"]
+    command = ["/usr/bin/env", "git", "ls-files", "--", "*.py", "api", "web"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert {name for name in listed.stdout.splitlines() if not name.startswith((*LEFT_OUT, "docs"))} <= held
     assert {"swagger_ui_bundle", "aiohttp", "pymongo"} <= {name.split("/")[0] for name in held}

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -18,16 +19,21 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 import handlers
 from api import openapi
+from api.bodies import BODY_LIMIT
+from api.middleware import REQUEST_ID_PATTERN
 from api.openapi import VERSION
+from api.streams import COMMENT, KEEP_ALIVE, RETRY_MS, encode
+from api.unsubscribe import CHOICES
 from config.ids import IdType
-from kinds import SPECIFIED
+from kinds import SPECIFIED, TOLD
 from mongo.creation import Create
-from mongo.document import OPTIONAL_FIELDS
-from schemas import CreateSchema
+from mongo.document import OPTIONAL_FIELDS, OUTBOX_LIMIT
+from mongo.inbox import Page
+from schemas import SELECTORS, CreateSchema
 from settings import Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS
 from tests.client import KEY, ROOT, USER, Client, create
-from tests.description import DESCRIBED, DOCUMENT, assert_conforms
+from tests.description import DESCRIBED, DOCUMENT, assert_conforms, example_of
 from tests.processes import running_service
 
 
@@ -64,6 +70,26 @@ def test_a_field_of_a_create_is_in_every_place() -> None:
     assert all(f"| `{name}` | optional |" in (ROOT / "docs/api.md").read_text() for name in fields)
     values: list[dict[str, Any]] = [{}, *({name: ["a value"]} for name in fields)]
     assert len({Create(USER, SPECIFIED["new_post"], **value).fingerprint() for value in values}) == len(values)
+
+
+def test_what_its_file_says_in_words_holds_in_the_code() -> None:
+    create, headers = DESCRIBED["POST /create"], DESCRIBED["POST /create"]["responses"]["201"]["headers"]
+    assert f"It may have {BODY_LIMIT // 1024} KiB." in create["description"]
+    assert f"is owed {OUTBOX_LIMIT} e-mails already" in headers["X-Email"]["description"]
+    assert headers["X-Request-ID"]["schema"]["pattern"] == f"^{REQUEST_ID_PATTERN}$"
+    for path in ("/read", "/unread", "/delete"):
+        names = ", ".join(f"`{name}`" for name in SELECTORS)
+        assert DESCRIBED[f"POST {path}"]["description"].startswith(f"Takes exactly one of {names}.")
+    assert DESCRIBED["POST /u/{token}"]["parameters"][1]["schema"]["enum"] == [*CHOICES[1:]]
+    assert set(DOCUMENT["components"]["schemas"]["Kind"]["required"]) == TOLD
+    assert f"after {KEEP_ALIVE:.0f} s without one" in DESCRIBED["GET /stream"]["description"]
+    event = encode(Page(23, 12, example_of("GET /list")["data"]["list"])).decode()
+    assert example_of("GET /stream") == f"retry: {RETRY_MS[0]}\n\n{event}{COMMENT.decode()}"
+
+
+def test_the_code_fills_in_all_that_its_file_leaves_out() -> None:
+    assert '"code:' in openapi.FILE.read_text()
+    assert not re.search('"code:|"x-', json.dumps(DOCUMENT))
 
 
 # --- its schemas and examples -----------------------------------------------------------------------

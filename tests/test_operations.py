@@ -12,12 +12,12 @@ from bson import ObjectId
 from pymongo.database import Database
 
 import handlers
-from api import auth, bodies, pages
+from api import auth, bodies, openapi, pages
 from api.problems import BY_EXCEPTION, MEDIA_TYPE, PROBLEMS, ForeignHost, TooManyConnections
 from mongo import changes
-from tests.asked import CASES, CONFLICTING, CREDENTIALS, FOREIGN, OPERATIONS, REFUSED, Case, open_stream
+from tests.asked import CASES, CONFLICTING, CREDENTIALS, FOREIGN, REFUSED, Case, open_stream
 from tests.client import PROTECTED, ROOT, SUPPRESS_KEY, USER, Client
-from tests.description import DESCRIBED, assert_conforms
+from tests.description import DESCRIBED, assert_conforms, outcomes
 from tests.fixtures import Start
 from tests.servers import Mongod
 
@@ -31,12 +31,12 @@ def test_every_route_is_described_and_nothing_else(client: Client) -> None:
         for route in client.app.router.routes()
         if route.resource and route.method != "HEAD" and route.resource.canonical not in assets
     }
-    assert served == DESCRIBED.keys() == OPERATIONS.keys()
+    assert served == DESCRIBED.keys()
     assert served == {f"{route.method} {route.path}" for route in handlers.ROUTES}
 
 
 def test_every_problem_of_a_route_is_described() -> None:
-    described = {exception for operation in OPERATIONS.values() for exception in operation.problems}
+    described = {outcome for name in DESCRIBED for outcome in outcomes(name) if not isinstance(outcome, int)}
     of_no_route = {web.HTTPNotFound, ForeignHost, bodies.ClientGone, Exception}
     of_no_route |= {http_exceptions.BadHttpMessage, http_exceptions.LineTooLong, TooManyConnections}
     assert described | of_no_route == BY_EXCEPTION.keys()
@@ -109,7 +109,7 @@ async def test_a_refused_caller_is_answered_as_described(
 
 
 async def test_another_method_is_answered_as_described(client: Client) -> None:
-    for operation in OPERATIONS:
+    for operation in DESCRIBED:
         response = await client.delete(operation.split()[1].replace("{token}", "a-token"))
         await assert_described(operation, web.HTTPMethodNotAllowed, response)
 
@@ -121,11 +121,8 @@ async def test_a_standalone_mongodb_is_answered_as_described(start: Start, stand
 
 def test_every_described_answer_is_asked_for() -> None:
     asked: set[tuple[str, object]] = {(case.operation, case.outcome) for case in CASES} | {*REFUSED, *FOREIGN}
-    asked |= {(name, web.HTTPMethodNotAllowed) for name in OPERATIONS} | {("GET /stream", changes.NotReplicated)}
-    described: set[tuple[str, object]] = set()
-    for name, operation in OPERATIONS.items():
-        described |= {(name, outcome) for outcome in (*operation.answers, *operation.problems)}
-    assert asked == described
+    asked |= {(name, web.HTTPMethodNotAllowed) for name in DESCRIBED} | {("GET /stream", changes.NotReplicated)}
+    assert asked == {(name, outcome) for name in DESCRIBED for outcome in outcomes(name)}
 
 
 # --- where an error's sentences stand ---------------------------------------------------------------
@@ -150,7 +147,7 @@ def sentences() -> set[str]:
 
 
 def test_the_sentences_of_the_errors_stand_once() -> None:
-    files = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    files = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), openapi.FILE]
     files += [path for path in ROOT.glob("web/**/*") if path.is_file()]
     for wing in ("api", "mail", "mongo", "ops", "docs", "bench", "tests"):
         files += ROOT.glob(f"{wing}/*.py")

@@ -7,16 +7,18 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.components import NOTIFICATION
 from config.ids import IdType
 from kinds import SPECIFIED
+from mail.message import fields_of
 from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS
 from mongo.owed import load_emails, new_element
 from schemas import CreateSchema
 from settings import Settings
 from tests.client import USER
+from tests.description import DESCRIBED, example_of
 
+(NOTIFICATION,) = example_of("GET /list")["data"]["list"]
 NAMES = set(OPTIONAL_FIELDS)
 VALUES = {name: NOTIFICATION[name] for name in OPTIONAL_FIELDS}
 
@@ -29,8 +31,9 @@ def created(**values: object) -> Create:
 def test_body_request_and_example_have_the_same_optional_fields() -> None:
     body = set(CreateSchema(IdType.OBJECTID, SPECIFIED).fields) - {"user_id", "user_ids", "key"}
     request = {field.name for field in fields(Create)} - {"user_id", "kind", "idempotency_key", "origin", "in_bulk"}
-    example = set(NOTIFICATION) - {"id", "timestamp", "is_new", "user_id", "key"}
-    assert (body, request, example) == (NAMES, NAMES, NAMES)
+    listed = set(NOTIFICATION) - {"id", "timestamp", "is_new", "user_id", "key"}
+    of_body = DESCRIBED["POST /create"]["requestBody"]["content"]["application/json"]["examples"]["all fields"]["value"]
+    assert (body, request, listed, of_body.keys() - {"user_id", "key"}) == (NAMES, NAMES, NAMES, NAMES)
 
 
 @pytest.mark.parametrize("name", OPTIONAL_FIELDS)
@@ -49,4 +52,4 @@ def test_a_replay_with_another_optional_field_is_another(name: str) -> None:
 def test_an_email_brings_all_optional_fields_to_its_template() -> None:
     element = new_element("1" * 24, "new_login", datetime.now(UTC), created(**VALUES).optional, {})
     (email,) = load_emails({"_id": 1, "notifier": {"outbox": [element]}}, element["token"], Settings())
-    assert {name: email.fields()[name] for name in OPTIONAL_FIELDS} == VALUES
+    assert {name: fields_of(email)[name] for name in OPTIONAL_FIELDS} == VALUES

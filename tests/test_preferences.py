@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from mail.connection import Connection
-from mail.opening import Opener
-from mongo.preferences import wants_email
+from mail.connection import Connection, Opener
+from mongo.inbox import wants_email
 from settings import UnknownUsers
 from tests.client import (
     DB,

@@ -36,7 +36,7 @@ def test_preview_shows_an_email_and_needs_no_database(tmp_path: Path) -> None:
         (["newlogin"], "key: Must be one of: registration, new_message, new_post, new_login, question_answered."),
         (["new_login", "--data", "{"], "data: not JSON: "),
         (["new_login", "--data", "7"], "data: Not an object."),
-        (["new_login", "--data", '{"$a": 1}'], "data: A name must not start with '$'."),
+        (["new_login", "--data", '{"$a": 1}'], "data: A name must not start with '$' or contain NUL."),
         (["new_login", "--target-id", "7"], "target_id: Not a valid ObjectId."),
     ],
 )

@@ -13,8 +13,7 @@ import pytest
 from bson import ObjectId
 
 from kinds import Kind
-from mail.claimer import Window
-from mail.lease import Lease
+from mail.lease import Lease, Window
 from mongo.creation import Create
 from mongo.owed import OwedEmail
 from settings import Settings

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from cli.variables import SettingsError
+from cli.environment import SettingsError
 from mail import templates as module
 from mail.feedback import Feedback
 from mail.lease import Lease
-from mail.message import Worker
+from mail.message import Letters
 from mail.replies import Verdict
 from mail.templates import Content, RenderError, RenderingEnded, Templates, TemplatesError
-from mailer import Mailer
+from mailer import Mailer, Worker
 from mongo.owed import NO_TOKEN, OwedEmail
 from settings import Settings
 from tests.client import DB, OTHER, USER, assert_length, create, owed, settled
@@ -239,7 +239,7 @@ async def test_the_third_crash_of_rendering_makes_a_dead_letter(
 async def test_an_error_of_rendering_keeps_the_connection(
     settings: Settings, mail: MailServer, error: BaseException
 ) -> None:
-    class FailsOnce(Worker):
+    class FailsOnce(Letters):
         failed = False
 
         async def content(self, _: Lease) -> Content:
@@ -248,7 +248,7 @@ async def test_an_error_of_rendering_keeps_the_connection(
                 raise error
             return Content("subject", "text")
 
-    mailer = Mailer(settings, Feedback(settings), FailsOnce())
+    mailer = Mailer(settings, Feedback(settings), FailsOnce(settings), Worker())
     with pytest.raises(type(error)):
         await mailer.send(Lease(EMAIL, math.inf))
     outcome = await mailer.send(Lease(EMAIL, math.inf))

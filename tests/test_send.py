@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from bson import ObjectId
 
 from api.problems import BY_EXCEPTION
-from cli.send import UserList, send
+from cli.send import read_users, send
 from config.ids import IdType
 from kinds import SPECIFIED
 from mongo.creation import Create
@@ -106,7 +105,7 @@ async def test_the_running_service_sends_the_emails(
 
 
 async def test_nothing_is_sent_unless_every_line_is_a_user(settings: Settings, database: DB, listed: Listed) -> None:
-    lines = ["nobody", "{", '{"user_id": 5}', '{"user_id": "x", "user_id": "y"}', "\ud800", '["a"]']
+    lines = ["nobody", "{", '{"user_id": 5}', '{"user_id": "x"}', "\ud800", '["a"]']
     path = listed(MANY + "\n".join(lines))
     arguments = ("send", "new_post", "--users", path)
     code, out, err = await command(settings, *arguments)
@@ -156,18 +155,16 @@ async def test_without_mongodb_it_stops_and_the_next_run_goes_on(
 ) -> None:
     new = Create("0" * 24, SPECIFIED["new_post"])
     again = replace(settings, db_uri=f"{settings.db_uri}?{HEARTBEATS}")
-    with closing(UserList(listed(MANY), IdType.OBJECTID)) as users:
-        async with open_store(again, patience=patience) as store:
-            with failing(mongod, ["update", "findAndModify"], {"skip": 5}, errorCode=91):
-                assert await send(store, users, new) == 1
-            before = database.users.count_documents({})
-            assert 0 < before < 2000
-            out, err = capsys.readouterr()
-            assert out == f"Created: {before}. Created before: 0. Failed: {2000 - before}.\n"
-            assert re.search(
-                r"Not tried, as MongoDB does not answer: 500\.\nTo go on, .* --idempotency-key \w{32}: ", err
-            )
-            assert await send(store, users, new) == 0
+    users = read_users(listed(MANY), IdType.OBJECTID)
+    async with open_store(again, patience=patience) as store:
+        with failing(mongod, ["update", "findAndModify"], {"skip": 5}, errorCode=91):
+            assert await send(store, users, new) == 1
+        before = database.users.count_documents({})
+        assert 0 < before < 2000
+        out, err = capsys.readouterr()
+        assert out == f"Created: {before}. Created before: 0. Failed: {2000 - before}.\n"
+        assert re.search(r"Not tried, as MongoDB does not answer: 500\.\nTo go on, .* --idempotency-key \w{32}: ", err)
+        assert await send(store, users, new) == 0
     assert capsys.readouterr().out == f"Created: {2500 - before}. Created before: {before}. Failed: 0.\n"
     assert counts(database) == {1: 2500}
 

@@ -57,7 +57,7 @@ async def test_no_answer_reveals_versions_and_most_end_with_a_newline(start: Sta
     others = (f"/preferences?user_id={USER}", "/kinds", "/openapi.json", "/list", "/nowhere", "/demo/setup", "/metrics")
     for path in (*specified, *others, "/docs", "/inbox.js"):
         response = await client.get(path)
-        assert "Server" not in response.headers
+        assert response.headers["Server"] == "notifier"
         assert (await response.read()).endswith(b"}" if path in specified else b"\n"), path
     body = {"user_ids": [USER], "key": "new_post"}
     response = await client.post("/create", json=body, headers={"Idempotency-Key": "x"})

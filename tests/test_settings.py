@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cli.variables import SettingsError
+from cli.environment import SettingsError
 from settings import Security, Settings
 from tests.client import ROOT
 from tests.processes import COMPLETE, VARIABLES, run_here

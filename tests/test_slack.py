@@ -52,7 +52,7 @@ async def test_with_slack_it_never_holds_more_than_both(
 ) -> None:
     admit(database, LIMIT + SLACK)
     client = await start(notifications_limit=LIMIT, notifications_slack=SLACK)
-    monkeypatch.setattr("mongo.document.randrange", lambda slack: slack - 1)  # no create trims to the limit by chance
+    monkeypatch.setattr("mongo.creation.randrange", lambda slack: slack - 1)  # no create trims to the limit by chance
     for n in range(2 * (LIMIT + SLACK)):
         await create(client, data={"n": n})
         assert newest(database) == list(range(n + 1))[-LIMIT - SLACK :]

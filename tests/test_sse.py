@@ -19,7 +19,7 @@ DURATION = 'notifier_http_request_duration_seconds_sum{method="GET",route="/stre
 
 async def test_a_stream_has_the_headers_and_format_of_events(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await start(cors_origins=("https://app.example.com",))
-    monkeypatch.setattr("api.stream.KEEP_ALIVE", 0.05)
+    monkeypatch.setattr("api.streams.KEEP_ALIVE", 0.05)
     headers = {"X-Request-ID": "trace-me", "Origin": "https://app.example.com"}
     async with listening(client, **headers) as events:
         got = events.response.headers
@@ -50,7 +50,7 @@ async def test_a_stream_has_the_headers_and_format_of_events(start: Start, monke
 async def test_a_client_that_does_not_read_is_cheap_and_is_dropped(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.stream.SEND_TIMEOUT", 1.0)
+    monkeypatch.setattr("api.streams.SEND_TIMEOUT", 1.0)
     with socket.socket() as idle:
         idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         idle.connect(("127.0.0.1", client.port))

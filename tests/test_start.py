@@ -121,7 +121,7 @@ def test_a_wrong_password_ends_the_start_at_once_with_code_2(tmp_path: Path, gua
 
 def test_workers_wait_as_one_process_does_and_all_end_then(tmp_path: Path) -> None:
     # Without the waiting, a worker would count as started after 8 s.
-    code = "import sys, ops.workers, notifier; ops.workers.STARTING_PERIOD = 8; notifier.run()"
+    code = "import sys, ops.listening, notifier; ops.listening.STARTING_PERIOD = 8; notifier.run()"
     variables = {"DB_URI": f"mongodb://127.0.0.1:{free_port()}/x", "WORKERS": "2", "START_TIMEOUT": "10", **REST}
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.argv[0] = {str(ROOT / 'notifier.py')!r}; {code}"],

@@ -50,6 +50,17 @@ async def test_foreign_values_in_the_array_do_not_break_the_list(client: Client,
     assert await read(client, "old") == 200
 
 
+async def test_lists_of_the_same_moment_are_each_their_own_page(client: Client) -> None:
+    for user_id, number in ((USER, 5), (OTHER, 3)):
+        for _ in range(number):
+            await create(client, user_id)
+    asked = [(user, skip, limit) for skip in range(3) for limit in (0, 1, 2, 60) for user in (USER, OTHER)] * 3
+    pages = await asyncio.gather(*(list_(client, user, skip=skip, limit=limit) for user, skip, limit in asked))
+    for (user_id, skip, limit), page in zip(asked, pages, strict=True):
+        everything = (await list_(client, user_id))["list"]
+        assert page["list"] == everything[skip : skip + limit]
+
+
 async def test_several_replicas_may_create_the_indexes_at_once(settings: Settings, database: DB) -> None:
     def made() -> None:
         assert database.users.index_information().get("notifier.due_1", {}).get("sparse")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -263,16 +264,17 @@ async def test_operators_see_it_and_a_retry_lifts_it(
 ) -> None:
     await bounce(client, database, mail)
     mail.script = None
+    options = Namespace(user_id=USER, json=False, all=True, ids=[])
     async with open_store(settings) as store:
-        await list_emails(store, USER)
-        await show_status(store, settings, as_json=False)
+        await list_emails(store, options)
+        await show_status(store, options)
         output = capsys.readouterr().out
         assert "Suppressed: gone@example.com gets no e-mails since" in output
         assert "Suppressed        1; `mail` shows a user's address and why" in output
-        assert await retry_dead(store, None) == 0
+        assert await retry_dead(store, options) == 0
         await settled(database)
         assert [recipient for recipient, _ in mail.received] == ["gone@example.com"]
-        await show_status(store, settings, as_json=False)
+        await show_status(store, options)
         assert "Suppressed        none" in capsys.readouterr().out
     assert "suppression" not in ours(database)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cli.variables import SettingsError
+from cli.environment import SettingsError
 from kinds import load_kinds
 from mail.rendering import RENDERED_LIMIT
 from mail.templates import Content, RenderError, Templates, TemplatesError

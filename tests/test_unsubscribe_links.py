@@ -104,7 +104,9 @@ def test_the_longest_link_is_one_line_that_every_server_takes() -> None:
     link = links.url(user_id, kind)
     assert link
     assert links.open(link.rpartition("/")[2]) == (user_id, kind)
-    message = compose(EMAIL, Sender("", "noreply@example.com"), "a@b.example", Content("s", "t", None, link))
+    message = compose(
+        EMAIL, Sender(Settings(smtp_from="noreply@example.com")), "a@b.example", Content("s", "t", None, link)
+    )
     lines = message.split(b"\r\n")
     assert f"List-Unsubscribe: <{link}>".encode() in lines
     assert max(map(len, lines)) <= 998

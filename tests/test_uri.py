@@ -100,6 +100,8 @@ async def is_replicated(direct: Any) -> bool:
         "mongodb://u:hunter2@x/?w=-1",
         "mongodb://u:hun/ter2@x/",
         "mongodb://u:hunter2@x:port/",
+        "mongodb+srv://u:hunter2@a.b.example:27017/x",
+        "mongodb+srv://u:hunter2@a.b.example,c.b.example/x",
         "mongodb://",
     ],
 )
@@ -113,15 +115,13 @@ def test_an_impossible_connection_string_is_a_fault(uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("mongodb+srv://u:hunter2@a.b.example:27017/x", "one host name and no port"),
-        ("mongodb+srv://u:hunter2@a.b.example,c.b.example/x", "one host name and no port"),
         ("mongodb+srv://u:hunter2@a.b.example/x?tlsCAFile=/nowhere", "cannot be read: No such file"),
         ("mongodb+srv://u:hunter2@a.b.example/x?tlsCAFile=/dev/null", "cannot be read: .*NO_CERTIFICATE"),
         ("mongodb://u:hunter2@x/?tlsCertificateKeyFile=/dev/null", "needs tlsCertificateKeyFilePassword"),
-        ("mongodb://u:hunter2@x/y?ssl=true&ssl_ca_certs=a.pem&replicaSet=r", ": ssl_ca_certs[.]$"),
-        ("mongodb://u:hunter2@x/y?readConcernLevel=majority&w=majority&j=true", ": j[.]$"),
-        ("mongodb://u:hunter2@x/y?maxPoolSize=5&useNewUrlParser=true", ": useNewUrlParser[.]$"),
-        ("mongodb://u:hunter2@x/y?compressors=snappy", ": compressors[.]$"),
+        ("mongodb://u:hunter2@x/y?ssl=true&ssl_ca_certs=a.pem&replicaSet=r", "^The option ssl_ca_certs is"),
+        ("mongodb://u:hunter2@x/y?readConcernLevel=majority&w=majority&j=true", "^The option j is"),
+        ("mongodb://u:hunter2@x/y?maxPoolSize=5&useNewUrlParser=true", "^The option useNewUrlParser is"),
+        ("mongodb://u:hunter2@x/y?compressors=snappy", "^The option compressors is"),
         ("mongodb://u:@x/y", "a user name without a password"),
         ("mongodb://u@x/y", "a user name without a password"),
         ("mongodb://:hunter2@x/y", "a password without a user name"),

@@ -13,7 +13,7 @@ import pytest
 from pymongo.collection import Collection
 
 from api.problems import BY_EXCEPTION
-from cli.variables import SettingsError
+from cli.environment import SettingsError
 from config.ids import IdType
 from kinds import SPECIFIED
 from mongo.errors import UnknownUser

@@ -39,7 +39,7 @@ def create(store: Store, settings: Settings) -> Any:
     """Return a function that creates a notification and returns its id."""
 
     async def create(key: str, target_id: str | None = None, **fields: Any) -> str:
-        return (await store.create(Create(USER, settings.kinds[key], target_id, **fields))).id
+        return (await store.create(Create(USER, settings.kinds[key], target_id, **fields)))[0]
 
     return create
 
@@ -208,15 +208,15 @@ async def test_the_look_brings_what_is_unread_then_oldest_first(create: Any, sto
     end_windows(database)
     emails = await store.outbox.claim(10, 60)
     assert await told(store, emails) == [ids]
-    await store.mark(Selection(USER, "id", ids[1]), is_new=False)
-    await store.delete(Selection(USER, "id", ids[0]))
+    await store.inbox.mark(Selection(USER, "id", ids[1]), is_new=False)
+    await store.inbox.delete(Selection(USER, "id", ids[0]))
     assert await told(store, emails) == [ids[2:]]
-    await store.mark(Selection(USER, "id", ids[1]), is_new=True)
+    await store.inbox.mark(Selection(USER, "id", ids[1]), is_new=True)
     assert await told(store, emails) == [ids[1:]]
     for _ in range(2):
         await create("message")
     assert await told(store, emails) == [ids[2:]]  # LIMIT pushed one out
-    await store.mark(Selection(USER), is_new=False)
+    await store.inbox.mark(Selection(USER), is_new=False)
     assert await told(store, emails) == [[]]
 
 
@@ -225,7 +225,7 @@ async def test_a_deletion_of_one_takes_no_email_about_many(create: Any, store: S
     end_windows(database)
     emails = await store.outbox.claim(10, 60)
     assert emails[0].id == ids[0]
-    assert await store.delete(Selection(USER, "id", ids[0]))
+    assert await store.inbox.delete(Selection(USER, "id", ids[0]))
     assert await told(store, emails) == [[ids[1]]]
 
 

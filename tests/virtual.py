@@ -18,15 +18,14 @@ from aiosmtplib import SMTPResponseException, SMTPServerDisconnected
 from mail.feedback import Feedback
 from mail.pool import FIRST_TRIES
 from mail.replies import Outcome, Stage, Verdict, judge
-from mail.schedule import COPIES, Schedule
-from mail.stops import LINE, Group, Mail
+from mail.stops import COPIES, LINE, Group, Mail, Schedule
 from mongo.owed import OwedEmail
 from settings import Settings
 
 RTT: Final = 0.02
 """Seconds for a conversation."""
 WORKERS: Final = 20
-SENT: Final = Outcome(verdict=Verdict.SENT, status="250")
+SENT: Final = Outcome(verdict=Verdict.SENT, status="250", stage=Stage.DATA)
 UNTRIED: Final = (Verdict.CONNECTION, Verdict.CONFIGURATION, Verdict.TOO_FAST)
 
 
@@ -101,7 +100,9 @@ class World:
         self.patch.setattr("mail.feedback.time", SimpleNamespace(monotonic=lambda: self.now))
         settings = Settings(smtp_connections=self.connections, smtp_rate=self.rate)
         self.feedback = Feedback(settings, again=self._lift_soon, doubted=self._revive)
-        self.schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence)
+        self.schedule = Schedule(
+            settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence.stops_of
+        )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ready: list[tuple[bool, float, float, Letter]] = []
         self._order = count()
@@ -207,7 +208,7 @@ class World:
             self._at(when, lambda: None)
 
     def _take(self) -> Letter | None:
-        if not self.feedback.evidence.line(self.now):
+        if not self.feedback.evidence.line:
             return heapq.heappop(self._ready)[-1]
         ranked = []
         for entry in heapq.nsmallest(8, self._ready):

@@ -26,7 +26,7 @@ from tests.processes import VARIABLES, command, command_process, run_here
 from tests.servers import MailServer, free_port
 from tests.waiting import eventually_async
 
-COMMANDS = ("check", "health", "status", "dead", "retry", "discard", "mail", "token", "send", "preview")
+COMMANDS = ("check", "health", "status", "dead", "retry", "discard", "flush", "mail", "token", "send", "preview")
 
 
 def test_help_explains_every_variable(tmp_path: Path) -> None:
@@ -141,6 +141,8 @@ async def test_discard_owed_clears_a_copy_of_production(settings: Settings, data
 
 @pytest.mark.ci
 def test_help_explains_a_command_and_an_error_names_them_all(tmp_path: Path) -> None:
+    listed = run_here("--help", cwd=tmp_path).stdout.partition("\ncommands:\n")[2].partition("\n\n")[0]
+    assert set(re.findall("^    ([a-z]+) ", listed, re.MULTILINE)) == set(COMMANDS)
     for name in COMMANDS:
         done = run_here(name, "--help", cwd=tmp_path)
         usage, sentence, *_ = done.stdout.split("\n\n")

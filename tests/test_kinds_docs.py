@@ -36,6 +36,10 @@ USERS = [
 """The first is the one that the page shows."""
 
 
+def test_the_page_explains_every_setting_of_a_kind() -> None:
+    assert all(f"| `{name}` |" in PAGE for name in SETTINGS)
+
+
 def block(language: str) -> str:
     """Return the first block in this language."""
     found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import pytest
 
 from config.ids import IdType
-from kinds import SPECIFIED
+from kinds import PLACEHOLDER, SPECIFIED
 from mail.message import fields_of
+from mail.rendering import VARIABLES
 from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS
 from mongo.owed import load_emails, new_element
@@ -34,6 +35,12 @@ def test_body_request_and_example_have_the_same_optional_fields() -> None:
     listed = set(NOTIFICATION) - {"id", "timestamp", "is_new", "user_id", "key"}
     of_body = DESCRIBED["POST /create"]["requestBody"]["content"]["application/json"]["examples"]["all fields"]["value"]
     assert (body, request, listed, of_body.keys() - {"user_id", "key"}) == (NAMES, NAMES, NAMES, NAMES)
+
+
+@pytest.mark.parametrize("name", OPTIONAL_FIELDS)
+def test_templates_and_labels_may_use_each_optional_field(name: str) -> None:
+    assert name in VARIABLES
+    assert PLACEHOLDER.search(f"{{{name}}}") or PLACEHOLDER.search(f"{{{name}.city}}")
 
 
 @pytest.mark.parametrize("name", OPTIONAL_FIELDS)

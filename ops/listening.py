@@ -150,6 +150,7 @@ async def _tend(environment: Mapping[str, str], stop: asyncio.Event, started: fl
             return code
         log.error("a worker ended with exit code %d; it is started again in %.0f s", code, RESTART_PAUSE)
         await asyncio.wait({stopped}, timeout=RESTART_PAUSE)
+        started = 0.0  # what one start has done, the next may fail to do for a while
     return 0
 
 

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Final
 
 from mongo.dead_mail import DeadMail
-from mongo.document import IS_DATE, OURS, OUTBOX, WAITING, WITHOUT_EMPTY, JSONObject, any_of, each, only, without
+from mongo.document import IS_DATE, OURS, WITHOUT_EMPTY, JSONObject
 from mongo.errors import TooLarge, Unavailable
+from mongo.expressions import OUTBOX, WAITING, any_of, each, only, without
 from mongo.outbox import Outbox
 from mongo.owed import ERAS_END, FLUSHED, IS_EMAIL, IS_FREE, IS_WAITING, from_now, has_type, rewrite
 from mongo.users import Documents

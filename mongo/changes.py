@@ -12,8 +12,9 @@ from bson.timestamp import Timestamp
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongo.connection import CLOSE_TIMEOUT, MAJORITY
-from mongo.document import JSONObject, any_of, concat, each
+from mongo.document import JSONObject
 from mongo.errors import StoreError, Unavailable, unavailable, within
+from mongo.expressions import any_of, concat, each
 from mongo.inbox import EMPTY, ListQuery, Page, page_of
 from mongo.users import Clock, Users
 

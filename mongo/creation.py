@@ -19,14 +19,13 @@ from mongo.document import (
     IS_FINDABLE,
     ONLY_OURS,
     OPTIONAL_FIELDS,
-    OUTBOX,
     OUTBOX_LIMIT,
     RECENT_LIMIT,
-    WAITING,
     JSONObject,
     elements,
 )
 from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, StoreError, TooLarge, UnknownUser
+from mongo.expressions import OUTBOX, WAITING
 from mongo.grouping import Windows, collapsing
 from mongo.lanes import Write
 from mongo.owed import first_due, new_element

@@ -11,23 +11,8 @@ import logging
 from typing import Final
 
 from kinds import Kinds
-from mongo.document import (
-    DELETED,
-    OURS,
-    OUTBOX,
-    OUTBOX_LIMIT,
-    RECENT_LIMIT,
-    SIMPLE,
-    WAITING,
-    WITHOUT_EMPTY,
-    JSONObject,
-    absent_or_array,
-    any_of,
-    concat,
-    each,
-    only,
-    without,
-)
+from mongo.document import OURS, OUTBOX_LIMIT, RECENT_LIMIT, SIMPLE, WITHOUT_EMPTY, JSONObject
+from mongo.expressions import DELETED, OUTBOX, WAITING, absent_or_array, any_of, concat, each, only, without
 from mongo.lanes import Write
 from mongo.owed import IS_FREE, IS_WAITING, SET_DUE, is_ours_to_send, left_to_others, merged
 from mongo.users import Users

@@ -10,24 +10,9 @@ from bson import Int64
 
 from config.checks import value_at
 from mongo.batcher import Batcher
-from mongo.document import (
-    DELETED,
-    ONLY_OURS,
-    OURS,
-    OUTBOX,
-    RECENT_LIMIT,
-    SIMPLE,
-    WITHOUT_EMPTY,
-    WRITTEN,
-    JSONObject,
-    absent_or_array,
-    any_of,
-    concat,
-    each,
-    only,
-    without,
-)
+from mongo.document import ONLY_OURS, OURS, RECENT_LIMIT, SIMPLE, WITHOUT_EMPTY, WRITTEN, JSONObject
 from mongo.errors import Changed, EmailUnderWay, UnknownUser, within
+from mongo.expressions import DELETED, OUTBOX, absent_or_array, any_of, concat, each, only, without
 from mongo.lanes import Write
 from mongo.owed import IS_EMAIL, NO_TOKEN, SET_DUE
 from mongo.users import Users

@@ -22,8 +22,9 @@ from config.checks import envelope_address, value_at
 from config.ids import named
 from mongo import owed, suppression
 from mongo.batcher import Writes
-from mongo.document import IS_DATE, OURS, OUTBOX, SIMPLE, JSONObject, any_of, elements, only
+from mongo.document import IS_DATE, OURS, SIMPLE, JSONObject, elements
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
+from mongo.expressions import OUTBOX, any_of, only
 from mongo.grouping import HAS_WINDOW_OVER, Windows
 from mongo.inbox import wants_email
 from mongo.indexes import Index

@@ -14,7 +14,8 @@ import orjson
 
 from config.checks import value_at
 from mongo import document
-from mongo.document import OUTBOX, WAITING, JSONObject, concat, each, only, without
+from mongo.document import JSONObject
+from mongo.expressions import OUTBOX, WAITING, concat, each, only, without
 from mongo.suppression import Suppression, load_suppression
 from settings import Settings
 

@@ -19,8 +19,9 @@ from mongo import errors
 from mongo.batcher import Writes
 from mongo.connection import MAJORITY, Connection, Database
 from mongo.connection import Collection as MotorCollection
-from mongo.document import IS_OURS, NOTIFICATIONS, OURS, SIMPLE, TYPES, JSONObject, each
+from mongo.document import IS_OURS, OURS, SIMPLE, TYPES, JSONObject
 from mongo.errors import PATIENCE, PING_DEADLINE, RETRY_PAUSE, Changed, Conflict, Patience, UnknownUser, within
+from mongo.expressions import NOTIFICATIONS, each
 from mongo.lanes import Calls
 from settings import Settings, UnknownUsers
 

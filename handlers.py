@@ -33,7 +33,6 @@ from store import Store
 STORE: Final = web.AppKey("STORE", Store)
 EMAIL_OWED: Final = web.AppKey("EMAIL_OWED", asyncio.Event)  # set so that the delivery need not wait for its next poll
 SCHEMAS: Final = web.AppKey("SCHEMAS", Schemas)
-KEPT: Final = {"Cache-Control": "private, no-cache"}  # revalidated at each use
 SUCCESS: Final = b'{"success": true}'
 OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
     Recorded.CREATED: {},
@@ -43,7 +42,6 @@ OUTCOME_HEADERS: Final[Mapping[Recorded, Mapping[str, str]]] = {
 
 
 async def create(request: web.Request, _: Caller) -> web.Response:
-    """Record a notification, owe an e-mail, or both."""
     body, headers = await read_object(request), single_values(request.headers, "Idempotency-Key")
     schemas = request.app[SCHEMAS]
     if "user_ids" in body and "user_id" not in body:
@@ -87,7 +85,7 @@ async def list_(request: web.Request, caller: Caller) -> web.Response:
     try:
         body = _listed(query, await request.app[STORE].inbox.list(query))
         size = in_flight.give(query.user_id, size, keep=len(body))
-        response = bodies.revalidated(request, body, KEPT)
+        response = bodies.revalidated(request, body, {"Cache-Control": "private, no-cache"})
         if bodies.is_large(response):
             complete(request, response)
             await bodies.send(request, response)

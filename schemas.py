@@ -8,21 +8,7 @@ from marshmallow import EXCLUDE, INCLUDE, ValidationError
 from marshmallow import fields as mf
 from marshmallow.validate import Length, Range, Regexp
 
-from api.fields import (
-    DATA_DEPTH,
-    DATA_LIMIT,
-    INT64_MAX,
-    UNKNOWN_LIMIT,
-    USERS_LIMIT,
-    AddressField,
-    DataField,
-    IdField,
-    IdsField,
-    JSONBoolean,
-    KindField,
-    KindNameField,
-    RequestSchema,
-)
+from api import fields
 from config.ids import IdType
 from kinds import Kinds
 from mongo.document import RECENT_LIMIT
@@ -34,20 +20,20 @@ USER_ID: Final = {"description": "The `_id` of the user's document.", "examples"
 OF_KIND: Final = {"description": "Only those of this kind."}
 
 
-class CreateSchema(RequestSchema):
-    user_id = IdField(required=True, metadata=USER_ID)
-    target_id = IdField(
+class CreateSchema(fields.RequestSchema):
+    user_id = fields.IdField(required=True, metadata=USER_ID)
+    target_id = fields.IdField(
         allow_none=True,
         metadata={"description": "What the notification is about.", "examples": ["0399ea67638f394d4b7243fc"]},
     )
-    key = KindField(
+    key = fields.KindField(
         attribute="kind", required=True, metadata={"description": "The kind of notification: one of `GET /kinds`."}
     )
-    data = DataField(
+    data = fields.DataField(
         allow_none=True,
         metadata={
-            "description": f"Returned by `/list` unchanged. At most {DATA_LIMIT // 1024} KiB of JSON and {DATA_DEPTH} "
-            "levels deep. Names do not start with `$` or contain NUL; integers fit in 64 bits.",
+            "description": f"Returned by `/list` unchanged. At most {fields.DATA_LIMIT // 1024} KiB of JSON and "
+            f"{fields.DATA_DEPTH} levels deep. Names do not start with `$` or contain NUL; integers fit in 64 bits.",
             "examples": [{"some_field": "some_value"}],
         },
     )
@@ -61,20 +47,18 @@ class CreateManySchema(CreateSchema):
     class Meta:
         exclude = ("user_id",)
 
-    user_ids = IdsField(
+    user_ids = fields.IdsField(
         required=True,
         metadata={
             "description": "In place of `user_id`. It needs an `Idempotency-Key`.",
             "minItems": 1,
-            "maxItems": USERS_LIMIT,
+            "maxItems": fields.USERS_LIMIT,
             "uniqueItems": True,
         },
     )
 
 
-class QuerySchema(RequestSchema):
-    """A query, or headers."""
-
+class QuerySchema(fields.RequestSchema):
     class Meta:
         unknown = EXCLUDE
 
@@ -97,24 +81,24 @@ class CreateHeaders(QuerySchema):
 
 
 class CreateManyHeaders(QuerySchema):
-    """The headers of a `POST /create` for many users, which must be safe to repeat."""
-
     idempotency_key = mf.String(data_key="Idempotency-Key", required=True, validate=KEY)
 
 
 class UserSchema(QuerySchema):
-    user_id = IdField(required=True, metadata=USER_ID)
+    user_id = fields.IdField(required=True, metadata=USER_ID)
 
 
 class SuppressedUserSchema(QuerySchema):
     """The query of `POST /suppress` whose body has an address."""
 
-    user_id = IdField(metadata=USER_ID)
+    user_id = fields.IdField(metadata=USER_ID)
 
 
 class ListSchema(UserSchema):
-    key = KindNameField(metadata=OF_KIND)
-    skip = mf.Integer(load_default=0, validate=Range(0, INT64_MAX), metadata={"description": "How many to skip."})
+    key = fields.KindNameField(metadata=OF_KIND)
+    skip = mf.Integer(
+        load_default=0, validate=Range(0, fields.INT64_MAX), metadata={"description": "How many to skip."}
+    )
     limit = mf.Integer(
         load_default=10,
         validate=Range(0, PAGE_LIMIT),
@@ -137,11 +121,11 @@ def _encodable(text: str) -> None:
 class SelectionSchema(UserSchema):
     """The query of `POST /read`, `/unread` and `/delete`: a user and one selector."""
 
-    key = KindNameField(metadata=OF_KIND)
+    key = fields.KindNameField(metadata=OF_KIND)
     notification_id = mf.String(
         attribute="id", validate=[Length(1, 128), _encodable], metadata={"description": "The one with this `id`."}
     )
-    target_id = IdField(metadata={"description": "All about this entity."})
+    target_id = fields.IdField(metadata={"description": "All about this entity."})
     all = mf.Boolean(truthy={"true"}, falsy={}, metadata={"description": "All of them.", "enum": [True]})
 
     def check(self, original: Mapping[str, Any]) -> None:
@@ -151,7 +135,7 @@ class SelectionSchema(UserSchema):
             raise ValidationError({name: [message] for name in selectors or ["notification_id"]})
 
 
-class PreferencesSchema(RequestSchema):
+class PreferencesSchema(fields.RequestSchema):
     """The body of `POST /preferences`: whether e-mails are wanted, by kind."""
 
     class Meta:
@@ -160,7 +144,7 @@ class PreferencesSchema(RequestSchema):
     def check(self, original: Mapping[str, Any]) -> None:
         faults = {name: [fault] for name, value in original.items() if (fault := self._fault(name, value))}
         if faults:
-            raise ValidationError(dict(islice(faults.items(), UNKNOWN_LIMIT)))
+            raise ValidationError(dict(islice(faults.items(), fields.UNKNOWN_LIMIT)))
 
     def _fault(self, name: str, value: object) -> str | None:
         emailed = {kind.name: kind for kind in self.kinds.values() if kind.email}
@@ -175,13 +159,11 @@ class PreferencesSchema(RequestSchema):
         return 'Must be {"email": true}, {"email": false}, or null for the default.'
 
 
-class SuppressionSchema(RequestSchema):
-    """The body of `POST /suppress`, which may be left out."""
-
-    suppressed = JSONBoolean(
+class SuppressionSchema(fields.RequestSchema):
+    suppressed = fields.JSONBoolean(
         load_default=True, metadata={"description": "`false` lifts the suppression: e-mails are sent again."}
     )
-    address = AddressField(
+    address = fields.AddressField(
         load_default=None,
         allow_none=True,
         metadata={

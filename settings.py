@@ -49,10 +49,7 @@ SCOPE_NAMES: Final = ", ".join(scope.value for scope in Scope)
 
 
 def parse_key(item: str) -> tuple[str, Scopes]:
-    """Return a key and its scopes. An item of `API_KEYS` is `KEY`, `SCOPE:KEY` or `SCOPE+SCOPE:KEY`.
-
-    Raises `marshmallow.ValidationError`, which quotes nothing: what stands before a colon may be part of a key.
-    """
+    """Return the key and the scopes of an item of `API_KEYS`. An error quotes nothing, as that may be part of a key."""
     names, colon, key = item.partition(":") if ":" in item else ("", "", item)
     try:
         scopes = frozenset(map(Scope, names.split("+"))) if colon else ALL_SCOPES

@@ -66,7 +66,6 @@ class Caller:
     until: float = math.inf
 
     def must_act_for(self, user_id: str) -> None:
-        """Raise `OtherUser` unless the caller may act for this user."""
         if self.user_id not in {None, user_id}:
             raise OtherUser(self.name)
 
@@ -84,7 +83,7 @@ class Gate:
         self._origins = frozenset(settings.cors_origins)
 
     def identify(self, request: web.Request, scope: Scope) -> Caller:
-        """Return the caller of a request. Raises `Refused` if it may not do this for any user, or `ForeignPage`."""
+        """Return the caller. Raises `Refused` if it may not do this for any user, or `ForeignPage`."""
         if not self._callers:
             self._must_be_own_page(request)
             return ANYONE
@@ -155,7 +154,7 @@ GATE: Final = web.AppKey("GATE", Gate)
 
 
 class Route(NamedTuple):
-    """A route of the API. Without a scope it is open to everyone; otherwise its handler also gets the caller."""
+    """A route. Without a scope it is open to everyone; otherwise its handler also gets the caller."""
 
     method: str
     path: str

@@ -249,7 +249,7 @@ def setup(app: web.Application, settings: Settings) -> None:
     app[GATE], app[METRICS], app[THROTTLE] = Gate(settings), Metrics(), Throttle()
     app[IN_FLIGHT] = bodies.InFlight(settings.notifications_limit)
     app[SCHEMAS] = Schemas(id_type, kinds)
-    document: Callable[[], JSONObject] = cache(partial(openapi.describe, ROUTES, kinds, id_type))
+    document: Callable[[], JSONObject] = cache(partial(openapi.describe, kinds, id_type))
     app[openapi.DOCUMENT] = document  # made when it is first asked for, which most processes never are
     app[unsubscribe.LINKS] = Links(settings)
     for method, path, handler, scope in ROUTES:

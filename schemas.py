@@ -11,32 +11,17 @@ from marshmallow.validate import Length, Range, Regexp
 from api import fields
 from config.ids import IdType
 from kinds import Kinds
-from mongo.document import RECENT_LIMIT
 from mongo.inbox import EVERY_KIND
 
 PAGE_LIMIT: Final = 1000  # notifications in one page
 SELECTORS: Final = ("notification_id", "target_id", "key", "all")  # the ways to say which notifications are meant
-USER_ID: Final = {"description": "The `_id` of the user's document.", "examples": ["638f394d4b7243fc0399ea67"]}
-OF_KIND: Final = {"description": "Only those of this kind."}
 
 
 class CreateSchema(fields.RequestSchema):
-    user_id = fields.IdField(required=True, metadata=USER_ID)
-    target_id = fields.IdField(
-        allow_none=True,
-        metadata={"description": "What the notification is about.", "examples": ["0399ea67638f394d4b7243fc"]},
-    )
-    key = fields.KindField(
-        attribute="kind", required=True, metadata={"description": "The kind of notification: one of `GET /kinds`."}
-    )
-    data = fields.DataField(
-        allow_none=True,
-        metadata={
-            "description": f"Returned by `/list` unchanged. At most {fields.DATA_LIMIT // 1024} KiB of JSON and "
-            f"{fields.DATA_DEPTH} levels deep. Names do not start with `$` or contain NUL; integers fit in 64 bits.",
-            "examples": [{"some_field": "some_value"}],
-        },
-    )
+    user_id = fields.IdField(required=True)
+    target_id = fields.IdField(allow_none=True)
+    key = fields.KindField(attribute="kind", required=True)
+    data = fields.DataField(allow_none=True)
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: object) -> None:
         if {"user_id", "user_ids"} <= data.keys():
@@ -47,15 +32,7 @@ class CreateManySchema(CreateSchema):
     class Meta:
         exclude = ("user_id",)
 
-    user_ids = fields.IdsField(
-        required=True,
-        metadata={
-            "description": "In place of `user_id`. It needs an `Idempotency-Key`.",
-            "minItems": 1,
-            "maxItems": fields.USERS_LIMIT,
-            "uniqueItems": True,
-        },
-    )
+    user_ids = fields.IdsField(required=True)
 
 
 class QuerySchema(fields.RequestSchema):
@@ -70,14 +47,7 @@ KEY: Final = Regexp(r"^[\x21-\x7e]{1,255}$", error="Not 1 to 255 visible ASCII c
 class CreateHeaders(QuerySchema):
     """The headers of `POST /create` (draft-ietf-httpapi-idempotency-key-header; its quotes are optional here)."""
 
-    idempotency_key = mf.String(
-        data_key="Idempotency-Key",
-        validate=KEY,
-        metadata={
-            "description": "A new one for every notification. Repeating one of the user's last "
-            f"{RECENT_LIMIT} keys with the same body has no further effect."
-        },
-    )
+    idempotency_key = mf.String(data_key="Idempotency-Key", validate=KEY)
 
 
 class CreateManyHeaders(QuerySchema):
@@ -85,30 +55,20 @@ class CreateManyHeaders(QuerySchema):
 
 
 class UserSchema(QuerySchema):
-    user_id = fields.IdField(required=True, metadata=USER_ID)
+    user_id = fields.IdField(required=True)
 
 
 class SuppressedUserSchema(QuerySchema):
     """The query of `POST /suppress` whose body has an address."""
 
-    user_id = fields.IdField(metadata=USER_ID)
+    user_id = fields.IdField()
 
 
 class ListSchema(UserSchema):
-    key = fields.KindNameField(metadata=OF_KIND)
-    skip = mf.Integer(
-        load_default=0, validate=Range(0, fields.INT64_MAX), metadata={"description": "How many to skip."}
-    )
-    limit = mf.Integer(
-        load_default=10,
-        validate=Range(0, PAGE_LIMIT),
-        metadata={"description": "How many to return; 0 for the counts alone."},
-    )
-    is_new = mf.Boolean(
-        truthy={"true"},
-        falsy={"false"},
-        metadata={"description": "`true` lists only the unread, `false` only the read."},
-    )
+    key = fields.KindNameField()
+    skip = mf.Integer(load_default=0, validate=Range(0, fields.INT64_MAX))
+    limit = mf.Integer(load_default=10, validate=Range(0, PAGE_LIMIT))
+    is_new = mf.Boolean(truthy={"true"}, falsy={"false"})
 
 
 def _encodable(text: str) -> None:
@@ -121,12 +81,10 @@ def _encodable(text: str) -> None:
 class SelectionSchema(UserSchema):
     """The query of `POST /read`, `/unread` and `/delete`: a user and one selector."""
 
-    key = fields.KindNameField(metadata=OF_KIND)
-    notification_id = mf.String(
-        attribute="id", validate=[Length(1, 128), _encodable], metadata={"description": "The one with this `id`."}
-    )
-    target_id = fields.IdField(metadata={"description": "All about this entity."})
-    all = mf.Boolean(truthy={"true"}, falsy={}, metadata={"description": "All of them.", "enum": [True]})
+    key = fields.KindNameField()
+    notification_id = mf.String(attribute="id", validate=[Length(1, 128), _encodable])
+    target_id = fields.IdField()
+    all = mf.Boolean(truthy={"true"}, falsy={})
 
     def check(self, original: Mapping[str, Any]) -> None:
         selectors = [name for name in SELECTORS if name in original]
@@ -160,21 +118,11 @@ class PreferencesSchema(fields.RequestSchema):
 
 
 class SuppressionSchema(fields.RequestSchema):
-    suppressed = fields.JSONBoolean(
-        load_default=True, metadata={"description": "`false` lifts the suppression: e-mails are sent again."}
-    )
-    address = fields.AddressField(
-        load_default=None,
-        allow_none=True,
-        metadata={
-            "description": "The address that bounced, in any case, also in `<>` and behind a name. If it is no longer "
-            "the user's, nothing is suppressed."
-        },
-    )
+    suppressed = fields.JSONBoolean(load_default=True)
+    address = fields.AddressField(load_default=None, allow_none=True)
     code = mf.String(
         load_default="reported",
         validate=Regexp(r"^[A-Za-z0-9._-]{1,32}$", error="Not 1 to 32 letters, digits or ._-"),
-        metadata={"description": "Why, for operators: an enhanced status code such as `5.1.1`."},
     )
 
 

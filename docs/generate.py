@@ -1,4 +1,4 @@
-"""Writes what the documentation takes from the code: its tables, the map of the modules, and `.env.example`.
+"""Writes what the documentation takes from the code: its tables, the map of the modules, `.env.example`, and OpenAPI.
 
 The first line of each page links to the others, in the order of the table in the README.
 """
@@ -18,10 +18,11 @@ FOLDER: Final = Path(__file__).parent
 ROOT: Final = FOLDER.parent
 sys.path.insert(0, str(ROOT))
 
+import openapi  # noqa: E402 - the modules below are found only now
 import scale  # noqa: E402
-from marshmallow import ValidationError  # noqa: E402 - the modules below are found only now
+from marshmallow import ValidationError  # noqa: E402
+from openapi import INVALID_REQUEST, callers  # noqa: E402
 
-from api.openapi import INVALID_REQUEST, callers  # noqa: E402
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
@@ -172,6 +173,7 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "modules": modules,
     **{f"scale_{block.__name__}": block for block in scale.BLOCKS},
 }
+BESIDE: Final = ("README.md", ".env.example", "api/openapi.json")  # what is made outside the folder
 FOLDERS: Final = ("mongo", "mail", "api", "ops", "cli", "config")
 NAVIGATION: Final = re.compile(r"\A\[notifier\]\(\.\./README\.md\) ·.*")
 MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
@@ -180,6 +182,8 @@ MARKED: Final = re.compile(r"(<!-- (\w+): made by `make docs` -->\n).*?(<!-- end
 def renew(path: Path, text: str) -> str:
     if path.name == ".env.example":
         return env_example(text)
+    if path.name == "openapi.json":
+        return f"{json.dumps(openapi.document(), indent=1, ensure_ascii=False)}\n"
     text = NAVIGATION.sub(lambda _: navigation(path), text)
     return MARKED.sub(lambda block: f"{block[1]}\n{BLOCKS[block[2]]()}\n\n{block[3]}", text)
 
@@ -190,7 +194,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the pages (default: that of this file)")
     options = parser.parse_args()
-    paths = [*options.folder.glob("*.md"), *(options.folder.parent / name for name in ("README.md", ".env.example"))]
+    paths = [*options.folder.glob("*.md"), *(options.folder.parent / name for name in BESIDE)]
     pages = {path: path.read_text() for path in sorted(paths) if path.exists()}
     stale = [path for path, text in pages.items() if renew(path, text) != text]
     if options.check and stale:

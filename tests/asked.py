@@ -17,7 +17,6 @@ from pymongo import MongoClient
 import handlers
 from api import auth, bodies, streams
 from api.bodies import ANSWERS_LIMIT, IN_FLIGHT, TooMuchInFlight
-from api.openapi import INVALID_REQUEST
 from api.problems import NoSuchNotification
 from api.streams import HUB, STREAMS_PER_USER
 from mail.unsubscribe import NoSuchLink
@@ -33,6 +32,7 @@ from tests.servers import free_port
 
 Ask = Callable[[Client], Awaitable[ClientResponse]]
 DOCUMENT_LIMIT = 16 * 1024 * 1024
+INVALID_REQUEST = {"user_id": ""}
 CONFLICTING = "0" * 24
 """A user whose `notifications` is not an array."""
 

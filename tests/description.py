@@ -6,13 +6,12 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-import handlers
 from api import openapi
 from api.problems import MEDIA_TYPE, PROBLEMS
 from config.ids import IdType
 from kinds import SPECIFIED
 
-DOCUMENT = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
+DOCUMENT = openapi.describe(SPECIFIED, IdType.OBJECTID)
 DESCRIBED = {
     f"{method.upper()} {path}": operation
     for path, item in DOCUMENT["paths"].items()

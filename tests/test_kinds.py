@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from marshmallow import ValidationError
 
-import handlers
 from api import openapi
 from cli.environment import SettingsError
 from config.ids import IdType
@@ -332,7 +331,7 @@ async def test_without_a_file_the_kinds_are_those_of_the_specification(client: C
 
 
 def test_the_description_without_a_file_has_the_specified_kinds() -> None:
-    document = openapi.describe(handlers.ROUTES, SPECIFIED, IdType.OBJECTID)
+    document = openapi.describe(SPECIFIED, IdType.OBJECTID)
     properties: dict[str, Any] = document["components"]["schemas"]["Create"]["properties"]
     assert properties["key"]["enum"] == ["registration", "new_message", "new_post", "new_login"]
     assert re.fullmatch(properties["user_id"]["pattern"], USER)

@@ -72,7 +72,7 @@ class Delivery(Worker):
         metrics.watch(metrics.connections, lambda: limits.open + limits.opening)
         metrics.watch(metrics.breaker, lambda: self._evidence.line is not None)
         metrics.watch(metrics.pace, lambda: 0 if pace.rate == math.inf else pace.rate)
-        metrics.watch_stops(lambda: self._evidence.shown(time.monotonic()))
+        metrics.stops = lambda: self._evidence.shown(time.monotonic())
 
     async def __aenter__(self) -> Self:
         for run in (self._claimer.run(), *(self._work() for _ in range(self._limit))):
@@ -147,7 +147,8 @@ class Delivery(Worker):
         if not lease.held:
             self._leases.discard(lease)  # this process was frozen, or MongoDB was
         elif stop := self._evidence.admit(lease.mail, now):
-            self._settler.put(lease, self._settler.hold(stop))
+            status = f"{stop.group.name} stopped: {stop.reply}"
+            self._settler.put(lease, Outcome(Verdict.HELD, status, status))
         else:
             self._feedback.pace.take(now)
             lease.began = now

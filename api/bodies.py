@@ -49,10 +49,7 @@ class TooMuchInFlight(Exception):
 
 
 async def read_object(request: web.Request) -> Mapping[str, Any]:
-    """Read the body as a JSON object in UTF-8, whatever its media type (RFC 8259, section 8.1).
-
-    Raises `Compressed`, `NotJSON`, `BodyTooSlow`, `ClientGone`, or aiohttp's `HTTPRequestEntityTooLarge`.
-    """
+    """Read the body as a JSON object in UTF-8, whatever its media type. Raises one of the exceptions above."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Compressed
     try:
@@ -89,11 +86,8 @@ DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def single_values(values: MultiMapping[str], *names: str) -> dict[str, object]:
-    """Return the values of these names, or of all. A repeated name gets a list, which no field accepts.
-
-    Headers must be looked up by name, since clients write them in any case.
-    """
-    lists = {name: values.getall(name, []) for name in names or set(values)}
+    """Return the values of these names, or of all. A repeated name gets a list, which no field accepts."""
+    lists = {name: values.getall(name, []) for name in names or set(values)}  # of headers by name, in any case
     return {name: items[0] if len(items) == 1 else items for name, items in lists.items() if items}
 
 
@@ -115,18 +109,12 @@ def json_bytes(value: object) -> bytes:
 
 
 def json_line(value: object) -> str:
-    """Return JSON with a newline at the end, so that a shell's prompt begins on a line of its own.
-
-    Unlike orjson, it also writes what a client has sent that is not valid Unicode.
-    """
+    """Return JSON and a newline, so that a shell's prompt begins a line. It also writes invalid Unicode."""
     return f"{json.dumps(value)}\n"
 
 
 class InFlight:
-    """Memory taken by the answers to each user, from before they are read until the clients have them.
-
-    `longest` is the greatest number of notifications in an answer.
-    """
+    """Memory taken by the answers to each user, of at most `longest` notifications, until the clients have them."""
 
     def __init__(self, longest: int, limit: int = ANSWERS_LIMIT) -> None:
         self.held: Counter[str] = Counter()
@@ -135,10 +123,7 @@ class InFlight:
         self._freed = asyncio.Event()
 
     async def take(self, user_id: str, notifications: int) -> int:
-        """Reserve memory for an answer with this many notifications; return its bytes. A first one may have any size.
-
-        Raises `TooMuchInFlight` after `ANSWERS_PATIENCE`.
-        """
+        """Reserve memory for an answer with this many notifications; return its bytes. A first one always fits."""
         size = ELEMENT * min(notifications, self._longest)
         if not self._has_room(user_id, size):
             try:

@@ -121,10 +121,7 @@ class AddressField(TextField):
 
 
 class IdsField(mf.List[str]):
-    """Distinct ids of users. The error names bad ones by their index.
-
-    They are not loaded one by one, as marshmallow does: a thousand would hold up the event loop.
-    """
+    """Distinct ids; bad ones are named by their index. Loaded one by one, a thousand would hold up the event loop."""
 
     root: RequestSchema
 

@@ -102,10 +102,7 @@ async def _serve(request: web.Request, *, file: Path, headers: Headers) -> web.R
 
 @cache
 def _read(file: Path) -> bytes:
-    """Return the content of a file, which does not change while the service runs.
-
-    The bell's modules import each other with its version, `./inbox/panel.js?v=…`, so browsers keep them for ever.
-    """
+    """Return a file's content. The bell's modules import each other with its version, to be kept for ever."""
     body = file.read_bytes()
     if file.suffix == ".js" and file.is_relative_to(FOLDER):
         body = IMPORT.sub(rb"\1?v=" + _version().encode(), body)
@@ -118,7 +115,6 @@ def _version() -> str:
 
 
 def _modules() -> list[Path]:
-    """Return the modules that `inbox.js` imports."""
     return sorted(FOLDER.glob("inbox/**/*.js"))
 
 

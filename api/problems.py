@@ -42,11 +42,6 @@ class Problem:
     def retry_after(self) -> int | None:
         return self.pause if self.status in {429, 503} else None
 
-    @property
-    def meaning(self) -> str:
-        """The detail as the documentation shows it."""
-        return self.detail.replace("{}.", "…")
-
     def document(self) -> dict[str, Any]:
         title = TITLES.get(self.status) or HTTPStatus(self.status).phrase
         known = {"title": title, "status": self.status, "detail": self.detail}

@@ -118,10 +118,7 @@ def run(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
 
 
 async def serve(app: web.Application, settings: Settings, *, is_worker: bool) -> None:
-    """Serve until SIGTERM.
-
-    Raises `CannotListen`, what the start of the application raises, and `CancelledError` if SIGTERM interrupts that.
-    """
+    """Serve until SIGTERM. Raises `CannotListen`, what the start raises, and `CancelledError` if interrupted."""
     stop, interrupted = asyncio.Event(), asyncio.current_task()
     host, port = settings.host, settings.port
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT)

@@ -97,10 +97,7 @@ class Stream:
             await self._woken.wait()
 
     async def send(self, response: web.StreamResponse, until: float = math.inf) -> None:
-        """Send events until the stream is closed, the client has left, or it is `until` (Unix seconds).
-
-        If the client does not read, its connection is aborted.
-        """
+        """Send events until the stream is closed, the client stops reading, or it is `until` (Unix seconds)."""
         response.force_close()  # a client that returns should be free to reach another process
         if transport := self.request.transport:
             transport.set_write_buffer_limits(high=0)  # drained means that the kernel has everything
@@ -184,11 +181,7 @@ class Hub:
 
     @asynccontextmanager
     async def listen(self, user_id: str, request: web.Request) -> AsyncIterator[Stream]:
-        """Open a stream of the user's inbox, and wait for its first event.
-
-        Raises `Stopping`, `TooManyOfUser`, `TooManyOfProcess`, `ClientGone`, `NotReplicated`, or `Unavailable` if the
-        first event does not come in time.
-        """
+        """Open a stream of the user's inbox, and wait for its first event. Raises the reason to refuse it."""
         if self.stopping:
             raise Stopping
         if len(self._streams.get(user_id, ())) >= STREAMS_PER_USER:
@@ -214,10 +207,7 @@ class Hub:
             self._count -= 1
 
     async def _follow(self) -> None:
-        """While there are streams, mark those as pending whose inboxes change.
-
-        When the change stream opens, all are marked, so that each begins with its inbox at that time.
-        """
+        """While there are streams, mark those whose inboxes change; all of them when the change stream opens."""
         await self._any_stream.wait()
         try:
             async with aclosing(self._changes.follow()) as changes:

@@ -67,10 +67,7 @@ def notification(options: Namespace, settings: Settings) -> Create:
 
 
 def read_users(path: str, id_type: IdType) -> bytes:
-    """Return the users of a file, or of standard input for `-`, each with a newline: a list may be long.
-
-    Raises `BadInput`, which names the wrong lines.
-    """
+    """Return the users of a file, or of standard input for `-`, each with a newline. Raises `BadInput`."""
     ids, wrong = bytearray(), []
     try:
         with sys.stdin.buffer if path == "-" else Path(path).open("rb") as lines:
@@ -109,10 +106,7 @@ def send_list(options: Namespace, settings: Settings) -> int | None:
 
 
 async def send(store: Store, users: bytes, new: Create) -> int:
-    """Create the notification once for each of the `users`, one a line; return the exit code.
-
-    Without an idempotency key, one is made of the notification and the list.
-    """
+    """Create the notification once for each of the `users`, one a line; return the exit code."""
     digest = hashlib.blake2b(users, digest_size=16).hexdigest()
     key = new.idempotency_key or hashlib.blake2b(f"{new.fingerprint()}{digest}".encode()).hexdigest()[:32]
     new, total, lines = replace(new, idempotency_key=key), users.count(b"\n"), BytesIO(users)

@@ -57,10 +57,7 @@ def helo(value: str) -> None:
 
 
 def in_url(name: str) -> str:
-    """Return a host name or an address as a browser writes it (URL Standard, section 3.5).
-
-    Raises `ValidationError`, or `ValueError` for a wrong IPv6 address.
-    """
+    """Return a host as a browser writes it (URL Standard, section 3.5). May raise `ValueError`, too."""
     return f"[{ipaddress.IPv6Address(name)}]" if ":" in name else _a_labels(name)
 
 

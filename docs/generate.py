@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import openapi  # noqa: E402 - the modules below are found only now
 import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402
-from openapi import INVALID_REQUEST, callers  # noqa: E402
+from openapi import INVALID_REQUEST, callers, meaning  # noqa: E402
 
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
@@ -49,7 +49,7 @@ def errors() -> str:
     rows = [
         [
             f"{problem.status}",
-            escape(problem.meaning, quote=False),
+            escape(meaning(problem), quote=False),
             escape(problem.advice, quote=False),
             f"{problem.retry_after} s" if problem.retry_after else "",
         ]

@@ -165,10 +165,15 @@ def _problems(names: Iterable[str], raised: Mapping[str, Exception]) -> JSONObje
         same = list(group)
         examples = {problem.name: _example(problem, raised.get(problem.name)) for problem in same}
         responses[f"{status}"] = {
-            "description": "\n".join(f"- {problem.meaning}" for problem in same),
+            "description": "\n".join(f"- {meaning(problem)}" for problem in same),
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}},
         }
     return responses
+
+
+def meaning(problem: Problem) -> str:
+    """Return the detail without the words that an exception fills in."""
+    return problem.detail.replace("{}.", "…")
 
 
 def _example(problem: Problem, raised: Exception | None) -> JSONObject:

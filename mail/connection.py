@@ -14,15 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from aiohappyeyeballs import start_connection
-from aiosmtplib import (
-    SMTP,
-    SMTPAuthenticationError,
-    SMTPException,
-    SMTPHeloError,
-    SMTPResponse,
-    SMTPResponseException,
-    SMTPServerDisconnected,
-)
+from aiosmtplib import SMTP, SMTPResponse, errors
 from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
 
 from config.checks import domain, mailbox
@@ -53,7 +45,7 @@ class Protocol(SMTPProtocol):
     def __init__(self, smtp: SMTP) -> None:
         super().__init__(asyncio.get_running_loop(), lambda _: smtp.close())
         if smtp.transport is None:
-            raise SMTPServerDisconnected("Connection lost")
+            raise errors.SMTPServerDisconnected("Connection lost")
         self.connection_made(smtp.transport)
         self._response_pending = False  # the greeting was read before
         self.expected = 0
@@ -129,10 +121,10 @@ class Connection:
             return
         while self.protocol.expected:
             if (await self.protocol.next_reply(self.timeout)).code // 100 == 3:
-                raise SMTPServerDisconnected("the server waits for a message without a recipient")
+                raise errors.SMTPServerDisconnected("the server waits for a message without a recipient")
         self.protocol.send(b"RSET")
         if (await self.protocol.next_reply(self.timeout)).code // 100 != 2:
-            raise SMTPServerDisconnected("the server does not leave a transaction")
+            raise errors.SMTPServerDisconnected("the server does not leave a transaction")
         self.refused = False
 
     def prepare(self, commands: Sequence[bytes], stage: Stage, *, together: bool) -> None:
@@ -155,14 +147,14 @@ class Connection:
         self.stage, self.messages, self.used = Stage.CONNECT, self.messages + 1, time.monotonic()
 
     async def quit(self) -> None:
-        with contextlib.suppress(SMTPException):
+        with contextlib.suppress(errors.SMTPException):
             await self.smtp.quit(timeout=QUIT_TIMEOUT)
         drop(self.smtp)
 
 
 def _expect(kind: int, response: SMTPResponse) -> None:
     if response.code // 100 != kind:
-        raise SMTPResponseException(response.code, response.message)
+        raise errors.SMTPResponseException(response.code, response.message)
 
 
 def drop(smtp: SMTP) -> None:
@@ -194,17 +186,13 @@ class Opener:
         self._resting: dict[Address, float] = {}
 
     async def open(self, tries: int = 1) -> Connection:
-        """Try one of the server's addresses after the other, and those that have failed lately last.
-
-        If all have, a server that refuses at once is asked up to `tries` times. Raises `SMTPFault`, and the errors of
-        aiosmtplib, ssl and the network.
-        """
+        """Try one of the server's addresses after the other; if all have failed lately, up to `tries` times."""
         if not self.tokens:
             return await self._open_somewhere(tries, self._settings.smtp_password or "")
         token = await self.tokens.get()
         try:
             return await self._open_somewhere(tries, token.value)
-        except SMTPAuthenticationError:
+        except errors.SMTPAuthenticationError:
             token = await self.tokens.another(token)
         return await self._open_somewhere(tries, token.value)
 
@@ -222,9 +210,9 @@ class Opener:
             self.last = attempt = Attempt()
             try:
                 return await self._open_in_time(attempt, secret)
-            except SMTPAuthenticationError:  # another address would refuse the login as well
+            except errors.SMTPAuthenticationError:  # another address would refuse the login as well
                 raise
-            except (SMTPException, SMTPFault, OSError) as exc:
+            except (errors.SMTPException, SMTPFault, OSError) as exc:
                 if attempt.address is None or not left:
                     raise
                 left -= 1
@@ -286,7 +274,7 @@ class Opener:
         attempt.step = "EHLO"
         try:
             await smtp.ehlo()
-        except SMTPHeloError as exc:
+        except errors.SMTPHeloError as exc:
             if exc.code not in NOT_IMPLEMENTED:
                 raise
             await smtp.helo()

@@ -108,10 +108,7 @@ class Evidence:
         return self.stops.get(LINE)
 
     def suitability(self, mail: Mail, now: float) -> int | None:
-        """Return how good a probe of the line an e-mail would be: the lower, the better; `None`, not now.
-
-        Best are domains whose last outcome was an acceptance. Of the others, new e-mails and old ones take turns.
-        """
+        """Return how good a probe an e-mail is, the lower the better; `None`, not now. New and old ones take turns."""
         proven, line = self._is_proven(mail), self.line
         if line and line.clock_of(proven=proven).wait(now) and not mail.urged:
             return None
@@ -135,7 +132,7 @@ class Evidence:
         return [self.stops[group] for group in mail.groups if group in self.stops] if self.stops else []
 
     def shown(self, now: float) -> list[tuple[str, str, float, float]]:
-        """Return what `Metrics.watch_stops` takes. A domain is no label."""
+        """Return what `Metrics.stops` shows. A domain is no label."""
         stops = [stop for stop in self.stops.values() if stop.group.name != "domain"]
         return [(f"{stop.group}", stop.reply, now - stop.began, stop.wait(now)) for stop in stops]
 

@@ -74,10 +74,7 @@ class Feedback:
         return outcome.worth_another_connection and not (self.pace.paused or self.pace.knows(outcome.status))
 
     def blame(self, messages: int, proven: int) -> None:
-        """Note that a connection refused a message that another took at once.
-
-        It had carried `messages` before; `proven` connections have delivered.
-        """
+        """Note that a connection refused, after this many messages, one that another of the `proven` took."""
         if messages:
             self.limits.worn_out(messages)
         else:

@@ -166,10 +166,7 @@ class Window:
 
 
 class Looks:
-    """Looks at users' documents: whether a lease is still held, and whether the user still wants the e-mail.
-
-    One look is for many: the e-mails that workers are about to send, and the next ones of the window.
-    """
+    """Looks at users' documents: is a lease still held, is the e-mail still wanted? One look is for many e-mails."""
 
     def __init__(self, outbox: Outbox, window: Window) -> None:
         self._outbox = outbox

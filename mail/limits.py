@@ -107,10 +107,7 @@ class Limits:
         self._most_borne = max(self._most_borne, messages)
 
     def worn_out(self, messages: int) -> None:
-        """Note that a connection refused a message that another took at once, after this many.
-
-        It is a limit only the second time in a row, as some servers refuse any message now and then.
-        """
+        """Note that a connection refused, after this many messages, one that another took. Twice is a limit."""
         if messages == self._borne == self._most_borne:
             self.messages = messages
         self._borne = messages
@@ -150,10 +147,7 @@ class Pace:
         return reply == self._reply and (self.paused or self.limited)
 
     def place(self, mail: Mail) -> int | None:
-        """Return the place in the queue of an e-mail that was refused for speed; `None`, the last.
-
-        The one that began a pause is tried again first; then after another, as the reply may be its own.
-        """
+        """Return the place in the queue of an e-mail refused for speed; `None`, the last. The reply may be its own."""
         return int(self._has_paused_long) if mail.id == self._suspect else None
 
     @property

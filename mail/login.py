@@ -94,10 +94,7 @@ BY_TOKEN: Final[Mapping[str, Mechanism]] = {"xoauth2": _xoauth2, "oauthbearer": 
 
 
 async def log_in(smtp: SMTP, login: str, secret: str, mechanisms: Mapping[str, Mechanism]) -> None:
-    """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts.
-
-    Raises `SMTPFault` or `SMTPAuthenticationError`.
-    """
+    """Try the mechanisms that the server offers until it has one. A refusal is final: failed logins lock accounts."""
     known = ", ".join(mechanisms).upper()
     fault: Exception = SMTPFault(Verdict.CONFIGURATION, f"the server offers no AUTH that we know ({known})")
     for name in (name for name in mechanisms if name in smtp.server_auth_methods):

@@ -15,7 +15,7 @@ from typing import Final
 from mail.evidence import Evidence
 from mail.lease import Lease, Leases
 from mail.replies import DONE, Outcome, Verdict, bounce_code
-from mail.stops import COPIES, LINE, Group, Next, Schedule, Stop
+from mail.stops import COPIES, LINE, Group, Next, Schedule
 from mongo import backlog
 from mongo.errors import StoreError, Unavailable
 from mongo.owed import OwedEmail
@@ -58,7 +58,7 @@ class Settler:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours, self.evidence.stops_of)
+        self._schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours)
         for result, verdicts in RESULTS.items():
             for verdict in verdicts:
                 self.metrics.emails.labels(result, verdict.value)  # each series begins at 0: a first burst shows
@@ -82,10 +82,6 @@ class Settler:
             status = "nobody else's e-mail was accepted yet"
             return Outcome(Verdict.HELD, status, email.error or "")
         return None
-
-    def hold(self, stop: Stop) -> Outcome:
-        status = f"{stop.group.name} stopped: {stop.reply}"
-        return Outcome(Verdict.HELD, status, status)
 
     @property
     def has_room(self) -> bool:
@@ -179,12 +175,13 @@ class Settler:
 
     def _after(self, lease: Lease, outcome: Outcome) -> Next:
         email, age, now = lease.email, self.store.clock.seconds_since(lease.email.at), time.monotonic()
+        stop = next(iter(self.evidence.stops_of(lease.mail)), None)
         match outcome.verdict:
             case Verdict.PERMANENT | Verdict.SUPPRESSED:
                 return Next(given_up=outcome.detail)
             case Verdict.HELD:
-                return self._schedule.hold(lease.mail, email, age, now)
-        return self._schedule.after_refusal(lease.mail, email, outcome, age, now)
+                return self._schedule.hold(stop, email, age, now)
+        return self._schedule.after_refusal(stop, email, outcome, age, now)
 
     def _report(self, email: OwedEmail, outcome: Outcome, result: str, *, held: bool) -> None:
         """Count and log an outcome, without the address and the server's words, which may hold one."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -139,11 +139,6 @@ class Stop:
         clock.pause = min(max(first, clock.pause * factor), LONGEST[self.group.name])
         clock.due, clock.probe = now + clock.pause, None
 
-    @property
-    def condemned(self) -> bool:
-        """Whether the e-mails may die: their domain has refused for long, while others accepted."""
-        return self.group.name == "domain" and self.probes >= DEATH_PROBES and self.witnessed >= DEATH_WITNESSES
-
 
 async def alarm(stops: Mapping[Group, Stop]) -> None:
     """Log an error about each group that has stopped, again and again, for ever."""
@@ -175,7 +170,6 @@ class Schedule:
 
     minutes: Sequence[float]  # before each further attempt; the last value repeats
     give_up_hours: float
-    stops_of: Callable[[Mail], Sequence[Stop]]
 
     def delay(self, waited: float) -> float:
         """Return the seconds to the next attempt, after `waited` seconds of the schedule."""
@@ -191,18 +185,17 @@ class Schedule:
             return None
         return probably(email.copies, email.error) if email.copies else f"Given up after 14 days: {email.error}"
 
-    def hold(self, mail: Mail, email: OwedEmail, age: float, now: float) -> Next:
+    def hold(self, stop: Stop | None, email: OwedEmail, age: float, now: float) -> Next:
         """Return what follows without an attempt. `age` is the e-mail's, in seconds."""
-        stop = self._stop_of(mail)
         if stop is None:
             return Next(self.delay(email.waited), email.waited, email.copies)
         if self._is_lost(stop, age, now):
             return Next(given_up=f"Given up: the domain refuses all e-mails: {stop.reply}")
         return Next(stop.hold(now), email.waited, email.copies, f"{stop.group}")
 
-    def after_refusal(self, mail: Mail, email: OwedEmail, outcome: Outcome, age: float, now: float) -> Next:
+    def after_refusal(self, stop: Stop | None, email: OwedEmail, outcome: Outcome, age: float, now: float) -> Next:
         """Return what follows after an attempt, which counts only while nothing has stopped."""
-        stop, delay = self._stop_of(mail), self.delay(email.waited)
+        delay = self.delay(email.waited)
         copies = email.copies + (outcome.verdict is Verdict.AMBIGUOUS)
         long_enough = email.tries >= COUNTED and email.waited + delay > 3600 * self.give_up_hours
         over = self._is_lost(stop, age, now) if stop else long_enough
@@ -217,11 +210,9 @@ class Schedule:
         return Next(delay, email.waited + delay, copies)
 
     def _is_lost(self, stop: Stop, age: float, now: float) -> bool:
-        """Return whether an e-mail's domain has refused everything for as long as any e-mail is tried."""
-        return stop.condemned and min(age, now - stop.began) > 3600 * self.give_up_hours
-
-    def _stop_of(self, mail: Mail) -> Stop | None:
-        return next(iter(self.stops_of(mail)), None)
+        """Return whether its domain has refused all for as long as any e-mail is tried, while others accepted."""
+        condemned = stop.group.name == "domain" and stop.probes >= DEATH_PROBES and stop.witnessed >= DEATH_WITNESSES
+        return condemned and min(age, now - stop.began) > 3600 * self.give_up_hours
 
 
 def probably(copies: int, error: str) -> str:

@@ -83,10 +83,7 @@ class Templates:
             raise TemplatesError("\n".join(faults))
 
     async def render(self, fields: Mapping[str, Any], language: str | None = None, link: str | None = None) -> Content:
-        """Return the e-mail about a notification. `content_of` replaces a part without a template, or an empty one.
-
-        Raises `RenderError`, `RenderingEnded`, and `OSError` if the process cannot be started.
-        """
+        """Return the e-mail about a notification. Raises `RenderError`, `RenderingEnded` or `OSError`."""
         key: str = fields["key"]
         if key not in self._keys:
             return content_of(fields, link)
@@ -101,10 +98,7 @@ class Templates:
             await self._end(process, kill=True)
 
     async def _ask(self, question: object) -> Any:
-        """Ask, perhaps while others do. Raises `RenderingEnded` if this question ends the process.
-
-        If another question ends it, a new process is asked.
-        """
+        """Ask, perhaps while others do. Raises `RenderingEnded` if this question, and not another, ends the process."""
         self._asked = number = self._asked + 1
         line = orjson.dumps([number, question], default=str) + b"\n"
         while True:

@@ -68,10 +68,7 @@ class Batcher(Generic[Item, Result]):
         self._in_flight: dict[object, int] = {}  # the task of each batch, with its items; 0 once it is late
 
     async def __call__(self, item: Item) -> Result:
-        """Return the outcome of `item`. A cancelled caller leaves the queue, but not a batch in flight.
-
-        Raises `Busy` if the queue is full, `TimeoutError`, or the exception that `run` raised or returned for the item.
-        """
+        """Return the outcome. A cancelled caller leaves the queue, but not a batch in flight. May raise `Busy`."""
         if not self._free_places:
             raise Busy
         self._free_places -= 1
@@ -154,14 +151,11 @@ class Writes:
         )
 
     async def make(self, write: Write, *, attempt: int) -> bool:
-        """Update a document, or insert it if the write is an upsert; return whether the conditions held.
-
-        The first attempt (number 0) shares a call, later ones do not: one of the writes may have failed the whole call.
-        Raises `Unavailable`, PyMongo's errors, or `TimeoutError`.
-        """
+        """Update a document, or insert it if the write is an upsert; return whether the conditions held."""
         loop = asyncio.get_running_loop()
         self.used_at = loop.time()
         try:
+            # Later attempts share no call: one of the writes may have failed the whole call.
             outcome = None if attempt else await self._batcher(write)
             return await self.alone(write) if outcome is None else bool(outcome)
         except DuplicateKeyError as exc:

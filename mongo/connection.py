@@ -119,10 +119,7 @@ async def end(*tasks: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def connected(uri: str, *, patience: Patience = PATIENCE) -> AsyncIterator[Connection]:
-    """Yield the database that a connection string names, and close the connection at the end.
-
-    The first operation connects. Raises `Unavailable` if DNS does not resolve a mongodb+srv:// string.
-    """
+    """Yield the database. The first operation connects. Raises `Unavailable` if DNS does not resolve `mongodb+srv`."""
     limit = descriptors.limit()
     attempt, selection = round(patience.attempt * 1000), round(patience.shared_call * 750)
     try:

@@ -14,21 +14,12 @@ from bson import ObjectId
 
 from kinds import Kind
 from mongo.connection import MAJORITY
-from mongo.document import (
-    HAS_ROOM,
-    IS_FINDABLE,
-    ONLY_OURS,
-    OPTIONAL_FIELDS,
-    OUTBOX_LIMIT,
-    RECENT_LIMIT,
-    JSONObject,
-    elements,
-)
+from mongo.document import HAS_ROOM, IS_FINDABLE, ONLY_OURS, OPTIONAL_FIELDS, OUTBOX_LIMIT, RECENT_LIMIT, JSONObject
 from mongo.errors import Changed, Conflict, KeyReused, OutboxFull, StoreError, TooLarge, UnknownUser
 from mongo.expressions import OUTBOX, WAITING
 from mongo.grouping import Windows, collapsing
 from mongo.lanes import Write
-from mongo.owed import first_due, new_element
+from mongo.owed import elements, first_due, new_element
 from mongo.users import REFUSING, Users, judge
 
 EXPLAINING: Final = {  # the projection that `Creation.explain` reads

@@ -77,10 +77,7 @@ class DeadMail:
         return await self.letters.find(condition, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
 
     async def revive(self, domain: str, since: datetime) -> int:
-        """Owe again the e-mails that died since then because their mailbox was unknown, or suppressed for that.
-
-        An empty `domain` stands for all. Return how many there were.
-        """
+        """Owe again what died since then as its mailbox was unknown, or suppressed for that; `""` is any domain."""
         at_domain = {"email": {"$regex": f"@{re.escape(domain)}\\s*$", "$options": "i"}} if domain else {}
         unknown = {"error": {"$regex": UNKNOWN}, "died_at": {"$gte": since}, **at_domain}
         letters = await self.letters.find(unknown, {"tokens": 0}, sort=OLDEST_FIRST, deadline=LONG_DEADLINE)
@@ -111,10 +108,7 @@ class DeadMail:
         return await self.letters.persist(lambda _: count(self.own, collation=SIMPLE), PING_DEADLINE)
 
     async def owe_again(self, letter: JSONObject) -> bool:
-        """Owe the e-mail of a dead letter again, as a new one, and lift the suppression of its user's address.
-
-        Return `False` if the user is gone, or the id does not match ID_TYPE. Raises `OutboxFull`.
-        """
+        """Owe the e-mail again, as a new one, and lift the suppression; return `False` if it or its user is gone."""
         users, id_, once = self._creates.users, letter["_id"], str(ObjectId())
         user_id = users.settings.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):

@@ -73,18 +73,3 @@ IS_OURS: Final = {  # the same as an expression, of one notification
         {"$and": [{"$eq": [{"$type": "$$this.id"}, "string"]}, {"$eq": [{"$type": "$$this.is_new"}, "bool"]}]},
     ]
 }
-
-
-def elements(parent: object, field: str) -> list[JSONObject]:
-    """Return the objects in an array of the document; anything else is another program's."""
-    array = parent.get(field) if isinstance(parent, dict) else None
-    return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
-
-
-def optional_fields(item: Mapping[str, Any]) -> JSONObject:
-    """Return the `OPTIONAL_FIELDS` of an item. A value of another type is another program's."""
-    return {name: item[name] for name, kind in OPTIONAL_FIELDS.items() if isinstance(item.get(name), kind)}
-
-
-def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
-    return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}

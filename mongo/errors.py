@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dns.exception import DNSException
-from pymongo.errors import (
-    ConfigurationError,
-    ConnectionFailure,
-    NotPrimaryError,
-    OperationFailure,
-    PyMongoError,
-    WriteConcernError,
-)
+from pymongo import errors as driver
 
 UNAUTHORIZED: Final = 13
 REFUSED_US: Final[Mapping[int, str]] = {  # what is corrected at MongoDB or in `DB_URI`
@@ -64,7 +57,7 @@ FINAL: Final = frozenset(
 """Codes below `FIRST_PLACE` that waiting cannot change: the statement, the document or the stream is at fault. 303 is
 Amazon DocumentDB's "Feature not supported"."""
 NO_ANSWER: Final = "MongoDB does not answer in time."
-INVALID: Final = (ConfigurationError, ValueError, TypeError, LookupError)  # what the driver raises for a bad DB_URI
+INVALID: Final = (driver.ConfigurationError, ValueError, TypeError, LookupError)  # raised for a bad DB_URI
 DEADLINE: Final = 10.0  # seconds for which an operation is repeated before it is `Unavailable`
 PING_DEADLINE: Final = 2.0  # the same for a read whose answer is worthless when it is late
 RETRY_PAUSE: Final = (0.05, 0.25)  # shortest and longest pause, in seconds, between two attempts
@@ -142,10 +135,7 @@ class Changed(StoreError):
 
 
 class Incomplete(Exception):
-    """A create for many users failed for some, and asking again will not help. `failures` are by index.
-
-    `not_owed` says that some of the others are owed no e-mail because their outboxes are full.
-    """
+    """A create failed for some of many users, for good. `not_owed`: others have it without its e-mail."""
 
     def __init__(self, failures: Mapping[int, StoreError], *, not_owed: bool = False) -> None:
         self.failures = failures
@@ -171,7 +161,7 @@ async def within(seconds: float) -> AsyncIterator[None]:
             raise
 
 
-def refusal(exc: OperationFailure) -> StoreError:
+def refusal(exc: driver.OperationFailure) -> StoreError:
     code = exc.code or 0
     if code in TOO_LARGE:
         return TooLarge()
@@ -182,13 +172,13 @@ def refusal(exc: OperationFailure) -> StoreError:
     return UnknownError(f"MongoDB's {name_of(exc)}")
 
 
-def means_unavailable(exc: PyMongoError) -> bool:
+def means_unavailable(exc: driver.PyMongoError) -> bool:
     """Return whether the same operation may succeed later."""
     if any(exc.has_error_label(label) for label in RETRYABLE):
         return True
-    if isinstance(exc, ConnectionFailure | ConfigurationError | WriteConcernError):
+    if isinstance(exc, driver.ConnectionFailure | driver.ConfigurationError | driver.WriteConcernError):
         return True
-    if not isinstance(exc, OperationFailure) or exc.code is None:  # the driver's own refusal
+    if not isinstance(exc, driver.OperationFailure) or exc.code is None:  # the driver's own refusal
         return False
     if exc.code >= FIRST_PLACE:
         return exc.code in STATES or exc.code in REFUSED_US
@@ -197,11 +187,11 @@ def means_unavailable(exc: PyMongoError) -> bool:
 
 def unavailable(exc: Exception) -> Unavailable:
     match exc:
-        case OperationFailure() if code := _refused_us(exc):
+        case driver.OperationFailure() if code := _refused_us(exc):
             return Misconfigured(f"MongoDB {REFUSED_US[code]}.")
-        case OperationFailure() | NotPrimaryError():
+        case driver.OperationFailure() | driver.NotPrimaryError():
             return Unavailable(f"MongoDB cannot do it now: {name_of(exc)}.")
-        case ConnectionFailure() | ConfigurationError(__cause__=DNSException()):
+        case driver.ConnectionFailure() | driver.ConfigurationError(__cause__=DNSException()):
             # The driver's words name the host and the cause. Its timeouts and what it knows of all servers follow.
             words = re.split(r" \(configured |, Timeout: ", f"{exc}")[0]
             return Unavailable(f"MongoDB cannot be reached: {words.rstrip('.')}.")
@@ -210,14 +200,14 @@ def unavailable(exc: Exception) -> Unavailable:
     return Unavailable(NO_ANSWER)
 
 
-def name_of(exc: OperationFailure | NotPrimaryError) -> str:
+def name_of(exc: driver.OperationFailure | driver.NotPrimaryError) -> str:
     """Return the name and number of an error, without the server's own sentence, which may hold an address."""
     details: Mapping[str, Any] = exc.details if isinstance(exc.details, Mapping) else {}
-    code = (exc.code if isinstance(exc, OperationFailure) else details.get("code")) or 0
+    code = (exc.code if isinstance(exc, driver.OperationFailure) else details.get("code")) or 0
     return f"error {code} {details.get('codeName', '')}".rstrip()
 
 
-def _refused_us(exc: OperationFailure) -> int | None:
+def _refused_us(exc: driver.OperationFailure) -> int | None:
     if exc.code == ATLAS:
         return next((code for text, code in ATLAS_REFUSED_US.items() if text in f"{exc}"), None)
     return exc.code if exc.code in REFUSED_US else None

@@ -80,10 +80,7 @@ class Windows:
         }
 
     def set_back(self, seconds: float) -> tuple[JSONObject, list[JSONObject]]:
-        """Return the condition of windows that began while MongoDB's clock was ahead, and their correction.
-
-        They end `seconds` earlier, and no later than if they began now.
-        """
+        """Return the condition of windows begun while MongoDB's clock was ahead, and what makes them end earlier."""
         branches = [
             {"case": {"$eq": ["$$this.key", {"$literal": name}]}, "then": {"$add": ["$$NOW", length]}}
             for name, length in self._lengths.items()

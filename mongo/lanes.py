@@ -15,14 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bson import Int64, ObjectId
-from pymongo.errors import (
-    DuplicateKeyError,
-    ExecutionTimeout,
-    OperationFailure,
-    PyMongoError,
-    WriteConcernError,
-    WriteError,
-)
+from pymongo import errors as driver
 
 from mongo.connection import Connection, SharedClient, SharedCollection
 from mongo.document import SIMPLE, JSONObject
@@ -99,9 +92,9 @@ class Calls:
             reply = await self.send(writes, lane)
         except Unavailable:
             return await self._repeat(lane, writes, deadline)
-        except ExecutionTimeout:
+        except driver.ExecutionTimeout:
             return await self._one_by_one(lane, writes, deadline)
-        except OperationFailure as exc:
+        except driver.OperationFailure as exc:
             reply = await self.send(writes, guarded=True)  # conditions in place of the number that was refused
             if self.numbered:
                 log.warning("MongoDB no longer takes numbered writes (error %s): every write has conditions", exc.code)
@@ -123,7 +116,7 @@ class Calls:
         settled = list(outcomes) or [None] * len(writes)
         try:
             reply = await self.send(writes, lane)
-        except (Unavailable, PyMongoError):
+        except (Unavailable, driver.PyMongoError):
             log.debug("a shared call is unclear after its repetition")
         else:
             retried = reply.get("retriedStmtIds", ())
@@ -148,15 +141,12 @@ class Calls:
             except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
-            except ExecutionTimeout:
+            except driver.ExecutionTimeout:
                 return await self._one_by_one(lane, writes, deadline)
             await asyncio.sleep(random.uniform(*RETRY_PAUSE))
 
     async def _one_by_one(self, lane: Lane, writes: Sequence[Write], deadline: float) -> Sequence[Outcome]:
-        """Make writes one at a time, each with a short timeout: a document that another program has locked may stay so.
-
-        No sending is still on its way, so a write that has not begun at the deadline is dropped.
-        """
+        """Make writes one at a time, each with a short timeout. None is on its way, so the rest may be dropped."""
         outcomes: list[Outcome] = []
         for write in writes:
             if asyncio.get_running_loop().time() > deadline:
@@ -167,7 +157,7 @@ class Calls:
                 outcomes += outcomes_of([write], await self.send([write], lane, guarded=True, seconds=ONE_TIMEOUT))
             except Unavailable:
                 outcomes += await self._fenced(lane, [write], deadline)
-            except OperationFailure as exc:
+            except driver.OperationFailure as exc:
                 outcomes.append(exc)
         return outcomes
 
@@ -191,10 +181,12 @@ class Calls:
                     **number,
                 )
                 if concern := reply.get("writeConcernError"):
-                    raise WriteConcernError(concern["errmsg"], concern["code"])
-        except ExecutionTimeout:  # the call has ended on the server, and the statements before the slow one are done
+                    raise driver.WriteConcernError(concern["errmsg"], concern["code"])
+        except (
+            driver.ExecutionTimeout
+        ):  # it has ended on the server; the statements before the slow one are done
             raise
-        except (PyMongoError, TimeoutError) as exc:
+        except (driver.PyMongoError, TimeoutError) as exc:
             if lane and (isinstance(exc, TimeoutError) or means_unavailable(exc)):
                 raise unavailable(exc) from exc
             raise
@@ -205,7 +197,7 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
     errors = reply.get("writeErrors", ())
     outcomes: list[Outcome] = [True] * len(writes)
     for error in errors:
-        kind = DuplicateKeyError if error["code"] == DUPLICATE_KEY else WriteError
+        kind = driver.DuplicateKeyError if error["code"] == DUPLICATE_KEY else driver.WriteError
         outcomes[error["index"]] = kind(error["errmsg"], error["code"], error)
     if reply["n"] + len(errors) < len(writes):
         # Some found nothing, and the reply does not say which. An upsert either finds, inserts or fails.
@@ -216,10 +208,7 @@ def outcomes_of(writes: Sequence[Write], reply: Mapping[str, Any]) -> list[Outco
 
 
 async def keeps_numbers(connection: Connection) -> bool:
-    """Return whether the server keeps numbers: one `$inc`, sent twice under one number, has effect once.
-
-    A standalone server does not, nor does one that only looks like MongoDB. Without the right to write, return `False`.
-    """
+    """Return whether the server keeps numbers, so that one `$inc`, sent twice under one, has effect once."""
     probe, key, patience = connection.shared[PROBE], {"_id": ObjectId()}, connection.patience
     lane, calls = Lane(probe.database.client), Calls(probe, replace(patience, shared_call=patience.operation))
     increment = Write(key, {"$inc": {"n": 1}}, upsert=True)
@@ -229,7 +218,7 @@ async def keeps_numbers(connection: Connection) -> bool:
             for _ in range(2):
                 await calls.send([increment], lane)
             document = await probe.find_one_and_delete(key, collation=SIMPLE)
-    except (Unavailable, PyMongoError, TimeoutError) as exc:
+    except (Unavailable, driver.PyMongoError, TimeoutError) as exc:
         log.debug("numbered writes cannot be tried: %s", type(exc).__name__)
         return False
     return bool(document and document["n"] == 1)

@@ -22,7 +22,7 @@ from config.checks import envelope_address, value_at
 from config.ids import named
 from mongo import owed, suppression
 from mongo.batcher import Writes
-from mongo.document import IS_DATE, OURS, SIMPLE, JSONObject, elements
+from mongo.document import IS_DATE, OURS, SIMPLE, JSONObject
 from mongo.errors import Conflict, TooLarge, UnknownError, WrongType
 from mongo.expressions import OUTBOX, any_of, only
 from mongo.grouping import HAS_WINDOW_OVER, Windows
@@ -75,7 +75,7 @@ class Outbox:
 
     async def of_user(self, user_id: str) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
         notifier = (await self.users.of(user_id, "notifier.outbox", "notifier.waiting")).get("notifier")
-        return elements(notifier, "outbox"), elements(notifier, "waiting")
+        return owed.elements(notifier, "outbox"), owed.elements(notifier, "waiting")
 
     async def claim(self, users: int, lease: float) -> Sequence[OwedEmail]:
         """Lease the due e-mails of at most `users` users for `lease` seconds."""
@@ -155,10 +155,7 @@ class Outbox:
         return await self.hold(email, delay, error, tried="$$NOW", **changes)
 
     async def hold(self, email: OwedEmail, delay: float | None, error: str | None, **changes: object) -> bool:
-        """Give the lease back without an attempt; return whether it was still held.
-
-        Without a `delay`, the e-mail is due as before. `changes` are of `tries`, `waited`, `copies`, `held`, `crashes`.
-        """
+        """Give the lease back without an attempt. Without a `delay`, it is due as before. Returns as `remove`."""
         changes = {"copies": email.copies, **changes}
         kept = {name: value for name, value in changes.items() if value or getattr(email, name)}
         when = self.era if delay is None else owed.from_now(delay)
@@ -238,7 +235,7 @@ def _held(email: OwedEmail) -> JSONObject:
 
 def _look(user: Mapping[str, Any], email: OwedEmail) -> Look | None:
     notifier = user.get("notifier")
-    items = elements(notifier, "outbox")
+    items = owed.elements(notifier, "outbox")
     if not any(item.get("id") == email.id and item.get("token") == email.token for item in items):
         return None
     told = [item for item in user.get("told", ()) if item["id"] in email.ids]

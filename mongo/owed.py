@@ -13,8 +13,7 @@ from typing import Any, Final
 import orjson
 
 from config.checks import value_at
-from mongo import document
-from mongo.document import JSONObject
+from mongo.document import OPTIONAL_FIELDS, ORIGIN_FIELDS, JSONObject
 from mongo.expressions import OUTBOX, WAITING, concat, each, only, without
 from mongo.suppression import Suppression, load_suppression
 from settings import Settings
@@ -92,7 +91,7 @@ class OwedEmail:
 
 def batch(told: Sequence[JSONObject]) -> JSONObject:
     """Return the fields of an e-mail about many: the newest notification's, the list, and a count."""
-    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *document.OPTIONAL_FIELDS)}
+    newest = {name: told[-1].get(name) for name in ("id", "timestamp", *OPTIONAL_FIELDS)}
     return newest | {"notifications": told, "count": sum(max(1, int(_number(item.get("count")))) for item in told)}
 
 
@@ -136,7 +135,7 @@ def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
 
 
 def owed_again(letter: JSONObject) -> JSONObject:
-    optional, origin = document.optional_fields(letter), document.origin_of(letter)
+    optional, origin = optional_fields(letter), origin_of(letter)
     element = new_element(letter["_id"], letter["key"], letter["at"], optional, origin)
     return element | ({"ids": ids} if (ids := _ids_of(letter)) else {})
 
@@ -188,11 +187,11 @@ def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequ
             tried=_typed(item.get("tried"), datetime),
             dead=item.get("dead") is True,
             waited=_number(item.get("waited")),
-            origin=document.origin_of(item),
-            optional=document.optional_fields(item),
+            origin=origin_of(item),
+            optional=optional_fields(item),
             ids=_ids_of(item),
         )
-        for item in document.elements(user.get("notifier"), "outbox")
+        for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
     ]
 
@@ -210,6 +209,21 @@ def _told(user: Mapping[str, Any], paths: Sequence[str]) -> JSONObject:
                     below = below.setdefault(parent, {})
                 below[name] = orjson.loads(value)
     return told
+
+
+def elements(parent: object, field: str) -> list[JSONObject]:
+    """Return the objects in an array of the document; anything else is another program's."""
+    array = parent.get(field) if isinstance(parent, dict) else None
+    return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
+
+
+def optional_fields(item: Mapping[str, Any]) -> JSONObject:
+    """Return the `OPTIONAL_FIELDS` of an item. A value of another type is another program's."""
+    return {name: item[name] for name, kind in OPTIONAL_FIELDS.items() if isinstance(item.get(name), kind)}
+
+
+def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
+    return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}
 
 
 def _ids_of(item: Mapping[str, Any]) -> list[str]:

@@ -64,10 +64,7 @@ async def version_of(database: Database, deadline: float | None = None) -> str:
 
 
 async def must_suffice(users: Users, connection: Connection) -> None:
-    """Try what delivery does on a document made for this, if we may write that. Raises `Misconfigured`.
-
-    Servers that only look like MongoDB lack collations or pipeline updates, or ignore them.
-    """
+    """Try what delivery does, which servers that only look like MongoDB do not, or ignore. Raises `Misconfigured`."""
     version, nobody = await version_of(connection.database), {"_id": ObjectId()}
     change = users.collection.update_one
     probe = Users(connection, replace(users.settings, users_collection=PROBE))

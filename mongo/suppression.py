@@ -71,10 +71,7 @@ class Suppressions:
         return load_suppression(await self._users.of(user_id, FIELD))
 
     async def users_with(self, address: str) -> Sequence[str]:
-        """Return the users who have this address, by an index, whose collation decides whether case matters.
-
-        Raises marshmallow's `ValidationError` if there is no such index, or more than `SHARED_LIMIT` users have it.
-        """
+        """Return the users who have this address. Raises `ValidationError` if there is no index, or too many."""
         if not (index := await address_index(self._users)):
             raise ValidationError({"user_id": [NO_INDEX]})
         name, path, collation = index
@@ -86,10 +83,7 @@ class Suppressions:
         return [id_ for user in users if (id_ := self._users.settings.id_type.from_bson(user["_id"]))]
 
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
-        """Suppress the user's address, or lift its suppression; return whether it is suppressed afterwards.
-
-        If `address` is given and is not the user's, nothing is suppressed. Raises `UnknownUser`.
-        """
+        """Suppress the user's address, if it is this one, or lift that; return whether it is suppressed then."""
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
             return False

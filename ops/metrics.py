@@ -78,16 +78,13 @@ class Metrics:
             buckets=STREAM_LAG_BUCKETS,
         )
         self._watched: list[tuple[Gauge, Callable[[], float]]] = []
-        self._stops: Callable[[], Iterable[tuple[str, str, float, float]]] = tuple
+        # What has stopped: its name, the server's reply, and the seconds since then and to the next probe.
+        self.stops: Callable[[], Iterable[tuple[str, str, float, float]]] = tuple
         self._shown: set[tuple[str, str]] = set()
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
         """Let a gauge show this value. The client's own `set_function` supports no workers."""
         self._watched.append((gauge, value))
-
-    def watch_stops(self, stops: Callable[[], Iterable[tuple[str, str, float, float]]]) -> None:
-        """Show what has stopped: its name, the server's reply, and the seconds since then and to the next probe."""
-        self._stops = stops
 
     def _update(self) -> None:
         for gauge, value in self._watched:
@@ -95,7 +92,7 @@ class Metrics:
         for group, reply in self._shown:
             self.stopped.labels(group, reply).set(0)
             self.next_probe.labels(group).set(0)
-        for group, reply, age, wait in self._stops():
+        for group, reply, age, wait in self.stops():
             shown = (group, reply if len(self._shown) < REPLIES else "")
             self._shown.add(shown)
             self.stopped.labels(*shown).set(age)

@@ -18,7 +18,7 @@ from aiosmtplib import SMTPResponseException, SMTPServerDisconnected
 from mail.feedback import Feedback
 from mail.pool import FIRST_TRIES
 from mail.replies import Outcome, Stage, Verdict, judge
-from mail.stops import COPIES, LINE, Group, Mail, Schedule
+from mail.stops import COPIES, LINE, Group, Mail, Schedule, Stop
 from mongo.owed import OwedEmail
 from settings import Settings
 
@@ -100,9 +100,7 @@ class World:
         self.patch.setattr("mail.feedback.time", SimpleNamespace(monotonic=lambda: self.now))
         settings = Settings(smtp_connections=self.connections, smtp_rate=self.rate)
         self.feedback = Feedback(settings, again=self._lift_soon, doubted=self._revive)
-        self.schedule = Schedule(
-            settings.mail_retry_minutes, settings.mail_give_up_hours, self.feedback.evidence.stops_of
-        )
+        self.schedule = Schedule(settings.mail_retry_minutes, settings.mail_give_up_hours)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ready: list[tuple[bool, float, float, Letter]] = []
         self._order = count()
@@ -244,7 +242,7 @@ class World:
         return self._converse(letter, began, line, ())
 
     def _hold(self, letter: Letter) -> None:
-        after = self.schedule.hold(letter.mail, letter.owed, self.now - letter.born, self.now)
+        after = self.schedule.hold(self._stop_of(letter), letter.owed, self.now - letter.born, self.now)
         if after.given_up:
             letter.died = after.given_up
             return
@@ -354,8 +352,12 @@ class World:
         else:
             self._try_again(letter, judged)
 
+    def _stop_of(self, letter: Letter) -> Stop | None:
+        return next(iter(self.feedback.evidence.stops_of(letter.mail)), None)
+
     def _try_again(self, letter: Letter, outcome: Outcome) -> None:
-        after = self.schedule.after_refusal(letter.mail, letter.owed, outcome, self.now - letter.born, self.now)
+        age, stop = self.now - letter.born, self._stop_of(letter)
+        after = self.schedule.after_refusal(stop, letter.owed, outcome, age, self.now)
         letter.tried = self.now
         letter.owed = replace(letter.owed, waited=after.waited, held=after.held, copies=after.copies)
         if after.given_up:

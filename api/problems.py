@@ -1,6 +1,6 @@
 """The table of errors: how each exception is answered.
 
-The middleware uses it, and the OpenAPI document and the table in `docs/api.md` are generated from it.
+The OpenAPI document and the table in `docs/api.md` are made from it, with the advice in `docs/openapi.json`.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,6 @@ from mongo.document import OUTBOX_LIMIT
 
 MEDIA_TYPE: Final = "application/problem+json"
 HEADER_LIMIT: Final = 32 * 1024  # bytes of a header, and of the address
-RETRY: Final = (
-    "Ask again after `Retry-After` seconds. A `POST /create` with an `Idempotency-Key` cannot take effect twice."
-)
 TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # Python 3.11 has those before RFC 9110
 
 
@@ -30,7 +27,6 @@ class Problem:
     exception: type[Exception]
     status: int
     detail: str  # `{}` in it stands for the exception's own message
-    advice: str = ""  # for the documentation: what to do, where the detail does not say it
     errors: Mapping[str, Any] | None = None
     pause: int = 5  # seconds, for problems that pass by themselves
 
@@ -63,142 +59,52 @@ class TooManyConnections(Exception):
 
 PROBLEMS: Final = (
     Problem(http_exceptions.BadHttpMessage, 400, "The request is not valid HTTP."),
-    Problem(
-        http_exceptions.LineTooLong,
-        431,
-        f"A header, or the address, is larger than {HEADER_LIMIT // 1024} KiB.",
-        "Is it a cookie, which the browser sends to every service of the host?",
-    ),
+    Problem(http_exceptions.LineTooLong, 431, f"A header, or the address, is larger than {HEADER_LIMIT // 1024} KiB."),
     Problem(bodies.Compressed, 415, "The body is compressed, and only uncompressed bodies are accepted."),
     Problem(bodies.NotJSON, 400, "The body is not a JSON object in UTF-8: {}."),
-    Problem(
-        bodies.ClientGone,
-        400,
-        "The client closed the connection too early.",
-        "Only the log and the metrics have this answer.",
-    ),
+    Problem(bodies.ClientGone, 400, "The client closed the connection too early."),
     Problem(bodies.BodyTooSlow, 408, f"The body did not arrive within {bodies.BODY_TIMEOUT:.0f} s."),
     Problem(web.HTTPRequestEntityTooLarge, 413, f"The body is larger than {bodies.BODY_LIMIT // 1024} KiB."),
     Problem(
         auth.NoCredential, 401, "The request must have exactly one header Authorization: Bearer, with a key or token."
     ),
-    Problem(
-        auth.BadCredential, 401, "This key or token is not valid.", "The `sub` of a token must be the id of a user."
-    ),
+    Problem(auth.BadCredential, 401, "This key or token is not valid."),
     Problem(auth.TokenExpired, 401, "The token has expired."),
-    Problem(
-        auth.OutOfScope,
-        403,
-        "This key or token is not for this.",
-        "A key with scopes in `API_KEYS` may do only what they say; a token, what concerns its user.",
-    ),
-    Problem(
-        auth.ForeignPage,
-        403,
-        "A page of another site may not call this service while it has no API keys.",
-        "Name the page's origin in `CORS_ORIGINS`, or set `API_KEYS`.",
-    ),
+    Problem(auth.OutOfScope, 403, "This key or token is not for this."),
+    Problem(auth.ForeignPage, 403, "A page of another site may not call this service while it has no API keys."),
     Problem(auth.OtherUser, 403, "The token belongs to another user."),
-    Problem(
-        ForeignHost,
-        421,
-        "A local run answers only to localhost, 127.0.0.1 and the names in LOCAL_NAMES.",
-        "The name of any site can point to this machine, so a local run refuses other names.",
-    ),
+    Problem(ForeignHost, 421, "A local run answers only to localhost, 127.0.0.1 and the names in LOCAL_NAMES."),
     Problem(web.HTTPNotFound, 404, "There is no such resource."),
-    Problem(
-        errors.UnknownUser,
-        404,
-        "The user has no document.",
-        "With `UNKNOWN_USERS=refuse` the service creates no users; `/suppress` never does.",
-    ),
+    Problem(errors.UnknownUser, 404, "The user has no document."),
     Problem(NoSuchLink, 404, "This link to unsubscribe is not valid."),
     Problem(NoSuchNotification, 404, "The user has no such notification."),
     Problem(web.HTTPMethodNotAllowed, 405, "This resource does not support that method."),
-    Problem(ValidationError, 422, "The request is not valid.", "`errors` names every missing or wrong field."),
+    Problem(ValidationError, 422, "The request is not valid."),
     Problem(
         errors.KeyReused,
         422,
         "The Idempotency-Key belongs to another request.",
-        "Use a new key for every notification.",
         errors={"Idempotency-Key": ["Was used with another body before."]},
     ),
+    Problem(errors.Incomplete, 409, "Some of the users could not be notified."),
+    Problem(errors.NotYetComplete, 503, "Some of the users are not notified yet."),
+    Problem(errors.Conflict, 409, "The users' collection does not admit this write. The service's log has the reason."),
+    Problem(errors.TooLarge, 413, "The user's document has no room for this."),
+    Problem(errors.Unavailable, 503, "MongoDB did not answer in time."),
+    Problem(errors.Busy, 503, "Too many requests are waiting for MongoDB.", pause=1),
     Problem(
-        errors.Incomplete,
-        409,
-        "Some of the users could not be notified.",
-        "All others were. `errors.user_ids` has the reason of each, by its index in `user_ids`.",
+        errors.OutboxFull, 503, f"The user is owed {OUTBOX_LIMIT} e-mails that could not be delivered yet.", pause=60
     ),
-    Problem(
-        errors.NotYetComplete,
-        503,
-        "Some of the users are not notified yet.",
-        "Ask again after `Retry-After` seconds with the same key: that notifies the rest, and nobody twice.",
-    ),
-    Problem(
-        errors.Conflict,
-        409,
-        "The users' collection does not admit this write. The service's log has the reason.",
-        "An index or a validator of yours is in the way, or a field of yours has one of the service's names.",
-    ),
-    Problem(
-        errors.TooLarge, 413, "The user's document has no room for this.", "MongoDB's limit for a document is 16 MiB."
-    ),
-    Problem(
-        errors.Unavailable,
-        503,
-        "MongoDB did not answer in time.",
-        f"It had {errors.DEADLINE:.0f} s, or {errors.PING_DEADLINE:.0f} s for `/readyz`. {RETRY}",
-    ),
-    Problem(errors.Busy, 503, "Too many requests are waiting for MongoDB.", RETRY, pause=1),
-    Problem(
-        errors.OutboxFull,
-        503,
-        f"The user is owed {OUTBOX_LIMIT} e-mails that could not be delivered yet.",
-        f"A kind that is kept is created all the same, with `X-Email: not-owed`. {RETRY}",
-        pause=60,
-    ),
-    Problem(
-        errors.EmailUnderWay,
-        503,
-        "An e-mail to the user is being sent.",
-        "Ask again when that has ended. If its process died, that is after `MAIL_LEASE_SECONDS` at the latest.",
-    ),
-    Problem(
-        TooManyConnections,
-        503,
-        "This process has as many connections open as it may.",
-        "The limit of open files (`ulimit -n`) sets how many.",
-    ),
-    Problem(
-        bodies.TooMuchInFlight,
-        503,
-        "Answers to this user wait to be read.",
-        f"At most {bodies.ANSWERS_LIMIT >> 20} MB of them may, each for {bodies.SEND_TIMEOUT:.0f} s.",
-    ),
-    Problem(
-        changes.NotReplicated,
-        501,
-        "Streams need a replica set, and MongoDB is a standalone server.",
-        "One member is enough: start mongod with `--replSet rs0` and call `rs.initiate()` once. "
-        "Until then, poll `/list`.",
-    ),
+    Problem(errors.EmailUnderWay, 503, "An e-mail to the user is being sent."),
+    Problem(TooManyConnections, 503, "This process has as many connections open as it may."),
+    Problem(bodies.TooMuchInFlight, 503, "Answers to this user wait to be read."),
+    Problem(changes.NotReplicated, 501, "Streams need a replica set, and MongoDB is a standalone server."),
     Problem(
         streams.TooManyOfUser, 429, f"The user has {streams.STREAMS_PER_USER} streams open in this process already."
     ),
-    Problem(
-        streams.TooManyOfProcess,
-        503,
-        "This process has as many streams open as it may.",
-        "The limit of open files (`ulimit -n`) sets how many, up to 10,000.",
-    ),
+    Problem(streams.TooManyOfProcess, 503, "This process has as many streams open as it may."),
     Problem(streams.Stopping, 503, "The service is stopping."),
-    Problem(
-        Exception,
-        500,
-        "The service failed to handle this request.",
-        "This is a fault of the service. Its log has the `X-Request-ID`.",
-    ),
+    Problem(Exception, 500, "The service failed to handle this request."),
 )
 BY_EXCEPTION: Final = {problem.exception: problem for problem in PROBLEMS}
 

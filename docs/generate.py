@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import openapi  # noqa: E402 - the modules below are found only now
 import scale  # noqa: E402
 from marshmallow import ValidationError  # noqa: E402
-from openapi import INVALID_REQUEST, callers, meaning  # noqa: E402
+from openapi import ADVICE, INVALID_REQUEST, callers, meaning  # noqa: E402
 
 from api.problems import PROBLEMS, problem_of  # noqa: E402
 from config.ids import IdType  # noqa: E402
@@ -50,7 +50,7 @@ def errors() -> str:
         [
             f"{problem.status}",
             escape(meaning(problem), quote=False),
-            escape(problem.advice, quote=False),
+            escape(ADVICE.get(problem.name, ""), quote=False),
             f"{problem.retry_after} s" if problem.retry_after else "",
         ]
         for problem in sorted(PROBLEMS, key=lambda problem: problem.status)

@@ -30,7 +30,8 @@ from mongo.errors import Incomplete, NotYetComplete, OutboxFull, UnknownUser
 from schemas import Schemas
 from settings import Scope
 
-WORDS: Final = Path(__file__).with_suffix(".json")
+WORDS: Final = Path(__file__).with_suffix(".json").read_text("utf-8")
+ADVICE: Final[Mapping[str, str]] = json.loads(WORDS)["x-advice"]  # what to know about a problem, by its name
 OF_CALLERS: Final = {"ForeignPage", "NoCredential", "BadCredential", "TokenExpired", "OutOfScope"}
 OF_BODIES: Final = {"Compressed", "NotJSON", "BodyTooSlow", "RequestEntityTooLarge"}
 STATUS_HEADERS: Final = {"401": ["WWW-Authenticate"], "405": ["Allow"], "429": ["Retry-After"], "503": ["Retry-After"]}
@@ -56,10 +57,9 @@ def document() -> JSONObject:
     spec = APISpec("notifier", VERSION, "3.1.0", [plugin])
     converter: Any = plugin.converter  # set by APISpec
     _teach(converter)
-    text = WORDS.read_text("utf-8")
-    known = _known(converter, json.loads(text)["x-fields"])
-    described: JSONObject = json.loads(text, object_hook=lambda part: known.get(part.get("x-code", ""), part))
-    del described["x-fields"]
+    known = _known(converter, json.loads(WORDS)["x-fields"])
+    described: JSONObject = json.loads(WORDS, object_hook=lambda part: known.get(part.get("x-code", ""), part))
+    del described["x-fields"], described["x-advice"]
     headers = described["components"].pop("headers")
     for method, path, handler, scope in ROUTES:
         operation = described["paths"][path][method.lower()]
@@ -177,6 +177,6 @@ def meaning(problem: Problem) -> str:
 
 
 def _example(problem: Problem, raised: Exception | None) -> JSONObject:
-    advice = {"description": problem.advice} if problem.advice else {}
+    words = {"description": ADVICE[problem.name]} if problem.name in ADVICE else {}
     shown = problem_of(raised) if raised else problem
-    return {"summary": problem.name, **advice, "value": shown.document()}
+    return {"summary": problem.name, **words, "value": shown.document()}

@@ -182,9 +182,7 @@ class Calls:
                 )
                 if concern := reply.get("writeConcernError"):
                     raise driver.WriteConcernError(concern["errmsg"], concern["code"])
-        except (
-            driver.ExecutionTimeout
-        ):  # it has ended on the server; the statements before the slow one are done
+        except driver.ExecutionTimeout:  # it has ended on the server; the statements before the slow one are done
             raise
         except (driver.PyMongoError, TimeoutError) as exc:
             if lane and (isinstance(exc, TimeoutError) or means_unavailable(exc)):

@@ -17,16 +17,18 @@ from jsonschema import ValidationError as JSONSchemaError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api import openapi
-from api.bodies import BODY_LIMIT
+from api.bodies import ANSWERS_LIMIT, BODY_LIMIT, SEND_TIMEOUT
 from api.fields import DATA_DEPTH, DATA_LIMIT, USERS_LIMIT
 from api.middleware import REQUEST_ID_PATTERN
 from api.openapi import VERSION
+from api.problems import PROBLEMS
 from api.streams import COMMENT, KEEP_ALIVE, RETRY_MS, encode
 from api.unsubscribe import CHOICES
 from config.ids import IdType
 from kinds import SPECIFIED, TOLD
 from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS, OUTBOX_LIMIT, RECENT_LIMIT
+from mongo.errors import DEADLINE, PING_DEADLINE
 from mongo.inbox import Page
 from schemas import SELECTORS, CreateSchema
 from settings import Settings
@@ -86,6 +88,10 @@ def test_what_its_file_says_in_words_holds_in_the_code() -> None:
         assert DESCRIBED[f"POST {path}"]["description"].startswith(f"Takes exactly one of {names}.")
     assert DESCRIBED["POST /u/{token}"]["parameters"][1]["schema"]["enum"] == [*CHOICES[1:]]
     assert set(DOCUMENT["components"]["schemas"]["Kind"]["required"]) == TOLD
+    advice = json.loads((ROOT / "docs/openapi.json").read_text())["x-advice"]
+    assert advice.keys() < {problem.name for problem in PROBLEMS}
+    assert f"It had {DEADLINE:.0f} s, or {PING_DEADLINE:.0f} s for `/readyz`." in advice["Unavailable"]
+    assert advice["TooMuchInFlight"] == f"At most {ANSWERS_LIMIT >> 20} MB of them may, each for {SEND_TIMEOUT:.0f} s."
     assert f"after {KEEP_ALIVE:.0f} s without one" in DESCRIBED["GET /stream"]["description"]
     event = encode(Page(23, 12, example_of("GET /list")["data"]["list"])).decode()
     assert example_of("GET /stream") == f"retry: {RETRY_MS[0]}\n\n{event}{COMMENT.decode()}"

@@ -46,7 +46,7 @@ class Layout:
 
     def owing(self, id_: str, key: str, due: datetime) -> JSON:
         """Return the fields of a document whose user is owed an e-mail from then on."""
-        email = self.element(id_, key, datetime.now(UTC), {}, {}) | {"next_at": due}
+        email = self.element(id_, key, datetime.now(UTC), {}, None) | {"next_at": due}
         document: JSON = {}
         for path, value in ((self.outbox, [email]), (self.due, due)):
             *parents, name = path.split(".")

@@ -167,7 +167,7 @@ class Creates:
         elif kind.email:
             due = first_due(kind.rank, in_bulk=new.in_bulk)
             filter_ |= HAS_ROOM | IS_FINDABLE
-            pushes["notifier.outbox"] = new_element(id_, kind.name, now, optional, new.origin, due)
+            pushes["notifier.outbox"] = new_element(id_, kind.name, now, {**optional, **new.origin}, due)
             update["$min"] = {"notifier.due": due}
         if key:
             filter_["notifier.recent.k"] = {"$ne": key}

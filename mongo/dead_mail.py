@@ -13,7 +13,7 @@ from mongo.document import HAS_ROOM, IS_DATE, IS_FINDABLE, OPTIONAL_FIELDS, SIMP
 from mongo.errors import PING_DEADLINE, Conflict, OutboxFull, TooLarge, UnknownError, UnknownUser
 from mongo.lanes import Write
 from mongo.outbox import Outbox
-from mongo.owed import OwedEmail, owed_again
+from mongo.owed import KEPT, OwedEmail, new_element, typed
 from mongo.suppression import FIELD as SUPPRESSION
 from mongo.users import Documents
 
@@ -113,7 +113,7 @@ class DeadMail:
         user_id = users.settings.id_type.parse(f"{letter['user_id']}")
         if user_id is None or not await self.letters.find_one({"_id": id_, **self.own}, {"_id": 1}):
             return False
-        element = owed_again(letter)
+        element = new_element(id_, letter["key"], letter["at"], typed(letter, KEPT))
         # The key in `recent` guards the write too: the e-mail may be gone before a write without a reply is repeated.
         absent = {"notifier.outbox.id": {"$ne": id_}, "notifier.recent.k": {"$ne": once}}
         update = {

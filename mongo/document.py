@@ -48,7 +48,8 @@ WITHOUT_EMPTY: Final[JSONObject] = {  # the stage of a pipeline that takes away 
 }
 OPTIONAL_FIELDS: Final[Mapping[str, type]] = {"target_id": str, "data": dict}
 """A notification, an e-mail owed and a dead letter have these, of these types, only when the request had them."""
-ORIGIN_FIELDS: Final = ("request_id", "traceparent")  # an e-mail owed, its dead letter and its log lines have them
+ORIGIN_FIELDS: Final[Mapping[str, type]] = {"request_id": str, "traceparent": str}
+"""An e-mail owed, its dead letter and its log lines have these."""
 SIMPLE: Final = {"locale": "simple"}
 """The collation of every comparison. A collection's default collation may ignore case (MongoDB manual, "Collation")."""
 

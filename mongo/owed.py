@@ -19,6 +19,7 @@ from mongo.suppression import Suppression, load_suppression
 from settings import Settings
 
 NO_TOKEN: Final = "0" * 24  # the token where nobody leases: as long as any other, as a document may have no room
+UNTRIED: Final = {"tries": 0, "token": NO_TOKEN, "error": None, "dead": False}
 FLUSHED: Final = "flush"  # `held` of an e-mail that an operator wants to be tried now, whatever has stopped
 COUNT_LIMIT: Final = 10**7  # attempts, and seconds, that are counted
 TOLD_LIMIT: Final = 4096  # bytes of a field of the user's document that templates see, as JSON
@@ -34,6 +35,12 @@ BULK: Final = timedelta(days=365)  # by which an e-mail of a fan-out falls due l
 LEFT_TO_OTHERS: Final = 300.0
 """Seconds for which an e-mail of an unknown kind waits: in a rolling update, only the new version knows a new kind."""
 NEXT_LOOK: Final = 5.0  # seconds between two looks at such an e-mail
+OF_ONE_TYPE: Final = {  # fields of an element that become those of an `OwedEmail`
+    **dict.fromkeys(("id", "key", "token", "error", "held"), str),
+    **dict.fromkeys(("at", "tried"), datetime),
+    "dead": bool,
+}
+KEPT: Final = {**OPTIONAL_FIELDS, **ORIGIN_FIELDS, "ids": list}  # by a dead letter, for when it is owed again
 
 
 def has_type(name: str, *types: str) -> JSONObject:
@@ -102,11 +109,10 @@ def first_due(rank: str, *, in_bulk: bool = False) -> datetime:
 
 def due_as_before(ranks: Mapping[str, str]) -> JSONObject:
     """Return the expression of when an e-mail falls due as if never claimed, by the priority of its kind."""
-    keys = {rank: [key for key, of_key in ranks.items() if of_key == rank] for rank in ("high", "low")}
-    cases = [
-        {"case": {"$gt": ["$$this.tries", 0]}, "then": ERAS_END},
-        *({"case": {"$in": ["$$this.key", {"$literal": keys[rank]}]}, "then": ERAS[rank]} for rank in keys),
-    ]
+    cases: list[JSONObject] = [{"case": {"$gt": ["$$this.tries", 0]}, "then": ERAS_END}]
+    for rank in ("high", "low"):
+        keys = [key for key, of_key in ranks.items() if of_key == rank]
+        cases.append({"case": {"$in": ["$$this.key", {"$literal": keys}]}, "then": ERAS[rank]})
     seconds = {"$toLong": {"$divide": [{"$toLong": "$$this.at"}, 1000]}}
     return {"$add": [{"$switch": {"branches": cases, "default": ERAS["normal"]}}, seconds]}
 
@@ -126,18 +132,9 @@ def shares(due: Iterable[tuple[object, int]], users: int, share: int) -> list[ob
     return [*fair, *(id_ for ids in shuffled for id_ in ids[share:])][:users]
 
 
-def new_element(  # noqa: PLR0913, PLR0917 - what an e-mail is made of
-    id_: str, key: str, at: datetime, optional: JSONObject, origin: Mapping[str, str], next_at: datetime | None = None
-) -> JSONObject:
+def new_element(id_: str, key: str, at: datetime, fields: JSONObject, due: datetime | None = None) -> JSONObject:
     """Make an element of the outbox. `at` is when it was first owed, by MongoDB's clock."""
-    element = {"id": id_, "key": key, "at": at, "next_at": next_at or first_due("normal"), "tries": 0}
-    return element | {"token": NO_TOKEN, "error": None, "dead": False, **optional, **origin}
-
-
-def owed_again(letter: JSONObject) -> JSONObject:
-    optional, origin = optional_fields(letter), origin_of(letter)
-    element = new_element(letter["_id"], letter["key"], letter["at"], optional, origin)
-    return element | ({"ids": ids} if (ids := _ids_of(letter)) else {})
+    return {"id": id_, "key": key, "at": at, "next_at": due or first_due("normal"), **UNTRIED, **fields}
 
 
 def rewrite(condition: JSONObject, change: JSONObject | None) -> list[JSONObject]:
@@ -171,6 +168,7 @@ def _until() -> JSONObject:
 
 def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequence[OwedEmail]:
     told = _told(user, settings.template_fields)
+    language = value_at(user, settings.language_field) if settings.language_field else None
     return [
         OwedEmail(
             user=told,
@@ -178,18 +176,15 @@ def load_emails(user: Mapping[str, Any], token: str, settings: Settings) -> Sequ
             user_id=str(user["_id"]),
             address=value_at(user, settings.email_field),
             suppression=load_suppression(user),
-            language=_typed(value_at(user, settings.language_field) if settings.language_field else None, str),
-            **{name: item[name] for name in ("id", "key", "at", "token")},
+            language=language if isinstance(language, str) else None,
+            **typed(item, OF_ONE_TYPE),
             tries=int(_number(item["tries"])),
             copies=int(_number(item.get("copies"))),
             crashes=int(_number(item.get("crashes"))),
-            **{name: _typed(item.get(name), str) for name in ("error", "held")},
-            tried=_typed(item.get("tried"), datetime),
-            dead=item.get("dead") is True,
             waited=_number(item.get("waited")),
-            origin=origin_of(item),
-            optional=optional_fields(item),
-            ids=_ids_of(item),
+            origin=typed(item, ORIGIN_FIELDS),
+            optional=typed(item, OPTIONAL_FIELDS),
+            ids=[id_ for id_ in typed(item, {"ids": list}).get("ids", ()) if isinstance(id_, str)],
         )
         for item in elements(user.get("notifier"), "outbox")
         if item.get("token") == token
@@ -217,22 +212,9 @@ def elements(parent: object, field: str) -> list[JSONObject]:
     return [item for item in array if isinstance(item, dict)] if isinstance(array, list) else []
 
 
-def optional_fields(item: Mapping[str, Any]) -> JSONObject:
-    """Return the `OPTIONAL_FIELDS` of an item. A value of another type is another program's."""
-    return {name: item[name] for name, kind in OPTIONAL_FIELDS.items() if isinstance(item.get(name), kind)}
-
-
-def origin_of(item: Mapping[str, Any]) -> Mapping[str, str]:
-    return {name: item[name] for name in ORIGIN_FIELDS if isinstance(item.get(name), str)}
-
-
-def _ids_of(item: Mapping[str, Any]) -> list[str]:
-    ids = item.get("ids")
-    return [id_ for id_ in ids if isinstance(id_, str)] if isinstance(ids, list) else []
-
-
-def _typed(value: Any, kind: type) -> Any:
-    return value if isinstance(value, kind) else None
+def typed(item: Mapping[str, Any], types: Mapping[str, type]) -> JSONObject:
+    """Return those fields of an item that have these types. A value of another type is another program's."""
+    return {name: item[name] for name, type_ in types.items() if isinstance(item.get(name), type_)}
 
 
 def _number(value: Any) -> float:

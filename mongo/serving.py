@@ -95,7 +95,7 @@ async def _must_keep(users: Users) -> None:
 async def _try_delivery(probe: Users) -> str | None:
     """Owe and lease an e-mail; return a fault, if there is one."""
     outbox, id_, token = Outbox(probe, {"probe": "normal"}, Windows(probe, {})), ObjectId(), f"{ObjectId()}"
-    email, key = new_element(f"{id_}", "probe", datetime.now(UTC), {}, {}), {"_id": id_}
+    email, key = new_element(f"{id_}", "probe", datetime.now(UTC), {}), {"_id": id_}
     notifier = {"outbox": [email], "due": email["next_at"]}
 
     async def owe(_: int) -> bool:

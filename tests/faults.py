@@ -74,5 +74,5 @@ def scripted(replies: dict[str, list[str | None]]) -> Script:
 
 def far_from_due(n: int) -> dict[str, Any]:
     """Return an e-mail owed that no worker will claim."""
-    email = new_element(f"{n:024x}", "registration", datetime.now(UTC), {}, {})
+    email = new_element(f"{n:024x}", "registration", datetime.now(UTC), {})
     return email | {"next_at": datetime(2100, 1, 1, tzinfo=UTC)}

@@ -77,9 +77,7 @@ def insert_odd_documents(client: MongoClient[dict[str, Any]], database: str) -> 
 def fill_outbox(client: MongoClient[dict[str, Any]], database: str, user_id: str, seconds: float) -> set[str]:
     """Owe a user nearly as many e-mails as the outbox holds, due once the storm is over; return their ids."""
     due = datetime.now(UTC) + timedelta(seconds=seconds)
-    emails = [
-        new_element(str(ObjectId()), "new_login", due, {}, {}) | {"next_at": due} for _ in range(OUTBOX_LIMIT - 2)
-    ]
+    emails = [new_element(str(ObjectId()), "new_login", due, {}, due) for _ in range(OUTBOX_LIMIT - 2)]
     change = {"$set": {"notifier": {"outbox": emails, "due": due}}}
     client[database].users.update_one({"_id": ObjectId(user_id)}, change)
     return {email["id"] for email in emails}

@@ -102,7 +102,7 @@ async def test_i2_an_email_in_a_nearly_full_document_is_delivered(
 
 @pytest.mark.parametrize("crashes", [0, 1])
 async def test_i2_a_crash_that_cannot_be_counted_is_the_last(settings: Settings, database: DB, crashes: int) -> None:
-    element = new_element(f"{ObjectId()}", "registration", datetime.now(UTC), {}, {})
+    element = new_element(f"{ObjectId()}", "registration", datetime.now(UTC), {})
     document = {"_id": ObjectId(USER), "blob": b"", **owing(element)}
     database.users.insert_one({**document, "blob": b"x" * (16 * 1024 * 1024 - len(encode(document)))})
     async with open_store(settings) as store:

@@ -57,6 +57,6 @@ def test_a_replay_with_another_optional_field_is_another(name: str) -> None:
 
 
 def test_an_email_brings_all_optional_fields_to_its_template() -> None:
-    element = new_element("1" * 24, "new_login", datetime.now(UTC), created(**VALUES).optional, {})
+    element = new_element("1" * 24, "new_login", datetime.now(UTC), created(**VALUES).optional)
     (email,) = load_emails({"_id": 1, "notifier": {"outbox": [element]}}, element["token"], Settings())
     assert {name: fields_of(email)[name] for name in OPTIONAL_FIELDS} == VALUES

@@ -24,7 +24,7 @@ async def stores(
 ) -> AsyncIterator[tuple[Store, Store]]:
     """Return the stores of an old replica and of a new one, to which an e-mail of the new kind is owed."""
     monkeypatch.setattr("mongo.owed.NEXT_LOOK", 0.0)
-    email = new_element(f"{ObjectId()}", NEW.name, datetime.now(UTC), {}, {})
+    email = new_element(f"{ObjectId()}", NEW.name, datetime.now(UTC), {})
     database.users.insert_one({"_id": ObjectId(USER), **owing(email)})
     async with AsyncExitStack() as stack:
         old, new = [await stack.enter_async_context(open_store(settings)) for _ in range(2)]

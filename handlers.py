@@ -16,7 +16,6 @@ from api.bodies import IN_FLIGHT, json_bytes, load_both, read_object, single_val
 from api.middleware import ORIGIN, THROTTLE, audit, complete
 from api.problems import NoSuchNotification
 from api.streams import EVENT_STREAM, HUB, Stopping
-from config.ids import named
 from kinds import describe_kinds
 from mail.unsubscribe import Links
 from mongo.backlog import owed
@@ -27,7 +26,7 @@ from mongo.inbox import ListQuery, Page, Selection, wants_email
 from ops.logs import Throttle
 from ops.metrics import METRICS, Metrics
 from schemas import Schemas
-from settings import Scope, Settings
+from settings import Scope, Settings, named
 from store import Store
 
 STORE: Final = web.AppKey("STORE", Store)

@@ -9,9 +9,9 @@ from marshmallow import fields as mf
 from marshmallow.validate import Length, Range, Regexp
 
 from api import fields
-from config.ids import IdType
 from kinds import Kinds
 from mongo.inbox import EVERY_KIND
+from settings import IdType
 
 PAGE_LIMIT: Final = 1000  # notifications in one page
 SELECTORS: Final = ("notification_id", "target_id", "key", "all")  # the ways to say which notifications are meant

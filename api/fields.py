@@ -10,9 +10,9 @@ from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, missing, valida
 from marshmallow import fields as mf
 
 from config.checks import mailbox
-from config.ids import IdType
 from kinds import Kind, Kinds
 from mongo.document import JSONObject
+from settings import IdType
 
 DATA_LIMIT: Final = 16 * 1024  # bytes of `data` as compact UTF-8 JSON
 DATA_DEPTH: Final = 32  # levels of nesting in `data`; the object itself is the first

@@ -7,10 +7,10 @@ from typing import Final
 
 from aiohttp import web
 
-from config.ids import OBJECT_ID, STRING_LIMIT, IdType
 from kinds import Kinds, describe_kinds
 from mongo.document import JSONObject
 from mongo.inbox import EVERY_KIND
+from settings import OBJECT_ID, STRING_LIMIT, IdType
 
 VERSION: Final = "1.0.0"
 FILE: Final = Path(__file__).with_suffix(".json")

@@ -19,7 +19,6 @@ from bson import ObjectId
 from cli.command import counted, fail, say
 from cli.environment import SettingsError, read_settings
 from config.checks import DEAD_MAIL, is_address, value_at
-from config.ids import IdType
 from mail.connection import Connection, Opener
 from mail.feedback import Feedback
 from mail.lease import Lease
@@ -36,7 +35,7 @@ from mongo.serving import version_of
 from mongo.suppression import address_index
 from mongo.users import REFUSING, foreign_fields, persist
 from ops.local import with_database
-from settings import Security, Settings
+from settings import IdType, Security, Settings
 from store import Store
 
 DEADLINE: Final = 6.0  # seconds for each question to MongoDB

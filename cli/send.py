@@ -20,7 +20,6 @@ from api.bodies import load_both, parse_json
 from api.fields import USERS_LIMIT
 from api.problems import problem_of
 from cli.command import INTERRUPTED, Add, BadInput, fail, on_store, say
-from config.ids import IdType
 from mail.templates import Content, RenderError, RenderingEnded, Templates
 from mail.unsubscribe import Links
 from mongo.creation import Create, Recorded
@@ -29,7 +28,7 @@ from mongo.errors import OutboxFull, StoreError, Unavailable
 from mongo.owed import batch
 from ops.logs import printable
 from schemas import Schemas
-from settings import Settings
+from settings import IdType, Settings
 from store import Store
 
 FAULTS_SHOWN: Final = 20

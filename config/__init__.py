@@ -1,1 +1,1 @@
-"""What every other folder needs: the checks of settings, addresses, ids, languages and file descriptors."""
+"""What every other folder needs: the checks of settings, addresses, languages and file descriptors."""

@@ -24,14 +24,13 @@ from marshmallow import ValidationError  # noqa: E402
 from openapi import ADVICE, INVALID_REQUEST, callers, meaning  # noqa: E402
 
 from api.problems import PROBLEMS, problem_of  # noqa: E402
-from config.ids import IdType  # noqa: E402
 from handlers import ROUTES  # noqa: E402
 from kinds import SPECIFIED  # noqa: E402
 from mail.replies import BOUNCES  # noqa: E402
 from mongo import document  # noqa: E402
 from ops.metrics import Metrics  # noqa: E402
 from schemas import ListSchema  # noqa: E402
-from settings import Scope, default_of, grouped  # noqa: E402
+from settings import IdType, Scope, default_of, grouped  # noqa: E402
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -22,13 +22,12 @@ from api.bodies import NotJSON
 from api.fields import INT64_MAX, DataField, IdField, KindNameField
 from api.openapi import VERSION
 from api.problems import MEDIA_TYPE, PROBLEMS, Problem, problem_of
-from config.ids import IdType
 from handlers import ROUTES
 from kinds import SETTINGS, SPECIFIED
 from mongo.document import JSONObject
 from mongo.errors import Incomplete, NotYetComplete, OutboxFull, UnknownUser
 from schemas import Schemas
-from settings import Scope
+from settings import IdType, Scope
 
 WORDS: Final = Path(__file__).with_suffix(".json").read_text("utf-8")
 ADVICE: Final[Mapping[str, str]] = json.loads(WORDS)["x-advice"]  # what to know about a problem, by its name

@@ -19,7 +19,6 @@ from bson import ObjectId
 from pymongo import UpdateMany
 
 from config.checks import envelope_address, value_at
-from config.ids import named
 from mongo import owed, suppression
 from mongo.batcher import Writes
 from mongo.document import IS_DATE, OURS, SIMPLE, JSONObject
@@ -31,6 +30,7 @@ from mongo.indexes import Index
 from mongo.lanes import Write
 from mongo.owed import OwedEmail
 from mongo.users import Users
+from settings import named
 
 log = logging.getLogger("notifier.delivery")
 

@@ -14,7 +14,6 @@ from bson import ObjectId
 from pymongo import ReturnDocument
 from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from config.ids import IdType, named
 from mongo import errors
 from mongo.batcher import Writes
 from mongo.connection import MAJORITY, Connection, Database
@@ -23,7 +22,7 @@ from mongo.document import IS_OURS, OURS, SIMPLE, TYPES, JSONObject
 from mongo.errors import PATIENCE, PING_DEADLINE, RETRY_PAUSE, Changed, Conflict, Patience, UnknownUser, within
 from mongo.expressions import NOTIFICATIONS, each
 from mongo.lanes import Calls
-from settings import Settings, UnknownUsers
+from settings import IdType, Settings, UnknownUsers, named
 
 T = TypeVar("T")
 

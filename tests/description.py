@@ -8,8 +8,8 @@ from jsonschema import Draft202012Validator
 
 from api import openapi
 from api.problems import MEDIA_TYPE, PROBLEMS
-from config.ids import IdType
 from kinds import SPECIFIED
+from settings import IdType
 
 DOCUMENT = openapi.describe(SPECIFIED, IdType.OBJECTID)
 DESCRIBED = {

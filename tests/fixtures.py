@@ -26,10 +26,9 @@ import mongo.connection
 from api.server import OPTIONS
 from cli.environment import read_settings
 from config.checks import DEAD_MAIL
-from config.ids import IdType
 from mongo.errors import PATIENCE, Patience
 from notifier import create_app
-from settings import Security, Settings
+from settings import IdType, Security, Settings
 from tests.client import Client
 from tests.processes import VARIABLES
 from tests.servers import LOGIN, PASSWORD, MailServer, Mongod, initiate, localhost, smtp_server

@@ -8,11 +8,11 @@ import schemathesis
 from schemathesis.core.failures import Failure
 
 from api.problems import BY_EXCEPTION
-from config.ids import IdType
 from kinds import SPECIFIED
 from mongo.errors import EmailUnderWay, KeyReused
 from mongo.suppression import NO_INDEX
 from schemas import Schemas
+from settings import IdType
 
 USER = {"user_id": "638f394d4b7243fc0399ea67"}
 SCHEMAS = Schemas(IdType.OBJECTID, SPECIFIED)

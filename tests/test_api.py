@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from pymongo import MongoClient
 
-from config.ids import IdType
 from handlers import STORE
 from notifier import create_app
-from settings import Settings
+from settings import IdType, Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS, BAD_STRING_IDS, with_
 from tests.client import DB, OTHER, TARGET, USER, Client, create, list_, problem, read, settled, user
 from tests.fixtures import Start

@@ -16,8 +16,8 @@ from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Pa
 from api.auth import BadCredential
 from api.problems import BY_EXCEPTION
 from cli.environment import LOCAL_DEFAULTS
-from config.ids import IdType
 from kinds import SPECIFIED, load_kinds
+from settings import IdType
 from tests.bell import bell, panel, row_of, rows, shows_unread
 from tests.browser import Serve, assert_accessible, events
 from tests.client import DB, KEY, ROOT, TARGET, USER, create, settled

@@ -13,10 +13,9 @@ import pytest
 from bson import ObjectId
 
 from api.problems import BY_EXCEPTION
-from config.ids import IdType
 from mongo.document import OUTBOX_LIMIT
 from mongo.errors import Unavailable, UnknownUser
-from settings import Settings, UnknownUsers
+from settings import IdType, Settings, UnknownUsers
 from tests.client import DB, OTHER, USER, Client, create, list_, metric, ours, owing, problem, settled, user
 from tests.faults import HEARTBEATS, failing, far_from_due, hasty, impatient
 from tests.fixtures import Start

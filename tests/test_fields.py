@@ -14,8 +14,8 @@ from marshmallow import INCLUDE, Schema, ValidationError, missing
 
 import schemas
 from api.fields import DATA_DEPTH, DATA_LIMIT, INT64_MAX, USERS_LIMIT, RequestSchema
-from config.ids import IdType
 from kinds import SPECIFIED
+from settings import IdType
 from tests.client import OTHER, USER
 
 VALID: Mapping[type[RequestSchema], Mapping[str, Any]] = {

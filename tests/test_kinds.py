@@ -12,11 +12,10 @@ from marshmallow import ValidationError
 
 from api import openapi
 from cli.environment import SettingsError
-from config.ids import IdType
 from kinds import SPECIFIED, Kind, load_kinds
 from mail import formats
 from schemas import CreateSchema, SelectionSchema
-from settings import Settings
+from settings import IdType, Settings
 from tests.client import DB, PROTECTED, ROOT, TARGET, USER, Client, create, list_, owed, problem, settled, user
 from tests.fixtures import Start
 from tests.processes import COMPLETE, command, run_here

@@ -24,14 +24,13 @@ from api.openapi import VERSION
 from api.problems import PROBLEMS
 from api.streams import COMMENT, KEEP_ALIVE, RETRY_MS, encode
 from api.unsubscribe import CHOICES
-from config.ids import IdType
 from kinds import SPECIFIED, TOLD
 from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS, OUTBOX_LIMIT, RECENT_LIMIT
 from mongo.errors import DEADLINE, PING_DEADLINE
 from mongo.inbox import Page
 from schemas import SELECTORS, CreateSchema
-from settings import Settings
+from settings import IdType, Settings
 from tests.bad_input import BAD_BODIES, BAD_OBJECT_IDS
 from tests.client import KEY, ROOT, USER, Client, create
 from tests.description import DESCRIBED, DOCUMENT, assert_conforms, example_of

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from config.ids import IdType
 from kinds import PLACEHOLDER, SPECIFIED
 from mail.message import fields_of
 from mail.rendering import VARIABLES
@@ -15,7 +14,7 @@ from mongo.creation import Create
 from mongo.document import OPTIONAL_FIELDS
 from mongo.owed import load_emails, new_element
 from schemas import CreateSchema
-from settings import Settings
+from settings import IdType, Settings
 from tests.client import USER
 from tests.description import DESCRIBED, example_of
 

@@ -19,11 +19,10 @@ from bson import ObjectId
 
 from api.problems import BY_EXCEPTION
 from cli.send import read_users, send
-from config.ids import IdType
 from kinds import SPECIFIED
 from mongo.creation import Create
 from mongo.errors import Conflict, Patience, UnknownUser
-from settings import Settings
+from settings import IdType, Settings
 from store import open_store
 from tests.client import DB, OTHER, ROOT, USER, Client, create, list_, settled
 from tests.faults import HEARTBEATS, failing, impatient

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from config.checks import PUBLIC_URL_LENGTH
-from config.ids import IdType
 from mail.message import Sender, compose
 from mail.templates import Content
 from mail.unsubscribe import Links, NoSuchLink
 from mongo.owed import OwedEmail
-from settings import Settings
+from settings import IdType, Settings
 from tests.client import DB, KEY, OTHER, USER, create, settled
 from tests.fixtures import Start
 from tests.links import LINKED, link_path

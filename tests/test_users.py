@@ -14,11 +14,10 @@ from pymongo.collection import Collection
 
 from api.problems import BY_EXCEPTION
 from cli.environment import SettingsError
-from config.ids import IdType
 from kinds import SPECIFIED
 from mongo.errors import UnknownUser
 from mongo.lanes import PROBE
-from settings import Settings, UnknownUsers
+from settings import IdType, Settings, UnknownUsers
 from tests.client import DB, KEY, PROTECTED, SECRET, Client, create, list_, problem, read, token
 from tests.faults import scripted
 from tests.fixtures import Start

@@ -179,7 +179,6 @@ async def suppress(request: web.Request, _: Caller) -> web.Response:
 
 
 async def stream(request: web.Request, caller: Caller) -> web.StreamResponse:
-    """Send a user's inbox, and again after each change, as an event stream."""
     async with request.app[HUB].listen(_user(request, caller), request) as listener:
         response = web.StreamResponse(headers=EVENT_STREAM)
         complete(request, response)

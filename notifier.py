@@ -66,7 +66,6 @@ def trace(app: web.Application, endpoint: str) -> Record | None:
 
 
 async def local_run(app: web.Application) -> AsyncIterator[None]:
-    """Run on an embedded MongoDB and mailbox. Raises `Unavailable`."""
     async with embedded(app[SETTINGS]) as app[SETTINGS]:
         yield
 

@@ -239,7 +239,6 @@ SECRETS: Final = tuple(name for name, f in VARIABLES.items() if f.metadata["secr
 
 
 def grouped() -> Mapping[str, Mapping[str, Field[Any]]]:
-    """Return the variables of each group, by its heading."""
     groups, heading = dict[str, dict[str, Field[Any]]](), ""
     for name, variable in VARIABLES.items():
         heading = GROUPS.get(variable.name, heading)

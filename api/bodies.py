@@ -1,7 +1,4 @@
-"""Bodies: those of requests, read as values to validate, and those of answers, sent within a deadline.
-
-The answers to one user may take only a few megabytes at a time.
-"""
+"""Bodies: those of requests, read as values to validate, and those of answers, sent within a deadline."""
 
 import asyncio
 import json

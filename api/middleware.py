@@ -39,15 +39,12 @@ THROTTLE: Final = web.AppKey("THROTTLE", Throttle)
 
 
 def own_name_only(names: Iterable[str]) -> Middleware:
-    """Return middleware that rejects other Host names, on any port.
-
-    Any site can make its name point to this machine (DNS rebinding), and its pages may then call the service. `Host` is
-    that name. `X-Forwarded-Host` does not count: such a page may set it.
-    """
+    """Return middleware that rejects other Host names: any site can make its own lead here (DNS rebinding)."""
     own = {in_url(name) for name in (*LOOPBACK, *names)}
 
     @web.middleware
     async def refuse_others(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # `X-Forwarded-Host` does not count: a page of such a site may set it.
         if PORT.sub("", request.host.lower()) not in own:
             raise ForeignHost
         return await handler(request)

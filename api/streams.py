@@ -1,9 +1,7 @@
 """Streams of Server-Sent Events (WHATWG HTML, section 9.2): an event whenever a user's notifications change.
 
-While there are streams, one MongoDB change stream serves all of them. A change makes the streams of its user pending.
-The inboxes of all pending users are read together, and each stream holds only the newest event. So memory depends
-neither on the number of changes nor on how slowly a client reads.
-
+While there are streams, one MongoDB change stream serves all of them. The inboxes of all users with a change are read
+together, and each stream holds only the newest event, so memory depends on neither the changes nor slow clients.
 aiohttp-sse would wait for a slow client only once in 64 KiB, and without a deadline.
 """
 

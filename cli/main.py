@@ -63,7 +63,6 @@ def _serve(options: argparse.Namespace, settings: Settings, serve: Serve) -> int
 
 
 def explain(exc: Exception) -> int:
-    """Print in one sentence why the service or a command cannot start; return the exit code."""
     logging.shutdown()  # what was logged comes first
     match exc:
         case SettingsError() | Misconfigured() | BadInput():

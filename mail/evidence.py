@@ -1,11 +1,8 @@
 """What the outcomes of all e-mails together say about one of them.
 
 No table of replies is ever complete. What others get at the same time says more than a server's words: if everybody is
-refused, the fault is ours or the relay's; if others get through, it is the e-mail's, its kind's or its domain's.
-
-Refusals are counted in runs, which an acceptance ends: for the line, each kind and each domain. When five different
-recipients in a row are refused, that group stops. From then on, only probes are sent, until one of them is accepted.
-While the line or a kind is stopped, no attempt of its e-mails counts, and none of them dies.
+refused, the fault is ours or the relay's; if others get through, it is the e-mail's, its kind's or its domain's. So
+refusals are counted in runs, for the line, each kind and each domain, which stop a group (docs/email.md).
 
 Pure: the clock is an argument. All of it is in memory, bounded, and harmless to lose.
 """
@@ -92,7 +89,6 @@ class Evidence:
         self._acceptances: deque[tuple[float, int]] = deque(maxlen=2)  # the last two, of different recipients
 
     def _cohort(self, group: Group) -> Cohort:
-        """Return what is known of a group, and forget the one used longest ago if there are too many."""
         if cohort := self._cohorts.get(group):
             self._cohorts.move_to_end(group)
             return cohort

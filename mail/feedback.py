@@ -39,7 +39,6 @@ class Feedback:
         return max(line.wait(now) if line else 0.0, self.pace.wait(now))
 
     def connected(self, number: int) -> None:
-        """Note that a connection was opened, and how many are open now."""
         self.limits.open = number
         self.limits.opened(time.monotonic())
         self._changed()

@@ -69,7 +69,6 @@ class Lease:
         return bool(self.email.ids) and not self.told
 
     def lose(self) -> None:
-        """Note that the e-mail may be another worker's, so that it is left alone."""
         self.ends = -math.inf
 
 
@@ -136,7 +135,6 @@ class Window:
         return max(0, self._size - len(self))
 
     def put(self, lease: Lease, *, urgent: bool, place: int | None = None) -> None:
-        """Add an e-mail at a place among those of its priority, by default the last."""
         leases = self._urgent if urgent else self._others
         leases.insert(len(leases) if place is None else place, lease)
 

@@ -218,17 +218,15 @@ class Pace:
         return True
 
     def _is_speed(self, mail: Mail, outcome: Outcome, now: float) -> bool:
-        """Return whether others got the same reply, after many were accepted; or one other, if the words say so.
-
-        At RCPT it may be greylisting: of all first attempts, or of those to a domain.
-        """
+        """Return whether others got the same reply after many were accepted, or one other if its words say so."""
         if self._own.get(outcome.status, -math.inf) > now:
             return False
         self._refusals.append((outcome.status, now, mail))
         same = [other for reply, at, other in self._refusals if reply == outcome.status and now - at <= WITHIN]
         known, at_rcpt = outcome.verdict is Verdict.TOO_FAST, outcome.stage is Stage.RCPT
-        if at_rcpt and len({other.domain for other in same}) == 1:
+        if at_rcpt and len({other.domain for other in same}) == 1:  # it may be greylisting by a domain
             return False
+        # At RCPT it may be greylisting of all first attempts.
         enough = known or (self._at_first if at_rcpt else self._accepted) >= ENOUGH
         return enough and len({other.user for other in same}) >= (KNOWN if known else SAME)
 

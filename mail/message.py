@@ -191,14 +191,11 @@ def _part(subtype: bytes, text: str) -> bytes:
 
 
 def _words(written: str, text: str, limit: int) -> Sequence[str]:
-    """Return the words as they are written if all are ASCII and shorter than the limit, otherwise encoded (RFC 2047).
-
-    Python's own folding makes encoded words that are too long, and adds or drops spaces in some texts.
-    """
+    """Return the words as written if all are ASCII and shorter than the limit, otherwise encoded (RFC 2047)."""
     words = written.split(" ")
     if text.isascii() and "=?" not in text and max(map(len, words)) < limit:
         return words
-    chunks = [b""]
+    chunks = [b""]  # Python's own folding makes encoded words that are too long, and adds or drops spaces
     for character in text:
         encoded = character.encode()
         if len(chunks[-1]) + len(encoded) > WORD_BYTES:

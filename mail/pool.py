@@ -70,7 +70,6 @@ class Pool:
         return fresher or await self._connect()
 
     async def _one_proven(self) -> Connection | None:
-        """Wait for a connection that has delivered; `None` once none is in use."""
         while not (found := self._take_if(lambda kept: kept.messages > 0)):
             in_use = self._open.difference(self._kept, self._aside)
             if not any(connection.messages for connection in in_use):
@@ -86,7 +85,6 @@ class Pool:
         return None
 
     async def _change(self) -> None:
-        """Wait until a connection is given back, opened or closed."""
         self._changed.clear()
         await self._changed.wait()
 
@@ -98,7 +96,6 @@ class Pool:
         self.keep(await self._open_counted())
 
     async def _open_counted(self) -> Connection:
-        """Open a connection that `limits` count already."""
         try:
             connection = await self._opener.open(1 if self._open else FIRST_TRIES)
         except FAULTS as exc:
@@ -138,7 +135,6 @@ class Pool:
         return sum(connection.messages > 0 for connection in self._open)
 
     def bears_another(self, connection: Connection) -> bool:
-        """Return whether another message may follow the one under way."""
         return connection in self._open and connection.usable(self._limits.messages - 1)
 
     def keep(self, connection: Connection) -> None:

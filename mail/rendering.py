@@ -1,7 +1,4 @@
-"""The process that renders templates, for `mail/templates.py`.
-
-It reads the templates from the first line of its input, then a question from each line, and writes the answers. All
-lines are JSON.
+"""The process that renders templates, for `mail/templates.py`: it answers questions. All lines are JSON.
 
 The authors of templates are trusted; the `data` that clients send is not. So the kernel ends the process if a template
 takes more time or memory than the limits here. The process has no secrets of the service, and imports little.

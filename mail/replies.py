@@ -153,7 +153,6 @@ class SMTPFault(Exception):
 
 
 def judge(exc: Exception, stage: Stage) -> Outcome:
-    """Return what it means that an exception ended a conversation at this stage."""
     if isinstance(exc, SMTPFault):
         return Outcome(exc.verdict, f"{exc}", f"{exc}", stage, broken=exc.verdict is Verdict.CONNECTION)
     if isinstance(exc, SMTPResponseException):

@@ -1,7 +1,4 @@
-"""What follows an attempt: the e-mail is sent, tried again, waiting or dead. It is settled, counted and logged.
-
-What was sent is settled together: the e-mails of some milliseconds in one update.
-"""
+"""What follows an attempt: the e-mail is sent, tried again, waiting or dead. It is settled, counted and logged."""
 
 import asyncio
 import logging
@@ -139,7 +136,6 @@ class Settler:
             self._report(lease.email, outcome, outcome.verdict.value, held=held or len(batch) > 1)
 
     async def settled(self) -> None:
-        """Wait until what has been put until now is settled."""
         if tasks := set(self._tasks):
             await asyncio.wait(tasks)
 

@@ -216,6 +216,5 @@ class Schedule:
 
 
 def probably(copies: int, error: str) -> str:
-    """Say how many copies may have been accepted."""
     times = f"{copies} times" if copies > 1 else "once"
     return f"Probably delivered: the server had the message {times}, and did not say that it accepted it. {error}"

@@ -1,7 +1,4 @@
-"""What an e-mail says: the operator's templates turn a notification into subject, text and HTML.
-
-This module reads them, and starts, asks and replaces the process that renders them (`mail/rendering.py`).
-"""
+"""What an e-mail says: the operator's templates, and the process that renders them (`mail/rendering.py`)."""
 
 import asyncio
 import os

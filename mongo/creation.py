@@ -128,7 +128,6 @@ class Creation:
 
 
 def remember(key: str, fingerprint: str, id_: str) -> JSONObject:
-    """Return the `$push` that remembers an idempotency key and forgets the oldest."""
     return {"$each": [{"k": key, "h": fingerprint, "id": id_}], "$slice": -RECENT_LIMIT}
 
 

@@ -143,7 +143,6 @@ def collapsing(write: Write, users: Users) -> Write:
 
 
 def _pushed(name: str, push: JSONObject) -> JSONObject:
-    """Return the expression that does what `$push` does."""
     array = {"$ifNull": [f"${name}", []]}
     if "$each" in push:
         return {"$slice": [concat(array, {"$literal": push["$each"]}), push["$slice"]]}

@@ -116,7 +116,6 @@ def _uri(port: int) -> str:
 
 
 async def _wait_until_primary(port: int, ended: asyncio.Task[int]) -> None:
-    """Wait until MongoDB takes writes as the only member of its replica set."""
     try:
         async with asyncio.timeout(START_TIMEOUT), connected(_uri(port), patience=PROBING) as connection:
             while not ended.done():

@@ -103,7 +103,7 @@ class FanOut:
         self._one = asyncio.Lock()
 
     async def __call__(self, creations: Iterable[Creation], *, gently: bool = False) -> list[Outcome]:
-        """Return for each creation what it did, or its error; `gently`, as if other processes had single creates."""
+        """Return what each creation did, or its error. With `gently`, other processes may have single creates."""
         loop = asyncio.get_running_loop()
         deadline, waiting = loop.time() + self._users.patience.operation, iter(creations)
         begun: list[Creation] = []

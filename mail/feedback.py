@@ -73,7 +73,7 @@ class Feedback:
         return outcome.worth_another_connection and not (self.pace.paused or self.pace.knows(outcome.status))
 
     def blame(self, messages: int, proven: int) -> None:
-        """Note that a connection refused, after this many messages, one that another of the `proven` took."""
+        """Note that a connection that had borne `messages` refused one that another took. `proven` have delivered."""
         if messages:
             self.limits.worn_out(messages)
         else:

@@ -107,7 +107,7 @@ class Limits:
         self._most_borne = max(self._most_borne, messages)
 
     def worn_out(self, messages: int) -> None:
-        """Note that a connection refused, after this many messages, one that another took. Twice is a limit."""
+        """Note that a connection refused, after `messages`, one that another took. Twice in a row, it is a limit."""
         if messages == self._borne == self._most_borne:
             self.messages = messages
         self._borne = messages

@@ -83,7 +83,7 @@ class Suppressions:
         return [id_ for user in users if (id_ := self._users.settings.id_type.from_bson(user["_id"]))]
 
     async def change(self, user_id: str, address: str | None, code: str, *, suppressed: bool) -> bool:
-        """Suppress the user's address, if it is this one, or lift that; return whether it is suppressed then."""
+        """Suppress the user's address, or lift its suppression; return whether it is suppressed afterwards."""
         if not suppressed:
             await self._users.change(user_id, [{"$unset": FIELD}])
             return False

@@ -30,7 +30,9 @@ from schemas import Schemas
 from settings import IdType, Scope
 
 WORDS: Final = Path(__file__).with_suffix(".json").read_text("utf-8")
-ADVICE: Final[Mapping[str, str]] = json.loads(WORDS)["x-advice"]  # what to know about a problem, by its name
+ADVISED: Final[dict[str, str]] = json.loads(WORDS)["x-advice"]
+RETRY: Final = ADVISED.pop("retry")  # what `{retry}` stands for
+ADVICE: Final = {name: text.format(retry=RETRY) for name, text in ADVISED.items()}  # what to know about a problem
 OF_CALLERS: Final = {"ForeignPage", "NoCredential", "BadCredential", "TokenExpired", "OutOfScope"}
 OF_BODIES: Final = {"Compressed", "NotJSON", "BodyTooSlow", "RequestEntityTooLarge"}
 STATUS_HEADERS: Final = {"401": ["WWW-Authenticate"], "405": ["Allow"], "429": ["Retry-After"], "503": ["Retry-After"]}

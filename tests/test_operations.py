@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import Any
 
@@ -140,10 +141,11 @@ def texts_of(path: str) -> list[str]:
 def sentences() -> set[str]:
     """Return the longest constant part of each sentence of the table."""
     found = set()
-    for problem in PROBLEMS:
-        for sentence in re.split(r"(?<=\.) ", problem.detail):
+    advice = json.loads((ROOT / "docs/openapi.json").read_text())["x-advice"]
+    for text in [*(problem.detail for problem in PROBLEMS), *advice.values()]:
+        for sentence in re.split(r"(?<=\.) ", text):
             found.add(max(re.split(r"\{\}|\d+", sentence), key=len).strip())
-    return found
+    return found - {"{retry}"}  # which stands for a sentence
 
 
 def test_the_sentences_of_the_errors_stand_once() -> None:
